@@ -1,0 +1,151 @@
+"""`seedscope`: one front door. Imports lazily: the web process never loads torch, `--help` loads nothing."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.settings import DEFAULT_PORT, Settings, default_root
+
+app = typer.Typer(
+    help="Which features of your sparse autoencoders would come back with another seed?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Folder of studies (default $SEEDSCOPE_ROOT, else ./seedscope-data).", show_default=False),
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; the next free one if taken.")]
+Host = Annotated[str, typer.Option(help="Address to bind; beyond loopback a token is needed.")]
+Token = Annotated[str | None, typer.Option(help="Secret for a bind beyond loopback; made and printed if not given.")]
+AllowHost = Annotated[list[str] | None, typer.Option(help="Further name that the Host header may hold; repeatable.")]
+Open = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")]
+N_PORTS_TRIED = 20
+
+
+class Stop(Exception):
+    """A failed run: one line for the user, exit 1."""
+
+
+@app.command()
+def demo(
+    port: Port = DEFAULT_PORT,
+    root: Root = None,
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it once it is built.")] = True,
+    open_browser: Open = False,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> None:
+    """Build the embedded study if it is not there, then serve it.
+
+    Example: seedscope demo --port 9000
+    """
+    from engine import demo as embedded  # standard library only
+    from engine.schema import CURRENT
+
+    root = _writable(root or default_root())
+    if not _is_current(root / embedded.STUDY.name / CURRENT, embedded.built_from()):
+        command = [sys.executable, "-W", "ignore", "-m", "engine.studies", str(root), *(["--quiet"] if quiet else [])]
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            raise Stop(f"the study could not be built (exit {code}); nothing was published")
+    if serve:
+        _serve(Settings(root, port=port), open_browser)
+    else:
+        print(f"study {embedded.STUDY.name} is published under {root}; look at it with: seedscope serve --root {root}")
+
+
+@app.command()
+def serve(
+    root: Root = None, host: Host = "127.0.0.1", port: Port = DEFAULT_PORT, token: Token = None,
+    allow_host: AllowHost = None, open_browser: Open = False,
+) -> None:  # fmt: skip
+    """Serve the dashboard over every study under the root.
+
+    Example: seedscope serve --root ~/studies --port 9000
+    """
+    root = root or default_root()
+    if not root.is_dir():
+        raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
+    _serve(Settings(root, host, port, token, tuple(allow_host or ())), open_browser)
+
+
+def _is_current(current: Path, wanted: str) -> bool:
+    try:
+        store, built_from = current.read_text().splitlines()
+    except (FileNotFoundError, ValueError):
+        return False
+    return built_from == wanted and (current.parent / store).is_file()
+
+
+def _writable(root: Path) -> Path:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".write-probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise Stop(f"cannot write under {root} ({error.strerror}); choose another folder with --root DIR") from None
+    return root
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket on the port or the next free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(port, port + N_PORTS_TRIED if port else 1):
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+            listener.listen(128)
+        except OSError as error:
+            listener.close()
+            if not isinstance(error, PermissionError) and candidate < 65535 and error.errno == 98:
+                print(f"port {candidate} is taken, trying {candidate + 1}")
+                continue
+            raise Stop(f"cannot bind {host}:{candidate} ({error.strerror}); choose with --host and --port") from None
+        return listener
+    raise Stop(f"ports {port} to {port + N_PORTS_TRIED - 1} are all taken; choose one with --port")
+
+
+def _serve(settings: Settings, open_browser: bool) -> None:
+    from dataclasses import replace
+
+    import uvicorn
+
+    from app.main import create_app
+    from app.security import is_loopback, new_token
+
+    if not is_loopback(settings.host) and settings.token is None:
+        settings = replace(settings, token=new_token())
+    listener = _bind(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{shown_host}:{port}/" + (f"?token={settings.token}" if settings.token else "")
+    print(f"SeedScope is at {address} (Ctrl-C stops it)", flush=True)
+    if open_browser:
+        threading.Timer(0.8, webbrowser.open, [address]).start()
+    config = uvicorn.Config(create_app(settings), log_level="warning", access_log=False)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def main() -> None:
+    """Run the command line; a failed run is one line and exit 1, wrong arguments exit 2."""
+    try:
+        app()
+    except Stop as stop:
+        print(f"seedscope: {stop}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

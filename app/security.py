@@ -1,0 +1,113 @@
+"""Who may ask, and what a browser may do with the answer: Host allow-list, token, Origin check, headers."""
+
+import hmac
+import ipaddress
+import secrets
+from http.cookies import SimpleCookie
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.settings import Settings
+
+COOKIE = "seedscope_token"
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+# The two style elements that the pinned Plotly bundle inserts (one of them empty); a browser test fails when they change.
+PLOTLY_STYLES = (
+    "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' 'sha256-ji27qzEtxXZW+7dun6UwjHXJ18e6WAin1VvNtkzIE/o='"
+)
+# Scripts and styles come from this server alone; style attributes carry bar widths and highlight strengths.
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self' {plotly}; style-src-attr 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors {ancestors}"
+)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether binding to `host` keeps the dashboard on this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def new_token() -> str:
+    """A token for a bind beyond loopback when none was given."""
+    return secrets.token_urlsafe(24)
+
+
+class Guard:
+    """ASGI middleware; refuses before any route runs."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._token = settings.token
+        self._names = LOOPBACK_NAMES | {settings.host, *settings.allowed_hosts}
+        self._beyond_loopback = not is_loopback(settings.host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        ancestors = "*" if ("embed", "true") in parse_qsl(scope["query_string"].decode("latin-1")) else "'none'"
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                out = MutableHeaders(scope=message)
+                out["Content-Security-Policy"] = CSP.format(ancestors=ancestors, plotly=PLOTLY_STYLES)
+                out["X-Content-Type-Options"] = "nosniff"
+                out["Referrer-Policy"] = "same-origin"
+                out["Cross-Origin-Opener-Policy"] = "same-origin"
+            await send(message)
+
+        refusal = self._refusal(scope, headers)
+        await (refusal or self._app)(scope, receive, with_headers)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        host = headers.get("host", "")
+        if not self._host_allowed(host):
+            return PlainTextResponse(
+                f"Host {host!r} is not served here, expected one of {', '.join(sorted(self._names))}; "
+                "start with --allow-host NAME to add one\n",
+                403,
+            )
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            origin = urlsplit(headers.get("origin", ""))
+            if origin.netloc != host:
+                return PlainTextResponse(f"Origin {origin.geturl()!r} may not write here, expected this site\n", 403)
+        if self._token is None or scope["path"] == "/healthz":
+            return None
+        return self._ask_for_token(scope, headers)
+
+    def _host_allowed(self, host: str) -> bool:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name in self._names:
+            return True
+        if not self._beyond_loopback:
+            return False
+        try:  # a literal address cannot be rebound by DNS; names can
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _ask_for_token(self, scope: Scope, headers: Headers) -> Response | None:
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        cookies = SimpleCookie(headers.get("cookie", ""))
+        bearer = headers.get("authorization", "").removeprefix("Bearer ")
+        if self._right(bearer) or (COOKIE in cookies and self._right(cookies[COOKIE].value)):
+            return None
+        if self._right(dict(query).get("token", "")):
+            rest = urlencode([pair for pair in query if pair[0] != "token"])
+            response = RedirectResponse(scope["path"] + (f"?{rest}" if rest else ""), 303)
+            response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict", max_age=30 * 86400)
+            return response
+        return PlainTextResponse(
+            "A token is needed: open the address that `seedscope serve` printed (?token=...)\n", 401
+        )
+
+    def _right(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self._token.encode())

@@ -1,0 +1,39 @@
+"""Settings of the dashboard, frozen at start."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT_VARIABLE = "SEEDSCOPE_ROOT"
+DEFAULT_PORT = 8765
+
+
+def default_root() -> Path:
+    """`$SEEDSCOPE_ROOT`, else `./seedscope-data`."""
+    return Path(os.environ.get(ROOT_VARIABLE, "seedscope-data"))
+
+
+def _shipped(name: str) -> Path:
+    """A folder that lies beside this file in an installed wheel, and beside `app/` in a checkout."""
+    installed = Path(__file__).parent / name
+    return installed if installed.is_dir() else Path(__file__).parent.parent / name
+
+
+TEMPLATES = _shipped("templates")
+STATIC = _shipped("static")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `seedscope serve` was told."""
+
+    root: Path
+    """Folder of study folders."""
+    host: str = "127.0.0.1"
+    """Address to bind; anything but loopback needs a token."""
+    port: int = DEFAULT_PORT
+    """Port to bind."""
+    token: str | None = None
+    """Secret that every request must carry; None on loopback."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, beside loopback and the bound address, that the Host header may hold."""

@@ -1,0 +1,304 @@
+"""The pipeline on one screen: tokens -> activations -> ensemble -> matches -> rows -> published store.
+
+`python -m engine.studies ROOT` builds the embedded study; the command line does so in a process of its own.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine import demo, sae, stability, store
+from engine.ablate import AblationPass, SecondOrder, headline
+from engine.activations import LanguageModel, TokenSet, harvest, load_model, token_texts, tokenize
+from engine.activity import Activity, ActivityPass
+from engine.config import StudyConfig, as_parameters
+from engine.match import NULL_KINDS, Matches, match_ensemble, null_cosines
+from engine.progress import Progress
+from engine.schema import (
+    SCHEMA_VERSION,
+    Ablation,
+    Context,
+    Document,
+    Ensemble,
+    Feature,
+    Match,
+    Member,
+    NullMatch,
+    Study,
+    Token,
+)  # fmt: skip
+from engine.train import train_ensemble
+
+BATCH_TOKENS = 2048  # of the measuring pass: small enough to stay near the caches
+
+
+def run_study(
+    config: StudyConfig, corpus: demo.Corpus, root: Path, *, built_from: str, progress: Progress | None = None
+) -> Path:
+    """Train, measure and publish one study under `root`; returns the store's path.
+
+    Stopped at any moment, it resumes: the harvest at its last complete batch, training when all members were saved.
+    Nothing is visible to readers before the last step.
+    """
+    progress = progress or Progress()
+    folder = root / config.name
+    with _only_builder(folder):
+        model = load_model(config.model)
+        tokens = tokenize(corpus.train, model, n_ctx=config.n_ctx)
+        held_out = tokenize(corpus.held_out, model, n_ctx=config.n_ctx)
+        tokens = _enough(tokens, config.train.n_tokens)
+        scratch = folder / "scratch"
+        with progress.stage("activations", "tokens") as report:
+            rows = harvest(model, tokens, config.hookpoint, scratch / "train", report=report)
+        ensemble = _trained(config, rows, tokens.digest + model.digest, folder / "sae" / config.ensemble, progress)
+        with progress.stage("held-out activations", "tokens") as report:
+            held_rows = harvest(model, held_out, config.hookpoint, scratch / "held-out", report=report)
+        writer = store.Writer(folder)
+        _add_study(writer, config, corpus, model, tokens, held_out)
+        _analyse(writer, config, ensemble, held_rows, held_out, progress)
+        path = writer.publish(built_from=built_from)
+        shutil.rmtree(scratch)
+    return path
+
+
+@contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    """Hold the study's lock; raises RuntimeError where another process is building it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process is building {folder}; wait for it or stop it") from None
+        yield
+
+
+def _enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
+    """A random choice of windows (seed 0) that holds about the tokens that training will see."""
+    n_windows = int(np.ceil(1.02 * n_tokens / tokens.counted.sum() * len(tokens.ids)))  # windows differ in length
+    if n_windows >= len(tokens.ids):
+        return tokens
+    chosen = np.sort(np.random.default_rng(0).permutation(len(tokens.ids))[:n_windows])
+    return tokens._replace(ids=tokens.ids[chosen], document=tokens.document[chosen], start=tokens.start[chosen])
+
+
+def _trained(config: StudyConfig, rows: np.ndarray, data_digest: str, folder: Path, progress: Progress) -> sae.SAE:
+    """Load the members if exactly these were trained before, else train and save them."""
+    recipe = json.dumps([as_parameters(config.train), data_digest, config.hookpoint], sort_keys=True)
+    folder = folder / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    with progress.stage(f"{len(config.train.seeds)} SAEs in lockstep", "tokens") as report:
+        if (folder / "complete").exists():
+            return sae.load(folder, config.train.seeds)
+        ensemble = train_ensemble(rows, config.train, report=report)
+        ensemble.save(folder)
+        (folder / "complete").touch()
+    return ensemble
+
+
+def _add_study(
+    writer: store.Writer,
+    config: StudyConfig,
+    corpus: demo.Corpus,
+    model: LanguageModel,
+    tokens: TokenSet,
+    held_out: TokenSet,
+) -> None:
+    row = Study(
+        study=config.name,
+        schema_version=SCHEMA_VERSION,
+        seedscope_version=version("seedscope"),
+        model=model.name,
+        model_digest=model.digest,
+        hookpoint=config.hookpoint,
+        n_ctx=config.n_ctx,
+        token_policy="BOS and padding excluded",
+        eval_token_digest=held_out.digest,
+        n_eval_tokens=int(held_out.counted.sum()),
+        train_token_digest=tokens.digest,
+        n_train_tokens=int(tokens.counted.sum()),
+        corpus_remark=corpus.remark,
+        device="cpu",
+        precision="float32 (activations kept as float16)",
+    )
+    _add_row(writer, row)
+    texts = token_texts(model)
+    writer.add(Token, {"id": np.arange(len(texts)), "text": texts})
+    writer.add(Document, {"id": np.arange(len(held_out.names)), "name": held_out.names})
+
+
+def _add_row(writer: store.Writer, row: object) -> None:
+    writer.add(type(row), {name: [value] for name, value in vars(row).items()})
+
+
+@torch.no_grad()
+def _analyse(
+    writer: store.Writer,
+    config: StudyConfig,
+    ensemble: sae.SAE,
+    rows: np.ndarray,
+    held_out: TokenSet,
+    progress: Progress,
+) -> None:
+    """Measure one ensemble on the held-out activations and add all its rows."""
+    name, seeds = config.ensemble, ensemble.seeds
+    activity_pass, ablation_pass = ActivityPass(ensemble), AblationPass(ensemble)
+    positions = np.flatnonzero(held_out.counted)
+    with progress.stage("activity and ablation", "tokens") as report:
+        for first in range(0, len(rows), BATCH_TOKENS):
+            batch = torch.from_numpy(rows[first : first + BATCH_TOKENS].astype(np.float32))
+            codes = ensemble.encode(batch)
+            activity_pass.add(codes, positions[first : first + BATCH_TOKENS])
+            ablation_pass.add(batch, codes)
+            report(first + len(batch), len(rows))
+    with progress.stage("contexts", "members") as report:
+        activities = []
+        for member in range(ensemble.n_members):
+            activities.append(activity_pass.finish(member, held_out))
+            report(member + 1, ensemble.n_members)
+    dead = np.stack([a.n_active == 0 for a in activities])
+    with progress.stage("matching and nulls", "steps") as report:
+        matches = match_ensemble(ensemble, ~dead)
+        for step, kind in enumerate(NULL_KINDS):
+            report(step + 1, 1 + len(NULL_KINDS))
+            null = null_cosines(ensemble, kind)
+            for member, seed in enumerate(seeds):
+                keys = _keys(name, seed, ensemble.d_sae)
+                writer.add(NullMatch, keys | {"kind": kind, "cosines": null[member]})
+        report(1 + len(NULL_KINDS), 1 + len(NULL_KINDS))
+    n_comparisons = ensemble.n_members - 1
+    n_matched = stability.count_matches(matches.cosine, config.theta)
+    bucket = stability.buckets(n_matched, n_comparisons, dead, config.epsilon)
+    norms = ensemble.W_dec.norm(dim=-1).numpy()
+    digests = [ensemble.digest(member) for member in range(ensemble.n_members)]
+    for member, seed in enumerate(seeds):
+        worth = ablation_pass.finish(member)
+        mine = Matches(*(array[member] for array in matches))
+        _add_member(writer, name, seed, digests[member], activities[member], worth, norms[member], mine)
+        for masking in headline(worth, bucket[member], activities[member].n_active):
+            _add_row(writer, Ablation(name, seed, *masking))
+    row = Ensemble(
+        ensemble=name,
+        variant="topk",
+        d_in=ensemble.d_in,
+        d_sae=ensemble.d_sae,
+        k=ensemble.k,
+        n_members=ensemble.n_members,
+        n_comparisons=n_comparisons,
+        shared_start="no",
+        data_order=config.train.data_order,
+        train_tokens=config.train.n_tokens,
+        batch=config.train.batch,
+        lr=config.train.lr,
+        rule="argmax, signed cosine, ties to the lowest index",
+        theta=config.theta,
+        epsilon=config.epsilon,
+        digest=_ensemble_digest(seeds, digests, config),
+    )
+    _add_row(writer, row)
+
+
+def _add_member(
+    writer: store.Writer,
+    name: str,
+    seed: int,
+    digest: str,
+    activity: Activity,
+    worth: SecondOrder,
+    norms: np.ndarray,
+    matches: Matches,
+) -> None:
+    """One member's rows; `matches` holds this member's (d_sae, comparisons) slices."""
+    d_sae = len(norms)
+    dead = activity.n_active == 0
+    row = Member(
+        ensemble=name,
+        seed=seed,
+        sae_digest=digest,
+        ev=worth.explained_variance(),
+        l0=float(activity.n_active.sum()) / activity.n_tokens,
+        n_dead=int(dead.sum()),
+        histogram_edges=activity.histogram_edges.tolist(),
+    )
+    _add_row(writer, row)
+    keys = _keys(name, seed, d_sae)
+    writer.add(
+        Feature,
+        keys
+        | {
+            "dead": dead,
+            "cosines": matches.cosine,
+            "live_cosines": matches.live_cosine,
+            "density": activity.n_active / activity.n_tokens,
+            "n_active": activity.n_active,
+            "n_tokens": np.full(d_sae, activity.n_tokens),
+            "mean_activation": activity.mean_activation,
+            "max_activation": activity.max_activation,
+            "decoder_norm": norms,
+            "worth_ev": worth.marginal_worth(),
+            "histogram": activity.histogram,
+            "top_token_ids": activity.top_token_ids,
+            "top_token_counts": activity.top_token_counts,
+        },
+    )
+    writer.add(
+        Match,
+        keys
+        | {
+            "partners": matches.partner,
+            "runner_up_cosines": matches.runner_up,
+            "mutuals": matches.mutual,
+            "encoder_cosines": matches.encoder_cosine,
+            "live_partners": matches.live_partner,
+        },
+    )
+    c = activity.contexts
+    n = len(c.feature)
+    writer.add(
+        Context,
+        {
+            "ensemble": name,
+            "seed": np.full(n, seed),
+            "feature": c.feature,
+            "group": c.group,
+            "rank": c.rank,
+            "document": c.document,
+            "position": c.position,
+            "peak": c.peak,
+            "token_ids": [ids[:length] for ids, length in zip(c.token_ids, c.length, strict=True)],
+            "activations": [acts[:length] for acts, length in zip(c.activations, c.length, strict=True)],
+        },
+    )
+
+
+def _keys(ensemble: str, seed: int, d_sae: int) -> dict:
+    return {"ensemble": ensemble, "seed": np.full(d_sae, seed), "feature": np.arange(d_sae)}
+
+
+def _ensemble_digest(seeds: tuple[int, ...], digests: list[str], config: StudyConfig) -> str:
+    """A permalink's v: the SAEs and the matching settings, nothing else, so that new analyses leave links fresh."""
+    content = [sorted(zip(seeds, digests, strict=True)), "argmax", "signed", config.theta, config.epsilon]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def main() -> None:
+    """Build the embedded study under the folder named first."""
+    corpus = demo.load_corpus()
+    progress = Progress(quiet="--quiet" in sys.argv)
+    print(f"corpus: {corpus.remark}", file=sys.stderr)
+    try:
+        run_study(demo.STUDY, corpus, Path(sys.argv[1]), built_from=demo.built_from(corpus), progress=progress)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+// Figures: the server sends Plotly dictionaries with colour roles ("@stable"); this fills them in for day or night and draws.
+(() => {
+  "use strict";
+  const role = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const fill = (value) => {
+    if (typeof value === "string" && value.startsWith("@")) return role(value.slice(1));
+    if (Array.isArray(value)) return value.map(fill);
+    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, fill(v)]));
+    return value;
+  };
+  const axis = () => ({ gridcolor: role("line"), zerolinecolor: role("line"), linecolor: role("line"), automargin: true, title: { font: { size: 12 }, standoff: 10 } });
+  const merge = (base, more) => {
+    const result = { ...base };
+    for (const [k, v] of Object.entries(more)) result[k] = v && typeof v === "object" && !Array.isArray(v) ? merge(base[k] ?? {}, v) : v;
+    return result;
+  };
+
+  function draw(node) {
+    const plot = fill(JSON.parse(node.dataset.figure));
+    const base = {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 52, r: 18, t: 18, b: 44 }, bargap: 0.12,
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: role("soft") },
+      hoverlabel: { bgcolor: role("card"), bordercolor: role("line"), font: { color: role("ink") } },
+      xaxis: axis(), yaxis: axis(), autosize: true,
+    };
+    const layout = merge(base, plot.layout);
+    delete layout.height; // the page's own, so that nothing moves when the figure arrives
+    const config = {
+      displaylogo: false, responsive: true, displayModeBar: "hover",
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+      toImageButtonOptions: { format: "svg", filename: node.closest("figure").id },
+    };
+    Plotly.react(node, plot.data, layout, config);
+    node.removeAllListeners?.("plotly_click");
+    node.on("plotly_click", (event) => {
+      const target = event.points[0].customdata;
+      if (typeof target === "string" && target.startsWith("/")) location.href = target;
+    });
+  }
+  const drawAll = () => document.querySelectorAll("[data-figure]").forEach(draw);
+  document.addEventListener("DOMContentLoaded", drawAll);
+  document.addEventListener("htmx:afterSettle", drawAll);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+})();
