@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from app.formats import percent
 from engine import schema
 
 # Roles, not colours: the browser knows whether it is day or night.
@@ -59,7 +60,7 @@ def stability_distribution(
                 "type": "bar", "x": xs, "y": share, "name": bucket, "marker": {"color": BUCKET_ROLE[bucket]},
                 "customdata": [links[bucket]] * len(xs),
                 "hovertemplate": f"%{{x}} of {n_comparisons} seeds: %{{y:.1%}} of living features ({bucket})<extra></extra>",
-                "text": [f"{bucket} {n_bucket / total:.0%}" if s and s == max(share) else "" for s in share],
+                "text": [f"{bucket} {percent(n_bucket / total, 0)}" if s and s == max(share) else "" for s in share],
                 "textposition": "outside", "cliponaxis": False, "textangle": 0, "constraintext": "none",
             }
         )  # fmt: skip
@@ -79,10 +80,10 @@ def stability_distribution(
     stable = sum(row.get("stable", 0) for row in per_x.values()) / total
     return Figure(
         "stability",
-        f"{stable:.0%} of living features come back in every other seed"
+        f"{percent(stable, 0)} of living features come back in every other seed"
         if max((x for x, r in per_x.items() if r.get("stable")), default=0) == n_comparisons
         and all(x == n_comparisons for x, r in per_x.items() if r.get("stable"))
-        else f"{stable:.0%} of living features are stable",
+        else f"{percent(stable, 0)} of living features are stable",
         f"n = {total:,} living features of {len({c[0] for c in counts})} members. Bars: share of features that match in "
         f"so many of {n_comparisons} other seeds. Dashed lines: the same for random dictionaries.",
         {
@@ -129,7 +130,9 @@ def density_by_bucket(
     if {"stable", "unstable"} <= set(medians):
         stable, unstable = medians["stable"][1], medians["unstable"][1]
         more = "rarely" if unstable < stable else "often"
-        title = f"Unstable features fire more {more}: median {unstable:.3%} of tokens, stable {stable:.3%}"
+        title = (
+            f"Unstable features fire more {more}: median {percent(unstable, 2)} of tokens, stable {percent(stable, 2)}"
+        )
     low, high = bins.start // per_decade, bins.stop // per_decade + 1
     return Figure(
         "density",
@@ -169,7 +172,7 @@ def ablation(rows: list[schema.Ablation], headline: str) -> Figure:
             {
                 "type": "scatter", "mode": "markers+text", "x": [mean], "y": [label], "name": label,
                 "marker": {"color": role, "size": 11, "symbol": "circle" if "stable" in name or name == "none" else "diamond"},
-                "text": [f"{mean:.3f}"], "textposition": "top center",
+                "text": [f"{mean:.3f}"], "textposition": "top center", "cliponaxis": False,
                 "hovertemplate": f"{label}: mean EV %{{x:.3f}} over {len(held)} members<extra></extra>",
             },
         ]  # fmt: skip

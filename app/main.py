@@ -81,7 +81,10 @@ def _bad_value(request: Request, error: BadValue) -> Response:
 
 
 def _bad_request(request: Request, error: RequestValidationError) -> Response:
-    problems = [{"name": str(e["loc"][-1]), "found": _found(e), "expected": _expected(e)} for e in error.errors()]
+    takes = features.TableFilter if request.url.path.removesuffix(".json").endswith("/features") else features.Filter
+    problems = [
+        {"name": str(e["loc"][-1]), "found": _found(e), "expected": _expected(e, takes)} for e in error.errors()
+    ]
     return _refuse(request, 422, "A value in the address is not usable", problems)
 
 
@@ -89,10 +92,10 @@ def _found(error: dict) -> str:
     return "an unknown parameter" if error["type"] == "extra_forbidden" else repr(error["input"])
 
 
-def _expected(error: dict) -> str:
+def _expected(error: dict, takes: type[features.Filter]) -> str:
     """pydantic's own words, which name the allowed values and bounds."""
     if error["type"] == "extra_forbidden":
-        return "one of " + ", ".join(sorted(features.TableFilter.model_fields))
+        return "one of " + ", ".join(sorted(takes.model_fields))
     return error["msg"].removeprefix("Input should be ")
 
 

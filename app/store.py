@@ -109,18 +109,33 @@ class Studies:
         with self._lock:
             held = self._open.get(study)
             if held is None or held.path != path:
-                held = self._open[study] = StudyStore(path)
+                try:
+                    held = self._open[study] = StudyStore(path)
+                except (duckdb.Error, IndexError):
+                    raise NotFound(
+                        "readable study", study, f"{path.name}, which is damaged; build the study again"
+                    ) from None
             return held
+
+    def all(self) -> list["StudyStore"]:
+        """Every study that can be read; one that cannot says why on its own page."""
+        stores = []
+        for name in self.names():
+            try:
+                stores.append(self.get(name))
+            except NotFound:
+                continue
+        return stores
 
     def _published(self, study: str) -> Path | None:
         if not re.fullmatch(schema.NAME_PATTERN, study):
             return None
         try:
             name = (self._root / study / schema.CURRENT).read_text().splitlines()[0]
-        except (FileNotFoundError, IndexError):
+        except (OSError, IndexError, UnicodeDecodeError):
             return None
         path = self._root / study / name
-        return path if path.is_file() else None
+        return path if name and path.is_file() else None
 
 
 class StudyStore:
@@ -131,13 +146,11 @@ class StudyStore:
         self._connection = duckdb.connect(
             str(path), read_only=True, config={"enable_external_access": "false", "lock_configuration": "true"}
         )
+        name, found = self._fetch("SELECT study, schema_version FROM Study")[0]
+        if found != schema.SCHEMA_VERSION:
+            expected = f"schema {found} in the file, {schema.SCHEMA_VERSION} is read; build the study again"
+            raise NotFound("study of this version", name, expected)
         self.study: schema.Study = self._rows(schema.Study)[0]
-        if self.study.schema_version != schema.SCHEMA_VERSION:
-            raise NotFound(
-                "study of this version",
-                self.study.study,
-                f"schema {self.study.schema_version} in the file, {schema.SCHEMA_VERSION} is read; build the study again",
-            )
         self.ensembles: dict[str, schema.Ensemble] = {e.ensemble: e for e in self._rows(schema.Ensemble)}
         self._members = {name: self._rows(schema.Member, "ensemble = ?", [name]) for name in self.ensembles}
         self.tokens = [row.text for row in self._rows(schema.Token)]
@@ -187,6 +200,14 @@ class StudyStore:
         """A feature's contexts, strongest group first."""
         where = "ensemble = ? AND seed = ? AND feature = ?"
         return self._rows(schema.Context, where, [ensemble, seed, feature], limit=limit)
+
+    def random_feature(self, ensemble: str) -> tuple[int, int]:
+        """(seed, index) of any living feature; raises NotFound where none lives."""
+        sql = "SELECT seed, feature FROM Feature WHERE ensemble = ? AND NOT dead ORDER BY random() LIMIT 1"
+        found = self._fetch(sql, [ensemble])
+        if not found:
+            raise NotFound("living feature", ensemble, "only features that never fired on the held-out tokens")
+        return found[0]
 
     def worth_rank(self, ensemble: str, seed: int, worth_ev: float) -> int:
         """1-based rank of a marginal worth within its member, largest first."""
@@ -251,7 +272,7 @@ class StudyStore:
     def facets(self, query: FeatureQuery) -> dict[str, dict[Any, int]]:
         """Counts per bucket and per seed, each under all other filters of the query."""
         counts = {}
-        for column, without in (("bucket", {"bucket": None, "dead": None}), ("seed", {"seed": None})):
+        for column, without in (("bucket", {"bucket": None}), ("seed", {"seed": None})):
             cte, parameters = self._scored(replace(query, **without))
             counts[column] = dict(
                 self._fetch(f"{cte} SELECT {column}, count(*) FROM filtered GROUP BY {column}", parameters)
@@ -266,13 +287,16 @@ class StudyStore:
     def table(self, query: FeatureQuery) -> "duckdb.DuckDBPyRelation":
         """All features that a query finds, as an Arrow table, for downloads."""
         cte, parameters = self._scored(query)
-        cursor = self._connection.cursor()
-        return cursor.execute(
-            f"{cte} SELECT ensemble, seed, feature, n_matched / len(cosines) AS stability, n_matched, "
-            "len(cosines) AS n_comparisons, bucket, dead, density, n_active, n_tokens, mean_activation, max_activation, "
-            f"decoder_norm, worth_ev FROM filtered ORDER BY {self._order(query, False)}",
-            parameters,
-        ).to_arrow_table()
+        return (
+            self._connection.cursor()
+            .sql(
+                f"{cte} SELECT ensemble, seed, feature, n_matched / len(cosines) AS stability, n_matched, "
+                "len(cosines) AS n_comparisons, bucket, dead, density, n_active, n_tokens, mean_activation, max_activation, "
+                f"decoder_norm, worth_ev FROM filtered ORDER BY {self._order(query, False)}",
+                params=parameters,
+            )
+            .to_arrow_table()
+        )
 
     # -- an ensemble as a whole ----------------------------------------------------------------------------------
 
@@ -380,9 +404,10 @@ class StudyStore:
 
     def _beyond(self, query: FeatureQuery, key: str, backwards: bool) -> tuple[str, dict[str, Any]]:
         """WHERE clause for rows behind (or in front of) a key; raises BadValue for a malformed key."""
-        match = re.fullmatch(r"(-?[\d.]+(?:e-?\d+)?)_(\d+)_(\d+)", key)
+        match = re.fullmatch(r"(-?\d{1,18}(?:\.\d{1,20})?(?:e-?\d{1,3})?)_(\d{1,9})_(\d{1,9})", key)
         if not match:
-            raise BadValue("after", repr(key), "VALUE_SEED_FEATURE, as in the page's own links")
+            name = "before" if backwards else "after"
+            raise BadValue(name, repr(key), "VALUE_SEED_FEATURE, as in the page's own links")
         value = _SORT_SQL[query.sort]
         sign = ">" if query.descending == backwards else "<"
         tie = "<" if backwards else ">"

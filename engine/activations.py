@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 PADDING = -1
+# What model families call a block's attention and MLP.
+SITE_MODULES = {"attn_out": ("self_attn", "attn", "attention", "self_attention"), "mlp_out": ("mlp", "feed_forward")}
 BYTE_TOKEN = re.compile(r"^<0x[0-9A-F]{2}>$")
 
 
@@ -91,16 +93,23 @@ def load_model(path: str) -> LanguageModel:
 def hook_module(model: LanguageModel, hookpoint: str) -> tuple[nn.Module, bool]:
     """The module behind a hook point, and whether its input (True) or its output (False) is meant.
 
-    Spellings: `blocks.L.hook_resid_pre`, `blocks.L.hook_resid_post`, or the module path within the model
-    (`layers.L`, `h.L`, `model.layers.L`), whose output is meant. Raises ValueError naming the hook points there are.
+    Spellings: `blocks.L.hook_resid_pre`, `hook_resid_post`, `hook_attn_out`, `hook_mlp_out`, or the module path within
+    the model (`layers.L`, `h.L`, `model.layers.L`, `layers.L.self_attn`), whose output is meant. Raises
+    ValueError naming the hook points there are.
     """
     base = model.network.base_model
     modules = dict(base.named_modules())
     block_lists = [(n, m) for n, m in modules.items() if isinstance(m, nn.ModuleList) and "." not in n]
     name, blocks = block_lists[0] if block_lists else ("", [])
-    match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hookpoint)
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)", hookpoint)
     if match and int(match[1]) < len(blocks):
-        return blocks[int(match[1])], match[2] == "pre"
+        block, site = blocks[int(match[1])], match[2]
+        if site.startswith("resid"):
+            return block, site == "resid_pre"
+        children = dict(block.named_children())
+        inside = next((children[child] for child in SITE_MODULES[site] if child in children), None)
+        if inside is not None:
+            return inside, False
     path = hookpoint.removeprefix(model.network.base_model_prefix + ".")
     if path and path in modules:
         return modules[path], False
@@ -130,7 +139,6 @@ def tokenize(documents: list[tuple[str, str]], model: LanguageModel, *, n_ctx: i
     return TokenSet(as_array(windows), as_array(document), as_array(start), [name for name, _ in documents], bos)
 
 
-@torch.inference_mode()
 def stream(
     model: LanguageModel,
     tokens: TokenSet,
@@ -157,7 +165,7 @@ def stream(
         for first in range(first_window, len(tokens.ids), windows_per_batch):
             chunk = slice(first, first + windows_per_batch)
             ids = torch.from_numpy(np.maximum(tokens.ids[chunk], 0)).long()
-            with suppress(_Reached):
+            with suppress(_Reached), torch.inference_mode():
                 model.network.base_model(ids, use_cache=False)
             keep = counted[chunk].reshape(-1)
             rows = caught.pop().float().flatten(0, 1)[torch.from_numpy(keep)]

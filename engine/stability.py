@@ -5,10 +5,10 @@ cosines is a function of X and N alone, so moving theta or epsilon never matches
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.special import betainc, betaincinv
 
 THETA = 0.7  # paper A
@@ -47,7 +47,7 @@ def bucket_bounds(n_comparisons: int, epsilon: float = EPSILON) -> Bounds:
     )
 
 
-def is_match(cosine: ArrayLike, theta: float = THETA) -> np.ndarray:
+def is_match(cosine: np.ndarray | Sequence[float], theta: float = THETA) -> np.ndarray:
     """Whether each best cosine reaches theta, inclusive.
 
     Compared as float32, as cosines are stored: 0.7 stored and 0.7 asked for are then the same number.
@@ -55,7 +55,7 @@ def is_match(cosine: ArrayLike, theta: float = THETA) -> np.ndarray:
     return np.asarray(cosine, np.float32) >= np.float32(theta)
 
 
-def count_matches(cosine: ArrayLike, theta: float = THETA) -> np.ndarray:
+def count_matches(cosine: np.ndarray | Sequence[float], theta: float = THETA) -> np.ndarray:
     """X: how many of the comparisons on the last axis reach theta, inclusive."""
     return is_match(cosine, theta).sum(-1)
 

@@ -1,9 +1,9 @@
-// Small controls: a slider's number beside it, a permalink to the clipboard, the filter sheet folded on narrow screens.
+// Small controls: a slider's number beside it, a permalink to the clipboard.
 (() => {
   "use strict";
   document.addEventListener("input", (event) => {
     if (event.target.type !== "range") return;
-    const shown = event.target.closest("label").querySelector("output");
+    const shown = event.target.closest(".slider").querySelector("output");
     shown.value = Number(event.target.value).toFixed(2);
   });
 
@@ -19,6 +19,4 @@
     }
     setTimeout(() => { button.textContent = "Copy link"; }, 1500);
   });
-
-  if (matchMedia("(max-width: 960px)").matches) document.querySelector("details.rail")?.removeAttribute("open");
 })();

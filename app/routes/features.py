@@ -1,6 +1,5 @@
 """The feature table and the feature permalink."""
 
-import random
 import re
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,6 +12,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app import render
+from app.formats import percent
 from app.store import FeatureQuery, FeatureRow, Place, Studies, StudyStore
 from engine import schema
 from engine.stability import BUCKETS, EPSILON, THETA, is_match, score
@@ -22,6 +22,7 @@ StudyName = Annotated[str, Path(description="study name")]
 EnsembleName = Annotated[str, Path(description="ensemble name")]
 Share = Annotated[float, Field(ge=0, le=1)]
 PARTNER_CONTEXTS = 2
+MAX_INDEX = 2**31 - 1  # what the store's integer columns hold
 # What later analyses add; the twin says so instead of leaving it out.
 MISSING = {
     "trigger": "trigger classes", "positive_logits": "logit effects", "negative_logits": "logit effects",
@@ -36,14 +37,14 @@ class Filter(BaseModel):
     model_config = ConfigDict(extra="forbid")
     theta: Annotated[float, Field(ge=-1, le=1)] = THETA
     epsilon: Annotated[float, Field(ge=0, lt=0.5)] = EPSILON
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_INDEX)] | None = None
     bucket: Literal["stable", "middle", "unstable", "dead"] | None = None
     dead: Literal["exclude", "only"] | None = None
     stability_min: Share | None = None
     stability_max: Share | None = None
     density_min: Share | None = None
     density_max: Share | None = None
-    id: Annotated[int, Field(ge=0)] | None = None
+    id: Annotated[int, Field(ge=0, le=MAX_INDEX)] | None = None
     q: Annotated[str, Field(max_length=100)] | None = None
     sort: Literal["stability", "density", "worth", "max", "feature"] = "stability"
     dir: Literal["asc", "desc"] | None = None
@@ -248,6 +249,8 @@ def feature_download(
 ) -> Response:
     """All features that the filter finds, as CSV or Parquet."""
     store, _ = _open(request, study, ensemble)
+    if filter.seed is not None:
+        store.member(ensemble, filter.seed)
     table = store.table(filter.query(ensemble))
     kind = request.url.path.rsplit(".", 1)[1]
     buffer = BytesIO()
@@ -263,12 +266,9 @@ def feature_download(
 @router.get("/s/{study}/{ensemble}/random", name="random")
 def random_feature(request: Request, study: StudyName, ensemble: EnsembleName) -> RedirectResponse:
     """Any living feature."""
-    store, row = _open(request, study, ensemble)
-    while True:
-        seed = random.choice(store.members(ensemble)).seed
-        feature = random.randrange(row.d_sae)
-        if not store.feature(ensemble, seed, feature).dead:
-            return RedirectResponse(f"/s/{study}/{ensemble}/{seed}/{feature}", 303)
+    store, _ = _open(request, study, ensemble)
+    seed, feature = store.random_feature(ensemble)
+    return RedirectResponse(f"/s/{study}/{ensemble}/{seed}/{feature}", 303)
 
 
 @render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}", "feature.html", "feature")
@@ -393,9 +393,7 @@ def _why(
 ) -> str:
     """Why this bucket, with the numbers filled in."""
     share, epsilon = f"{x} / {n} = {x / n:.2f}", filter.epsilon
-    chance = (
-        f"Random dictionaries with the same second moment match in {null_rate['second_moment']:.1%} of comparisons."
-    )
+    chance = f"Random dictionaries with the same second moment match in {percent(null_rate['second_moment'])} of comparisons."
     if bucket == "dead":
         return "It never fired on the held-out tokens, so its direction was never tested."
     if bucket == "stable":

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 
 from app import figures, render
+from app.formats import percent
 from app.routes.query import Epsilon, Theta
 from app.store import FeatureQuery, Studies, StudyStore
 from engine import schema
@@ -106,9 +107,7 @@ def _studies(request: Request) -> Studies:
 @render.page(router, "/", "home.html", "home")
 def home(request: Request) -> HomePage:
     """All published studies."""
-    studies = _studies(request)
-    stores = [studies.get(name) for name in studies.names()]
-    return HomePage([StudyCard(store.study, list(store.ensembles.values())) for store in stores])
+    return HomePage([StudyCard(store.study, list(store.ensembles.values())) for store in _studies(request).all()])
 
 
 @render.page(router, "/methods", "methods.html", "methods")
@@ -207,7 +206,8 @@ def _sentence(buckets: dict[str, int], row: schema.Ensemble, ev: dict[str, float
     living = sum(n for bucket, n in buckets.items() if bucket != "dead") or 1
     need = bucket_bounds(row.n_comparisons, at.get("epsilon", row.epsilon)).stable
     seeds = "every other seed" if need == row.n_comparisons else f"at least {need} of {row.n_comparisons} other seeds"
-    text = f"{buckets['stable'] / living:.0%} of living features come back in {seeds}, {buckets['unstable'] / living:.0%} in "
+    stable, unstable = (percent(buckets[bucket] / living, 0) for bucket in ("stable", "unstable"))
+    text = f"{stable} of living features come back in {seeds}, {unstable} in "
     text += "none" if at.get("epsilon", row.epsilon) * row.n_comparisons < 1 else "almost none"
     if "N stable" not in ev:
         return text + "."

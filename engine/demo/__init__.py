@@ -23,8 +23,8 @@ STUDY = StudyConfig(
     name="pystdlib",
     ensemble="topk-512",
     model=str(MODEL_DIR),
-    hookpoint="blocks.2.hook_resid_post",
-    train=TrainConfig(),
+    hookpoint="blocks.2.hook_attn_out",
+    train=TrainConfig(d_sae=512, k=10, lr=8e-3, silent_after=50_000),
 )
 
 

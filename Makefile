@@ -1,0 +1,25 @@
+# `make demo`: install, build the embedded study, serve it. `make test`: install the test extras, run the whole suite.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN = $(VENV)/bin
+
+.PHONY: demo test clean
+demo: $(VENV)/.demo
+	$(BIN)/seedscope demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("found Python %d.%d, expected 3.11 or newer; try: make PYTHON=python3.12 demo" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

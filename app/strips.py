@@ -1,0 +1,78 @@
+"""Small pictures drawn by the server as inline SVG: the seed strip, and the activation histogram."""
+
+from typing import Any
+
+from markupsafe import Markup
+
+from engine.stability import is_match
+
+PROFILE_FROM = 33  # comparisons from which the strip becomes a sorted profile
+
+
+def seed_strip(cosines: tuple[float, ...], theta: float, bucket: str, width: int = 70, height: int = 20) -> Markup:
+    """One bar per comparison seed, in seed order: height = best cosine, solid where it reaches theta.
+
+    From 33 comparisons on a sorted step profile. Three paths whatever the number of seeds.
+    """
+    n = len(cosines)
+    ordered = sorted(cosines, reverse=True) if n >= PROFILE_FROM else list(cosines)
+    step = width / n
+    gap = 0 if n >= PROFILE_FROM else min(2.0, step / 4)
+    track = solid = faded = ""
+    for i, (cosine, solid_here) in enumerate(zip(ordered, is_match(ordered, theta), strict=True)):
+        x, w = i * step, step - gap
+        top = height * (1 - max(cosine, 0.02))
+        track += f"M{x:.1f} 0h{w:.1f}v{height}h-{w:.1f}z"
+        bar = f"M{x:.1f} {top:.1f}h{w:.1f}V{height}h-{w:.1f}z"
+        if solid_here:
+            solid += bar
+        else:
+            faded += bar
+    matched = is_match(cosines, theta).sum()
+    title = f"{matched} of {n} seeds match; best cosines " + ", ".join(f"{c:.2f}" for c in cosines[:96])
+    line = height * (1 - theta)
+    return Markup(
+        f'<svg class="strip {bucket}" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{title}"><title>{title}</title><path class="track" d="{track}"/><path class="solid" d="{solid}"/>'
+        f'<path class="faded" d="{faded}"/><path class="theta" d="M0 {line:.1f}H{width}"/></svg>'
+    )
+
+
+def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, query: str) -> Markup:
+    """The strip at the head of a feature page: every bar is a link to its partner, with a title to hover."""
+    n = len(comparisons)
+    width, height = (n * 26, 64) if n < PROFILE_FROM else (n * 8, 64)
+    step = width / n
+    bars = []
+    for i, c in enumerate(comparisons):
+        x, w, top = i * step, step - (4 if n < PROFILE_FROM else 1), height * (1 - max(c.cosine, 0.02))
+        title = f"seed {c.seed}: #{c.partner}, cosine {c.cosine:.3f}, next best {c.runner_up_cosine:.3f}"
+        bars.append(
+            f'<a href="{base}/{c.seed}/{c.partner}{query}" aria-label="{title}"><title>{title}</title>'
+            f'<rect class="track" x="{x:.1f}" y="0" width="{w:.1f}" height="{height}" rx="3"/>'
+            f'<rect class="{"solid" if c.matched else "faded"}" x="{x:.1f}" y="{top:.1f}" width="{w:.1f}" '
+            f'height="{height - top:.1f}" rx="3"/><text x="{x + w / 2:.1f}" y="{height + 13}">{c.seed}</text></a>'
+        )
+    line = height * (1 - theta)
+    return Markup(
+        f'<svg class="strip large {bucket}" width="{width}" height="{height + 16}" viewBox="0 0 {width} {height + 16}" '
+        f'role="group" aria-label="best cosine in each other seed">{"".join(bars)}'
+        f'<path class="theta" d="M0 {line:.1f}H{width}"/></svg>'
+    )
+
+
+def histogram(counts: list[int], edges: list[float], width: int = 280, height: int = 48) -> Markup:
+    """Activation histogram over log-spaced bins, as bars with a title each."""
+    largest, step = max(max(counts), 1), width / len(counts)
+    bars = []
+    for i, n in enumerate(counts):
+        tall = height * n / largest
+        title = f"{edges[i]:.3g} to {edges[i + 1]:.3g}: {n:,} tokens"
+        bars.append(
+            f'<rect x="{i * step:.1f}" y="{height - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}">'
+            f"<title>{title}</title></rect>"
+        )
+    return Markup(
+        f'<svg class="histogram" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
+        f'aria-label="activation histogram, {edges[0]:.3g} to {edges[-1]:.3g}, log scale">{"".join(bars)}</svg>'
+    )

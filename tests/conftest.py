@@ -1,0 +1,97 @@
+"""One small real study for all tests: the embedded model, a slice of the embedded corpus, the real pipeline and Writer."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+# One thread here and in every subprocess: the sizes are small, and equal thread counts make equal sums.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from engine import demo, sae
+from engine.activations import LanguageModel, load_model
+from engine.config import StudyConfig
+from engine.progress import Progress
+from engine.studies import run_study
+
+STUDY, ENSEMBLE = "small", "topk-96"
+LOCAL = "http://127.0.0.1"
+
+
+@pytest.fixture(scope="session")
+def study_config() -> StudyConfig:
+    """A recipe that fills every bucket within seconds: few tokens, a rate high enough to kill features, no revival."""
+    train = replace(
+        demo.STUDY.train, d_sae=96, k=2, seeds=(0, 1, 2, 3), n_tokens=40_000, batch=512, lr=0.03, silent_after=10**9
+    )
+    return replace(
+        demo.STUDY, name=STUDY, ensemble=ENSEMBLE, hookpoint="blocks.2.hook_resid_post", n_ctx=64, train=train
+    )
+
+
+@pytest.fixture(scope="session")
+def corpus() -> demo.Corpus:
+    """Twenty training and two held-out documents of a few thousand characters."""
+    whole = demo.load_corpus()
+    return whole._replace(
+        train=[document for document in whole.train if 3_000 < len(document[1]) < 20_000][:20],
+        held_out=[document for document in whole.held_out if 2_000 < len(document[1]) < 9_000][:2],
+    )
+
+
+@pytest.fixture(scope="session")
+def study_root(tmp_path_factory: pytest.TempPathFactory, study_config: StudyConfig, corpus: demo.Corpus) -> Path:
+    """A root with one published study. Tests read it; those that write take a copy."""
+    root = tmp_path_factory.mktemp("root")
+    run_study(study_config, corpus, root, built_from="tests", progress=Progress(quiet=True))
+    return root
+
+
+@pytest.fixture(scope="session")
+def client(study_root: Path) -> Iterator[TestClient]:
+    """A browser on this machine that looks at the small study."""
+    with TestClient(create_app(Settings(study_root)), base_url=LOCAL) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def address() -> str:
+    """Where the small study's ensemble lives."""
+    return f"/s/{STUDY}/{ENSEMBLE}"
+
+
+@pytest.fixture(scope="session")
+def ensemble_saes(study_root: Path, study_config: StudyConfig) -> sae.SAE:
+    """The trained members of the small study."""
+    (folder,) = (study_root / STUDY / "sae" / ENSEMBLE).iterdir()
+    return sae.load(folder, study_config.train.seeds)
+
+
+@pytest.fixture(scope="session")
+def language_model() -> LanguageModel:
+    """The embedded language model."""
+    return load_model(str(demo.MODEL_DIR))
+
+
+@pytest.fixture(scope="session")
+def make_sae() -> Callable[..., sae.SAE]:
+    """An untrained SAE with random tensors; decoder rows have all kinds of norms."""
+
+    def make(
+        *, members: int = 3, d_in: int = 6, d_sae: int = 20, k: int = 4, seed: int = 0, dtype=np.float64
+    ) -> sae.SAE:
+        rng = np.random.default_rng(seed)
+        shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+        tensors = {
+            name: torch.from_numpy(rng.normal(size=(members, *shape)).astype(dtype)) for name, shape in shapes.items()
+        }
+        return sae.SAE(**tensors, k=k, seeds=tuple(range(members)))
+
+    return make

@@ -1,0 +1,81 @@
+"""Who may import whom, and what each process may load."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("app/**/*.py")])
+STORES = {Path("engine/store.py"), Path("app/store.py")}
+
+
+def names(paths: list[Path]) -> set[Path]:
+    return {path.relative_to(ROOT) for path in paths}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split()
+    )
+
+
+def imported(path: Path) -> set[str]:
+    tree = ast.walk(ast.parse(path.read_text()))
+    found = set()
+    for node in tree:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def test_import_contracts_hold():
+    command = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_web_process_loads_neither_torch_nor_transformers():
+    loaded = loaded_by("import app.main")
+    assert "fastapi" in loaded
+    assert not {"torch", "transformers", "tokenizers", "safetensors"} & loaded
+
+
+def test_the_contract_loads_the_standard_library_alone():
+    assert loaded_by("import engine.schema") <= loaded_by("import dataclasses, typing") | {"engine"}
+
+
+def test_help_of_the_command_line_loads_no_server_and_no_torch():
+    assert not {"torch", "uvicorn", "fastapi", "duckdb"} & loaded_by("import app.cli")
+
+
+def test_no_file_is_named_for_holding_anything():
+    assert not [p for p in SOURCES if p.stem in {"utils", "helpers", "common", "base", "manager", "factory"}]
+
+
+def test_no_module_is_longer_than_a_chapter():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: n for name, n in lengths.items() if n > 450} == {}
+
+
+def test_duckdb_is_imported_in_the_two_stores_alone():
+    assert names([path for path in SOURCES if "duckdb" in imported(path)]) == STORES
+
+
+def test_sql_stands_in_the_two_stores_alone():
+    sql = re.compile(r"\b(SELECT|INSERT INTO|CREATE TABLE|GROUP BY|ORDER BY|DELETE FROM|UPDATE \w+ SET)\s")
+    assert names([path for path in SOURCES if sql.search(path.read_text())]) <= STORES
+
+
+@pytest.mark.parametrize("pattern", [r"<(div|table|section|script)\b", r"\bstyle="])
+def test_pages_are_written_in_templates(pattern):
+    assert not names([path for path in SOURCES if re.search(pattern, path.read_text())])
