@@ -1,5 +1,6 @@
 """`seedscope`: one front door. Imports lazily: the web process never loads torch, `--help` loads nothing."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -107,7 +108,7 @@ def _bind(host: str, port: int) -> socket.socket:
             listener.listen(128)
         except OSError as error:
             listener.close()
-            if not isinstance(error, PermissionError) and candidate < 65535 and error.errno == 98:
+            if not isinstance(error, PermissionError) and candidate < 65535 and error.errno == errno.EADDRINUSE:
                 print(f"port {candidate} is taken, trying {candidate + 1}")
                 continue
             raise Stop(f"cannot bind {host}:{candidate} ({error.strerror}); choose with --host and --port") from None
@@ -123,7 +124,7 @@ def _serve(settings: Settings, open_browser: bool) -> None:
     from app.main import create_app
     from app.security import is_loopback, new_token
 
-    if not is_loopback(settings.host) and settings.token is None:
+    if not is_loopback(settings.host) and not settings.token:
         settings = replace(settings, token=new_token())
     listener = _bind(settings.host, settings.port)
     port = listener.getsockname()[1]

@@ -3,10 +3,10 @@
 import hmac
 import ipaddress
 import secrets
-from http.cookies import SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,7 +44,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._token = settings.token
-        self._names = LOOPBACK_NAMES | {settings.host, *settings.allowed_hosts}
+        self._names = LOOPBACK_NAMES | {n.lower() for n in (settings.host, *settings.allowed_hosts)}
         self._beyond_loopback = not is_loopback(settings.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,15 +75,18 @@ class Guard:
                 403,
             )
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            origin = urlsplit(headers.get("origin", ""))
-            if origin.netloc != host:
-                return PlainTextResponse(f"Origin {origin.geturl()!r} may not write here, expected this site\n", 403)
+            origin = headers.get("origin", "")
+            if origin.partition("://")[2] != host:
+                return PlainTextResponse(f"Origin {origin!r} may not write here, expected this site\n", 403)
         if self._token is None or scope["path"] == "/healthz":
             return None
         return self._ask_for_token(scope, headers)
 
     def _host_allowed(self, host: str) -> bool:
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
         if name in self._names:
             return True
         if not self._beyond_loopback:
@@ -96,13 +99,13 @@ class Guard:
 
     def _ask_for_token(self, scope: Scope, headers: Headers) -> Response | None:
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        cookies = SimpleCookie(headers.get("cookie", ""))
+        cookies = cookie_parser(headers.get("cookie", ""))
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        if self._right(bearer) or (COOKIE in cookies and self._right(cookies[COOKIE].value)):
+        if self._right(bearer) or (COOKIE in cookies and self._right(cookies[COOKIE])):
             return None
         if self._right(dict(query).get("token", "")):
             rest = urlencode([pair for pair in query if pair[0] != "token"])
-            response = RedirectResponse(scope["path"] + (f"?{rest}" if rest else ""), 303)
+            response = RedirectResponse("/" + scope["path"].lstrip("/\\") + (f"?{rest}" if rest else ""), 303)
             response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict", max_age=30 * 86400)
             return response
         return PlainTextResponse(

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,7 +111,7 @@ def hook_module(model: LanguageModel, hookpoint: str) -> tuple[nn.Module, bool]:
         if inside is not None:
             return inside, False
     path = hookpoint.removeprefix(model.network.base_model_prefix + ".")
-    if path and path in modules:
+    if path and path in modules and not isinstance(modules[path], nn.ModuleList):
         return modules[path], False
     last = len(blocks) - 1
     raise ValueError(
@@ -191,22 +191,27 @@ def harvest(
     data, progress = folder / "activations.f16", folder / "progress.json"
     made_from = {"tokens": tokens.digest, "model": model.digest, "hookpoint": hookpoint}
     state = json.loads(progress.read_text()) if progress.exists() else {}
-    if state.get("made_from") != made_from or not data.exists():
+    if (
+        state.get("made_from") != made_from
+        or not data.exists()
+        or data.stat().st_size < state["rows"] * state["d_in"] * 2
+    ):
         state = {"made_from": made_from, "windows": 0, "rows": 0, "d_in": 0}
     total, windows_per_batch = int(tokens.counted.sum()), 64
     with open(data, "r+b" if state["rows"] else "wb") as file:
         file.truncate(state["rows"] * state["d_in"] * 2)
         file.seek(0, os.SEEK_END)
         source = stream(model, tokens, hookpoint, first_window=state["windows"], windows_per_batch=windows_per_batch)
-        for batch in source:
-            file.write(batch.rows.half().numpy().tobytes())
-            state["rows"] += len(batch.rows)
-            state["windows"] += windows_per_batch
-            state["d_in"] = batch.rows.shape[1]
-            if state["windows"] % 1024 == 0:
-                file.flush()
-                _replace(progress, state)
-            report(state["rows"], total)
+        with closing(source):
+            for batch in source:
+                file.write(batch.rows.half().numpy().tobytes())
+                state["rows"] += len(batch.rows)
+                state["windows"] += windows_per_batch
+                state["d_in"] = batch.rows.shape[1]
+                if state["windows"] % 1024 == 0:
+                    file.flush()
+                    _replace(progress, state)
+                report(state["rows"], total)
     _replace(progress, state)
     return np.memmap(data, np.float16, "r", shape=(state["rows"], state["d_in"]))
 

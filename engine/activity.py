@@ -81,7 +81,9 @@ def _summarise(
     n_active = np.bincount(feature, minlength=d_sae)
     total = np.bincount(feature, weights=value, minlength=d_sae)
     largest = np.zeros(d_sae, np.float32)
-    np.maximum.at(largest, feature, value)
+    firing = np.flatnonzero(n_active)
+    if len(firing):
+        largest[firing] = np.maximum.reduceat(value, np.r_[0, np.cumsum(n_active)[:-1]][firing])
     low, high = (value.min(), value.max()) if len(value) else (1.0, 2.0)
     edges = np.geomspace(low, max(high, low * 1.01), N_BINS + 1)
     bins = np.clip(np.searchsorted(edges, value, side="right") - 1, 0, N_BINS - 1)
@@ -132,9 +134,16 @@ def _contexts(
 ) -> Contexts:
     """The N_TOP strongest windows of each feature, then N_PER_INTERVAL drawn from each fifth of (0, max]."""
     n_windows, n_ctx = tokens.ids.shape
-    by_strength = np.lexsort((position, -value, feature))
-    _, first = np.unique(feature[by_strength] * n_windows + position[by_strength] // n_ctx, return_index=True)
-    peaks = by_strength[np.sort(first)]  # each window's strongest firing, by (feature, falling strength)
+    # Firings come by (feature, position), so those of one window stand together: the first of its largest is its peak.
+    starts = np.flatnonzero(np.r_[True, np.diff(feature * n_windows + position // n_ctx) != 0]) if len(feature) else []
+    if len(starts):
+        sizes = np.diff(np.r_[starts, len(feature)])
+        is_peak = np.flatnonzero(value == np.repeat(np.maximum.reduceat(value, starts), sizes))
+        group = np.repeat(np.arange(len(starts)), sizes)[is_peak]
+        peaks = is_peak[np.r_[True, np.diff(group) != 0]]
+    else:
+        peaks = np.array([], np.int64)
+    peaks = peaks[np.lexsort((position[peaks], -value[peaks], feature[peaks]))]
     rank = _rank_in_group(feature[peaks])
     top, rest = peaks[rank < N_TOP], peaks[rank >= N_TOP]
     interval = np.ceil(N_INTERVALS * value[rest] / largest[feature[rest]]).astype(np.int64).clip(1, N_INTERVALS)

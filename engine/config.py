@@ -38,12 +38,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.d_sae:
             raise ValueError(f"k is {self.k}, expected 1 to d_sae ({self.d_sae}); lower k or raise d_sae")
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}, expected at least 1")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise ValueError(f"seeds are {list(self.seeds)}, expected at least one and no seed twice")
         if self.data_order not in ("shared", "independent"):
             raise ValueError(f"data_order is {self.data_order!r}, expected 'shared' or 'independent'")
         if self.n_tokens < self.batch:
             raise ValueError(f"n_tokens is {self.n_tokens}, expected at least one batch ({self.batch})")
+        object.__setattr__(self, "seeds", tuple(sorted(self.seeds)))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from engine.kernels import topk
+
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -41,10 +43,12 @@ class SAE(nn.Module):
         seeds: tuple[int, ...],
     ) -> None:
         super().__init__()
-        # Stored feature-major, seen in SAELens orientation: one product then serves all members without a copy.
-        self.W_enc = nn.Parameter(W_enc.transpose(1, 2).contiguous().transpose(1, 2))
+        # Copies, always: a start may give the decoder's transpose as encoder, and the two must not share memory.
+        # Stored feature-major, seen in SAELens orientation: one product then serves all members.
+        own = torch.contiguous_format
+        self.W_enc = nn.Parameter(W_enc.transpose(1, 2).clone(memory_format=own).transpose(1, 2))
         self.b_enc = nn.Parameter(b_enc.clone())
-        self.W_dec = nn.Parameter(W_dec.contiguous())
+        self.W_dec = nn.Parameter(W_dec.clone(memory_format=own))
         self.b_dec = nn.Parameter(b_dec.clone())
         self.k = k
         self.seeds = seeds
@@ -71,7 +75,7 @@ class SAE(nn.Module):
 
     def encode(self, x: Tensor) -> Codes:
         """Sparse codes of x, (tokens, d_in) or (tokens, members, d_in)."""
-        values, indices = self.pre_activations(x).topk(self.k, dim=-1, sorted=False)
+        values, indices = topk(self.pre_activations(x), self.k)
         return Codes(values.relu(), indices)
 
     def decode(self, codes: Codes, *, bias: bool = True) -> Float[Tensor, "tokens members d_in"]:

@@ -6,6 +6,7 @@
 import fcntl
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from engine.config import StudyConfig, as_parameters
 from engine.match import NULL_KINDS, Matches, match_ensemble, null_cosines
 from engine.progress import Progress
 from engine.schema import (
+    NAME_PATTERN,
     SCHEMA_VERSION,
     Ablation,
     Context,
@@ -49,6 +51,9 @@ def run_study(
     Stopped at any moment, it resumes: the harvest at its last complete batch, training when all members were saved.
     Nothing is visible to readers before the last step.
     """
+    for field, name in (("name", config.name), ("ensemble", config.ensemble)):
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise ValueError(f"{field} is {name!r}, expected {NAME_PATTERN}")
     progress = progress or Progress()
     folder = root / config.name
     with _only_builder(folder):
@@ -296,6 +301,8 @@ def main() -> None:
     print(f"corpus: {corpus.remark}", file=sys.stderr)
     try:
         run_study(demo.STUDY, corpus, Path(sys.argv[1]), built_from=demo.built_from(corpus), progress=progress)
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(f"seedscope: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

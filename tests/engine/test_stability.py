@@ -82,7 +82,8 @@ def test_dead_comes_before_every_other_bucket():
 def test_theta_is_inclusive_at_the_precision_in_which_cosines_are_stored(theta):
     stored = np.float32(theta)
     just_below = np.nextafter(stored, np.float32(-1))
-    assert is_match([stored, float(stored), just_below], theta).tolist() == [True, True, False]
+    assert is_match(np.array([stored, just_below]), theta).tolist() == [True, False]
+    assert is_match([float(stored), float(just_below)], theta).tolist() == [True, False]
 
 
 def test_matches_are_counted_over_the_last_axis():
