@@ -52,9 +52,8 @@ def hungarian(
     Cost: three products of the full size and, per round, one more; memory about 100 bytes per candidate pair.
     """
     if len(a) > len(b):
-        return _swapped(
-            hungarian(b, a, n_candidates=n_candidates, relative_gap=relative_gap, dense_up_to=dense_up_to), len(a)
-        )
+        options = {"n_candidates": n_candidates, "relative_gap": relative_gap, "dense_up_to": dense_up_to}
+        return _swapped(hungarian(b, a, max_rounds=max_rounds, **options), len(a))
     if len(b) <= dense_up_to:
         cosines = (a @ b.T).double().cpu().numpy()
         rows, partner = linear_sum_assignment(cosines, maximize=True)

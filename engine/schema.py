@@ -104,6 +104,10 @@ class Match:
     mutuals: list[bool]
     encoder_cosines: list[float]
     live_partners: list[int]
+    hungarian_partners: list[int]  # -1: stays alone, or one-to-one matching was not computed
+    hungarian_cosines: list[float]
+    hungarian_encoder_cosines: list[float]
+    encoder_partners: list[int]  # partner under the assignment of the encoders
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,10 @@ def _trained(config: StudyConfig, rows: np.ndarray, data_digest: str, folder: Pa
     folder = folder / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     with progress.stage(f"{len(config.train.seeds)} SAEs in lockstep", "tokens") as report:
         if (folder / "complete").exists():
-            return sae.load(folder, config.train.seeds)
+            try:
+                return sae.load(folder, config.train.seeds)
+            except FileNotFoundError:  # somebody tidied up: train again
+                (folder / "complete").unlink()
         ensemble = train_ensemble(rows, config.train, report=report)
         ensemble.save(folder)
         (folder / "complete").touch()
@@ -170,15 +173,15 @@ def _analyse(
             activities.append(activity_pass.finish(member, held_out))
             report(member + 1, ensemble.n_members)
     dead = np.stack([a.n_active == 0 for a in activities])
-    with progress.stage("matching and nulls", "steps") as report:
-        matches = match_ensemble(ensemble, ~dead)
-        for step, kind in enumerate(NULL_KINDS):
-            report(step + 1, 1 + len(NULL_KINDS))
+    with progress.stage("matching", "pairs") as report:
+        matches = match_ensemble(ensemble, ~dead, report=report)
+    with progress.stage("chance", "nulls") as report:
+        for done, kind in enumerate(NULL_KINDS):
             null = null_cosines(ensemble, kind)
             for member, seed in enumerate(seeds):
                 keys = _keys(name, seed, ensemble.d_sae)
                 writer.add(NullMatch, keys | {"kind": kind, "cosines": null[member]})
-        report(1 + len(NULL_KINDS), 1 + len(NULL_KINDS))
+            report(done + 1, len(NULL_KINDS))
     n_comparisons = ensemble.n_members - 1
     n_matched = stability.count_matches(matches.cosine, config.theta)
     bucket = stability.buckets(n_matched, n_comparisons, dead, config.epsilon)
@@ -263,6 +266,10 @@ def _add_member(
             "mutuals": matches.mutual,
             "encoder_cosines": matches.encoder_cosine,
             "live_partners": matches.live_partner,
+            "hungarian_partners": matches.hungarian_partner,
+            "hungarian_cosines": matches.hungarian_cosine,
+            "hungarian_encoder_cosines": matches.hungarian_encoder_cosine,
+            "encoder_partners": matches.encoder_partner,
         },
     )
     c = activity.contexts

@@ -27,7 +27,6 @@ MAX_INDEX = 2**31 - 1  # what the store's integer columns hold
 MISSING = {
     "trigger": "trigger classes", "positive_logits": "logit effects", "negative_logits": "logit effects",
     "explanations": "auto-interpretation", "subspace": "geometry",
-    "matches[].hungarian_partner": "Hungarian matching", "matches[].encoder_partner": "Hungarian matching",
 }  # fmt: skip
 
 
@@ -361,6 +360,7 @@ def _comparisons(store: StudyStore, row: schema.Ensemble, found: schema.Feature,
     result = []
     for i, seed in enumerate(store.other_seeds(row.ensemble, found.seed)):
         partner = store.feature(row.ensemble, seed, match.partners[i])
+        one_to_one = match.hungarian_partners[i]
         x = int(is_match(partner.cosines, filter.theta).sum())
         result.append(
             Comparison(
@@ -375,10 +375,10 @@ def _comparisons(store: StudyStore, row: schema.Ensemble, found: schema.Feature,
                 live_cosine=found.live_cosines[i],
                 partner_dead=partner.dead,
                 partner_bucket=score(x, row.n_comparisons, dead=partner.dead, epsilon=filter.epsilon).bucket,
-                hungarian_partner=None,
-                hungarian_cosine=None,
-                hungarian_encoder_cosine=None,
-                encoder_partner=None,
+                hungarian_partner=one_to_one if one_to_one >= 0 else None,
+                hungarian_cosine=match.hungarian_cosines[i] if one_to_one >= 0 else None,
+                hungarian_encoder_cosine=match.hungarian_encoder_cosines[i] if one_to_one >= 0 else None,
+                encoder_partner=match.encoder_partners[i] if match.encoder_partners[i] >= 0 else None,
                 contexts=[
                     _shown(store, c)
                     for c in store.contexts(row.ensemble, seed, match.partners[i], limit=PARTNER_CONTEXTS)

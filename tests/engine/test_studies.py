@@ -24,7 +24,7 @@ from engine.progress import Progress, Report
 from engine.store import published
 from engine.studies import run_study
 
-STAGES = 6
+STAGES = 7
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_build_killed_outright_publishes_nothing_and_the_next_one_finishes_it(
         "class Waits(Progress):\n"
         "    @contextmanager\n"
         "    def stage(self, name, unit):\n"
-        "        if name == 'matching and nulls':\n"
+        "        if name == 'matching':\n"
         "            print('ready', flush=True)\n"
         "            time.sleep(60)\n"
         "        with super().stage(name, unit) as report:\n"
