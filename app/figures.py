@@ -90,7 +90,8 @@ def stability_distribution(
             "data": data,
             "layout": _layout(
                 f"seeds with a match, of {n_comparisons}", "share of features", barmode="stack",
-                xaxis={"dtick": 1 if n_comparisons < 20 else None}, yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+                xaxis={"dtick": 1 if n_comparisons < 20 else None, "range": [-0.8, n_comparisons + 0.8]},
+                yaxis={"tickformat": ".0%", "rangemode": "tozero"},
             ),
         },
         ("seeds with a match", "stable", "middle", "unstable", *(f"chance, {NULL_NAME[k]}" for k in null)),

@@ -3,6 +3,7 @@
 `python -m engine.studies ROOT` builds the embedded study; the command line does so in a process of its own.
 """
 
+import argparse
 import fcntl
 import hashlib
 import json
@@ -11,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -302,12 +304,20 @@ def _ensemble_digest(seeds: tuple[int, ...], digests: list[str], config: StudyCo
 
 
 def main() -> None:
-    """Build the embedded study under the folder named first."""
-    corpus = demo.load_corpus()
-    progress = Progress(quiet="--quiet" in sys.argv)
-    print(f"corpus: {corpus.remark}", file=sys.stderr)
+    """Build the embedded study: `python -m engine.studies ROOT [--quiet] [--tokens N]`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--tokens", type=int, default=demo.STUDY.train.n_tokens, help="training tokens per member")
+    args = parser.parse_args()
+    progress = Progress(quiet=args.quiet)
     try:
-        run_study(demo.STUDY, corpus, Path(sys.argv[1]), built_from=demo.built_from(corpus), progress=progress)
+        corpus = demo.load_corpus()
+        config = replace(demo.STUDY, train=replace(demo.STUDY.train, n_tokens=args.tokens))
+        if not args.quiet:
+            print(f"corpus: {corpus.remark}", file=sys.stderr)
+        made_from = demo.built_from(corpus) if config == demo.STUDY else f"{args.tokens} tokens"
+        run_study(config, corpus, args.root, built_from=made_from, progress=progress)
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"seedscope: {error}") from None
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ STUDY = StudyConfig(
     ensemble="topk-512",
     model=str(MODEL_DIR),
     hookpoint="blocks.2.hook_attn_out",
-    train=TrainConfig(d_sae=512, k=10, n_tokens=1_250_000, lr=4e-3, silent_after=50_000),
+    train=TrainConfig(d_sae=512, k=10, n_tokens=1_250_000, batch=512, lr=4e-3, silent_after=50_000),
 )
 
 
