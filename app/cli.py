@@ -28,7 +28,12 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; the nex
 Host = Annotated[str, typer.Option(help="Address to bind; beyond loopback a token is needed.")]
 Token = Annotated[str | None, typer.Option(help="Secret for a bind beyond loopback; made and printed if not given.")]
 AllowHost = Annotated[list[str] | None, typer.Option(help="Further name that the Host header may hold; repeatable.")]
-Open = Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")]
+Open = Annotated[
+    bool | None,
+    typer.Option(
+        "--open/--no-open", help="Open the page in a browser (default: `demo` does, on a desktop).", show_default=False
+    ),
+]
 N_PORTS_TRIED = 20
 
 
@@ -41,7 +46,7 @@ def demo(
     port: Port = DEFAULT_PORT,
     root: Root = None,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it once it is built.")] = True,
-    open_browser: Open = False,
+    open_browser: Open = None,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
     """Build the embedded study if it is not there, then serve it.
@@ -58,7 +63,7 @@ def demo(
         if code:
             raise Stop(f"the study could not be built (exit {code}); nothing was published")
     if serve:
-        _serve(Settings(root, port=port), open_browser)
+        _serve(Settings(root, port=port), _on_a_desktop() if open_browser is None else open_browser)
     else:
         print(f"study {embedded.STUDY.name} is published under {root}; look at it with: seedscope serve --root {root}")
 
@@ -66,7 +71,7 @@ def demo(
 @app.command()
 def serve(
     root: Root = None, host: Host = "127.0.0.1", port: Port = DEFAULT_PORT, token: Token = None,
-    allow_host: AllowHost = None, open_browser: Open = False,
+    allow_host: AllowHost = None, open_browser: Open = None,
 ) -> None:  # fmt: skip
     """Serve the dashboard over every study under the root.
 
@@ -75,7 +80,13 @@ def serve(
     root = root or default_root()
     if not root.is_dir():
         raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
-    _serve(Settings(root, host, port, token, tuple(allow_host or ())), open_browser)
+    _serve(Settings(root, host, port, token, tuple(allow_host or ())), bool(open_browser))
+
+
+def _on_a_desktop() -> bool:
+    """Whether somebody sits in front of a screen: a terminal and a display."""
+    displays = sys.platform == "darwin" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    return sys.stdout.isatty() and displays
 
 
 def _is_current(current: Path, wanted: str) -> bool:

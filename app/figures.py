@@ -99,6 +99,76 @@ def stability_distribution(
     )  # fmt: skip
 
 
+def theta_sweep(thetas: list[float], shares: dict[str, list[float]], null: list[float], theta: float, n: int) -> Figure:
+    """Bucket shares as the match threshold moves, beside the rate of chance matches."""
+    data: list[dict[str, Any]] = []
+    for bucket, dash in (("stable", "solid"), ("middle", "dash"), ("unstable", "dot")):
+        at = {"stable": 2, "middle": len(thetas) // 2, "unstable": len(thetas) - 3}[bucket]
+        data.append(
+            {
+                "type": "scatter", "mode": "lines+text", "x": thetas, "y": shares[bucket], "name": bucket,
+                "line": {"color": BUCKET_ROLE[bucket], "dash": dash, "width": 2},
+                "text": [bucket if i == at else "" for i in range(len(thetas))], "textposition": "top center",
+                "textfont": {"color": BUCKET_ROLE[bucket]}, "cliponaxis": False,
+                "hovertemplate": f"θ = %{{x:.2f}}: %{{y:.1%}} {bucket}<extra></extra>",
+            }
+        )  # fmt: skip
+    data.append(
+        {
+            "type": "scatter", "mode": "lines", "x": thetas, "y": null, "name": "chance",
+            "line": {"color": "@null", "dash": "dash", "width": 1.5},
+            "hovertemplate": "θ = %{x:.2f}: %{y:.2%} of comparisons match by chance (same second moment)<extra></extra>",
+        }
+    )  # fmt: skip
+    line = {"type": "line", "x0": theta, "x1": theta, "y0": 0, "y1": 1, "yref": "paper"}
+    return Figure(
+        "sweep",
+        "How much do the buckets depend on θ?",
+        f"Shares of n = {n:,} living features at every threshold; the thin line is θ = {theta:.2f}. Grey: comparisons that match "
+        "by chance in dictionaries with the same second moment.",
+        {
+            "data": data,
+            "layout": _layout(
+                "match threshold θ", "share of living features", yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+                shapes=[line | {"line": {"color": "@soft", "width": 1}}],
+            ),
+        },
+        ("θ", "stable", "middle", "unstable", "matches by chance"),
+        tuple(
+            (f"{t:.2f}", *(percent(shares[b][i]) for b in ("stable", "middle", "unstable")), percent(null[i], 2))
+            for i, t in enumerate(thetas)
+        ),
+    )  # fmt: skip
+
+
+def convergence(n: list[int], same_bucket: list[float], error: list[float], n_features: int) -> Figure:
+    """What fewer seeds would have said."""
+    total = n[-1]
+    settled = same_bucket[-2] if total > 1 else 1.0
+    data = [
+        {
+            "type": "scatter", "mode": "lines+markers", "x": n, "y": same_bucket, "name": "same bucket",
+            "line": {"color": "@accent", "width": 2}, "marker": {"color": "@accent", "size": 6}, "customdata": error,
+            "hovertemplate": "%{x} comparisons: %{y:.1%} in their final bucket, p off by %{customdata:.3f}<extra></extra>",
+        }
+    ]  # fmt: skip
+    return Figure(
+        "convergence",
+        f"Would one seed fewer have said the same? For {percent(settled, 0)} of features, yes",
+        f"Share of n = {n_features:,} living features that the first comparisons put into the bucket that all {total} give; mean "
+        "over 10 random orders of the seeds.",
+        {
+            "data": data,
+            "layout": _layout(
+                "comparisons used", "already in the final bucket", xaxis={"dtick": 1 if total < 20 else None},
+                yaxis={"tickformat": ".0%", "range": [0, 1.04]},
+            ),
+        },
+        ("comparisons", "in the final bucket", "mean |p − final p|"),
+        tuple((k, percent(s), f"{e:.3f}") for k, s, e in zip(n, same_bucket, error, strict=True)),
+    )  # fmt: skip
+
+
 def density_by_bucket(
     rows: list[tuple[str, int, int]], medians: dict[str, tuple[int, float, float]], per_decade: int
 ) -> Figure:
@@ -172,7 +242,7 @@ def ablation(rows: list[schema.Ablation], headline: str) -> Figure:
             },
             {
                 "type": "scatter", "mode": "markers+text", "x": [mean], "y": [label], "name": label,
-                "marker": {"color": role, "size": 11, "symbol": "circle" if "stable" in name or name == "none" else "diamond"},
+                "marker": {"color": role, "size": 11, "symbol": "diamond" if role == "@null" else "circle"},
                 "text": [f"{mean:.3f}"], "textposition": "top center", "cliponaxis": False,
                 "hovertemplate": f"{label}: mean EV %{{x:.3f}} over {len(held)} members<extra></extra>",
             },

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
+import numpy as np
 
 from engine import schema
 from engine.stability import EPSILON, THETA, bucket_bounds
@@ -22,6 +23,9 @@ _SORT_SQL = {
     "feature": "feature",
 }
 _TOLERANCE = 1e-9
+MATRIX_ROWS = (
+    20_000  # features that curves over all comparisons are drawn from: their shares are then good to 0.7 points
+)
 
 
 class NotFound(LookupError):
@@ -157,6 +161,7 @@ class StudyStore:
         self.documents = {row.id: row.name for row in self._rows(schema.Document)}
         self.null_rates = lru_cache(512)(self._null_rates)
         self.null_p999 = lru_cache(64)(self._null_p999)
+        self.cosine_matrix = lru_cache(4)(self._cosine_matrix)
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -324,6 +329,14 @@ class StudyStore:
             parameters,
         )
         return {bucket: (n, density, worth) for bucket, n, density, worth in rows}
+
+    def _cosine_matrix(self, ensemble: str) -> np.ndarray:
+        """(features, comparisons) best cosines of living features; of a fixed random choice where there are very many."""
+        rows = self._fetch(
+            "SELECT cosines FROM Feature WHERE ensemble = ? AND NOT dead ORDER BY hash(seed * 1000003 + feature) LIMIT ?",
+            [ensemble, MATRIX_ROWS],
+        )
+        return np.array([row[0] for row in rows], np.float32).reshape(len(rows), self.ensembles[ensemble].n_comparisons)
 
     def null_counts(self, ensemble: str, theta: float) -> dict[str, list[int]]:
         """{null kind: features by number of chance matches 0..N}."""

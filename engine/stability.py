@@ -81,3 +81,45 @@ def score(n_matched: int, n_comparisons: int, *, dead: bool = False, epsilon: fl
     p_unstable = float(betainc(x + 0.5, n - x + 0.5, epsilon))
     bucket = str(buckets(np.array(x), n, np.array(dead), epsilon))
     return Stability(x / n, low, high, p_stable, p_unstable, bucket)
+
+
+class Convergence(NamedTuple):
+    """How p_hat settles as comparisons are added in random order; arrays over n = 1 .. N."""
+
+    n: np.ndarray
+    same_bucket: np.ndarray  # share of features that are already in the bucket they end in
+    error: np.ndarray  # mean |p_n - p_N|
+
+
+def bucket_shares(cosines: np.ndarray, thetas: Sequence[float], epsilon: float = EPSILON) -> dict[str, list[float]]:
+    """Share of stable, middle and unstable features at every theta; `cosines` (living features, comparisons)."""
+    n_features, n = cosines.shape
+    bounds = bucket_bounds(n, epsilon)
+    shares: dict[str, list[float]] = {"stable": [], "middle": [], "unstable": []}
+    for theta in thetas:
+        matched = count_matches(cosines, theta)
+        stable, unstable = (matched >= bounds.stable).sum(), (matched <= bounds.unstable).sum()
+        counts = {"stable": stable, "middle": n_features - stable - unstable, "unstable": unstable}
+        for bucket, count in counts.items():
+            shares[bucket].append(float(count / n_features))
+    return shares
+
+
+def convergence(matched: np.ndarray, *, epsilon: float = EPSILON, n_orders: int = 10, seed: int = 0) -> Convergence:
+    """What fewer seeds would have said: p_hat and bucket from the first n comparisons, averaged over random orders.
+
+    `matched` (living features, comparisons) bool. At n = N both agree with the whole by definition.
+    """
+    rng = np.random.default_rng(seed)
+    n_features, n = matched.shape
+    living = np.zeros(n_features, bool)
+    final = matched.sum(1)
+    final_bucket = buckets(final, n, living, epsilon)
+    same, error = np.zeros(n), np.zeros(n)
+    for _ in range(n_orders):
+        running = np.zeros(n_features, np.int64)
+        for k, column in enumerate(rng.permutation(n)):
+            running += matched[:, column]
+            same[k] += (buckets(running, k + 1, living, epsilon) == final_bucket).mean()
+            error[k] += np.abs(running / (k + 1) - final / n).mean()
+    return Convergence(np.arange(1, n + 1), same / n_orders, error / n_orders)

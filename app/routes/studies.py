@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Path, Request
 
 from app import figures, render
@@ -11,9 +12,19 @@ from app.formats import percent
 from app.routes.query import Epsilon, Theta
 from app.store import FeatureQuery, Studies, StudyStore
 from engine import schema
-from engine.stability import BUCKETS, EPSILON, THETA, bucket_bounds, score
+from engine.stability import (
+    BUCKETS,
+    EPSILON,
+    THETA,
+    bucket_bounds,
+    bucket_shares,
+    convergence,
+    is_match,
+    score,
+)
 
 router = APIRouter()
+SWEEP = [round(0.3 + 0.05 * i, 2) for i in range(14)]
 StudyName = Annotated[str, Path(description="study name")]
 EnsembleName = Annotated[str, Path(description="ensemble name")]
 
@@ -146,8 +157,13 @@ def ensemble(
         figures.stability_distribution(counts, store.null_counts(ensemble, theta), row.n_comparisons, links),
         figures.density_by_bucket(store.density_histogram(query, per_decade=per_decade), medians, per_decade),
     ]
+    cosines = store.cosine_matrix(ensemble)
+    if len(cosines):
+        drawn.append(_sweep(store, ensemble, cosines, theta, epsilon))
+        settled = convergence(is_match(cosines, theta), epsilon=epsilon)
+        drawn.append(figures.convergence(*(values.tolist() for values in settled), n_features=len(cosines)))
     if "N stable" in masked:
-        drawn.append(figures.ablation(ablations, _ablation_title(masked_ev)))
+        drawn.insert(2, figures.ablation(ablations, _ablation_title(masked_ev)))
     return EnsemblePage(
         study=store.study,
         ensemble=row,
@@ -167,6 +183,11 @@ def ensemble(
         figure_list=drawn,
         nav_push=render.url(f"/s/{study}/{ensemble}", **at),
     )
+
+
+def _sweep(store: StudyStore, ensemble: str, cosines: np.ndarray, theta: float, epsilon: float) -> figures.Figure:
+    chance = [store.null_rates(ensemble, t)["second_moment"] for t in SWEEP]
+    return figures.theta_sweep(SWEEP, bucket_shares(cosines, SWEEP, epsilon), chance, theta, len(cosines))
 
 
 def _summary(store: StudyStore, row: schema.Ensemble) -> EnsembleSummary:

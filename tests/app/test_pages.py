@@ -620,9 +620,11 @@ def test_a_random_feature_is_a_living_one(client, address):
 def test_figures_are_valid_plotly_and_their_tables_count_every_living_feature(client, address, query):
     page = client.get(address + query).text
     drawn = [json.loads(figure) for figure in links(page, "data-figure")]
-    assert len(drawn) == 3
+    assert len(drawn) == 5
     for figure in drawn:
-        valid = json.loads(re.sub(r'"@(stable|middle|unstable|dead|null|ink)"', '"#000"', json.dumps(figure)))
+        valid = json.loads(
+            re.sub(r'"@(stable|middle|unstable|dead|null|ink|soft|accent)"', '"#000"', json.dumps(figure))
+        )
         assert '"@' not in json.dumps(valid)
         assert plotly.graph_objects.Figure(valid).data
     bars = [trace for trace in drawn[0]["data"] if trace["type"] == "bar"]
@@ -630,6 +632,9 @@ def test_figures_are_valid_plotly_and_their_tables_count_every_living_feature(cl
     for trace in drawn[0]["data"]:
         if trace["type"] == "scatter":
             assert sum(trace["y"]) == pytest.approx(1)
+    sweep = [trace["y"] for trace in drawn[3]["data"] if trace["name"] in ("stable", "middle", "unstable")]
+    assert [sum(shares) for shares in zip(*sweep, strict=True)] == pytest.approx([1] * len(sweep[0]))
+    assert drawn[4]["data"][0]["y"][-1] == 1
 
 
 # -- studies that come, go and break -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, binomtest
 
+from engine import stability
 from engine.stability import BUCKETS, bucket_bounds, buckets, count_matches, is_match, score
 
 COUNTS = [(x, n) for n in (1, 3, 7, 20, 95) for x in sorted({0, 1, n // 2, n - 1, n})]
@@ -90,3 +91,34 @@ def test_matches_are_counted_over_the_last_axis():
     cosines = np.array([[[0.9, 0.7, 0.2], [-0.9, 0.69, 0.0]]], np.float32)
     assert count_matches(cosines).tolist() == [[2, 0]]
     assert count_matches(cosines, 0.65).tolist() == [[2, 1]]
+
+
+def test_bucket_shares_are_those_of_counting_by_hand():
+    rng = np.random.default_rng(0)
+    cosines = rng.uniform(0.3, 1, (200, 20)).astype(np.float32)
+    thetas = [0.35, 0.7, 0.95]
+    shares = stability.bucket_shares(cosines, thetas)
+    for i, theta in enumerate(thetas):
+        p = np.array([sum(c >= np.float32(theta) for c in row) / 20 for row in cosines])
+        assert shares["stable"][i] == pytest.approx((p > 0.949).mean())
+        assert shares["unstable"][i] == pytest.approx((p < 0.051).mean())
+        assert shares["middle"][i] == pytest.approx(((p > 0.051) & (p < 0.949)).mean())
+
+
+def test_convergence_ends_at_the_whole_and_is_immediate_where_all_seeds_agree():
+    mixed = np.random.default_rng(1).random((300, 9)) < 0.5
+    found = stability.convergence(mixed)
+    assert found.n.tolist() == list(range(1, 10))
+    assert found.same_bucket[-1] == 1
+    assert found.error[-1] == 0
+    assert found.error[0] > found.error[4] > 0
+    agreed = np.repeat(np.random.default_rng(2).random((50, 1)) < 0.5, 6, axis=1)
+    settled = stability.convergence(agreed)
+    assert (settled.same_bucket == 1).all()
+    assert (settled.error == 0).all()
+
+
+def test_the_error_of_one_comparison_is_the_distance_to_the_final_share():
+    matched = np.array([[True, False, False, False]])
+    found = stability.convergence(matched, n_orders=4000)
+    assert found.error[0] == pytest.approx(0.25 * 0.75 + 0.75 * 0.25, abs=0.02)
