@@ -75,7 +75,11 @@ class SAE(nn.Module):
 
     def encode(self, x: Tensor) -> Codes:
         """Sparse codes of x, (tokens, d_in) or (tokens, members, d_in)."""
-        values, indices = topk(self.pre_activations(x), self.k)
+        return self.activate(self.pre_activations(x))
+
+    def activate(self, pre: Float[Tensor, "tokens members d_sae"]) -> Codes:
+        """The activation function: the k largest pre-activations of every token and member, cut at zero."""
+        values, indices = topk(pre, self.k)
         return Codes(values.relu(), indices)
 
     def decode(self, codes: Codes, *, bias: bool = True) -> Float[Tensor, "tokens members d_in"]:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from engine.config import TrainConfig
 from engine.initialization import geometric_median, random_start
-from engine.kernels import topk
-from engine.sae import SAE, Codes
+from engine.sae import SAE
 
 SAMPLE_ROWS = 16_384  # enough for the scale and the centre of the data to three digits
 
@@ -84,14 +83,13 @@ def train_ensemble(
 def _loss(sae: SAE, rows: Tensor, silent_tokens: Tensor, config: TrainConfig) -> Tensor:
     """Squared error per token summed over members, plus AuxK; counts in place for how long each feature is silent."""
     pre = sae.pre_activations(rows)
-    values, indices = topk(pre, sae.k)
-    codes = Codes(values.relu(), indices)
+    codes = sae.activate(pre)
     target = rows[:, None] if rows.ndim == 2 else rows
     residual = target - sae.decode(codes)
     loss = residual.pow(2).sum(-1).mean(0).sum()
     fired = torch.zeros_like(silent_tokens, dtype=torch.bool)
-    active = indices + torch.arange(sae.n_members)[:, None] * sae.d_sae
-    fired.view(-1)[active[values > 0]] = True
+    active = codes.indices + torch.arange(sae.n_members)[:, None] * sae.d_sae
+    fired.view(-1)[active[codes.values > 0]] = True
     silent_tokens += len(rows)
     silent_tokens[fired] = 0
     silent = silent_tokens >= config.silent_after

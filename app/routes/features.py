@@ -105,7 +105,6 @@ class TablePage:
     before: str | None
     nav_filter: Filter
     nav_push: str
-    nav_seeds: list[int]
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,6 @@ def feature_table(
         before=store.key(query, rows[0]) if rows and has_before else None,
         nav_filter=filter,
         nav_push=render.url(base, **filter.parameters(), **position),
-        nav_seeds=[m.seed for m in store.members(ensemble)],
     )
 
 
