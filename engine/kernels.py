@@ -1,10 +1,12 @@
 """Blockwise best cosines of two dictionaries: best, runner-up and partner in both directions from ONE product.
 
 The full matrix never exists. Pass 1 multiplies block by block and keeps only the maximum of every group of GROUP columns
-(for the rows) and of GROUP rows (for the columns): one read of a block that is still in the cache. Pass 2 finds indices:
-it multiplies a row again with the few groups that can hold its best or its runner-up, two for almost every row. The
-runner-up lies in a group whose maximum reaches the second-largest group maximum up to rounding; all groups within
-TOLERANCE of it are searched, so the answer does not depend on how a block was rounded.
+(for the rows) and of GROUP rows (for the columns), read while the block is still in the cache. Pass 2 multiplies every
+row again with ONE group, the one that holds its partner: that gives the index and the second value inside the group, and
+all other groups can only offer their maxima, which pass 1 has kept.
+
+Cosines closer than TIE are equal: float32 rounds them differently from one block shape to another, so nothing finer can
+be told apart, and without it exact copies in different blocks would not be ties.
 """
 
 from collections.abc import Iterator
@@ -14,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 2048
-GROUP = 256
-TOLERANCE = 1e-5  # float32 cosines of unit rows differ by about 1e-7 between block shapes; two orders above that
+BLOCK = 1536  # 9 MiB: still in the cache for the maxima. 1024 takes as long, 2048 4 % longer
+GROUP = 128  # smaller: more maxima to keep and to search; larger: more to multiply again. 64 takes as long
+TIE = 5e-7  # float32 cosines of unit rows differ by up to 3e-7 between block shapes (d_in 64 to 2304)
 
 
 class Best(NamedTuple):
@@ -33,14 +35,14 @@ def best_cosines(
     """Best partner, its cosine and the runner-up for every row of `a` in `b` and of `b` in `a`.
 
     Inputs are unit rows; cosines are signed. Memory above the inputs: one block squared and, twice, rows_a * rows_b /
-    group numbers. Cost: 2 rows_a rows_b d_in FLOPs, and 4 group / rows of that again for the indices.
+    group numbers. Cost: 2 rows_a rows_b d_in FLOPs, and 2 group / rows of that again for the indices.
     """
     row_maxima = a.new_empty(len(a), -(-len(b) // group))
     column_maxima = a.new_empty(-(-len(a) // group), len(b))
     block = max(block // group, 1) * group
     for rows, columns, product in _products(a, b, block):
-        row_maxima[rows, columns.start // group : -(-columns.stop // group)] = _group_maxima(product, group)
-        column_maxima[rows.start // group : -(-rows.stop // group), columns] = _group_maxima(product.T, group).T
+        row_maxima[rows, columns.start // group : -(-columns.stop // group)] = _group_maxima(product, group, 1)
+        column_maxima[rows.start // group : -(-rows.stop // group), columns] = _group_maxima(product, group, 0)
     return _search(a, b, row_maxima, group), _search(b, a, column_maxima.T, group)
 
 
@@ -57,39 +59,47 @@ def _products(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, slice, 
             yield rows, columns, product
 
 
-def _group_maxima(product: Tensor, group: int) -> Tensor:
-    """Maximum of every `group` neighbouring columns, (rows, groups); the last group may be short."""
-    whole = product.shape[1] // group * group
-    maxima = product[:, :whole].unflatten(1, (-1, group)).amax(2) if whole else product[:, :0]
-    return torch.cat([maxima, product[:, whole:].amax(1, keepdim=True)], 1) if whole < product.shape[1] else maxima
+def _group_maxima(product: Tensor, group: int, dim: int) -> Tensor:
+    """Maximum of every `group` neighbours along `dim`; the last group may be short.
+
+    Along `dim` because the reduction of a transposed view takes a CPU fifteen times as long.
+    """
+    whole, rest = divmod(product.shape[dim], group)
+    maxima = [product.narrow(dim, 0, whole * group).unflatten(dim, (whole, group)).amax(dim + 1)] if whole else []
+    if rest:
+        maxima.append(product.narrow(dim, whole * group, rest).amax(dim, keepdim=True))
+    return torch.cat(maxima, dim)
 
 
 def _search(a: Tensor, b: Tensor, maxima: Tensor, group: int) -> Best:
-    """Multiply every row of `a` again with those groups of `b` that can hold its best or its runner-up."""
-    second = maxima.topk(min(2, maxima.shape[1]), dim=1).values[:, -1:]
-    candidates = (maxima >= second - TOLERANCE).T.contiguous()
-    best = Best(
-        a.new_full((len(a),), -torch.inf),
-        torch.zeros_like(a[:, 0], dtype=torch.long),
-        a.new_full((len(a),), -torch.inf),
-    )
-    for index, wanted in enumerate(candidates):
-        rows = wanted.nonzero()[:, 0]
-        if len(rows):
-            _merge(best, rows, a[rows] @ b[index * group : (index + 1) * group].T, index * group)
-    return best
-
-
-def _merge(best: Best, rows: Tensor, product: Tensor, first: int) -> None:
-    """Fold the two largest entries of every row of a block into the running best; `>` keeps the earlier index on ties."""
+    """Index, best and runner-up of every row of `a` from its group maxima (rows, groups), which it overwrites."""
+    enough = maxima.amax(1, keepdim=True) - TIE
+    chosen = _first(maxima >= enough)
+    elsewhere = maxima.scatter_(1, chosen, -torch.inf).amax(1)
+    product = _chosen_products(a, b, chosen[:, 0], group)
     value = product.amax(1)
-    index = (product == value[:, None]).int().argmax(1)  # the first of equal entries
-    second = product.scatter(1, index[:, None], -torch.inf).amax(1)
-    held, held_second = best.cosine[rows], best.runner_up[rows]
-    better = value > held
-    best.runner_up[rows] = torch.maximum(torch.minimum(value, held), torch.maximum(second, held_second))
-    best.partner[rows] = torch.where(better, index + first, best.partner[rows])
-    best.cosine[rows] = torch.where(better, value, held)
+    inside = _first(product >= torch.minimum(enough, value[:, None]))  # this product may be rounded below the maximum
+    second = product.scatter_(1, inside, -torch.inf).amax(1)
+    # Elsewhere is the larger one only within a tie.
+    return Best(torch.maximum(value, elsewhere), (chosen * group + inside)[:, 0], torch.maximum(second, elsewhere))
+
+
+def _first(true: Tensor) -> Tensor:
+    """Index of the first true entry of every row, (rows, 1)."""
+    return true.to(torch.uint8).argmax(1, keepdim=True)
+
+
+def _chosen_products(a: Tensor, b: Tensor, chosen: Tensor, group: int) -> Tensor:
+    """Every row of `a` times its own chosen group of `b`, (rows, group); -inf where the last group is short.
+
+    The rows of one group are multiplied together, at most BLOCK at a time: all rows may have chosen the same.
+    """
+    result = a.new_full((len(a), group), -torch.inf)
+    sizes = chosen.bincount(minlength=-(-len(b) // group)).tolist()
+    for members, partners in zip(chosen.argsort().split(sizes), b.split(group), strict=True):
+        for rows in members.split(BLOCK):
+            result[rows, : len(partners)] = a[rows] @ partners.T
+    return result
 
 
 TOPK_GROUP = 8
