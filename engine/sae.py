@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -117,15 +117,38 @@ class SAE(nn.Module):
             sha.update(tensor.cpu().numpy().tobytes())
         return sha.hexdigest()[:16]
 
-    def save(self, folder: Path) -> None:
-        """Write one `seed-N.safetensors` per member, each complete or absent."""
+    def save(self, folder: Path, *, provenance: dict[str, str] | None = None) -> None:
+        """Write one `seed-N.safetensors` per member, each complete or absent; `provenance` joins the metadata."""
         folder.mkdir(parents=True, exist_ok=True)
         metadata = {name: str(value) for name, value in self.convention().items()}
         for member, seed in enumerate(self.seeds):
             target = folder / f"seed-{seed}.safetensors"
             temporary = target.with_suffix(".tmp")
-            save_file(self.member_tensors(member), temporary, metadata | {"seed": str(seed)})
+            save_file(self.member_tensors(member), temporary, metadata | (provenance or {}) | {"seed": str(seed)})
             temporary.replace(target)
+
+
+def read(path: Path) -> tuple[SAE, dict[str, str]]:
+    """One member's file as an ensemble of one, and the file's metadata.
+
+    Raises ValueError naming the file where it is missing, is no safetensors file, or does not hold an SAE.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            held, metadata = set(file.keys()), file.metadata() or {}
+            if not set(TENSORS) <= held:
+                raise ValueError(f"{path} holds the tensors {sorted(held)}, expected {', '.join(TENSORS)}")
+            tensors = {name: file.get_tensor(name)[None] for name in TENSORS}
+    except FileNotFoundError:
+        raise ValueError(f"found no file {path}, expected an SAE such as seed-0.safetensors") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a safetensors file ({error}); expected an SAE such as seed-0.safetensors"
+        ) from None
+    if not metadata.get("k", "").isdigit():
+        raise ValueError(f"{path} has k = {metadata.get('k')!r} in its metadata, expected a whole number")
+    seed = int(metadata["seed"]) if metadata.get("seed", "").isdigit() else 0
+    return SAE(**tensors, k=int(metadata["k"]), seeds=(seed,)), metadata
 
 
 def load(folder: Path, seeds: tuple[int, ...]) -> SAE:

@@ -2,15 +2,21 @@
 
 Layout. The all-pairs result is members x d_sae x comparisons best cosines. It is kept as one row per anchor feature
 with arrays in comparison order (the ensemble's seeds, ascending, without the anchor's own), not as one row per pair:
-keys are not repeated 95 times, a feature page reads one row, and re-thresholding (`cosines >= theta`, counted) scans
-one column. The columns that every list page needs, `cosines` among them, stand in Feature; the rest in Match.
+keys are not repeated 95 times and a feature page reads one row. Counting `cosines >= theta` over 96 x 16,384 such rows takes
+a second, so the Writer also derives, for every theta on a grid of hundredths, how many entries reach it (THETA_COUNTED): one
+byte per feature, theta and rule, and moving theta reads one column of bytes. Off the grid the lists themselves are counted.
+The columns that every list page needs stand in Feature; the rest in Match. One cosine list per rule: its entry is the cosine
+that theta is compared with, and NO_MATCH where the rule forms no pair.
 """
 
 from dataclasses import dataclass, fields
 from typing import get_args, get_origin
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
+RULES = ("argmax", "live", "mutual", "hungarian", "both")
+NO_MATCH = -1.0  # cosine where there is no pair; no theta but -1 itself reaches it
+N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
 CURRENT = "CURRENT"  # file beside the stores: line 1 names the published store, line 2 what it was built from
 
 
@@ -55,6 +61,7 @@ class Ensemble:
     theta: float
     epsilon: float
     digest: str  # over the members' SAE digests and the matching settings: a permalink's v
+    folder: str  # of the members' files, relative to the study's folder
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Member:
     ev: float
     l0: float
     n_dead: int
+    n_undirected: int  # decoder rows that are zero or not finite: they match nothing and count as dead
     histogram_edges: list[float]  # of its features' activation histograms
 
 
@@ -78,8 +86,11 @@ class Feature:
     seed: int
     feature: int
     dead: bool
-    cosines: list[float]  # best cosine per comparison
+    cosines: list[float]  # argmax: best cosine per comparison
     live_cosines: list[float]  # the same among the comparison's living features
+    mutual_cosines: list[float]  # the best cosine where each is the other's best
+    hungarian_cosines: list[float]  # under the one-to-one matching; empty where that was not computed
+    both_cosines: list[float]  # decoder and encoder matching agree: the smaller of the two cosines; may be empty
     density: float  # n_active / n_tokens
     n_active: int
     n_tokens: int
@@ -102,12 +113,28 @@ class Match:
     partners: list[int]
     runner_up_cosines: list[float]
     mutuals: list[bool]
-    encoder_cosines: list[float]
+    encoder_cosines: list[float]  # of the two encoder columns, at the partner
     live_partners: list[int]
-    hungarian_partners: list[int]  # -1: stays alone, or one-to-one matching was not computed
-    hungarian_cosines: list[float]
+    hungarian_partners: list[int]  # -1: stays alone; this and the next two are empty where one-to-one was not computed
     hungarian_encoder_cosines: list[float]
-    encoder_partners: list[int]  # partner under the assignment of the encoders
+    encoder_partners: list[int]  # partner under the one-to-one matching of the encoders
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One member's features in another, under one rule; rows of a rule that was not computed are absent."""
+
+    ensemble: str
+    rule: str
+    seed: int  # the anchor
+    other: int
+    n_anchors: int  # features with a direction
+    n_living: int
+    n_paired: int  # anchors for which the rule forms a pair
+    mean_cosine: float  # over the paired: MMCS for argmax, MCC for hungarian; 0 where none is
+    gap: float  # proven relative distance of a one-to-one matching to the best one; 0 for other rules
+    matched: list[int]  # anchors that reach theta, by theta on the grid
+    matched_living: list[int]  # the same among living anchors
 
 
 @dataclass(frozen=True)
@@ -166,19 +193,40 @@ class Document:
     name: str
 
 
-TABLES = (Study, Ensemble, Member, Feature, Match, NullMatch, Context, Ablation, Token, Document)
+TABLES = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, Token, Document)
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     Study: ("study",),
     Ensemble: ("ensemble",),
     Member: ("ensemble", "seed"),
     Feature: ("ensemble", "seed", "feature"),
     Match: ("ensemble", "seed", "feature"),
+    Pair: ("ensemble", "rule", "seed", "other"),
     NullMatch: ("ensemble", "kind", "seed", "feature"),
     Context: ("ensemble", "seed", "feature", "group", "rank"),
     Ablation: ("ensemble", "seed", "mask"),
     Token: ("id",),
     Document: ("id",),
 }
+# {table: {list column: rule}}: the Writer counts these lists at every theta of the grid.
+RULE_COLUMN = {
+    "argmax": "cosines", "live": "live_cosines", "mutual": "mutual_cosines", "hungarian": "hungarian_cosines",
+    "both": "both_cosines",
+}  # fmt: skip
+THETA_COUNTED: dict[type, dict[str, str]] = {
+    Feature: {column: rule for rule, column in RULE_COLUMN.items()},
+    NullMatch: {"cosines": "argmax"},
+}
+
+
+def count_column(rule: str, index: int) -> str:
+    """Name of the derived column that counts a rule's matches at theta = index / 100."""
+    return f"n_{rule}_{index:03d}"
+
+
+def theta_index(theta: float) -> int | None:
+    """Where theta stands on the grid, None where it stands beside it."""
+    index = round(theta * (N_THETAS - 1))
+    return index if 0 <= index < N_THETAS and abs(index / (N_THETAS - 1) - theta) < 1e-9 else None
 
 
 def columns(table: type) -> dict[str, tuple[type, bool]]:

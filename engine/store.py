@@ -1,4 +1,4 @@
-"""Writer: validate rows, write a temporary DuckDB file, publish it under a new name. Readers never see half a study."""
+"""Writer: validate rows, stream them to a temporary DuckDB file, publish it under a new name: nobody sees half a study."""
 
 import hashlib
 import os
@@ -10,25 +10,45 @@ import numpy as np
 import pyarrow as pa
 
 from engine import schema
+from engine.stability import count_on_grid
 
+BATCH_ROWS = 65_536
+MEMORY_LIMIT = "4GB"  # of what DuckDB holds before it writes to the file
 _ARROW = {int: pa.int32(), float: pa.float32(), bool: pa.bool_(), str: pa.string()}
 _SQL = {int: "INTEGER", float: "FLOAT", bool: "BOOLEAN", str: "VARCHAR"}
 # Sums over tokens and settings keep their digits; cosines and activations are float32 as computed.
 _DOUBLE = {(schema.Ensemble, "lr"), (schema.Ensemble, "theta"), (schema.Ensemble, "epsilon"), (schema.Member, "ev"),
            (schema.Member, "l0"), (schema.Ablation, "ev"), (schema.Ablation, "ev_sd"), (schema.Feature, "density"),
-           (schema.Feature, "worth_ev")}  # fmt: skip
+           (schema.Feature, "worth_ev"), (schema.Pair, "mean_cosine"), (schema.Pair, "gap")}  # fmt: skip
 
 
 class Writer:
-    """Collects the tables of one study and publishes them together.
+    """Streams the tables of one study into a temporary file and publishes them together.
 
     `add` takes columns as arrays or lists, lists of numbers as 2-d arrays (rows, entries) or ragged lists; every column
-    of the schema must be there, all of one length.
+    of the schema must be there, all of one length. What is added leaves memory at once: 96 members of 16,384 features fit.
+    Used as a context manager, whatever was not published is removed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._parts: dict[type, list[pa.Table]] = {table: [] for table in schema.TABLES}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._temporary = folder / "study-unpublished.tmp"
+        self._discard()
+        self._connection = duckdb.connect(str(self._temporary), config={"memory_limit": MEMORY_LIMIT})
+        self._last_key: dict[type, tuple] = {}
+        self._unsorted: set[type] = set()
+        for table in schema.TABLES:
+            definition = ", ".join(f'"{name}" {kind} NOT NULL' for name, kind in _sql_columns(table).items())
+            self._connection.execute(f"CREATE TABLE {table.__name__} ({definition})")
+        self._connection.execute("BEGIN")  # one transaction: rows go to the file once, not to a log first
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._connection.close()
+        self._discard()
 
     def add(self, table: type, columns: dict[str, Any]) -> None:
         """Append rows to a table; raises ValueError on missing, unknown or unequal columns and on NaN."""
@@ -50,36 +70,61 @@ class Writer:
                 raise ValueError(f"table {table.__name__}, column {name}: found a value that is not finite")
         if len({len(a) for a in arrays.values()}) != 1:
             raise ValueError(f"table {table.__name__}: columns of unequal length {lengths}")
-        self._parts[table].append(pa.table(arrays))
+        for name, rule in schema.THETA_COUNTED.get(table, {}).items():
+            if len({len(cosines) for cosines in columns[name]}) != 1:
+                raise ValueError(f"table {table.__name__}, column {name}: lists of unequal length, expected one per comparison")
+            counts = count_on_grid(np.asarray(columns[name], np.float32)).astype(np.uint16)
+            arrays |= {schema.count_column(rule, i): np.ascontiguousarray(counts[:, i]) for i in range(schema.N_THETAS)}
+        self._insert(table, pa.table(arrays))
+
+    def _insert(self, table: type, rows: pa.Table) -> None:
+        keys = schema.SORT_KEYS[table]
+        rows = rows.sort_by([(key, "ascending") for key in keys])
+        first, last = (tuple(rows.column(key)[at].as_py() for key in keys) for at in (0, len(rows) - 1))
+        if table in self._last_key and first <= self._last_key[table]:
+            self._unsorted.add(table)
+        self._last_key[table] = max(last, self._last_key.get(table, last))
+        self._connection.register("incoming", rows)
+        self._connection.execute(f"INSERT INTO {table.__name__} SELECT * FROM incoming")
+        self._connection.unregister("incoming")
 
     def publish(self, *, built_from: str) -> Path:
-        """Write everything to `study-<digest>.duckdb` and point CURRENT at it; returns the store's path.
+        """Name the file `study-<digest>.duckdb` and point CURRENT at it; returns the store's path.
 
         The previous store stays until the next publish, because a reader may hold it open; older ones are removed.
+        Raises ValueError where a table without which no page can be drawn is empty.
         """
-        tables = {}
-        for table, parts in self._parts.items():
-            if not parts:
+        for table in schema.TABLES:
+            if table not in self._last_key:
+                self.__exit__()
                 raise ValueError(f"table {table.__name__} has no rows; nothing is published")
-            keys = [(key, "ascending") for key in schema.SORT_KEYS[table]]
-            tables[table] = pa.concat_tables(parts).sort_by(keys).combine_chunks()
-        target = self._folder / f"study-{_digest(tables)}.duckdb"
-        temporary = target.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        with duckdb.connect(str(temporary)) as connection:
-            for table, rows in tables.items():
-                definition = ", ".join(
-                    f'"{name}" {"DOUBLE" if (table, name) in _DOUBLE else _SQL[kind]}{"[]" if is_list else ""} NOT NULL'
-                    for name, (kind, is_list) in schema.columns(table).items()
-                )
-                connection.execute(f"CREATE TABLE {table.__name__} ({definition})")
-                connection.register("incoming", rows)
-                connection.execute(f"INSERT INTO {table.__name__} SELECT * FROM incoming")
-                connection.unregister("incoming")
-            connection.execute("CHECKPOINT")
-        temporary.replace(target)
+        for table in self._unsorted:
+            name, keys = table.__name__, ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
+            self._connection.execute(f"CREATE TABLE sorted AS SELECT * FROM {name} ORDER BY {keys}")
+            self._connection.execute(f"DROP TABLE {name}")
+            self._connection.execute(f"ALTER TABLE sorted RENAME TO {name}")
+        self._connection.execute("COMMIT")
+        target = self._folder / f"study-{_digest(self._connection)}.duckdb"
+        self._connection.execute("CHECKPOINT")
+        self._connection.close()
+        self._temporary.replace(target)
         _point_current(self._folder, target.name, built_from)
         return target
+
+    def _discard(self) -> None:
+        for leftover in self._folder.glob("study-unpublished.tmp*"):  # the write-ahead log has its own suffix
+            leftover.unlink(missing_ok=True)
+
+
+def _sql_columns(table: type) -> dict[str, str]:
+    """{column: SQL type} of a table, derived counts included."""
+    found = {
+        name: ("DOUBLE" if (table, name) in _DOUBLE else _SQL[kind]) + ("[]" if is_list else "")
+        for name, (kind, is_list) in schema.columns(table).items()
+    }
+    for rule in schema.THETA_COUNTED.get(table, {}).values():
+        found |= {schema.count_column(rule, i): "USMALLINT" for i in range(schema.N_THETAS)}
+    return found
 
 
 def published(folder: Path) -> tuple[str, str] | None:
@@ -115,19 +160,22 @@ def _list_array(values: Any, element: pa.DataType) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, element))
 
 
-def _digest(tables: dict[type, pa.Table]) -> str:
+def _digest(connection: duckdb.DuckDBPyConnection) -> str:
     """16 hex digits over schema, column values and list lengths of the sorted rows; never over a file or a time."""
     sha = hashlib.sha256(str(schema.SCHEMA_VERSION).encode())
-    for table, rows in tables.items():
-        for name in rows.column_names:
-            column = rows.column(name).combine_chunks()
-            sha.update(f"{table.__name__}.{name}:{column.type}:{len(column)}".encode())
-            if pa.types.is_list(column.type):
-                sha.update(np.diff(column.offsets.to_numpy()).tobytes())
-                column = column.flatten()
-            if pa.types.is_string(column.type):
-                for text in column.to_pylist():
-                    sha.update(len(text).to_bytes(4, "little") + text.encode())
-            else:
-                sha.update(column.to_numpy(zero_copy_only=False).tobytes())
+    for table in schema.TABLES:
+        for name in schema.columns(table):
+            lengths, values, kind, n_rows = hashlib.sha256(), hashlib.sha256(), "", 0
+            for batch in connection.sql(f'SELECT "{name}" FROM {table.__name__}').to_arrow_reader(BATCH_ROWS):
+                column = batch.column(0)
+                kind, n_rows = str(column.type), n_rows + len(column)
+                if pa.types.is_list(column.type):
+                    lengths.update(np.diff(column.offsets.to_numpy()).astype(np.int32).tobytes())
+                    column = column.flatten()
+                if pa.types.is_string(column.type):
+                    for text in column.to_pylist():
+                        values.update(len(text).to_bytes(4, "little") + text.encode())
+                else:
+                    values.update(column.to_numpy(zero_copy_only=False).tobytes())
+            sha.update(f"{table.__name__}.{name}:{kind}:{n_rows}".encode() + lengths.digest() + values.digest())
     return sha.hexdigest()[:16]

@@ -20,26 +20,14 @@ import numpy as np
 import torch
 
 from engine import demo, sae, stability, store
-from engine.ablate import AblationPass, SecondOrder, headline
+from engine.ablate import AblationPass, headline
 from engine.activations import LanguageModel, TokenSet, harvest, load_model, token_texts, tokenize
-from engine.activity import Activity, ActivityPass
+from engine.activity import ActivityPass
 from engine.config import StudyConfig, as_parameters
 from engine.match import NULL_KINDS, Matches, match_ensemble, null_cosines
 from engine.progress import Progress
-from engine.schema import (
-    NAME_PATTERN,
-    SCHEMA_VERSION,
-    Ablation,
-    Context,
-    Document,
-    Ensemble,
-    Feature,
-    Match,
-    Member,
-    NullMatch,
-    Study,
-    Token,
-)  # fmt: skip
+from engine.rows import add_member, add_null, add_pairs, add_row
+from engine.schema import NAME_PATTERN, SCHEMA_VERSION, Ablation, Document, Ensemble, Study, Token
 from engine.train import train_ensemble
 
 BATCH_TOKENS = 2048  # of the measuring pass: small enough to stay near the caches
@@ -56,6 +44,10 @@ def run_study(
     for field, name in (("name", config.name), ("ensemble", config.ensemble)):
         if not re.fullmatch(NAME_PATTERN, name):
             raise ValueError(f"{field} is {name!r}, expected {NAME_PATTERN}")
+    if len(config.train.seeds) < 2:
+        raise ValueError(
+            f"seeds are {list(config.train.seeds)}, expected at least 2: the stability of a single SAE is undefined"
+        )
     progress = progress or Progress()
     folder = root / config.name
     with _only_builder(folder):
@@ -66,13 +58,15 @@ def run_study(
         scratch = folder / "scratch"
         with progress.stage("activations", "tokens") as report:
             rows = harvest(model, tokens, config.hookpoint, scratch / "train", report=report)
-        ensemble = _trained(config, rows, tokens.digest + model.digest, folder / "sae" / config.ensemble, progress)
+        sae_folder = folder / "sae" / config.ensemble / _recipe_digest(config, tokens.digest + model.digest)
+        ensemble = _trained(config, rows, model.digest, sae_folder, progress)
         with progress.stage("held-out activations", "tokens") as report:
             held_rows = harvest(model, held_out, config.hookpoint, scratch / "held-out", report=report)
-        writer = store.Writer(folder)
-        _add_study(writer, config, corpus, model, tokens, held_out)
-        _analyse(writer, config, ensemble, held_rows, held_out, progress)
-        path = writer.publish(built_from=built_from)
+        with store.Writer(folder) as writer:
+            _add_study(writer, config, corpus, model, tokens, held_out)
+            _analyse(writer, config, ensemble, sae_folder.relative_to(folder), held_rows, held_out, progress)
+            with progress.stage("publishing", "stores"):
+                path = writer.publish(built_from=built_from)
         shutil.rmtree(scratch)
     return path
 
@@ -98,10 +92,13 @@ def _enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
     return tokens._replace(ids=tokens.ids[chosen], document=tokens.document[chosen], start=tokens.start[chosen])
 
 
-def _trained(config: StudyConfig, rows: np.ndarray, data_digest: str, folder: Path, progress: Progress) -> sae.SAE:
-    """Load the members if exactly these were trained before, else train and save them."""
+def _recipe_digest(config: StudyConfig, data_digest: str) -> str:
     recipe = json.dumps([as_parameters(config.train), data_digest, config.hookpoint], sort_keys=True)
-    folder = folder / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    return hashlib.sha256(recipe.encode()).hexdigest()[:16]
+
+
+def _trained(config: StudyConfig, rows: np.ndarray, model_digest: str, folder: Path, progress: Progress) -> sae.SAE:
+    """Load the members if exactly these were trained before, else train and save them."""
     with progress.stage(f"{len(config.train.seeds)} SAEs in lockstep", "tokens") as report:
         if (folder / "complete").exists():
             try:
@@ -109,7 +106,7 @@ def _trained(config: StudyConfig, rows: np.ndarray, data_digest: str, folder: Pa
             except FileNotFoundError:  # somebody tidied up: train again
                 (folder / "complete").unlink()
         ensemble = train_ensemble(rows, config.train, report=report)
-        ensemble.save(folder)
+        ensemble.save(folder, provenance={"model": model_digest, "hookpoint": config.hookpoint})
         (folder / "complete").touch()
     return ensemble
 
@@ -139,14 +136,10 @@ def _add_study(
         device="cpu",
         precision="float32 (activations kept as float16)",
     )
-    _add_row(writer, row)
+    add_row(writer, row)
     texts = token_texts(model)
     writer.add(Token, {"id": np.arange(len(texts)), "text": texts})
     writer.add(Document, {"id": np.arange(len(held_out.names)), "name": held_out.names})
-
-
-def _add_row(writer: store.Writer, row: object) -> None:
-    writer.add(type(row), {name: [value] for name, value in vars(row).items()})
 
 
 @torch.no_grad()
@@ -154,6 +147,7 @@ def _analyse(
     writer: store.Writer,
     config: StudyConfig,
     ensemble: sae.SAE,
+    sae_folder: Path,
     rows: np.ndarray,
     held_out: TokenSet,
     progress: Progress,
@@ -174,27 +168,30 @@ def _analyse(
         for member in range(ensemble.n_members):
             activities.append(activity_pass.finish(member, held_out))
             report(member + 1, ensemble.n_members)
-    dead = np.stack([a.n_active == 0 for a in activities])
+    norms = ensemble.W_dec.norm(dim=-1).numpy()
+    norms = np.where(np.isfinite(norms), norms, 0)
+    dead = np.stack([a.n_active == 0 for a in activities]) | (norms == 0)
     with progress.stage("matching", "pairs") as report:
         matches = match_ensemble(ensemble, ~dead, report=report)
+    add_pairs(writer, name, seeds, matches, dead, norms > 0)
     with progress.stage("chance", "nulls") as report:
         for done, kind in enumerate(NULL_KINDS):
-            null = null_cosines(ensemble, kind)
-            for member, seed in enumerate(seeds):
-                keys = _keys(name, seed, ensemble.d_sae)
-                writer.add(NullMatch, keys | {"kind": kind, "cosines": null[member]})
+            add_null(writer, name, seeds, kind, null_cosines(ensemble, kind))
             report(done + 1, len(NULL_KINDS))
     n_comparisons = ensemble.n_members - 1
     n_matched = stability.count_matches(matches.cosine, config.theta)
     bucket = stability.buckets(n_matched, n_comparisons, dead, config.epsilon)
-    norms = ensemble.W_dec.norm(dim=-1).numpy()
     digests = [ensemble.digest(member) for member in range(ensemble.n_members)]
-    for member, seed in enumerate(seeds):
-        worth = ablation_pass.finish(member)
-        mine = Matches(*(array[member] for array in matches))
-        _add_member(writer, name, seed, digests[member], activities[member], worth, norms[member], mine)
-        for masking in headline(worth, bucket[member], activities[member].n_active):
-            _add_row(writer, Ablation(name, seed, *masking))
+    with progress.stage("features", "members") as report:
+        for member, seed in enumerate(seeds):
+            worth = ablation_pass.finish(member)
+            mine = Matches(*(array[member] for array in matches))
+            add_member(
+                writer, name, seed, digests[member], activities[member], dead[member], worth, norms[member], mine
+            )
+            for masking in headline(worth, bucket[member], activities[member].n_active):
+                add_row(writer, Ablation(name, seed, *masking))
+            report(member + 1, len(seeds))
     row = Ensemble(
         ensemble=name,
         variant="topk",
@@ -212,89 +209,9 @@ def _analyse(
         theta=config.theta,
         epsilon=config.epsilon,
         digest=_ensemble_digest(seeds, digests, config),
+        folder=str(sae_folder),
     )
-    _add_row(writer, row)
-
-
-def _add_member(
-    writer: store.Writer,
-    name: str,
-    seed: int,
-    digest: str,
-    activity: Activity,
-    worth: SecondOrder,
-    norms: np.ndarray,
-    matches: Matches,
-) -> None:
-    """One member's rows; `matches` holds this member's (d_sae, comparisons) slices."""
-    d_sae = len(norms)
-    dead = activity.n_active == 0
-    row = Member(
-        ensemble=name,
-        seed=seed,
-        sae_digest=digest,
-        ev=worth.explained_variance(),
-        l0=float(activity.n_active.sum()) / activity.n_tokens,
-        n_dead=int(dead.sum()),
-        histogram_edges=activity.histogram_edges.tolist(),
-    )
-    _add_row(writer, row)
-    keys = _keys(name, seed, d_sae)
-    writer.add(
-        Feature,
-        keys
-        | {
-            "dead": dead,
-            "cosines": matches.cosine,
-            "live_cosines": matches.live_cosine,
-            "density": activity.n_active / activity.n_tokens,
-            "n_active": activity.n_active,
-            "n_tokens": np.full(d_sae, activity.n_tokens),
-            "mean_activation": activity.mean_activation,
-            "max_activation": activity.max_activation,
-            "decoder_norm": norms,
-            "worth_ev": worth.marginal_worth(),
-            "histogram": activity.histogram,
-            "top_token_ids": activity.top_token_ids,
-            "top_token_counts": activity.top_token_counts,
-        },
-    )
-    writer.add(
-        Match,
-        keys
-        | {
-            "partners": matches.partner,
-            "runner_up_cosines": matches.runner_up,
-            "mutuals": matches.mutual,
-            "encoder_cosines": matches.encoder_cosine,
-            "live_partners": matches.live_partner,
-            "hungarian_partners": matches.hungarian_partner,
-            "hungarian_cosines": matches.hungarian_cosine,
-            "hungarian_encoder_cosines": matches.hungarian_encoder_cosine,
-            "encoder_partners": matches.encoder_partner,
-        },
-    )
-    c = activity.contexts
-    n = len(c.feature)
-    writer.add(
-        Context,
-        {
-            "ensemble": name,
-            "seed": np.full(n, seed),
-            "feature": c.feature,
-            "group": c.group,
-            "rank": c.rank,
-            "document": c.document,
-            "position": c.position,
-            "peak": c.peak,
-            "token_ids": [ids[:length] for ids, length in zip(c.token_ids, c.length, strict=True)],
-            "activations": [acts[:length] for acts, length in zip(c.activations, c.length, strict=True)],
-        },
-    )
-
-
-def _keys(ensemble: str, seed: int, d_sae: int) -> dict:
-    return {"ensemble": ensemble, "seed": np.full(d_sae, seed), "feature": np.arange(d_sae)}
+    add_row(writer, row)
 
 
 def _ensemble_digest(seeds: tuple[int, ...], digests: list[str], config: StudyConfig) -> str:

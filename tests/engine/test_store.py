@@ -76,6 +76,18 @@ def test_a_table_without_rows_keeps_everything_from_being_published(tmp_path):
     assert files(tmp_path) == set()
 
 
+def test_a_writer_that_is_left_takes_its_rows_along(tmp_path):
+    with Writer(tmp_path) as writer:
+        writer.add(schema.Token, content(schema.Token))
+    assert files(tmp_path) == set()
+
+
+def test_lists_that_are_counted_have_one_length(tmp_path):
+    columns = content(schema.Feature) | {"cosines": [[0.5] * (i + 1) for i in range(N)]}
+    with Writer(tmp_path) as writer, pytest.raises(ValueError, match="column cosines: lists of unequal length"):
+        writer.add(schema.Feature, columns)
+
+
 # -- what is written ---------------------------------------------------------------------------------------------
 
 
@@ -92,6 +104,18 @@ def test_every_table_is_read_back_as_it_was_added(tmp_path):
                 tuple(v.tolist() if isinstance(v, np.ndarray | np.generic) else v for v in row)
                 for row in zip(*wanted.values(), strict=True)
             ]
+
+
+def test_every_counted_list_has_its_counts_at_every_theta(tmp_path):
+    cosines = np.random.default_rng(0).uniform(-1, 1, (N, 7)).astype(np.float32)
+    path = publish(tmp_path, Feature__cosines=cosines, Feature__both_cosines=np.zeros((N, 0)))
+    with duckdb.connect(str(path), read_only=True) as connection:
+        for index in (0, 1, 50, 70, 100):
+            wanted = (cosines >= np.float32(index / 100)).sum(1).tolist()
+            for rule, counts in (("argmax", wanted), ("both", [0] * N)):
+                column = schema.count_column(rule, index)
+                found = connection.sql(f"SELECT {column} FROM Feature ORDER BY seed, feature").fetchall()
+                assert [row[0] for row in found] == counts
 
 
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

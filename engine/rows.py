@@ -1,0 +1,128 @@
+"""Results -> rows of the contract: what the analyses found, as the columns that the Writer takes."""
+
+import numpy as np
+
+from engine import schema
+from engine.ablate import SecondOrder
+from engine.activity import Activity
+from engine.match import Chance, Matches, rule_cosine
+from engine.schema import RULE_COLUMN, RULES, Context, Feature, Match, Member, NullMatch, Pair
+from engine.stability import count_on_grid
+from engine.store import Writer
+
+
+def add_row(writer: Writer, row: object) -> None:
+    """One dataclass row of any table."""
+    writer.add(type(row), {name: [value] for name, value in vars(row).items()})
+
+
+def add_member(
+    writer: Writer,
+    ensemble: str,
+    seed: int,
+    digest: str,
+    activity: Activity,
+    dead: np.ndarray,
+    worth: SecondOrder,
+    norms: np.ndarray,
+    matches: Matches,
+) -> None:
+    """One member, its features and their contexts; `matches` holds this member's (d_sae, comparisons) slices.
+
+    `norms` are of its decoder rows, 0 for those without a direction.
+    """
+    d_sae = len(norms)
+    row = Member(
+        ensemble=ensemble,
+        seed=seed,
+        sae_digest=digest,
+        ev=worth.explained_variance(),
+        l0=float(activity.n_active.sum()) / activity.n_tokens,
+        n_dead=int(dead.sum()),
+        n_undirected=int((norms == 0).sum()),
+        histogram_edges=activity.histogram_edges.tolist(),
+    )
+    add_row(writer, row)
+    keys = _keys(ensemble, seed, np.arange(d_sae))
+    rules = {RULE_COLUMN[rule]: rule_cosine(rule, matches) for rule in RULES}
+    measured = {
+        "dead": dead,
+        "density": activity.n_active / activity.n_tokens,
+        "n_active": activity.n_active,
+        "n_tokens": np.full(d_sae, activity.n_tokens),
+        "mean_activation": activity.mean_activation,
+        "max_activation": activity.max_activation,
+        "decoder_norm": norms,
+        "worth_ev": worth.marginal_worth(),
+        "histogram": activity.histogram,
+        "top_token_ids": activity.top_token_ids,
+        "top_token_counts": activity.top_token_counts,
+    }
+    writer.add(Feature, keys | rules | measured)
+    partners = {
+        "partners": matches.partner,
+        "runner_up_cosines": matches.runner_up,
+        "mutuals": matches.mutual,
+        "encoder_cosines": matches.encoder_cosine,
+        "live_partners": matches.live_partner,
+        "hungarian_partners": matches.hungarian_partner,
+        "hungarian_encoder_cosines": matches.hungarian_encoder_cosine,
+        "encoder_partners": matches.encoder_partner,
+    }
+    writer.add(Match, keys | partners)
+    _add_contexts(writer, ensemble, seed, activity)
+
+
+def _add_contexts(writer: Writer, ensemble: str, seed: int, activity: Activity) -> None:
+    c = activity.contexts
+    if not len(c.feature):
+        return
+    columns = {
+        "group": c.group,
+        "rank": c.rank,
+        "document": c.document,
+        "position": c.position,
+        "peak": c.peak,
+        "token_ids": [ids[:length] for ids, length in zip(c.token_ids, c.length, strict=True)],
+        "activations": [acts[:length] for acts, length in zip(c.activations, c.length, strict=True)],
+    }
+    writer.add(Context, _keys(ensemble, seed, c.feature) | columns)
+
+
+def add_pairs(
+    writer: Writer, ensemble: str, seeds: tuple[int, ...], matches: Matches, dead: np.ndarray, directed: np.ndarray
+) -> None:
+    """Every ordered pair of members under every rule that was computed; `dead` and `directed` are (members, d_sae)."""
+    for rule in RULES:
+        cosines = rule_cosine(rule, matches)
+        if not cosines.shape[-1]:
+            continue
+        for anchor, seed in enumerate(seeds):
+            living = directed[anchor] & ~dead[anchor]
+            mine = np.ascontiguousarray(cosines[anchor].T)  # (comparisons, d_sae)
+            paired = mine > schema.NO_MATCH
+            one_to_one = rule in ("hungarian", "both")
+            n = len(mine)
+            columns = {
+                "seed": np.full(n, seed),
+                "other": [seeds[other] for other in matches.other[anchor]],
+                "n_anchors": np.full(n, directed[anchor].sum()),
+                "n_living": np.full(n, living.sum()),
+                "n_paired": paired.sum(1),
+                "mean_cosine": (mine * paired).sum(1, dtype=np.float64) / np.maximum(paired.sum(1), 1),
+                "gap": matches.gap[anchor] if one_to_one else np.zeros(n),
+                "matched": count_on_grid(mine[:, directed[anchor]]),
+                "matched_living": count_on_grid(mine[:, living]),
+            }
+            writer.add(Pair, {"ensemble": ensemble, "rule": rule} | columns)
+
+
+def add_null(writer: Writer, ensemble: str, seeds: tuple[int, ...], kind: str, chance: Chance) -> None:
+    """What one null finds, all members."""
+    for member, seed in enumerate(seeds):
+        keys = _keys(ensemble, seed, chance.feature)
+        writer.add(NullMatch, keys | {"kind": kind, "cosines": chance.cosine[member]})
+
+
+def _keys(ensemble: str, seed: int, feature: np.ndarray) -> dict[str, object]:
+    return {"ensemble": ensemble, "seed": np.full(len(feature), seed), "feature": feature}
