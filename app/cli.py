@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import webbrowser
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+class Compute(StrEnum):
+    """Where the engine computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Rule(StrEnum):
+    """How a partner is found."""
+
+    argmax = "argmax"
+    mutual = "mutual"
+    hungarian = "hungarian"
+    both = "both"
+
+
+class Section(StrEnum):
+    """What `bench` measures."""
+
+    match = "match"
+    all = "all"
+
+
+Device = Annotated[Compute, typer.Option(help="Where the live engine computes; auto takes a GPU where there is one.")]
 Root = Annotated[
     Path | None,
     typer.Option(help="Folder of studies (default $SEEDSCOPE_ROOT, else ./seedscope-data).", show_default=False),
@@ -71,7 +99,7 @@ def demo(
 @app.command()
 def serve(
     root: Root = None, host: Host = "127.0.0.1", port: Port = DEFAULT_PORT, token: Token = None,
-    allow_host: AllowHost = None, open_browser: Open = None,
+    allow_host: AllowHost = None, open_browser: Open = None, device: Device = Compute.auto,
 ) -> None:  # fmt: skip
     """Serve the dashboard over every study under the root.
 
@@ -80,7 +108,78 @@ def serve(
     root = root or default_root()
     if not root.is_dir():
         raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
-    _serve(Settings(root, host, port, token, tuple(allow_host or ())), bool(open_browser))
+    _serve(Settings(root, host, port, token, tuple(allow_host or ()), device.value), bool(open_browser))
+
+
+@app.command()
+def match(
+    sae_a: Annotated[Path, typer.Argument(help="An SAE file, such as seed-0.safetensors.")],
+    sae_b: Annotated[Path, typer.Argument(help="Another one, of the same model and hook point.")],
+    rule: Annotated[Rule, typer.Option(help="How a partner is found.")] = Rule.argmax,
+    theta: Annotated[float, typer.Option(min=-1, max=1, help="A cosine of at least theta is a match.")] = 0.7,
+    absolute: Annotated[bool, typer.Option("--absolute", help="Compare absolute cosines.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Match SAEs of different models or hook points.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the complete matching to this file.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Match two SAEs without a study: shared features, MCC with a proven gap, and every partner.
+
+    Example: seedscope match a/seed-0.safetensors a/seed-1.safetensors --rule hungarian --json pair.json
+    """
+    from engine import pairing
+    from engine.progress import Progress
+
+    if json is not None and not json.absolute().parent.is_dir():
+        raise Stop(f"found no folder {json.absolute().parent} to write {json.name} into; create it first")
+    try:
+        with Progress(quiet=quiet).stage("matching", "pairs") as report:
+            found = pairing.compare(sae_a, sae_b, rule=rule.value, theta=theta, absolute=absolute, force=force)
+            report(1, 1)
+    except ValueError as error:
+        raise Stop(str(error)) from None
+    for name, one, way in (("A in B", found.a, found.a_to_b), ("B in A", found.b, found.b_to_a)):
+        excluded = f", {one.n_undirected} rows without a direction left out" if one.n_undirected else ""
+        print(
+            f"{name}: {way.n_matched} of {len(way.feature)} features match ({way.shared:.1%}), MMCS {way.mmcs:.4f}{excluded}"
+        )
+    if found.pw_mcc is None:
+        print("one-to-one: not computed at this size by default; ask for it with --rule hungarian")
+    else:
+        print(f"one-to-one: MCC {found.pw_mcc:.4f}, Hungarian distance {found.hungarian_distance:.4f}, "
+              f"proven within {max(found.gap, 0):.1e} of the best")  # fmt: skip
+    for difference in found.forced:
+        print(f"forced: {difference}")
+    if json is not None:
+        pairing.write(found, json)
+        print(f"complete matching: {json}")
+
+
+@app.command()
+def bench(
+    section: Annotated[Section, typer.Argument(help="What to measure.")] = Section.all,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file as well.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Also what takes many minutes.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Measure this machine against its limits and, side by side in one run, against the alternatives.
+
+    Example: seedscope bench match --json bench.json
+    """
+    from rich.console import Console
+
+    from engine.bench.run import SECTIONS, show, write_json
+    from engine.progress import Progress
+
+    if json is not None and not json.absolute().parent.is_dir():
+        raise Stop(f"found no folder {json.absolute().parent} to write {json.name} into; create it first")
+    lines = []
+    for name, measure in SECTIONS.items():
+        if section.value in (name, "all"):
+            with Progress(quiet=quiet).stage(f"bench {name}", "steps") as report:
+                lines += measure(full=full, report=report)
+    show(lines, Console(width=160 if not sys.stdout.isatty() else None))
+    if json is not None:
+        write_json(lines, json)
 
 
 def _on_a_desktop() -> bool:

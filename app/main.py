@@ -1,16 +1,20 @@
 """create_app: the dashboard over every study under a root."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from app import render
-from app.routes import features, studies
+from app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
+from app.routes import features, members, neighbours, overview, studies
 from app.security import Guard
 from app.settings import STATIC, Settings
 from app.store import BadValue, NotFound, Studies
@@ -26,6 +30,15 @@ class ErrorPage:
 
 
 @dataclass(frozen=True)
+class EnginePage:
+    """Instead of an answer of the live engine: it starts, restarts or refuses."""
+
+    says: str
+    again: bool  # whether the page asks again by itself
+    address: str
+
+
+@dataclass(frozen=True)
 class DocsPage:
     """`/docs`: every address the dashboard answers."""
 
@@ -34,8 +47,16 @@ class DocsPage:
 
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application; opens stores at the first request that needs them."""
-    app = FastAPI(title="SeedScope", docs_url=None, redoc_url=None)
+    live = LiveEngine(settings.root, settings.device)
+
+    @asynccontextmanager
+    async def until_stopped(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        live.close()
+
+    app = FastAPI(title="SeedScope", docs_url=None, redoc_url=None, lifespan=until_stopped)
     app.state.studies = Studies(settings.root)
+    app.state.live = live
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
     @app.get("/healthz")
@@ -50,9 +71,15 @@ def create_app(settings: Settings) -> FastAPI:
         return render.respond(request, "docs.html", DocsPage(routes))
 
     app.include_router(studies.router)
+    app.include_router(overview.router)
+    app.include_router(members.router)  # before the permalink, whose address would swallow members/match
+    app.include_router(neighbours.router)
     app.include_router(features.router)
     app.add_exception_handler(NotFound, _not_found)
     app.add_exception_handler(BadValue, _bad_value)
+    app.add_exception_handler(EngineStartingError, _engine_starting)
+    app.add_exception_handler(EngineBrokenError, _engine_silent)
+    app.add_exception_handler(EngineRefusedError, _engine_silent)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Guard, settings=settings)
@@ -81,22 +108,51 @@ def _bad_value(request: Request, error: BadValue) -> Response:
 
 
 def _bad_request(request: Request, error: RequestValidationError) -> Response:
-    takes = features.TableFilter if request.url.path.removesuffix(".json").endswith("/features") else features.Filter
+    takes = _parameters_of(request.scope["route"].dependant)
     problems = [
         {"name": str(e["loc"][-1]), "found": _found(e), "expected": _expected(e, takes)} for e in error.errors()
     ]
     return _refuse(request, 422, "A value in the address is not usable", problems)
 
 
+def _parameters_of(dependant: Dependant) -> list[str]:
+    """Every query parameter that a route takes, sorted; a `.json` twin takes what its page does."""
+    names = [_parameters_of(dependency) for dependency in dependant.dependencies]
+    for field in dependant.query_params:
+        takes = field.field_info.annotation
+        names.append(list(takes.model_fields) if hasattr(takes, "model_fields") else [field.alias])
+    return sorted({name for held in names for name in held})
+
+
 def _found(error: dict) -> str:
     return "an unknown parameter" if error["type"] == "extra_forbidden" else repr(error["input"])
 
 
-def _expected(error: dict, takes: type[features.Filter]) -> str:
+def _expected(error: dict, takes: list[str]) -> str:
     """pydantic's own words, which name the allowed values and bounds."""
     if error["type"] == "extra_forbidden":
-        return "one of " + ", ".join(sorted(takes.model_fields))
+        return "one of " + ", ".join(takes)
     return error["msg"].removeprefix("Input should be ")
+
+
+def _engine_starting(request: Request, error: EngineStartingError) -> Response:
+    return _without_answer(request, str(error), again=True)
+
+
+def _engine_silent(request: Request, error: Exception) -> Response:
+    return _without_answer(request, str(error), again=False)
+
+
+def _without_answer(request: Request, says: str, *, again: bool) -> Response:
+    """503 in the place where the answer was due; the rest of the site does not need the engine."""
+    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    context = EnginePage(says, again, path)
+    if request.url.path.endswith(".json"):
+        response: Response = JSONResponse(asdict(context), 503)
+    else:
+        response = render.respond(request, "engine.html", context, status=503)
+    response.headers["Retry-After"] = "1"
+    return response
 
 
 def _http_error(request: Request, error: HTTPException) -> Response:

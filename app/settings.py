@@ -37,3 +37,5 @@ class Settings:
     """Secret that every request must carry; None on loopback."""
     allowed_hosts: tuple[str, ...] = ()
     """Names, beside loopback and the bound address, that the Host header may hold."""
+    device: str = "auto"
+    """Where the live engine computes: auto, cpu or cuda."""

@@ -45,10 +45,13 @@ def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, qu
     step = width / n
     bars = []
     for i, c in enumerate(comparisons):
-        x, w, top = i * step, step - (4 if n < PROFILE_FROM else 1), height * (1 - max(c.cosine, 0.02))
-        title = f"seed {c.seed}: #{c.partner}, cosine {c.cosine:.3f}, next best {c.runner_up_cosine:.3f}"
+        x, w, top = i * step, step - (4 if n < PROFILE_FROM else 1), height * (1 - max(c.rule_cosine, 0.02))
+        title = f"seed {c.seed}: #{c.rule_partner}, cosine {c.rule_cosine:.3f}, next best {c.runner_up_cosine:.3f}"
+        href = f'href="{base}/{c.seed}/{c.rule_partner}{query}"'
+        if c.rule_partner is None:
+            title, href = f"seed {c.seed}: no partner under this rule", ""
         bars.append(
-            f'<a href="{base}/{c.seed}/{c.partner}{query}" aria-label="{title}"><title>{title}</title>'
+            f'<a {href} aria-label="{title}"><title>{title}</title>'
             f'<rect class="track" x="{x:.1f}" y="0" width="{w:.1f}" height="{height}" rx="3"/>'
             f'<rect class="{"solid" if c.matched else "faded"}" x="{x:.1f}" y="{top:.1f}" width="{w:.1f}" '
             f'height="{height - top:.1f}" rx="3"/><text x="{x + w / 2:.1f}" y="{height + 13}">{c.seed}</text></a>'

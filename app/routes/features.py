@@ -1,81 +1,30 @@
 """The feature table and the feature permalink."""
 
-import re
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pyarrow.csv
 import pyarrow.parquet
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from app import render
 from app.formats import percent
-from app.store import FeatureQuery, FeatureRow, Place, Studies, StudyStore
+from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_ensemble
+from app.store import FeatureRow, Place, StudyStore
 from engine import schema
-from engine.stability import BUCKETS, EPSILON, THETA, is_match, score
+from engine.schema import NO_MATCH
+from engine.stability import BUCKETS, is_match
 
 router = APIRouter()
-StudyName = Annotated[str, Path(description="study name")]
-EnsembleName = Annotated[str, Path(description="ensemble name")]
-Share = Annotated[float, Field(ge=0, le=1)]
 PARTNER_CONTEXTS = 2
-MAX_INDEX = 2**31 - 1  # what the store's integer columns hold
 # What later analyses add; the twin says so instead of leaving it out.
 MISSING = {
     "trigger": "trigger classes", "positive_logits": "logit effects", "negative_logits": "logit effects",
     "explanations": "auto-interpretation", "subspace": "geometry",
 }  # fmt: skip
-
-
-class Filter(BaseModel):
-    """The feature table's state as it stands in the URL; empty values count as absent."""
-
-    model_config = ConfigDict(extra="forbid")
-    theta: Annotated[float, Field(ge=-1, le=1)] = THETA
-    epsilon: Annotated[float, Field(ge=0, lt=0.5)] = EPSILON
-    seed: Annotated[int, Field(ge=0, le=MAX_INDEX)] | None = None
-    bucket: Literal["stable", "middle", "unstable", "dead"] | None = None
-    dead: Literal["exclude", "only"] | None = None
-    stability_min: Share | None = None
-    stability_max: Share | None = None
-    density_min: Share | None = None
-    density_max: Share | None = None
-    id: Annotated[int, Field(ge=0, le=MAX_INDEX)] | None = None
-    q: Annotated[str, Field(max_length=100)] | None = None
-    sort: Literal["stability", "density", "worth", "max", "feature"] = "stability"
-    dir: Literal["asc", "desc"] | None = None
-    v: Annotated[str, Field(pattern="^[0-9a-f]{4,16}$")] | None = None
-    embed: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty(cls, values: Any) -> Any:
-        return {k: v for k, v in values.items() if v != ""} if isinstance(values, dict) else values
-
-    @model_validator(mode="after")
-    def _id_in_search(self) -> "Filter":
-        """`#117` in the search box means the feature of that index."""
-        if self.q and (match := re.fullmatch(r"#\s*(\d{1,9})", self.q.strip())):
-            self.id, self.q = int(match[1]), None
-        return self
-
-    @property
-    def descending(self) -> bool:
-        """Without `dir`: by index upwards, by anything else downwards."""
-        return self.dir == "desc" if self.dir else self.sort != "feature"
-
-    def query(self, ensemble: str) -> FeatureQuery:
-        """The filter as the store understands it."""
-        values = self.model_dump(exclude={"dir", "v", "embed", "limit", "after", "before"})
-        return FeatureQuery(ensemble, descending=self.descending, **values)
-
-    def parameters(self, **changes: Any) -> dict[str, Any]:
-        """What a link must carry to mean this filter with `changes`; defaults are left out."""
-        held = self.model_dump(exclude={"v", "embed", "limit", "after", "before"}) | changes
-        return {k: v for k, v in held.items() if k not in Filter.model_fields or v != Filter.model_fields[k].default}
 
 
 class TableFilter(Filter):
@@ -95,6 +44,8 @@ class TablePage:
     filter: dict[str, Any]
     theta: float
     epsilon: float
+    rule: str
+    rules: list[str]
     total: int
     rows: list[FeatureRow]
     buckets: dict[str, int]
@@ -104,6 +55,7 @@ class TablePage:
     after: str | None
     before: str | None
     nav_filter: Filter
+    nav_rules: dict[str, str]
     nav_push: str
 
 
@@ -124,16 +76,18 @@ class Comparison:
     """One other seed's counterpart of the feature."""
 
     seed: int
-    partner: int
+    partner: int | None  # argmax; None where a side has no direction
     cosine: float
     runner_up_cosine: float
-    matched: bool
+    matched: bool  # under the rule asked for
     mutual: bool
     encoder_cosine: float
-    live_partner: int
+    live_partner: int | None
     live_cosine: float
-    partner_dead: bool
-    partner_bucket: str
+    rule_partner: int | None  # under the rule asked for
+    rule_cosine: float
+    partner_dead: bool  # this and what follows: of that rule's partner
+    partner_bucket: str | None
     hungarian_partner: int | None
     hungarian_cosine: float | None
     hungarian_encoder_cosine: float | None
@@ -163,6 +117,7 @@ class FeaturePage:
     bucket: str
     theta: float
     epsilon: float
+    rule: str
     null_rate: dict[str, float]
     null_p999: dict[str, float]
     dead: bool
@@ -191,13 +146,8 @@ class FeaturePage:
     nav_filter: Filter
     nav_list: str
     nav_permalink: str
+    nav_rules: dict[str, str]
     nav_why: str
-
-
-def _open(request: Request, study: str, ensemble: str) -> tuple[StudyStore, schema.Ensemble]:
-    studies: Studies = request.app.state.studies
-    store = studies.get(study)
-    return store, store.ensemble(ensemble)
 
 
 @render.page(router, "/s/{study}/{ensemble}/features", "features.html", "features")
@@ -205,11 +155,12 @@ def feature_table(
     request: Request, study: StudyName, ensemble: EnsembleName, filter: Annotated[TableFilter, Query()]
 ) -> TablePage:
     """Features of all members, filtered and sorted, page by page."""
-    store, row = _open(request, study, ensemble)
+    store, row = open_ensemble(request, study, ensemble)
+    filter = filter.judged_by(row)
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
-    query = filter.query(ensemble)
-    rows = store.list_features(query, limit=filter.limit + 1, after=filter.after, before=filter.before)
+    found = store.features(filter.query(ensemble))
+    rows = found.page(limit=filter.limit + 1, after=filter.after, before=filter.before)
     more = len(rows) > filter.limit
     if filter.before:
         rows = rows[-filter.limit :]
@@ -217,7 +168,7 @@ def feature_table(
     else:
         rows = rows[: filter.limit]
         has_after, has_before = more, filter.after is not None
-    facets = store.facets(query)
+    facets = found.facets()
     base = f"/s/{study}/{ensemble}/features"
     position = {"limit": filter.limit if filter.limit != 50 else None, "after": filter.after, "before": filter.before}
     return TablePage(
@@ -226,15 +177,18 @@ def feature_table(
         filter=filter.model_dump(exclude={"v", "embed"}),
         theta=filter.theta,
         epsilon=filter.epsilon,
-        total=store.count(query),
+        rule=filter.rule,
+        rules=store.rules(ensemble),
+        total=found.count(),
         rows=rows,
         buckets={b: facets["bucket"].get(b, 0) for b in BUCKETS},
         seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),
-        after=store.key(query, rows[-1]) if rows and has_after else None,
-        before=store.key(query, rows[0]) if rows and has_before else None,
+        after=found.key(rows[-1]) if rows and has_after else None,
+        before=found.key(rows[0]) if rows and has_before else None,
         nav_filter=filter,
+        nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_push=render.url(base, **filter.parameters(), **position),
     )
 
@@ -245,10 +199,10 @@ def feature_download(
     request: Request, study: StudyName, ensemble: EnsembleName, filter: Annotated[Filter, Query()]
 ) -> Response:
     """All features that the filter finds, as CSV or Parquet."""
-    store, _ = _open(request, study, ensemble)
+    store, row = open_ensemble(request, study, ensemble)
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
-    table = store.table(filter.query(ensemble))
+    table = store.features(filter.judged_by(row).query(ensemble)).download()
     kind = request.url.path.rsplit(".", 1)[1]
     buffer = BytesIO()
     if kind == "csv":
@@ -263,7 +217,7 @@ def feature_download(
 @router.get("/s/{study}/{ensemble}/random", name="random")
 def random_feature(request: Request, study: StudyName, ensemble: EnsembleName) -> RedirectResponse:
     """Any living feature."""
-    store, _ = _open(request, study, ensemble)
+    store, _ = open_ensemble(request, study, ensemble)
     seed, feature = store.random_feature(ensemble)
     return RedirectResponse(f"/s/{study}/{ensemble}/{seed}/{feature}", 303)
 
@@ -278,14 +232,15 @@ def feature(
     filter: Annotated[Filter, Query()],
 ) -> FeaturePage:
     """The permalink: a feature's stability and why, its contexts, its counterparts in all other seeds."""
-    store, row = _open(request, study, ensemble)
+    store, row = open_ensemble(request, study, ensemble)
     member = store.member(ensemble, seed)
     found = store.feature(ensemble, member.seed, feature)
+    filter = filter.judged_by(row)
+    listed = store.features(filter.query(ensemble))
     contexts = [_shown(store, c) for c in store.contexts(ensemble, member.seed, found.feature)]
     comparisons = _comparisons(store, row, found, filter)
     n_matched = sum(c.matched for c in comparisons)
-    scored = score(n_matched, len(comparisons), dead=found.dead, epsilon=filter.epsilon)
-    query = filter.query(ensemble)
+    scored = filter.score(found)
     base = f"/s/{study}/{ensemble}"
     null_rate = store.null_rates(ensemble, filter.theta)
     shown_maxima = [max(x.activations) for c in comparisons for x in c.contexts]
@@ -308,6 +263,7 @@ def feature(
         bucket=scored.bucket,
         theta=filter.theta,
         epsilon=filter.epsilon,
+        rule=filter.rule,
         null_rate=null_rate,
         null_p999=store.null_p999(ensemble),
         dead=found.dead,
@@ -337,11 +293,12 @@ def feature(
         missing=[{"field": field, "needs": f"{what}: not computed by this version"} for field, what in MISSING.items()],
         asked_digest=filter.v,
         nav_largest=max([found.max_activation, *shown_maxima]),
-        nav_cosines=tuple(found.cosines),
-        nav_place=store.place(query, member.seed, found.feature),
+        nav_cosines=tuple(filter.cosines(found)),
+        nav_place=listed.place(member.seed, found.feature),
         nav_filter=filter,
         nav_list=render.url(f"{base}/features", **filter.parameters()),
         nav_permalink=f"{base}/{member.seed}/{found.feature}?v={row.digest}",
+        nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_why=_why(scored.bucket, n_matched, len(comparisons), filter, scored.p_stable, scored.p_unstable, null_rate),
     )
 
@@ -354,36 +311,48 @@ def _shown(store: StudyStore, context: schema.Context) -> ShownContext:
 
 def _comparisons(store: StudyStore, row: schema.Ensemble, found: schema.Feature, filter: Filter) -> list[Comparison]:
     match = store.matches(row.ensemble, found.seed, found.feature)
-    matched = is_match(found.cosines, filter.theta)
+    cosines = filter.cosines(found)
+    matched = is_match(cosines, filter.theta)
+    named = {"live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners}
+    partners = [
+        partner if cosine > NO_MATCH else -1
+        for partner, cosine in zip(named.get(filter.rule, match.partners), cosines, strict=True)
+    ]
+    seeds = store.other_seeds(row.ensemble, found.seed)
+    places = [place for place in zip(seeds, partners, strict=True) if place[1] >= 0]
+    features = store.features_at(row.ensemble, places)
+    contexts = store.contexts_at(row.ensemble, places, n=PARTNER_CONTEXTS)
+    one_to_one = len(match.hungarian_partners) > 0
     result = []
-    for i, seed in enumerate(store.other_seeds(row.ensemble, found.seed)):
-        partner = store.feature(row.ensemble, seed, match.partners[i])
-        one_to_one = match.hungarian_partners[i]
-        x = int(is_match(partner.cosines, filter.theta).sum())
+    for i, seed in enumerate(seeds):
+        partner = features.get((seed, partners[i]))
         result.append(
             Comparison(
                 seed=seed,
-                partner=match.partners[i],
+                partner=_index(match.partners[i]),
                 cosine=found.cosines[i],
                 runner_up_cosine=match.runner_up_cosines[i],
                 matched=bool(matched[i]),
                 mutual=match.mutuals[i],
                 encoder_cosine=match.encoder_cosines[i],
-                live_partner=match.live_partners[i],
+                live_partner=_index(match.live_partners[i]),
                 live_cosine=found.live_cosines[i],
-                partner_dead=partner.dead,
-                partner_bucket=score(x, row.n_comparisons, dead=partner.dead, epsilon=filter.epsilon).bucket,
-                hungarian_partner=one_to_one if one_to_one >= 0 else None,
-                hungarian_cosine=match.hungarian_cosines[i] if one_to_one >= 0 else None,
-                hungarian_encoder_cosine=match.hungarian_encoder_cosines[i] if one_to_one >= 0 else None,
-                encoder_partner=match.encoder_partners[i] if match.encoder_partners[i] >= 0 else None,
-                contexts=[
-                    _shown(store, c)
-                    for c in store.contexts(row.ensemble, seed, match.partners[i], limit=PARTNER_CONTEXTS)
-                ],
+                rule_partner=_index(partners[i]),
+                rule_cosine=cosines[i],
+                partner_dead=partner is not None and partner.dead,
+                partner_bucket=filter.score(partner).bucket if partner else None,
+                hungarian_partner=_index(match.hungarian_partners[i]) if one_to_one else None,
+                hungarian_cosine=found.hungarian_cosines[i] if one_to_one else None,
+                hungarian_encoder_cosine=match.hungarian_encoder_cosines[i] if one_to_one else None,
+                encoder_partner=_index(match.encoder_partners[i]) if one_to_one else None,
+                contexts=[_shown(store, c) for c in contexts.get((seed, partners[i]), [])],
             )
         )
     return result
+
+
+def _index(partner: int) -> int | None:
+    return partner if partner >= 0 else None
 
 
 def _why(

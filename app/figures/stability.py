@@ -1,0 +1,231 @@
+"""Stability: its distribution, the threshold, the number of seeds."""
+
+from typing import Any
+
+from app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
+from app.formats import percent
+from engine.stability import Band
+
+
+def stability_distribution(
+    counts: list[tuple[int, str, int, int]], null: dict[str, list[int]], n_comparisons: int, links: dict[str, str]
+) -> Figure:
+    """Living features by the number of seeds they come back in, beside what chance gives."""
+    per_x: dict[int, dict[str, int]] = {}
+    for _, bucket, x, n in counts:
+        if bucket != "dead":
+            held = per_x.setdefault(x, {})
+            held[bucket] = held.get(bucket, 0) + n
+    total = sum(sum(row.values()) for row in per_x.values()) or 1
+    xs = list(range(n_comparisons + 1))
+    data: list[dict[str, Any]] = []
+    for bucket in ("unstable", "middle", "stable"):
+        share = [per_x.get(x, {}).get(bucket, 0) / total for x in xs]
+        n_bucket = sum(row.get(bucket, 0) for row in per_x.values())
+        data.append(
+            {
+                "type": "bar", "x": xs, "y": share, "name": bucket, "marker": {"color": BUCKET_ROLE[bucket]},
+                "customdata": [links[bucket]] * len(xs),
+                "hovertemplate": f"%{{x}} of {n_comparisons} seeds: %{{y:.1%}} of living features ({bucket})<extra></extra>",
+                "text": [f"{bucket} {percent(n_bucket / total, 0)}" if s and s == max(share) else "" for s in share],
+                "textposition": "outside", "cliponaxis": False, "textangle": 0, "constraintext": "none",
+            }
+        )  # fmt: skip
+    for kind, row in null.items():
+        share = [n / sum(row) for n in row]
+        data.append(
+            {
+                "type": "scatter", "mode": "lines+markers", "x": xs, "y": share, "name": NULL_NAME[kind],
+                "line": {"color": "@null", "dash": NULL_DASH[kind], "width": 1.5}, "marker": {"color": "@null", "size": 4},
+                "hovertemplate": f"chance, {NULL_NAME[kind]}: %{{y:.1%}} match in %{{x}} seeds<extra></extra>",
+            }
+        )  # fmt: skip
+    table = tuple(
+        (x, *(per_x.get(x, {}).get(b, 0) for b in ("stable", "middle", "unstable")), *(row[x] for row in null.values()))
+        for x in xs
+    )
+    stable = sum(row.get("stable", 0) for row in per_x.values()) / total
+    return Figure(
+        "stability",
+        f"{percent(stable, 0)} of living features come back in every other seed"
+        if max((x for x, r in per_x.items() if r.get("stable")), default=0) == n_comparisons
+        and all(x == n_comparisons for x, r in per_x.items() if r.get("stable"))
+        else f"{percent(stable, 0)} of living features are stable",
+        f"n = {total:,} living features of {len({c[0] for c in counts})} members. Bars: share of features that match in "
+        f"so many of {n_comparisons} other seeds. Dashed lines: the same for random dictionaries.",
+        {
+            "data": data,
+            "layout": layout(
+                f"seeds with a match, of {n_comparisons}", "share of features", barmode="stack",
+                xaxis={"dtick": 1 if n_comparisons < 20 else None, "range": [-0.8, n_comparisons + 0.8]},
+                yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+            ),
+        },
+        ("seeds with a match", "stable", "middle", "unstable", *(f"chance, {NULL_NAME[k]}" for k in null)),
+        table,
+    )  # fmt: skip
+
+
+def stability_cdf(
+    counts: list[tuple[int, str, int, int]],
+    null: dict[str, list[int]],
+    band: Band,
+    n_comparisons: int,
+    one_anchor: float,
+) -> Figure:
+    """Cumulative share of features by p, with a band over seeds; every anchor for itself as a thin line.
+
+    `one_anchor` is the DKW half-width for a single anchor's curve.
+    """
+    p = [x / n_comparisons for x in range(n_comparisons + 1)]
+    per_seed: dict[int, list[int]] = {}
+    for seed, bucket, x, n in counts:
+        if bucket != "dead":
+            per_seed.setdefault(seed, [0] * len(p))[x] += n
+    curves = {seed: _cumulative(row) for seed, row in per_seed.items()}
+    pooled = _cumulative([sum(column) for column in zip(*per_seed.values(), strict=True)])
+    step = {"type": "scatter", "mode": "lines", "line": {"shape": "hv"}}
+    edge = step | {"x": p, "line": {"shape": "hv", "width": 0}, "hoverinfo": "skip"}
+    data: list[dict[str, Any]] = [
+        edge | {"y": band.low.tolist(), "name": "band"},
+        edge | {"y": band.high.tolist(), "name": "band", "fill": "tonexty", "fillcolor": "@band"},
+    ]
+    # Members as one trace with gaps: 96 lines must not be 96 objects.
+    xs, ys, seeds = [], [], []
+    for seed, curve in curves.items():
+        xs, ys, seeds = [*xs, *p, None], [*ys, *curve, None], [*seeds, *[seed] * len(p), None]
+    data.append(
+        step
+        | {
+            "x": xs, "y": ys, "customdata": seeds, "name": "one anchor", "connectgaps": False,
+            "line": {"shape": "hv", "color": "@member", "width": 0.8},
+            "hovertemplate": "seed %{customdata} alone: %{y:.1%} have p ≤ %{x:.2f}<extra></extra>",
+        }
+    )  # fmt: skip
+    data.append(
+        step
+        | {
+            "x": p, "y": pooled, "name": "all members", "line": {"shape": "hv", "color": "@accent", "width": 2.5},
+            "hovertemplate": "%{y:.1%} of features have p ≤ %{x:.2f}<extra></extra>",
+        }
+    )  # fmt: skip
+    chance = {kind: _cumulative(row) for kind, row in null.items()}
+    for kind, curve in chance.items():
+        data.append(
+            step
+            | {
+                "x": p, "y": curve, "name": NULL_NAME[kind],
+                "line": {"shape": "hv", "color": "@null", "dash": NULL_DASH[kind], "width": 1.5},
+                "hovertemplate": f"chance, {NULL_NAME[kind]}: %{{y:.1%}} have p ≤ %{{x:.2f}}<extra></extra>",
+            }
+        )  # fmt: skip
+    half = n_comparisons // 2
+    spread = [curve[half] for curve in curves.values()]
+    n_features = sum(map(sum, per_seed.values()))
+    return Figure(
+        "cdf",
+        f"{percent(pooled[half], 0)} of features come back in at most half of the seeds",
+        f"Share of n = {n_features:,} features with stability up to p. Band: 95 %, bootstrap over the {len(curves)} seeds. Thin "
+        f"lines: one anchor each ({percent(min(spread), 0)} to {percent(max(spread), 0)} at p = {p[half]:.2f}); a single anchor, "
+        f"given its comparisons, is known to ± {percent(one_anchor)} (DKW). Dashed: chance.",
+        {
+            "data": data,
+            "layout": layout(
+                "stability p", "share with stability up to p", xaxis={"range": [0, 1]},
+                yaxis={"tickformat": ".0%", "range": [0, 1.02]},
+            ),
+        },
+        ("p", "share up to p", "95 % band", "lowest anchor", "highest anchor", *(f"chance, {NULL_NAME[k]}" for k in null)),
+        tuple(
+            (
+                f"{p[i]:.2f}", percent(pooled[i]), f"{percent(band.low[i])} – {percent(band.high[i])}",
+                percent(min(c[i] for c in curves.values())), percent(max(c[i] for c in curves.values())),
+                *(percent(curve[i]) for curve in chance.values()),
+            )
+            for i in range(len(p))
+        ),
+    )  # fmt: skip
+
+
+def _cumulative(row: list[int]) -> list[float]:
+    total, running, shares = sum(row) or 1, 0, []
+    for n in row:
+        running += n
+        shares.append(round(running / total, 5))  # a page holds a curve per member
+    return shares
+
+
+def theta_sweep(
+    thetas: list[float], shares: dict[str, list[float]], null: dict[str, list[float]], theta: float, n: int
+) -> Figure:
+    """Bucket shares as the match threshold moves, beside the rates of chance matches."""
+    data: list[dict[str, Any]] = []
+    for bucket, dash in (("stable", "solid"), ("middle", "dash"), ("unstable", "dot")):
+        at = {"stable": 2, "middle": len(thetas) // 2, "unstable": len(thetas) - 3}[bucket]
+        data.append(
+            {
+                "type": "scatter", "mode": "lines+text", "x": thetas, "y": shares[bucket], "name": bucket,
+                "line": {"color": BUCKET_ROLE[bucket], "dash": dash, "width": 2},
+                "text": [bucket if i == at else "" for i in range(len(thetas))], "textposition": "top center",
+                "textfont": {"color": BUCKET_ROLE[bucket]}, "cliponaxis": False,
+                "hovertemplate": f"θ = %{{x:.2f}}: %{{y:.1%}} {bucket}<extra></extra>",
+            }
+        )  # fmt: skip
+    for kind, rates in null.items():
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "x": thetas, "y": rates, "name": NULL_NAME[kind],
+                "line": {"color": "@null", "dash": NULL_DASH[kind], "width": 1.5},
+                "hovertemplate": f"θ = %{{x:.2f}}: %{{y:.2%}} of comparisons match by chance ({NULL_NAME[kind]})<extra></extra>",
+            }
+        )  # fmt: skip
+    line = {"type": "line", "x0": theta, "x1": theta, "y0": 0, "y1": 1, "yref": "paper"}
+    return Figure(
+        "sweep",
+        "How much do the buckets depend on θ?",
+        f"Shares of n = {n:,} living features at every threshold; the thin line is θ = {theta:.2f}. Grey: comparisons that match "
+        "by chance (dotted: rotated dictionaries, dashed: same second moment).",
+        {
+            "data": data,
+            "layout": layout(
+                "match threshold θ", "share of living features", yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+                shapes=[line | {"line": {"color": "@soft", "width": 1}}],
+            ),
+        },
+        ("θ", "stable", "middle", "unstable", *(f"chance, {NULL_NAME[kind]}" for kind in null)),
+        tuple(
+            (
+                f"{t:.2f}", *(percent(shares[b][i]) for b in ("stable", "middle", "unstable")),
+                *(percent(rates[i], 2) for rates in null.values()),
+            )
+            for i, t in enumerate(thetas)
+        ),
+    )  # fmt: skip
+
+
+def convergence(n: list[int], same_bucket: list[float], error: list[float], n_features: int) -> Figure:
+    """What fewer seeds would have said."""
+    total = n[-1]
+    settled = same_bucket[-2] if total > 1 else 1.0
+    data = [
+        {
+            "type": "scatter", "mode": "lines+markers", "x": n, "y": same_bucket, "name": "same bucket",
+            "line": {"color": "@accent", "width": 2}, "marker": {"color": "@accent", "size": 6}, "customdata": error,
+            "hovertemplate": "%{x} comparisons: %{y:.1%} in their final bucket, p off by %{customdata:.3f}<extra></extra>",
+        }
+    ]  # fmt: skip
+    return Figure(
+        "convergence",
+        f"Would one seed fewer have said the same? For {percent(settled, 0)} of features, yes",
+        f"Share of n = {n_features:,} living features that the first comparisons put into the bucket that all {total} give; mean "
+        "over all choices of comparisons, exact.",
+        {
+            "data": data,
+            "layout": layout(
+                "comparisons used", "already in the final bucket", xaxis={"dtick": 1 if total < 20 else None},
+                yaxis={"tickformat": ".0%", "range": [0, 1.04]},
+            ),
+        },
+        ("comparisons", "in the final bucket", "mean |p − final p|"),
+        tuple((k, percent(s), f"{e:.3f}") for k, s, e in zip(n, same_bucket, error, strict=True)),
+    )  # fmt: skip

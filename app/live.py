@@ -1,0 +1,254 @@
+"""Client of the live engine: starts it on first need, restarts it when it dies, asks identical questions once."""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+
+from engine.queries import TIME_LIMIT_S, LiveAnswer, LiveQuery, as_fields
+
+MAX_DEATHS = 2  # of the engine, of one query
+MAX_FAILURES = 3  # to start, one after the other
+RETRY_S = 60.0  # after that many
+START_LIMIT_S = 120.0  # torch from a cold disk takes half a minute
+STOP_S = 2.0  # an engine has to end when asked to
+LONGEST_ADDRESS = 100  # bytes; macOS takes 104 and a socket is made under a name 4 longer
+LONGEST_LOG = 2**20
+
+
+class EngineStartingError(Exception):
+    """The engine process is not up yet; ask again in a second. `restarting`: it was up before."""
+
+    def __init__(self, restarting: bool) -> None:
+        super().__init__("the engine is restarting" if restarting else "the engine is starting")
+        self.restarting = restarting
+
+
+class EngineBrokenError(Exception):
+    """The engine cannot be started; the text says why and names its log file."""
+
+
+class EngineRefusedError(Exception):
+    """The engine's answer is an error; `cause` is one of engine.queries.CAUSES."""
+
+    def __init__(self, cause: str, error: str) -> None:
+        super().__init__(error)
+        self.cause = cause
+
+
+class LiveEngine:
+    """One engine process per root, however many web workers; safe to use from several threads. Starts nothing yet."""
+
+    def __init__(self, root: Path, device: str = "auto") -> None:
+        self._root, self._device = root.resolve(), device
+        name = hashlib.sha256(os.fsencode(self._root)).hexdigest()[:12]
+        self._address = _folder(f"{name}.sock") / f"{name}.sock"
+        self._lock = threading.Lock()
+        self._asked: dict[tuple, Future[LiveAnswer]] = {}
+        self._deaths: Counter[LiveQuery] = Counter()
+        self._suspects: set[LiveQuery] = set()  # seen running, not seen finishing: the engine may die of them
+        self._process: subprocess.Popen | None = None
+        self._began = self._failed = 0.0
+        self._failures = 0
+        self._accepted = False  # by the process that this client started last
+        self._was_up = self._closed = False
+
+    @property
+    def log(self) -> Path:
+        """What the engine said on its standard error."""
+        return self._address.with_suffix(".log")
+
+    def answer(self, query: LiveQuery, *, time_limit_s: float = TIME_LIMIT_S) -> LiveAnswer:
+        """As `ask`, but an answer that is an error raises EngineRefusedError."""
+        answer = self.ask(query, time_limit_s=time_limit_s)
+        if answer.error is not None:
+            raise EngineRefusedError(answer.cause, answer.error)
+        return answer
+
+    def ask(self, query: LiveQuery, *, time_limit_s: float = TIME_LIMIT_S) -> LiveAnswer:
+        """Answer a query within the limit; identical queries in flight are asked once.
+
+        Raises EngineStartingError at once while the process starts or restarts, EngineBrokenError where it cannot. A query
+        that the engine died of twice is refused.
+        """
+        key = (query, time_limit_s)
+        with self._lock:
+            if self._deaths[query] >= MAX_DEATHS:
+                return LiveAnswer(error="the engine died of this query twice; it is not asked again", cause="deadly")
+            future = self._asked.get(key)
+            mine = future is None
+            if mine:
+                future = self._asked[key] = Future()
+        if not mine:
+            try:
+                return future.result(time_limit_s)
+            except TimeoutError:
+                return _late(time_limit_s)
+        try:
+            future.set_result(self._ask(query, time_limit_s))
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            with self._lock:
+                del self._asked[key]
+        return future.result()
+
+    def close(self) -> None:
+        """End the process if this client started it; later questions raise EngineBrokenError."""
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._end()
+
+    def _ask(self, query: LiveQuery, time_limit_s: float) -> LiveAnswer:
+        _check_folder(self._address.parent)
+        until = time.monotonic() + time_limit_s
+        with self._lock:
+            alone = self._deaths[query] > 0
+        asked = {"query": as_fields(query), "time_limit_s": time_limit_s, "alone": alone}
+        runs = False
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.settimeout(time_limit_s)
+                connection.connect(str(self._address))
+                self._accepted = self._was_up = True
+                connection.sendall(json.dumps(asked).encode() + b"\n")
+                with connection.makefile("rb") as answer:
+                    while header := json.loads(_line(answer)):
+                        if "runs" not in header:
+                            break
+                        runs = True
+                        connection.settimeout(max(until - time.monotonic(), 0.01))
+                    answered = _decoded(header, answer)
+            except TimeoutError:
+                self._suspect(query, runs)
+                return _late(time_limit_s)
+            except BlockingIOError:
+                return LiveAnswer(error="busy: too many queries wait; try again in a moment", cause="busy")
+            except OSError:
+                self._suspect(query, runs)
+                self._start()
+        with self._lock:
+            self._failures = 0
+            if answered.cause not in ("late", "busy"):
+                self._deaths.pop(query, None)
+                self._suspects.discard(query)
+        self._suspect(query, runs and answered.cause == "late")
+        return answered
+
+    def _suspect(self, query: LiveQuery, runs: bool) -> None:
+        if runs:
+            with self._lock:
+                self._suspects.add(query)
+
+    def _start(self) -> NoReturn:
+        """Start the process unless one is there or on its way. Raises EngineStartingError, or EngineBrokenError."""
+        with self._lock:
+            self._deaths.update(self._suspects)
+            self._suspects.clear()
+            if self._closed:
+                raise EngineBrokenError("the engine was closed")
+            if self._process is not None:
+                code = self._process.poll()
+                well = (self._accepted and self._address.exists()) or time.monotonic() - self._began < START_LIMIT_S
+                if code is None and well:
+                    raise EngineStartingError(self._was_up)
+                self._end()
+                if code != 0 and not self._accepted:  # 0: another worker's engine was there first
+                    self._failures += 1
+                    self._failed = time.monotonic()
+            if self._failures >= MAX_FAILURES and time.monotonic() - self._failed < RETRY_S:
+                raise EngineBrokenError(f"the engine failed to start {self._failures} times; its log is {self.log}")
+            if not _held(self._address.with_suffix(".lock")):
+                self._spawn()
+        raise EngineStartingError(self._was_up)
+
+    def _command(self) -> list[str]:
+        arguments = [str(self._root), str(self._address), self._device]
+        return [sys.executable, "-W", "ignore", "-m", "engine.live", *arguments]
+
+    def _spawn(self) -> None:
+        if self.log.exists() and self.log.stat().st_size > LONGEST_LOG:
+            self.log.unlink()
+        with open(os.open(self.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "wb") as log:
+            self._process = subprocess.Popen(
+                self._command(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log
+            )
+        self._began, self._accepted = time.monotonic(), False
+
+    def _end(self) -> None:
+        """Close the pipe, on which the process exits; kill it if it does not."""
+        self._process.stdin.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
+def _folder(name: str) -> Path:
+    """Where sockets lie: in the temporary folder, unless that makes the address too long for one."""
+    for parent in (tempfile.gettempdir(), "/tmp"):
+        folder = Path(parent) / f"seedscope-{os.getuid()}"
+        if len(os.fsencode(folder / name)) <= LONGEST_ADDRESS:
+            break
+    return folder
+
+
+def _check_folder(folder: Path) -> None:
+    """Make the folder; raises EngineBrokenError where somebody else could put a socket of theirs into it."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise EngineBrokenError(f"the engine needs the folder {folder}: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise EngineBrokenError(f"the engine needs {folder} to be a folder that you own and only you can open")
+
+
+def _held(lock: Path) -> bool:
+    """Whether an engine, another worker's, holds the lock."""
+    with open(os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _line(answer: BinaryIO) -> bytes:
+    line = answer.readline()
+    if not line.endswith(b"\n"):
+        raise ConnectionResetError("the engine hung up")
+    return line
+
+
+def _decoded(header: dict[str, Any], answer: BinaryIO) -> LiveAnswer:
+    """The answer whose header was read and whose arrays follow."""
+    arrays = {}
+    for named in header.pop("arrays"):
+        dtype = np.dtype(named["dtype"])
+        data = answer.read(int(np.prod(named["shape"], dtype=np.int64)) * dtype.itemsize)
+        try:
+            arrays[named["name"]] = np.frombuffer(data, dtype).reshape(named["shape"])
+        except ValueError:
+            raise ConnectionResetError("the engine hung up") from None
+    return LiveAnswer(arrays, **header)
+
+
+def _late(time_limit_s: float) -> LiveAnswer:
+    return LiveAnswer(error=f"no answer within {time_limit_s:g} s; it may be ready later", cause="late")

@@ -1,0 +1,196 @@
+"""The overview of one ensemble: which share of its features comes back, how sure that is, and what the buckets are worth."""
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+
+from app import figures, render
+from app.formats import percent
+from app.routes.query import RULE_SAYS, EnsembleName, Judgement, StudyName, judged_shares, open_ensemble
+from app.store import StudyStore
+from engine import schema
+from engine.schema import N_THETAS
+from engine.stability import (
+    BUCKETS,
+    bucket_bounds,
+    bucket_shares,
+    convergence,
+    dkw_half_width,
+    is_match,
+    score,
+    seed_bootstrap_band,
+)
+
+router = APIRouter()
+SWEEP = [i for i in range(30, 100, 5)]  # grid indices: theta .30 .. .95
+PER_DECADE = 4
+
+
+@dataclass(frozen=True)
+class MemberLine:
+    """A member on the overview; shares are of the features that are judged."""
+
+    seed: int
+    sae_digest: str
+    ev: float
+    l0: float
+    n_dead: int
+    n_undirected: int
+    stable: float
+    middle: float
+    unstable: float
+
+
+@dataclass(frozen=True)
+class EnsemblePage:
+    """`/s/{study}/{ensemble}`: stability distribution, buckets, density and ablation by bucket."""
+
+    study: schema.Study
+    ensemble: schema.Ensemble
+    theta: float
+    epsilon: float
+    rule: str
+    rules: list[str]
+    dead: str | None
+    buckets: dict[str, int]
+    bucket_densities: dict[str, tuple[int, float]]
+    members: list[MemberLine]
+    pw_mcc: float | None
+    null_rates: dict[str, float]
+    null_p999: dict[str, float]
+    p_stable_at_all: float
+    masked_ev: dict[str, float]
+    masked_n: float
+    sentence: str
+    stable_from: int
+    unstable_to: int
+    figure_list: list[figures.Figure]
+    nav_judgement: dict[str, Any]
+    nav_rules: dict[str, str]
+    nav_push: str
+
+
+@render.page(router, "/s/{study}/{ensemble}", "ensemble.html", "ensemble")
+def ensemble(
+    request: Request, study: StudyName, ensemble: EnsembleName, judgement: Annotated[Judgement, Query()]
+) -> EnsemblePage:
+    """One ensemble: which share of its features is stable, and what the buckets are worth."""
+    store, row = open_ensemble(request, study, ensemble)
+    judgement = judgement.judged_by(row)
+    theta, epsilon = judgement.theta, judgement.epsilon
+    found = store.features(judgement.query(ensemble))
+    counts = found.matched_counts()
+    buckets = {bucket: sum(n for _, b, _, n in counts if b == bucket) for bucket in BUCKETS}
+    ablations = store.ablations(ensemble)
+    bounds = bucket_bounds(row.n_comparisons, epsilon)
+    at = judgement.judgement()
+    masked = {mask: [a for a in ablations if a.mask == mask] for mask in {a.mask for a in ablations}}
+    masked_ev = {mask: fmean(a.ev for a in held) for mask, held in sorted(masked.items())}
+    medians = found.bucket_densities()
+    hungarian = store.pairs(ensemble, "hungarian").summaries(theta) if "hungarian" in store.rules(ensemble) else []
+    return EnsemblePage(
+        study=store.study,
+        ensemble=row,
+        theta=theta,
+        epsilon=epsilon,
+        rule=judgement.rule,
+        rules=store.rules(ensemble),
+        dead=judgement.dead,
+        buckets=buckets,
+        bucket_densities=medians,
+        members=_member_lines(store.members(ensemble), counts),
+        pw_mcc=fmean(pair.mean_cosine for pair, _, _ in hungarian) if hungarian else None,
+        null_rates=store.null_rates(ensemble, theta),
+        null_p999=store.null_p999(ensemble),
+        p_stable_at_all=score(row.n_comparisons, row.n_comparisons, epsilon=epsilon).p_stable,
+        masked_ev=masked_ev,
+        masked_n=fmean(a.n_masked for a in masked["N stable"]) if "N stable" in masked else 0,
+        sentence=_sentence(buckets, row, masked_ev, at, epsilon),
+        stable_from=bounds.stable,
+        unstable_to=bounds.unstable,
+        figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, found.density_histogram(), medians),
+        nav_judgement=at,
+        nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_push=render.url(f"/s/{study}/{ensemble}", **at),
+    )
+
+
+def _figures(
+    store: StudyStore,
+    row: schema.Ensemble,
+    judgement: Judgement,
+    counts: list[tuple[int, str, int, int]],
+    ablations: list[schema.Ablation],
+    masked_ev: dict[str, float],
+    densities: list[tuple[str, int, int]],
+    medians: dict[str, tuple[int, float]],
+) -> list[figures.Figure]:
+    """Every figure of the page; what needs whole cosine lists is drawn from the store's sample of features."""
+    theta, epsilon, name = judgement.theta, judgement.epsilon, row.ensemble
+    table = f"/s/{store.study.study}/{name}/features"
+    links = {bucket: render.url(table, bucket=bucket, **judgement.judgement()) for bucket in BUCKETS}
+    null = store.null_counts(name, theta)
+    drawn = [
+        figures.stability_distribution(counts, null, row.n_comparisons, links),
+        figures.density_by_bucket(densities, medians, PER_DECADE),
+    ]
+    if "N stable" in masked_ev:
+        drawn.append(figures.ablation(ablations, _ablation_title(masked_ev)))
+    sample = store.sample(name, judgement.rule, judgement.dead == "count")
+    if not len(sample.cosines):
+        return drawn
+    band = seed_bootstrap_band(is_match(sample.cosines, theta), sample.anchor, row.n_members)
+    drawn.append(figures.stability_cdf(counts, null, band, row.n_comparisons, dkw_half_width(row.d_sae)))
+    shares = bucket_shares(sample.counts[:, SWEEP], row.n_comparisons, epsilon)
+    thetas = [i / (N_THETAS - 1) for i in SWEEP]
+    chance = {kind: [store.null_rates(name, t)[kind] for t in thetas] for kind in null}
+    drawn.append(figures.theta_sweep(thetas, shares, chance, theta, len(sample.cosines)))
+    by_x = np.zeros(row.n_comparisons + 1, int)
+    for _, bucket, x, n in counts:
+        by_x[x] += n if bucket != "dead" else 0
+    settled = convergence(by_x, epsilon=epsilon)
+    drawn.append(figures.convergence(*(values.tolist() for values in settled), n_features=int(by_x.sum())))
+    return drawn
+
+
+def _member_lines(members: list[schema.Member], counts: list[tuple[int, str, int, int]]) -> list[MemberLine]:
+    per_seed: dict[int, list[tuple[int, str, int, int]]] = {}
+    for entry in counts:
+        per_seed.setdefault(entry[0], []).append(entry)
+    return [
+        MemberLine(
+            m.seed, m.sae_digest, m.ev, m.l0, m.n_dead, m.n_undirected, **judged_shares(per_seed.get(m.seed, []))
+        )
+        for m in members
+    ]
+
+
+def _ablation_title(ev: dict[str, float]) -> str:
+    cost = {mask: ev["none"] - ev[mask] for mask in ("N stable", "4N unstable")}
+    dearer, cheaper = max(cost, key=cost.get), min(cost, key=cost.get)
+    if cost[cheaper] <= 0:
+        return f"Masking {dearer} features costs {cost[dearer]:.3f} EV, masking {cheaper} costs nothing"
+    return f"Masking {dearer} features costs {cost[dearer] / cost[cheaper]:.1f} times as much EV as masking {cheaper}"
+
+
+def _sentence(
+    buckets: dict[str, int], row: schema.Ensemble, ev: dict[str, float], at: dict[str, Any], epsilon: float
+) -> str:
+    """The overview in one sentence, made from its numbers."""
+    judged = sum(n for bucket, n in buckets.items() if bucket != "dead") or 1
+    need = bucket_bounds(row.n_comparisons, epsilon).stable
+    seeds = "every other seed" if need == row.n_comparisons else f"at least {need} of {row.n_comparisons} other seeds"
+    stable, unstable = (percent(buckets[bucket] / judged, 0) for bucket in ("stable", "unstable"))
+    which = "all" if at.get("dead") == "count" else "living"
+    text = f"{stable} of {which} features come back in {seeds}, {unstable} in "
+    text += "none" if epsilon * row.n_comparisons < 1 else "almost none"
+    if "N stable" not in ev:
+        return text + "."
+    when = f" (buckets at θ = {row.theta:g}, ε = {row.epsilon:g}, argmax)" if at else ""
+    return text + (
+        f"; masking N stable ones lowers explained variance from {ev['none']:.2f} to {ev['N stable']:.2f}, "
+        f"masking four times as many unstable ones to {ev['4N unstable']:.2f}{when}."
+    )

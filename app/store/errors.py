@@ -1,0 +1,20 @@
+"""What can be wrong with an address, in words: found, expected."""
+
+from dataclasses import dataclass
+
+
+class NotFound(LookupError):
+    """Something named in a URL does not exist; says what was found and what there is."""
+
+    def __init__(self, what: str, found: object, expected: str) -> None:
+        super().__init__(f"no {what} {found!r}; there is {expected}")
+        self.what, self.found, self.expected = what, str(found), expected
+
+
+@dataclass
+class BadValue(Exception):
+    """A value in a URL that cannot be used, found only after parsing."""
+
+    name: str
+    found: str
+    expected: str

@@ -1,0 +1,75 @@
+"""Pairs of members under one rule: the seed x seed matrix, and one pair feature by feature."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.schema import NO_MATCH, RULE_COLUMN, Pair, theta_index
+
+if TYPE_CHECKING:
+    from app.store.study import StudyStore
+
+# The partner that each rule names; `both` and `hungarian` name the decoders' one-to-one partner.
+_PARTNER = {
+    "argmax": "partners", "live": "live_partners", "mutual": "partners", "hungarian": "hungarian_partners",
+    "both": "hungarian_partners",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """One member's features in another; arrays over the anchor's features, in order."""
+
+    partner: np.ndarray  # -1 without a pair
+    cosine: np.ndarray  # that theta is compared with; NO_MATCH without a pair
+    runner_up: np.ndarray  # second-largest cosine, whatever the rule
+    mutual: np.ndarray
+    dead: np.ndarray
+
+
+class Pairs:
+    """The ordered pairs of an ensemble's members under one rule."""
+
+    def __init__(self, store: "StudyStore", ensemble: str, rule: str) -> None:
+        self._store, self._ensemble, self._rule = store, ensemble, rule
+
+    def summaries(self, theta: float) -> list[tuple[Pair, int, int]]:
+        """Every ordered pair with its matched anchors at theta: (pair, all, living); its own lists are left empty."""
+        index = theta_index(theta)
+        scalars = "ensemble, rule, seed, other, n_anchors, n_living, n_paired, mean_cosine, gap"
+        parameters = {"ensemble": self._ensemble, "rule": self._rule}
+        where = "WHERE ensemble = $ensemble AND rule = $rule ORDER BY seed, other"
+        if index is not None:
+            rows = self._store.fetch(
+                f"SELECT {scalars}, matched[{index + 1}], matched_living[{index + 1}] FROM Pair {where}", parameters
+            )
+            return [(Pair(*row[:9], [], []), row[9], row[10]) for row in rows]
+        counted = self._count(theta)
+        rows = self._store.fetch(f"SELECT {scalars} FROM Pair {where}", parameters)
+        return [(Pair(*row, [], []), *counted[row[2], row[3]]) for row in rows]
+
+    def _count(self, theta: float) -> dict[tuple[int, int], tuple[int, int]]:
+        """{(seed, other): (matched anchors, living ones among them)} from the lists themselves."""
+        rows = self._store.fetch(
+            "WITH entries AS (SELECT seed, dead, unnest(c) AS cosine, generate_subscripts(c, 1) AS slot FROM "
+            f"(SELECT seed, dead, {RULE_COLUMN[self._rule]} AS c FROM Feature WHERE ensemble = $ensemble)) "
+            "SELECT seed, slot, count(*) FILTER (cosine >= $theta::FLOAT), "
+            "count(*) FILTER (cosine >= $theta::FLOAT AND NOT dead) FROM entries GROUP BY seed, slot",
+            {"ensemble": self._ensemble, "theta": theta},
+        )
+        others = {seed: self._store.other_seeds(self._ensemble, seed) for seed in {row[0] for row in rows}}
+        return {(seed, others[seed][slot - 1]): (every, living) for seed, slot, every, living in rows}
+
+    def rows(self, seed: int, other: int) -> PairRows:
+        """Every feature of one member and its partner in another, in feature order."""
+        slot = self._store.other_seeds(self._ensemble, seed).index(other) + 1
+        table = self._store.arrow(
+            f"SELECT m.{_PARTNER[self._rule]}[{slot:d}] AS partner, f.{RULE_COLUMN[self._rule]}[{slot:d}] AS cosine, "
+            f"m.runner_up_cosines[{slot:d}] AS runner_up, m.mutuals[{slot:d}] AS mutual, f.dead FROM Feature f JOIN Match m "
+            "USING (ensemble, seed, feature) WHERE ensemble = $ensemble AND seed = $seed ORDER BY feature",
+            {"ensemble": self._ensemble, "seed": seed},
+        )
+        columns = {name: table.column(name).to_numpy() for name in table.column_names}
+        columns["partner"] = np.where(columns["cosine"] > NO_MATCH, columns["partner"], -1)
+        return PairRows(**columns)

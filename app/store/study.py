@@ -1,0 +1,234 @@
+"""One published study, read-only, without external access, its configuration locked."""
+
+import re
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from app.store.errors import BadValue, NotFound
+from app.store.pairs import Pairs
+from app.store.table import FeatureQuery, FeatureTable
+from engine import schema
+from engine.schema import RULE_COLUMN, count_column, theta_index
+from engine.stability import count_on_grid
+
+SAMPLE_ROWS = 10_000  # features that the band and the sweep are drawn from: their shares are then good to a point
+
+
+class Sample(NamedTuple):
+    """Features drawn from an ensemble: living ones, or all; all of them where there are few, else a fixed random choice."""
+
+    cosines: np.ndarray  # (features, comparisons) under a rule
+    anchor: np.ndarray  # (features,) index of the member
+    counts: np.ndarray  # (features, thetas) matches at every theta of the grid
+
+
+class StudyStore:
+    """One published study, read-only; methods are safe to call from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection = duckdb.connect(
+            str(path), read_only=True, config={"enable_external_access": "false", "lock_configuration": "true"}
+        )
+        name, found = self.fetch("SELECT study, schema_version FROM Study")[0]
+        if found != schema.SCHEMA_VERSION:
+            expected = f"schema {found} in the file, {schema.SCHEMA_VERSION} is read; build the study again"
+            raise NotFound("study of this version", name, expected)
+        self.study: schema.Study = self._rows(schema.Study)[0]
+        self.ensembles: dict[str, schema.Ensemble] = {e.ensemble: e for e in self._rows(schema.Ensemble)}
+        self._members = {name: self._rows(schema.Member, "ensemble = ?", [name]) for name in self.ensembles}
+        self.tokens = [row.text for row in self._rows(schema.Token)]
+        self.documents = {row.id: row.name for row in self._rows(schema.Document)}
+        self.null_rates = lru_cache(512)(self._null_rates)
+        self.null_p999 = lru_cache(64)(self._null_p999)
+        self.sample = lru_cache(8)(self._sample)
+        self._rules = {
+            name: tuple(row[0] for row in self.fetch("SELECT DISTINCT rule FROM Pair WHERE ensemble = ?", [name]))
+            for name in self.ensembles
+        }
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    def ensemble(self, name: str) -> schema.Ensemble:
+        """An ensemble's row; raises NotFound naming the ensembles there are."""
+        if name not in self.ensembles:
+            raise NotFound("ensemble", name, ", ".join(self.ensembles))
+        return self.ensembles[name]
+
+    def members(self, ensemble: str) -> list[schema.Member]:
+        """All members in seed order."""
+        return self._members[ensemble]
+
+    def member(self, ensemble: str, seed: str | int) -> schema.Member:
+        """The member with a seed; raises NotFound naming the seeds there are."""
+        by_seed = {str(m.seed): m for m in self._members[ensemble]}
+        if str(seed) not in by_seed:
+            raise NotFound("seed", seed, "seeds " + ", ".join(by_seed))
+        return by_seed[str(seed)]
+
+    def other_seeds(self, ensemble: str, seed: int) -> list[int]:
+        """The seeds of an anchor's comparisons, in the order of every list column."""
+        return [m.seed for m in self._members[ensemble] if m.seed != seed]
+
+    def other(self, ensemble: str, seed: int, other: int) -> int:
+        """A comparison of an anchor; raises NotFound naming the seeds there are."""
+        seeds = self.other_seeds(ensemble, seed)
+        if other not in seeds:
+            raise NotFound("comparison", other, "seeds " + ", ".join(map(str, seeds)))
+        return other
+
+    def dead(self, ensemble: str, seed: int) -> np.ndarray:
+        """(d_sae,) whether each of a member's features never fired on the held-out tokens."""
+        sql = "SELECT dead FROM Feature WHERE ensemble = $ensemble AND seed = $seed ORDER BY feature"
+        return self.arrow(sql, {"ensemble": ensemble, "seed": seed}).column("dead").to_numpy()
+
+    def rules(self, ensemble: str) -> list[str]:
+        """The matching rules that were computed for all pairs of an ensemble."""
+        return [rule for rule in schema.RULES if rule in self._rules[ensemble]]
+
+    def check_rule(self, ensemble: str, rule: str) -> None:
+        """Raise BadValue where a rule was not computed for an ensemble."""
+        if rule not in self._rules[ensemble]:
+            computed = ", ".join(self.rules(ensemble))
+            way_out = (
+                f"{computed}; for all pairs of {ensemble} no other was computed, single pairs are matched on demand"
+            )
+            raise BadValue("rule", repr(rule), f"{way_out} on the members page")
+
+    def features(self, query: FeatureQuery) -> FeatureTable:
+        """What a query finds."""
+        return FeatureTable(self, query)
+
+    def pairs(self, ensemble: str, rule: str) -> Pairs:
+        """The pairs of an ensemble's members under one rule."""
+        self.check_rule(ensemble, rule)
+        return Pairs(self, ensemble, rule)
+
+    # -- one feature ---------------------------------------------------------------------------------------------
+
+    def feature(self, ensemble: str, seed: int, feature: str | int) -> schema.Feature:
+        """One feature; raises NotFound with the range of indices."""
+        d_sae = self.ensembles[ensemble].d_sae
+        if not re.fullmatch(r"0|[1-9]\d{0,8}", str(feature)) or int(feature) >= d_sae:
+            raise NotFound("feature", feature, f"0 to {d_sae - 1}")
+        where = "ensemble = ? AND seed = ? AND feature = ?"
+        return self._rows(schema.Feature, where, [ensemble, seed, int(feature)])[0]
+
+    def features_at(self, ensemble: str, places: list[tuple[int, int]]) -> dict[tuple[int, int], schema.Feature]:
+        """Features by (seed, feature), read together: a page with 95 counterparts asks once."""
+        rows = self._rows_at(schema.Feature, ensemble, places)
+        return {(row.seed, row.feature): row for row in rows}
+
+    def contexts_at(
+        self, ensemble: str, places: list[tuple[int, int]], *, n: int
+    ) -> dict[tuple[int, int], list[schema.Context]]:
+        """The n strongest contexts of several features, read together."""
+        found: dict[tuple[int, int], list[schema.Context]] = {}
+        for row in self._rows_at(schema.Context, ensemble, places, f'AND "group" = 0 AND rank < {n:d}'):
+            found.setdefault((row.seed, row.feature), []).append(row)
+        return found
+
+    def matches(self, ensemble: str, seed: int, feature: int) -> schema.Match:
+        """One feature's partners."""
+        return self._rows(schema.Match, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])[0]
+
+    def contexts(self, ensemble: str, seed: int, feature: int) -> list[schema.Context]:
+        """A feature's contexts, strongest group first."""
+        return self._rows(schema.Context, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
+
+    def random_feature(self, ensemble: str) -> tuple[int, int]:
+        """(seed, index) of any living feature; raises NotFound where none lives."""
+        sql = "SELECT seed, feature FROM Feature WHERE ensemble = ? AND NOT dead ORDER BY random() LIMIT 1"
+        found = self.fetch(sql, [ensemble])
+        if not found:
+            raise NotFound("living feature", ensemble, "only features that never fired on the held-out tokens")
+        return found[0]
+
+    def worth_rank(self, ensemble: str, seed: int, worth_ev: float) -> int:
+        """1-based rank of a marginal worth within its member, largest first."""
+        sql = "SELECT count(*) + 1 FROM Feature WHERE ensemble = ? AND seed = ? AND worth_ev > ?"
+        return self.fetch(sql, [ensemble, seed, worth_ev])[0][0]
+
+    # -- an ensemble as a whole ----------------------------------------------------------------------------------
+
+    def _sample(self, ensemble: str, rule: str, count_dead: bool) -> Sample:
+        dead = "" if count_dead else "AND NOT dead"
+        rows = self.fetch(
+            f"WITH chosen AS (SELECT seed, feature FROM Feature WHERE ensemble = $ensemble {dead} "
+            "ORDER BY hash(seed * 1000003 + feature) LIMIT $n_rows) "
+            f"SELECT seed, {RULE_COLUMN[rule]} FROM Feature JOIN chosen USING (seed, feature) WHERE ensemble = $ensemble "
+            "ORDER BY seed, feature",
+            {"ensemble": ensemble, "n_rows": SAMPLE_ROWS},
+        )
+        index = {member.seed: i for i, member in enumerate(self._members[ensemble])}
+        cosines = np.array([row[1] for row in rows], np.float32)
+        cosines = cosines.reshape(len(rows), self.ensembles[ensemble].n_comparisons)
+        return Sample(cosines, np.array([index[row[0]] for row in rows], np.int64), count_on_grid(cosines))
+
+    def null_counts(self, ensemble: str, theta: float) -> dict[str, list[int]]:
+        """{null kind: features by number of chance matches 0..N}."""
+        n = self.ensembles[ensemble].n_comparisons
+        index = theta_index(theta)
+        parameters: dict[str, Any] = {"ensemble": ensemble}
+        if index is not None:
+            matched = count_column("argmax", index)
+        else:
+            matched = "len(list_filter(cosines, lambda c: c >= $theta::FLOAT))"
+            parameters["theta"] = theta
+        sql = f"SELECT kind, {matched} AS x, count(*) FROM NullMatch WHERE ensemble = $ensemble GROUP BY ALL ORDER BY kind"
+        counts: dict[str, list[int]] = {}
+        for kind, x, features in self.fetch(sql, parameters):
+            counts.setdefault(kind, [0] * (n + 1))[x] = features
+        return counts
+
+    def ablations(self, ensemble: str) -> list[schema.Ablation]:
+        """Explained variance under every mask, all members."""
+        return self._rows(schema.Ablation, "ensemble = ?", [ensemble])
+
+    def _null_rates(self, ensemble: str, theta: float) -> dict[str, float]:
+        """{null kind: share of chance comparisons that reach theta}."""
+        n = self.ensembles[ensemble].n_comparisons
+        counts = self.null_counts(ensemble, theta)
+        return {kind: sum(x * c for x, c in enumerate(row)) / (sum(row) * n) for kind, row in counts.items()}
+
+    def _null_p999(self, ensemble: str) -> dict[str, float]:
+        """{null kind: 99.9th percentile of the best cosine by chance}."""
+        return dict(
+            self.fetch(
+                "SELECT kind, quantile_cont(c, 0.999) FROM (SELECT kind, unnest(cosines) AS c FROM NullMatch "
+                "WHERE ensemble = ?) GROUP BY kind",
+                [ensemble],
+            )
+        )
+
+    # -- SQL -----------------------------------------------------------------------------------------------------
+
+    def _rows(self, table: type, where: str = "true", parameters: Any = None) -> list[Any]:
+        """Rows of one table in the order of its keys."""
+        names = ", ".join(f'"{f.name}"' for f in fields(table))
+        order = ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
+        sql = f"SELECT {names} FROM {table.__name__} WHERE {where} ORDER BY {order}"
+        return [table(*row) for row in self.fetch(sql, parameters)]
+
+    def _rows_at(self, table: type, ensemble: str, places: list[tuple[int, int]], more: str = "") -> list[Any]:
+        """Rows of a few (seed, feature): their row ids from the two key columns, then the wide columns of those alone."""
+        where = (
+            f"rowid IN (SELECT t.rowid FROM {table.__name__} t JOIN (SELECT unnest($seeds::INTEGER[]) AS seed, "
+            f"unnest($features::INTEGER[]) AS feature) USING (seed, feature) WHERE ensemble = $ensemble {more})"
+        )
+        seeds, features = ([int(place[i]) for place in places] for i in (0, 1))
+        return self._rows(table, where, {"seeds": seeds, "features": features, "ensemble": ensemble})
+
+    def fetch(self, sql: str, parameters: Any = None) -> list[tuple]:
+        """All rows of a statement."""
+        return self._connection.cursor().execute(sql, parameters or []).fetchall()
+
+    def arrow(self, sql: str, parameters: Any) -> pa.Table:
+        """All rows of a statement as an Arrow table."""
+        return self._connection.cursor().sql(sql, params=parameters).to_arrow_table()

@@ -1,0 +1,255 @@
+"""The features of an ensemble under a query: pages by keyset, facets, counts, downloads, distributions."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from app.store.errors import BadValue
+from engine.schema import RULE_COLUMN, count_column, theta_index
+from engine.stability import BUCKETS, EPSILON, THETA, bucket_bounds
+
+if TYPE_CHECKING:
+    from app.store.study import StudyStore
+
+SORTS = ("stability", "density", "worth", "max", "feature")
+_SORT_SQL = {
+    "stability": "n_matched",
+    "density": "n_active",
+    "worth": "worth_ev",
+    "max": "max_activation",
+    "feature": "feature",
+}
+_TOLERANCE = 1e-9
+# Named, not `*`: Feature has a column per rule and theta, and binding five hundred columns takes longer than the scan.
+_COLUMNS = (
+    "ensemble, seed, feature, dead, density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, "
+    "top_token_ids"
+)
+
+
+@dataclass(frozen=True)
+class FeatureQuery:
+    """Which features of an ensemble, judged by which theta and epsilon, in which order."""
+
+    ensemble: str
+    theta: float = THETA
+    epsilon: float = EPSILON
+    rule: str = "argmax"
+    seed: int | None = None
+    bucket: str | None = None
+    dead: str | None = None  # exclude, only, count: judged like all others instead of being a bucket of their own
+    stability_min: float | None = None
+    stability_max: float | None = None
+    density_min: float | None = None
+    density_max: float | None = None
+    id: int | None = None
+    q: str | None = None  # text that one of the feature's top tokens contains
+    sort: str = "stability"
+    descending: bool = True
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """A line of the feature table."""
+
+    seed: int
+    feature: int
+    bucket: str
+    n_matched: int
+    cosines: tuple[float, ...]  # that theta is compared with under the query's rule
+    density: float
+    n_active: int
+    max_activation: float
+    worth_ev: float
+    top_tokens: tuple[str, ...]
+
+
+class Place(NamedTuple):
+    """Where a feature stands in a filtered list."""
+
+    position: int  # 1-based
+    total: int
+    previous: tuple[int, int] | None  # (seed, feature)
+    next: tuple[int, int] | None
+
+
+class FeatureTable:
+    """What a query finds in one study; raises BadValue where its rule was not computed."""
+
+    def __init__(self, store: "StudyStore", query: FeatureQuery) -> None:
+        store.check_rule(query.ensemble, query.rule)
+        self._store, self._query = store, query
+        self._scored, self._cte, self._parameters = self._statement(query)
+
+    def page(self, *, limit: int, after: str | None = None, before: str | None = None) -> list[FeatureRow]:
+        """One page by keyset: the rows behind `after` (or those in front of `before`), in the query's order."""
+        backwards = before is not None
+        condition, keys = self._beyond(after or before, backwards) if after or before else ("", {})
+        order = self._order(backwards)
+        # Row ids first, then the wide columns of those rows alone: a tenth of the time of sorting whole rows.
+        lines = self._fetch(
+            f"{self._cte} SELECT line FROM filtered {condition} ORDER BY {order} LIMIT $limit", keys | {"limit": limit}
+        )
+        rows = self._fetch(
+            f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self._query.rule]}, density, n_active, max_activation, "
+            f"worth_ev, top_token_ids FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
+            {"lines": [line for (line,) in lines]},
+        )
+        tokens = self._store.tokens
+        found = [
+            FeatureRow(
+                *row[:2], BUCKETS[row[2]], row[3], tuple(row[4]), *row[5:9], tuple(tokens[i] for i in row[9] if i >= 0)
+            )
+            for row in rows
+        ]
+        return found[::-1] if backwards else found
+
+    def key(self, row: FeatureRow) -> str:
+        """The keyset position of a row: sort value, seed, feature."""
+        value = {"stability": row.n_matched, "density": row.n_active, "worth": row.worth_ev,
+                 "max": row.max_activation, "feature": row.feature}[self._query.sort]  # fmt: skip
+        return f"{value!r}_{row.seed}_{row.feature}"
+
+    def place(self, seed: int, feature: int) -> Place | None:
+        """Position, previous and next of a feature in the list; None where the filter leaves it out."""
+        here = self._fetch(
+            f"{self._cte} SELECT {_SORT_SQL[self._query.sort]} FROM filtered WHERE seed = $at_seed AND feature = $at_feature",
+            {"at_seed": seed, "at_feature": feature},
+        )
+        if not here:
+            return None
+        key = f"{here[0][0]!r}_{seed}_{feature}"
+        sides = {}
+        for backwards in (True, False):
+            condition, keys = self._beyond(key, backwards)
+            rows = self._fetch(
+                f"{self._cte} SELECT seed, feature, count(*) OVER () FROM filtered {condition} "
+                f"ORDER BY {self._order(backwards)} LIMIT 1",
+                keys,
+            )
+            sides[backwards] = rows[0] if rows else None
+        n_before = sides[True][2] if sides[True] else 0
+        n_after = sides[False][2] if sides[False] else 0
+        ends = [row[:2] if row else None for row in (sides[True], sides[False])]
+        return Place(n_before + 1, n_before + 1 + n_after, *ends)
+
+    def facets(self) -> dict[str, dict[Any, int]]:
+        """Counts per bucket and per seed, each under all other filters of the query."""
+        counts = {}
+        for column, without in (("bucket", {"bucket": None}), ("seed", {"seed": None})):
+            wider = FeatureTable(self._store, replace(self._query, **without))
+            counts[column] = dict(
+                wider._fetch(f"{wider._cte} SELECT {column}, count(*) FROM filtered GROUP BY {column}")
+            )
+        counts["bucket"] = {BUCKETS[code]: n for code, n in counts["bucket"].items()}
+        return counts
+
+    def count(self) -> int:
+        """Exact number of features that the query finds."""
+        return self._fetch(f"{self._cte} SELECT count(*) FROM filtered")[0][0]
+
+    def download(self) -> pa.Table:
+        """All features that the query finds, for downloads."""
+        n = self._store.ensembles[self._query.ensemble].n_comparisons
+        columns = "density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev"
+        return self._store.arrow(
+            f"{self._cte} SELECT ensemble, seed, feature, n_matched / {n:d} AS stability, n_matched, {n:d} AS n_comparisons, "
+            f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns} FROM filtered ORDER BY {self._order(False)}",
+            self._parameters,
+        )
+
+    # -- distributions -------------------------------------------------------------------------------------------
+
+    def matched_counts(self) -> list[tuple[int, str, int, int]]:
+        """(seed, bucket, n_matched, features)."""
+        rows = self._fetch(f"{self._cte} SELECT seed, bucket, n_matched, count(*) FROM filtered GROUP BY ALL")
+        return [(seed, BUCKETS[code], x, n) for seed, code, x, n in sorted(rows)]
+
+    def density_histogram(self, *, per_decade: int = 4) -> list[tuple[str, int, int]]:
+        """(bucket, bin, living features); bin b holds densities in [10^(b/per_decade), 10^((b+1)/per_decade))."""
+        rows = self._fetch(
+            f"{self._cte} SELECT bucket, floor(log10(density) * $per_decade)::INTEGER AS bin, count(*) FROM filtered "
+            "WHERE NOT dead GROUP BY ALL",
+            {"per_decade": per_decade},
+        )
+        return [(BUCKETS[code], bin, n) for code, bin, n in sorted(rows)]
+
+    def bucket_densities(self) -> dict[str, tuple[int, float]]:
+        """{bucket: (features, median density)}."""
+        rows = self._fetch(f"{self._cte} SELECT bucket, count(*), median(density) FROM filtered GROUP BY bucket")
+        return {BUCKETS[code]: (n, density) for code, n, density in sorted(rows)}
+
+    # -- SQL -----------------------------------------------------------------------------------------------------
+
+    def _fetch(self, sql: str, more: dict[str, Any] | None = None) -> list[tuple]:
+        given = self._parameters | (more or {})
+        named = set(re.findall(r"\$(\w+)", sql))  # DuckDB refuses values that a statement does not name
+        return self._store.fetch(sql, {name: value for name, value in given.items() if name in named})
+
+    def _statement(self, query: FeatureQuery) -> tuple[str, str, dict[str, Any]]:
+        """All features with n_matched and bucket; the CTE `filtered` of those that the query finds; the parameters."""
+        n = self._store.ensembles[query.ensemble].n_comparisons
+        bounds = bucket_bounds(n, query.epsilon)
+        parameters: dict[str, Any] = {"ensemble": query.ensemble, "stable": bounds.stable, "unstable": bounds.unstable}
+        index = theta_index(query.theta)
+        if index is not None:
+            n_matched = count_column(query.rule, index)
+        else:
+            n_matched = f"len(list_filter({RULE_COLUMN[query.rule]}, lambda c: c >= $theta::FLOAT))"
+            parameters["theta"] = query.theta
+        where = ["true"]
+
+        def require(sql: str, name: str, value: Any) -> None:
+            if value is not None:
+                where.append(sql)
+                parameters[name] = value
+
+        require("seed = $seed", "seed", query.seed)
+        require("bucket = $bucket", "bucket", None if query.bucket is None else BUCKETS.index(query.bucket))
+        require("feature = $id", "id", query.id)
+        require("density >= $density_min", "density_min", query.density_min)
+        require("density <= $density_max", "density_max", query.density_max)
+        if query.stability_min is not None:
+            require("n_matched >= $x_min", "x_min", math.ceil(query.stability_min * n - _TOLERANCE))
+        if query.stability_max is not None:
+            require("n_matched <= $x_max", "x_max", math.floor(query.stability_max * n + _TOLERANCE))
+        if query.dead in ("exclude", "only"):
+            where.append("dead" if query.dead == "only" else "NOT dead")
+        if query.q:
+            ids = [i for i, text in enumerate(self._store.tokens) if query.q.lower() in text.lower()]
+            require("list_has_any(top_token_ids, $token_ids::INTEGER[])", "token_ids", ids)
+        # Buckets as numbers until the end: grouping by text takes three times as long.
+        dead, stable, unstable, middle = (BUCKETS.index(b) for b in ("dead", "stable", "unstable", "middle"))
+        own_bucket = "" if query.dead == "count" else f"WHEN dead THEN {dead} "
+        scored = (
+            f"SELECT rowid AS line, {_COLUMNS}, {RULE_COLUMN[query.rule]}, {n_matched} AS n_matched, "
+            f"(CASE {own_bucket}WHEN n_matched >= $stable THEN {stable} WHEN n_matched <= $unstable THEN {unstable} "
+            f"ELSE {middle} END)::UTINYINT AS bucket FROM Feature WHERE ensemble = $ensemble"
+        )
+        return scored, f"WITH filtered AS (SELECT * FROM ({scored}) WHERE {' AND '.join(where)})", parameters
+
+    def _order(self, backwards: bool) -> str:
+        """The query's order with seed and feature as tie-breakers."""
+        query = self._query
+        value = "DESC" if query.descending != backwards else "ASC"
+        ties = "DESC" if backwards else "ASC"
+        return f"{_SORT_SQL[query.sort]} {value}, seed {ties}, feature {ties}"
+
+    def _beyond(self, key: str, backwards: bool) -> tuple[str, dict[str, Any]]:
+        """WHERE clause for rows behind (or in front of) a key; raises BadValue for a malformed key."""
+        query = self._query
+        match = re.fullmatch(r"(-?\d{1,18}(?:\.\d{1,20})?(?:e-?\d{1,3})?)_(\d{1,9})_(\d{1,9})", key)
+        if not match:
+            name = "before" if backwards else "after"
+            raise BadValue(name, repr(key), "VALUE_SEED_FEATURE, as in the page's own links")
+        value = _SORT_SQL[query.sort]
+        sign = ">" if query.descending == backwards else "<"
+        tie = "<" if backwards else ">"
+        # worth_ev is a DOUBLE and keys print floats exactly, so equality is safe.
+        cast = "FLOAT" if query.sort == "max" else "DOUBLE"
+        at = f"CAST($key_value AS {cast})"
+        clause = f"WHERE ({value} {sign} {at} OR ({value} = {at} AND (seed, feature) {tie} ($key_seed, $key_feature)))"
+        return clause, {"key_value": float(match[1]), "key_seed": int(match[2]), "key_feature": int(match[3])}

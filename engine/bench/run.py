@@ -1,0 +1,102 @@
+"""`seedscope bench`: the sections by name, the machine they ran on, and their lines as a table or JSON."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from engine.bench import assignment, live, pages, products
+from engine.bench.report import Line
+from engine.fused import choice
+
+FORMAT, FORMAT_VERSION = "seedscope.bench", 1
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the figures were measured."""
+
+    processor: str
+    n_cores: int
+    memory_gib: float
+    system: str
+    gpu: str
+    torch: str
+    n_threads: int
+    kernel: str  # which best-cosine kernel runs here, and why
+
+
+def machine() -> Machine:
+    """This machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Machine(
+        processor=named[1] if named else platform.processor() or platform.machine(),
+        n_cores=os.cpu_count() or 1,
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none: GPU figures not measured",
+        torch=torch.__version__,
+        n_threads=torch.get_num_threads(),
+        kernel=": ".join(choice(device)),
+    )
+
+
+def match_lines(*, full: bool, report: Report) -> Iterator[Line]:
+    """Matching: products, one-to-one assignment, live queries, and theta moved on the pages."""
+    yield from products.lines()
+    yield from assignment.lines(full=full)
+    yield from live.lines()
+    yield from pages.lines(report=report)
+
+
+SECTIONS: dict[str, Callable[..., Iterator[Line]]] = {"match": match_lines}
+
+
+def as_json(lines: list[Line]) -> dict[str, Any]:
+    """Machine and lines with the name and version of the format."""
+    measured = [asdict(line) | {"ratio": line.ratio} for line in lines]
+    head = {"format": FORMAT, "version": FORMAT_VERSION, "seedscope": version("seedscope")}
+    return head | {"machine": asdict(machine()), "lines": measured}
+
+
+def write_json(lines: list[Line], path: Path) -> None:
+    """Write the lines as JSON, complete or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(as_json(lines), indent=1))
+    temporary.replace(path)
+
+
+def show(lines: list[Line], console: Console) -> None:
+    """Print machine and lines; ratios are to the limit of the same run."""
+    here = machine()
+    console.print(f"{here.processor}, {here.n_cores} cores, {here.memory_gib} GiB; GPU {here.gpu}", highlight=False)
+    console.print(f"{here.system}, torch {here.torch} with {here.n_threads} threads; {here.kernel}", highlight=False)
+    table = Table(show_lines=True)
+    for title in ("work", "ours", "limit", "ratio", "peers", "goal", "remark"):
+        table.add_column(title, overflow="fold")
+    for line in lines:
+        peers = [f"{name}: {_time(value)}" for name, value in line.peers_s.items()]
+        limit = f"{_time(line.limit_s)}: {line.limit}" if line.limit else ""
+        ratio = f"{line.ratio:.2f} x" if line.ratio else ""
+        table.add_row(line.work, _time(line.ours_s), limit, ratio, "\n".join(peers), line.goal, line.remark)
+    console.print(table, highlight=False)
+
+
+def _time(value: float | str | None) -> str:
+    if value is None:
+        return "not measured"
+    if isinstance(value, str):
+        return value
+    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s" if value < 100 else f"{value:.0f} s"

@@ -1,0 +1,85 @@
+"""Questions to the live engine and its answers: what web process and engine process share. Standard library only.
+
+On the wire a question is one line of JSON; an answer is one line of JSON that names arrays with dtype and shape, then
+their bytes in that order. No pickle: neither side can make the other run anything.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_origin
+
+KINDS = ("neighbours", "pair", "status")
+SPACES = ("decoder", "encoder")
+PAIR_RULES = ("argmax", "mutual", "hungarian", "both")
+MAX_K = 1000  # neighbours per member that are given out at most
+
+CAUSES = ("query", "busy", "late", "deadly", "fault")  # bad values; full queue; time limit; kills the engine; unknown
+QUEUE_LIMIT = 256  # askers that wait at once; more are told that the engine is busy
+TIME_LIMIT_S = 20.0
+
+
+@dataclass(frozen=True)
+class LiveQuery:
+    """A question to the engine process. `folder` (under the study) and `seeds` say where the ensemble's SAEs lie."""
+
+    kind: str  # neighbours, pair, status
+    study: str = ""
+    ensemble: str = ""
+    folder: str = ""
+    seeds: tuple[int, ...] = ()  # of the whole ensemble
+    seed: int = 0  # the anchor
+    feature: int = 0  # neighbours: the anchor feature
+    by: str = "decoder"  # neighbours: or encoder
+    k: int = 5  # neighbours: per member; fewer where a member has fewer that have a direction
+    members: tuple[int, ...] = ()  # neighbours: seeds to look in; all, the anchor's own too, if empty
+    absolute: bool = False  # the largest |cosine| instead of the largest cosine
+    other: int = 0  # pair: the comparison's seed
+    rule: str = "argmax"  # pair: one of PAIR_RULES
+
+    def shared_key(self) -> tuple:
+        """Queries with equal keys are answered by one product."""
+        if self.kind == "neighbours":
+            return (self.kind, self.study, self.folder, self.seeds, self.by)
+        return (self,)
+
+
+@dataclass(frozen=True)
+class LiveAnswer:
+    """What the engine says; either `error` is set, or what belongs to the query's kind.
+
+    neighbours: arrays `seed`, `feature`, `cosine`, one entry per neighbour: member by member in the order asked for, the
+    nearest first. pair: arrays `partner` (-1: none), `cosine` (under the rule; -1: no pair), `runner_up`, `mutual`, one
+    entry per feature of the anchor; the runner-up is that of argmax; `gap` of a one-to-one matching. status: `status`.
+    """
+
+    arrays: dict[str, Any] = field(default_factory=dict)  # NumPy arrays, read-only
+    gap: float | None = None  # proven relative distance of the one-to-one matching to the optimum
+    status: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    cause: str = ""  # of an error: one of CAUSES
+
+    def rows(self) -> list[tuple]:
+        """The arrays as rows of Python numbers, e.g. (seed, feature, cosine)."""
+        return list(zip(*(array.tolist() for array in self.arrays.values()), strict=True))
+
+
+def as_fields(query: LiveQuery) -> dict[str, Any]:
+    """A query as JSON takes it."""
+    return asdict(query)
+
+
+def live_query(given: Any) -> LiveQuery:
+    """A query as it arrives; raises ValueError where a field is unknown, missing or of the wrong type."""
+    kinds = {f.name: f.type for f in fields(LiveQuery)}
+    if not isinstance(given, dict) or not set(given) <= set(kinds) or given.get("kind") not in KINDS:
+        raise ValueError(f"found no query, expected an object with kind one of {', '.join(KINDS)} and known fields")
+    taken = {}
+    for name, value in given.items():
+        if get_origin(kinds[name]) is tuple:
+            fits = isinstance(value, list | tuple) and all(type(entry) is int for entry in value)
+            value = tuple(value) if fits else value
+        else:
+            fits = type(value) is kinds[name]
+        if not fits:
+            raise ValueError(f"{name} is {value!r:.80}, expected {kinds[name]}")
+        taken[name] = value
+    return LiveQuery(**taken)
