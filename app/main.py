@@ -144,13 +144,13 @@ def _engine_silent(request: Request, error: Exception) -> Response:
 
 
 def _without_answer(request: Request, says: str, *, again: bool) -> Response:
-    """503 in the place where the answer was due; the rest of the site does not need the engine."""
+    """A word in the place where the answer was due, and 503 for machines; the rest of the site does not need the engine."""
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     context = EnginePage(says, again, path)
     if request.url.path.endswith(".json"):
         response: Response = JSONResponse(asdict(context), 503)
     else:
-        response = render.respond(request, "engine.html", context, status=503)
+        response = render.respond(request, "engine.html", context, status=202 if again else 503)
     response.headers["Retry-After"] = "1"
     return response
 

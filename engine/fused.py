@@ -94,7 +94,29 @@ def choice(device: torch.device) -> tuple[str, str]:
     name = "{}.{}".format(*capability)
     if capability < CAPABILITY:
         return "plain", f"plain torch: CUDA capability {name}, the fused kernel needs {CAPABILITY[0]}.{CAPABILITY[1]}"
-    return "fused", f"fused Triton: CUDA capability {name}"
+    try:
+        agrees = _agrees(device)
+    except (
+        Exception
+    ) as error:  # whatever a driver, a compiler or a device may raise: the plain kernel needs none of them
+        return "plain", f"plain torch: the fused kernel does not run here ({type(error).__name__}: {str(error)[:120]})"
+    if not agrees:
+        return "plain", "plain torch: the fused kernel differs from it on this device"
+    return "fused", f"fused Triton: CUDA capability {name}, checked against plain torch on this device"
+
+
+def _agrees(device: torch.device) -> bool:
+    """Whether both kernels give the same answer for two small dictionaries with near copies."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.randn(n, 192, generator=generator), dim=1) for n in (700, 520))
+    b[::3] = torch.nn.functional.normalize(a[: len(b[::3])] + 0.01 * b[::3], dim=1)
+    pairs = zip(fused_best_cosines(a.to(device), b.to(device)), best_cosines(a, b), strict=True)
+    return all(
+        torch.equal(found.partner.cpu(), plain.partner)
+        and torch.allclose(found.cosine.cpu(), plain.cosine, rtol=0, atol=1e-6)
+        and torch.allclose(found.runner_up.cpu(), plain.runner_up, rtol=0, atol=1e-6)
+        for found, plain in pairs
+    )
 
 
 def fused_best_cosines(

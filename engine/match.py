@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from engine.assign import Assignment, hungarian
-from engine.kernels import Best, best_cosines
+from engine.fused import best as best_cosines
+from engine.kernels import Best
 from engine.sae import SAE
 from engine.schema import NO_MATCH, RULES
 

@@ -57,3 +57,8 @@ class Progress:
             taken = time.perf_counter() - began
             detail = f"{last[0]:,} {unit}" if last[0] else "already done"
             print(f"{name}: {detail}, {taken:.1f} s", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """One line about what was chosen, and why."""
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)

@@ -24,6 +24,7 @@ from engine.ablate import AblationPass, headline
 from engine.activations import LanguageModel, TokenSet, harvest, load_model, token_texts, tokenize
 from engine.activity import ActivityPass
 from engine.config import StudyConfig, as_parameters
+from engine.fused import choice
 from engine.match import NULL_KINDS, Matches, match_ensemble, null_cosines
 from engine.progress import Progress
 from engine.rows import add_member, add_null, add_pairs, add_row
@@ -171,6 +172,7 @@ def _analyse(
     norms = ensemble.W_dec.norm(dim=-1).numpy()
     norms = np.where(np.isfinite(norms), norms, 0)
     dead = np.stack([a.n_active == 0 for a in activities]) | (norms == 0)
+    progress.say(f"best cosines: {choice(torch.device('cpu'))[1]}")
     with progress.stage("matching", "pairs") as report:
         matches = match_ensemble(ensemble, ~dead, report=report)
     add_pairs(writer, name, seeds, matches, dead, norms > 0)

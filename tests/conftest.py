@@ -1,6 +1,7 @@
 """One small real study for all tests: the embedded model, a slice of the embedded corpus, the real pipeline and Writer."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -95,3 +96,14 @@ def make_sae() -> Callable[..., sae.SAE]:
         return sae.SAE(**tensors, k=k, seeds=tuple(range(members)))
 
     return make
+
+
+@pytest.fixture
+def own_root(study_root: Path, tmp_path: Path) -> Path:
+    """A copy of the published study that a test may change."""
+    folder = tmp_path / "root" / "small"
+    folder.mkdir(parents=True)
+    name = (study_root / "small" / "CURRENT").read_text().split()[0]
+    for file in ("CURRENT", name):
+        shutil.copy(study_root / "small" / file, folder)
+    return folder.parent

@@ -4,28 +4,22 @@ import html
 import json
 import re
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from html.parser import HTMLParser
 from io import BytesIO
 
-import duckdb
-import httpx2
 import numpy as np
-import plotly.graph_objects
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from golden import unit_rows
-from starlette.testclient import TestClient
+from reading import answered, assert_valid_plotly, browse, figures_of, links, republish, text_of, twin
 
-from app.main import create_app
 from app.routes.features import FeaturePage, TablePage
 from app.routes.members import MembersPage
 from app.routes.overview import EnsemblePage
 from app.routes.studies import HomePage, MethodsPage, StudyPage
-from app.settings import Settings
 from app.store import SORTS, FeatureQuery
 from app.strips import seed_strip
 
@@ -42,40 +36,6 @@ PAGES = {
 BUCKETS = ("stable", "middle", "unstable", "dead")
 VOID = {"meta", "link", "input", "br", "rect", "path", "img"}
 HTMX = {"HX-Request": "true"}
-
-
-class _Text(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: list[str] = []
-
-    def handle_data(self, data: str) -> None:
-        self.parts.append(data)
-
-
-def text_of(page: str) -> str:
-    """What a reader sees, one space between words."""
-    parser = _Text()
-    parser.feed(page)
-    return " ".join(" ".join(parser.parts).replace("\u202f", " ").split())
-
-
-def twin(path: str) -> str:
-    """The `.json` address of a page address."""
-    path, _, query = path.partition("?")
-    return ("/index.json" if path == "/" else f"{path}.json") + (f"?{query}" if query else "")
-
-
-def links(page: str, pattern: str = r"href") -> list[str]:
-    return [html.unescape(found) for found in re.findall(rf'{pattern}="([^"]*)"', page)]
-
-
-def answered(client: TestClient, path: str, **options: object) -> httpx2.Response:
-    """A page, asked for again while the live engine starts, as the page itself would."""
-    until = time.monotonic() + 60
-    while (answer := client.get(path, **options)).status_code == 503 and time.monotonic() < until:
-        time.sleep(float(answer.headers["retry-after"]) / 5)
-    return answer
 
 
 @pytest.fixture(scope="module")
@@ -631,19 +591,6 @@ def test_a_random_feature_is_a_living_one(client, address):
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
-def figures_of(page: str) -> dict[str, dict]:
-    """{figure id: its Plotly dictionary}."""
-    ids = re.findall(r'id="fig-(\w+)"', page)
-    return dict(zip(ids, (json.loads(figure) for figure in links(page, "data-figure")), strict=True))
-
-
-def assert_valid_plotly(figure: dict) -> None:
-    roles = r'"@(stable|middle|unstable|dead|null|ink|soft|accent|member|band|track)"'
-    valid = json.loads(re.sub(roles, '"#000"', json.dumps(figure)))
-    assert '"@' not in json.dumps(valid)
-    assert plotly.graph_objects.Figure(valid).data
-
-
 STATES = ["", "?theta=0.3", "?theta=0.333", "?theta=1", "?epsilon=0.4", "?rule=hungarian", "?rule=mutual&dead=count"]
 
 
@@ -676,34 +623,6 @@ def test_the_sweep_and_the_distribution_agree_at_theta(client, address):
 
 
 # -- studies that come, go and break -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def own_root(study_root, tmp_path):
-    """A copy of the published study that a test may change."""
-    folder = tmp_path / "root" / "small"
-    folder.mkdir(parents=True)
-    name = (study_root / "small" / "CURRENT").read_text().split()[0]
-    for file in ("CURRENT", name):
-        shutil.copy(study_root / "small" / file, folder)
-    return folder.parent
-
-
-def browse(root) -> TestClient:
-    return TestClient(create_app(Settings(root)), base_url="http://127.0.0.1")
-
-
-def republish(root, *statements: str) -> None:
-    """Publish a changed copy of the small study under a new name, as the engine does."""
-    folder = root / "small"
-    name, built_from = (folder / "CURRENT").read_text().splitlines()
-    changed = folder / f"study-changed-{name}"
-    shutil.copy(folder / name, changed)
-    with duckdb.connect(str(changed)) as connection:
-        for statement in statements:
-            connection.execute(statement)
-    (folder / "CURRENT.tmp").write_text(f"{changed.name}\n{built_from}\n")
-    (folder / "CURRENT.tmp").replace(folder / "CURRENT")
 
 
 def test_a_newly_published_store_is_served_at_the_next_request(own_root):

@@ -148,7 +148,7 @@ DEVICES = [
     ("cpu", True, (0, 0), "plain", "no CUDA device"),
     ("cuda", False, (9, 0), "plain", "triton is not installed"),
     ("cuda", True, (8, 0), "plain", "CUDA capability 8.0, the fused kernel needs 9.0"),
-    ("cuda", True, (9, 0), "fused", "CUDA capability 9.0"),
+    ("cuda", True, (9, 0), "fused", "CUDA capability 9.0, checked against plain torch on this device"),
 ]
 
 
@@ -157,8 +157,37 @@ def test_the_choice_names_a_kernel_and_says_why(monkeypatch, device, installed, 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(fused, "triton", object() if installed else None)
+    monkeypatch.setattr(fused, "_agrees", lambda device: True)
     label = {"plain": "plain torch", "fused": "fused Triton"}[kernel]
     assert fused.choice.__wrapped__(torch.device(device)) == (kernel, f"{label}: {reason}")
+
+
+def test_a_kernel_that_fails_or_differs_on_a_device_is_not_chosen_there(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(fused, "triton", object())
+
+    def fails(device: torch.device) -> bool:
+        raise RuntimeError("no such instruction")
+
+    for check, reason in (
+        (fails, "does not run here (RuntimeError: no such"),
+        (lambda device: False, "differs from it"),
+    ):
+        monkeypatch.setattr(fused, "_agrees", check)
+        kernel, said = fused.choice.__wrapped__(torch.device("cuda"))
+        assert kernel == "plain"
+        assert reason in said
+
+
+def test_the_check_on_a_device_tells_right_answers_from_wrong_ones(monkeypatch):
+    def wrong(a: torch.Tensor, b: torch.Tensor) -> tuple:
+        forward, backward = best_cosines(a, b)
+        return forward._replace(partner=forward.partner.roll(1)), backward
+
+    for kernel, agrees in ((best_cosines, True), (wrong, False)):
+        monkeypatch.setattr(fused, "fused_best_cosines", kernel)
+        assert fused._agrees(torch.device("cpu")) is agrees
 
 
 def test_without_a_device_the_plain_product_answers():
