@@ -1,4 +1,4 @@
-// Small controls: a slider's number beside it, a permalink to the clipboard.
+// Small controls: a slider's number beside it, forms that follow their controls, a permalink to the clipboard.
 (() => {
   "use strict";
   document.addEventListener("input", (event) => {
@@ -6,6 +6,24 @@
     const shown = event.target.closest(".slider").querySelector("output");
     shown.value = Number(event.target.value).toFixed(2);
   });
+
+  // Forms that follow their controls: "moved" at once, then at most every WAIT ms, and always once after the last change.
+  // (htmx's own throttle drops the last event of a burst.)
+  const WAIT = 150;
+  const states = new WeakMap();
+  function follow(event) {
+    const form = event.target.form;
+    if (!form?.matches("[data-follows]")) return;
+    const state = states.get(form) ?? { last: -Infinity, timer: 0 };
+    states.set(form, state);
+    clearTimeout(state.timer);
+    state.timer = setTimeout(() => {
+      state.last = performance.now();
+      form.dispatchEvent(new CustomEvent("moved"));
+    }, Math.max(state.last + WAIT - performance.now(), 0));
+  }
+  document.addEventListener("input", follow);
+  document.addEventListener("change", follow);
 
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");

@@ -117,7 +117,8 @@ def test_pages_fit_and_stay_put(browser: Browser, server: str, address: str, wid
     complaints: list[str] = []
     page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
     study_path = address.rsplit("/", 1)[0]
-    for path in ("/", study_path, address, f"{address}/features", f"{address}/0/5", "/methods", "/docs"):
+    ours = (f"{address}/features", f"{address}/0/5", f"{address}/members", f"{address}/members?a=0&b=2")
+    for path in ("/", study_path, address, *ours, "/methods", "/docs"):
         page.goto(path, wait_until="networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{path} scrolls sideways"
         assert page.evaluate(LAYOUT_SHIFT) < 0.02, f"{path} shifts while loading"

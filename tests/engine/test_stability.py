@@ -168,7 +168,8 @@ def test_the_band_over_seeds_covers_and_one_over_pooled_features_does_not():
     truth = np.mean([band.cdf[at] for band in bands])
     by_seeds = np.mean([band.low[at] <= truth <= band.high[at] for band in bands])
     pooled = [
-        abs(band.cdf[at] - truth) <= stability.dkw_half_width(len(e[0])) for band, e in zip(bands, ensembles, strict=True)
+        abs(band.cdf[at] - truth) <= stability.dkw_half_width(len(e[0]))
+        for band, e in zip(bands, ensembles, strict=True)
     ]
     assert by_seeds >= 0.85
     assert np.mean(pooled) < 0.85
