@@ -133,11 +133,12 @@ class Residents:
             found, gap = self._matched(query)
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")] * len(queries)
+        partner = found.rule_partner(query.rule).astype(np.int32)
         arrays = {
-            "partner": found.rule_partner(query.rule).astype(np.int32),
+            "partner": partner,
             "cosine": found.rule_cosine(query.rule).astype(np.float32),
             "runner_up": found.runner_up,
-            "mutual": found.mutual,
+            "mutual": found.mutual & (partner == found.partner),
         }
         return [LiveAnswer(arrays, gap)] * len(queries)
 

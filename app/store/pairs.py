@@ -24,7 +24,7 @@ class PairRows:
     partner: np.ndarray  # -1 without a pair
     cosine: np.ndarray  # that theta is compared with; NO_MATCH without a pair
     runner_up: np.ndarray  # second-largest cosine, whatever the rule
-    mutual: np.ndarray
+    mutual: np.ndarray  # each is the other's nearest
     dead: np.ndarray
 
 
@@ -64,10 +64,12 @@ class Pairs:
     def rows(self, seed: int, other: int) -> PairRows:
         """Every feature of one member and its partner in another, in feature order."""
         slot = self._store.other_seeds(self._ensemble, seed).index(other) + 1
+        partner, nearest = f"m.{_PARTNER[self._rule]}[{slot:d}]", f"m.partners[{slot:d}]"
         table = self._store.arrow(
-            f"SELECT m.{_PARTNER[self._rule]}[{slot:d}] AS partner, f.{RULE_COLUMN[self._rule]}[{slot:d}] AS cosine, "
-            f"m.runner_up_cosines[{slot:d}] AS runner_up, m.mutuals[{slot:d}] AS mutual, f.dead FROM Feature f JOIN Match m "
-            "USING (ensemble, seed, feature) WHERE ensemble = $ensemble AND seed = $seed ORDER BY feature",
+            f"SELECT {partner} AS partner, f.{RULE_COLUMN[self._rule]}[{slot:d}] AS cosine, "
+            f"m.runner_up_cosines[{slot:d}] AS runner_up, m.mutuals[{slot:d}] AND {partner} = {nearest} AS mutual, f.dead "
+            "FROM Feature f JOIN Match m USING (ensemble, seed, feature) WHERE ensemble = $ensemble AND seed = $seed "
+            "ORDER BY feature",
             {"ensemble": self._ensemble, "seed": seed},
         )
         columns = {name: table.column(name).to_numpy() for name in table.column_names}

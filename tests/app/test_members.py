@@ -85,6 +85,9 @@ def test_a_pair_is_what_the_matrices_say_under_every_rule(client, address, wante
         else:
             assert its_partner == partner[feature]
             assert its_cosine == pytest.approx(cosine[feature], abs=1e-5)
+    assert all(line["mutual"] for line in detail["matched"]) or rule != "mutual"
+    nearest = wanted("argmax", 1, 3)[0]
+    assert not [m for m in detail["matched"] if m["mutual"] and m["partner"] != nearest[m["feature"]]]
     living = cosine[~dead[1]]
     assert detail["n_matched"] == (living >= 0.7).sum() == len(detail["matched"])
     assert detail["mean_cosine"] == pytest.approx(living[living > -1].mean(), abs=1e-5)
