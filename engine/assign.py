@@ -1,10 +1,11 @@
 """One-to-one matching that maximises the summed cosine, with a proof of how far it is from the optimum.
 
-Small problems are solved densely (scipy, exact). Large ones on a sparse graph of candidates: the `n_candidates` best partners
-from both sides, and the diagonal, so that a full matching always exists. The optimum on that graph gives column prices v
-(shortest paths over its residual graph), and for ANY prices linear-programming duality bounds every matching:
-value <= sum_i max_j (c_ij - v_j) + sum_j v_j. One more blockwise pass evaluates that bound over all pairs; pairs that
-violate it become candidates, until value and bound agree. Never more than a block of the cosine matrix exists.
+Small problems are solved densely (scipy, exact). Large ones on a sparse graph of candidates: the pairs above a threshold of
+their row (its `n_candidates` best) or of their column (estimated on a sample of rows). scipy matches on that graph, and
+shortest paths over its residual graph give column prices v. For ANY prices linear-programming duality bounds every
+matching: value <= sum_i max_j (c_ij - v_j) + sum_j v_j. A pair that is no candidate has c_ij <= t_i, the threshold of its
+row, so most rows need no second look: max_j is reached by a candidate unless t_i - min v exceeds it. Only the other rows
+are multiplied once more, and their pairs that violate the bound become candidates, until value and bound agree.
 """
 
 from typing import NamedTuple
@@ -14,14 +15,16 @@ import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 from torch import Tensor
 
 DENSE_UP_TO = 2048  # rows; dense scipy takes under a second and 32 MB there
-N_CANDIDATES = 32
+N_CANDIDATES = 64
 RELATIVE_GAP = 1e-5
-BLOCK_ENTRIES = 2**24  # cosines that exist at once: 64 MB
-_OFFSET = 2.0  # keeps costs positive: scipy reads a zero as an absent edge
+BLOCK_ENTRIES = 2**24  # cosines that exist at once: 64 MB, or more where that would be under BLOCK_ROWS rows
+BLOCK_ROWS = 1024  # thinner blocks multiply slowly
+_PICKS = 16  # pairs per row that may become candidates in the first round, all given to the rows that need them
+_SWEEPS = 10_000
 
 
 class Assignment(NamedTuple):
@@ -46,29 +49,40 @@ def hungarian(
     relative_gap: float = RELATIVE_GAP,
     dense_up_to: int = DENSE_UP_TO,
     max_rounds: int = 8,
+    absolute: bool = False,
 ) -> Assignment:
     """Match unit rows one to one so that the summed cosine is largest, within a proven relative gap.
 
-    Cost: three products of the full size and, per round, one more; memory about 100 bytes per candidate pair.
+    With `absolute`, every cosine counts by its absolute value, and that is what the result holds.
+
+    The gap is proven up to the float32 rounding of the cosines, about 1e-7 per pair. Where `max_rounds` end before
+    `relative_gap` is reached, `gap` says so: it is larger. Ties are broken by fixed seeds: same input, same result.
+
+    Cost: one product of the full size, and in every round one of those rows that their candidates do not certify: 1 % of
+    them on spread-out features, all of them where many are near each other. Memory: a copy of `b`, a block of cosines and
+    its masks (6 bytes times the larger of BLOCK_ENTRIES and BLOCK_ROWS * rows_b), and about 100 bytes per candidate, of
+    which there are up to 1.5 * n_candidates per row.
     """
     if len(a) > len(b):
         options = {"n_candidates": n_candidates, "relative_gap": relative_gap, "dense_up_to": dense_up_to}
-        return _swapped(hungarian(b, a, max_rounds=max_rounds, **options), len(a))
+        return _swapped(hungarian(b, a, max_rounds=max_rounds, absolute=absolute, **options), len(a))
     if len(b) <= dense_up_to:
-        cosines = (a @ b.T).double().cpu().numpy()
+        cosines = _counted(a @ b.T, absolute).double().cpu().numpy()
         rows, partner = linear_sum_assignment(cosines, maximize=True)
         cosine = cosines[rows, partner]
         return Assignment(partner, cosine, float(cosine.sum()), float(cosine.sum()))
-    graph = _Graph(a, b, n_candidates)
-    best: Assignment | None = None
+    order = _shuffled(len(b))  # neighbours are often alike, and thresholds are found on groups of neighbours
+    b = b[order.to(b.device)]
+    graph = _Graph(a, b, n_candidates, absolute)
     bound = np.inf
-    for _ in range(max_rounds):
+    for turn in range(max(max_rounds, 1)):
         partner, cosine = graph.solve()
-        prices = graph.prices(partner, cosine)
-        price_bound, violators = _dual_bound(a, b, prices)
+        value = float(cosine.sum())
+        prices = graph.prices(partner, cosine, 0.1 * relative_gap * abs(value) / len(a))
+        price_bound, violators = graph.bound(prices, _PICKS * 2**turn * len(a))
         bound = min(bound, price_bound)
-        best = Assignment(partner, cosine, float(cosine.sum()), bound)
-        if best.gap <= relative_gap:
+        best = Assignment(order.numpy()[partner], cosine, value, max(bound, value))
+        if best.gap <= relative_gap or not len(violators[0]):
             break
         graph.add(*violators)
     return best
@@ -81,70 +95,150 @@ def _swapped(found: Assignment, n_rows: int) -> Assignment:
 
 
 class _Graph:
-    """Candidate pairs with their cosines, sorted by (row, column), each once."""
+    """Candidate pairs with their cosines, sorted by (row, column), each once, and what no other pair of a row exceeds."""
 
-    def __init__(self, a: Tensor, b: Tensor, n_candidates: int) -> None:
-        self._shape = (len(a), len(b))
-        forward, backward = _top(a, b, n_candidates), _top(b, a, n_candidates)
-        diagonal = np.arange(len(a))
-        self._keys = np.array([], np.int64)
-        self._cosines = np.array([], np.float64)
-        self.add(forward[0], forward[1], forward[2])
-        self.add(backward[1], backward[0], backward[2])
-        self.add(diagonal, diagonal, (a * b[: len(a)]).sum(1).double().cpu().numpy())
+    def __init__(self, a: Tensor, b: Tensor, n_candidates: int, absolute: bool) -> None:
+        self._a, self._b, self._n_candidates, self._absolute = a, b, n_candidates, absolute
+        rows, columns, cosines, limits = _candidates(a, b, n_candidates, absolute)
+        self._limits = limits.double().cpu().numpy()
+        self._set(rows.cpu().numpy(), columns.cpu().numpy(), cosines.double().cpu().numpy())
+        self.add(*_neglected(a, b, columns, n_candidates, absolute))
+        # What every row gets under the last prices, first under none: costs relative to it bring the solver near the end.
+        self._worth = np.zeros(len(a))
+        np.maximum.at(self._worth, self._rows, self._cosines)
+
+    def _set(self, rows: np.ndarray, columns: np.ndarray, cosines: np.ndarray) -> None:
+        self._rows, self._columns, self._cosines = rows, columns.astype(np.int32), cosines
+        self._starts = np.searchsorted(rows, np.arange(len(self._a) + 1))
 
     def add(self, rows: np.ndarray, columns: np.ndarray, cosines: np.ndarray) -> None:
-        keys = np.r_[self._keys, rows.astype(np.int64) * self._shape[1] + columns]
-        self._keys, first = np.unique(keys, return_index=True)
-        self._cosines = np.r_[self._cosines, cosines][first]
+        keys, first = np.unique(rows * len(self._b) + columns, return_index=True)
+        held = self._rows * len(self._b) + self._columns
+        at = np.searchsorted(held, keys)
+        new = np.append(held, -1)[at] != keys
+        parts = zip((self._rows, self._columns, self._cosines), (rows, columns, cosines), strict=True)
+        self._set(*(np.insert(old, at[new], more[first[new]]) for old, more in parts))
+
+    def _costs(self) -> csr_array:
+        shape = (len(self._a), len(self._b))
+        costs = self._worth[self._rows] - self._cosines
+        return csr_array((costs + (1 - costs.min(initial=0)), self._columns, self._starts.astype(np.int32)), shape)
 
     def solve(self) -> tuple[np.ndarray, np.ndarray]:
-        rows, columns = np.divmod(self._keys, self._shape[1])
-        starts = np.searchsorted(rows, np.arange(self._shape[0] + 1)).astype(np.int32)
-        costs = csr_array((_OFFSET - self._cosines, columns.astype(np.int32), starts), self._shape)
-        _, partner = min_weight_full_bipartite_matching(costs)
-        at = np.searchsorted(self._keys, np.arange(self._shape[0], dtype=np.int64) * self._shape[1] + partner)
-        return partner.astype(np.int64), self._cosines[at]
+        """The best matching on the candidates: every row's column and cosine."""
+        try:
+            _, partner = min_weight_full_bipartite_matching(self._costs())
+        except ValueError as error:
+            if "no full matching" not in str(error):
+                raise
+            self._complete()
+            _, partner = min_weight_full_bipartite_matching(self._costs())
+        partner = partner.astype(np.int64)
+        return partner, self._cosines[self._columns == partner[self._rows]]
 
-    def prices(self, partner: np.ndarray, cosine: np.ndarray) -> np.ndarray:
-        """Least v >= 0 with c_ij - v_j <= c_i,partner(i) - v_partner(i) on every candidate edge: longest paths.
+    def _complete(self) -> None:
+        """Join the rows that a largest matching leaves alone to the columns that it leaves alone, in cyclic shifts."""
+        held = maximum_bipartite_matching(self._costs(), perm_type="column")
+        rows, free = np.flatnonzero(held < 0), np.setdiff1d(np.arange(len(self._b)), held)
+        pairs = [(rows, np.roll(free, -shift)[: len(rows)]) for shift in range(min(self._n_candidates, len(free)))]
+        cosines = [_counted((self._a[i] * self._b[j]).sum(1), self._absolute).double().cpu().numpy() for i, j in pairs]
+        self.add(*(np.concatenate(part) for part in (*zip(*pairs, strict=True), cosines)))
 
-        The optimal matching has no improving cycle, so the Bellman-Ford sweeps end; rounding is cut at 1e-12.
+    def prices(self, partner: np.ndarray, cosine: np.ndarray, tolerance: float) -> np.ndarray:
+        """Least v >= 0 with c_ij - v_j <= c_i,partner(i) - v_partner(i) + tolerance on every candidate: longest paths.
+
+        Bellman-Ford over the columns, each sweep only from those whose price has just risen. The optimal matching has no
+        improving cycle, so it ends; if _SWEEPS end it first, the prices are looser, not wrong.
         """
-        rows, columns = np.divmod(self._keys, self._shape[1])
-        gain = self._cosines - cosine[rows]
-        order = np.argsort(columns, kind="stable")
-        rows, columns, gain = rows[order], columns[order], gain[order]
-        held, starts = np.unique(columns, return_index=True)
-        prices = np.zeros(self._shape[1])
-        source = partner[rows]
-        for _ in range(2000):
-            raised = np.maximum.reduceat(gain + prices[source], starts)
-            better = raised > prices[held] + 1e-12
-            if not better.any():
+        tolerance = max(tolerance, 1e-12)
+        gain = self._cosines - cosine[self._rows]
+        gain[self._columns == partner[self._rows]] = -np.inf
+        best = np.maximum.reduceat(gain, self._starts[:-1])
+        owner = np.full(len(self._b), -1)
+        owner[partner] = active = np.arange(len(partner))
+        prices = np.zeros(len(self._b))
+        for _ in range(_SWEEPS):
+            active = active[best[active] + prices[partner[active]] > tolerance]
+            if not len(active):
                 break
-            prices[held[better]] = raised[better]
+            counts = self._starts[active + 1] - self._starts[active]
+            ends = np.cumsum(counts)
+            edges = np.arange(ends[-1]) + np.repeat(self._starts[active] - ends + counts, counts)
+            columns, offers = self._columns[edges], gain[edges] + np.repeat(prices[partner[active]], counts)
+            higher = offers > prices[columns] + tolerance
+            np.maximum.at(prices, columns[higher], offers[higher])
+            risen = owner[np.unique(columns[higher])]
+            active = risen[risen >= 0]
         return prices
 
+    def bound(self, prices: np.ndarray, n_picks: int) -> tuple[float, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The bound that prices prove over all pairs, and pairs that violate it on the candidates alone."""
+        known = np.maximum.reduceat(self._cosines - prices[self._columns], self._starts[:-1])
+        loose = np.flatnonzero(self._limits - prices.min() > known)
+        n = len(self._b)
+        k = min(n_picks // max(len(loose), 1), n)
+        # Rows that tie must not all ask for the same columns, so each ranks them with other noise.
+        noise = 1e-6 * torch.rand(n + len(loose), generator=torch.Generator().manual_seed(0)).to(self._a)
+        v, worth, found = torch.from_numpy(prices).to(self._a), known.copy(), []
+        for i in range(0, len(loose), _step(n)):
+            rows = loose[i : i + _step(n)]
+            net = _counted(self._a[rows] @ self._b.T, self._absolute).sub_(v)
+            worth[rows] = np.maximum(known[rows], net.amax(1).double().cpu().numpy())
+            picks = (net + noise.unfold(0, n, 1)[i : i + len(rows)]).topk(k, dim=1).indices
+            net = net.gather(1, picks).double().cpu().numpy().ravel()
+            rows, columns = np.repeat(rows, k), picks.cpu().numpy().ravel()
+            violated = net > known[rows]
+            found.append([part[violated] for part in (rows, columns, net + prices[columns])])
+        violators = [np.concatenate(part) for part in zip(*found, strict=True)] or [np.array([], np.int64)] * 3
+        self._worth = worth
+        return float(worth.sum() + prices.sum()), tuple(violators)
 
-def _top(a: Tensor, b: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The k largest cosines of every row of `a`: rows, columns, cosines, flat."""
-    k, step = min(k, len(b)), max(BLOCK_ENTRIES // len(b), 1)
-    found = [(a[i : i + step] @ b.T).topk(k, dim=1, sorted=False) for i in range(0, len(a), step)]
-    rows = np.repeat(np.arange(len(a)), k)
-    columns = torch.cat([f.indices for f in found]).flatten().cpu().numpy()
-    return rows, columns, torch.cat([f.values for f in found]).flatten().double().cpu().numpy()
 
+def _candidates(a: Tensor, b: Tensor, k: int, absolute: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pairs of every row above a threshold, at least k of them: rows, columns, cosines, and the thresholds.
 
-def _dual_bound(a: Tensor, b: Tensor, prices: np.ndarray) -> tuple[float, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The bound that prices prove over all pairs, and every row's best pairs under them."""
-    v = torch.from_numpy(prices).to(a)
-    step = max(BLOCK_ENTRIES // len(b), 1)
-    total, rows, columns, cosines = float(prices.sum()), [], [], []
+    The threshold is the (k + 1)th largest of the maxima of groups of columns. There are at least 8 k groups, so few of the
+    largest entries share one. Strictly above it: what ties with it stays out and cannot flood the graph.
+    """
+    n_columns, step = len(b), _step(len(b))
+    width = 1 << (max(n_columns // (8 * k), 1).bit_length() - 1)  # other widths than powers of two are reduced slowly
+    n_groups = n_columns // width + 1
+    k = min(k, n_groups - 1)
+    block = a.new_full((min(step, len(a)), n_groups * width), -torch.inf)
+    found = []
     for i in range(0, len(a), step):
-        worth, at = (a[i : i + step] @ b.T - v).topk(min(4, len(b)), dim=1)
-        total += float(worth[:, 0].double().sum())
-        rows.append(np.repeat(np.arange(i, i + len(at)), at.shape[1]))
-        columns.append(at.flatten().cpu().numpy())
-        cosines.append((worth + v[at]).flatten().double().cpu().numpy())
-    return total, (np.concatenate(rows), np.concatenate(columns), np.concatenate(cosines))
+        cosines = block[: len(a) - i]
+        _counted(torch.mm(a[i : i + step], b.T, out=cosines[:, :n_columns]), absolute)
+        maxima, groups = cosines.unflatten(1, (n_groups, width)).amax(2).topk(k + 1, dim=1)
+        limits, groups = maxima[:, k:], groups[:, :k].sort(1).values
+        at = torch.arange(len(cosines), device=a.device)[:, None] * n_groups + groups
+        inside = cosines.view(-1, width).index_select(0, at.flatten()).view(-1, k, width)
+        rows, group, place = (inside > limits[:, None]).nonzero().unbind(1)
+        columns = groups[rows, group] * width + place
+        found.append((rows + i, columns, inside[rows, group, place], limits[:, 0]))
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))
+
+
+def _neglected(
+    a: Tensor, b: Tensor, columns: Tensor, k: int, absolute: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The best k // 2 pairs of every column that under a quarter of the fair share of rows chose."""
+    chosen = torch.bincount(columns, minlength=len(b))
+    few = (chosen < k * len(a) // (4 * len(b))).nonzero()[:, 0]
+    k = min(k // 2, len(a))
+    best = [_counted(b[part] @ a.T, absolute).topk(k, dim=1) for part in few.split(_step(len(a)))]
+    cosines, rows = (torch.cat(part).flatten() for part in zip(*best, strict=True))
+    return rows.cpu().numpy(), few.repeat_interleave(k).cpu().numpy(), cosines.double().cpu().numpy()
+
+
+def _counted(cosines: Tensor, absolute: bool) -> Tensor:
+    """The cosines as they count, in place."""
+    return cosines.abs_() if absolute else cosines
+
+
+def _shuffled(n: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+
+def _step(n_columns: int) -> int:
+    return max(BLOCK_ENTRIES // n_columns, BLOCK_ROWS)

@@ -125,15 +125,15 @@ def match_pair(
         live_ba = _best(b.decoder, b.valid, a.decoder, a.live, absolute)[0]
     one_to_one = encoders = None
     if assign and len(a.valid) and len(b.valid):
-        one_to_one = hungarian(a.decoder[a.valid], b.decoder[b.valid])
-        encoders = hungarian(a.encoder[a.valid], b.encoder[b.valid])
+        one_to_one = hungarian(a.decoder[a.valid], b.decoder[b.valid], absolute=absolute)
+        encoders = hungarian(a.encoder[a.valid], b.encoder[b.valid], absolute=absolute)
     forward = _direction(a, b, ab, ba, live_ab)
     backward = _direction(b, a, ba, ab, live_ba)
     if one_to_one is not None:
         forward = forward._replace(**_one_to_one(a, b, one_to_one, encoders, reverse=False))
         backward = backward._replace(**_one_to_one(b, a, one_to_one, encoders, reverse=True))
     if absolute:
-        forward, backward = (m._replace(encoder_cosine=np.abs(m.encoder_cosine)) for m in (forward, backward))
+        forward, backward = (_without_sign(found) for found in (forward, backward))
     return forward, backward, one_to_one
 
 
@@ -154,6 +154,13 @@ def _best(rows_a: Tensor, of_a: Tensor, rows_b: Tensor, of_b: Tensor, absolute: 
         spread.runner_up[mine] = best.runner_up.clamp(-1, 1)
         full.append(spread)
     return full[0], full[1]
+
+
+def _without_sign(found: PairMatches) -> PairMatches:
+    """The encoder cosines at the partners, absolute as all else; NO_MATCH stays."""
+    at = {"encoder_cosine": found.partner, "hungarian_encoder_cosine": found.hungarian_partner}
+    held = {name: getattr(found, name) for name, partner in at.items() if partner is not None}
+    return found._replace(**{n: np.where(at[n] >= 0, np.abs(cosine), cosine) for n, cosine in held.items()})
 
 
 def _larger(signed: Best, negated: Best) -> Best:

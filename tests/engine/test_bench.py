@@ -1,0 +1,60 @@
+"""The benchmarks run, measure what they say and report it whole; never how fast."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from engine.bench import assignment, pages, products, run
+from engine.bench.report import Line, interleaved
+
+
+def test_runs_take_turns_and_the_first_turn_is_not_counted():
+    order = []
+    found = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
+    assert order == ["a", "b"] * 3
+    assert set(found) == {"a", "b"}
+
+
+def test_a_ratio_needs_both_times():
+    assert Line("work", 3.0, limit_s=2.0).ratio == 1.5
+    assert Line("work", None, limit_s=2.0).ratio is None
+    assert Line("work", 3.0).ratio is None
+
+
+def test_products_and_assignments_are_measured_against_their_limits():
+    for line in (*products.lines(n=256, d_in=16), next(assignment.lines(n=2100, d_in=16))):
+        if line.ours_s is None:
+            assert "not measured" in line.remark
+        else:
+            assert line.ours_s > 0 < line.limit_s
+            assert line.peers_s
+        assert line.goal
+
+
+@pytest.fixture(scope="module")
+def page_lines() -> list[Line]:
+    return list(pages.lines(n_members=4, d_sae=64))
+
+
+def test_every_page_of_a_written_study_is_measured(page_lines):
+    assert [line.work.split(" page")[0].rsplit("the ", 1)[1] for line in page_lines] == [
+        "overview", "seed x seed", "feature table", "feature",
+    ]  # fmt: skip
+    assert all(line.ours_s > 0 for line in page_lines)
+
+
+def test_lines_are_shown_and_written_whole(page_lines, tmp_path):
+    lines = [*page_lines, Line("work on a device", None, remark="not measured: no CUDA device")]
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    run.show(lines, console)
+    console.file.close()
+    text = " ".join(console.export_text().split())
+    assert "not measured" in text
+    assert "theta moved" in text
+    run.write_json(lines, tmp_path / "bench.json")
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert (found["format"], found["version"]) == ("seedscope.bench", 1)
+    assert found["machine"]["n_cores"] >= 1
+    assert found["machine"]["kernel"].startswith(("plain", "fused"))
+    assert [line["ours_s"] for line in found["lines"]] == [line.ours_s for line in lines]
