@@ -167,19 +167,24 @@ def bench(
     """
     from rich.console import Console
 
-    from engine.bench.run import SECTIONS, show, write_json
+    from engine.bench.run import SECTIONS, show, summary, write_json
     from engine.progress import Progress
 
     if json is not None and not json.absolute().parent.is_dir():
         raise Stop(f"found no folder {json.absolute().parent} to write {json.name} into; create it first")
     lines = []
+    console = Console(width=160 if not sys.stdout.isatty() else None)
     for name, measure in SECTIONS.items():
-        if section.value in (name, "all"):
-            with Progress(quiet=quiet).stage(f"bench {name}", "steps") as report:
-                lines += measure(full=full, report=report)
-    show(lines, Console(width=160 if not sys.stdout.isatty() else None))
-    if json is not None:
-        write_json(lines, json)
+        if section.value not in (name, "all"):
+            continue
+        with Progress(quiet=quiet).stage(f"bench {name}", "steps") as report:
+            for line in measure(full=full, report=report):
+                lines.append(line)
+                if not quiet:  # as they come: a run takes minutes, and one that is stopped has still said something
+                    print(summary(line), file=sys.stderr, flush=True)
+                if json is not None:
+                    write_json(lines, json)
+    show(lines, console)
 
 
 def _on_a_desktop() -> bool:

@@ -94,6 +94,12 @@ def show(lines: list[Line], console: Console) -> None:
     console.print(table, highlight=False)
 
 
+def summary(line: Line) -> str:
+    """A line on one line."""
+    ratio = f", {line.ratio:.2f} x the limit" if line.ratio else ""
+    return f"{line.work}: {_time(line.ours_s)}{ratio}"
+
+
 def _time(value: float | str | None) -> str:
     if value is None:
         return "not measured"
