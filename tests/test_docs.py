@@ -37,7 +37,10 @@ def test_the_readme_names_every_command_with_every_option(readme, command):
     named = set(re.findall(r"--[a-z-]+", line))
     assert named <= options
     for parameter in get_command(app).commands[command].params:
-        assert named & {*parameter.opts, *parameter.secondary_opts}, f"{parameter.opts} is not in the README"
+        if parameter.param_type_name == "argument":
+            assert parameter.name in line.lower(), f"{parameter.name} is not in the README"
+        else:
+            assert named & {*parameter.opts, *parameter.secondary_opts}, f"{parameter.opts} is not in the README"
 
 
 @pytest.mark.parametrize("command", ["make demo", "make test"])
