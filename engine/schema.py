@@ -9,11 +9,18 @@ The columns that every list page needs stand in Feature; the rest in Match. One 
 that theta is compared with, and NO_MATCH where the rule forms no pair.
 """
 
+import re
 from dataclasses import dataclass, fields
 from typing import get_args, get_origin
 
 SCHEMA_VERSION = 2
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
+# What addresses already mean; a study or ensemble of such a name could not be opened.
+PAGE_NAMES = frozenset(
+    {"features", "members", "subspaces", "ablation", "trajectory", "variants", "starts", "synthetic", "pool", "compare",
+     "neighbours", "match", "project", "try", "random", "methods", "jobs", "healthz", "metrics", "docs", "static", "index"}
+)  # fmt: skip
+PAGE_SUFFIXES = (".json", ".csv", ".parquet")
 RULES = ("argmax", "live", "mutual", "hungarian", "both")
 NO_MATCH = -1.0  # cosine where there is no pair; no theta but -1 itself reaches it
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
@@ -227,6 +234,17 @@ def theta_index(theta: float) -> int | None:
     """Where theta stands on the grid, None where it stands beside it."""
     index = round(theta * (N_THETAS - 1))
     return index if 0 <= index < N_THETAS and abs(index / (N_THETAS - 1) - theta) < 1e-9 else None
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with a study's or ensemble's name; None for one that addresses can hold."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        return f"expected {NAME_PATTERN}"
+    if name in PAGE_NAMES:
+        return "expected another name: this one is a page"
+    if name.endswith(PAGE_SUFFIXES):
+        return f"expected a name that does not end in {', '.join(PAGE_SUFFIXES)}: these are other forms of a page"
+    return None
 
 
 def columns(table: type) -> dict[str, tuple[type, bool]]:

@@ -7,7 +7,6 @@ import argparse
 import fcntl
 import hashlib
 import json
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from engine import demo, sae, stability, store
-from engine.ablate import AblationPass, headline
+from engine.ablate import AblationPass, MaskPass, headline, headline_masks
 from engine.activations import LanguageModel, TokenSet, harvest, load_model, token_texts, tokenize
 from engine.activity import ActivityPass
 from engine.config import StudyConfig, as_parameters
@@ -28,7 +27,7 @@ from engine.fused import choice
 from engine.match import NULL_KINDS, Matches, match_ensemble, null_cosines
 from engine.progress import Progress
 from engine.rows import add_member, add_null, add_pairs, add_row
-from engine.schema import NAME_PATTERN, SCHEMA_VERSION, Ablation, Document, Ensemble, Study, Token
+from engine.schema import SCHEMA_VERSION, Ablation, Document, Ensemble, Study, Token, name_problem
 from engine.train import train_ensemble
 
 BATCH_TOKENS = 2048  # of the measuring pass: small enough to stay near the caches
@@ -43,8 +42,8 @@ def run_study(
     Nothing is visible to readers before the last step.
     """
     for field, name in (("name", config.name), ("ensemble", config.ensemble)):
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise ValueError(f"{field} is {name!r}, expected {NAME_PATTERN}")
+        if problem := name_problem(name):
+            raise ValueError(f"{field} is {name!r}, {problem}")
     if len(config.train.seeds) < 2:
         raise ValueError(
             f"seeds are {list(config.train.seeds)}, expected at least 2: the stability of a single SAE is undefined"
@@ -184,6 +183,14 @@ def _analyse(
     n_matched = stability.count_matches(matches.cosine, config.theta)
     bucket = stability.buckets(n_matched, n_comparisons, dead, config.epsilon)
     digests = [ensemble.digest(member) for member in range(ensemble.n_members)]
+    if not ablation_pass.pairwise:
+        masks = [headline_masks(mine, activity.n_active) for mine, activity in zip(bucket, activities, strict=True)]
+        mask_pass = MaskPass(ensemble, masks)
+        with progress.stage("masks", "tokens") as report:
+            for first in range(0, len(rows), BATCH_TOKENS):
+                batch = torch.from_numpy(rows[first : first + BATCH_TOKENS].astype(np.float32))
+                mask_pass.add(batch, ensemble.encode(batch))
+                report(first + len(batch), len(rows))
     with progress.stage("features", "members") as report:
         for member, seed in enumerate(seeds):
             worth = ablation_pass.finish(member)
@@ -191,7 +198,8 @@ def _analyse(
             add_member(
                 writer, name, seed, digests[member], activities[member], dead[member], worth, norms[member], mine
             )
-            for masking in headline(worth, bucket[member], activities[member].n_active):
+            answers = worth if ablation_pass.pairwise else mask_pass.finish(member, worth)
+            for masking in headline(answers, bucket[member], activities[member].n_active):
                 add_row(writer, Ablation(name, seed, *masking))
             report(member + 1, len(seeds))
     row = Ensemble(

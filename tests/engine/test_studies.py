@@ -151,7 +151,17 @@ def test_another_theta_keeps_the_members_but_not_the_digest_of_the_ensemble(tiny
 
 
 @pytest.mark.parametrize(
-    ("field", "name"), [("name", "Capital"), ("name", "../out"), ("name", ""), ("ensemble", "a/b")]
+    ("field", "name"),
+    [
+        ("name", "Capital"),
+        ("name", "../out"),
+        ("name", ""),
+        ("ensemble", "a/b"),
+        ("name", "x.json"),
+        ("ensemble", "members"),
+        ("ensemble", "match"),
+        ("name", "a.parquet"),
+    ],
 )
 def test_a_name_that_no_address_can_hold_is_refused_before_any_work(tiny, few, tmp_path, field, name):
     with pytest.raises(ValueError, match=f"{field} is {name!r}"):
