@@ -1,8 +1,8 @@
 """One-to-one matching that maximises the summed cosine, with a proof of how far it is from the optimum.
 
-Small problems are solved densely (scipy, exact). Large ones on a sparse graph of candidates: the pairs above a threshold of
-their row (its `n_candidates` best) or of their column (estimated on a sample of rows). scipy matches on that graph, and
-shortest paths over its residual graph give column prices v. For ANY prices linear-programming duality bounds every
+Small problems are solved densely (scipy, exact). Large ones on a sparse graph of candidates: every row's pairs above a
+threshold, its `n_candidates` best, and the best of the columns that few rows chose. scipy matches on that graph, and
+longest paths over its residual graph give column prices v. For ANY prices linear-programming duality bounds every
 matching: value <= sum_i max_j (c_ij - v_j) + sum_j v_j. A pair that is no candidate has c_ij <= t_i, the threshold of its
 row, so most rows need no second look: max_j is reached by a candidate unless t_i - min v exceeds it. Only the other rows
 are multiplied once more, and their pairs that violate the bound become candidates, until value and bound agree.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 from torch import Tensor
 
@@ -59,9 +59,9 @@ def hungarian(
     `relative_gap` is reached, `gap` says so: it is larger. Ties are broken by fixed seeds: same input, same result.
 
     Cost: one product of the full size, and in every round one of those rows that their candidates do not certify: 1 % of
-    them on spread-out features, all of them where many are near each other. Memory: a copy of `b`, a block of cosines and
-    its masks (6 bytes times the larger of BLOCK_ENTRIES and BLOCK_ROWS * rows_b), and about 100 bytes per candidate, of
-    which there are up to 1.5 * n_candidates per row.
+    them on spread-out features, all of them where many are near each other. Memory: a copy of `b`, a block of cosines (5
+    bytes times the larger of BLOCK_ENTRIES and BLOCK_ROWS * rows_b, twice that where rows are multiplied again), and about
+    100 bytes per candidate, of which there are 1.1 * n_candidates per row, more where rounds add some.
     """
     if len(a) > len(b):
         options = {"n_candidates": n_candidates, "relative_gap": relative_gap, "dense_up_to": dense_up_to}
@@ -127,14 +127,19 @@ class _Graph:
     def solve(self) -> tuple[np.ndarray, np.ndarray]:
         """The best matching on the candidates: every row's column and cosine."""
         try:
-            _, partner = min_weight_full_bipartite_matching(self._costs())
+            partner = self._matched()
         except ValueError as error:
             if "no full matching" not in str(error):
                 raise
             self._complete()
-            _, partner = min_weight_full_bipartite_matching(self._costs())
-        partner = partner.astype(np.int64)
+            partner = self._matched()
         return partner, self._cosines[self._columns == partner[self._rows]]
+
+    def _matched(self) -> np.ndarray:
+        costs, (n_rows, n_columns) = self._costs(), (len(self._a), len(self._b))
+        if 0 < (n_columns - n_rows) * n_columns <= costs.nnz:  # scipy is ten times slower on what is not square
+            costs = vstack([costs, csr_array(np.ones((n_columns - n_rows, n_columns)))], format="csr")
+        return min_weight_full_bipartite_matching(costs)[1][:n_rows].astype(np.int64)
 
     def _complete(self) -> None:
         """Join the rows that a largest matching leaves alone to the columns that it leaves alone, in cyclic shifts."""

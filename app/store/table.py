@@ -122,19 +122,18 @@ class FeatureTable:
         if not here:
             return None
         key = f"{here[0][0]!r}_{seed}_{feature}"
-        sides = {}
+        ends = []
         for backwards in (True, False):
             condition, keys = self._beyond(key, backwards)
-            rows = self._fetch(
-                f"{self._cte} SELECT seed, feature, count(*) OVER () FROM filtered {condition} "
-                f"ORDER BY {self._order(backwards)} LIMIT 1",
-                keys,
+            sql = (
+                f"{self._cte} SELECT seed, feature FROM filtered {condition} ORDER BY {self._order(backwards)} LIMIT 1"
             )
-            sides[backwards] = rows[0] if rows else None
-        n_before = sides[True][2] if sides[True] else 0
-        n_after = sides[False][2] if sides[False] else 0
-        ends = [row[:2] if row else None for row in (sides[True], sides[False])]
-        return Place(n_before + 1, n_before + 1 + n_after, *ends)
+            ends.append(next(iter(self._fetch(sql, keys)), None))
+        condition, keys = self._beyond(key, True)
+        total, n_before = self._fetch(
+            f"{self._cte} SELECT count(*), count(*) FILTER ({condition}) FROM filtered", keys
+        )[0]
+        return Place(n_before + 1, total, *ends)
 
     def facets(self) -> dict[str, dict[Any, int]]:
         """Counts per bucket and per seed, each under all other filters of the query."""
