@@ -183,7 +183,7 @@ def test_pairs_agree_with_numpy_and_scipy(residents: Residents, ensemble: SAE, d
     assert only_mutual.arrays["partner"].tolist() == np.where(mutual, best, -1).tolist()
     one_to_one = residents.answer([replace(ask, rule="hungarian")])[0]
     there = np.flatnonzero(valid), np.flatnonzero(cosines.max(0) > -9)
-    optimum = cosines[np.ix_(*there)]
+    optimum = keys[np.ix_(*there)]
     optimum = optimum[linear_sum_assignment(optimum, maximize=True)].sum()
     paired = one_to_one.arrays["partner"] >= 0
     assert len(set(one_to_one.arrays["partner"][paired].tolist())) == paired.sum() == 255
