@@ -3,10 +3,7 @@
 The embedded model takes exactly this path, as any user's model does.
 """
 
-import hashlib
-import json
-import os
-import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -17,45 +14,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-PADDING = -1
-# What model families call a block's attention and MLP.
-SITE_MODULES = {"attn_out": ("self_attn", "attn", "attention", "self_attention"), "mlp_out": ("mlp", "feed_forward")}
-BYTE_TOKEN = re.compile(r"^<0x[0-9A-F]{2}>$")
+from engine import hookpoints, shards
+from engine.models import LanguageModel, load_model, token_texts
+from engine.tokens import PADDING, TokenSet, tokenize
 
+__all__ = [
+    "PADDING", "Activations", "LanguageModel", "TokenSet", "harvest", "hook_module", "load_model", "stream", "token_texts",
+    "tokenize",
+]  # fmt: skip
 
-class LanguageModel(NamedTuple):
-    """A causal language model with its tokenizer, in float32 and evaluation mode."""
-
-    network: nn.Module
-    tokenizer: object
-    name: str
-    digest: str  # 16 hex digits over the parameters
-
-
-class TokenSet(NamedTuple):
-    """Documents cut into windows; each window starts with BOS (where the tokenizer has one), the last ones are padded."""
-
-    ids: Int[np.ndarray, "windows n_ctx"]  # PADDING where there is no token
-    document: Int[np.ndarray, " windows"]  # index into `names`
-    start: Int[np.ndarray, " windows"]  # position in the document of the window's first token after BOS
-    names: list[str]
-    bos: int | None
-
-    @property
-    def counted(self) -> np.ndarray:
-        """(windows, n_ctx) bool: tokens that count; BOS and padding do not."""
-        counted = self.ids != PADDING
-        if self.bos is not None:
-            counted[:, 0] = False
-        return counted
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits over ids, shape and document boundaries."""
-        sha = hashlib.sha256(str(self.ids.shape).encode())
-        for array in (self.ids, self.document, self.start):
-            sha.update(np.ascontiguousarray(array, dtype=np.int32).tobytes())
-        return sha.hexdigest()[:16]
+MOST_WINDOWS, MOST_TOKENS = 64, 16_384  # of a harvest's batch: bounds memory whatever the context length is
+NOTE_WINDOWS, NOTE_SECONDS = 1024, 20.0  # a killed harvest loses at most this much work
 
 
 class Activations(NamedTuple):
@@ -69,74 +38,9 @@ class _Reached(Exception):
     """Ends a forward pass once the hook point is behind it; nothing above it needs computing."""
 
 
-def load_model(path: str) -> LanguageModel:
-    """Load a causal language model and its tokenizer from a folder or a hub id."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds to import, needed only here
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        network = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except OSError as error:
-        raise ValueError(
-            f"found no language model at {path!r}, expected a folder written by save_pretrained or a hub id ({error})"
-        ) from error
-    sha = hashlib.sha256()
-    for name, parameter in sorted(network.named_parameters()):
-        sha.update(f"{name}:{tuple(parameter.shape)}".encode())
-        sha.update(parameter.detach().numpy().tobytes())
-    return LanguageModel(network, tokenizer, Path(path).name, sha.hexdigest()[:16])
-
-
 def hook_module(model: LanguageModel, hookpoint: str) -> tuple[nn.Module, bool]:
-    """The module behind a hook point, and whether its input (True) or its output (False) is meant.
-
-    Spellings: `blocks.L.hook_resid_pre`, `hook_resid_post`, `hook_attn_out`, `hook_mlp_out`, or the module path within
-    the model (`layers.L`, `h.L`, `model.layers.L`, `layers.L.self_attn`), whose output is meant. Raises
-    ValueError naming the hook points there are.
-    """
-    base = model.network.base_model
-    modules = dict(base.named_modules())
-    block_lists = [(n, m) for n, m in modules.items() if isinstance(m, nn.ModuleList) and "." not in n]
-    name, blocks = block_lists[0] if block_lists else ("", [])
-    match = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)", hookpoint)
-    if match and int(match[1]) < len(blocks):
-        block, site = blocks[int(match[1])], match[2]
-        if site.startswith("resid"):
-            return block, site == "resid_pre"
-        children = dict(block.named_children())
-        inside = next((children[child] for child in SITE_MODULES[site] if child in children), None)
-        if inside is not None:
-            return inside, False
-    path = hookpoint.removeprefix(model.network.base_model_prefix + ".")
-    if path and path in modules and not isinstance(modules[path], nn.ModuleList):
-        return modules[path], False
-    last = len(blocks) - 1
-    raise ValueError(
-        f"hook point {hookpoint!r} is not in this model, expected blocks.0.hook_resid_pre to "
-        f"blocks.{last}.hook_resid_post, {name}.0 to {name}.{last}, or another module path of the model"
-    )
-
-
-def tokenize(documents: list[tuple[str, str]], model: LanguageModel, *, n_ctx: int) -> TokenSet:
-    """Cut (name, text) documents into windows of n_ctx tokens, each window begun by BOS where there is one."""
-    bos = model.tokenizer.bos_token_id
-    room = n_ctx - (bos is not None)
-    encoded = model.tokenizer([text for _, text in documents], add_special_tokens=False, verbose=False)["input_ids"]
-    windows, document, start = [], [], []
-    for index, ids in enumerate(encoded):
-        for offset in range(0, len(ids), room):
-            chunk = ids[offset : offset + room]
-            head = [] if bos is None else [bos]
-            windows.append(head + chunk + [PADDING] * (room - len(chunk)))
-            document.append(index)
-            start.append(offset)
-    if not windows:
-        raise ValueError(f"found no tokens in {len(documents)} documents, expected at least one")
-    as_array = lambda values: np.array(values, dtype=np.int32)  # noqa: E731
-    return TokenSet(as_array(windows), as_array(document), as_array(start), [name for name, _ in documents], bos)
+    """The module behind a hook point, and whether its input (True) or its output (False) is meant; see hookpoints.find."""
+    return hookpoints.find(model.network, hookpoint)
 
 
 def stream(
@@ -147,31 +51,53 @@ def stream(
     first_window: int = 0,
     windows_per_batch: int = 32,
 ) -> Iterator[Activations]:
-    """Run the model window by window up to the hook point and yield what passes there, in token order.
+    """Run the model window by window up to the hook point and yield what passes there, in token order, on the CPU.
 
-    Padding stands at the end of a window, where a causal model cannot see it.
+    Padding stands at the end of a window, where a causal model cannot see it; from encoders it is masked. Raises
+    ValueError for a hook point that the model does not have, or where no row per token passes.
     """
     module, wants_input = hook_module(model, hookpoint)
-    caught: list[Tensor] = []
+    base = model.network.base_model
+    run = base if any(module is each for each in base.modules()) else model.network
+    padding_id = 0 if model.causal else getattr(model.tokenizer, "pad_token_id", None) or 0
+    caught: list[object] = []
 
-    def catch(_module: nn.Module, inputs: tuple, output: object = None) -> None:
-        value = inputs[0] if wants_input else output
-        caught.append(value[0] if isinstance(value, tuple) else value)
+    def catch(_module: nn.Module, inputs: tuple, named: dict, output: object = None) -> None:
+        caught.append(output if not wants_input else inputs[0] if inputs else named["hidden_states"])
         raise _Reached
 
-    handle = module.register_forward_pre_hook(catch) if wants_input else module.register_forward_hook(catch)
+    register = module.register_forward_pre_hook if wants_input else module.register_forward_hook
+    handle = register(catch, with_kwargs=True)
     counted, n_ctx = tokens.counted, tokens.ids.shape[1]
     try:
         for first in range(first_window, len(tokens.ids), windows_per_batch):
-            chunk = slice(first, first + windows_per_batch)
-            ids = torch.from_numpy(np.maximum(tokens.ids[chunk], 0)).long()
+            window_ids = torch.from_numpy(tokens.ids[first : first + windows_per_batch]).long()
+            ids = window_ids.masked_fill(window_ids == PADDING, padding_id).to(model.network.device)
+            options = {"use_cache": False} if model.causal else {"attention_mask": (window_ids != PADDING).to(ids)}
             with suppress(_Reached), torch.inference_mode():
-                model.network.base_model(ids, use_cache=False)
-            keep = counted[chunk].reshape(-1)
-            rows = caught.pop().float().flatten(0, 1)[torch.from_numpy(keep)]
-            yield Activations(rows, first * n_ctx + np.flatnonzero(keep))
+                run(ids, **options)
+            rows = _per_token(caught.pop() if caught else None, ids, hookpoint)
+            keep = counted[first : first + windows_per_batch].reshape(-1)
+            yield Activations(rows.float().cpu()[torch.from_numpy(keep)], first * n_ctx + np.flatnonzero(keep))
     finally:
         handle.remove()
+
+
+def _per_token(value: object, ids: Tensor, hookpoint: str) -> Tensor:
+    """(tokens, d_in) of what a module took or gave: a tensor, or a tuple or model output that begins with one."""
+    if value is None:
+        raise ValueError(f"the model's forward pass never reaches {hookpoint!r}, expected a module that it calls")
+    value = value if isinstance(value, Tensor) else value[0]
+    if isinstance(value, Tensor) and value.is_floating_point():
+        if value.ndim == 3 and value.shape[:2] == ids.shape:
+            return value.flatten(0, 1)
+        if value.ndim == 2 and len(value) == ids.numel():  # OPT's MLP and some experts see all tokens in one row
+            return value
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    raise ValueError(
+        f"at {hookpoint!r} passes {shape}, expected one row of numbers per token {tuple(ids.shape)}; name a block, an "
+        "attention or an MLP"
+    )
 
 
 def harvest(
@@ -180,61 +106,62 @@ def harvest(
     hookpoint: str,
     folder: Path,
     *,
+    dtype: str = "float16",
+    shard_bytes: int = shards.SHARD_BYTES,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> np.ndarray:
-    """Write all activations of a token set to `folder` and return them as a read-only memory map (tokens, d_in).
+) -> np.ndarray | shards.Shards:
+    """Write all activations of a token set to `folder` and return them, read-only: (tokens, d_in).
 
-    float16 (relative error 5e-4), bounded memory. A stopped harvest goes on where its last complete batch ended; a
-    folder made from other tokens, another model or hook point is begun anew.
+    float16 (relative error 5e-4) unless `dtype` says float32; files of at most about `shard_bytes`; one batch in memory.
+    What comes back is a memory map where it is one file, else `Shards`. `report` is told (rows on disk, all rows) after
+    each batch, from which rates follow. A stopped harvest goes on where its last complete batch ended, a killed one at
+    most 1,024 windows or 20 seconds before; the bytes are the same. A folder made from other tokens, another model, hook
+    point or dtype is begun anew. Raises ValueError, before it begins, where the disk is too small or the hook point
+    unknown, and where an activation is not finite in `dtype`.
     """
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype is {dtype!r}, expected 'float16' or 'float32'")
     folder.mkdir(parents=True, exist_ok=True)
-    data, progress = folder / "activations.f16", folder / "progress.json"
-    made_from = {"tokens": tokens.digest, "model": model.digest, "hookpoint": hookpoint}
-    state = json.loads(progress.read_text()) if progress.exists() else {}
-    if (
-        state.get("made_from") != made_from
-        or not data.exists()
-        or data.stat().st_size < state["rows"] * state["d_in"] * 2
-    ):
-        state = {"made_from": made_from, "windows": 0, "rows": 0, "d_in": 0}
-    total, windows_per_batch = int(tokens.counted.sum()), 64
-    with open(data, "r+b" if state["rows"] else "wb") as file:
-        file.truncate(state["rows"] * state["d_in"] * 2)
-        file.seek(0, os.SEEK_END)
-        source = stream(model, tokens, hookpoint, first_window=state["windows"], windows_per_batch=windows_per_batch)
+    n_ctx = tokens.ids.shape[1]
+    per_batch = max(1, min(MOST_WINDOWS, MOST_TOKENS // n_ctx))
+    d_in = _width(model, tokens, hookpoint)
+    per_shard = max(1, shard_bytes // (n_ctx * d_in * np.dtype(dtype).itemsize) // per_batch) * per_batch
+    made_from = {"model": model.digest, "hookpoint": hookpoint, "tokens": tokens.digest, "dtype": dtype}
+    shelf = shards.Shelf(folder, made_from, tokens.counted.sum(1), d_in, per_shard)
+    shelf.open()
+    source = stream(model, tokens, hookpoint, first_window=shelf.windows, windows_per_batch=per_batch)
+    noted, noted_at = shelf.windows, time.monotonic()
+    try:
         with closing(source):
             for batch in source:
-                file.write(batch.rows.half().numpy().tobytes())
-                state["rows"] += len(batch.rows)
-                state["windows"] += windows_per_batch
-                state["d_in"] = batch.rows.shape[1]
-                if state["windows"] % 1024 == 0:
-                    file.flush()
-                    _replace(progress, state)
-                report(state["rows"], total)
-    _replace(progress, state)
-    return np.memmap(data, np.float16, "r", shape=(state["rows"], state["d_in"]))
+                rows = batch.rows.numpy().astype(dtype) if dtype == "float32" else batch.rows.half().numpy()
+                _require_finite(rows, batch, tokens, hookpoint)
+                shelf.append(rows, per_batch)
+                if shelf.windows - noted >= NOTE_WINDOWS or time.monotonic() - noted_at >= NOTE_SECONDS:
+                    shelf.note()
+                    noted, noted_at = shelf.windows, time.monotonic()
+                report(shelf.rows, shelf.total)
+    finally:
+        shelf.note()
+    return shelf.read()
 
 
-def _replace(path: Path, state: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(state))
-    temporary.replace(path)
+def _width(model: LanguageModel, tokens: TokenSet, hookpoint: str) -> int:
+    """d_in, from one token: what the disk must hold is known before the work begins."""
+    one = TokenSet(tokens.ids[:1], tokens.document[:1], tokens.start[:1], tokens.names, None)
+    with closing(stream(model, one, hookpoint)) as source:
+        return next(source).rows.shape[1]
 
 
-def token_texts(model: LanguageModel) -> list[str]:
-    """What each token id looks like: its text, or `<0xE2>` style where it is a fragment of a character."""
-    tokenizer = model.tokenizer
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
-    return [text if "\ufffd" not in text else _byte_text(tokenizer, i) for i, text in enumerate(texts)]
-
-
-def _byte_text(tokenizer: object, token: int) -> str:
-    """A fragment as its bytes: byte-level alphabets map bytes to printable characters, others spell `<0xE2>` themselves."""
-    raw = tokenizer.convert_ids_to_tokens(token)
-    if BYTE_TOKEN.match(raw):
-        return raw
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    to_byte = {char: byte for byte, char in bytes_to_unicode().items()}
-    return "".join(f"<0x{to_byte[c]:02X}>" if c in to_byte else c for c in raw)
+def _require_finite(rows: np.ndarray, batch: Activations, tokens: TokenSet, hookpoint: str) -> None:
+    finite = np.isfinite(rows).all(1)
+    if finite.all():
+        return
+    first = int(np.argmin(finite))
+    window = batch.position[first] // tokens.ids.shape[1]
+    value = batch.rows[first].abs().max().item()
+    way_out = "dtype='float32' holds it" if np.isfinite(value) else "the model itself is broken there"
+    raise ValueError(
+        f"an activation at {hookpoint!r} in document {tokens.names[tokens.document[window]]!r} is {value:.3g}, beyond the "
+        f"range of {rows.dtype}; {way_out}"
+    )

@@ -1,9 +1,12 @@
 """What every feature does on the held-out tokens: how often, how strongly, on which tokens, in which contexts.
 
 One streaming pass collects the firings; BOS and padding never count. Activations are reported as a_i * ||d_i||, so that
-they compare across members whatever their decoder norms are.
+they compare across members whatever their decoder norms are (as a_i where decoding divides by the norm); what a normalising
+SAE multiplies into its reconstruction per token is left out.
 """
 
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +21,10 @@ N_PER_INTERVAL = 5
 BEFORE, AFTER = 20, 11  # tokens of context on each side of the peak
 N_TOP_TOKENS = 5
 N_BINS = 24  # log-spaced histogram bins between the member's smallest and largest activation
+HELD_FIRINGS = (
+    2**24
+)  # of all members together, in memory before they are written out: 160 MiB, twice that while written
+FINISHED_FIRINGS = 2**20  # of one member, summarised at once: about 100 MiB
 
 
 class Contexts(NamedTuple):
@@ -48,58 +55,151 @@ class Activity(NamedTuple):
     contexts: Contexts
 
 
-class ActivityPass:
-    """Collects firings batch by batch; memory is 10 bytes per (token, active feature)."""
+class Firings(NamedTuple):
+    """Firings of one member: equally long arrays."""
 
-    def __init__(self, sae: SAE) -> None:
-        self._norms = sae.W_dec.detach().norm(dim=-1)
-        self._d_sae = sae.d_sae
-        self._chunks: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(sae.n_members)]
+    feature: np.ndarray  # int16 while d_sae allows, to be sorted by radix and kept in 10 bytes a firing
+    position: np.ndarray  # flat index into the token set
+    value: np.ndarray
+
+    def sorted(self) -> "Firings":
+        """By feature, in the order of arrival within each."""
+        order = np.argsort(self.feature, kind="stable")
+        return Firings(*(array[order] for array in self))
+
+
+class ActivityPass:
+    """Collects firings batch by batch, positions ascending, and summarises them member by member.
+
+    Memory: HELD_FIRINGS and FINISHED_FIRINGS (or the firings of one feature, if more), 8 bytes per feature of all members,
+    and the Activity itself. Further firings wait in nameless files in `folder` (the system's temporary one by default),
+    sorted by feature, 10 bytes each (12 where d_sae >= 2^15); they vanish with the pass. Nothing is approximated.
+    """
+
+    def __init__(
+        self,
+        sae: SAE,
+        *,
+        folder: Path | None = None,
+        held_firings: int = HELD_FIRINGS,
+        finished_firings: int = FINISHED_FIRINGS,
+    ) -> None:
+        self._norms = sae.unit_norms()
+        self._kind = np.int16 if sae.d_sae < 2**15 else np.int32
+        self._folder, self._limit, self._at_once = folder, held_firings, finished_firings
+        self._n_active = np.zeros((sae.n_members, sae.d_sae), np.int64)
+        self._held: list[list[Firings]] = [[] for _ in range(sae.n_members)]
+        self._n_held = 0
+        self._written: list[list[Firings]] = [[] for _ in range(sae.n_members)]  # memory maps
 
     def add(self, codes: Codes, positions: np.ndarray) -> None:
         """Record one batch; `positions` (tokens,) are flat indices into the token set."""
-        for member, chunks in enumerate(self._chunks):
-            values, indices = codes.values[:, member], codes.indices[:, member]
-            token, slot = (values > 0).nonzero(as_tuple=True)
-            feature = indices[token, slot]
-            value: Tensor = values[token, slot] * self._norms[member][feature]
-            kind = np.int16 if self._d_sae < 2**15 else np.int32
-            chunks.append((feature.numpy().astype(kind), positions[token.numpy()].astype(np.int32), value.numpy()))
+        for member, norms in enumerate(self._norms):
+            indices = codes.indices[:, member]
+            values: Tensor = codes.values[:, member] * norms[indices]
+            token, slot = ((values > 0) & values.isfinite()).nonzero(as_tuple=True)  # rows without a direction: never
+            feature = indices[token, slot].numpy()
+            self._n_active[member] += np.bincount(feature, minlength=len(norms))
+            self._held[member].append(
+                Firings(
+                    feature.astype(self._kind), positions[token.numpy()].astype(np.int32), values[token, slot].numpy()
+                )
+            )
+            self._n_held += len(feature)
+        if self._n_held > self._limit:
+            self._write()
 
     def finish(self, member: int, tokens: TokenSet, *, seed: int = 0) -> Activity:
         """Summarise one member and forget its firings."""
-        feature, position, value = (np.concatenate(parts) for parts in zip(*self._chunks[member], strict=True))
-        self._chunks[member] = []
-        order = np.argsort(feature, kind="stable")  # by feature, then position
-        feature, position, value = feature[order].astype(np.int64), position[order], value[order]
-        return _summarise(feature, position, value, tokens, self._d_sae, np.random.default_rng(seed))
+        n_active, rng = self._n_active[member], np.random.default_rng(seed)
+        runs = [*self._written[member], _joined(self._held[member], self._kind).sorted()]
+        self._n_held -= len(runs[-1].feature)
+        self._written[member], self._held[member] = [], []
+        lowest = min((run.value.min() for run in runs if len(run.value)), default=1.0)
+        highest = max((run.value.max() for run in runs if len(run.value)), default=2.0)
+        edges = np.geomspace(lowest, max(highest, lowest * 1.01), N_BINS + 1)
+        parts = []
+        for features in _ranges(n_active, self._at_once):
+            # Whole features, ascending: contexts are drawn in the same order however many ranges there are.
+            borders = np.array(
+                [features.start, features.stop], self._kind
+            )  # of another type all features would be converted
+            cuts = [np.searchsorted(run.feature, borders) for run in runs]
+            some = [Firings(*(array[low:high] for array in run)) for run, (low, high) in zip(runs, cuts, strict=True)]
+            firings = _joined(some, self._kind) if len(runs) == 1 else _joined(some, self._kind).sorted()
+            parts.append(_summarise(firings, n_active[features], features.start, edges, tokens, rng))
+        columns = [np.concatenate(column) for column in zip(*(part[:-1] for part in parts), strict=True)]
+        contexts = Contexts(*(np.concatenate(c) for c in zip(*(part.contexts for part in parts), strict=True)))
+        mean, largest, histogram, ids, counts = columns
+        n_tokens = int(tokens.counted.sum())
+        return Activity(n_tokens, n_active, mean, largest, histogram, edges.astype(np.float32), ids, counts, contexts)
+
+    def _write(self) -> None:
+        """Move the held firings to one file, member after member, each sorted by feature."""
+        sizes = [sum(len(part.feature) for part in parts) for parts in self._held]
+        with TemporaryFile(dir=self._folder) as file:
+            for parts in self._held:
+                for array in _joined(parts, self._kind).sorted():
+                    array.tofile(file)
+                parts.clear()
+            file.flush()
+            written = np.asarray(np.memmap(file, np.uint8, "r"))  # outlives the file's name
+        start = 0
+        for member, size in enumerate(sizes):
+            arrays = []
+            for kind in (self._kind, np.int32, np.float32):
+                stop = start + size * np.dtype(kind).itemsize
+                arrays.append(written[start:stop].view(kind))
+                start = stop
+            self._written[member].append(Firings(*arrays))
+        self._n_held = 0
+
+
+class _Part(NamedTuple):
+    """What Activity says of a range of features."""
+
+    mean_activation: np.ndarray
+    max_activation: np.ndarray
+    histogram: np.ndarray
+    top_token_ids: np.ndarray
+    top_token_counts: np.ndarray
+    contexts: Contexts
+
+
+def _joined(parts: list[Firings], kind: type) -> Firings:
+    """Firings one after the other; none where there is no part."""
+    empty = Firings(np.empty(0, kind), np.empty(0, np.int32), np.empty(0, np.float32))
+    return parts[0] if len(parts) == 1 else Firings(*map(np.concatenate, zip(*parts, strict=True))) if parts else empty
+
+
+def _ranges(n_active: np.ndarray, at_once: int) -> list[slice]:
+    """Cut the features into ranges of at most `at_once` firings, or of one feature that has more."""
+    ends = np.cumsum(n_active)
+    ranges, start, before = [], 0, 0
+    while start < len(ends):
+        stop = max(int(np.searchsorted(ends, before + at_once, side="right")), start + 1)
+        ranges.append(slice(start, stop))
+        start, before = stop, int(ends[stop - 1])
+    return ranges
 
 
 def _summarise(
-    feature: np.ndarray, position: np.ndarray, value: np.ndarray, tokens: TokenSet, d_sae: int, rng: np.random.Generator
-) -> Activity:
-    n_active = np.bincount(feature, minlength=d_sae)
+    firings: Firings, n_active: np.ndarray, first: int, edges: np.ndarray, tokens: TokenSet, rng: np.random.Generator
+) -> _Part:
+    """All firings of the features `first` .. first + len(n_active), sorted by feature, then position."""
+    feature, (_, position, value), d_sae = firings.feature.astype(np.int64) - first, firings, len(n_active)
     total = np.bincount(feature, weights=value, minlength=d_sae)
     largest = np.zeros(d_sae, np.float32)
     firing = np.flatnonzero(n_active)
     if len(firing):
         largest[firing] = np.maximum.reduceat(value, np.r_[0, np.cumsum(n_active)[:-1]][firing])
-    low, high = (value.min(), value.max()) if len(value) else (1.0, 2.0)
-    edges = np.geomspace(low, max(high, low * 1.01), N_BINS + 1)
     bins = np.clip(np.searchsorted(edges, value, side="right") - 1, 0, N_BINS - 1)
     histogram = np.bincount(feature * N_BINS + bins, minlength=d_sae * N_BINS).reshape(d_sae, N_BINS)
     ids, counts = _top_tokens(feature, tokens.ids.reshape(-1)[position], d_sae)
-    return Activity(
-        int(tokens.counted.sum()),
-        n_active,
-        (total / np.maximum(n_active, 1)).astype(np.float32),
-        largest,
-        histogram,
-        edges.astype(np.float32),
-        ids,
-        counts,
-        _contexts(feature, position, value, largest, tokens, rng),
-    )
+    contexts = _contexts(feature, position, value, largest, tokens, rng)
+    mean = (total / np.maximum(n_active, 1)).astype(np.float32)
+    contexts = contexts._replace(feature=contexts.feature + np.int32(first))
+    return _Part(mean, largest, histogram, ids, counts, contexts)
 
 
 def _rank_in_group(group: np.ndarray) -> np.ndarray:

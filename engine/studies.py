@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from engine import demo, sae, stability, store
-from engine.ablate import AblationPass, headline
+from engine.ablate import AblationPass, MaskPass, headline, headline_masks
 from engine.activations import LanguageModel, TokenSet, harvest, load_model, token_texts, tokenize
 from engine.activity import ActivityPass
 from engine.config import StudyConfig, as_parameters
@@ -183,6 +183,14 @@ def _analyse(
     n_matched = stability.count_matches(matches.cosine, config.theta)
     bucket = stability.buckets(n_matched, n_comparisons, dead, config.epsilon)
     digests = [ensemble.digest(member) for member in range(ensemble.n_members)]
+    if not ablation_pass.pairwise:
+        masks = [headline_masks(mine, activity.n_active) for mine, activity in zip(bucket, activities, strict=True)]
+        mask_pass = MaskPass(ensemble, masks)
+        with progress.stage("masks", "tokens") as report:
+            for first in range(0, len(rows), BATCH_TOKENS):
+                batch = torch.from_numpy(rows[first : first + BATCH_TOKENS].astype(np.float32))
+                mask_pass.add(batch, ensemble.encode(batch))
+                report(first + len(batch), len(rows))
     with progress.stage("features", "members") as report:
         for member, seed in enumerate(seeds):
             worth = ablation_pass.finish(member)
@@ -190,7 +198,8 @@ def _analyse(
             add_member(
                 writer, name, seed, digests[member], activities[member], dead[member], worth, norms[member], mine
             )
-            for masking in headline(worth, bucket[member], activities[member].n_active):
+            answers = worth if ablation_pass.pairwise else mask_pass.finish(member, worth)
+            for masking in headline(answers, bucket[member], activities[member].n_active):
                 add_row(writer, Ablation(name, seed, *masking))
             report(member + 1, len(seeds))
     row = Ensemble(

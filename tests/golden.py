@@ -20,3 +20,57 @@ def explained_variance(x, x_hat):
 def unit_rows(rows):
     """Rows divided by their L2 norm."""
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def relu_codes(pre):
+    """Dense activations (tokens, d_sae) from pre-activations: relu."""
+    return np.where(pre > 0, pre, 0)
+
+
+def jumprelu_codes(pre, threshold, inclusive):
+    """relu where the pre-activation is above its feature's threshold, or at it where `inclusive`."""
+    return np.where((pre >= threshold) if inclusive else (pre > threshold), relu_codes(pre), 0)
+
+
+def gated_codes(inputs, W_enc, b_enc, r_mag, b_mag):
+    """relu of inputs @ (W_enc * exp(r_mag)) + b_mag where inputs @ W_enc + b_enc > 0."""
+    return np.where(inputs @ W_enc + b_enc > 0, relu_codes(inputs @ (W_enc * np.exp(r_mag)) + b_mag), 0)
+
+
+def groupmax_codes(pre, k):
+    """relu of the largest pre-activation in each of k groups of neighbours, zero elsewhere."""
+    codes = np.zeros_like(pre)
+    size = pre.shape[1] // k
+    for token in range(len(pre)):
+        for group in range(k):
+            best = group * size + np.argmax(pre[token, group * size : (group + 1) * size])
+            codes[token, best] = max(pre[token, best], 0)
+    return codes
+
+
+def normalised_forward(x, tensors, c):
+    """(dense activations, reconstruction) of one member under any convention `c`, whatever its architecture."""
+    t, x = tensors, x * c.input_scale
+    inputs, scale, shift = x, 1, 0  # and how the reconstruction goes back
+    if c.normalize == "layer_norm":
+        mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)
+        inputs, shift = (x - mean) / (std + 1e-5), mean
+        scale = std + 1e-5 if c.layer_norm_eps_out else std
+    elif c.normalize == "constant_norm_rescale":
+        factor = np.sqrt(x.shape[1]) / np.linalg.norm(x, axis=1, keepdims=True)
+        inputs, scale = x * factor, 1 / factor
+    inputs = inputs - t["b_dec"] if c.subtract_b_dec else inputs
+    pre, W_dec = inputs @ t["W_enc"] + t["b_enc"], t["W_dec"]
+    if c.architecture == "relu":
+        codes = relu_codes(pre)
+    elif c.architecture == "jumprelu":
+        codes = jumprelu_codes(pre, t["threshold"], c.inclusive)
+    elif c.architecture == "gated":
+        codes = gated_codes(inputs, t["W_enc"], t["b_enc"], t["r_mag"], t["b_mag"])
+    elif c.architecture == "groupmax":
+        codes = groupmax_codes(pre, c.k)
+    else:
+        norms = np.linalg.norm(W_dec, axis=1) if c.rescale_by_decoder_norm else 1
+        codes = topk_codes(inputs, t["W_enc"] * norms, t["b_enc"] * norms, 0, c.k)
+        W_dec = W_dec / np.maximum(np.linalg.norm(W_dec, axis=1), 1e-300)[:, None] if np.ndim(norms) else W_dec
+    return codes, ((codes @ W_dec + t["b_dec"]) * scale + shift) / c.input_scale

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from golden import explained_variance, topk_codes
+from golden import explained_variance, normalised_forward, topk_codes
 
-from engine.ablate import AblationPass, SecondOrder, _density_matched, headline
+from engine import ablate
+from engine.ablate import AblationPass, MaskPass, SecondOrder, _density_matched, headline, headline_masks
+from engine.convention import MORE_TENSORS, Convention
+from engine.sae import SAE
 
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
@@ -52,6 +55,104 @@ def test_marginal_worth_is_the_ev_lost_when_one_feature_is_masked(module, rows, 
     whole = masked_ev(module, member, rows, [])
     lost = [whole - masked_ev(module, member, rows, [feature]) for feature in range(20)]
     np.testing.assert_allclose(worths[member].marginal_worth(), lost, atol=1e-9)
+
+
+# -- every convention, every route -------------------------------------------------------------------------------
+
+CONVENTIONS = [
+    Convention("topk", k=4, rescale_by_decoder_norm=True),
+    Convention("topk", k=2, normalize="constant_norm_rescale", input_scale=0.3),
+    Convention("relu", normalize="layer_norm", layer_norm_eps_out=True),
+    Convention("jumprelu", normalize="layer_norm", input_scale=2.0, subtract_b_dec=False),
+    Convention("gated", input_scale=0.1),
+    Convention("groupmax", k=4, normalize="constant_norm_rescale"),
+]
+
+
+def any_sae(convention: Convention, d_sae: int = 40) -> SAE:
+    """Two members with random tensors in double precision."""
+    rng = np.random.default_rng(1)
+    shapes = {"W_enc": (6, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, 6), "b_dec": (6,)}
+    shapes |= {name: (d_sae,) for name in MORE_TENSORS.get(convention.architecture, ())}
+    tensors = {name: torch.from_numpy(rng.normal(size=(2, *shape)) * 0.5) for name, shape in shapes.items()}
+    four = {name: tensors.pop(name) for name in TENSORS}
+    return SAE(**four, more=tensors, convention=convention, seeds=(0, 1))
+
+
+def brute_force(module: SAE, member: int, rows: np.ndarray, masked: np.ndarray) -> float:
+    """EV with activations masked in the dense definition; unnormalising by an affine fit per token."""
+    t = {name: tensor.numpy() for name, tensor in module.member_tensors(member).items()}
+    codes, x_hat = normalised_forward(rows, t, module.convention)
+    with torch.no_grad():
+        held = module.encode(torch.from_numpy(rows))
+    scale = np.ones(len(rows)) if held.scale is None else held.scale[:, member].numpy()
+    norms = np.linalg.norm(t["W_dec"], axis=1) if module.convention.rescale_by_decoder_norm else 1
+    removed = np.zeros_like(codes)
+    removed[:, masked] = codes[:, masked]
+    return explained_variance(rows, x_hat - scale[:, None] * ((removed / norms) @ t["W_dec"]))
+
+
+@pytest.fixture(params=CONVENTIONS, ids=str)
+def anyone(request) -> SAE:
+    return any_sae(request.param)
+
+
+@pytest.fixture(params=["narrow", "wide"])
+def route(request, monkeypatch) -> None:
+    """Gather rows, or multiply densely, whatever the width is; in parts of a few tokens."""
+    monkeypatch.setattr(ablate, "WIDE", 0 if request.param == "narrow" else 10**6)
+    monkeypatch.setattr(ablate, "WORK_NUMBERS", 5_000)
+
+
+def collect(module: SAE, rows: np.ndarray, **options: int) -> AblationPass:
+    collected = AblationPass(module, **options)
+    with torch.no_grad():
+        for part in torch.from_numpy(rows).split(77):
+            collected.add(part, module.encode(part))
+    return collected
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("pair_numbers", [0, 2 * 40 * 40])
+def test_masking_is_exact_under_every_convention(anyone, rows, pair_numbers):
+    collected = collect(anyone, rows, pair_numbers=pair_numbers)
+    assert collected.pairwise == bool(pair_numbers)
+    for member in range(2):
+        worth = collected.finish(member)
+        whole = brute_force(anyone, member, rows, np.array([], int))
+        assert worth.explained_variance() == pytest.approx(whole, abs=1e-9)
+        lost = [whole - brute_force(anyone, member, rows, np.array([feature])) for feature in range(40)]
+        assert np.abs(lost).max() > 1e-3
+        np.testing.assert_allclose(worth.marginal_worth(), lost, atol=1e-9 * max(1, np.abs(lost).max()))
+        alone = worth.explained_variance(np.array([5]))
+        assert alone == pytest.approx(whole - lost[5], rel=1e-9)
+        for masked in (np.arange(11), np.arange(40)):
+            if pair_numbers:
+                wanted = brute_force(anyone, member, rows, masked)
+                assert worth.explained_variance(masked) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+            else:
+                with pytest.raises(ValueError, match="pairs were not summed, ask a MaskPass"):
+                    worth.explained_variance(masked)
+
+
+@pytest.mark.usefixtures("route")
+def test_a_second_pass_gives_the_headline_that_all_pairs_give(anyone, rows):
+    density = np.arange(40)
+    buckets = [bucket_array(stable=8, middle=8, unstable=20, dead=4), bucket_array(middle=10, unstable=30)]
+    masks = [headline_masks(bucket, density, n_draws=4) for bucket in buckets]
+    second = MaskPass(anyone, masks)
+    with torch.no_grad():
+        for part in torch.from_numpy(rows).split(50):
+            second.add(part, anyone.encode(part))
+    pairs, marginal = collect(anyone, rows), collect(anyone, rows, pair_numbers=0)
+    for member, bucket in enumerate(buckets):
+        answers = second.finish(member, marginal.finish(member))
+        found = headline(answers, bucket, density, n_draws=4)
+        wanted = headline(pairs.finish(member), bucket, density, n_draws=4)
+        assert [m[:3] for m in found] == [m[:3] for m in wanted]
+        np.testing.assert_allclose([m[3:] for m in found], [m[3:] for m in wanted], rtol=1e-8, atol=1e-9)
+        with pytest.raises(ValueError, match="found a set of 3 features that was not among the masks"):
+            answers.explained_variance(np.array([0, 1, 39]))
 
 
 # -- headline ----------------------------------------------------------------------------------------------------

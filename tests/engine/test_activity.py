@@ -73,6 +73,41 @@ def activity(firings, positions, norms, tokens) -> Activity:
     return collected.finish(1, tokens)
 
 
+def collect(firings, positions, norms, folder=None, **options) -> ActivityPass:
+    """One member, fed in batches of 100 tokens."""
+    indices, values = (torch.from_numpy(a)[:, None] for a in firings)
+    decoder = torch.zeros(1, D_SAE, 4)
+    decoder[..., 1] = torch.from_numpy(norms)
+    sae = SAE(decoder.transpose(1, 2), torch.zeros(1, D_SAE), decoder, torch.zeros(1, 4), k=K, seeds=(0,))
+    collected = ActivityPass(sae, folder=folder, **options)
+    for part in np.array_split(np.arange(len(positions)), len(positions) // 100):
+        collected.add(Codes(values[part], indices[part]), positions[part])
+    return collected
+
+
+@pytest.mark.parametrize("held", [0, 999, 10**6])
+@pytest.mark.parametrize("at_once", [1, 700, 10**6])
+def test_nothing_depends_on_how_much_is_held_and_how_much_is_finished_at_once(
+    activity, firings, positions, norms, tokens, tmp_path, held, at_once
+):
+    options = {"folder": tmp_path, "held_firings": held, "finished_firings": at_once}
+    found = collect(firings, positions, norms, **options).finish(0, tokens)
+    assert not list(tmp_path.iterdir())
+    for mine, theirs in zip((*found[:-1], *found.contexts), (*activity[:-1], *activity.contexts), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+        assert np.asarray(mine).dtype == np.asarray(theirs).dtype
+
+
+def test_features_without_a_direction_never_fire(firings, positions, norms, tokens):
+    broken = norms.copy()
+    broken[[0, 1, 2]] = 0, np.nan, np.inf
+    found = collect(firings, positions, broken).finish(0, tokens)
+    whole = collect(firings, positions, norms).finish(0, tokens)
+    assert not found.n_active[:3].any()
+    np.testing.assert_array_equal(found.n_active[3:], whole.n_active[3:])
+    assert np.isfinite(found.mean_activation).all()
+
+
 def test_counts_means_and_maxima_are_those_of_the_dense_matrix(activity, dense, positions):
     active = dense > 0
     assert activity.n_tokens == len(positions)
