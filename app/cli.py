@@ -129,8 +129,7 @@ def match(
     from engine import pairing
     from engine.progress import Progress
 
-    if json is not None and not json.absolute().parent.is_dir():
-        raise Stop(f"found no folder {json.absolute().parent} to write {json.name} into; create it first")
+    _check_parent(json)
     try:
         with Progress(quiet=quiet).stage("matching", "pairs") as report:
             found = pairing.compare(sae_a, sae_b, rule=rule.value, theta=theta, absolute=absolute, force=force)
@@ -170,8 +169,7 @@ def bench(
     from engine.bench.run import SECTIONS, show, summary, write_json
     from engine.progress import Progress
 
-    if json is not None and not json.absolute().parent.is_dir():
-        raise Stop(f"found no folder {json.absolute().parent} to write {json.name} into; create it first")
+    _check_parent(json)
     lines = []
     console = Console(width=160 if not sys.stdout.isatty() else None)
     for name, measure in SECTIONS.items():
@@ -185,6 +183,12 @@ def bench(
                 if json is not None:
                     write_json(lines, json)
     show(lines, console)
+
+
+def _check_parent(file: Path | None) -> None:
+    """Stop before the work where its result could not be written."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise Stop(f"found no folder {file.absolute().parent} to write {file.name} into; create it first")
 
 
 def _on_a_desktop() -> bool:

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
+from io import BytesIO
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -24,6 +28,8 @@ def asset(name: str) -> str:
     """Address of a static file; changes when the file does, so that it may be cached for ever."""
     return f"/static/{name}?{int((STATIC / name).stat().st_mtime)}"
 
+
+_MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
 # -- responses ---------------------------------------------------------------------------------------------------
 
@@ -77,6 +83,15 @@ def as_json(context: Any) -> JSONResponse:
     values = asdict(context) if is_dataclass(context) else context
     shown = {k: v for k, v in values.items() if not k.startswith(("nav_", "figure_"))}
     return JSONResponse(shown, headers={"Cache-Control": "no-cache"})
+
+
+def download(request: Request, table: pa.Table, name: str) -> Response:
+    """A table as the file that the address ends in: `.csv` or `.parquet`."""
+    kind = request.url.path.rsplit(".", 1)[1]
+    buffer = BytesIO()
+    (pyarrow.csv.write_csv if kind == "csv" else pyarrow.parquet.write_table)(table, buffer)
+    headers = {"Content-Disposition": f'attachment; filename="{name}.{kind}"'}
+    return Response(buffer.getvalue(), media_type=_MEDIA[kind], headers=headers)
 
 
 def page(router: APIRouter, path: str, template: str, name: str) -> Callable[[Callable], Callable]:

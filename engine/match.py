@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.assign import Assignment, hungarian
 from engine.fused import best as best_cosines
 from engine.kernels import Best
-from engine.sae import SAE
+from engine.sae import SAE, directed
 from engine.schema import NO_MATCH, RULES
 
 NULL_KINDS = ("haar", "second_moment")
@@ -92,8 +92,7 @@ def dictionaries(
     result = []
     for member in range(sae.n_members):
         decoder = sae.W_dec.detach()[member].float()
-        norms = decoder.norm(dim=-1)
-        valid = (torch.isfinite(norms) & (norms > 0)).nonzero()[:, 0]
+        valid = directed(decoder).nonzero()[:, 0]
         fired = torch.ones(sae.d_sae, dtype=torch.bool) if live is None else torch.from_numpy(live[member])
         encoder = sae.W_enc.detach()[member].float().T
         found = Dictionary(_unit(decoder), _unit(encoder), valid, valid[fired[valid]])

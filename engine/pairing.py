@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.files import write_whole
 from engine.match import PairMatches, affordable, dictionaries, match_pair
 from engine.sae import SAE, read
 from engine.schema import NO_MATCH
@@ -112,10 +113,8 @@ def compare(
 
 
 def write(report: PairReport, path: Path) -> None:
-    """Write the report as JSON, complete or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(report.as_json(), allow_nan=False))
-    temporary.replace(path)
+    """Write the report as JSON."""
+    write_whole(path, json.dumps(report.as_json(), allow_nan=False))
 
 
 def _differences(path_a: Path, meta_a: dict[str, str], path_b: Path, meta_b: dict[str, str]) -> list[str]:

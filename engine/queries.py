@@ -9,7 +9,6 @@ from typing import Any, get_origin
 
 KINDS = ("neighbours", "pair", "status")
 SPACES = ("decoder", "encoder")
-PAIR_RULES = ("argmax", "mutual", "hungarian", "both")
 MAX_K = 1000  # neighbours per member that are given out at most
 
 CAUSES = ("query", "busy", "late", "deadly", "fault")  # bad values; full queue; time limit; kills the engine; unknown
@@ -33,7 +32,7 @@ class LiveQuery:
     members: tuple[int, ...] = ()  # neighbours: seeds to look in; all, the anchor's own too, if empty
     absolute: bool = False  # the largest |cosine| instead of the largest cosine
     other: int = 0  # pair: the comparison's seed
-    rule: str = "argmax"  # pair: one of PAIR_RULES
+    rule: str = "argmax"  # pair: one of schema.PAIR_RULES
 
     def shared_key(self) -> tuple:
         """Queries with equal keys are answered by one product."""

@@ -22,8 +22,8 @@ from torch import Tensor
 from engine import sae, store
 from engine.fused import choice
 from engine.match import PairMatches, dictionaries, match_pair
-from engine.queries import MAX_K, PAIR_RULES, SPACES, LiveAnswer, LiveQuery
-from engine.schema import NAME_PATTERN
+from engine.queries import MAX_K, SPACES, LiveAnswer, LiveQuery
+from engine.schema import NAME_PATTERN, PAIR_RULES
 
 BLOCK = 2048  # rows multiplied at once on a CPU; 32 queries with a whole member of 16,384 take MKL 40 % longer
 GROUP = 32  # features that share one maximum in the search for the k largest
@@ -117,11 +117,10 @@ class Residents:
         for file, target in zip(files, rows.split(d_sae), strict=True):
             with safe_open(file, "pt") as opened:
                 decoder = opened.get_tensor("W_dec").float()
-                directed = _directed(decoder.norm(dim=1))
+                directed = sae.directed(decoder)
                 target.copy_(decoder if query.by == "decoder" else opened.get_tensor("W_enc").T)
-            norms = target.norm(dim=1)
-            directed &= _directed(norms).cpu()
-            target.div_(norms[:, None])
+            directed &= sae.directed(target).cpu()
+            target.div_(target.norm(dim=1, keepdim=True))
             target[~directed.to(target.device)] = 0
             without.append(~directed)
         return Resident(query.seeds, rows, torch.cat(without).nonzero()[:, 0].numpy())
@@ -245,10 +244,6 @@ def _runs(members: list[int], longest: int) -> Iterator[list[int]]:
             run = []
         run.append(member)
     yield run
-
-
-def _directed(norms: Tensor) -> Tensor:
-    return torch.isfinite(norms) & (norms > 0)
 
 
 def _check(name: str, found: object, fits: bool, expected: str) -> None:

@@ -43,7 +43,7 @@ def add_member(
         histogram_edges=activity.histogram_edges.tolist(),
     )
     add_row(writer, row)
-    keys = _keys(ensemble, seed, np.arange(d_sae))
+    keys = row_keys(ensemble, seed, np.arange(d_sae))
     rules = {RULE_COLUMN[rule]: rule_cosine(rule, matches) for rule in RULES}
     measured = {
         "dead": dead,
@@ -86,7 +86,7 @@ def _add_contexts(writer: Writer, ensemble: str, seed: int, activity: Activity) 
         "token_ids": [ids[:length] for ids, length in zip(c.token_ids, c.length, strict=True)],
         "activations": [acts[:length] for acts, length in zip(c.activations, c.length, strict=True)],
     }
-    writer.add(Context, _keys(ensemble, seed, c.feature) | columns)
+    writer.add(Context, row_keys(ensemble, seed, c.feature) | columns)
 
 
 def add_pairs(
@@ -98,31 +98,48 @@ def add_pairs(
         if not cosines.shape[-1]:
             continue
         for anchor, seed in enumerate(seeds):
-            living = directed[anchor] & ~dead[anchor]
-            mine = np.ascontiguousarray(cosines[anchor].T)  # (comparisons, d_sae)
-            paired = mine > schema.NO_MATCH
-            one_to_one = rule in ("hungarian", "both")
-            n = len(mine)
-            columns = {
-                "seed": np.full(n, seed),
-                "other": [seeds[other] for other in matches.other[anchor]],
-                "n_anchors": np.full(n, directed[anchor].sum()),
-                "n_living": np.full(n, living.sum()),
-                "n_paired": paired.sum(1),
-                "mean_cosine": (mine * paired).sum(1, dtype=np.float64) / np.maximum(paired.sum(1), 1),
-                "gap": matches.gap[anchor] if one_to_one else np.zeros(n),
-                "matched": count_on_grid(mine[:, directed[anchor]]),
-                "matched_living": count_on_grid(mine[:, living]),
-            }
-            writer.add(Pair, {"ensemble": ensemble, "rule": rule} | columns)
+            others = [seeds[other] for other in matches.other[anchor]]
+            gap = matches.gap[anchor] if rule in ("hungarian", "both") else np.zeros(len(others))
+            add_anchor_pairs(writer, ensemble, rule, seed, others, cosines[anchor], dead[anchor], directed[anchor], gap)
+
+
+def add_anchor_pairs(
+    writer: Writer,
+    ensemble: str,
+    rule: str,
+    seed: int,
+    others: list[int],
+    cosines: np.ndarray,
+    dead: np.ndarray,
+    directed: np.ndarray,
+    gap: np.ndarray,
+) -> None:
+    """One anchor's pairs under one rule; `cosines` is (d_sae, comparisons), NO_MATCH where the rule forms no pair."""
+    living = directed & ~dead
+    mine = np.ascontiguousarray(cosines.T)
+    paired = mine > schema.NO_MATCH
+    n = len(others)
+    columns = {
+        "seed": np.full(n, seed),
+        "other": others,
+        "n_anchors": np.full(n, directed.sum()),
+        "n_living": np.full(n, living.sum()),
+        "n_paired": paired.sum(1),
+        "mean_cosine": (mine * paired).sum(1, dtype=np.float64) / np.maximum(paired.sum(1), 1),
+        "gap": gap,
+        "matched": count_on_grid(mine[:, directed]),
+        "matched_living": count_on_grid(mine[:, living]),
+    }
+    writer.add(Pair, {"ensemble": ensemble, "rule": rule} | columns)
 
 
 def add_null(writer: Writer, ensemble: str, seeds: tuple[int, ...], kind: str, chance: Chance) -> None:
     """What one null finds, all members."""
     for member, seed in enumerate(seeds):
-        keys = _keys(ensemble, seed, chance.feature)
+        keys = row_keys(ensemble, seed, chance.feature)
         writer.add(NullMatch, keys | {"kind": kind, "cosines": chance.cosine[member]})
 
 
-def _keys(ensemble: str, seed: int, feature: np.ndarray) -> dict[str, object]:
+def row_keys(ensemble: str, seed: int, feature: np.ndarray) -> dict[str, object]:
+    """The key columns of rows that belong to features of one member."""
     return {"ensemble": ensemble, "seed": np.full(len(feature), seed), "feature": feature}

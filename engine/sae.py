@@ -229,6 +229,12 @@ class SAE(nn.Module):
             temporary.replace(target)
 
 
+def directed(rows: Tensor) -> Tensor:
+    """Which of the rows (..., d_in) have a direction: neither zero nor anywhere not finite."""
+    norms = rows.norm(dim=-1)
+    return torch.isfinite(norms) & (norms > 0)
+
+
 def _check(convention: Convention, shape: tuple[int, int], more: dict[str, Tensor]) -> None:
     """Raise ValueError where tensors and convention do not fit; `shape` is (members, d_sae)."""
     architecture, k, d_sae = convention.architecture, convention.k, shape[1]

@@ -22,6 +22,7 @@ PAGE_NAMES = frozenset(
 )  # fmt: skip
 PAGE_SUFFIXES = (".json", ".csv", ".parquet")
 RULES = ("argmax", "live", "mutual", "hungarian", "both")
+PAIR_RULES = tuple(rule for rule in RULES if rule != "live")  # that need no activity: for two SAEs without a study
 NO_MATCH = -1.0  # cosine where there is no pair; no theta but -1 itself reaches it
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
 CURRENT = "CURRENT"  # file beside the stores: line 1 names the published store, line 2 what it was built from

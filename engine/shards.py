@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.files import write_whole
+
 SHARD_BYTES = 2**30
 GIB = 2**30
 
@@ -131,10 +133,8 @@ class Shelf:
         if self.windows:
             with open(self._path((self.windows - 1) // self._per_shard), "rb+") as file:
                 os.fsync(file.fileno())
-        temporary = self._note.with_suffix(".tmp")
         state = {"digest": digest(self._made_from), "windows": self.windows, "made_from": self._made_from}
-        temporary.write_text(json.dumps(state, indent=1))
-        temporary.replace(self._note)
+        write_whole(self._note, json.dumps(state, indent=1))
 
     def read(self) -> "np.ndarray | Shards":
         """Everything, read-only: a memory map where it is one file, else `Shards`."""

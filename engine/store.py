@@ -1,7 +1,6 @@
 """Writer: validate rows, stream them to a temporary DuckDB file, publish it under a new name: nobody sees half a study."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine import schema
+from engine.files import write_whole
 from engine.stability import count_on_grid
 
 BATCH_ROWS = 65_536
@@ -72,7 +72,9 @@ class Writer:
             raise ValueError(f"table {table.__name__}: columns of unequal length {lengths}")
         for name, rule in schema.THETA_COUNTED.get(table, {}).items():
             if len({len(cosines) for cosines in columns[name]}) != 1:
-                raise ValueError(f"table {table.__name__}, column {name}: lists of unequal length, expected one per comparison")
+                raise ValueError(
+                    f"table {table.__name__}, column {name}: lists of unequal length, expected one per comparison"
+                )
             counts = count_on_grid(np.asarray(columns[name], np.float32)).astype(np.uint16)
             arrays |= {schema.count_column(rule, i): np.ascontiguousarray(counts[:, i]) for i in range(schema.N_THETAS)}
         self._insert(table, pa.table(arrays))
@@ -138,12 +140,7 @@ def published(folder: Path) -> tuple[str, str] | None:
 
 def _point_current(folder: Path, name: str, built_from: str) -> None:
     previous = published(folder)
-    temporary = folder / (schema.CURRENT + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(f"{name}\n{built_from}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / schema.CURRENT)
+    write_whole(folder / schema.CURRENT, f"{name}\n{built_from}\n")
     keep = {name, previous[0] if previous else name}
     for store in folder.glob("study-*"):
         if store.name not in keep:

@@ -168,13 +168,13 @@ def _analyse(
         for member in range(ensemble.n_members):
             activities.append(activity_pass.finish(member, held_out))
             report(member + 1, ensemble.n_members)
-    norms = ensemble.W_dec.norm(dim=-1).numpy()
-    norms = np.where(np.isfinite(norms), norms, 0)
-    dead = np.stack([a.n_active == 0 for a in activities]) | (norms == 0)
+    directed = sae.directed(ensemble.W_dec).numpy()
+    norms = np.where(directed, ensemble.W_dec.norm(dim=-1).numpy(), 0)
+    dead = np.stack([a.n_active == 0 for a in activities]) | ~directed
     progress.say(f"best cosines: {choice(torch.device('cpu'))[1]}")
     with progress.stage("matching", "pairs") as report:
         matches = match_ensemble(ensemble, ~dead, report=report)
-    add_pairs(writer, name, seeds, matches, dead, norms > 0)
+    add_pairs(writer, name, seeds, matches, dead, directed)
     with progress.stage("chance", "nulls") as report:
         for done, kind in enumerate(NULL_KINDS):
             add_null(writer, name, seeds, kind, null_cosines(ensemble, kind))

@@ -8,9 +8,13 @@ from engine.stability import Band
 
 
 def stability_distribution(
-    counts: list[tuple[int, str, int, int]], null: dict[str, list[int]], n_comparisons: int, links: dict[str, str]
+    counts: list[tuple[int, str, int, int]],
+    null: dict[str, list[int]],
+    n_comparisons: int,
+    links: dict[str, str],
+    judged: str,
 ) -> Figure:
-    """Living features by the number of seeds they come back in, beside what chance gives."""
+    """Features by the number of seeds they come back in, beside what chance gives; `judged` says which features."""
     per_x: dict[int, dict[str, int]] = {}
     for _, bucket, x, n in counts:
         if bucket != "dead":
@@ -26,7 +30,7 @@ def stability_distribution(
             {
                 "type": "bar", "x": xs, "y": share, "name": bucket, "marker": {"color": BUCKET_ROLE[bucket]},
                 "customdata": [links[bucket]] * len(xs),
-                "hovertemplate": f"%{{x}} of {n_comparisons} seeds: %{{y:.1%}} of living features ({bucket})<extra></extra>",
+                "hovertemplate": f"%{{x}} of {n_comparisons} seeds: %{{y:.1%}} of {judged} ({bucket})<extra></extra>",
                 "text": [f"{bucket} {percent(n_bucket / total, 0)}" if s and s == max(share) else "" for s in share],
                 "textposition": "outside", "cliponaxis": False, "textangle": 0, "constraintext": "none",
             }
@@ -47,11 +51,11 @@ def stability_distribution(
     stable = sum(row.get("stable", 0) for row in per_x.values()) / total
     return Figure(
         "stability",
-        f"{percent(stable, 0)} of living features come back in every other seed"
+        f"{percent(stable, 0)} of {judged} come back in every other seed"
         if max((x for x, r in per_x.items() if r.get("stable")), default=0) == n_comparisons
         and all(x == n_comparisons for x, r in per_x.items() if r.get("stable"))
-        else f"{percent(stable, 0)} of living features are stable",
-        f"n = {total:,} living features of {len({c[0] for c in counts})} members. Bars: share of features that match in "
+        else f"{percent(stable, 0)} of {judged} are stable",
+        f"n = {total:,} {judged} of {len({c[0] for c in counts})} members. Bars: share of features that match in "
         f"so many of {n_comparisons} other seeds. Dashed lines: the same for random dictionaries.",
         {
             "data": data,
@@ -156,7 +160,7 @@ def _cumulative(row: list[int]) -> list[float]:
 
 
 def theta_sweep(
-    thetas: list[float], shares: dict[str, list[float]], null: dict[str, list[float]], theta: float, n: int
+    thetas: list[float], shares: dict[str, list[float]], null: dict[str, list[float]], theta: float, n: int, judged: str
 ) -> Figure:
     """Bucket shares as the match threshold moves, beside the rates of chance matches."""
     data: list[dict[str, Any]] = []
@@ -183,12 +187,12 @@ def theta_sweep(
     return Figure(
         "sweep",
         "How much do the buckets depend on θ?",
-        f"Shares of n = {n:,} living features at every threshold; the thin line is θ = {theta:.2f}. Grey: comparisons that match "
+        f"Shares of n = {n:,} {judged} at every threshold; the thin line is θ = {theta:.2f}. Grey: comparisons that match "
         "by chance (dotted: rotated dictionaries, dashed: same second moment).",
         {
             "data": data,
             "layout": layout(
-                "match threshold θ", "share of living features", yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+                "match threshold θ", f"share of {judged}", yaxis={"tickformat": ".0%", "rangemode": "tozero"},
                 shapes=[line | {"line": {"color": "@soft", "width": 1}}],
             ),
         },
@@ -203,7 +207,7 @@ def theta_sweep(
     )  # fmt: skip
 
 
-def convergence(n: list[int], same_bucket: list[float], error: list[float], n_features: int) -> Figure:
+def convergence(n: list[int], same_bucket: list[float], error: list[float], n_features: int, judged: str) -> Figure:
     """What fewer seeds would have said."""
     total = n[-1]
     settled = same_bucket[-2] if total > 1 else 1.0
@@ -217,7 +221,7 @@ def convergence(n: list[int], same_bucket: list[float], error: list[float], n_fe
     return Figure(
         "convergence",
         f"Would one seed fewer have said the same? For {percent(settled, 0)} of features, yes",
-        f"Share of n = {n_features:,} living features that the first comparisons put into the bucket that all {total} give; mean "
+        f"Share of n = {n_features:,} {judged} that the first comparisons put into the bucket that all {total} give; mean "
         "over all choices of comparisons, exact.",
         {
             "data": data,

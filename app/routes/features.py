@@ -1,18 +1,15 @@
 """The feature table and the feature permalink."""
 
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Annotated, Any
 
-import pyarrow.csv
-import pyarrow.parquet
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import Field
 
 from app import render
 from app.formats import percent
-from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_ensemble
+from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_ensemble, open_judged
 from app.store import FeatureRow, Place, StudyStore
 from engine import schema
 from engine.schema import NO_MATCH
@@ -155,8 +152,7 @@ def feature_table(
     request: Request, study: StudyName, ensemble: EnsembleName, filter: Annotated[TableFilter, Query()]
 ) -> TablePage:
     """Features of all members, filtered and sorted, page by page."""
-    store, row = open_ensemble(request, study, ensemble)
-    filter = filter.judged_by(row)
+    store, row, filter = open_judged(request, study, ensemble, filter)
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
     found = store.features(filter.query(ensemble))
@@ -199,19 +195,11 @@ def feature_download(
     request: Request, study: StudyName, ensemble: EnsembleName, filter: Annotated[Filter, Query()]
 ) -> Response:
     """All features that the filter finds, as CSV or Parquet."""
-    store, row = open_ensemble(request, study, ensemble)
+    store, _, filter = open_judged(request, study, ensemble, filter)
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
-    table = store.features(filter.judged_by(row).query(ensemble)).download()
-    kind = request.url.path.rsplit(".", 1)[1]
-    buffer = BytesIO()
-    if kind == "csv":
-        pyarrow.csv.write_csv(table, buffer)
-    else:
-        pyarrow.parquet.write_table(table, buffer)
-    media = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}[kind]
-    headers = {"Content-Disposition": f'attachment; filename="{study}-{ensemble}-features.{kind}"'}
-    return Response(buffer.getvalue(), media_type=media, headers=headers)
+    table = store.features(filter.query(ensemble)).download()
+    return render.download(request, table, f"{study}-{ensemble}-features")
 
 
 @router.get("/s/{study}/{ensemble}/random", name="random")
@@ -232,10 +220,9 @@ def feature(
     filter: Annotated[Filter, Query()],
 ) -> FeaturePage:
     """The permalink: a feature's stability and why, its contexts, its counterparts in all other seeds."""
-    store, row = open_ensemble(request, study, ensemble)
+    store, row, filter = open_judged(request, study, ensemble, filter)
     member = store.member(ensemble, seed)
     found = store.feature(ensemble, member.seed, feature)
-    filter = filter.judged_by(row)
     listed = store.features(filter.query(ensemble))
     contexts = [_shown(store, c) for c in store.contexts(ensemble, member.seed, found.feature)]
     comparisons = _comparisons(store, row, found, filter)

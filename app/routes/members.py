@@ -1,20 +1,18 @@
 """Seed x seed: how much any two members share, and one pair feature by feature, as stored or matched now."""
 
 from dataclasses import dataclass
-from io import BytesIO
 from statistics import fmean
 from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
 
 from app import figures, render
-from app.routes.query import RULE_SAYS, EnsembleName, Judgement, Seed, StudyName, ask_engine, open_ensemble
+from app.live import LiveEngine
+from app.routes.query import RULE_SAYS, EnsembleName, Judgement, Seed, StudyName, open_judged
 from app.store import PairRows, StudyStore
 from engine import schema
 from engine.queries import LiveQuery
@@ -22,7 +20,6 @@ from engine.schema import NO_MATCH
 from engine.stability import is_match
 
 router = APIRouter()
-MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
 
 class MembersQuery(Judgement):
@@ -135,8 +132,7 @@ def members(
     request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MembersQuery, Query()]
 ) -> MembersPage:
     """Which share of one seed's features comes back in another, for all pairs; with a and b, that pair's lists."""
-    store, row = open_ensemble(request, study, ensemble)
-    asked = asked.judged_by(row)
+    store, row, asked = open_judged(request, study, ensemble, asked)
     pairs = store.pairs(ensemble, asked.rule)
     cells = []
     for pair, n_all, n_living in pairs.summaries(asked.theta):
@@ -147,10 +143,9 @@ def members(
     if asked.a is not None and asked.b is not None:
         _check_pair(store, ensemble, asked.a, asked.b)
         gap = next(cell.gap for cell in cells if (cell.a, cell.b) == (asked.a, asked.b))
-        detail = _detail(
-            pairs.rows(asked.a, asked.b), row, asked, gap=gap if asked.rule in ("hungarian", "both") else None
-        )
-        drawn = _drawn(pairs.rows(asked.a, asked.b), asked)
+        found = pairs.rows(asked.a, asked.b)
+        detail = _detail(found, row, asked, gap=gap if asked.rule in ("hungarian", "both") else None)
+        drawn = _drawn(found, asked)
     seeds = [m.seed for m in store.members(ensemble)]
     here = render.url(f"{base}/members", **asked.parameters(a=None, b=None))
     here += "&" if "?" in here else "?"  # put together by hand: 96 seeds have 9,120 cells
@@ -181,8 +176,7 @@ def members_download(
     request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MembersQuery, Query()]
 ) -> Response:
     """The complete matching of a pair, or the matrix where no pair is named, as CSV or Parquet."""
-    store, row = open_ensemble(request, study, ensemble)
-    asked = asked.judged_by(row)
+    store, _, asked = open_judged(request, study, ensemble, asked)
     pairs = store.pairs(ensemble, asked.rule)
     name = f"{study}-{ensemble}-{asked.rule}"
     if asked.a is not None and asked.b is not None:
@@ -199,11 +193,7 @@ def members_download(
             for p, n_all, n_living in pairs.summaries(asked.theta)
         ]  # fmt: skip
         table = pa.Table.from_pylist(lines)
-    kind = request.url.path.rsplit(".", 1)[1]
-    buffer = BytesIO()
-    (pyarrow.csv.write_csv if kind == "csv" else pyarrow.parquet.write_table)(table, buffer)
-    headers = {"Content-Disposition": f'attachment; filename="{name}.{kind}"'}
-    return Response(buffer.getvalue(), media_type=MEDIA[kind], headers=headers)
+    return render.download(request, table, name)
 
 
 @render.page(router, "/s/{study}/{ensemble}/members/match", "match.html", "match")
@@ -211,8 +201,7 @@ def match(
     request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MatchQuery, Query()]
 ) -> MatchPage:
     """Two members matched now, under any rule, by the live engine."""
-    store, row = open_ensemble(request, study, ensemble)
-    asked = asked.judged_by(row)
+    store, row, asked = open_judged(request, study, ensemble, asked)
     _check_pair(store, ensemble, asked.a, asked.b)
     seeds = tuple(m.seed for m in store.members(ensemble))
     query = LiveQuery(
@@ -226,7 +215,8 @@ def match(
         rule=asked.rule,
         absolute=asked.absolute,
     )
-    answer = ask_engine(request, query)
+    engine: LiveEngine = request.app.state.live
+    answer = engine.answer(query)
     arrays = answer.arrays
     found = PairRows(
         arrays["partner"], arrays["cosine"], arrays["runner_up"], arrays["mutual"], store.dead(ensemble, asked.a)

@@ -7,7 +7,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field, field_validator
 
 from app import render
-from app.routes.query import EnsembleName, Filter, StudyName, ask_engine, open_ensemble
+from app.live import LiveEngine
+from app.routes.query import EnsembleName, Filter, StudyName, open_judged
 from app.store import BadValue, StudyStore
 from engine.queries import LiveQuery
 
@@ -70,8 +71,7 @@ def neighbours(
     asked: Annotated[NeighboursQuery, Query()],
 ) -> NeighboursPage:
     """The k nearest features in every member asked for, this feature's own included, by decoder or encoder."""
-    store, row = open_ensemble(request, study, ensemble)
-    asked = asked.judged_by(row)
+    store, row, asked = open_judged(request, study, ensemble, asked)
     member = store.member(ensemble, seed)
     found = store.feature(ensemble, member.seed, feature)
     seeds = [m.seed for m in store.members(ensemble)]
@@ -83,6 +83,7 @@ def neighbours(
         "neighbours", study, ensemble, row.folder, tuple(seeds), seed=member.seed, feature=found.feature, by=asked.by,
         k=asked.k, members=tuple(chosen), absolute=asked.absolute,
     )  # fmt: skip
+    engine: LiveEngine = request.app.state.live
     return NeighboursPage(
         study=study,
         ensemble=ensemble,
@@ -92,7 +93,7 @@ def neighbours(
         k=asked.k,
         members=chosen or seeds,
         absolute=asked.absolute,
-        neighbours=_described(store, ensemble, ask_engine(request, query).rows(), asked),
+        neighbours=_described(store, ensemble, engine.answer(query).rows(), asked),
         nav_query=asked,
         nav_seeds=seeds,
         nav_links=asked.judgement(),

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 
 from app import figures, render
 from app.formats import percent
-from app.routes.query import RULE_SAYS, EnsembleName, Judgement, StudyName, judged_shares, open_ensemble
+from app.routes.query import RULE_SAYS, EnsembleName, Judgement, StudyName, judged_shares, open_judged
 from app.store import StudyStore
 from engine import schema
 from engine.schema import N_THETAS
@@ -78,8 +78,7 @@ def ensemble(
     request: Request, study: StudyName, ensemble: EnsembleName, judgement: Annotated[Judgement, Query()]
 ) -> EnsemblePage:
     """One ensemble: which share of its features is stable, and what the buckets are worth."""
-    store, row = open_ensemble(request, study, ensemble)
-    judgement = judgement.judged_by(row)
+    store, row, judgement = open_judged(request, study, ensemble, judgement)
     theta, epsilon = judgement.theta, judgement.epsilon
     found = store.features(judgement.query(ensemble))
     counts = found.matched_counts()
@@ -133,8 +132,9 @@ def _figures(
     table = f"/s/{store.study.study}/{name}/features"
     links = {bucket: render.url(table, bucket=bucket, **judgement.judgement()) for bucket in BUCKETS}
     null = store.null_counts(name, theta)
+    judged = "features, dead ones included" if judgement.dead == "count" else "living features"
     drawn = [
-        figures.stability_distribution(counts, null, row.n_comparisons, links),
+        figures.stability_distribution(counts, null, row.n_comparisons, links, judged),
         figures.density_by_bucket(densities, medians, PER_DECADE),
     ]
     if "N stable" in masked_ev:
@@ -147,12 +147,14 @@ def _figures(
     shares = bucket_shares(sample.counts[:, SWEEP], row.n_comparisons, epsilon)
     thetas = [i / (N_THETAS - 1) for i in SWEEP]
     chance = {kind: [store.null_rates(name, t)[kind] for t in thetas] for kind in null}
-    drawn.append(figures.theta_sweep(thetas, shares, chance, theta, len(sample.cosines)))
+    drawn.append(figures.theta_sweep(thetas, shares, chance, theta, len(sample.cosines), judged))
     by_x = np.zeros(row.n_comparisons + 1, int)
     for _, bucket, x, n in counts:
         by_x[x] += n if bucket != "dead" else 0
     settled = convergence(by_x, epsilon=epsilon)
-    drawn.append(figures.convergence(*(values.tolist() for values in settled), n_features=int(by_x.sum())))
+    drawn.append(
+        figures.convergence(*(values.tolist() for values in settled), n_features=int(by_x.sum()), judged=judged)
+    )
     return drawn
 
 

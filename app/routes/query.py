@@ -1,21 +1,19 @@
 """What the pages read from an address: names, and how features are judged."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from fastapi import Path, Request
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from app.live import LiveEngine
 from app.store import FeatureQuery, Studies, StudyStore
 from engine import schema
-from engine.queries import LiveAnswer, LiveQuery
-from engine.schema import RULE_COLUMN
+from engine.schema import RULE_COLUMN, RULES
 from engine.stability import Stability, is_match, score
 
 StudyName = Annotated[str, Path(description="study name")]
 EnsembleName = Annotated[str, Path(description="ensemble name")]
-Rule = Literal["argmax", "live", "mutual", "hungarian", "both"]
+Rule = Literal[RULES]
 MAX_INDEX = 2**31 - 1  # what the store's integer columns hold
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_INDEX)]
@@ -89,6 +87,9 @@ class Judgement(Plain):
         return kept if kept.get("dead") in (None, "count") else {k: v for k, v in kept.items() if k != "dead"}
 
 
+J = TypeVar("J", bound=Judgement)
+
+
 class Filter(Judgement):
     """The feature table's state as it stands in the URL."""
 
@@ -130,10 +131,10 @@ def open_ensemble(request: Request, study: str, ensemble: str) -> tuple[StudySto
     return store, store.ensemble(ensemble)
 
 
-def ask_engine(request: Request, query: LiveQuery) -> LiveAnswer:
-    """The live engine's answer; raises EngineStartingError, EngineRefusedError or EngineBrokenError."""
-    engine: LiveEngine = request.app.state.live
-    return engine.answer(query)
+def open_judged(request: Request, study: str, ensemble: str, asked: J) -> tuple[StudyStore, schema.Ensemble, J]:
+    """As `open_ensemble`, and the judgement asked for with the ensemble's own settings where it leaves them open."""
+    store, row = open_ensemble(request, study, ensemble)
+    return store, row, asked.judged_by(row)
 
 
 def judged_shares(counts: list[tuple[int, str, int, int]]) -> dict[str, float]:

@@ -45,7 +45,7 @@ class StudyStore:
         self._members = {name: self._rows(schema.Member, "ensemble = ?", [name]) for name in self.ensembles}
         self.tokens = [row.text for row in self._rows(schema.Token)]
         self.documents = {row.id: row.name for row in self._rows(schema.Document)}
-        self.null_rates = lru_cache(512)(self._null_rates)
+        self.null_counts = lru_cache(512)(self._null_counts)
         self.null_p999 = lru_cache(64)(self._null_p999)
         self.sample = lru_cache(8)(self._sample)
         self._rules = {
@@ -171,7 +171,7 @@ class StudyStore:
         cosines = cosines.reshape(len(rows), self.ensembles[ensemble].n_comparisons)
         return Sample(cosines, np.array([index[row[0]] for row in rows], np.int64), count_on_grid(cosines))
 
-    def null_counts(self, ensemble: str, theta: float) -> dict[str, list[int]]:
+    def _null_counts(self, ensemble: str, theta: float) -> dict[str, list[int]]:
         """{null kind: features by number of chance matches 0..N}."""
         n = self.ensembles[ensemble].n_comparisons
         index = theta_index(theta)
@@ -191,7 +191,7 @@ class StudyStore:
         """Explained variance under every mask, all members."""
         return self._rows(schema.Ablation, "ensemble = ?", [ensemble])
 
-    def _null_rates(self, ensemble: str, theta: float) -> dict[str, float]:
+    def null_rates(self, ensemble: str, theta: float) -> dict[str, float]:
         """{null kind: share of chance comparisons that reach theta}."""
         n = self.ensembles[ensemble].n_comparisons
         counts = self.null_counts(ensemble, theta)

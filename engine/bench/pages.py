@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.bench.report import Line
+from engine.rows import add_anchor_pairs, add_row, row_keys
 from engine.schema import (
     RULE_COLUMN,
     SCHEMA_VERSION,
@@ -24,11 +25,9 @@ from engine.schema import (
     Match,
     Member,
     NullMatch,
-    Pair,
     Study,
     Token,
 )  # fmt: skip
-from engine.stability import count_on_grid
 from engine.store import Writer
 
 N_MEMBERS, D_SAE, N_NULL = 96, 16_384, 2048
@@ -104,21 +103,18 @@ def write_study(root: Path, n_members: int, d_sae: int, report: Callable[[int, i
             rules = {"argmax": cosine, "live": cosine, "mutual": np.where(mutual, cosine, np.float32(-1))}
             _add_features(writer, seed, rules, dead, rng)
             _add_matches(writer, seed, cosine, mutual, rng)
-            _add_pairs(writer, seed, rules, dead, n_members)
+            others = [other for other in range(n_members) if other != seed]
+            for rule, cosines in rules.items():
+                add_anchor_pairs(writer, ENSEMBLE, rule, seed, others, cosines, dead, np.ones(d_sae, bool), np.zeros(n))
             for kind, top in (("haar", 0.3), ("second_moment", 0.5)):
                 chance = np.clip(top + 0.05 * rng.standard_normal((N_NULL, n), np.float32), -1, 1)
-                keys = {"ensemble": ENSEMBLE, "kind": kind, "seed": np.full(N_NULL, seed), "feature": np.arange(N_NULL)}
-                writer.add(NullMatch, keys | {"cosines": chance})
+                writer.add(NullMatch, row_keys(ENSEMBLE, seed, np.arange(N_NULL)) | {"kind": kind, "cosines": chance})
             report(seed + 1, n_members)
         return writer.publish(built_from="bench")
 
 
-def _add_row(writer: Writer, row: object) -> None:
-    writer.add(type(row), {name: [value] for name, value in vars(row).items()})
-
-
 def _add_frame(writer: Writer, n_members: int, d_sae: int) -> None:
-    _add_row(
+    add_row(
         writer,
         Study(
             STUDY, SCHEMA_VERSION, "bench", "none", "0", "none", 1, "none", "0", 1, "0", 1, COSINES, "cpu", "float32"
@@ -126,18 +122,14 @@ def _add_frame(writer: Writer, n_members: int, d_sae: int) -> None:
     )
     row = Ensemble(ENSEMBLE, "topk", 768, d_sae, 32, n_members, n_members - 1, "no", "shared", 1, 1, 0.0, "argmax", 0.7, 0.05,
                    "0" * 16, "sae")  # fmt: skip
-    _add_row(writer, row)
+    add_row(writer, row)
     for seed in range(n_members):
-        _add_row(writer, Member(ENSEMBLE, seed, f"{seed:016x}", 0.8, 32.0, d_sae // 20, 0, [0.1, 1.0, 10.0]))
+        add_row(writer, Member(ENSEMBLE, seed, f"{seed:016x}", 0.8, 32.0, d_sae // 20, 0, [0.1, 1.0, 10.0]))
         for mask in ("none", "N stable", "4N unstable"):
-            _add_row(writer, Ablation(ENSEMBLE, seed, mask, 100, 1, 0.8, 0.0))
-        _add_row(writer, Context(ENSEMBLE, seed, 0, 0, 0, 0, 0, 0, [0], [1.0]))
-    _add_row(writer, Token(0, "token"))
-    _add_row(writer, Document(0, "document"))
-
-
-def _keys(seed: int, d_sae: int) -> dict[str, object]:
-    return {"ensemble": ENSEMBLE, "seed": np.full(d_sae, seed), "feature": np.arange(d_sae)}
+            add_row(writer, Ablation(ENSEMBLE, seed, mask, 100, 1, 0.8, 0.0))
+        add_row(writer, Context(ENSEMBLE, seed, 0, 0, 0, 0, 0, 0, [0], [1.0]))
+    add_row(writer, Token(0, "token"))
+    add_row(writer, Document(0, "document"))
 
 
 def _add_features(
@@ -159,7 +151,8 @@ def _add_features(
         "top_token_ids": np.zeros((d_sae, 1), int),
         "top_token_counts": np.ones((d_sae, 1), int),
     }
-    writer.add(Feature, _keys(seed, d_sae) | {RULE_COLUMN[r]: rules.get(r, none) for r in RULE_COLUMN} | columns)
+    columns |= {RULE_COLUMN[rule]: rules.get(rule, none) for rule in RULE_COLUMN}
+    writer.add(Feature, row_keys(ENSEMBLE, seed, np.arange(d_sae)) | columns)
 
 
 def _add_matches(writer: Writer, seed: int, cosine: np.ndarray, mutual: np.ndarray, rng: np.random.Generator) -> None:
@@ -176,22 +169,4 @@ def _add_matches(writer: Writer, seed: int, cosine: np.ndarray, mutual: np.ndarr
         "hungarian_encoder_cosines": none,
         "encoder_partners": none,
     }
-    writer.add(Match, _keys(seed, d_sae) | columns)
-
-
-def _add_pairs(writer: Writer, seed: int, rules: dict[str, np.ndarray], dead: np.ndarray, n_members: int) -> None:
-    n = n_members - 1
-    for rule, cosines in rules.items():
-        mine = np.ascontiguousarray(cosines.T)
-        columns = {
-            "seed": np.full(n, seed),
-            "other": [other for other in range(n_members) if other != seed],
-            "n_anchors": np.full(n, len(dead)),
-            "n_living": np.full(n, int((~dead).sum())),
-            "n_paired": (mine > -1).sum(1),
-            "mean_cosine": mine.mean(1),
-            "gap": np.zeros(n),
-            "matched": count_on_grid(mine),
-            "matched_living": count_on_grid(mine[:, ~dead]),
-        }
-        writer.add(Pair, {"ensemble": ENSEMBLE, "rule": rule} | columns)
+    writer.add(Match, row_keys(ENSEMBLE, seed, np.arange(d_sae)) | columns)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from engine.bench import assignment, live, pages, products
 from engine.bench.report import Line
+from engine.files import write_whole
 from engine.fused import choice
 
 FORMAT, FORMAT_VERSION = "seedscope.bench", 1
@@ -72,10 +73,8 @@ def as_json(lines: list[Line]) -> dict[str, Any]:
 
 
 def write_json(lines: list[Line], path: Path) -> None:
-    """Write the lines as JSON, complete or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(as_json(lines), indent=1))
-    temporary.replace(path)
+    """Write the lines as JSON."""
+    write_whole(path, json.dumps(as_json(lines), indent=1))
 
 
 def show(lines: list[Line], console: Console) -> None:
