@@ -67,6 +67,13 @@ class SecondOrder(NamedTuple):
         return (2 * self.linear + diagonal) / self.total
 
 
+class Worth(NamedTuple):
+    """What one member's features are worth on the evaluation tokens."""
+
+    ev: float  # explained variance, nothing masked
+    marginal: Float[np.ndarray, " d_sae"]  # EV lost when each feature alone is masked
+
+
 class AblationPass:
     """Accumulates c, G and the error of every member.
 

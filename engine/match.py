@@ -30,8 +30,8 @@ class Matches(NamedTuple):
 
     All arrays are (members, d_sae, comparisons) but two: `other` (members, comparisons) names the comparison's member
     index, `gap` (members, comparisons) the proven distance of its one-to-one matching to the optimum. Rows without a
-    direction (zero or not finite) match nothing: partner -1, cosine NO_MATCH. Without one-to-one matching the last four
-    have no comparisons: (members, d_sae, 0).
+    direction (zero or not finite) match nothing: partner -1, cosine NO_MATCH. Without one-to-one matching the last four,
+    and without known activity the live ones, have no comparisons: (members, d_sae, 0).
     """
 
     other: np.ndarray
@@ -50,15 +50,15 @@ class Matches(NamedTuple):
 
 
 class PairMatches(NamedTuple):
-    """One direction of one pair: the fields of Matches, each (d_sae of the anchor,); the last four may be None."""
+    """One direction of one pair: the fields of Matches, each (d_sae of the anchor,); the last six may be None."""
 
     partner: np.ndarray
     cosine: np.ndarray
     runner_up: np.ndarray
     mutual: np.ndarray
     encoder_cosine: np.ndarray
-    live_partner: np.ndarray
-    live_cosine: np.ndarray
+    live_partner: np.ndarray | None
+    live_cosine: np.ndarray | None
     hungarian_partner: np.ndarray | None
     hungarian_cosine: np.ndarray | None
     hungarian_encoder_cosine: np.ndarray | None
@@ -238,7 +238,7 @@ def affordable(n_members: int, d_sae: int, d_in: int) -> bool:
 
 def match_ensemble(
     sae: SAE,
-    live: Bool[np.ndarray, "members d_sae"],
+    live: Bool[np.ndarray, "members d_sae"] | None,
     *,
     assign: bool | None = None,
     device: torch.device | str = "cpu",
@@ -246,7 +246,8 @@ def match_ensemble(
 ) -> Matches:
     """Match every member with every other; a product a pair serves both directions.
 
-    `live` says which features fired on the evaluation tokens. `assign` asks for one-to-one matching; by default it is
+    `live` says which features fired on the evaluation tokens; None where nobody knows: then there are no live partners.
+    `assign` asks for one-to-one matching; by default it is
     done where it is cheap. Cost: members^2 / 2 * d_sae^2 * d_in multiply-adds, twice where dead features exist; memory
     25 bytes per (anchor feature, comparison), 13 more with one-to-one. Raises ValueError for fewer than two members.
     """
@@ -262,13 +263,15 @@ def match_ensemble(
     for done, (i, j) in enumerate(pairs):
         forward, backward, assignment = match_pair(members[i], members[j], assign=assign)
         for anchor, comparison, found in ((i, j, forward), (j, i, backward)):
+            found = found if live is not None else found._replace(live_partner=None, live_cosine=None)
             slot = comparison - (comparison > anchor)
             gap[anchor, slot] = assignment.gap if assignment else 0
             for name, values in found._asdict().items():
                 if name not in held:
                     fill = False if name == "mutual" else -1  # no partner, no match
                     kind = np.int32 if name.endswith("partner") else bool if name == "mutual" else np.float32
-                    held[name] = np.full((n, d_sae, n - 1 if assign or values is not None else 0), fill, kind)
+                    computed = values is not None or (assign and "live" not in name)
+                    held[name] = np.full((n, d_sae, n - 1 if computed else 0), fill, kind)
                 if values is not None:
                     held[name][anchor, :, slot] = values
         report(done + 1, len(pairs))

@@ -1,10 +1,12 @@
 """Results -> rows of the contract: what the analyses found, as the columns that the Writer takes."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from engine import schema
-from engine.ablate import SecondOrder
-from engine.activity import Activity
+from engine.ablate import Worth
+from engine.activity import Activity, Contexts
 from engine.match import Chance, Matches, rule_cosine
 from engine.schema import RULE_COLUMN, RULES, Context, Feature, Match, Member, NullMatch, Pair
 from engine.stability import count_on_grid
@@ -16,47 +18,63 @@ def add_row(writer: Writer, row: object) -> None:
     writer.add(type(row), {name: [value] for name, value in vars(row).items()})
 
 
+class Origin(NamedTuple):
+    """Where one member's file comes from; None where that is not known."""
+
+    source: str | None = None
+    library: str | None = None
+    trained_on: str | None = None
+    remarks: tuple[str, ...] = ()
+
+
 def add_member(
     writer: Writer,
     ensemble: str,
     seed: int,
     digest: str,
-    activity: Activity,
-    dead: np.ndarray,
-    worth: SecondOrder,
     norms: np.ndarray,
     matches: Matches,
+    *,
+    origin: Origin = Origin(),
+    activity: Activity | None = None,
+    worth: Worth | None = None,
 ) -> None:
     """One member, its features and their contexts; `matches` holds this member's (d_sae, comparisons) slices.
 
-    `norms` are of its decoder rows, 0 for those without a direction.
+    `norms` are of its decoder rows, 0 for those without a direction. What was not computed is None.
     """
-    d_sae = len(norms)
+    d_sae, undirected = len(norms), norms == 0
+    dead = dead_features(norms, activity)
     row = Member(
         ensemble=ensemble,
         seed=seed,
         sae_digest=digest,
-        ev=worth.explained_variance(),
-        l0=float(activity.n_active.sum()) / activity.n_tokens,
-        n_dead=int(dead.sum()),
-        n_undirected=int((norms == 0).sum()),
-        histogram_edges=activity.histogram_edges.tolist(),
+        source=origin.source,
+        library=origin.library,
+        trained_on=origin.trained_on,
+        remarks=list(origin.remarks),
+        ev=worth.ev if worth else None,
+        l0=float(activity.n_active.sum()) / activity.n_tokens if activity else None,
+        n_dead=int(dead.sum()) if activity else None,
+        n_undirected=int(undirected.sum()),
+        histogram_edges=activity.histogram_edges.tolist() if activity else [],
     )
     add_row(writer, row)
     keys = row_keys(ensemble, seed, np.arange(d_sae))
     rules = {RULE_COLUMN[rule]: rule_cosine(rule, matches) for rule in RULES}
+    none = np.zeros((d_sae, 0))
     measured = {
-        "dead": dead,
-        "density": activity.n_active / activity.n_tokens,
-        "n_active": activity.n_active,
-        "n_tokens": np.full(d_sae, activity.n_tokens),
-        "mean_activation": activity.mean_activation,
-        "max_activation": activity.max_activation,
+        "dead": dead if activity else [True if bare else None for bare in undirected],
+        "density": activity.n_active / activity.n_tokens if activity else None,
+        "n_active": activity.n_active if activity else None,
+        "n_tokens": np.full(d_sae, activity.n_tokens) if activity else None,
+        "mean_activation": activity.mean_activation if activity else None,
+        "max_activation": activity.max_activation if activity else None,
         "decoder_norm": norms,
-        "worth_ev": worth.marginal_worth(),
-        "histogram": activity.histogram,
-        "top_token_ids": activity.top_token_ids,
-        "top_token_counts": activity.top_token_counts,
+        "worth_ev": worth.marginal if worth else None,
+        "histogram": activity.histogram if activity else none,
+        "top_token_ids": activity.top_token_ids if activity else none,
+        "top_token_counts": activity.top_token_counts if activity else none,
     }
     writer.add(Feature, keys | rules | measured)
     partners = {
@@ -70,11 +88,16 @@ def add_member(
         "encoder_partners": matches.encoder_partner,
     }
     writer.add(Match, keys | partners)
-    _add_contexts(writer, ensemble, seed, activity)
+    if activity:
+        _add_contexts(writer, ensemble, seed, activity.contexts)
 
 
-def _add_contexts(writer: Writer, ensemble: str, seed: int, activity: Activity) -> None:
-    c = activity.contexts
+def dead_features(norms: np.ndarray, activity: Activity | None) -> np.ndarray:
+    """(d_sae,) features known to be dead: without a direction, or never active on the evaluation tokens."""
+    return (norms == 0) | (activity.n_active == 0) if activity else norms == 0
+
+
+def _add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None:
     if not len(c.feature):
         return
     columns = {

@@ -7,13 +7,17 @@ a second, so the Writer also derives, for every theta on a grid of hundredths, h
 byte per feature, theta and rule, and moving theta reads one column of bytes. Off the grid the lists themselves are counted.
 The columns that every list page needs stand in Feature; the rest in Match. One cosine list per rule: its entry is the cosine
 that theta is compared with, and NO_MATCH where the rule forms no pair.
+
+What was not computed is None (a list column: empty), never zero; Ensemble.computed names what was. A study without a model
+has no tokens, so its activity columns are None throughout: matching and stability need the decoders alone.
 """
 
 import re
 from dataclasses import dataclass, fields
-from typing import get_args, get_origin
+from types import NoneType
+from typing import NamedTuple, get_args, get_origin
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 # What addresses already mean; a study or ensemble of such a name could not be opened.
 PAGE_NAMES = frozenset(
@@ -25,63 +29,73 @@ RULES = ("argmax", "live", "mutual", "hungarian", "both")
 PAIR_RULES = tuple(rule for rule in RULES if rule != "live")  # that need no activity: for two SAEs without a study
 NO_MATCH = -1.0  # cosine where there is no pair; no theta but -1 itself reaches it
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
+ANALYSES = ("match", "activity", "ablate")  # what `seedscope analyze` computes, in the order of their columns
 CURRENT = "CURRENT"  # file beside the stores: line 1 names the published store, line 2 what it was built from
 
 
 @dataclass(frozen=True)
 class Study:
-    """One row: what the study stands on."""
+    """One row: what the study stands on; without a model, the fields from `model` to `corpus_remark` are None."""
 
     study: str
     schema_version: int
     seedscope_version: str
-    model: str
-    model_digest: str
-    hookpoint: str
-    n_ctx: int
-    token_policy: str
-    eval_token_digest: str
-    n_eval_tokens: int
-    train_token_digest: str
-    n_train_tokens: int  # distinct tokens that activations were harvested from
-    corpus_remark: str
+    model: str | None
+    model_digest: str | None
+    causal: bool | None  # False: every token sees all others, so there is no next-token loss
+    n_ctx: int | None
+    token_policy: str | None
+    eval_token_digest: str | None
+    n_eval_tokens: int | None
+    corpus_remark: str | None
     device: str
     precision: str
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members that differ only in their seed, and how they are matched."""
+    """Members that differ only in their seed, and how they are matched; what an import cannot know is None."""
 
     ensemble: str
-    variant: str
+    origin: str  # trained: by SeedScope; imported: by another library or elsewhere
+    hookpoint: str | None
+    variant: str  # the architecture, as people call it: topk, relu, jumprelu, gated, groupmax
+    convention: str  # the forward pass: the fields of engine.convention.Convention as JSON
     d_in: int
     d_sae: int
-    k: int
+    k: int | None  # active features per token where that is fixed
     n_members: int
     n_comparisons: int  # per anchor: n_members - 1
     shared_start: str  # yes, no, unknown
-    data_order: str
-    train_tokens: int  # per member
-    batch: int
-    lr: float
+    data_order: str  # shared, independent, unknown
+    train_token_digest: str | None
+    n_train_tokens: int | None  # distinct tokens that activations were harvested from
+    train_tokens: int | None  # per member
+    batch: int | None
+    lr: float | None
     rule: str
     theta: float
     epsilon: float
     digest: str  # over the members' SAE digests and the matching settings: a permalink's v
     folder: str  # of the members' files, relative to the study's folder
+    computed: list[str]  # of ANALYSES
+    remarks: list[str]  # what a reader of its numbers should know
 
 
 @dataclass(frozen=True)
 class Member:
-    """One SAE."""
+    """One SAE and where it comes from."""
 
     ensemble: str
     seed: int
     sae_digest: str
-    ev: float
-    l0: float
-    n_dead: int
+    source: str | None  # the path that it was imported from, as given
+    library: str | None  # that wrote it, with its version where it is recorded
+    trained_on: str | None  # the model and hook point that the file itself names
+    remarks: list[str]
+    ev: float | None
+    l0: float | None
+    n_dead: int | None
     n_undirected: int  # decoder rows that are zero or not finite: they match nothing and count as dead
     histogram_edges: list[float]  # of its features' activation histograms
 
@@ -93,19 +107,19 @@ class Feature:
     ensemble: str
     seed: int
     feature: int
-    dead: bool
+    dead: bool | None  # never fired on the evaluation tokens; True for a row without a direction, None if not known
     cosines: list[float]  # argmax: best cosine per comparison
-    live_cosines: list[float]  # the same among the comparison's living features
+    live_cosines: list[float]  # the same among the comparison's living features; empty without activity
     mutual_cosines: list[float]  # the best cosine where each is the other's best
     hungarian_cosines: list[float]  # under the one-to-one matching; empty where that was not computed
     both_cosines: list[float]  # decoder and encoder matching agree: the smaller of the two cosines; may be empty
-    density: float  # n_active / n_tokens
-    n_active: int
-    n_tokens: int
-    mean_activation: float
-    max_activation: float
+    density: float | None  # n_active / n_tokens
+    n_active: int | None
+    n_tokens: int | None
+    mean_activation: float | None
+    max_activation: float | None
     decoder_norm: float
-    worth_ev: float  # EV lost when this feature alone is masked
+    worth_ev: float | None  # EV lost when this feature alone is masked
     histogram: list[int]
     top_token_ids: list[int]
     top_token_counts: list[int]
@@ -122,7 +136,7 @@ class Match:
     runner_up_cosines: list[float]
     mutuals: list[bool]
     encoder_cosines: list[float]  # of the two encoder columns, at the partner
-    live_partners: list[int]
+    live_partners: list[int]  # empty without activity
     hungarian_partners: list[int]  # -1: stays alone; this and the next two are empty where one-to-one was not computed
     hungarian_encoder_cosines: list[float]
     encoder_partners: list[int]  # partner under the one-to-one matching of the encoders
@@ -137,7 +151,7 @@ class Pair:
     seed: int  # the anchor
     other: int
     n_anchors: int  # features with a direction
-    n_living: int
+    n_living: int  # those not known to be dead
     n_paired: int  # anchors for which the rule forms a pair
     mean_cosine: float  # over the paired: MMCS for argmax, MCC for hungarian; 0 where none is
     gap: float  # proven relative distance of a one-to-one matching to the best one; 0 for other rules
@@ -201,6 +215,7 @@ class Document:
     name: str
 
 
+REQUIRED = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)  # without their rows no page can be drawn
 TABLES = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, Token, Document)
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     Study: ("study",),
@@ -248,8 +263,19 @@ def name_problem(name: str) -> str | None:
     return None
 
 
-def columns(table: type) -> dict[str, tuple[type, bool]]:
-    """{column: (element type, is a list)} of a table."""
-    return {
-        f.name: (get_args(f.type)[0], True) if get_origin(f.type) is list else (f.type, False) for f in fields(table)
-    }
+class Column(NamedTuple):
+    """What a column holds."""
+
+    kind: type  # int, float, bool or str
+    is_list: bool
+    optional: bool  # None says that it was not computed
+
+
+def columns(table: type) -> dict[str, Column]:
+    """{column: what it holds} of a table."""
+    found = {}
+    for f in fields(table):
+        kinds = [kind for kind in get_args(f.type) or (f.type,) if kind is not NoneType]
+        is_list = get_origin(f.type) is list
+        found[f.name] = Column(kinds[0], is_list, not is_list and NoneType in get_args(f.type))
+    return found

@@ -39,7 +39,7 @@ class Writer:
         self._last_key: dict[type, tuple] = {}
         self._unsorted: set[type] = set()
         for table in schema.TABLES:
-            definition = ", ".join(f'"{name}" {kind} NOT NULL' for name, kind in _sql_columns(table).items())
+            definition = ", ".join(f'"{name}" {kind}' for name, kind in _sql_columns(table).items())
             self._connection.execute(f"CREATE TABLE {table.__name__} ({definition})")
         self._connection.execute("BEGIN")  # one transaction: rows go to the file once, not to a log first
 
@@ -56,16 +56,18 @@ class Writer:
         if set(columns) != set(wanted):
             missing, unknown = sorted(set(wanted) - set(columns)), sorted(set(columns) - set(wanted))
             raise ValueError(f"table {table.__name__}: missing columns {missing}, unknown columns {unknown}")
-        lengths = {name: len(values) for name, values in columns.items() if not isinstance(values, str)}
+        lengths = {name: len(values) for name, values in columns.items() if not isinstance(values, str | None)}
         n_rows = max(lengths.values())
         arrays = {}
-        for name, (kind, is_list) in wanted.items():
+        for name, (kind, is_list, optional) in wanted.items():
             values = columns[name]
-            if isinstance(values, str):
+            if isinstance(values, str) or (optional and values is None):
                 values = [values] * n_rows
             element = pa.float64() if (table, name) in _DOUBLE else _ARROW[kind]
             arrays[name] = _list_array(values, element) if is_list else pa.array(values, element)
-            numbers = arrays[name].flatten() if is_list else arrays[name]
+            numbers = arrays[name].flatten() if is_list else arrays[name].drop_null()
+            if arrays[name].null_count and not optional:
+                raise ValueError(f"table {table.__name__}, column {name}: found a missing value, expected none")
             if kind is float and not np.isfinite(numbers.to_numpy(zero_copy_only=False)).all():
                 raise ValueError(f"table {table.__name__}, column {name}: found a value that is not finite")
         if len({len(a) for a in arrays.values()}) != 1:
@@ -96,7 +98,7 @@ class Writer:
         The previous store stays until the next publish, because a reader may hold it open; older ones are removed.
         Raises ValueError where a table without which no page can be drawn is empty.
         """
-        for table in schema.TABLES:
+        for table in schema.REQUIRED:
             if table not in self._last_key:
                 self.__exit__()
                 raise ValueError(f"table {table.__name__} has no rows; nothing is published")
@@ -121,8 +123,8 @@ class Writer:
 def _sql_columns(table: type) -> dict[str, str]:
     """{column: SQL type} of a table, derived counts included."""
     found = {
-        name: ("DOUBLE" if (table, name) in _DOUBLE else _SQL[kind]) + ("[]" if is_list else "")
-        for name, (kind, is_list) in schema.columns(table).items()
+        name: ("DOUBLE" if (table, name) in _DOUBLE else _SQL[kind]) + "[]" * is_list + " NOT NULL" * (not optional)
+        for name, (kind, is_list, optional) in schema.columns(table).items()
     }
     for rule in schema.THETA_COUNTED.get(table, {}).values():
         found |= {schema.count_column(rule, i): "USMALLINT" for i in range(schema.N_THETAS)}
@@ -151,6 +153,8 @@ def _list_array(values: Any, element: pa.DataType) -> pa.ListArray:
     if isinstance(values, np.ndarray) and values.ndim == 2:
         offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1), element))
+    if pa.types.is_string(element):
+        return pa.array(values, pa.list_(element))
     lengths = [len(entry) for entry in values]
     flat = np.concatenate([np.asarray(entry) for entry in values]) if lengths else np.array([])
     offsets = np.r_[0, np.cumsum(lengths)].astype(np.int32)
@@ -169,6 +173,9 @@ def _digest(connection: duckdb.DuckDBPyConnection) -> str:
                 if pa.types.is_list(column.type):
                     lengths.update(np.diff(column.offsets.to_numpy()).astype(np.int32).tobytes())
                     column = column.flatten()
+                if column.null_count:
+                    lengths.update(column.is_valid().to_numpy(zero_copy_only=False).tobytes())
+                    column = column.drop_null()
                 if pa.types.is_string(column.type):
                     for text in column.to_pylist():
                         values.update(len(text).to_bytes(4, "little") + text.encode())

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 
 from engine import demo, sae, stability, store
-from engine.ablate import AblationPass, MaskPass, headline, headline_masks
+from engine.ablate import AblationPass, MaskPass, Worth, headline, headline_masks
 from engine.activations import LanguageModel, TokenSet, harvest, load_model, token_texts, tokenize
 from engine.activity import ActivityPass
 from engine.config import StudyConfig, as_parameters
 from engine.fused import choice
 from engine.match import NULL_KINDS, Matches, match_ensemble, null_cosines
 from engine.progress import Progress
-from engine.rows import add_member, add_null, add_pairs, add_row
-from engine.schema import SCHEMA_VERSION, Ablation, Document, Ensemble, Study, Token, name_problem
+from engine.rows import Origin, add_member, add_null, add_pairs, add_row
+from engine.schema import ANALYSES, SCHEMA_VERSION, Ablation, Document, Ensemble, Study, Token, name_problem
 from engine.train import train_ensemble
 
 BATCH_TOKENS = 2048  # of the measuring pass: small enough to stay near the caches
@@ -63,8 +63,8 @@ def run_study(
         with progress.stage("held-out activations", "tokens") as report:
             held_rows = harvest(model, held_out, config.hookpoint, scratch / "held-out", report=report)
         with store.Writer(folder) as writer:
-            _add_study(writer, config, corpus, model, tokens, held_out)
-            _analyse(writer, config, ensemble, sae_folder.relative_to(folder), held_rows, held_out, progress)
+            _add_study(writer, config, corpus, model, held_out)
+            _analyse(writer, config, ensemble, sae_folder.relative_to(folder), held_rows, tokens, held_out, progress)
             with progress.stage("publishing", "stores"):
                 path = writer.publish(built_from=built_from)
         shutil.rmtree(scratch)
@@ -116,7 +116,6 @@ def _add_study(
     config: StudyConfig,
     corpus: demo.Corpus,
     model: LanguageModel,
-    tokens: TokenSet,
     held_out: TokenSet,
 ) -> None:
     row = Study(
@@ -125,13 +124,11 @@ def _add_study(
         seedscope_version=version("seedscope"),
         model=model.name,
         model_digest=model.digest,
-        hookpoint=config.hookpoint,
+        causal=model.causal,
         n_ctx=config.n_ctx,
         token_policy="BOS and padding excluded",
         eval_token_digest=held_out.digest,
         n_eval_tokens=int(held_out.counted.sum()),
-        train_token_digest=tokens.digest,
-        n_train_tokens=int(tokens.counted.sum()),
         corpus_remark=corpus.remark,
         device="cpu",
         precision="float32 (activations kept as float16)",
@@ -149,6 +146,7 @@ def _analyse(
     ensemble: sae.SAE,
     sae_folder: Path,
     rows: np.ndarray,
+    tokens: TokenSet,
     held_out: TokenSet,
     progress: Progress,
 ) -> None:
@@ -196,7 +194,15 @@ def _analyse(
             worth = ablation_pass.finish(member)
             mine = Matches(*(array[member] for array in matches))
             add_member(
-                writer, name, seed, digests[member], activities[member], dead[member], worth, norms[member], mine
+                writer,
+                name,
+                seed,
+                digests[member],
+                norms[member],
+                mine,
+                activity=activities[member],
+                worth=Worth(worth.explained_variance(), worth.marginal_worth()),
+                origin=Origin(library="seedscope"),
             )
             answers = worth if ablation_pass.pairwise else mask_pass.finish(member, worth)
             for masking in headline(answers, bucket[member], activities[member].n_active):
@@ -204,7 +210,10 @@ def _analyse(
             report(member + 1, len(seeds))
     row = Ensemble(
         ensemble=name,
+        origin="trained",
+        hookpoint=config.hookpoint,
         variant="topk",
+        convention=json.dumps(ensemble.convention.as_json()),
         d_in=ensemble.d_in,
         d_sae=ensemble.d_sae,
         k=ensemble.k,
@@ -212,6 +221,8 @@ def _analyse(
         n_comparisons=n_comparisons,
         shared_start="no",
         data_order=config.train.data_order,
+        train_token_digest=tokens.digest,
+        n_train_tokens=int(tokens.counted.sum()),
         train_tokens=config.train.n_tokens,
         batch=config.train.batch,
         lr=config.train.lr,
@@ -220,6 +231,8 @@ def _analyse(
         epsilon=config.epsilon,
         digest=_ensemble_digest(seeds, digests, config),
         folder=str(sae_folder),
+        computed=list(ANALYSES),
+        remarks=[],
     )
     add_row(writer, row)
 

@@ -134,7 +134,7 @@ class FeaturePage:
     subspace: dict[str, float] | None
     histogram: list[int]
     histogram_edges: list[float]
-    hookpoint: str
+    hookpoint: str | None
     missing: list[dict[str, str]]
     asked_digest: str | None
     nav_largest: float
@@ -276,7 +276,7 @@ def feature(
         subspace=None,
         histogram=found.histogram,
         histogram_edges=member.histogram_edges,
-        hookpoint=store.study.hookpoint,
+        hookpoint=row.hookpoint,
         missing=[{"field": field, "needs": f"{what}: not computed by this version"} for field, what in MISSING.items()],
         asked_digest=filter.v,
         nav_largest=max([found.max_activation, *shown_maxima]),

@@ -116,15 +116,16 @@ def write_study(root: Path, n_members: int, d_sae: int, report: Callable[[int, i
 def _add_frame(writer: Writer, n_members: int, d_sae: int) -> None:
     add_row(
         writer,
-        Study(
-            STUDY, SCHEMA_VERSION, "bench", "none", "0", "none", 1, "none", "0", 1, "0", 1, COSINES, "cpu", "float32"
-        ),
+        Study(STUDY, SCHEMA_VERSION, "bench", None, None, None, None, None, None, None, COSINES, "cpu", "float32"),
     )
-    row = Ensemble(ENSEMBLE, "topk", 768, d_sae, 32, n_members, n_members - 1, "no", "shared", 1, 1, 0.0, "argmax", 0.7, 0.05,
-                   "0" * 16, "sae")  # fmt: skip
+    row = Ensemble(ENSEMBLE, "trained", None, "topk", "{}", 768, d_sae, 32, n_members, n_members - 1, "no", "shared", None, None,
+                   None, None, None, "argmax", 0.7, 0.05, "0" * 16, "sae", ["match", "activity", "ablate"], [])  # fmt: skip
     add_row(writer, row)
     for seed in range(n_members):
-        add_row(writer, Member(ENSEMBLE, seed, f"{seed:016x}", 0.8, 32.0, d_sae // 20, 0, [0.1, 1.0, 10.0]))
+        add_row(
+            writer,
+            Member(ENSEMBLE, seed, f"{seed:016x}", None, None, None, [], 0.8, 32.0, d_sae // 20, 0, [0.1, 1.0, 10.0]),
+        )
         for mask in ("none", "N stable", "4N unstable"):
             add_row(writer, Ablation(ENSEMBLE, seed, mask, 100, 1, 0.8, 0.0))
         add_row(writer, Context(ENSEMBLE, seed, 0, 0, 0, 0, 0, 0, [0], [1.0]))

@@ -237,8 +237,8 @@ def hostile_root(study_root, tmp_path):
     with duckdb.connect(str(folder / name)) as connection:
         for table, columns in {
             "Token": ["text"], "Document": ["name"],
-            "Study": ["model", "hookpoint", "token_policy", "corpus_remark", "device", "precision"],
-            "Ensemble": ["variant", "shared_start", "data_order"],
+            "Study": ["model", "token_policy", "corpus_remark", "device", "precision"],
+            "Ensemble": ["hookpoint", "variant", "shared_start", "data_order"],
         }.items():  # fmt: skip
             for column in columns:
                 connection.execute(f"UPDATE {table} SET {column} = ?", [f"\"'>{EVIL}&lt;{column}"])

@@ -17,10 +17,10 @@ N = 5
 
 def values(table: type, name: str) -> object:
     """Distinct values for a column of N rows; lists hold three entries each."""
-    kind, is_list = schema.columns(table)[name]
+    kind, is_list, _ = schema.columns(table)[name]
     one = np.arange(N * 3).reshape(N, 3) if is_list else np.arange(N)
     if kind is str:
-        return [f"text {i}" for i in one]
+        return [[f"text {i}" for i in row] if is_list else f"text {row}" for row in one]
     return {int: one, float: one / 4, bool: one % 2 == 0}[kind]
 
 
@@ -127,7 +127,7 @@ def test_the_order_in_which_rows_are_added_does_not_change_the_name(tmp_path, or
 @pytest.mark.parametrize(
     "changes",
     [
-        {"Study__hookpoint": [f"text {i}" for i in (0, 1, 2, 3, 9)]},
+        {"Study__token_policy": [f"text {i}" for i in (0, 1, 2, 3, 9)]},
         {"Feature__n_active": [0, 1, 2, 3, 5]},
         {"Feature__dead": [True, False, True, False, False]},
         {"Ablation__ev": [0, 0.25, 0.5, 0.75, np.nextafter(1.0, 2)]},
