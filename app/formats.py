@@ -1,6 +1,7 @@
 """Numbers and tokens as every page writes them."""
 
 import math
+import re
 
 HIGHLIGHT_STEPS = 20  # alpha levels of the token highlight; each is a CSS class
 
@@ -25,9 +26,30 @@ def thousands(value: int) -> str:
     return f"{value:,}"
 
 
+# Unicode's pictures of what cannot be seen.
+_CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+
+
 def shown_token(text: str) -> str:
-    """Whitespace made visible: newline, tab; an empty token as a box."""
-    return text.replace("\r", "␍").replace("\n", "↵\n").replace("\t", "→\t") or "▯"
+    """Whitespace and control characters made visible: newline, tab, ␀; an empty token as a box."""
+    return text.translate(_CONTROLS).replace("\n", "↵\n").replace("\t", "→\t") or "▯"
+
+
+def known(value: object) -> str:
+    """What an import could not know is said to be unknown."""
+    return "unknown" if value is None else str(value)
+
+
+_ARCHITECTURE = {
+    "topk": "TopK", "batchtopk": "BatchTopK", "matryoshkabatchtopk": "Matryoshka BatchTopK", "jumprelu": "JumpReLU",
+    "relu": "ReLU", "standard": "ReLU", "": "ReLU", "gated": "Gated", "groupmax": "GroupMax",
+}  # fmt: skip
+
+
+def architecture(variant: str, k: int | None) -> str:
+    """'topk', 10 -> 'TopK, k = 10'; the libraries' own class names likewise, and what they do not name as it stands."""
+    short = re.sub(r"sae$|autoencoder|[_\- ]", "", variant.lower())
+    return _ARCHITECTURE.get(short, variant) + (f", k = {k}" if k is not None else "")
 
 
 def alpha_step(activation: float, largest: float) -> int:

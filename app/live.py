@@ -1,31 +1,26 @@
 """Client of the live engine: starts it on first need, restarts it when it dies, asks identical questions once."""
 
 import fcntl
-import hashlib
 import json
 import os
 import socket
-import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
+from engine import sockets
 from engine.queries import TIME_LIMIT_S, LiveAnswer, LiveQuery, as_fields
 
-MAX_DEATHS = 2  # of the engine, of one query
 MAX_FAILURES = 3  # to start, one after the other
 RETRY_S = 60.0  # after that many
 START_LIMIT_S = 120.0  # torch from a cold disk takes half a minute
 STOP_S = 2.0  # an engine has to end when asked to
-LONGEST_ADDRESS = 100  # bytes; macOS takes 104 and a socket is made under a name 4 longer
 LONGEST_LOG = 2**20
 
 
@@ -54,12 +49,9 @@ class LiveEngine:
 
     def __init__(self, root: Path, device: str = "auto") -> None:
         self._root, self._device = root.resolve(), device
-        name = hashlib.sha256(os.fsencode(self._root)).hexdigest()[:12]
-        self._address = _folder(f"{name}.sock") / f"{name}.sock"
+        self._address = sockets.address(self._root)
         self._lock = threading.Lock()
         self._asked: dict[tuple, Future[LiveAnswer]] = {}
-        self._deaths: Counter[LiveQuery] = Counter()
-        self._suspects: set[LiveQuery] = set()  # seen running, not seen finishing: the engine may die of them
         self._process: subprocess.Popen | None = None
         self._began = self._failed = 0.0
         self._failures = 0
@@ -81,13 +73,10 @@ class LiveEngine:
     def ask(self, query: LiveQuery, *, time_limit_s: float = TIME_LIMIT_S) -> LiveAnswer:
         """Answer a query within the limit; identical queries in flight are asked once.
 
-        Raises EngineStartingError at once while the process starts or restarts, EngineBrokenError where it cannot. A query
-        that the engine died of twice is refused.
+        Raises EngineStartingError at once while the process starts or restarts, EngineBrokenError where it cannot.
         """
         key = (query, time_limit_s)
         with self._lock:
-            if self._deaths[query] >= MAX_DEATHS:
-                return LiveAnswer(error="the engine died of this query twice; it is not asked again", cause="deadly")
             future = self._asked.get(key)
             mine = future is None
             if mine:
@@ -114,12 +103,11 @@ class LiveEngine:
                 self._end()
 
     def _ask(self, query: LiveQuery, time_limit_s: float) -> LiveAnswer:
-        _check_folder(self._address.parent)
-        until = time.monotonic() + time_limit_s
-        with self._lock:
-            alone = self._deaths[query] > 0
-        asked = {"query": as_fields(query), "time_limit_s": time_limit_s, "alone": alone}
-        runs = False
+        try:
+            sockets.make_folder(self._address.parent)
+        except OSError as error:
+            raise EngineBrokenError(f"the engine needs the folder {self._address.parent}: {error.strerror}") from None
+        asked = {"query": as_fields(query), "time_limit_s": time_limit_s}
         with socket.socket(socket.AF_UNIX) as connection:
             try:
                 connection.settimeout(time_limit_s)
@@ -127,38 +115,20 @@ class LiveEngine:
                 self._accepted = self._was_up = True
                 connection.sendall(json.dumps(asked).encode() + b"\n")
                 with connection.makefile("rb") as answer:
-                    while header := json.loads(_line(answer)):
-                        if "runs" not in header:
-                            break
-                        runs = True
-                        connection.settimeout(max(until - time.monotonic(), 0.01))
-                    answered = _decoded(header, answer)
+                    answered = _decoded(json.loads(_line(answer)), answer)
             except TimeoutError:
-                self._suspect(query, runs)
                 return _late(time_limit_s)
             except BlockingIOError:
                 return LiveAnswer(error="busy: too many queries wait; try again in a moment", cause="busy")
             except OSError:
-                self._suspect(query, runs)
                 self._start()
         with self._lock:
             self._failures = 0
-            if answered.cause not in ("late", "busy"):
-                self._deaths.pop(query, None)
-                self._suspects.discard(query)
-        self._suspect(query, runs and answered.cause == "late")
         return answered
-
-    def _suspect(self, query: LiveQuery, runs: bool) -> None:
-        if runs:
-            with self._lock:
-                self._suspects.add(query)
 
     def _start(self) -> NoReturn:
         """Start the process unless one is there or on its way. Raises EngineStartingError, or EngineBrokenError."""
         with self._lock:
-            self._deaths.update(self._suspects)
-            self._suspects.clear()
             if self._closed:
                 raise EngineBrokenError("the engine was closed")
             if self._process is not None:
@@ -198,26 +168,6 @@ class LiveEngine:
             self._process.kill()
             self._process.wait()
         self._process = None
-
-
-def _folder(name: str) -> Path:
-    """Where sockets lie: in the temporary folder, unless that makes the address too long for one."""
-    for parent in (tempfile.gettempdir(), "/tmp"):
-        folder = Path(parent) / f"seedscope-{os.getuid()}"
-        if len(os.fsencode(folder / name)) <= LONGEST_ADDRESS:
-            break
-    return folder
-
-
-def _check_folder(folder: Path) -> None:
-    """Make the folder; raises EngineBrokenError where somebody else could put a socket of theirs into it."""
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise EngineBrokenError(f"the engine needs the folder {folder}: {error.strerror}") from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise EngineBrokenError(f"the engine needs {folder} to be a folder that you own and only you can open")
 
 
 def _held(lock: Path) -> bool:

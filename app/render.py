@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from app.formats import alpha_step, density, per_mille, percent, shown_token, thousands
+from app.formats import alpha_step, architecture, density, known, per_mille, percent, shown_token, thousands
 from app.settings import STATIC, TEMPLATES
 from app.strips import histogram, large_strip, seed_strip
 
@@ -38,10 +38,11 @@ templates = Environment(
 )
 templates.filters |= {
     "percent": percent, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
+    "known": known,
 }  # fmt: skip
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
-    "alpha_step": alpha_step,
+    "alpha_step": alpha_step, "architecture": architecture,
 }  # fmt: skip
 # Macros imported at the top of a child template are unknown when one of its blocks is rendered alone.
 templates.globals |= {
@@ -102,7 +103,8 @@ def page(router: APIRouter, path: str, template: str, name: str) -> Callable[[Ca
             return as_json(context)
 
         def html(request: Request, context: Annotated[Any, Depends(handler)]) -> HTMLResponse:
-            return respond(request, template, context, push=getattr(context, "nav_push", None))
+            status, push = getattr(context, "nav_status", 200), getattr(context, "nav_push", None)
+            return respond(request, template, context, push=push, status=status)
 
         doc = handler.__doc__
         twin = "/index.json" if path == "/" else f"{path}.json"

@@ -19,6 +19,8 @@ from torch import Tensor
 from engine.sae import SAE, Codes
 
 N_DRAWS = 20
+N_CURVE_DRAWS = 3
+N_SIZES = 8  # points of a curve, on a geometric grid from one feature to all of a kind
 PAIR_NUMBERS = 2**27  # entries of G, all members together, up to which it is kept: 1 GiB; 8 members of 4,096 features
 WORK_NUMBERS = 2**24  # of the largest arrays that exist while a batch is folded in
 WIDE = 16  # codes wider than d_sae / WIDE are multiplied densely: gathering pays for few features only
@@ -250,9 +252,50 @@ def headline(
     results = []
     for name, sets in headline_masks(bucket, density, n_draws=n_draws, seed=seed).items():
         values = [worth.explained_variance(chosen) for chosen in sets]
-        spread = float(np.std(values, ddof=1)) if len(sets) > 1 else 0.0
-        results.append(Masking(name, len(sets[0]), len(sets), float(np.mean(values)), spread))
+        results.append(Masking(name, len(sets[0]), len(sets), float(np.mean(values)), _spread(values)))
     return results
+
+
+def curve_masks(
+    bucket: np.ndarray, density: np.ndarray, *, n_draws: int = N_CURVE_DRAWS, seed: int = 0
+) -> dict[str, list[np.ndarray]]:
+    """Growing sets of features of one kind, by kind; each draw's sets are nested, draws one after the other.
+
+    Kinds: stable, unstable, random (of the living), and features of the density of stable and of unstable ones. Empty
+    buckets have no curve.
+    """
+    rng = np.random.default_rng((seed, 1))
+    stable, unstable = np.flatnonzero(bucket == "stable"), np.flatnonzero(bucket == "unstable")
+    living = np.flatnonzero(bucket != "dead")
+    by_density = living[np.argsort(density[living], kind="stable")]
+    found: dict[str, list[np.ndarray]] = {}
+    for _ in range(n_draws):
+        for name, pool in (("stable", stable), ("unstable", unstable), ("random", living)):
+            order = rng.permutation(pool)
+            found.setdefault(name, []).extend(order[:n] for n in _sizes(len(pool)))
+            if name != "random" and len(pool):
+                stand_ins = _density_matched(order, by_density, rng)
+                found.setdefault(f"matched to {name}", []).extend(stand_ins[:n] for n in _sizes(len(pool)))
+    return {name: sets for name, sets in found.items() if sets}
+
+
+def _sizes(n: int) -> list[int]:
+    return np.unique(np.geomspace(1, n, N_SIZES).round().astype(int)).tolist() if n else []
+
+
+def curves(worth: SecondOrder | Masked, masks: dict[str, list[np.ndarray]]) -> list[Masking]:
+    """Explained variance along each curve of `curve_masks`: one Masking per kind and size."""
+    results = []
+    for name, sets in masks.items():
+        sizes = sorted({len(chosen) for chosen in sets})
+        for n in sizes:
+            values = [worth.explained_variance(chosen) for chosen in sets if len(chosen) == n]
+            results.append(Masking(name, n, len(values), float(np.mean(values)), _spread(values)))
+    return results
+
+
+def _spread(values: list[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def _density_matched(chosen: np.ndarray, by_density: np.ndarray, rng: np.random.Generator) -> np.ndarray:

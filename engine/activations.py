@@ -19,8 +19,8 @@ from engine.models import LanguageModel, load_model, token_texts
 from engine.tokens import PADDING, TokenSet, tokenize
 
 __all__ = [
-    "PADDING", "Activations", "LanguageModel", "TokenSet", "harvest", "hook_module", "load_model", "stream", "token_texts",
-    "tokenize",
+    "PADDING", "Activations", "BeyondRangeError", "LanguageModel", "TokenSet", "harvest", "hook_module", "load_model",
+    "stream", "token_texts", "tokenize", "width",
 ]  # fmt: skip
 
 MOST_WINDOWS, MOST_TOKENS = 64, 16_384  # of a harvest's batch: bounds memory whatever the context length is
@@ -32,6 +32,10 @@ class Activations(NamedTuple):
 
     rows: Float[Tensor, "tokens d_in"]
     position: Int[np.ndarray, " tokens"]  # window * n_ctx + offset
+
+
+class BeyondRangeError(ValueError):
+    """An activation is too large for float16."""
 
 
 class _Reached(Exception):
@@ -124,7 +128,7 @@ def harvest(
     folder.mkdir(parents=True, exist_ok=True)
     n_ctx = tokens.ids.shape[1]
     per_batch = max(1, min(MOST_WINDOWS, MOST_TOKENS // n_ctx))
-    d_in = _width(model, tokens, hookpoint)
+    d_in = width(model, tokens, hookpoint)
     per_shard = max(1, shard_bytes // (n_ctx * d_in * np.dtype(dtype).itemsize) // per_batch) * per_batch
     made_from = {"model": model.digest, "hookpoint": hookpoint, "tokens": tokens.digest, "dtype": dtype}
     shelf = shards.Shelf(folder, made_from, tokens.counted.sum(1), d_in, per_shard)
@@ -146,8 +150,8 @@ def harvest(
     return shelf.read()
 
 
-def _width(model: LanguageModel, tokens: TokenSet, hookpoint: str) -> int:
-    """d_in, from one token: what the disk must hold is known before the work begins."""
+def width(model: LanguageModel, tokens: TokenSet, hookpoint: str) -> int:
+    """Numbers per token at a hook point, from one window: known before the work begins."""
     one = TokenSet(tokens.ids[:1], tokens.document[:1], tokens.start[:1], tokens.names, None)
     with closing(stream(model, one, hookpoint)) as source:
         return next(source).rows.shape[1]
@@ -160,8 +164,9 @@ def _require_finite(rows: np.ndarray, batch: Activations, tokens: TokenSet, hook
     first = int(np.argmin(finite))
     window = batch.position[first] // tokens.ids.shape[1]
     value = batch.rows[first].abs().max().item()
-    way_out = "dtype='float32' holds it" if np.isfinite(value) else "the model itself is broken there"
-    raise ValueError(
+    representable = np.isfinite(value)
+    way_out = "dtype='float32' holds it" if representable else "the model itself is broken there"
+    raise (BeyondRangeError if representable else ValueError)(
         f"an activation at {hookpoint!r} in document {tokens.names[tokens.document[window]]!r} is {value:.3g}, beyond the "
         f"range of {rows.dtype}; {way_out}"
     )

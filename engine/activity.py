@@ -14,10 +14,14 @@ from torch import Tensor
 
 from engine.activations import TokenSet
 from engine.sae import SAE, Codes
+from engine.triggers import FIRST_TOKENS, Triggers, Vocabulary
 
 N_TOP = 20  # strongest contexts, one per window
 N_INTERVALS = 5  # equal parts of (0, max]
 N_PER_INTERVAL = 5
+N_SILENT = 5  # contexts in which the feature is not active at all
+SILENT_DRAWS = 4  # windows looked at for each of them; features that fire in most windows get fewer
+QUANTILES = (0.5, 0.9, 0.99)  # of a feature's activations where it is active
 BEFORE, AFTER = 20, 11  # tokens of context on each side of the peak
 N_TOP_TOKENS = 5
 N_BINS = 24  # log-spaced histogram bins between the member's smallest and largest activation
@@ -31,7 +35,7 @@ class Contexts(NamedTuple):
     """Token windows around activation peaks, sorted by (feature, group, rank)."""
 
     feature: np.ndarray  # (contexts,)
-    group: np.ndarray  # 0: the strongest; 1 .. N_INTERVALS: sampled from that interval, the strongest interval first
+    group: np.ndarray  # 0: strongest; 1 .. N_INTERVALS: drawn from that interval, strongest first; then: not active
     rank: np.ndarray
     document: np.ndarray
     position: np.ndarray  # of the peak token in its document
@@ -48,11 +52,13 @@ class Activity(NamedTuple):
     n_active: np.ndarray
     mean_activation: np.ndarray  # over the tokens where the feature is active; 0 where it is never
     max_activation: np.ndarray
+    quantiles: np.ndarray  # (d_sae, QUANTILES) of its activations where it is active; 0 where it is never
     histogram: np.ndarray  # (d_sae, N_BINS) counts
     histogram_edges: np.ndarray  # (N_BINS + 1,) activation values
     top_token_ids: np.ndarray  # (d_sae, N_TOP_TOKENS), -1 where there are fewer
     top_token_counts: np.ndarray
     contexts: Contexts
+    triggers: Triggers | None  # None without a vocabulary
 
 
 class Firings(NamedTuple):
@@ -109,9 +115,11 @@ class ActivityPass:
         if self._n_held > self._limit:
             self._write()
 
-    def finish(self, member: int, tokens: TokenSet, *, seed: int = 0) -> Activity:
-        """Summarise one member and forget its firings."""
-        n_active, rng = self._n_active[member], np.random.default_rng(seed)
+    def finish(self, member: int, tokens: TokenSet, *, vocabulary: Vocabulary | None = None, seed: int = 0) -> Activity:
+        """Summarise one member and forget its firings; what sets features off is told by a vocabulary."""
+        n_active = self._n_active[member]
+        # One stream for each kind of draw, used feature by feature: the ranges below do not change what is drawn.
+        rng = (np.random.default_rng(seed), np.random.default_rng((seed, 1)))
         runs = [*self._written[member], _joined(self._held[member], self._kind).sorted()]
         self._n_held -= len(runs[-1].feature)
         self._written[member], self._held[member] = [], []
@@ -127,12 +135,17 @@ class ActivityPass:
             cuts = [np.searchsorted(run.feature, borders) for run in runs]
             some = [Firings(*(array[low:high] for array in run)) for run, (low, high) in zip(runs, cuts, strict=True)]
             firings = _joined(some, self._kind) if len(runs) == 1 else _joined(some, self._kind).sorted()
-            parts.append(_summarise(firings, n_active[features], features.start, edges, tokens, rng))
-        columns = [np.concatenate(column) for column in zip(*(part[:-1] for part in parts), strict=True)]
+            parts.append(_summarise(firings, n_active[features], features.start, edges, tokens, vocabulary, rng))
+        columns = [np.concatenate(column) for column in zip(*(part[:-2] for part in parts), strict=True)]
         contexts = Contexts(*(np.concatenate(c) for c in zip(*(part.contexts for part in parts), strict=True)))
-        mean, largest, histogram, ids, counts = columns
-        n_tokens = int(tokens.counted.sum())
-        return Activity(n_tokens, n_active, mean, largest, histogram, edges.astype(np.float32), ids, counts, contexts)
+        triggers = None
+        if vocabulary is not None:
+            triggers = Triggers(*(np.concatenate(c) for c in zip(*(part.triggers for part in parts), strict=True)))
+        mean, largest, quantiles, histogram, ids, counts = columns
+        return Activity(
+            int(tokens.counted.sum()), n_active, mean, largest, quantiles, histogram, edges.astype(np.float32), ids, counts,
+            contexts, triggers,
+        )  # fmt: skip
 
     def _write(self) -> None:
         """Move the held firings to one file, member after member, each sorted by feature."""
@@ -160,10 +173,12 @@ class _Part(NamedTuple):
 
     mean_activation: np.ndarray
     max_activation: np.ndarray
+    quantiles: np.ndarray
     histogram: np.ndarray
     top_token_ids: np.ndarray
     top_token_counts: np.ndarray
     contexts: Contexts
+    triggers: Triggers | None
 
 
 def _joined(parts: list[Firings], kind: type) -> Firings:
@@ -184,7 +199,13 @@ def _ranges(n_active: np.ndarray, at_once: int) -> list[slice]:
 
 
 def _summarise(
-    firings: Firings, n_active: np.ndarray, first: int, edges: np.ndarray, tokens: TokenSet, rng: np.random.Generator
+    firings: Firings,
+    n_active: np.ndarray,
+    first: int,
+    edges: np.ndarray,
+    tokens: TokenSet,
+    vocabulary: Vocabulary | None,
+    rng: tuple[np.random.Generator, np.random.Generator],
 ) -> _Part:
     """All firings of the features `first` .. first + len(n_active), sorted by feature, then position."""
     feature, (_, position, value), d_sae = firings.feature.astype(np.int64) - first, firings, len(n_active)
@@ -195,11 +216,35 @@ def _summarise(
         largest[firing] = np.maximum.reduceat(value, np.r_[0, np.cumsum(n_active)[:-1]][firing])
     bins = np.clip(np.searchsorted(edges, value, side="right") - 1, 0, N_BINS - 1)
     histogram = np.bincount(feature * N_BINS + bins, minlength=d_sae * N_BINS).reshape(d_sae, N_BINS)
-    ids, counts = _top_tokens(feature, tokens.ids.reshape(-1)[position], d_sae)
+    types = tokens.ids.reshape(-1)[position]
+    ids, counts = _top_tokens(feature, types, d_sae)
     contexts = _contexts(feature, position, value, largest, tokens, rng)
+    triggers = None if vocabulary is None else _triggers(feature, types, position, d_sae, tokens, vocabulary)
     mean = (total / np.maximum(n_active, 1)).astype(np.float32)
     contexts = contexts._replace(feature=contexts.feature + np.int32(first))
-    return _Part(mean, largest, histogram, ids, counts, contexts)
+    return _Part(mean, largest, _quantiles(feature, value, n_active), histogram, ids, counts, contexts, triggers)
+
+
+def _quantiles(feature: np.ndarray, value: np.ndarray, n_active: np.ndarray) -> np.ndarray:
+    """The value below which that share of a feature's activations lies: the nearest one from below."""
+    ordered = value[np.lexsort((value, feature))]
+    starts = np.cumsum(n_active) - n_active
+    found = np.zeros((len(n_active), len(QUANTILES)), np.float32)
+    living = np.flatnonzero(n_active)
+    for column, q in enumerate(QUANTILES):
+        found[living, column] = ordered[starts[living] + ((n_active[living] - 1) * q).astype(np.int64)]
+    return found
+
+
+def _triggers(
+    feature: np.ndarray, types: np.ndarray, position: np.ndarray, d_sae: int, tokens: TokenSet, vocabulary: Vocabulary
+) -> Triggers:
+    n_ctx = tokens.ids.shape[1]
+    has_bos = int(tokens.bos is not None)
+    place = position % n_ctx - has_bos
+    in_front = np.where(place > 0, tokens.ids.reshape(-1)[np.maximum(position - 1, 0)], -1)
+    first = tokens.counted[:, has_bos : has_bos + FIRST_TOKENS].sum() / max(tokens.counted.sum(), 1)
+    return vocabulary.classify(feature, types, in_front, place, d_sae, float(first))
 
 
 def _rank_in_group(group: np.ndarray) -> np.ndarray:
@@ -230,9 +275,9 @@ def _contexts(
     value: np.ndarray,
     largest: np.ndarray,
     tokens: TokenSet,
-    rng: np.random.Generator,
+    rng: tuple[np.random.Generator, np.random.Generator],
 ) -> Contexts:
-    """The N_TOP strongest windows of each feature, then N_PER_INTERVAL drawn from each fifth of (0, max]."""
+    """The N_TOP strongest windows of each feature, N_PER_INTERVAL from each fifth of (0, max], N_SILENT without it."""
     n_windows, n_ctx = tokens.ids.shape
     # Firings come by (feature, position), so those of one window stand together: the first of its largest is its peak.
     starts = np.flatnonzero(np.r_[True, np.diff(feature * n_windows + position // n_ctx) != 0]) if len(feature) else []
@@ -248,16 +293,20 @@ def _contexts(
     top, rest = peaks[rank < N_TOP], peaks[rank >= N_TOP]
     interval = np.ceil(N_INTERVALS * value[rest] / largest[feature[rest]]).astype(np.int64).clip(1, N_INTERVALS)
     group = N_INTERVALS + 1 - interval
-    shuffled = np.lexsort((rng.random(len(rest)), group, feature[rest]))
+    shuffled = np.lexsort((rng[0].random(len(rest)), group, feature[rest]))
     rest, group = rest[shuffled], group[shuffled]
     keep = _rank_in_group(feature[rest] * (N_INTERVALS + 1) + group) < N_PER_INTERVAL
-    chosen, group = np.r_[top, rest[keep]], np.r_[np.zeros(len(top), np.int64), group[keep]]
-    order = np.lexsort((position[chosen], -value[chosen], group, feature[chosen]))
-    chosen, group = chosen[order], group[order]
-    owner = feature[chosen]
-    rank = _rank_in_group(owner * (N_INTERVALS + 1) + group)
+    chosen = np.r_[top, rest[keep]]
+    group = np.r_[np.zeros(len(top), np.int64), group[keep]]
+    owner, place, strength = feature[chosen], position[chosen].astype(np.int64), value[chosen]
+    silent, where = _silent(feature, position, largest, tokens, rng[1])
+    owner, place = np.r_[owner, silent], np.r_[place, where]
+    group = np.r_[group, np.full(len(silent), N_INTERVALS + 1)]
+    order = np.lexsort((place, -np.r_[strength, np.zeros(len(silent))], group, owner))
+    owner, place, group = owner[order], place[order], group[order]
+    rank = _rank_in_group(owner * (N_INTERVALS + 2) + group)
 
-    window, offset = np.divmod(position[chosen], n_ctx)
+    window, offset = np.divmod(place, n_ctx)
     has_bos = int(tokens.bos is not None)
     begin = np.maximum(offset - BEFORE, has_bos)
     n_real = (tokens.ids != -1).sum(1)[window]
@@ -281,3 +330,24 @@ def _contexts(
         ids.astype(np.int32),
         activations.astype(np.float32),
     )
+
+
+def _silent(
+    feature: np.ndarray, position: np.ndarray, largest: np.ndarray, tokens: TokenSet, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(feature, position) of tokens drawn from windows in which a living feature is never active."""
+    n_windows, n_ctx = tokens.ids.shape
+    living = np.flatnonzero(largest > 0)
+    random = rng.random((len(living), N_SILENT * SILENT_DRAWS, 2))
+    drawn = (random[..., 0] * n_windows).astype(np.int64)
+    has_bos = int(tokens.bos is not None)
+    n_real = (tokens.ids != -1).sum(1)
+    offset = has_bos + (random[..., 1] * (n_real[drawn] - has_bos)).astype(np.int64)
+    key = (living[:, None] * n_windows + drawn).ravel()
+    usable = (n_real[drawn] > has_bos).ravel() & ~np.isin(key, feature * n_windows + position // n_ctx)
+    once = np.zeros(len(key), bool)
+    once[np.unique(key, return_index=True)[1]] = True
+    usable = (usable & once).reshape(drawn.shape)
+    usable &= np.cumsum(usable, 1) <= N_SILENT
+    row, column = np.nonzero(usable)
+    return living[row], (drawn * n_ctx + offset)[row, column].astype(np.int64)

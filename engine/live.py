@@ -16,18 +16,22 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from engine.deaths import MOST, Deaths
 from engine.queries import KINDS, QUEUE_LIMIT, LiveAnswer, LiveQuery, live_query
 
 BATCH_LIMIT = 64  # queries that share one product
 KEPT_BYTES = 2**26  # of answers: clicks on the same thing, at once or one after the other, cost one computation
 LINE_LIMIT = 2**20  # bytes of a query
 LONGEST_S = 3600.0
+# Neighbours take a moment and pairs may take a minute: a lane each, so that the moment stays one.
+LANES = tuple(kind for kind in KINDS if kind != "status")
 FAULT = "the engine could not answer this query; its log says why"
 
 
@@ -45,21 +49,25 @@ class _Work:
     """A query that waits or runs, and who waits for it."""
 
     query: LiveQuery
-    alone: bool  # the engine may have died of it: others do not share its product
     done: asyncio.Future[bytes]
     askers: set[asyncio.StreamWriter] = field(default_factory=set)
     runs: bool = False
 
 
 class Engine:
-    """Queue, batches and answers; everything but the computing happens in one event loop."""
+    """Queue, batches and answers; everything but the computing happens in one event loop.
 
-    def __init__(self, answerer: Answerer) -> None:
-        self._answerer = answerer
+    A query that the engine died of is a suspect, as is every one that was computed beside it. Suspects are computed one at
+    a time and nothing beside them, so that a second death convicts; a convicted query is refused.
+    """
+
+    def __init__(self, answerer: Answerer, deaths: Deaths) -> None:
+        self._answerer, self._deaths = answerer, deaths
         self._work: dict[tuple, _Work] = {}  # by (query, version), the oldest first
         self._kept: OrderedDict[tuple, bytes] = OrderedDict()
         self._kept_bytes = 0
-        self._arrived = {kind: asyncio.Event() for kind in KINDS}
+        self._arrived = {kind: asyncio.Event() for kind in LANES}
+        self._rooms = {kind: asyncio.Lock() for kind in LANES}  # held while a lane computes
         self._counts = {"asked": 0, "computed": 0, "batches": 0}
         self._began = time.monotonic()
 
@@ -71,9 +79,8 @@ class Engine:
         server = await asyncio.start_unix_server(self._connected, temporary, limit=LINE_LIMIT, backlog=4 * QUEUE_LIMIT)
         os.umask(old)
         os.replace(temporary, address)
-        # Neighbours take a moment and pairs may take a minute: a lane each, so that the moment stays one.
         async with server, asyncio.TaskGroup() as lanes:
-            for kind in ("neighbours", "pair"):
+            for kind in LANES:
                 lanes.create_task(self._lane(kind))
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,7 +91,7 @@ class Engine:
     async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         try:
             asked = json.loads(await reader.readline())
-            query, limit_s, alone = live_query(asked["query"]), float(asked["time_limit_s"]), bool(asked["alone"])
+            query, limit_s = live_query(asked["query"]), float(asked["time_limit_s"])
             if not 0 < limit_s <= LONGEST_S:
                 raise ValueError(f"time_limit_s is {limit_s:g}, expected up to {LONGEST_S:g}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -99,22 +106,23 @@ class Engine:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
+        if self._deaths.of(key) >= MOST:
+            error = (
+                f"the engine died of this query {MOST} times; it is not computed again before SeedScope is restarted"
+            )
+            return _encoded(LiveAnswer(error=error, cause="deadly"))
         if self._asking() >= QUEUE_LIMIT:
             return _encoded(LiveAnswer(error=f"busy: {QUEUE_LIMIT} queries wait; try again in a moment", cause="busy"))
         if key not in self._work:
-            self._work[key] = _Work(query, alone, asyncio.get_running_loop().create_future())
+            self._work[key] = _Work(query, asyncio.get_running_loop().create_future())
             self._arrived[query.kind].set()
-        work = self._work[key]
-        work.alone |= alone
-        return await self._wait(work, reader, writer, limit_s)
+        return await self._wait(self._work[key], reader, writer, limit_s)
 
     async def _wait(
         self, work: _Work, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit_s: float
     ) -> bytes:
         """Until the work is done, the time is up or the asker hangs up; work that nobody waits for is not begun."""
         work.askers.add(writer)
-        if work.runs:
-            _say_it_runs(writer)
         gone = asyncio.create_task(_hung_up(reader))
         try:
             await asyncio.wait({work.done, gone}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
@@ -132,11 +140,13 @@ class Engine:
             while True:
                 self._arrived[kind].clear()
                 while batch := self._next_batch(kind):
-                    for work in batch.values():
-                        work.runs = True
-                        for writer in work.askers:
-                            _say_it_runs(writer)
-                    answers = await loop.run_in_executor(thread, self._compute, [work.query for work in batch.values()])
+                    suspect = any(self._deaths.of(key) for key in batch)
+                    async with self._room(LANES if suspect else (kind,)):
+                        for work in batch.values():
+                            work.runs = True
+                        queries = [work.query for work in batch.values()]
+                        with self._deaths.computing(batch):
+                            answers = await loop.run_in_executor(thread, self._compute, queries)
                     self._counts["computed"] += len(batch)
                     self._counts["batches"] += 1
                     for (key, work), answer in zip(batch.items(), answers, strict=True):
@@ -146,16 +156,25 @@ class Engine:
                             self._keep(key, work.done.result())
                 await self._arrived[kind].wait()
 
+    @asynccontextmanager
+    async def _room(self, lanes: tuple[str, ...]) -> AsyncIterator[None]:
+        """Hold some lanes, in the one order that cannot deadlock, first come first served."""
+        async with AsyncExitStack() as stack:
+            for kind in lanes:
+                await stack.enter_async_context(self._rooms[kind])
+            yield
+
     def _next_batch(self, kind: str) -> dict[tuple, _Work]:
         """The oldest waiting query and those that can share its product; forgets those that nobody waits for any more."""
         waiting = {key: work for key, work in self._work.items() if work.query.kind == kind and not work.runs}
         for key in [key for key, work in waiting.items() if not work.askers]:
             del waiting[key], self._work[key]
+        suspects = {key for key in waiting if self._deaths.of(key)}
         batch: dict[tuple, _Work] = {}
         for key, work in waiting.items():
-            first = next(iter(batch.values()), work)
-            together = not (first.alone or work.alone) and first.query.shared_key() == work.query.shared_key()
-            if work is first or (together and len(batch) < BATCH_LIMIT):
+            first = next(iter(batch), key)
+            together = not suspects & {first, key} and waiting[first].query.shared_key() == work.query.shared_key()
+            if key == first or (together and len(batch) < BATCH_LIMIT):
                 batch[key] = work
         return batch
 
@@ -190,21 +209,16 @@ async def _hung_up(reader: asyncio.StreamReader) -> None:
         await reader.read(1)
 
 
-def _say_it_runs(writer: asyncio.StreamWriter) -> None:
-    """Tell an asker that its query is being computed: should the engine die now, it may be of this query."""
-    if not writer.is_closing():
-        writer.write(b'{"runs": true}\n')
-
-
 def _encoded(answer: LiveAnswer) -> bytes:
     named = [{"name": name, "dtype": a.dtype.str, "shape": a.shape} for name, a in answer.arrays.items()]
-    header = {"error": answer.error, "cause": answer.cause, "gap": answer.gap, "status": answer.status, "arrays": named}
+    header = {name: value for name, value in vars(answer).items() if name != "arrays"} | {"arrays": named}
     return b"".join([json.dumps(header).encode() + b"\n", *(a.tobytes() for a in answer.arrays.values())])
 
 
-def _end_with_parent(address: str) -> None:
+def _end_with_parent(address: str, deaths: Deaths) -> None:
     sys.stdin.buffer.read()
     Path(address).unlink(missing_ok=True)
+    deaths.forget()
     os._exit(0)
 
 
@@ -218,10 +232,11 @@ def main() -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
     faulthandler.enable()
-    threading.Thread(target=_end_with_parent, args=(address,), daemon=True).start()
+    deaths = Deaths(Path(address).with_suffix(".deaths"))
+    threading.Thread(target=_end_with_parent, args=(address, deaths), daemon=True).start()
     from engine.residents import Residents  # loads torch: after the lock, so that a second engine is gone at once
 
-    asyncio.run(Engine(Residents(Path(root), *device)).serve(address))
+    asyncio.run(Engine(Residents(Path(root), *device), deaths).serve(address))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Two SAE files, matched without a study: what they share, and every partner, with where it all comes from."""
+"""Two SAEs of any library, matched without a study: what they share, and every partner, with where it all comes from."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -8,28 +9,50 @@ from typing import Any
 
 import numpy as np
 
+from engine import importers
+from engine.convention import TENSORS
 from engine.files import write_whole
-from engine.match import PairMatches, affordable, dictionaries, match_pair
-from engine.sae import SAE, read
+from engine.importers import Imported
+from engine.match import Dictionary, PairMatches, affordable, dictionaries, match_pair
+from engine.sae import SAE
 from engine.schema import NO_MATCH
 from engine.stability import is_match
 
 FORMAT, FORMAT_VERSION = "seedscope.match", 1
+UNKNOWN = "unknown"  # a seed that no file records
 _COMPARED = ("model", "hookpoint")  # what two SAEs must share beside d_in for their directions to mean the same
+_DIGEST = re.compile(r"[0-9a-f]{16}")  # of a model's weights: what our own files name it by
+# Of the convention, what a reader should know to differ; the rest says how units are scaled and biases used.
+_TOLD = ("architecture", "k", "normalize")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two SAEs."""
+    """One of the two SAEs, and where it comes from; None where its files do not say."""
 
     path: str
-    digest: str
+    digest: str  # over tensors and convention: the same as in a study that holds this SAE
     seed: str
     d_in: int
     d_sae: int
     n_undirected: int  # decoder rows that are zero or not finite: excluded
     model: str | None
     hookpoint: str | None
+    library: str | None  # with its version where it is recorded
+    architecture: str
+    variant: str | None  # what its library calls it
+    convention: dict[str, Any] = field(repr=False)  # the forward pass, the fields of engine.convention.Convention
+    remarks: list[str]
+
+    def __str__(self) -> str:
+        place = [f"model {self.model}" if self.model else "", f"at {self.hookpoint}" if self.hookpoint else ""]
+        words = [
+            self.library or "library not recorded",
+            ", read as ".join(dict.fromkeys(filter(None, (self.variant, self.architecture)))),
+            f"{self.d_sae:,} features of {self.d_in:,} numbers",
+            f"seed {self.seed}", " ".join(filter(None, place)) or "model not recorded", f"digest {self.digest}",
+        ]  # fmt: skip
+        return f"{self.path}: {', '.join(words)}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +78,7 @@ class PairReport:
     theta: float
     absolute: bool
     forced: list[str]  # differences that --force passed over
+    remarks: list[str]  # what a reader of the pair should know; each side has its own
     a: Side
     b: Side
     pw_mcc: (
@@ -75,26 +99,31 @@ class PairReport:
 def compare(
     path_a: Path, path_b: Path, *, rule: str = "argmax", theta: float = 0.7, absolute: bool = False, force: bool = False
 ) -> PairReport:
-    """Match the SAEs of two files.
+    """Match the SAEs at two paths: files or folders of any library that engine.importers reads, or names on a hub.
 
-    One-to-one matching is done where it is cheap or the rule needs it. Raises ValueError where they cannot be compared:
-    another d_in always, another model or hook point unless `force`, and a side without any feature that has a direction.
+    One-to-one matching is done where it is cheap or the rule needs it. Raises ValueError where one cannot be read or they
+    cannot be compared: another d_in always, another model or hook point unless `force`, and a side without any feature
+    that has a direction.
     """
-    (sae_a, meta_a), (sae_b, meta_b) = read(path_a), read(path_b)
-    forced = _differences(path_a, meta_a, path_b, meta_b)
-    if sae_a.d_in != sae_b.d_in:
+    one, other = importers.read(path_a), importers.read(path_b)
+    if one.d_in != other.d_in:
         raise ValueError(
-            f"{path_a} has d_in {sae_a.d_in}, {path_b} has {sae_b.d_in}: they read different activations and cannot be matched"
+            f"{path_a} has d_in {one.d_in}, {path_b} has {other.d_in}: they read different activations and cannot be matched"
         )
+    forced, remarks = _differences(path_a, one, path_b, other)
     if forced and not force:
-        raise ValueError(f"{'; '.join(forced)}: such SAEs are not comparable; --force matches them all the same")
-    (a,), (b,) = dictionaries(sae_a), dictionaries(sae_b)
-    for path, side in ((path_a, a), (path_b, b)):
-        if not len(side.valid):
-            raise ValueError(
-                f"{path}: all {len(side.decoder)} decoder rows are zero or not finite; nothing can be matched"
-            )
-    assign = rule in ("hungarian", "both") or affordable(2, max(len(a.decoder), len(b.decoder)), sae_a.d_in)
+        raise ValueError(
+            f"{'; '.join(forced)}: such SAEs are not comparable, unless these are two names of the same; "
+            "--force matches them all the same"
+        )
+    side_a, a = _prepared(path_a, one)
+    side_b, b = _prepared(path_b, other)
+    del one, other  # the largest SAEs take gigabytes, and the two dictionaries are all that is matched
+    if side_a.digest == side_b.digest:
+        remarks.append(f"both hold the same SAE (digest {side_a.digest}): every feature is its own partner")
+    elif side_a.seed == side_b.seed != UNKNOWN:
+        remarks.append(f"both record seed {side_a.seed}: they may share their start")
+    assign = rule in ("hungarian", "both") or affordable(2, max(side_a.d_sae, side_b.d_sae), side_a.d_in)
     forward, backward, one_to_one = match_pair(a, b, assign=assign, absolute=absolute)
     mcc = float(np.mean(one_to_one.cosine[one_to_one.partner >= 0])) if one_to_one else None
     return PairReport(
@@ -102,8 +131,9 @@ def compare(
         theta=theta,
         absolute=absolute,
         forced=forced,
-        a=_side(path_a, sae_a, meta_a, len(a.valid)),
-        b=_side(path_b, sae_b, meta_b, len(b.valid)),
+        remarks=remarks,
+        a=side_a,
+        b=side_b,
         pw_mcc=mcc,
         hungarian_distance=None if mcc is None else 1 - mcc,
         gap=one_to_one.gap if one_to_one else None,
@@ -117,24 +147,52 @@ def write(report: PairReport, path: Path) -> None:
     write_whole(path, json.dumps(report.as_json(), allow_nan=False))
 
 
-def _differences(path_a: Path, meta_a: dict[str, str], path_b: Path, meta_b: dict[str, str]) -> list[str]:
-    return [
-        f"{name} is {meta_a[name]!r} in {path_a} and {meta_b[name]!r} in {path_b}"
-        for name in _COMPARED
-        if name in meta_a and name in meta_b and meta_a[name] != meta_b[name]
-    ]
+def _differences(path_a: Path, a: Imported, path_b: Path, b: Imported) -> tuple[list[str], list[str]]:
+    """(what makes the two incomparable, what a reader should know)."""
+    refused, told = [], []
+    for name in _COMPARED:
+        one, another = a.source.get(name), b.source.get(name)
+        if one is None or another is None or one == another:
+            continue
+        if name == "model" and bool(_DIGEST.fullmatch(one)) != bool(_DIGEST.fullmatch(another)):
+            told.append(f"model not compared: {one} in {path_a}, {another} in {path_b}, one by digest and one by name")
+        else:
+            refused.append(f"{name} is {one!r} in {path_a} and {another!r} in {path_b}")
+    for name in _TOLD:
+        one, another = getattr(a.convention, name), getattr(b.convention, name)
+        if one != another and (name != "k" or a.convention.architecture == b.convention.architecture):
+            told.append(f"{name} is {one} in {path_a} and {another} in {path_b}")
+    return refused, told
 
 
-def _side(path: Path, sae: SAE, meta: dict[str, str], n_directed: int) -> Side:
+def _prepared(path: Path, one: Imported) -> tuple[Side, Dictionary]:
+    """One side and its directions; raises ValueError where it has none."""
+    tensors = {name: tensor[None] for name, tensor in one.tensors.items()}
+    more = {name: tensors.pop(name) for name in one.convention.tensors if name not in TENSORS}
+    sae = SAE(**tensors, more=more, convention=one.convention, seeds=(one.seed or 0,))
+    (directions,) = dictionaries(sae)
+    if not len(directions.valid):
+        raise ValueError(f"{path}: all {sae.d_sae} decoder rows are zero or not finite; nothing can be matched")
+    return _side(path, one, sae, len(directions.valid)), directions
+
+
+def _side(path: Path, one: Imported, sae: SAE, n_directed: int) -> Side:
+    source = one.source
+    library = " ".join(source[name] for name in ("library", "library_version") if name in source)
     return Side(
         path=str(path),
         digest=sae.digest(0),
-        seed=meta.get("seed", "unknown"),
+        seed=UNKNOWN if one.seed is None else str(one.seed),
         d_in=sae.d_in,
         d_sae=sae.d_sae,
         n_undirected=sae.d_sae - n_directed,
-        model=meta.get("model"),
-        hookpoint=meta.get("hookpoint"),
+        model=source.get("model"),
+        hookpoint=source.get("hookpoint"),
+        library=library or None,
+        architecture=one.convention.architecture,
+        variant=source.get("architecture"),
+        convention=one.convention.as_json(),
+        remarks=list(one.remarks),
     )
 
 

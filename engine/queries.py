@@ -7,9 +7,11 @@ their bytes in that order. No pickle: neither side can make the other run anythi
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_origin
 
-KINDS = ("neighbours", "pair", "status")
+KINDS = ("neighbours", "pair", "try", "status")
 SPACES = ("decoder", "encoder")
 MAX_K = 1000  # neighbours per member that are given out at most
+MAX_TEXT = 20_000  # characters of a text that is tried
+MAX_ACTIVE = 2**21  # active features that an answer names; a text that has more is cut
 
 CAUSES = ("query", "busy", "late", "deadly", "fault")  # bad values; full queue; time limit; kills the engine; unknown
 QUEUE_LIMIT = 256  # askers that wait at once; more are told that the engine is busy
@@ -20,7 +22,7 @@ TIME_LIMIT_S = 20.0
 class LiveQuery:
     """A question to the engine process. `folder` (under the study) and `seeds` say where the ensemble's SAEs lie."""
 
-    kind: str  # neighbours, pair, status
+    kind: str  # neighbours, pair, try, status
     study: str = ""
     ensemble: str = ""
     folder: str = ""
@@ -33,11 +35,15 @@ class LiveQuery:
     absolute: bool = False  # the largest |cosine| instead of the largest cosine
     other: int = 0  # pair: the comparison's seed
     rule: str = "argmax"  # pair: one of schema.PAIR_RULES
+    text: str = ""  # try: 1 to MAX_TEXT characters
+    model: str = ""  # try: digest of the model that the study was measured with; another is refused
 
     def shared_key(self) -> tuple:
-        """Queries with equal keys are answered by one product."""
+        """Queries with equal keys are answered together: by one product, or one pass through the model."""
         if self.kind == "neighbours":
             return (self.kind, self.study, self.folder, self.seeds, self.by)
+        if self.kind == "try":
+            return (self.kind, self.study, self.ensemble, self.folder, self.seeds, self.model)
         return (self,)
 
 
@@ -48,11 +54,15 @@ class LiveAnswer:
     neighbours: arrays `seed`, `feature`, `cosine`, one entry per neighbour: member by member in the order asked for, the
     nearest first. pair: arrays `partner` (-1: none), `cosine` (under the rule; -1: no pair), `runner_up`, `mutual`, one
     entry per feature of the anchor; the runner-up is that of argmax; `gap` of a one-to-one matching. status: `status`.
+    try: `texts` and arrays `id`, `counts` (False: as BOS, it never counts), one entry per token; `extent`, how many tokens of
+    the text were read and how many it has; `count` (seeds, tokens) of active features; and, seed after seed, token after
+    token, the strongest first, `feature` and `activation`, a_i * ||d_i|| as everywhere.
     """
 
     arrays: dict[str, Any] = field(default_factory=dict)  # NumPy arrays, read-only
     gap: float | None = None  # proven relative distance of the one-to-one matching to the optimum
     status: dict[str, Any] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)  # what the tokens look like
     error: str | None = None
     cause: str = ""  # of an error: one of CAUSES
 

@@ -1,15 +1,17 @@
-"""Dictionaries that stay on the device, and what is asked of them: nearest features, and two members matched.
+"""What stays on the device, and what is asked of it: nearest features, two members matched, a text tried.
 
 The unit rows of all members lie one below the other in ONE matrix. Neighbours of a feature are a product of that matrix with
 one vector, which is worth exactly one read of it; queries that wait together share the read. Scores of a few members exist
 at a time, and the k largest of a member lie in the k groups with the largest maxima: two searches among few, none among all.
 """
 
+import math
 import os
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +21,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine import sae, store
+from engine import sae, store, trying
+from engine.checkpoint import local_folder, n_parameters, weight_files
 from engine.fused import choice
 from engine.match import PairMatches, dictionaries, match_pair
 from engine.queries import MAX_K, SPACES, LiveAnswer, LiveQuery
@@ -44,15 +47,23 @@ class Resident(NamedTuple):
         return len(self.rows) // len(self.seeds)
 
 
+class Held(NamedTuple):
+    """Something on the device: a Resident, a member's SAE or a Reader."""
+
+    value: Any
+    n_bytes: int
+
+
 class Residents:
-    """Answers queries; holds ensembles by address, bounded in bytes, the least recently used leaves. Thread-safe."""
+    """Answers queries; holds dictionaries, SAEs and models, bounded in bytes, the least recently used leaves. Thread-safe."""
 
     def __init__(self, root: Path, device: str = "auto", *, budget: int | None = None) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._root, self._device = root.resolve(), torch.device(device)
         self._budget = budget or _half_the_memory(self._device)
-        self._held: OrderedDict[tuple, Resident] = OrderedDict()
+        self._held: OrderedDict[tuple, Held] = OrderedDict()  # by (name for the status, what tells it from others)
+        self._loading = 0  # bytes
         self._pairs: OrderedDict[tuple, tuple] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -67,12 +78,15 @@ class Residents:
 
     def answer(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         """One answer per query, all of one shared_key; what is wrong with a query stands in its own answer."""
+        compute = {"neighbours": self._neighbours, "pair": self._pair, "try": self._try}[queries[0].kind]
         with torch.inference_mode():
-            return self._pair(queries) if queries[0].kind == "pair" else self._neighbours(queries)
+            return compute(queries)
 
     def status(self) -> dict[str, Any]:
         """What is resident where, and which kernel matches pairs. Never waits for a load."""
-        held = {f"{study}/{folder} {by}": r.rows.nbytes for (study, folder, *_, by), r in list(self._held.items())}
+        held: dict[str, int] = {}
+        for (name, *_), each in list(self._held.items()):
+            held[name] = held.get(name, 0) + each.n_bytes
         kernel = ": ".join(choice(self._device))
         return {"device": str(self._device), "kernel": kernel, "budget": self._budget,
                 "resident": held, "bytes": sum(held.values())}  # fmt: skip
@@ -95,23 +109,56 @@ class Residents:
 
     def _resident(self, query: LiveQuery) -> Resident:
         """The query's ensemble; a newly published study is loaded anew."""
-        key = (query.study, query.folder, query.seeds, self.version(query), query.by)
+        name = f"{query.study}/{query.folder} {query.by}"
+        files = [_file(self._root, query, seed) for seed in query.seeds]
+        return self._hold(
+            (name, query.study, query.folder, query.seeds, self.version(query), query.by),
+            lambda: _readable(lambda: len(files) * _n_bytes(files[0], "W_dec")),
+            lambda: _readable(lambda: self._load(query, files)),
+        )
+
+    def _hold(self, key: tuple, size: Callable[[], int], load: Callable[[], T]) -> T:
+        """What is held under a key; if nothing is, it is loaded, and what was used least leaves for its `size` in bytes.
+
+        A lane of the engine asks for its own kind of things, one at a time, and does not wait while another lane loads.
+        Raises ValueError for what is larger than all that may be held.
+        """
         with self._lock:
-            if key not in self._held:
-                files = [_file(self._root, query, seed) for seed in query.seeds]
-                self._held[key] = _readable(lambda: self._load(query, files))
-            self._held.move_to_end(key)
-            return self._held[key]
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key].value
+            n_bytes = size()
+            if n_bytes > self._budget:
+                raise ValueError(f"{key[0]} would take {n_bytes:,} bytes, the engine may hold {self._budget:,}")
+            self._loading += n_bytes
+            self._make_room()
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # modules made in inference mode cannot be converted
+                value = load()
+        finally:
+            with self._lock:
+                self._loading -= n_bytes
+        with self._lock:
+            self._held[key] = Held(value, _bytes_of(value))
+            self._make_room()
+        return value
+
+    def _make_room(self) -> None:
+        """What was used last stays, alone if need be: only a model can be larger than all that may be held."""
+        while self._loading + sum(each.n_bytes for each in self._held.values()) > self._budget:
+            if not self._held or (len(self._held) == 1 and not self._loading):
+                return
+            self._held.popitem(last=False)
+
+    def _use(self, key: tuple) -> None:
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
 
     def _load(self, query: LiveQuery, files: list[Path]) -> Resident:
         """Memory-mapped, a member at a time, into one matrix on the device."""
         with safe_open(files[0], "pt") as first:
             d_sae, d_in = first.get_slice("W_dec").get_shape()
-        n_bytes = len(files) * d_sae * d_in * 4
-        if n_bytes > self._budget:
-            raise ValueError(f"the {query.by} rows take {n_bytes:,} bytes, the engine may hold {self._budget:,}")
-        while sum(r.rows.nbytes for r in self._held.values()) + n_bytes > self._budget:
-            self._held.popitem(last=False)
         rows = torch.empty(len(files) * d_sae, d_in, device=self._device)
         without = []
         for file, target in zip(files, rows.split(d_sae), strict=True):
@@ -124,6 +171,34 @@ class Residents:
             target[~directed.to(target.device)] = 0
             without.append(~directed)
         return Resident(query.seeds, rows, torch.cat(without).nonzero()[:, 0].numpy())
+
+    def _try(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        query = queries[0]
+        try:
+            _check_ensemble(query)
+            files = {seed: _file(self._root, query, seed) for seed in query.seeds}
+            place = trying.find_place(self._root / query.study, query)
+            model = (place.model, query.model)
+            load = partial(trying.load_reader, place.model, digest=query.model, device=self._device)
+            reader = self._hold(model, lambda: min(_model_bytes(place.model), self._budget), load)
+
+            def member(seed: int) -> sae.SAE:
+                self._use(model)  # where not all SAEs find room, they make it for each other
+                return self._member(query, files[seed])
+
+            return trying.answer(queries, reader, place, member)
+        except ValueError as error:
+            return [LiveAnswer(error=str(error), cause="query")] * len(queries)
+
+    def _member(self, query: LiveQuery, file: Path) -> sae.SAE:
+        """One SAE of the query's ensemble."""
+        name = f"{query.study}/{query.folder} SAEs"
+        seed = int(file.stem.removeprefix("seed-"))
+        return self._hold(
+            (name, query.study, query.folder, seed, self.version(query)),
+            lambda: _readable(lambda: 4 * n_parameters([file])),
+            lambda: _readable(lambda: sae.load(file.parent, (seed,)).float().to(self._device)),
+        )
 
     def _pair(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         query = queries[0]
@@ -268,6 +343,25 @@ def _check_neighbours(query: LiveQuery, resident: Resident) -> None:
         raise ValueError(
             f"feature {query.feature} of seed {query.seed} has no direction: its row is zero or not finite"
         )
+
+
+def _n_bytes(file: Path, tensor: str) -> int:
+    """What a tensor of a file takes in float32."""
+    with safe_open(file, "pt") as opened:
+        return 4 * math.prod(opened.get_slice(tensor).get_shape())
+
+
+def _model_bytes(path: str) -> int:
+    """What a model takes in float32; 0 where that is known only when it is loaded."""
+    folder = local_folder(path)
+    return 4 * n_parameters(weight_files(folder)) if folder else 0
+
+
+def _bytes_of(value: Resident | trying.Reader | sae.SAE) -> int:
+    if isinstance(value, Resident):
+        return value.rows.nbytes
+    module = value.model.network if isinstance(value, trying.Reader) else value
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def _file(root: Path, query: LiveQuery, seed: int) -> Path:

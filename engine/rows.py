@@ -1,14 +1,12 @@
 """Results -> rows of the contract: what the analyses found, as the columns that the Writer takes."""
 
-from typing import NamedTuple
-
 import numpy as np
 
-from engine import schema
-from engine.ablate import Worth
+from engine import catalogue, schema
+from engine.ablate import Masking, Worth
 from engine.activity import Activity, Contexts
 from engine.match import Chance, Matches, rule_cosine
-from engine.schema import RULE_COLUMN, RULES, Context, Feature, Match, Member, NullMatch, Pair
+from engine.schema import RULE_COLUMN, RULES, Ablation, Context, Feature, Match, Member, NullMatch, Pair
 from engine.stability import count_on_grid
 from engine.store import Writer
 
@@ -18,24 +16,13 @@ def add_row(writer: Writer, row: object) -> None:
     writer.add(type(row), {name: [value] for name, value in vars(row).items()})
 
 
-class Origin(NamedTuple):
-    """Where one member's file comes from; None where that is not known."""
-
-    source: str | None = None
-    library: str | None = None
-    trained_on: str | None = None
-    remarks: tuple[str, ...] = ()
-
-
 def add_member(
     writer: Writer,
     ensemble: str,
-    seed: int,
-    digest: str,
+    member: catalogue.Member,
     norms: np.ndarray,
     matches: Matches,
     *,
-    origin: Origin = Origin(),
     activity: Activity | None = None,
     worth: Worth | None = None,
 ) -> None:
@@ -43,16 +30,16 @@ def add_member(
 
     `norms` are of its decoder rows, 0 for those without a direction. What was not computed is None.
     """
-    d_sae, undirected = len(norms), norms == 0
+    seed, d_sae, undirected = member.seed, len(norms), norms == 0
     dead = dead_features(norms, activity)
     row = Member(
         ensemble=ensemble,
         seed=seed,
-        sae_digest=digest,
-        source=origin.source,
-        library=origin.library,
-        trained_on=origin.trained_on,
-        remarks=list(origin.remarks),
+        sae_digest=member.digest,
+        source=member.source,
+        library=member.library,
+        trained_on=member.trained_on,
+        remarks=list(member.remarks),
         ev=worth.ev if worth else None,
         l0=float(activity.n_active.sum()) / activity.n_tokens if activity else None,
         n_dead=int(dead.sum()) if activity else None,
@@ -113,17 +100,22 @@ def _add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None
 
 
 def add_pairs(
-    writer: Writer, ensemble: str, seeds: tuple[int, ...], matches: Matches, dead: np.ndarray, directed: np.ndarray
+    writer: Writer,
+    ensemble: str,
+    seeds: tuple[int, ...],
+    index: int,
+    matches: Matches,
+    norms: np.ndarray,
+    activity: Activity | None,
 ) -> None:
-    """Every ordered pair of members under every rule that was computed; `dead` and `directed` are (members, d_sae)."""
+    """One anchor's ordered pairs under every rule that was computed; `matches` holds its slices, `norms` as for add_member."""
+    dead = dead_features(norms, activity)
+    others = [seeds[other] for other in matches.other]
     for rule in RULES:
         cosines = rule_cosine(rule, matches)
-        if not cosines.shape[-1]:
-            continue
-        for anchor, seed in enumerate(seeds):
-            others = [seeds[other] for other in matches.other[anchor]]
-            gap = matches.gap[anchor] if rule in ("hungarian", "both") else np.zeros(len(others))
-            add_anchor_pairs(writer, ensemble, rule, seed, others, cosines[anchor], dead[anchor], directed[anchor], gap)
+        if cosines.shape[-1]:
+            gap = matches.gap if rule in ("hungarian", "both") else np.zeros(len(others))
+            add_anchor_pairs(writer, ensemble, rule, seeds[index], others, cosines, dead, norms > 0, gap)
 
 
 def add_anchor_pairs(
@@ -156,11 +148,16 @@ def add_anchor_pairs(
     writer.add(Pair, {"ensemble": ensemble, "rule": rule} | columns)
 
 
-def add_null(writer: Writer, ensemble: str, seeds: tuple[int, ...], kind: str, chance: Chance) -> None:
-    """What one null finds, all members."""
-    for member, seed in enumerate(seeds):
-        keys = row_keys(ensemble, seed, chance.feature)
-        writer.add(NullMatch, keys | {"kind": kind, "cosines": chance.cosine[member]})
+def add_null(writer: Writer, ensemble: str, seed: int, kind: str, chance: Chance) -> None:
+    """What one null finds for one member; `chance.cosine` is (anchors, comparisons)."""
+    keys = row_keys(ensemble, seed, chance.feature)
+    writer.add(NullMatch, keys | {"kind": kind, "cosines": chance.cosine})
+
+
+def add_ablation(writer: Writer, ensemble: str, seed: int, maskings: list[Masking]) -> None:
+    """Explained variance of one member under every kind of mask."""
+    for masking in maskings:
+        add_row(writer, Ablation(ensemble, seed, *masking))
 
 
 def row_keys(ensemble: str, seed: int, feature: np.ndarray) -> dict[str, object]:

@@ -1,6 +1,10 @@
-"""Writer: validate rows, stream them to a temporary DuckDB file, publish it under a new name: nobody sees half a study."""
+"""Writer: validate rows, stream them to a temporary DuckDB file, publish it under a new name: nobody sees half a study.
+
+Reader: the rows of a published store again, table by table and part by part.
+"""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,9 @@ from engine.stability import count_on_grid
 
 BATCH_ROWS = 65_536
 MEMORY_LIMIT = "4GB"  # of what DuckDB holds before it writes to the file
+# As the dashboard opens it: DuckDB opens a file once per process, with one configuration.
+READ_ONLY = {"enable_external_access": "false", "lock_configuration": "true"}
+HEADERS = 3 * 4096  # bytes of a DuckDB file in front of its blocks
 _ARROW = {int: pa.int32(), float: pa.float32(), bool: pa.bool_(), str: pa.string()}
 _SQL = {int: "INTEGER", float: "FLOAT", bool: "BOOLEAN", str: "VARCHAR"}
 # Sums over tokens and settings keep their digits; cosines and activations are float32 as computed.
@@ -118,6 +125,55 @@ class Writer:
     def _discard(self) -> None:
         for leftover in self._folder.glob("study-unpublished.tmp*"):  # the write-ahead log has its own suffix
             leftover.unlink(missing_ok=True)
+
+
+class OtherSchemaError(ValueError):
+    """A whole store that another version of SeedScope wrote."""
+
+
+class Reader:
+    """A published store, read-only: the columns of the contract, without the counts that the Writer derives.
+
+    Used as a context manager, it is closed at the end. Raises ValueError for a file that is damaged or of another schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._connection = duckdb.connect(str(path), read_only=True, config=READ_ONLY)
+            found, n_bytes = self._connection.sql(
+                "SELECT schema_version, (SELECT block_size * total_blocks FROM pragma_database_size()) FROM Study"
+            ).fetchall()[0]
+            if path.stat().st_size < HEADERS + n_bytes:
+                raise EOFError  # DuckDB itself would notice at the block that is missing
+        except (duckdb.Error, IndexError, EOFError):
+            raise ValueError(f"{path} is damaged, expected a published store; build the study again") from None
+        if found != schema.SCHEMA_VERSION:
+            self._connection.close()
+            raise OtherSchemaError(
+                f"{path} has schema {found}, this version reads {schema.SCHEMA_VERSION}; build the study again"
+            )
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._connection.close()
+
+    def table(self, table: type, names: Sequence[str] = (), **where: Any) -> pa.Table:
+        """Rows in the order of the keys; `where` holds a value that a column must have, or a range of them."""
+        shown = ", ".join(f'"{name}"' for name in names or schema.columns(table))
+        conditions, parameters = ["true"], []
+        for name, value in where.items():
+            bounds = (value.start, value.stop - 1) if isinstance(value, range) else (value, value)
+            conditions.append(f'"{name}" BETWEEN ? AND ?')
+            parameters += bounds
+        order = ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
+        sql = f"SELECT {shown} FROM {table.__name__} WHERE {' AND '.join(conditions)} ORDER BY {order}"
+        return self._connection.sql(sql, params=parameters).to_arrow_table()
+
+    def rows(self, table: type, **where: Any) -> list[Any]:
+        """Rows as the contract's dataclasses, for tables that are small."""
+        return [table(**row) for row in self.table(table, **where).to_pylist()]
 
 
 def _sql_columns(table: type) -> dict[str, str]:

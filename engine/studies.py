@@ -1,86 +1,172 @@
-"""The pipeline on one screen: tokens -> activations -> ensemble -> matches -> rows -> published store.
+"""Whole studies: ensembles trained or imported, measured and published.
 
 `python -m engine.studies ROOT` builds the embedded study; the command line does so in a process of its own.
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from engine import demo, sae, stability, store
-from engine.ablate import AblationPass, MaskPass, Worth, headline, headline_masks
-from engine.activations import LanguageModel, TokenSet, harvest, load_model, token_texts, tokenize
-from engine.activity import ActivityPass
-from engine.config import StudyConfig, as_parameters
-from engine.fused import choice
-from engine.match import NULL_KINDS, Matches, match_ensemble, null_cosines
+from engine import catalogue, demo, sae
+from engine.activations import LanguageModel, TokenSet, harvest, load_model, tokenize
+from engine.analyse import analyse
+from engine.config import StudyConfig, TrainConfig, as_parameters
+from engine.enrol import enrol
+from engine.files import only_writer
+from engine.importers import local, recognise
 from engine.progress import Progress
-from engine.rows import Origin, add_member, add_null, add_pairs, add_row
-from engine.schema import ANALYSES, SCHEMA_VERSION, Ablation, Document, Ensemble, Study, Token, name_problem
+from engine.publish import publish
+from engine.sources import Document, documents, split
+from engine.studyfile import ImportPlan, StudyFile
 from engine.train import train_ensemble
-
-BATCH_TOKENS = 2048  # of the measuring pass: small enough to stay near the caches
 
 
 def run_study(
     config: StudyConfig, corpus: demo.Corpus, root: Path, *, built_from: str, progress: Progress | None = None
 ) -> Path:
-    """Train, measure and publish one study under `root`; returns the store's path.
+    """Train, measure and publish one study under `root` from texts in memory; returns the store's path.
 
-    Stopped at any moment, it resumes: the harvest at its last complete batch, training when all members were saved.
-    Nothing is visible to readers before the last step.
+    Stopped at any moment, it resumes: the harvest at its last complete batch, training when all members were saved,
+    analyses behind the last that was done. Nothing is visible to readers before the last step.
     """
-    for field, name in (("name", config.name), ("ensemble", config.ensemble)):
-        if problem := name_problem(name):
-            raise ValueError(f"{field} is {name!r}, {problem}")
     if len(config.train.seeds) < 2:
         raise ValueError(
             f"seeds are {list(config.train.seeds)}, expected at least 2: the stability of a single SAE is undefined"
         )
     progress = progress or Progress()
+    tokens = catalogue.Tokens((demo.SOURCE,), n_ctx=config.n_ctx, remark=corpus.remark)
+    plan = catalogue.Study(config.name, config.model, tokens, config.theta, config.epsilon, built_from)
+    catalogue.require_name("ensemble", config.ensemble)
     folder = root / config.name
-    with _only_builder(folder):
+    with only_writer(folder):
         model = load_model(config.model)
-        tokens = tokenize(corpus.train, model, n_ctx=config.n_ctx)
-        held_out = tokenize(corpus.held_out, model, n_ctx=config.n_ctx)
-        tokens = _enough(tokens, config.train.n_tokens)
-        scratch = folder / "scratch"
-        with progress.stage("activations", "tokens") as report:
-            rows = harvest(model, tokens, config.hookpoint, scratch / "train", report=report)
-        sae_folder = folder / "sae" / config.ensemble / _recipe_digest(config, tokens.digest + model.digest)
-        ensemble = _trained(config, rows, model.digest, sae_folder, progress)
-        with progress.stage("held-out activations", "tokens") as report:
-            held_rows = harvest(model, held_out, config.hookpoint, scratch / "held-out", report=report)
-        with store.Writer(folder) as writer:
-            _add_study(writer, config, corpus, model, held_out)
-            _analyse(writer, config, ensemble, sae_folder.relative_to(folder), held_rows, tokens, held_out, progress)
-            with progress.stage("publishing", "stores"):
-                path = writer.publish(built_from=built_from)
-        shutil.rmtree(scratch)
-    return path
+        trained = train(
+            folder, config.ensemble, config.train, config.hookpoint, model, corpus.train, config.n_ctx, progress
+        )
+        catalogue.write(plan.with_ensemble(trained), folder)
+        analyse(folder, texts=corpus.held_out, model=model, progress=progress)
+        return _published(folder, progress)
 
 
-@contextmanager
-def _only_builder(folder: Path) -> Iterator[None]:
-    """Hold the study's lock; raises RuntimeError where another process is building it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"another process is building {folder}; wait for it or stop it") from None
-        yield
+def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Progress | None = None) -> Path:
+    """Everything that a study file asks for, computed where it is missing; returns the store's path.
+
+    Ensembles that were imported from the same files, or trained by the same recipe, before are kept as they are; those
+    that the study has beside them stay. Raises ValueError as `enrol`, `train` and `analyse` do.
+    """
+    progress = progress or Progress()
+    folder = root / file.name
+    with only_writer(folder):
+        model = None
+        for wanted in file.ensembles:
+            if isinstance(wanted, ImportPlan):
+                _import(root, file, wanted, progress)
+                continue
+            model = model or load_model(file.model)
+            hookpoint = wanted.hookpoint or file.hookpoint
+            text = (
+                split(documents(file.train_source), "train")
+                if file.tokens.part == "held-out"
+                else documents(file.train_source)
+            )
+            trained = train(folder, wanted.name, wanted.config, hookpoint, model, text, file.tokens.n_ctx, progress)
+            catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
+        settings = {"model": file.model, "tokens": file.tokens, "theta": file.theta, "epsilon": file.epsilon}
+        catalogue.write(replace(catalogue.read(folder), **settings), folder)
+        analyse(folder, model=model, device=device, progress=progress)
+        return _published(folder, progress)
+
+
+def _published(folder: Path, progress: Progress) -> Path:
+    with progress.stage("publishing", "members") as report:
+        return publish(folder, report=report)
+
+
+def _import(root: Path, file: StudyFile, wanted: ImportPlan, progress: Progress) -> None:
+    """Enrol an ensemble unless exactly these files were."""
+    made_from = _files_digest(wanted)
+    held = catalogue.read(root / file.name)
+    if held and any(each.name == wanted.name and each.made_from == made_from for each in held.ensembles):
+        return
+    with progress.stage(f"{wanted.name}: importing", "SAEs") as report:
+        found = enrol(
+            root, file.name, wanted.name, wanted.paths, format=wanted.format, seeds=wanted.seeds,
+            hookpoint=wanted.hookpoint or file.hookpoint, shared_start=wanted.shared_start, force=wanted.force,
+            replaced=True, report=report,
+        )  # fmt: skip
+    folder = root / file.name
+    catalogue.write(catalogue.read(folder).with_ensemble(replace(found, made_from=made_from)), folder)
+
+
+def _files_digest(wanted: ImportPlan) -> str:
+    """16 hex digits over what an import reads: settings, names, sizes and times of the files."""
+    files = []
+    for path in wanted.paths:
+        for each in recognise(local(path)):
+            inside = [each.path] if each.path.is_file() else sorted(each.path.iterdir())
+            files += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inside if p.is_file()]
+    content = [files, wanted.format, wanted.seeds, wanted.hookpoint, wanted.shared_start, wanted.force]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def train(
+    study: Path,
+    name: str,
+    config: TrainConfig,
+    hookpoint: str,
+    model: LanguageModel,
+    texts: Iterable[Document],
+    n_ctx: int | None,
+    progress: Progress,
+) -> catalogue.Ensemble:
+    """Train an ensemble on a model's activations, or load it if exactly this one was trained before."""
+    tokens = _enough(tokenize(texts, model, n_ctx=n_ctx), config.n_tokens)
+    recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint], sort_keys=True)
+    made_from = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    folder = study / "sae" / name / made_from
+    ensemble = _trained_before(folder, config)
+    if ensemble is None:
+        place = hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
+        with progress.stage(f"training activations at {hookpoint}", "tokens") as report:
+            rows = harvest(model, tokens, hookpoint, study / "scratch" / f"train-{place}", report=report)
+        with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
+            ensemble = train_ensemble(rows, config, report=report)
+        ensemble.save(folder, provenance={"model": model.digest, "hookpoint": hookpoint})
+        (folder / "complete").touch()
+    library = f"seedscope {version('seedscope')}"
+    members = [catalogue.Member(seed, ensemble.digest(i), None, library) for i, seed in enumerate(ensemble.seeds)]
+    return catalogue.Ensemble(
+        name=name,
+        origin="trained",
+        folder=str(folder.relative_to(study)),
+        members=tuple(members),
+        hookpoint=hookpoint,
+        shared_start="no",
+        data_order=config.data_order,
+        train_token_digest=tokens.digest,
+        n_train_tokens=int(tokens.counted.sum()),
+        train_tokens=config.n_tokens,
+        batch=config.batch,
+        lr=config.lr,
+        made_from=made_from,
+    )
+
+
+def _trained_before(folder: Path, config: TrainConfig) -> sae.SAE | None:
+    if not (folder / "complete").exists():
+        return None
+    try:
+        return sae.load(folder, config.seeds)
+    except FileNotFoundError:  # somebody tidied up: train again
+        (folder / "complete").unlink()
+        return None
 
 
 def _enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
@@ -90,157 +176,6 @@ def _enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
         return tokens
     chosen = np.sort(np.random.default_rng(0).permutation(len(tokens.ids))[:n_windows])
     return tokens._replace(ids=tokens.ids[chosen], document=tokens.document[chosen], start=tokens.start[chosen])
-
-
-def _recipe_digest(config: StudyConfig, data_digest: str) -> str:
-    recipe = json.dumps([as_parameters(config.train), data_digest, config.hookpoint], sort_keys=True)
-    return hashlib.sha256(recipe.encode()).hexdigest()[:16]
-
-
-def _trained(config: StudyConfig, rows: np.ndarray, model_digest: str, folder: Path, progress: Progress) -> sae.SAE:
-    """Load the members if exactly these were trained before, else train and save them."""
-    with progress.stage(f"{len(config.train.seeds)} SAEs in lockstep", "tokens") as report:
-        if (folder / "complete").exists():
-            try:
-                return sae.load(folder, config.train.seeds)
-            except FileNotFoundError:  # somebody tidied up: train again
-                (folder / "complete").unlink()
-        ensemble = train_ensemble(rows, config.train, report=report)
-        ensemble.save(folder, provenance={"model": model_digest, "hookpoint": config.hookpoint})
-        (folder / "complete").touch()
-    return ensemble
-
-
-def _add_study(
-    writer: store.Writer,
-    config: StudyConfig,
-    corpus: demo.Corpus,
-    model: LanguageModel,
-    held_out: TokenSet,
-) -> None:
-    row = Study(
-        study=config.name,
-        schema_version=SCHEMA_VERSION,
-        seedscope_version=version("seedscope"),
-        model=model.name,
-        model_digest=model.digest,
-        causal=model.causal,
-        n_ctx=config.n_ctx,
-        token_policy="BOS and padding excluded",
-        eval_token_digest=held_out.digest,
-        n_eval_tokens=int(held_out.counted.sum()),
-        corpus_remark=corpus.remark,
-        device="cpu",
-        precision="float32 (activations kept as float16)",
-    )
-    add_row(writer, row)
-    texts = token_texts(model)
-    writer.add(Token, {"id": np.arange(len(texts)), "text": texts})
-    writer.add(Document, {"id": np.arange(len(held_out.names)), "name": held_out.names})
-
-
-@torch.no_grad()
-def _analyse(
-    writer: store.Writer,
-    config: StudyConfig,
-    ensemble: sae.SAE,
-    sae_folder: Path,
-    rows: np.ndarray,
-    tokens: TokenSet,
-    held_out: TokenSet,
-    progress: Progress,
-) -> None:
-    """Measure one ensemble on the held-out activations and add all its rows."""
-    name, seeds = config.ensemble, ensemble.seeds
-    activity_pass, ablation_pass = ActivityPass(ensemble), AblationPass(ensemble)
-    positions = np.flatnonzero(held_out.counted)
-    with progress.stage("activity and ablation", "tokens") as report:
-        for first in range(0, len(rows), BATCH_TOKENS):
-            batch = torch.from_numpy(rows[first : first + BATCH_TOKENS].astype(np.float32))
-            codes = ensemble.encode(batch)
-            activity_pass.add(codes, positions[first : first + BATCH_TOKENS])
-            ablation_pass.add(batch, codes)
-            report(first + len(batch), len(rows))
-    with progress.stage("contexts", "members") as report:
-        activities = []
-        for member in range(ensemble.n_members):
-            activities.append(activity_pass.finish(member, held_out))
-            report(member + 1, ensemble.n_members)
-    directed = sae.directed(ensemble.W_dec).numpy()
-    norms = np.where(directed, ensemble.W_dec.norm(dim=-1).numpy(), 0)
-    dead = np.stack([a.n_active == 0 for a in activities]) | ~directed
-    progress.say(f"best cosines: {choice(torch.device('cpu'))[1]}")
-    with progress.stage("matching", "pairs") as report:
-        matches = match_ensemble(ensemble, ~dead, report=report)
-    add_pairs(writer, name, seeds, matches, dead, directed)
-    with progress.stage("chance", "nulls") as report:
-        for done, kind in enumerate(NULL_KINDS):
-            add_null(writer, name, seeds, kind, null_cosines(ensemble, kind))
-            report(done + 1, len(NULL_KINDS))
-    n_comparisons = ensemble.n_members - 1
-    n_matched = stability.count_matches(matches.cosine, config.theta)
-    bucket = stability.buckets(n_matched, n_comparisons, dead, config.epsilon)
-    digests = [ensemble.digest(member) for member in range(ensemble.n_members)]
-    if not ablation_pass.pairwise:
-        masks = [headline_masks(mine, activity.n_active) for mine, activity in zip(bucket, activities, strict=True)]
-        mask_pass = MaskPass(ensemble, masks)
-        with progress.stage("masks", "tokens") as report:
-            for first in range(0, len(rows), BATCH_TOKENS):
-                batch = torch.from_numpy(rows[first : first + BATCH_TOKENS].astype(np.float32))
-                mask_pass.add(batch, ensemble.encode(batch))
-                report(first + len(batch), len(rows))
-    with progress.stage("features", "members") as report:
-        for member, seed in enumerate(seeds):
-            worth = ablation_pass.finish(member)
-            mine = Matches(*(array[member] for array in matches))
-            add_member(
-                writer,
-                name,
-                seed,
-                digests[member],
-                norms[member],
-                mine,
-                activity=activities[member],
-                worth=Worth(worth.explained_variance(), worth.marginal_worth()),
-                origin=Origin(library="seedscope"),
-            )
-            answers = worth if ablation_pass.pairwise else mask_pass.finish(member, worth)
-            for masking in headline(answers, bucket[member], activities[member].n_active):
-                add_row(writer, Ablation(name, seed, *masking))
-            report(member + 1, len(seeds))
-    row = Ensemble(
-        ensemble=name,
-        origin="trained",
-        hookpoint=config.hookpoint,
-        variant="topk",
-        convention=json.dumps(ensemble.convention.as_json()),
-        d_in=ensemble.d_in,
-        d_sae=ensemble.d_sae,
-        k=ensemble.k,
-        n_members=ensemble.n_members,
-        n_comparisons=n_comparisons,
-        shared_start="no",
-        data_order=config.train.data_order,
-        train_token_digest=tokens.digest,
-        n_train_tokens=int(tokens.counted.sum()),
-        train_tokens=config.train.n_tokens,
-        batch=config.train.batch,
-        lr=config.train.lr,
-        rule="argmax, signed cosine, ties to the lowest index",
-        theta=config.theta,
-        epsilon=config.epsilon,
-        digest=_ensemble_digest(seeds, digests, config),
-        folder=str(sae_folder),
-        computed=list(ANALYSES),
-        remarks=[],
-    )
-    add_row(writer, row)
-
-
-def _ensemble_digest(seeds: tuple[int, ...], digests: list[str], config: StudyConfig) -> str:
-    """A permalink's v: the SAEs and the matching settings, nothing else, so that new analyses leave links fresh."""
-    content = [sorted(zip(seeds, digests, strict=True)), "argmax", "signed", config.theta, config.epsilon]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def main() -> None:

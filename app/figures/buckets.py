@@ -57,7 +57,7 @@ def density_by_bucket(
     return Figure(
         "density",
         title,
-        "Share of each bucket's living features by the share of held-out tokens on which they fire.",
+        "Share of each bucket's living features by the share of evaluation tokens on which they fire.",
         {
             "data": data,
             "layout": layout(
@@ -109,7 +109,7 @@ def ablation(rows: list[schema.Ablation], headline: str) -> Figure:
     return Figure(
         "ablation",
         headline,
-        "Explained variance (EV) on held-out tokens when features are masked. Small dots: members, mean of 20 draws; large: "
+        "Explained variance (EV) on the evaluation tokens when features are masked. Small dots: members, mean of 20 draws; large: "
         "their mean. Diamonds: controls drawn at random or with the same densities.",
         {
             "data": data,

@@ -51,12 +51,12 @@ def stability_distribution(
     stable = sum(row.get("stable", 0) for row in per_x.values()) / total
     return Figure(
         "stability",
-        f"{percent(stable, 0)} of {judged} come back in every other seed"
+        f"{percent(stable, 0)} of {judged} come back in {'every' if n_comparisons > 1 else 'the'} other seed"
         if max((x for x, r in per_x.items() if r.get("stable")), default=0) == n_comparisons
         and all(x == n_comparisons for x, r in per_x.items() if r.get("stable"))
         else f"{percent(stable, 0)} of {judged} are stable",
         f"n = {total:,} {judged} of {len({c[0] for c in counts})} members. Bars: share of features that match in "
-        f"so many of {n_comparisons} other seeds. Dashed lines: the same for random dictionaries.",
+        f"so many of {n_comparisons} other seed{'s' * (n_comparisons > 1)}. Dashed lines: the same for random dictionaries.",
         {
             "data": data,
             "layout": layout(

@@ -10,17 +10,25 @@ from pydantic import Field
 from app import render
 from app.formats import percent
 from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_ensemble, open_judged
-from app.store import FeatureRow, Place, StudyStore
+from app.store import FeatureRow, Missing, Place, StudyStore
 from engine import schema
-from engine.schema import NO_MATCH
 from engine.stability import BUCKETS, is_match
 
 router = APIRouter()
 PARTNER_CONTEXTS = 2
-# What later analyses add; the twin says so instead of leaving it out.
-MISSING = {
-    "trigger": "trigger classes", "positive_logits": "logit effects", "negative_logits": "logit effects",
-    "explanations": "auto-interpretation", "subspace": "geometry",
+# {result that may be missing: the fields of the twin that it would fill}
+FIELDS = {
+    "activity": ("dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "contexts",
+                 "histogram", "histogram_edges", "matches.partner_dead", "matches.contexts"),
+    "live": ("matches.live_partner", "matches.live_cosine"),
+    "one-to-one": ("matches.hungarian_partner", "matches.hungarian_cosine", "matches.hungarian_encoder_cosine",
+                   "matches.encoder_partner"),
+    "ablate": ("ablation",),
+    "loss": ("ablation.marginal_loss_nats",),
+    "trigger": ("trigger",),
+    "logits": ("positive_logits", "negative_logits"),
+    "explanations": ("explanations",),
+    "subspace": ("subspace",),
 }  # fmt: skip
 
 
@@ -49,6 +57,7 @@ class TablePage:
     seeds: dict[int, int]
     null_rates: dict[str, float]
     null_p999: dict[str, float]
+    missing: list[Missing]  # what the rows hold None for, among others
     after: str | None
     before: str | None
     nav_filter: Filter
@@ -80,21 +89,30 @@ class Comparison:
     mutual: bool
     encoder_cosine: float
     live_partner: int | None
-    live_cosine: float
+    live_cosine: float | None
     rule_partner: int | None  # under the rule asked for
     rule_cosine: float
-    partner_dead: bool  # this and what follows: of that rule's partner
+    partner_dead: bool | None  # this and the next: of that rule's partner
     partner_bucket: str | None
     hungarian_partner: int | None
     hungarian_cosine: float | None
     hungarian_encoder_cosine: float | None
     encoder_partner: int | None
-    contexts: list[ShownContext]
+    contexts: list[ShownContext] | None  # of the rule's partner
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A field of the twin that is null because nothing was computed for it."""
+
+    field: str
+    needs: str
+    command: str | None  # that computes it; None where none does
 
 
 @dataclass(frozen=True)
 class FeaturePage:
-    """`/s/{study}/{ensemble}/{seed}/{feature}`: everything known about one feature."""
+    """`/s/{study}/{ensemble}/{seed}/{feature}`: everything known about one feature; what is not is None and in `missing`."""
 
     study: str
     ensemble: str
@@ -102,6 +120,10 @@ class FeaturePage:
     feature: int
     digest: str
     sae_digest: str
+    library: str | None
+    source: str | None
+    trained_on: str | None
+    remarks: list[str]
     shared_start: str
     data_order: str
     stability: float
@@ -117,26 +139,28 @@ class FeaturePage:
     rule: str
     null_rate: dict[str, float]
     null_p999: dict[str, float]
-    dead: bool
+    dead: bool | None
     trigger: str | None
-    top_tokens: list[tuple[str, int]]
-    density: float
-    n_active: int
-    n_tokens: int
-    mean_activation: float
-    max_activation: float
+    top_tokens: list[tuple[str, int]] | None
+    density: float | None
+    n_active: int | None
+    n_tokens: int | None
+    mean_activation: float | None
+    max_activation: float | None
+    decoder_norm: float
     matches: list[Comparison]
-    contexts: list[ShownContext]
+    contexts: list[ShownContext] | None
     positive_logits: list[Any] | None
     negative_logits: list[Any] | None
     explanations: list[Any] | None
-    ablation: dict[str, float]
+    ablation: dict[str, float | None] | None
     subspace: dict[str, float] | None
-    histogram: list[int]
-    histogram_edges: list[float]
+    histogram: list[int] | None
+    histogram_edges: list[float] | None
     hookpoint: str | None
-    missing: list[dict[str, str]]
+    missing: list[Lack]
     asked_digest: str | None
+    nav_lacks: list[Missing]
     nav_largest: float
     nav_cosines: tuple[float, ...]
     nav_place: Place | None
@@ -181,6 +205,7 @@ def feature_table(
         seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),
+        missing=list(store.missing(ensemble).values()),
         after=found.key(rows[-1]) if rows and has_after else None,
         before=found.key(rows[0]) if rows and has_before else None,
         nav_filter=filter,
@@ -204,7 +229,7 @@ def feature_download(
 
 @router.get("/s/{study}/{ensemble}/random", name="random")
 def random_feature(request: Request, study: StudyName, ensemble: EnsembleName) -> RedirectResponse:
-    """Any living feature."""
+    """Any feature that is not known to be dead."""
     store, _ = open_ensemble(request, study, ensemble)
     seed, feature = store.random_feature(ensemble)
     return RedirectResponse(f"/s/{study}/{ensemble}/{seed}/{feature}", 303)
@@ -224,13 +249,15 @@ def feature(
     member = store.member(ensemble, seed)
     found = store.feature(ensemble, member.seed, feature)
     listed = store.features(filter.query(ensemble))
-    contexts = [_shown(store, c) for c in store.contexts(ensemble, member.seed, found.feature)]
+    activity = store.has(ensemble, "activity")
+    contexts = [_shown(store, c) for c in store.contexts(ensemble, member.seed, found.feature)] if activity else None
     comparisons = _comparisons(store, row, found, filter)
     n_matched = sum(c.matched for c in comparisons)
     scored = filter.score(found)
     base = f"/s/{study}/{ensemble}"
     null_rate = store.null_rates(ensemble, filter.theta)
-    shown_maxima = [max(x.activations) for c in comparisons for x in c.contexts]
+    shown_maxima = [max(x.activations) for c in comparisons for x in c.contexts or []]
+    lacking = store.missing(ensemble)
     return FeaturePage(
         study=study,
         ensemble=ensemble,
@@ -238,6 +265,10 @@ def feature(
         feature=found.feature,
         digest=row.digest,
         sae_digest=member.sae_digest,
+        library=member.library,
+        source=member.source,
+        trained_on=member.trained_on,
+        remarks=member.remarks,
         shared_start=row.shared_start,
         data_order=row.data_order,
         stability=scored.p_hat,
@@ -255,39 +286,56 @@ def feature(
         null_p999=store.null_p999(ensemble),
         dead=found.dead,
         trigger=None,
-        top_tokens=[
-            (store.tokens[i], n) for i, n in zip(found.top_token_ids, found.top_token_counts, strict=True) if i >= 0
-        ],
+        top_tokens=_top_tokens(store, found) if activity else None,
         density=found.density,
         n_active=found.n_active,
         n_tokens=found.n_tokens,
         mean_activation=found.mean_activation,
         max_activation=found.max_activation,
+        decoder_norm=found.decoder_norm,
         matches=comparisons,
         contexts=contexts,
         positive_logits=None,
         negative_logits=None,
         explanations=None,
-        ablation={
-            "marginal_ev": found.worth_ev,
-            "rank": store.worth_rank(ensemble, member.seed, found.worth_ev),
-            "of": row.d_sae,
-        },
+        ablation=None if "ablate" in lacking else _ablation(store, row, found),
         subspace=None,
-        histogram=found.histogram,
-        histogram_edges=member.histogram_edges,
+        histogram=found.histogram if activity else None,
+        histogram_edges=member.histogram_edges if activity else None,
         hookpoint=row.hookpoint,
-        missing=[{"field": field, "needs": f"{what}: not computed by this version"} for field, what in MISSING.items()],
+        missing=_lacks(lacking, known_dead=found.dead is not None),
         asked_digest=filter.v,
-        nav_largest=max([found.max_activation, *shown_maxima]),
+        nav_lacks=list(lacking.values()),
+        nav_largest=max([found.max_activation or 0, *shown_maxima]),
         nav_cosines=tuple(filter.cosines(found)),
         nav_place=listed.place(member.seed, found.feature),
         nav_filter=filter,
         nav_list=render.url(f"{base}/features", **filter.parameters()),
         nav_permalink=f"{base}/{member.seed}/{found.feature}?v={row.digest}",
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
-        nav_why=_why(scored.bucket, n_matched, len(comparisons), filter, scored.p_stable, scored.p_unstable, null_rate),
+        nav_why=_undirected(found)
+        or _why(scored.bucket, n_matched, len(comparisons), filter, scored.p_stable, scored.p_unstable, null_rate),
     )
+
+
+def _lacks(lacking: dict[str, Missing], *, known_dead: bool) -> list[Lack]:
+    """Every field that is null for want of a result; a row without a direction is known to be dead without any."""
+    return [
+        Lack(field, f"{missing.result}: {missing.reason}", missing.command)
+        for result, missing in lacking.items()
+        for field in FIELDS[result]
+        if not (field == "dead" and known_dead)
+    ]
+
+
+def _top_tokens(store: StudyStore, found: schema.Feature) -> list[tuple[str, int]]:
+    counted = zip(found.top_token_ids, found.top_token_counts, strict=True)
+    return [(store.tokens[i], n) for i, n in counted if i >= 0]
+
+
+def _ablation(store: StudyStore, row: schema.Ensemble, found: schema.Feature) -> dict[str, float | None]:
+    rank = store.worth_rank(row.ensemble, found.seed, found.worth_ev)
+    return {"marginal_ev": found.worth_ev, "rank": rank, "of": row.d_sae, "marginal_loss_nats": None}
 
 
 def _shown(store: StudyStore, context: schema.Context) -> ShownContext:
@@ -300,16 +348,13 @@ def _comparisons(store: StudyStore, row: schema.Ensemble, found: schema.Feature,
     match = store.matches(row.ensemble, found.seed, found.feature)
     cosines = filter.cosines(found)
     matched = is_match(cosines, filter.theta)
-    named = {"live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners}
-    partners = [
-        partner if cosine > NO_MATCH else -1
-        for partner, cosine in zip(named.get(filter.rule, match.partners), cosines, strict=True)
-    ]
+    partners = filter.partners(found, match)
     seeds = store.other_seeds(row.ensemble, found.seed)
-    places = [place for place in zip(seeds, partners, strict=True) if place[1] >= 0]
+    places = [place for place in zip(seeds, partners, strict=True) if place[1] is not None]
     features = store.features_at(row.ensemble, places)
-    contexts = store.contexts_at(row.ensemble, places, n=PARTNER_CONTEXTS)
-    one_to_one = len(match.hungarian_partners) > 0
+    activity = store.has(row.ensemble, "activity")
+    contexts = store.contexts_at(row.ensemble, places, n=PARTNER_CONTEXTS) if activity else {}
+    one_to_one, live = len(match.hungarian_partners) > 0, len(match.live_partners) > 0
     result = []
     for i, seed in enumerate(seeds):
         partner = features.get((seed, partners[i]))
@@ -322,17 +367,17 @@ def _comparisons(store: StudyStore, row: schema.Ensemble, found: schema.Feature,
                 matched=bool(matched[i]),
                 mutual=match.mutuals[i],
                 encoder_cosine=match.encoder_cosines[i],
-                live_partner=_index(match.live_partners[i]),
-                live_cosine=found.live_cosines[i],
-                rule_partner=_index(partners[i]),
+                live_partner=_index(match.live_partners[i]) if live else None,
+                live_cosine=found.live_cosines[i] if live else None,
+                rule_partner=partners[i],
                 rule_cosine=cosines[i],
-                partner_dead=partner is not None and partner.dead,
+                partner_dead=partner.dead if partner else False if activity else None,
                 partner_bucket=filter.score(partner).bucket if partner else None,
                 hungarian_partner=_index(match.hungarian_partners[i]) if one_to_one else None,
                 hungarian_cosine=found.hungarian_cosines[i] if one_to_one else None,
                 hungarian_encoder_cosine=match.hungarian_encoder_cosines[i] if one_to_one else None,
                 encoder_partner=_index(match.encoder_partners[i]) if one_to_one else None,
-                contexts=[_shown(store, c) for c in contexts.get((seed, partners[i]), [])],
+                contexts=[_shown(store, c) for c in contexts.get((seed, partners[i]), [])] if activity else None,
             )
         )
     return result
@@ -342,6 +387,13 @@ def _index(partner: int) -> int | None:
     return partner if partner >= 0 else None
 
 
+def _undirected(found: schema.Feature) -> str | None:
+    """Why a feature whose row has no direction is what it is; None for all others."""
+    if found.decoder_norm > 0:
+        return None
+    return "Its decoder row is zero or not finite: it has no direction, so no feature of any seed can match it."
+
+
 def _why(
     bucket: str, x: int, n: int, filter: Filter, p_stable: float, p_unstable: float, null_rate: dict[str, float]
 ) -> str:
@@ -349,7 +401,7 @@ def _why(
     share, epsilon = f"{x} / {n} = {x / n:.2f}", filter.epsilon
     chance = f"Random dictionaries with the same second moment match in {percent(null_rate['second_moment'])} of comparisons."
     if bucket == "dead":
-        return "It never fired on the held-out tokens, so its direction was never tested."
+        return "It never fired on the evaluation tokens, so its direction was never tested."
     if bucket == "stable":
         text = f"{share} ≥ 1 − ε = {1 - epsilon:.2f}. P(p ≥ {1 - epsilon:.2f}) = {p_stable:.2f}"
         doubt = f": {n} comparisons cannot show it" if p_stable < 0.95 else ""

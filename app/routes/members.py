@@ -13,13 +13,17 @@ from pydantic import Field
 from app import figures, render
 from app.live import LiveEngine
 from app.routes.query import RULE_SAYS, EnsembleName, Judgement, Seed, StudyName, open_judged
-from app.store import PairRows, StudyStore
+from app.store import Missing, PairRows, StudyStore
 from engine import schema
 from engine.queries import LiveQuery
 from engine.schema import NO_MATCH
 from engine.stability import is_match
 
 router = APIRouter()
+_PAIRS = pa.schema(
+    {"seed": pa.int64(), "other": pa.int64(), "n_anchors": pa.int64(), "n_living": pa.int64(), "n_matched": pa.int64(),
+     "n_matched_living": pa.int64(), "theta": pa.float64(), "mean_cosine": pa.float64(), "gap": pa.float64()}
+)  # fmt: skip
 
 
 class MembersQuery(Judgement):
@@ -48,7 +52,7 @@ class PairLine:
     cosine: float | None  # that theta is compared with; None where the rule forms no pair
     runner_up: float
     mutual: bool
-    dead: bool
+    dead: bool | None  # None where nobody knows
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class MembersPage:
     rules: list[str]
     dead: str | None
     not_computed: str | None  # how much one-to-one matching of all pairs would be, where it was not done
+    missing: list[Missing]
     mean_shared: float
     mean_cosine: float
     pairs: list[Shared]
@@ -110,6 +115,7 @@ class MembersPage:
     figure_pair: figures.Figure | None
     nav_query: MembersQuery
     nav_rules: dict[str, str]
+    nav_judged: str
     nav_push: str
 
 
@@ -158,6 +164,7 @@ def members(
         rules=store.rules(ensemble),
         dead=asked.dead,
         not_computed=None if "hungarian" in store.rules(ensemble) else _price(row),
+        missing=list(store.missing(ensemble).values()),
         mean_shared=fmean(c.shared for c in cells),
         mean_cosine=fmean(c.mean_cosine for c in cells),
         pairs=cells,
@@ -166,6 +173,7 @@ def members(
         figure_pair=drawn,
         nav_query=asked,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_judged=asked.judged(activity=store.has(ensemble, "activity")),
         nav_push=render.url(f"{base}/members", **asked.parameters()),
     )
 
@@ -182,17 +190,18 @@ def members_download(
     if asked.a is not None and asked.b is not None:
         _check_pair(store, ensemble, asked.a, asked.b)
         found, name = pairs.rows(asked.a, asked.b), f"{name}-{asked.a}-{asked.b}"
-        table = pa.table(
-            {"feature": np.arange(len(found.cosine))}
-            | {field: getattr(found, field) for field in found.__dataclass_fields__}
-        )
+        columns = {name: getattr(found, name) for name in ("partner", "cosine", "runner_up", "mutual")}
+        dead = pa.array(found.dead, mask=None if found.activity else ~found.dead)
+        table = pa.table({"feature": np.arange(len(found.cosine))} | columns | {"dead": dead})
     else:
+        lives = store.has(ensemble, "activity")  # else nobody knows which do
         lines = [
-            {"seed": p.seed, "other": p.other, "n_anchors": p.n_anchors, "n_living": p.n_living, "n_matched": n_all,
-             "n_matched_living": n_living, "theta": asked.theta, "mean_cosine": p.mean_cosine, "gap": p.gap}
+            {"seed": p.seed, "other": p.other, "n_anchors": p.n_anchors, "n_living": p.n_living if lives else None,
+             "n_matched": n_all, "n_matched_living": n_living if lives else None, "theta": asked.theta,
+             "mean_cosine": p.mean_cosine, "gap": p.gap}
             for p, n_all, n_living in pairs.summaries(asked.theta)
         ]  # fmt: skip
-        table = pa.Table.from_pylist(lines)
+        table = pa.Table.from_pylist(lines, schema=_PAIRS)
     return render.download(request, table, name)
 
 
@@ -218,9 +227,8 @@ def match(
     engine: LiveEngine = request.app.state.live
     answer = engine.answer(query)
     arrays = answer.arrays
-    found = PairRows(
-        arrays["partner"], arrays["cosine"], arrays["runner_up"], arrays["mutual"], store.dead(ensemble, asked.a)
-    )
+    columns = {name: arrays[name] for name in ("partner", "cosine", "runner_up", "mutual")}
+    found = PairRows(**columns, dead=store.dead(ensemble, asked.a), activity=store.has(ensemble, "activity"))
     return MatchPage(
         study=store.study,
         ensemble=row,
@@ -286,7 +294,7 @@ def _line(found: PairRows, i: int) -> PairLine:
         cosine=float(found.cosine[i]) if paired else None,
         runner_up=float(found.runner_up[i]),
         mutual=bool(found.mutual[i]),
-        dead=bool(found.dead[i]),
+        dead=bool(found.dead[i]) if found.activity or found.dead[i] else None,
     )
 
 

@@ -39,8 +39,8 @@ class Neighbour:
     feature: int
     cosine: float
     bucket: str
-    dead: bool
-    top_tokens: list[str]
+    dead: bool | None
+    top_tokens: list[str] | None  # None without activity, as is dead
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ def _described(store: StudyStore, ensemble: str, rows: list[tuple], asked: Neigh
     described = []
     for seed, feature, cosine in rows:
         held = features[seed, feature]
-        tokens = [store.tokens[i] for i in held.top_token_ids if i >= 0]
+        tokens = None
+        if store.has(ensemble, "activity"):
+            tokens = [store.tokens[i] for i in held.top_token_ids if i >= 0]
         described.append(Neighbour(seed, feature, cosine, asked.score(held).bucket, held.dead, tokens))
     return described

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from app import figures, render
 from app.formats import percent
 from app.routes.query import RULE_SAYS, EnsembleName, Judgement, StudyName, judged_shares, open_judged
-from app.store import StudyStore
+from app.store import Missing, Sample, StudyStore
 from engine import schema
 from engine.schema import N_THETAS
 from engine.stability import (
@@ -35,9 +35,9 @@ class MemberLine:
 
     seed: int
     sae_digest: str
-    ev: float
-    l0: float
-    n_dead: int
+    ev: float | None
+    l0: float | None
+    n_dead: int | None
     n_undirected: int
     stable: float
     middle: float
@@ -46,7 +46,10 @@ class MemberLine:
 
 @dataclass(frozen=True)
 class EnsemblePage:
-    """`/s/{study}/{ensemble}`: stability distribution, buckets, density and ablation by bucket."""
+    """`/s/{study}/{ensemble}`: stability distribution, buckets, density and ablation by bucket.
+
+    What was not computed is None, and stands in `missing` with the command that adds it.
+    """
 
     study: schema.Study
     ensemble: schema.Ensemble
@@ -56,20 +59,22 @@ class EnsemblePage:
     rules: list[str]
     dead: str | None
     buckets: dict[str, int]
-    bucket_densities: dict[str, tuple[int, float]]
+    bucket_densities: dict[str, tuple[int, float | None]]
     members: list[MemberLine]
     pw_mcc: float | None
     null_rates: dict[str, float]
     null_p999: dict[str, float]
     p_stable_at_all: float
-    masked_ev: dict[str, float]
-    masked_n: float
+    masked_ev: dict[str, float] | None
+    masked_n: float | None
     sentence: str
     stable_from: int
     unstable_to: int
+    missing: list[Missing]
     figure_list: list[figures.Figure]
     nav_judgement: dict[str, Any]
     nav_rules: dict[str, str]
+    nav_judged: str
     nav_push: str
 
 
@@ -89,6 +94,7 @@ def ensemble(
     masked = {mask: [a for a in ablations if a.mask == mask] for mask in {a.mask for a in ablations}}
     masked_ev = {mask: fmean(a.ev for a in held) for mask, held in sorted(masked.items())}
     medians = found.bucket_densities()
+    judged = judgement.judged(activity=store.has(ensemble, "activity"))
     hungarian = store.pairs(ensemble, "hungarian").summaries(theta) if "hungarian" in store.rules(ensemble) else []
     return EnsemblePage(
         study=store.study,
@@ -105,14 +111,16 @@ def ensemble(
         null_rates=store.null_rates(ensemble, theta),
         null_p999=store.null_p999(ensemble),
         p_stable_at_all=score(row.n_comparisons, row.n_comparisons, epsilon=epsilon).p_stable,
-        masked_ev=masked_ev,
-        masked_n=fmean(a.n_masked for a in masked["N stable"]) if "N stable" in masked else 0,
-        sentence=_sentence(buckets, row, masked_ev, at, epsilon),
+        masked_ev=masked_ev if store.has(ensemble, "ablate") else None,
+        masked_n=_masked_n(masked) if store.has(ensemble, "ablate") else None,
+        sentence=_sentence(buckets, row, masked_ev, at, epsilon, activity=store.has(ensemble, "activity")),
         stable_from=bounds.stable,
         unstable_to=bounds.unstable,
+        missing=list(store.missing(ensemble).values()),
         figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, found.density_histogram(), medians),
         nav_judgement=at,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_judged=judged,
         nav_push=render.url(f"/s/{study}/{ensemble}", **at),
     )
 
@@ -125,29 +133,28 @@ def _figures(
     ablations: list[schema.Ablation],
     masked_ev: dict[str, float],
     densities: list[tuple[str, int, int]],
-    medians: dict[str, tuple[int, float]],
+    medians: dict[str, tuple[int, float | None]],
 ) -> list[figures.Figure]:
-    """Every figure of the page; what needs whole cosine lists is drawn from the store's sample of features."""
+    """Every figure that can be drawn; what needs whole cosine lists is drawn from the store's sample of features."""
     theta, epsilon, name = judgement.theta, judgement.epsilon, row.ensemble
     table = f"/s/{store.study.study}/{name}/features"
     links = {bucket: render.url(table, bucket=bucket, **judgement.judgement()) for bucket in BUCKETS}
     null = store.null_counts(name, theta)
-    judged = "features, dead ones included" if judgement.dead == "count" else "living features"
-    drawn = [
-        figures.stability_distribution(counts, null, row.n_comparisons, links, judged),
-        figures.density_by_bucket(densities, medians, PER_DECADE),
-    ]
+    activity = store.has(name, "activity")
+    judged = judgement.judged(activity=activity)
+    drawn = [figures.stability_distribution(counts, null, row.n_comparisons, links, judged)]
+    if activity:
+        drawn.append(figures.density_by_bucket(densities, medians, PER_DECADE))
     if "N stable" in masked_ev:
         drawn.append(figures.ablation(ablations, _ablation_title(masked_ev)))
     sample = store.sample(name, judgement.rule, judgement.dead == "count")
     if not len(sample.cosines):
         return drawn
+    if row.n_comparisons == 1:  # p is 0 or 1, and there is no smaller number of seeds
+        return [*drawn, _sweep(store, row, judgement, sample, judged)]
     band = seed_bootstrap_band(is_match(sample.cosines, theta), sample.anchor, row.n_members)
     drawn.append(figures.stability_cdf(counts, null, band, row.n_comparisons, dkw_half_width(row.d_sae)))
-    shares = bucket_shares(sample.counts[:, SWEEP], row.n_comparisons, epsilon)
-    thetas = [i / (N_THETAS - 1) for i in SWEEP]
-    chance = {kind: [store.null_rates(name, t)[kind] for t in thetas] for kind in null}
-    drawn.append(figures.theta_sweep(thetas, shares, chance, theta, len(sample.cosines), judged))
+    drawn.append(_sweep(store, row, judgement, sample, judged))
     by_x = np.zeros(row.n_comparisons + 1, int)
     for _, bucket, x, n in counts:
         by_x[x] += n if bucket != "dead" else 0
@@ -156,6 +163,16 @@ def _figures(
         figures.convergence(*(values.tolist() for values in settled), n_features=int(by_x.sum()), judged=judged)
     )
     return drawn
+
+
+def _sweep(
+    store: StudyStore, row: schema.Ensemble, judgement: Judgement, sample: Sample, judged: str
+) -> figures.Figure:
+    shares = bucket_shares(sample.counts[:, SWEEP], row.n_comparisons, judgement.epsilon)
+    thetas = [i / (N_THETAS - 1) for i in SWEEP]
+    rates = [store.null_rates(row.ensemble, theta) for theta in thetas]
+    chance = {kind: [rate[kind] for rate in rates] for kind in rates[0]}
+    return figures.theta_sweep(thetas, shares, chance, judgement.theta, len(sample.cosines), judged)
 
 
 def _member_lines(members: list[schema.Member], counts: list[tuple[int, str, int, int]]) -> list[MemberLine]:
@@ -170,6 +187,11 @@ def _member_lines(members: list[schema.Member], counts: list[tuple[int, str, int
     ]
 
 
+def _masked_n(masked: dict[str, list[schema.Ablation]]) -> float:
+    """N of the headline, mean over members; 0 where the buckets hold too few."""
+    return fmean(a.n_masked for a in masked["N stable"]) if "N stable" in masked else 0
+
+
 def _ablation_title(ev: dict[str, float]) -> str:
     cost = {mask: ev["none"] - ev[mask] for mask in ("N stable", "4N unstable")}
     dearer, cheaper = max(cost, key=cost.get), min(cost, key=cost.get)
@@ -179,16 +201,24 @@ def _ablation_title(ev: dict[str, float]) -> str:
 
 
 def _sentence(
-    buckets: dict[str, int], row: schema.Ensemble, ev: dict[str, float], at: dict[str, Any], epsilon: float
+    buckets: dict[str, int],
+    row: schema.Ensemble,
+    ev: dict[str, float],
+    at: dict[str, Any],
+    epsilon: float,
+    *,
+    activity: bool,
 ) -> str:
     """The overview in one sentence, made from its numbers."""
     judged = sum(n for bucket, n in buckets.items() if bucket != "dead") or 1
     need = bucket_bounds(row.n_comparisons, epsilon).stable
-    seeds = "every other seed" if need == row.n_comparisons else f"at least {need} of {row.n_comparisons} other seeds"
+    n = row.n_comparisons
+    seeds = "every other seed" if need == n else f"at least {need} of {n} other seeds"
     stable, unstable = (percent(buckets[bucket] / judged, 0) for bucket in ("stable", "unstable"))
-    which = "all" if at.get("dead") == "count" else "living"
-    text = f"{stable} of {which} features come back in {seeds}, {unstable} in "
-    text += "none" if epsilon * row.n_comparisons < 1 else "almost none"
+    which = "all features" if at.get("dead") == "count" else "living features" if activity else "features"
+    text = f"{stable} of {which} come back in {seeds}, {unstable} in {'none' if epsilon * n < 1 else 'almost none'}"
+    if n == 1:
+        text = f"{stable} of {which} come back in the other seed, {unstable} do not"
     if "N stable" not in ev:
         return text + "."
     when = f" (buckets at θ = {row.theta:g}, ε = {row.epsilon:g}, argmax)" if at else ""

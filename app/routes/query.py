@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from app.store import FeatureQuery, Studies, StudyStore
 from engine import schema
-from engine.schema import RULE_COLUMN, RULES
+from engine.schema import NO_MATCH, RULE_COLUMN, RULES
 from engine.stability import Stability, is_match, score
 
 StudyName = Annotated[str, Path(description="study name")]
@@ -74,11 +74,23 @@ class Judgement(Plain):
         """A feature's cosines under the rule, one per comparison."""
         return getattr(found, RULE_COLUMN[self.rule])
 
+    def partners(self, found: schema.Feature, match: schema.Match) -> list[int | None]:
+        """A feature's partners under the rule, one per comparison; None where it forms no pair."""
+        named = {"live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners}
+        pairs = zip(named.get(self.rule, match.partners), self.cosines(found), strict=True)
+        return [partner if cosine > NO_MATCH and partner >= 0 else None for partner, cosine in pairs]
+
     def score(self, found: schema.Feature) -> Stability:
         """A feature's stability under this judgement."""
         cosines = self.cosines(found)
-        x, dead = int(is_match(cosines, self.theta).sum()), found.dead and self.dead != "count"
+        x, dead = int(is_match(cosines, self.theta).sum()), found.dead is True and self.dead != "count"
         return score(x, len(cosines), dead=dead, epsilon=self.epsilon)
+
+    def judged(self, *, activity: bool) -> str:
+        """What is judged, in words: without activity nobody knows which features live."""
+        if self.dead == "count":
+            return "features, dead ones included" if activity else "features, those without a direction included"
+        return "living features" if activity else "features"
 
     def judgement(self) -> dict[str, Any]:
         """The part of `parameters` that other pages of the ensemble understand."""

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from app import render
+from app import figures, render
 from app.routes.query import Plain, StudyName, judged_shares
-from app.store import FeatureQuery, Studies, StudyStore
+from app.store import FeatureQuery, Missing, Studies, StudyStore, analysis_of
 from engine import schema
 from engine.stability import EPSILON, THETA
 
@@ -24,24 +24,49 @@ class StudyCard:
 
 
 @dataclass(frozen=True)
+class WaitingStudy:
+    """A study that was imported and has no results yet."""
+
+    study: str
+    command: str  # that computes and publishes them
+
+
+@dataclass(frozen=True)
 class HomePage:
-    """`/`: the published studies under the root."""
+    """`/`: the studies under the root."""
 
     studies: list[StudyCard]
+    waiting: list[WaitingStudy]
 
 
 @dataclass(frozen=True)
 class EnsembleSummary:
-    """An ensemble in one line; shares are of living features, `dead` of all."""
+    """An ensemble and its members; shares are of living features where activity is known, else of those with a direction.
+
+    What was not computed is None, and stands in `missing` with the command that adds it.
+    """
 
     ensemble: schema.Ensemble
+    members: list[schema.Member]
     n_features: int
-    n_dead: int
+    n_dead: int | None
+    n_undirected: int
     stable: float
     middle: float
     unstable: float
-    ev: float
-    l0: float
+    ev: float | None
+    l0: float | None
+    missing: list[Missing]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What one command adds to a study."""
+
+    command: str
+    reason: str  # why it is not there
+    results: list[str]
+    ensembles: list[str]  # that lack any of them
 
 
 @dataclass(frozen=True)
@@ -50,6 +75,8 @@ class StudyPage:
 
     study: schema.Study
     ensembles: list[EnsembleSummary]
+    additions: list[Addition]
+    figure_tradeoff: figures.Figure | None  # where at least two ensembles have EV
 
 
 @dataclass(frozen=True)
@@ -66,8 +93,12 @@ def _studies(request: Request) -> Studies:
 
 @render.page(router, "/", "home.html", "home")
 def home(request: Request, address: Annotated[Plain, Query()]) -> HomePage:
-    """All published studies."""
-    return HomePage([StudyCard(store.study, list(store.ensembles.values())) for store in _studies(request).all()])
+    """All studies: those with results, and those that wait for theirs."""
+    studies = _studies(request)
+    return HomePage(
+        [StudyCard(store.study, list(store.ensembles.values())) for store in studies.all()],
+        [WaitingStudy(name, analysis_of(name)) for name in studies.waiting()],
+    )
 
 
 @render.page(router, "/methods", "methods.html", "methods")
@@ -78,19 +109,42 @@ def methods(address: Annotated[Plain, Query()]) -> MethodsPage:
 
 @render.page(router, "/s/{study}", "study.html", "study")
 def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]) -> StudyPage:
-    """One study: its ensembles and its provenance."""
+    """One study: its ensembles, where each comes from, and what it all stands on."""
     store = _studies(request).get(study)
-    return StudyPage(store.study, [_summary(store, e) for e in store.ensembles.values()])
+    found = [_summary(store, row) for row in store.ensembles.values()]
+    compared = [
+        figures.TradeOff(each.ensemble.ensemble, each.stable, each.ev, f"/s/{study}/{each.ensemble.ensemble}")
+        for each in found
+        if each.ev is not None
+    ]
+    tradeoff = figures.trade_off(compared) if len(compared) > 1 else None
+    return StudyPage(store.study, found, _additions(found), tradeoff)
+
+
+def _additions(ensembles: list[EnsembleSummary]) -> list[Addition]:
+    """Every command that would add something, once."""
+    found: dict[str, Addition] = {}
+    for each in ensembles:
+        for lack in each.missing:
+            if lack.command:
+                held = found.setdefault(lack.command, Addition(lack.command, lack.reason, [], []))
+                held.results.extend({lack.result} - set(held.results))
+                held.ensembles.extend({each.ensemble.ensemble} - set(held.ensembles))
+    return list(found.values())
 
 
 def _summary(store: StudyStore, row: schema.Ensemble) -> EnsembleSummary:
     counts = store.features(FeatureQuery(row.ensemble, row.theta, row.epsilon)).matched_counts()
     members = store.members(row.ensemble)
+    activity, ablate = (store.has(row.ensemble, analysis) for analysis in ("activity", "ablate"))
     return EnsembleSummary(
         ensemble=row,
+        members=members,
         n_features=row.n_members * row.d_sae,
-        n_dead=sum(m.n_dead for m in members),
+        n_dead=sum(m.n_dead for m in members) if activity else None,
+        n_undirected=sum(m.n_undirected for m in members),
         **judged_shares(counts),
-        ev=fmean(m.ev for m in members),
-        l0=fmean(m.l0 for m in members),
+        ev=fmean(m.ev for m in members) if ablate else None,
+        l0=fmean(m.l0 for m in members) if activity else None,
+        missing=list(store.missing(row.ensemble).values()),
     )

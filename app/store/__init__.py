@@ -1,12 +1,13 @@
 """Published studies -> frozen rows. All SQL of the dashboard stands in this package; DuckDB is opened read-only."""
 
 from app.store.errors import BadValue, NotFound
+from app.store.missing import Missing, missing
 from app.store.pairs import PairRows, Pairs
-from app.store.studies import Studies
-from app.store.study import StudyStore
+from app.store.studies import Studies, analysis_of
+from app.store.study import Sample, StudyStore
 from app.store.table import SORTS, FeatureQuery, FeatureRow, FeatureTable, Place
 
 __all__ = [
-    "SORTS", "BadValue", "FeatureQuery", "FeatureRow", "FeatureTable", "NotFound", "PairRows", "Pairs", "Place", "Studies",
-    "StudyStore",
+    "SORTS", "BadValue", "FeatureQuery", "FeatureRow", "FeatureTable", "Missing", "NotFound", "PairRows", "Pairs", "Place",
+    "Sample", "Studies", "StudyStore", "analysis_of", "missing",
 ]  # fmt: skip

@@ -25,7 +25,8 @@ class PairRows:
     cosine: np.ndarray  # that theta is compared with; NO_MATCH without a pair
     runner_up: np.ndarray  # second-largest cosine, whatever the rule
     mutual: np.ndarray  # each is the other's nearest
-    dead: np.ndarray
+    dead: np.ndarray  # known to be dead
+    activity: bool  # whether the others are known to live
 
 
 class Pairs:
@@ -55,7 +56,7 @@ class Pairs:
             "WITH entries AS (SELECT seed, dead, unnest(c) AS cosine, generate_subscripts(c, 1) AS slot FROM "
             f"(SELECT seed, dead, {RULE_COLUMN[self._rule]} AS c FROM Feature WHERE ensemble = $ensemble)) "
             "SELECT seed, slot, count(*) FILTER (cosine >= $theta::FLOAT), "
-            "count(*) FILTER (cosine >= $theta::FLOAT AND NOT dead) FROM entries GROUP BY seed, slot",
+            "count(*) FILTER (cosine >= $theta::FLOAT AND dead IS NOT TRUE) FROM entries GROUP BY seed, slot",
             {"ensemble": self._ensemble, "theta": theta},
         )
         others = {seed: self._store.other_seeds(self._ensemble, seed) for seed in {row[0] for row in rows}}
@@ -67,11 +68,11 @@ class Pairs:
         partner, nearest = f"m.{_PARTNER[self._rule]}[{slot:d}]", f"m.partners[{slot:d}]"
         table = self._store.arrow(
             f"SELECT {partner} AS partner, f.{RULE_COLUMN[self._rule]}[{slot:d}] AS cosine, "
-            f"m.runner_up_cosines[{slot:d}] AS runner_up, m.mutuals[{slot:d}] AND {partner} = {nearest} AS mutual, f.dead "
-            "FROM Feature f JOIN Match m USING (ensemble, seed, feature) WHERE ensemble = $ensemble AND seed = $seed "
-            "ORDER BY feature",
+            f"m.runner_up_cosines[{slot:d}] AS runner_up, m.mutuals[{slot:d}] AND {partner} = {nearest} AS mutual, "
+            "f.dead IS TRUE AS dead FROM Feature f JOIN Match m USING (ensemble, seed, feature) "
+            "WHERE ensemble = $ensemble AND seed = $seed ORDER BY feature",
             {"ensemble": self._ensemble, "seed": seed},
         )
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
         columns["partner"] = np.where(columns["cosine"] > NO_MATCH, columns["partner"], -1)
-        return PairRows(**columns)
+        return PairRows(**columns, activity=self._store.has(self._ensemble, "activity"))

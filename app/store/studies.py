@@ -10,6 +10,13 @@ from app.store.errors import NotFound
 from app.store.study import StudyStore
 from engine import schema
 
+CATALOGUE = "study.json"  # what a study consists of; written before anything is analysed
+
+
+def analysis_of(study: str) -> str:
+    """The command that computes and publishes what an imported study lacks."""
+    return f"seedscope analyze {study}"
+
 
 class Studies:
     """The studies under a root; a newly published store is seen at the next request."""
@@ -26,10 +33,19 @@ class Studies:
             p.parent.name for p in self._root.glob(pattern) if re.fullmatch(schema.NAME_PATTERN, p.parent.name)
         )
 
+    def waiting(self) -> list[str]:
+        """Names of the studies that were imported and have nothing published yet, sorted."""
+        folders = (p.parent for p in self._root.glob(f"*/{CATALOGUE}"))
+        return sorted(
+            f.name for f in folders if re.fullmatch(schema.NAME_PATTERN, f.name) and not (f / schema.CURRENT).exists()
+        )
+
     def get(self, study: str) -> StudyStore:
         """The published store of a study; raises NotFound naming the studies there are."""
         path = self._published(study)
         if path is None:
+            if study in self.waiting():
+                raise NotFound("results of study", study, f"only what was imported: run `{analysis_of(study)}`")
             raise NotFound("study", study, ", ".join(self.names()) or "none yet: run `seedscope demo`")
         with self._lock:
             held = self._open.get(study)

@@ -1,7 +1,7 @@
 """One published study, read-only, without external access, its configuration locked."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from app.store.errors import BadValue, NotFound
+from app.store.missing import Missing, missing
 from app.store.pairs import Pairs
 from app.store.table import FeatureQuery, FeatureTable
 from engine import schema
@@ -40,7 +41,8 @@ class StudyStore:
         if found != schema.SCHEMA_VERSION:
             expected = f"schema {found} in the file, {schema.SCHEMA_VERSION} is read; build the study again"
             raise NotFound("study of this version", name, expected)
-        self.study: schema.Study = self._rows(schema.Study)[0]
+        # Addresses and commands name a study by its folder, which people copy and rename.
+        self.study: schema.Study = replace(self._rows(schema.Study)[0], study=path.parent.name)
         self.ensembles: dict[str, schema.Ensemble] = {e.ensemble: e for e in self._rows(schema.Ensemble)}
         self._members = {name: self._rows(schema.Member, "ensemble = ?", [name]) for name in self.ensembles}
         self.tokens = [row.text for row in self._rows(schema.Token)]
@@ -65,6 +67,15 @@ class StudyStore:
         """All members in seed order."""
         return self._members[ensemble]
 
+    def holders(self, sae_digest: str) -> list[tuple[schema.Ensemble, schema.Member]]:
+        """Every member with these weights."""
+        return [
+            (self.ensembles[name], member)
+            for name, members in self._members.items()
+            for member in members
+            if member.sae_digest == sae_digest
+        ]
+
     def member(self, ensemble: str, seed: str | int) -> schema.Member:
         """The member with a seed; raises NotFound naming the seeds there are."""
         by_seed = {str(m.seed): m for m in self._members[ensemble]}
@@ -84,9 +95,17 @@ class StudyStore:
         return other
 
     def dead(self, ensemble: str, seed: int) -> np.ndarray:
-        """(d_sae,) whether each of a member's features never fired on the held-out tokens."""
-        sql = "SELECT dead FROM Feature WHERE ensemble = $ensemble AND seed = $seed ORDER BY feature"
+        """(d_sae,) whether each of a member's features is known to be dead."""
+        sql = "SELECT dead IS TRUE AS dead FROM Feature WHERE ensemble = $ensemble AND seed = $seed ORDER BY feature"
         return self.arrow(sql, {"ensemble": ensemble, "seed": seed}).column("dead").to_numpy()
+
+    def missing(self, ensemble: str) -> dict[str, Missing]:
+        """What an ensemble lacks, and what adds it; see the function of the same name."""
+        return missing(self.study, self.ensembles[ensemble], self._rules[ensemble])
+
+    def has(self, ensemble: str, analysis: str) -> bool:
+        """Whether an analysis (schema.ANALYSES) of an ensemble was computed."""
+        return analysis in self.ensembles[ensemble].computed
 
     def rules(self, ensemble: str) -> list[str]:
         """The matching rules that were computed for all pairs of an ensemble."""
@@ -96,10 +115,10 @@ class StudyStore:
         """Raise BadValue where a rule was not computed for an ensemble."""
         if rule not in self._rules[ensemble]:
             computed = ", ".join(self.rules(ensemble))
-            way_out = (
-                f"{computed}; for all pairs of {ensemble} no other was computed, single pairs are matched on demand"
-            )
-            raise BadValue("rule", repr(rule), f"{way_out} on the members page")
+            way_out = f"{computed}; for all pairs of {ensemble} no other was computed"
+            if rule == "live":
+                raise BadValue("rule", repr(rule), f"{way_out}: {self.missing(ensemble)['live']}")
+            raise BadValue("rule", repr(rule), f"{way_out}, single pairs are matched on demand on the members page")
 
     def features(self, query: FeatureQuery) -> FeatureTable:
         """What a query finds."""
@@ -143,11 +162,11 @@ class StudyStore:
         return self._rows(schema.Context, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
 
     def random_feature(self, ensemble: str) -> tuple[int, int]:
-        """(seed, index) of any living feature; raises NotFound where none lives."""
-        sql = "SELECT seed, feature FROM Feature WHERE ensemble = ? AND NOT dead ORDER BY random() LIMIT 1"
+        """(seed, index) of any feature that is not known to be dead; raises NotFound where all are."""
+        sql = "SELECT seed, feature FROM Feature WHERE ensemble = ? AND dead IS NOT TRUE ORDER BY random() LIMIT 1"
         found = self.fetch(sql, [ensemble])
         if not found:
-            raise NotFound("living feature", ensemble, "only features that never fired on the held-out tokens")
+            raise NotFound("living feature", ensemble, "only features that never fire or have no direction")
         return found[0]
 
     def worth_rank(self, ensemble: str, seed: int, worth_ev: float) -> int:
@@ -158,7 +177,7 @@ class StudyStore:
     # -- an ensemble as a whole ----------------------------------------------------------------------------------
 
     def _sample(self, ensemble: str, rule: str, count_dead: bool) -> Sample:
-        dead = "" if count_dead else "AND NOT dead"
+        dead = "" if count_dead else "AND dead IS NOT TRUE"
         rows = self.fetch(
             f"WITH chosen AS (SELECT seed, feature FROM Feature WHERE ensemble = $ensemble {dead} "
             "ORDER BY hash(seed * 1000003 + feature) LIMIT $n_rows) "

@@ -3,12 +3,13 @@
 import math
 import re
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
 from app.store.errors import BadValue
-from engine.schema import RULE_COLUMN, count_column, theta_index
+from engine.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
 from engine.stability import BUCKETS, EPSILON, THETA, bucket_bounds
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ _SORT_SQL = {
     "max": "max_activation",
     "feature": "feature",
 }
+# Which analysis each value that may be absent comes from.
+_ANALYSIS = {"density": "activity", "max": "activity", "worth": "ablate"}
 _TOLERANCE = 1e-9
 # Named, not `*`: Feature has a column per rule and theta, and binding five hundred columns takes longer than the scan.
 _COLUMNS = (
@@ -60,11 +63,13 @@ class FeatureRow:
     bucket: str
     n_matched: int
     cosines: tuple[float, ...]  # that theta is compared with under the query's rule
-    density: float
-    n_active: int
-    max_activation: float
-    worth_ev: float
-    top_tokens: tuple[str, ...]
+    mean_cosine: float | None  # of those that are of a pair
+    decoder_norm: float
+    density: float | None
+    n_active: int | None
+    max_activation: float | None
+    worth_ev: float | None
+    top_tokens: tuple[str, ...] | None
 
 
 class Place(NamedTuple):
@@ -77,10 +82,11 @@ class Place(NamedTuple):
 
 
 class FeatureTable:
-    """What a query finds in one study; raises BadValue where its rule was not computed."""
+    """What a query finds in one study; raises BadValue where what it asks for was not computed."""
 
     def __init__(self, store: "StudyStore", query: FeatureQuery) -> None:
         store.check_rule(query.ensemble, query.rule)
+        _check_computed(store, query)
         self._store, self._query = store, query
         self._scored, self._cte, self._parameters = self._statement(query)
 
@@ -94,29 +100,44 @@ class FeatureTable:
             f"{self._cte} SELECT line FROM filtered {condition} ORDER BY {order} LIMIT $limit", keys | {"limit": limit}
         )
         rows = self._fetch(
-            f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self._query.rule]}, density, n_active, max_activation, "
-            f"worth_ev, top_token_ids FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
+            f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self._query.rule]}, decoder_norm, density, n_active, "
+            f"max_activation, worth_ev, top_token_ids FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
             {"lines": [line for (line,) in lines]},
         )
-        tokens = self._store.tokens
         found = [
             FeatureRow(
-                *row[:2], BUCKETS[row[2]], row[3], tuple(row[4]), *row[5:9], tuple(tokens[i] for i in row[9] if i >= 0)
+                *row[:2], BUCKETS[row[2]], row[3], tuple(row[4]), _mean_cosine(row[4]), *row[5:10], self._words(row[10])
             )
             for row in rows
         ]
         return found[::-1] if backwards else found
 
+    def buckets_at(self, places: list[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        """{(seed, feature): bucket} of a few features, read together."""
+        rows = self._fetch(
+            f"SELECT seed, feature, bucket FROM ({self._scored} AND rowid IN (SELECT t.rowid FROM Feature t JOIN (SELECT "
+            "unnest($seeds::INTEGER[]) AS seed, unnest($features::INTEGER[]) AS feature) USING (seed, feature) "
+            "WHERE ensemble = $ensemble))",
+            {"seeds": [seed for seed, _ in places], "features": [feature for _, feature in places]},
+        )
+        return {(seed, feature): BUCKETS[code] for seed, feature, code in rows}
+
+    def _words(self, top_token_ids: list[int]) -> tuple[str, ...] | None:
+        if not self._store.has(self._query.ensemble, "activity"):
+            return None
+        return tuple(self._store.tokens[i] for i in top_token_ids if i >= 0)
+
     def key(self, row: FeatureRow) -> str:
         """The keyset position of a row: sort value, seed, feature."""
         value = {"stability": row.n_matched, "density": row.n_active, "worth": row.worth_ev,
                  "max": row.max_activation, "feature": row.feature}[self._query.sort]  # fmt: skip
+        value = float(self._last) if value is None else value
         return f"{value!r}_{row.seed}_{row.feature}"
 
     def place(self, seed: int, feature: int) -> Place | None:
         """Position, previous and next of a feature in the list; None where the filter leaves it out."""
         here = self._fetch(
-            f"{self._cte} SELECT {_SORT_SQL[self._query.sort]} FROM filtered WHERE seed = $at_seed AND feature = $at_feature",
+            f"{self._cte} SELECT {self._value} FROM filtered WHERE seed = $at_seed AND feature = $at_feature",
             {"at_seed": seed, "at_feature": feature},
         )
         if not here:
@@ -171,13 +192,13 @@ class FeatureTable:
         """(bucket, bin, living features); bin b holds densities in [10^(b/per_decade), 10^((b+1)/per_decade))."""
         rows = self._fetch(
             f"{self._cte} SELECT bucket, floor(log10(density) * $per_decade)::INTEGER AS bin, count(*) FROM filtered "
-            "WHERE NOT dead GROUP BY ALL",
+            "WHERE density > 0 GROUP BY ALL",
             {"per_decade": per_decade},
         )
         return [(BUCKETS[code], bin, n) for code, bin, n in sorted(rows)]
 
-    def bucket_densities(self) -> dict[str, tuple[int, float]]:
-        """{bucket: (features, median density)}."""
+    def bucket_densities(self) -> dict[str, tuple[int, float | None]]:
+        """{bucket: (features, median density, None without activity)}."""
         rows = self._fetch(f"{self._cte} SELECT bucket, count(*), median(density) FROM filtered GROUP BY bucket")
         return {BUCKETS[code]: (n, density) for code, n, density in sorted(rows)}
 
@@ -216,7 +237,7 @@ class FeatureTable:
         if query.stability_max is not None:
             require("n_matched <= $x_max", "x_max", math.floor(query.stability_max * n + _TOLERANCE))
         if query.dead in ("exclude", "only"):
-            where.append("dead" if query.dead == "only" else "NOT dead")
+            where.append("dead" if query.dead == "only" else "dead IS NOT TRUE")
         if query.q:
             ids = [i for i, text in enumerate(self._store.tokens) if query.q.lower() in text.lower()]
             require("list_has_any(top_token_ids, $token_ids::INTEGER[])", "token_ids", ids)
@@ -235,16 +256,29 @@ class FeatureTable:
         query = self._query
         value = "DESC" if query.descending != backwards else "ASC"
         ties = "DESC" if backwards else "ASC"
-        return f"{_SORT_SQL[query.sort]} {value}, seed {ties}, feature {ties}"
+        return f"{self._value} {value}, seed {ties}, feature {ties}"
+
+    @property
+    def _last(self) -> str:
+        """The value of what has none: behind all others in either direction."""
+        return "-inf" if self._query.descending else "inf"
+
+    @property
+    def _value(self) -> str:
+        """What the query sorts by."""
+        column = _SORT_SQL[self._query.sort]
+        if self._query.sort not in _ANALYSIS:
+            return column
+        return f"coalesce({column}, '{self._last}'::{'FLOAT' if self._query.sort == 'max' else 'DOUBLE'})"
 
     def _beyond(self, key: str, backwards: bool) -> tuple[str, dict[str, Any]]:
         """WHERE clause for rows behind (or in front of) a key; raises BadValue for a malformed key."""
         query = self._query
-        match = re.fullmatch(r"(-?\d{1,18}(?:\.\d{1,20})?(?:e-?\d{1,3})?)_(\d{1,9})_(\d{1,9})", key)
+        match = re.fullmatch(r"(-?(?:inf|\d{1,18}(?:\.\d{1,20})?(?:e-?\d{1,3})?))_(\d{1,9})_(\d{1,9})", key)
         if not match:
             name = "before" if backwards else "after"
             raise BadValue(name, repr(key), "VALUE_SEED_FEATURE, as in the page's own links")
-        value = _SORT_SQL[query.sort]
+        value = self._value
         sign = ">" if query.descending == backwards else "<"
         tie = "<" if backwards else ">"
         # worth_ev is a DOUBLE and keys print floats exactly, so equality is safe.
@@ -252,3 +286,23 @@ class FeatureTable:
         at = f"CAST($key_value AS {cast})"
         clause = f"WHERE ({value} {sign} {at} OR ({value} = {at} AND (seed, feature) {tie} ($key_seed, $key_feature)))"
         return clause, {"key_value": float(match[1]), "key_seed": int(match[2]), "key_feature": int(match[3])}
+
+
+def _mean_cosine(cosines: list[float]) -> float | None:
+    paired = [cosine for cosine in cosines if cosine > NO_MATCH]
+    return fmean(paired) if paired else None
+
+
+def _check_computed(store: "StudyStore", query: FeatureQuery) -> None:
+    """Raise BadValue where a query sorts or filters by what an ensemble does not have: an empty page would be a lie."""
+    lacking = store.missing(query.ensemble)
+
+    def refuse(name: str, value: object, analysis: str, way_out: str) -> None:
+        if value is not None and analysis in lacking:
+            raise BadValue(name, repr(value), f"{way_out}: {lacking[analysis]}")
+
+    sorts = " or ".join(sort for sort in SORTS if _ANALYSIS.get(sort) not in lacking)
+    refuse("sort", query.sort, _ANALYSIS.get(query.sort, ""), f"{sorts}, no {query.sort}")
+    refuse("density_min", query.density_min, "activity", "no filter by density")
+    refuse("density_max", query.density_max, "activity", "no filter by density")
+    refuse("q", query.q, "activity", "#INDEX of a feature, no word of its top tokens")

@@ -116,7 +116,7 @@ def write_study(root: Path, n_members: int, d_sae: int, report: Callable[[int, i
 def _add_frame(writer: Writer, n_members: int, d_sae: int) -> None:
     add_row(
         writer,
-        Study(STUDY, SCHEMA_VERSION, "bench", None, None, None, None, None, None, None, COSINES, "cpu", "float32"),
+        Study(STUDY, SCHEMA_VERSION, "bench", "none", "0", True, 1, "none", "0", 1, COSINES, "cpu", "float32"),
     )
     row = Ensemble(ENSEMBLE, "trained", None, "topk", "{}", 768, d_sae, 32, n_members, n_members - 1, "no", "shared", None, None,
                    None, None, None, "argmax", 0.7, 0.05, "0" * 16, "sae", ["match", "activity", "ablate"], [])  # fmt: skip

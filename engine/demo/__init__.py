@@ -19,6 +19,7 @@ CORPUS_LIST = HERE / "corpus.json"
 # encodings/ and pydoc_data/ are generated tables: they would flatter bits per byte and fill the token set with noise.
 SKIPPED_PARTS = {"test", "tests", "idle_test", "site-packages", "__pycache__", "encodings", "pydoc_data", "lib-dynload"}
 HELD_OUT_EVERY = 10
+SOURCE = "python:stdlib"  # stands for the corpus as a token source
 STUDY = StudyConfig(
     name="pystdlib",
     ensemble="topk-512",

@@ -1,5 +1,6 @@
 """dictionary_learning (Marks et al.): `trainSAE` writes config.json and ae.pt; read in dictionary-learning 0.1.0."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ _ARCHITECTURES = {
     "GatedAutoEncoder": "gated",
 }
 _CENTRED = frozenset(_NAMES) - {"AutoEncoderNew", "JumpReluAutoEncoder"}
+# What scripts write as `submodule_name`, which is free text: a site and a layer instead of a module's path.
+_SITE = re.compile(r"(resid_pre|resid_post|attn_out|mlp_out)_layer_(\d+)")
 
 
 def is_state(value: Any) -> bool:
@@ -68,6 +71,8 @@ def read(path: Path) -> Imported:
         if linear in held:  # a Linear's weight is (out, in)
             tensors[matrix] = tensors[matrix].T
     remarks = _remarks(name, tensors)
+    if trainer.get("layer") is not None and not trainer.get("submodule_name"):
+        remarks.append(f"its {CONFIG} says layer {trainer['layer']}, and not where in it")
     if name != "AutoEncoderTopK" and "b_enc" in tensors:
         tensors |= vector(tensors, "threshold", "b_enc")
     k = whole(held.get("k", trainer.get("k")), "k", file) if name == "AutoEncoderTopK" else 0
@@ -81,15 +86,17 @@ def read(path: Path) -> Imported:
             "library": "dictionary-learning",
             "architecture": name,
             "model": trainer.get("lm_name"),
-            "hookpoint": trainer.get("submodule_name") or _layer(trainer),
+            "hookpoint": _hookpoint(trainer.get("submodule_name")),
             "run": folder if step else None,
         },
         remarks=remarks,
     )
 
 
-def _layer(trainer: Mapping[str, Any]) -> str | None:
-    return None if trainer.get("layer") is None else f"output of layer {trainer['layer']}"
+def _hookpoint(submodule: str | None) -> str | None:
+    """TransformerLens' name where the text is a site and a layer, else the text."""
+    found = _SITE.fullmatch(submodule or "")
+    return f"blocks.{found[2]}.hook_{found[1]}" if found else submodule
 
 
 def _by_keys(held: Mapping[str, Tensor], file: Path) -> str:

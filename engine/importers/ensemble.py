@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from engine.importers.hub import local
 from engine.importers.imported import Imported
 from engine.importers.recognise import READERS, Found, is_main, of_folder, recognise
 
@@ -13,7 +14,7 @@ _MUST_AGREE = ("model", "hookpoint")
 
 def read(path: Path | str, format: str = "auto") -> Imported:
     """The one SAE at a path; raises ValueError where there is none, more than one, or one that cannot be represented."""
-    found = _found(Path(path), format)
+    found = _found(local(path), format)
     if len(found) > 1:
         names = ", ".join(str(one.path) for one in found[:4])
         raise ValueError(
@@ -22,16 +23,19 @@ def read(path: Path | str, format: str = "auto") -> Imported:
     return READERS[found[0].format](found[0].path)
 
 
-def read_many(paths: Sequence[Path | str], format: str = "auto", seeds: Sequence[int] | None = None) -> list[Imported]:
+def read_many(
+    paths: Sequence[Path | str], format: str = "auto", seeds: Sequence[int] | None = None, *, force: bool = False
+) -> list[Imported]:
     """The SAEs at all paths as members of one ensemble, in this order, each with its seed.
 
     Seeds are the given ones, else those that the library recorded, else the trailing numbers of the folders' names, else
     0, 1, ..: the first of these that every member has. Raises ValueError naming both paths where two members have one seed,
-    or differ in their shapes, convention, model or hookpoint, or are steps of one run.
+    or differ in their shapes, convention, model or hookpoint, or are steps of one run. With `force` another model or
+    hookpoint is a remark of the member that differs from the first.
     """
     if not paths:
         raise ValueError("no path was given, expected at least one SAE")
-    found = [one for path in paths for one in _found(Path(path), format)]
+    found = [one for path in paths for one in _found(local(path), format)]
     places: dict[Path, Path] = {}
     for one in found:
         place = one.path.resolve()
@@ -41,8 +45,7 @@ def read_many(paths: Sequence[Path | str], format: str = "auto", seeds: Sequence
     if seeds is not None and len(seeds) != len(found):
         raise ValueError(f"{len(seeds)} seeds were given for {len(found)} SAEs, expected one each")
     members = [READERS[one.format](one.path) for one in found]
-    for member in members[1:]:
-        _compare(members[0], member)
+    members = [members[0], *(_compared(members[0], member, force) for member in members[1:])]
     _one_step_each(members)
     members = [replace(member, seed=seed) for member, seed in zip(members, _seeds(found, members, seeds), strict=True)]
     _distinct(members, given=seeds is not None)
@@ -63,7 +66,8 @@ def _found(path: Path, format: str) -> list[Found]:
     raise ValueError(f"{path} holds {found[0].format} ({found[0].path}), expected {format}: leave the format at auto")
 
 
-def _compare(first: Imported, other: Imported) -> None:
+def _compared(first: Imported, other: Imported, force: bool) -> Imported:
+    """The other one, if it can be a member beside the first; with a remark where that was forced."""
     pairs = [
         ("d_in", first.d_in, other.d_in),
         ("d_sae", first.d_sae, other.d_sae),
@@ -74,12 +78,22 @@ def _compare(first: Imported, other: Imported) -> None:
             if name in first.source and name in other.source
         ),
     ]
+    forced = []
     for name, one, another in pairs:
-        if one != another:
+        if one == another:
+            continue
+        told = f"{first.source['path']} has {name} {one}, {other.source['path']} has {name} {another}"
+        if name not in _MUST_AGREE:
             raise ValueError(
-                f"{first.source['path']} has {name} {one}, {other.source['path']} has {name} {another}: members of an "
-                "ensemble differ by their seed alone. Import them as ensembles of their own"
+                f"{told}: members of an ensemble differ by their seed alone. Import them as ensembles of their own"
             )
+        if not force:
+            raise ValueError(
+                f"{told}: members of an ensemble differ by their seed alone. Import them as ensembles of their own, or give "
+                "--force to compare them all the same"
+            )
+        forced.append(f"forced: {told}")
+    return replace(other, remarks=(*other.remarks, *forced))
 
 
 def _one_step_each(members: list[Imported]) -> None:

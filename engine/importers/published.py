@@ -85,7 +85,7 @@ def _match(pattern: str, text: str) -> str | None:
 
 def _read_npz(file: Path) -> dict[str, Tensor]:
     try:
-        with np.load(file, allow_pickle=False) as held:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as held:
             return {name: torch.from_numpy(held[name]) for name in held.files}
     except FileNotFoundError:
         raise ValueError(f"found no file {file}, expected the SAE's weights") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.importers import bare, dictionary_learning, overcomplete, published, saelens, sparsify, unpickle
-from engine.importers.imported import Imported
+from engine.importers.imported import Imported, peek_safetensors
 
 READERS: dict[str, Callable[[Path], Imported]] = {
     "seedscope": bare.read,
@@ -65,6 +65,11 @@ def recognise(path: Path | str) -> list[Found]:
 
 
 def _contents(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        held = sorted(peek_safetensors(path)[0])
+        return (
+            f"found the tensors {', '.join(held[:8])}{', ..' if len(held) > 8 else ''}" if held else "found no tensor"
+        )
     if path.is_file():
         return f"found a {path.suffix or 'plain'} file of {path.stat().st_size} bytes"
     names = sorted(entry.name for entry in path.iterdir())

@@ -48,7 +48,7 @@ def read(folder: Path) -> Imported:
     remarks = []
     held = _renamed(held, name, folder, remarks)
     folded = _folded(held, config, folder, remarks)
-    trained_as = str(metadata.get("training_architecture") or config.get("architecture") or "standard")
+    trained_as = str(metadata.get("training_architecture") or name)
     if trained_as in _BATCH_TOPK:
         remarks.append(f"trained with {'Matryoshka ' if 'matryoshka' in trained_as else ''}BatchTopK")
     if _reshape(config, metadata) != "none":

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,23 +24,22 @@ from scipy.optimize import linear_sum_assignment
 import app.live
 from app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
 from engine.config import StudyConfig
-from engine.queries import QUEUE_LIMIT, LiveAnswer, LiveQuery
+from engine.queries import QUEUE_LIMIT, LiveAnswer, LiveQuery, as_fields
 from engine.sae import SAE
 
-# An engine that computes nothing and is up at once: dies of feature 13, waits at 100 and above, else echoes the feature.
+# An engine that computes nothing and is up at once: dies of feature 13, waits for a file at 100 and above, else echoes the
+# feature. Asked for 6 neighbours it does the one after the other.
 STUB = """
 import os, sys, time, types
 from engine.queries import LiveAnswer
 
 class Residents:
-    def __init__(self, root, device): pass
+    def __init__(self, root, device): self.gate = root / "gate"
     def version(self, query): return ""
     def status(self): return {}
     def answer(self, queries):
-        if any(query.feature == 13 for query in queries):
-            time.sleep(0.2 if queries[0].k == 6 else 0)
-            os._exit(9)
-        if queries[0].feature >= 100: time.sleep(1)
+        while (queries[0].feature >= 100 or queries[0].k == 6) and not self.gate.exists(): time.sleep(0.01)
+        if any(query.feature == 13 for query in queries): os._exit(9)
         return [LiveAnswer(gap=float(query.feature)) for query in queries]
 
 sys.modules["engine.residents"] = types.SimpleNamespace(Residents=Residents)
@@ -57,10 +57,10 @@ class StubEngine(LiveEngine):
 
 
 @pytest.fixture
-def short_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temporary folder of its own whose path is short enough for sockets."""
-    with app.live.tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        monkeypatch.setattr(app.live.tempfile, "tempdir", folder)
+def short_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder of its own, beside pytest's, whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
 
 
@@ -82,8 +82,12 @@ def patiently(ask: Callable[[], LiveAnswer]) -> LiveAnswer:
             time.sleep(0.02)
 
 
+def status_of(engine: LiveEngine) -> dict:
+    return patiently(lambda: engine.ask(LiveQuery("status"))).status
+
+
 def pid_of(engine: LiveEngine) -> int:
-    return patiently(lambda: engine.ask(LiveQuery("status"))).status["pid"]
+    return status_of(engine)["pid"]
 
 
 def running(pid: int) -> bool:
@@ -113,7 +117,7 @@ def test_only_its_owner_can_open_the_socket(stub: StubEngine, short_tmp: Path):
     (folder,) = short_tmp.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     modes = {path.suffix: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert modes == {".sock": 0o600, ".lock": 0o600, ".log": 0o600}
+    assert modes == {".sock": 0o600, ".lock": 0o600, ".log": 0o600, ".deaths": 0o600}
 
 
 def test_a_folder_that_others_can_open_is_not_used(stub: StubEngine, short_tmp: Path):
@@ -131,13 +135,13 @@ def test_a_folder_that_others_can_open_is_not_used(stub: StubEngine, short_tmp: 
 def test_a_folder_of_somebody_else_is_not_used(stub: StubEngine, monkeypatch: pytest.MonkeyPatch):
     pid_of(stub)
     mine = os.getuid()
-    monkeypatch.setattr(app.live.os, "getuid", lambda: mine + 1)
+    monkeypatch.setattr(os, "getuid", lambda: mine + 1)
     with pytest.raises(EngineBrokenError, match="you own"):
         stub.ask(ECHO)
 
 
 def test_a_long_temporary_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(app.live.tempfile, "tempdir", "/" + 90 * "x")
+    monkeypatch.setattr(tempfile, "tempdir", "/" + 90 * "x")
     assert str(LiveEngine(tmp_path).log).startswith("/tmp/seedscope-")
 
 
@@ -157,36 +161,71 @@ def test_a_query_that_the_engine_died_of_twice_is_refused(stub: StubEngine):
     first = pid_of(stub)
     answer = patiently(lambda: stub.ask(deadly))
     assert answer.cause == "deadly"
-    assert "died of this query twice" in answer.error
+    assert "died of this query 2 times" in answer.error
     assert patiently(lambda: stub.ask(ECHO)).gap == 0
-    with pytest.raises(EngineRefusedError, match="twice") as caught:
+    with pytest.raises(EngineRefusedError, match="2 times") as caught:
         stub.answer(deadly)
     assert caught.value.cause == "deadly"
     assert pid_of(stub) != first
 
 
-def test_a_query_that_kills_after_its_asker_has_left_is_refused_too(stub: StubEngine):
+def test_a_query_that_kills_after_its_asker_has_left_is_refused_too(stub: StubEngine, tmp_path: Path):
     deadly = replace(ECHO, feature=13, k=6)
     for _ in range(2):
         pid = pid_of(stub)
-        assert patiently(lambda: stub.ask(deadly, time_limit_s=0.1)).cause == "late"
+        with socket.socket(socket.AF_UNIX) as leaving:
+            leaving.connect(str(stub.log.with_suffix(".sock")))
+            leaving.sendall(json.dumps({"query": as_fields(deadly), "time_limit_s": 20}).encode() + b"\n")
+            wait_for(lambda: status_of(stub)["running"] == 1)
+        wait_for(lambda: status_of(stub)["askers"] == 0)
+        (tmp_path / "gate").touch()
         wait_for(lambda pid=pid: not running(pid))
+        (tmp_path / "gate").unlink()
         with pytest.raises(EngineStartingError):
             stub.ask(ECHO)
-    assert stub.ask(deadly).cause == "deadly"
+    assert patiently(lambda: stub.ask(deadly)).cause == "deadly"
     assert patiently(lambda: stub.ask(ECHO)).gap == 0
 
 
-def test_the_neighbours_of_a_deadly_query_are_not_blamed(stub: StubEngine):
+def test_a_restarted_server_tries_a_deadly_query_again(stub: StubEngine, tmp_path: Path):
+    deadly = replace(ECHO, feature=13)
+    assert patiently(lambda: stub.ask(deadly)).cause == "deadly"
+    stub.close()
+    other = StubEngine(tmp_path)
+    pid = pid_of(other)
+    with pytest.raises(EngineStartingError):
+        other.ask(deadly)
+    assert pid_of(other) != pid
+    other.close()
+
+
+def test_the_neighbours_of_a_deadly_query_are_not_blamed(stub: StubEngine, tmp_path: Path):
     pid_of(stub)
     with ThreadPoolExecutor(8) as pool:
         features = [100, 13, 1, 2, 3]  # the first keeps the engine busy while the others gather
         asked = []
         for feature in features:
             asked.append(pool.submit(lambda f=feature: patiently(lambda: stub.ask(replace(ECHO, feature=f)))))
-            wait_for(lambda: stub.ask(LiveQuery("status")).status["askers"] >= len(asked))
+            wait_for(lambda: status_of(stub)["askers"] >= len(asked))
+        (tmp_path / "gate").touch()
         answers = [future.result() for future in asked]
     assert [answer.cause or answer.gap for answer in answers] == [100, "deadly", 1, 2, 3]
+
+
+def test_a_pair_that_is_matched_beside_a_deadly_query_is_not_blamed(stub: StubEngine, tmp_path: Path):
+    first = pid_of(stub)
+
+    def both_are_there() -> bool:
+        status = status_of(stub)
+        return status["pid"] != first and (status["running"], status["waiting"]) == (1, 1)
+
+    with ThreadPoolExecutor(2) as pool:
+        pair = pool.submit(lambda: patiently(lambda: stub.ask(replace(ECHO, kind="pair", feature=100))))
+        wait_for(lambda: status_of(stub)["running"] == 1)
+        deadly = pool.submit(lambda: patiently(lambda: stub.ask(replace(ECHO, feature=13))))
+        wait_for(lambda: deadly.done() or both_are_there())  # whichever of the two suspects comes first
+        (tmp_path / "gate").touch()
+        assert (pair.result().gap, deadly.result().cause) == (100, "deadly")
 
 
 def test_the_time_limit_is_told(stub: StubEngine):
@@ -206,7 +245,7 @@ def test_a_stopped_engine_does_not_hold_its_askers(stub: StubEngine):
     assert stub.ask(ECHO).gap == 0
 
 
-def test_identical_clicks_cost_one_computation(stub: StubEngine):
+def test_identical_clicks_cost_one_computation(stub: StubEngine, tmp_path: Path):
     pid_of(stub)
     n, answers = 1000, []
     assert n > QUEUE_LIMIT
@@ -217,6 +256,7 @@ def test_identical_clicks_cost_one_computation(stub: StubEngine):
     threads = [threading.Thread(target=click) for _ in range(n)]
     for thread in threads:
         thread.start()
+    (tmp_path / "gate").touch()
     for thread in threads:
         thread.join()
     assert answers == [100] * n
@@ -303,8 +343,8 @@ def test_a_nonsense_answer_is_not_half_read(stub: StubEngine):
 
 @pytest.fixture(scope="module")
 def engine(study_root: Path) -> Iterator[LiveEngine]:
-    with app.live.tempfile.TemporaryDirectory(dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app.live.tempfile, "tempdir", folder)
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", folder)
         engine = LiveEngine(study_root, device="cpu")
         patch.undo()
         patiently(lambda: engine.ask(LiveQuery("status")))

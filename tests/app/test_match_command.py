@@ -1,24 +1,28 @@
-"""`seedscope match`: two files, without a study; and what it refuses."""
+"""`seedscope match`: two SAEs of any library, without a study; and what it refuses."""
 
 import json
+from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
 import torch
 from golden import unit_rows
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 from test_cli import assert_one_line, run
 
+CHECKPOINTS = Path(__file__).parent.parent / "engine" / "checkpoints"
 SCHEMA = {
     "type": "object",
     "required": ["format", "version", "seedscope", "rule", "theta", "sign", "ties", "forced", "a", "b", "pw_mcc",
-                 "hungarian_distance", "gap", "a_to_b", "b_to_a"],
+                 "remarks", "hungarian_distance", "gap", "a_to_b", "b_to_a"],
     "properties": {
         "format": {"const": "seedscope.match"},
         "version": {"const": 1},
-        "a": {"required": ["path", "digest", "seed", "d_in", "d_sae", "n_undirected", "model", "hookpoint"]},
+        "a": {"required": ["path", "digest", "seed", "d_in", "d_sae", "n_undirected", "model", "hookpoint", "library",
+                           "architecture", "variant", "convention", "remarks"]},
         "a_to_b": {"required": ["n_matched", "shared", "mmcs", "feature", "partner", "cosine", "runner_up_cosine", "mutual",
                                 "encoder_cosine"]},
     },
@@ -38,11 +42,9 @@ def changed(files, tmp_path):
 
     def make(name: str = "changed.safetensors", *, tensors=lambda held: held, **metadata: str):
         held = tensors(load_file(files[0]))
-        save_file(
-            {key: value.contiguous() for key, value in held.items()},
-            tmp_path / name,
-            {"k": "2", "seed": "0"} | metadata,
-        )
+        with safe_open(files[0], "pt") as file:
+            metadata = file.metadata() | metadata
+        save_file({key: value.contiguous() for key, value in held.items()}, tmp_path / name, metadata)
         return tmp_path / name
 
     return make
@@ -71,6 +73,8 @@ def test_the_complete_matching_is_that_of_the_decoder_matrices(files, ensemble_s
     assert 0 <= found["gap"] <= 1e-5
     assert found["a"]["digest"] == ensemble_saes.digest(0)
     assert found["a"]["hookpoint"] == "blocks.2.hook_resid_post"
+    assert [found[side]["seed"] for side in "ab"] == ["0", "2"]
+    assert found["remarks"] == found["forced"] == []
 
 
 @pytest.mark.parametrize("rule", ["hungarian", "both", "mutual"])
@@ -116,12 +120,14 @@ def test_another_width_is_refused_even_by_force(files, changed):
 
 
 def test_another_model_or_hook_point_is_refused_with_both_named_and_forced_on_request(files, changed, tmp_path):
-    other = changed(hookpoint="blocks.5.hook_mlp_out", model="gpt2")
+    other = changed(hookpoint="blocks.5.hook_mlp_out", model="0123456789abcdef")
     assert_one_line(
-        run("match", files[0], other, "--quiet"), "blocks.2.hook_resid_post", "blocks.5.hook_mlp_out", "gpt2", "--force"
-    )
+        run("match", files[0], other, "--quiet"), "blocks.2.hook_resid_post", "blocks.5.hook_mlp_out", "0123456789abcdef",
+        "--force",
+    )  # fmt: skip
     forced = matched(files[0], other, "--force", tmp_path=tmp_path)
     assert len(forced["forced"]) == 2
+    assert run("match", files[0], other, "--quiet", "--force").stdout.count("forced: ") == 2
 
 
 def test_what_is_not_an_sae_is_refused(files, changed, tmp_path):
@@ -130,8 +136,8 @@ def test_what_is_not_an_sae_is_refused(files, changed, tmp_path):
     nothing = changed("nothing.safetensors", tensors=lambda held: {"weight": torch.zeros(2)})
     empty = changed("empty.safetensors", tensors=lambda held: held | {"W_dec": torch.zeros_like(held["W_dec"])})
     for path, words in (
-        (tmp_path / "none.safetensors", ["found no file"]), (truncated, ["not a safetensors file"]),
-        (nothing, ["weight", "W_enc"]), (empty, ["all 96 decoder rows", "nothing can be matched"]),
+        (tmp_path / "none.safetensors", ["found no file"]), (truncated, ["not a complete safetensors file"]),
+        (nothing, ["found the tensors weight", "expected"]), (empty, ["all 96 decoder rows", "nothing can be matched"]),
     ):  # fmt: skip
         assert_one_line(run("match", path, files[0], "--quiet"), str(path), *words)
 
@@ -145,3 +151,21 @@ def test_a_matching_that_cannot_be_written_is_refused_before_it_is_made(files, t
 def test_wrong_arguments_exit_2_with_what_is_allowed(files, arguments):
     done = run("match", files[0], files[1], *arguments)
     assert done.returncode == 2
+
+
+def test_the_terminal_says_where_both_come_from():
+    one, other = CHECKPOINTS / "saelens" / "trained_batchtopk", CHECKPOINTS / "dictionary_learning/gated/trainer_0"
+    lines = run("match", one, other, "--quiet").stdout.splitlines()
+    assert lines[0].startswith(
+        f"A: {one}: sae-lens 6.54.12, batchtopk, read as jumprelu, 24 features of 8 numbers, seed 8"
+    )
+    assert lines[1] == "A: trained with BatchTopK"
+    assert lines[2].startswith(f"B: {other}: dictionary-learning, GatedAutoEncoder, read as gated")
+    assert "model pythia-70m at blocks.2.hook_resid_post, digest " in lines[2]
+    assert lines[-1].startswith("remark: architecture is jumprelu in ")
+
+
+def test_an_ensembles_folder_is_refused_with_the_saes_it_holds(files):
+    assert_one_line(
+        run("match", files[0].parent, files[1], "--quiet"), "holds 4 SAEs", "seed-0", "expected one: name it"
+    )

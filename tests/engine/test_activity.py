@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engine.activations import PADDING, TokenSet
-from engine.activity import AFTER, BEFORE, N_INTERVALS, N_PER_INTERVAL, N_TOP, Activity, ActivityPass
+from engine.activity import AFTER, BEFORE, N_INTERVALS, N_PER_INTERVAL, N_SILENT, N_TOP, Activity, ActivityPass
 from engine.sae import SAE, Codes
 
 N_CTX, N_WINDOWS, D_SAE, K, BOS = 48, 70, 12, 3, 0
@@ -93,7 +93,7 @@ def test_nothing_depends_on_how_much_is_held_and_how_much_is_finished_at_once(
     options = {"folder": tmp_path, "held_firings": held, "finished_firings": at_once}
     found = collect(firings, positions, norms, **options).finish(0, tokens)
     assert not list(tmp_path.iterdir())
-    for mine, theirs in zip((*found[:-1], *found.contexts), (*activity[:-1], *activity.contexts), strict=True):
+    for mine, theirs in zip((*found[:-2], *found.contexts), (*activity[:-2], *activity.contexts), strict=True):
         np.testing.assert_array_equal(mine, theirs)
         assert np.asarray(mine).dtype == np.asarray(theirs).dtype
 
@@ -169,7 +169,7 @@ def test_interval_contexts_are_other_windows_with_peaks_in_their_fifth(activity,
     c, seen_groups = activity.contexts, set()
     for feature in range(D_SAE):
         top = {peak_position(activity, i, tokens)[0] for i in per_feature(activity, feature, top=True)}
-        chosen = per_feature(activity, feature, top=False)
+        chosen = [i for i in per_feature(activity, feature, top=False) if c.group[i] <= N_INTERVALS]
         windows = [peak_position(activity, i, tokens)[0] for i in chosen]
         assert len(set(windows)) == len(windows)
         assert not top & set(windows)
@@ -195,7 +195,21 @@ def test_a_context_shows_its_window_around_the_peak_with_the_activations_there(a
         assert c.token_ids[i, :length].tolist() == tokens.ids[window, shown].tolist()
         np.testing.assert_array_equal(c.activations[i, :length], by_window[window, shown, c.feature[i]])
         assert shown.start + c.peak[i] == offset
-        assert c.activations[i, c.peak[i]] == by_window[window, :, c.feature[i]].max()
+        if c.group[i] <= N_INTERVALS:
+            assert c.activations[i, c.peak[i]] == by_window[window, :, c.feature[i]].max()
+
+
+def test_silent_contexts_are_different_windows_in_which_the_feature_is_never_active(activity, dense, tokens):
+    by_window, c = dense.reshape(N_WINDOWS, N_CTX, D_SAE), activity.contexts
+    silent = np.flatnonzero(c.group == N_INTERVALS + 1)
+    assert len(silent) >= N_SILENT
+    for feature in range(D_SAE):
+        mine = [i for i in silent if c.feature[i] == feature]
+        windows = [peak_position(activity, i, tokens)[0] for i in mine]
+        assert len(set(windows)) == len(windows) <= N_SILENT
+        assert not by_window[windows, :, feature].any()
+        if not dense[:, feature].any():
+            assert not mine
 
 
 def test_padding_and_bos_are_in_no_context(activity):

@@ -19,6 +19,7 @@ import torch
 from golden import unit_rows
 from scipy.optimize import linear_sum_assignment
 
+from engine.deaths import Deaths
 from engine.live import Engine
 from engine.queries import QUEUE_LIMIT, LiveAnswer, LiveQuery, as_fields, live_query
 from engine.residents import Residents, neighbours
@@ -243,10 +244,14 @@ def test_neighbours_on_a_gpu_are_the_same(tmp_path: Path, ensemble: SAE):
 
 
 class Gated:
-    """An answerer that waits for the gate; answers with the feature's number, fails on 13."""
+    """An answerer that waits for the gate; answers with the feature's number, fails on 13.
 
-    def __init__(self) -> None:
+    `blamed` holds, batch by batch, what would have a death (more) if the process ended while that batch was computed.
+    """
+
+    def __init__(self, deaths: Path) -> None:
         self.gate, self.batches, self.published = threading.Event(), [], "v1"
+        self.deaths, self.blamed = deaths, []
 
     def version(self, query: LiveQuery) -> str:
         if query.study == "none":
@@ -255,6 +260,7 @@ class Gated:
 
     def answer(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         self.batches.append([query.feature for query in queries])
+        self.blamed.append(blamed(self.deaths))
         if queries[0].kind == "pair":
             return [LiveAnswer(gap=0.5)]
         assert self.gate.wait(20)
@@ -266,13 +272,29 @@ class Gated:
         return {"device": "none"}
 
 
+def blamed(deaths: Path) -> dict[tuple[str, int], int]:
+    """{(kind, feature): deaths} of the queries below that the next process would find to have some."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Deaths(Path(shutil.copy(deaths, folder)))
+    asked = [replace(query, feature=feature) for query in (QUERY, PAIR) for feature in range(8)]
+    return {(query.kind, query.feature): n for query in asked if (n := found.of((query, "v1")))}
+
+
+def die_of(deaths: Path, *queries: LiveQuery) -> None:
+    """Leave the file as a process that ends while it computes these."""
+    with Deaths(deaths).computing([(query, "v1") for query in queries]):
+        found = deaths.read_bytes()
+    deaths.write_bytes(found)
+
+
 class Served:
     """An Engine in a thread, and questions to it over its socket."""
 
-    def __init__(self, answerer: Gated, folder: str) -> None:
-        self.answerer, self.address = answerer, f"{folder}/s"
+    def __init__(self, folder: str) -> None:
+        self.address, self.deaths = f"{folder}/s", Path(folder) / "s.deaths"
+        self.answerer = Gated(self.deaths)
         self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(Engine(answerer).serve(self.address))
+        self._task = self._loop.create_task(Engine(self.answerer, Deaths(self.deaths)).serve(self.address))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         self.pool = ThreadPoolExecutor(300)
@@ -299,11 +321,10 @@ class Served:
             connection.connect(self.address)
             connection.sendall(line)
             with connection.makefile("rb") as answer:
-                lines = [json.loads(line) for line in answer.read().split(b"\n")[:2] if line.startswith(b"{")]
-        return lines[-1]
+                return json.loads(answer.readline())
 
-    def ask(self, feature: int = 0, *, limit: float = 20.0, alone: bool = False, query: LiveQuery = QUERY) -> dict:
-        asked = {"query": as_fields(replace(query, feature=feature)), "time_limit_s": limit, "alone": alone}
+    def ask(self, feature: int = 0, *, limit: float = 20.0, query: LiveQuery = QUERY) -> dict:
+        asked = {"query": as_fields(replace(query, feature=feature)), "time_limit_s": limit}
         return self.raw(json.dumps(asked).encode() + b"\n")
 
     def status(self) -> dict:
@@ -318,9 +339,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def served() -> Iterator[Served]:
+def served(*died_of: LiveQuery) -> Iterator[Served]:
+    """An engine whose former process died while it computed these, the more often the more often they are named."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        engine = Served(Gated(), folder)
+        for query in died_of:
+            die_of(Path(folder) / "s.deaths", query)
+        engine = Served(folder)
         try:
             yield engine
         finally:
@@ -345,16 +369,87 @@ def test_queries_that_wait_together_share_a_batch_and_identical_ones_are_compute
         assert engine.status()["computed"] == 6
 
 
-def test_a_query_under_suspicion_runs_alone():
+def test_what_is_being_computed_and_nothing_else_is_blamed_for_a_death():
     with served() as engine:
         asked = [engine.pool.submit(engine.ask, 0)]
         wait_for(lambda: engine.status()["running"] == 1)
-        for i in range(1, 5):
-            asked.append(engine.pool.submit(engine.ask, i, alone=i == 2))
-            wait_for(lambda i=i: engine.status()["waiting"] == i)
+        asked += [engine.pool.submit(engine.ask, feature) for feature in (1, 2)]
+        wait_for(lambda: engine.status()["waiting"] == 2)
+        engine.ask(5, query=PAIR)  # beside the first, which is still running
         engine.answerer.gate.set()
         assert all(future.result()["error"] is None for future in asked)
-        assert engine.answerer.batches == [[0], [1, 3, 4], [2]]
+        engine.ask(3)
+        first, pair, both, last = engine.answerer.blamed
+        assert first == {("neighbours", 0): 1}
+        assert pair == {("neighbours", 0): 1, ("pair", 5): 1}
+        assert both == {("neighbours", 1): 1, ("neighbours", 2): 1}
+        # The answers before may not have left yet when the last is begun: they were computed all the same.
+        assert last == {("neighbours", 3): 1}
+        wait_for(lambda: blamed(engine.deaths) == {})
+
+
+def test_a_suspect_is_computed_alone_and_nothing_beside_it():
+    suspects = [replace(QUERY, feature=2), replace(QUERY, feature=4), replace(PAIR, feature=6)]
+    with served(*suspects) as engine:
+        asked = [engine.pool.submit(engine.ask, 0)]
+        wait_for(lambda: engine.status()["running"] == 1)
+        for i in range(1, 6):
+            asked.append(engine.pool.submit(engine.ask, i))
+            wait_for(lambda i=i: engine.status()["waiting"] == i)
+        asked.append(engine.pool.submit(engine.ask, 6, query=PAIR))
+        wait_for(lambda: engine.status()["waiting"] == 6)
+        engine.answerer.gate.set()
+        assert all(future.result()["error"] is None for future in asked)
+        assert engine.answerer.batches[0] == [0]
+        assert sorted(engine.answerer.batches[1:]) == [[1, 3, 5], [2], [4], [6]]
+        for batch, now in zip(engine.answerer.batches, engine.answerer.blamed, strict=True):
+            new = [feature for (_, feature), n in now.items() if n == 2 or feature not in (2, 4, 6)]
+            assert new == batch
+        assert blamed(engine.deaths) == {}  # all three are cleared
+        assert engine.ask(2)["error"] is None
+
+
+def test_no_death_convicts_an_innocent_neighbour(tmp_path: Path):
+    """Whatever order suspects are computed in, and wherever in it the process dies."""
+    deadly, innocent = replace(QUERY, feature=13), replace(QUERY, feature=1)
+    file = tmp_path / "deaths"
+    die_of(file, innocent, deadly)  # in one batch
+    second = Deaths(file)
+    assert [second.of((query, "v1")) for query in (innocent, deadly)] == [1, 1]
+    with second.computing([(innocent, "v1")]):
+        pass
+    die_of(file, deadly)  # before the innocent one's answer is sent
+    third = Deaths(file)
+    assert [third.of((query, "v1")) for query in (innocent, deadly)] == [0, 2]
+
+
+def test_a_convicted_query_is_refused_until_other_data_are_published():
+    deadly = replace(QUERY, feature=13)
+    with served(deadly, deadly) as engine:
+        refused = engine.ask(13)
+        assert refused["cause"] == "deadly"
+        assert "died of this query 2 times" in refused["error"]
+        engine.answerer.gate.set()
+        assert engine.ask(14)["error"] is None
+        assert engine.answerer.batches == [[14]]
+        engine.answerer.published = "v2"
+        assert engine.ask(13)["cause"] == "fault"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[[1, 2]]", '{"0123456789abcdef": "x"}', "3", "null"])
+def test_deaths_that_cannot_be_read_are_none(tmp_path: Path, content: str):
+    file = tmp_path / "deaths"
+    file.write_text(content)
+    deaths = Deaths(file)
+    assert deaths.of((QUERY, "v1")) == 0
+    assert json.loads(file.read_text()) == {}
+    deaths.forget()
+    assert not file.exists()
+
+
+def test_deaths_that_cannot_be_written_do_not_keep_the_engine_from_answering(tmp_path: Path):
+    with Deaths(tmp_path / "no such folder" / "deaths").computing([(QUERY, "v1")]):
+        pass
 
 
 def test_when_the_queue_is_full_askers_are_told_and_served_again_later():
@@ -378,7 +473,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed():
         assert "no answer within 0.05 s" in late["error"]
         with socket.socket(socket.AF_UNIX) as gone:
             gone.connect(engine.address)
-            asked = {"query": as_fields(replace(QUERY, feature=2)), "time_limit_s": 20, "alone": False}
+            asked = {"query": as_fields(replace(QUERY, feature=2)), "time_limit_s": 20}
             gone.sendall(json.dumps(asked).encode() + b"\n")
             wait_for(lambda: engine.status()["askers"] == 2)
         wait_for(lambda: engine.status()["askers"] == 1)
@@ -419,10 +514,9 @@ def test_an_unknown_fault_is_logged_and_spoils_no_other_query(capfd: pytest.Capt
         b"\xff\xfe\n",
         b"[" * 100_000 + b"\n",
         b"x" * 2**21 + b"\n",
-        json.dumps({"query": {"kind": "neighbours"}, "time_limit_s": -1, "alone": False}).encode() + b"\n",
-        json.dumps({"query": {"kind": "neighbours"}, "time_limit_s": float("nan"), "alone": False}).encode() + b"\n",
-        json.dumps({"query": {"kind": "neighbours", "study": "none"}, "time_limit_s": 1, "alone": False}).encode()
-        + b"\n",
+        json.dumps({"query": {"kind": "neighbours"}, "time_limit_s": -1}).encode() + b"\n",
+        json.dumps({"query": {"kind": "neighbours"}, "time_limit_s": float("nan")}).encode() + b"\n",
+        json.dumps({"query": {"kind": "neighbours", "study": "none"}, "time_limit_s": 1}).encode() + b"\n",
     ],
 )
 def test_what_is_no_query_gets_one_clear_error(line: bytes):

@@ -1,0 +1,19 @@
+"""`seedscope`: one front door. Imports lazily: the web process never loads torch, `--help` loads nothing."""
+
+import sys
+
+from app.cli import serving, studies, tools  # noqa: F401  each registers its commands
+from app.cli.options import DEBUG, Stop, app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line; a failed run is one line and exit 1, wrong arguments exit 2."""
+    try:
+        app([argument for argument in sys.argv[1:] if argument != DEBUG])
+    except Stop as stop:
+        print(f"seedscope: {stop}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,69 @@
+"""What the commands share: the front door itself, options with one meaning everywhere, and how a run fails."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Which features of your sparse autoencoders would come back with another seed?",
+    epilog="Any command takes --debug, which shows where an error arose.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+DEBUG = "--debug"
+
+
+class Stop(Exception):
+    """A failed run: one line for the user, exit 1."""
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What the engine refuses, as a failed run; with --debug the traceback stays."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        if DEBUG in sys.argv:
+            raise
+        raise Stop(str(error)) from None
+
+
+class Compute(StrEnum):
+    """Where the engine computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Folder of studies (default $SEEDSCOPE_ROOT, else ./seedscope-data).", show_default=False),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Device = Annotated[Compute, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+
+
+def check_parent(file: Path | None) -> None:
+    """Stop before the work where its result could not be written."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise Stop(f"found no folder {file.absolute().parent} to write {file.name} into; create it first")
+
+
+def writable(root: Path) -> Path:
+    """The root, made if need be; Stop where nothing can be written there."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".write-probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise Stop(f"cannot write under {root} ({error.strerror}); choose another folder with --root DIR") from None
+    return root

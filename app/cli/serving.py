@@ -1,0 +1,124 @@
+"""`seedscope demo` and `seedscope serve`."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.cli.options import Compute, Device, Root, Stop, app, writable
+from app.settings import DEFAULT_PORT, Settings, default_root
+
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; the next free one if taken.")]
+Host = Annotated[str, typer.Option(help="Address to bind; beyond loopback a token is needed.")]
+Token = Annotated[str | None, typer.Option(help="Secret for a bind beyond loopback; made and printed if not given.")]
+AllowHost = Annotated[list[str] | None, typer.Option(help="Further name that the Host header may hold; repeatable.")]
+Open = Annotated[
+    bool | None,
+    typer.Option(
+        "--open/--no-open", help="Open the page in a browser (default: `demo` does, on a desktop).", show_default=False
+    ),
+]
+N_PORTS_TRIED = 20
+
+
+@app.command()
+def demo(
+    port: Port = DEFAULT_PORT,
+    root: Root = None,
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it once it is built.")] = True,
+    open_browser: Open = None,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> None:
+    """Build the embedded study if it is not there, then serve it.
+
+    Example: seedscope demo --port 9000
+    """
+    from engine import demo as embedded  # standard library only
+    from engine.schema import CURRENT
+
+    root = writable(root or default_root())
+    if not _is_current(root / embedded.STUDY.name / CURRENT, embedded.built_from()):
+        command = [sys.executable, "-W", "ignore", "-m", "engine.studies", str(root), *(["--quiet"] if quiet else [])]
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            raise Stop(f"the study could not be built (exit {code}); nothing was published")
+    if serve:
+        _serve(Settings(root, port=port), _on_a_desktop() if open_browser is None else open_browser)
+    else:
+        print(f"study {embedded.STUDY.name} is published under {root}; look at it with: seedscope serve --root {root}")
+
+
+@app.command()
+def serve(
+    root: Root = None, host: Host = "127.0.0.1", port: Port = DEFAULT_PORT, token: Token = None,
+    allow_host: AllowHost = None, open_browser: Open = None, device: Device = Compute.auto,
+) -> None:  # fmt: skip
+    """Serve the dashboard over every study under the root.
+
+    Example: seedscope serve --root ~/studies --port 9000
+    """
+    root = root or default_root()
+    if not root.is_dir():
+        raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
+    _serve(Settings(root, host, port, token, tuple(allow_host or ()), device.value), bool(open_browser))
+
+
+def _on_a_desktop() -> bool:
+    """Whether somebody sits in front of a screen: a terminal and a display."""
+    displays = sys.platform == "darwin" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    return sys.stdout.isatty() and displays
+
+
+def _is_current(current: Path, wanted: str) -> bool:
+    try:
+        store, built_from = current.read_text().splitlines()
+    except (FileNotFoundError, ValueError):
+        return False
+    return built_from == wanted and (current.parent / store).is_file()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket on the port or the next free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(port, port + N_PORTS_TRIED if port else 1):
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+            listener.listen(128)
+        except OSError as error:
+            listener.close()
+            if not isinstance(error, PermissionError) and candidate < 65535 and error.errno == errno.EADDRINUSE:
+                print(f"port {candidate} is taken, trying {candidate + 1}")
+                continue
+            raise Stop(f"cannot bind {host}:{candidate} ({error.strerror}); choose with --host and --port") from None
+        return listener
+    raise Stop(f"ports {port} to {port + N_PORTS_TRIED - 1} are all taken; choose one with --port")
+
+
+def _serve(settings: Settings, open_browser: bool) -> None:
+    from dataclasses import replace
+
+    import uvicorn
+
+    from app.main import create_app
+    from app.security import is_loopback, new_token
+
+    if not is_loopback(settings.host) and not settings.token:
+        settings = replace(settings, token=new_token())
+    listener = _bind(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{shown_host}:{port}/" + (f"?token={settings.token}" if settings.token else "")
+    print(f"SeedScope is at {address} (Ctrl-C stops it)", flush=True)
+    if open_browser:
+        threading.Timer(0.8, webbrowser.open, [address]).start()
+    config = uvicorn.Config(create_app(settings), log_level="warning", access_log=False)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,153 @@
+"""Rows of the store -> what a feature's page calls them: scalars with their judgement, one row per comparison."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine import schema
+from engine.export.opened import Opened, Part
+from engine.schema import RULE_COLUMN
+from engine.stability import buckets, count_matches, is_match, score
+
+# Of one comparison: {name in the pages' JSON: column of Match or Feature}; partners below 0 are none.
+PARTNERS = ("partner", "live_partner", "hungarian_partner", "encoder_partner")
+COMPARISON = {
+    "partner": "partners", "cosine": "cosines", "runner_up_cosine": "runner_up_cosines", "mutual": "mutuals",
+    "encoder_cosine": "encoder_cosines", "live_partner": "live_partners", "live_cosine": "live_cosines",
+    "hungarian_partner": "hungarian_partners", "hungarian_cosine": "hungarian_cosines",
+    "hungarian_encoder_cosine": "hungarian_encoder_cosines", "encoder_partner": "encoder_partners",
+}  # fmt: skip
+_MEASURED = (
+    "dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "contexts", "histogram",
+)  # fmt: skip
+# What no version computes yet: null, never left out.
+MISSING = {
+    "trigger": "trigger classes", "positive_logits": "logit effects", "negative_logits": "logit effects",
+    "explanations": "auto-interpretation", "subspace": "geometry",
+}  # fmt: skip
+
+
+class ByChance(NamedTuple):
+    """What the nulls of an ensemble find, by kind."""
+
+    rate: dict[str, float]  # share of chance comparisons that reach the ensemble's theta
+    p999: dict[str, float]  # 99.9th percentile of the best cosine
+
+
+def by_chance(study: Opened, ensemble: schema.Ensemble) -> ByChance:
+    """Both figures of every null of an ensemble; one null's cosines are in memory at a time."""
+    where = {"ensemble": ensemble.ensemble, "seed": study.members[ensemble.ensemble][0].seed}
+    kinds = study.store.table(schema.NullMatch, ["kind"], **where)["kind"].unique().to_pylist()
+    rate, p999 = {}, {}
+    for kind in sorted(kinds):
+        held = study.store.table(schema.NullMatch, ["cosines"], ensemble=ensemble.ensemble, kind=kind)
+        cosines = matrix(held["cosines"])
+        rate[kind] = float(is_match(cosines, ensemble.theta).mean())
+        p999[kind] = float(np.quantile(cosines, 0.999))
+    return ByChance(rate, p999)
+
+
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of equally long lists as (rows, entries)."""
+    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), -1) if len(values) else np.zeros((len(column), 0), values.dtype)
+
+
+def feature_columns(study: Opened, part: Part, chance: ByChance) -> dict[str, pa.Array]:
+    """One row per feature: the scalars of the pages' JSON, judged by argmax and the ensemble's own theta and epsilon.
+
+    And all else that the store has of it, but the cosines: those are in `comparison_columns`.
+    """
+    row, member, features = part.ensemble, part.member, part.features
+    n, epsilon = row.n_comparisons, row.epsilon
+    n_matched = count_matches(matrix(features["cosines"]), row.theta)
+    scores = [score(x, n, epsilon=epsilon) for x in range(n + 1)]
+    judged = {name: np.array([getattr(s, name) for s in scores])[n_matched]
+              for name in ("p_hat", "low", "high", "p_stable", "p_unstable")}  # fmt: skip
+    dead = pc.fill_null(features["dead"], False).to_numpy()
+
+    def same(value: Any, kind: pa.DataType) -> pa.Array:
+        return pa.repeat(pa.scalar(value, kind), len(features))
+
+    def struct(values: dict[str, float]) -> pa.Array:
+        return pa.StructArray.from_arrays([same(v, pa.float64()) for v in values.values()], list(values))
+
+    text = pa.string()
+    return {
+        "study": same(study.study.study, text),
+        "ensemble": features["ensemble"],
+        "seed": features["seed"],
+        "feature": features["feature"],
+        "digest": same(row.digest, text),
+        "sae_digest": same(member.sae_digest, text),
+        "shared_start": same(row.shared_start, text),
+        "data_order": same(row.data_order, text),
+        "stability": pa.array(judged["p_hat"]),
+        "stability_low": pa.array(judged["low"]),
+        "stability_high": pa.array(judged["high"]),
+        "p_stable": pa.array(judged["p_stable"]),
+        "p_unstable": pa.array(judged["p_unstable"]),
+        "n_matched": pa.array(n_matched, pa.int32()),
+        "n_comparisons": same(n, pa.int32()),
+        "bucket": pa.array(buckets(n_matched, n, dead, epsilon).astype(object), text),
+        "theta": same(row.theta, pa.float64()),
+        "epsilon": same(epsilon, pa.float64()),
+        "null_rate": struct(chance.rate),
+        "null_p999": struct(chance.p999),
+        "trigger": pa.nulls(len(features), text),
+        "top_tokens": _top_tokens(study, features["top_token_ids"]),
+    } | {name: features[name] for name in features.column_names if name not in RULE_COLUMN.values()}
+
+
+def _top_tokens(study: Opened, ids: pa.ChunkedArray) -> pa.Array:
+    """The texts of the top tokens; places that are not filled are left out."""
+    held = matrix(ids)
+    kept = held >= 0
+    offsets = np.concatenate([[0], kept.sum(1).cumsum()]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), study.texts.take(pa.array(held[kept], pa.int32())))
+
+
+def comparison_columns(part: Part) -> dict[str, pa.Array]:
+    """One row per comparison; what was not computed is null, and so is a partner that does not exist."""
+    shape = len(part.features), len(part.others)
+    found: dict[str, pa.Array] = {}
+    for name, column in COMPARISON.items():
+        held = (part.features if column in part.features.column_names else part.matches)[column]
+        values = matrix(held)
+        if values.shape == shape:
+            flat = values.reshape(-1)
+            found[name] = pa.array(flat, held.type.value_type, mask=flat < 0 if name in PARTNERS else None)
+        else:
+            found[name] = pa.nulls(shape[0] * shape[1], held.type.value_type)
+        if name == "runner_up_cosine":
+            found["matched"] = pa.array(is_match(matrix(part.features["cosines"]), part.ensemble.theta).reshape(-1))
+    return found
+
+
+def comparison_keys(part: Part) -> dict[str, pa.Array]:
+    """Ensemble, seed, feature and other seed of every row of `comparison_columns`."""
+    n, others = len(part.features), part.others
+    return {
+        "ensemble": pa.repeat(pa.scalar(part.ensemble.ensemble), n * len(others)),
+        "seed": pa.repeat(pa.scalar(part.member.seed, pa.int32()), n * len(others)),
+        "feature": pa.array(np.repeat(np.array(part.numbers, np.int32), len(others))),
+        "other_seed": pa.array(np.tile(others, n)),
+    }
+
+
+def missing(ensemble: schema.Ensemble, study: str) -> list[dict[str, str]]:
+    """Which fields are null throughout an ensemble, and what computes them."""
+    found = {}
+    if "activity" not in ensemble.computed:
+        found |= dict.fromkeys(_MEASURED, f"seedscope analyze {study} --only activity")
+    if "ablate" not in ensemble.computed:
+        found["ablation"] = f"seedscope analyze {study} --only ablate"
+    return [{"field": field, "needs": needs} for field, needs in (found | later()).items()]
+
+
+def later() -> dict[str, str]:
+    """The fields that no version computes yet, and why they are null."""
+    computed = schema.columns(schema.Feature)
+    return {field: f"{what}: not computed by this version" for field, what in MISSING.items() if field not in computed}

@@ -1,0 +1,128 @@
+"""The pages' JSON, all of it: one line per feature with its comparisons and contexts, under the names of a feature's page.
+
+`features/ENSEMBLE.jsonl`, `pairs/ENSEMBLE.jsonl` and `nulls/ENSEMBLE.jsonl` begin with a line that names format and version;
+`tables.json` holds study, ensembles, members and curves. Everything streams. The SAEs' weights are left out.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine import catalogue, schema
+from engine.export.features import (
+    MISSING,
+    ByChance,
+    by_chance,
+    comparison_columns,
+    comparison_keys,
+    feature_columns,
+    later,
+    missing,
+)
+from engine.export.opened import Opened, Part
+from engine.export.parquet import ABLATION
+from engine.progress import Report
+
+VERSION = 1
+N_ROWS = 2**15  # comparisons and contexts in memory at a time, as Python objects: up to 100 MB
+_OF_CONTEXT = ("group", "tokens", "activations", "document", "position", "peak")
+
+
+def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
+    """Write all files but the manifest; returns what is left out, and why."""
+    if study.plan:
+        shutil.copyfile(study.folder / catalogue.FILE, folder / catalogue.FILE)
+    curves = [{"kind": ABLATION} | row for row in study.store.table(schema.Ablation).to_pylist()]
+    tables = {
+        "format": "seedscope.tables",
+        "version": VERSION,
+        "study": asdict(study.study),
+        "ensembles": [asdict(row) for row in study.ensembles],
+        "members": [asdict(member) for members in study.members.values() for member in members],
+        "curves": curves,
+    }
+    (folder / "tables.json").write_text(json.dumps(tables, allow_nan=False))
+    done = 0
+
+    def features(row: schema.Ensemble) -> Iterator[dict[str, Any]]:
+        nonlocal done
+        chance = by_chance(study, row)
+        for member in study.members[row.ensemble]:
+            ranks = _worth_ranks(study, row, member)
+            for part in study.parts(row, member, n_rows=N_ROWS):
+                yield from feature_lines(study, part, chance, ranks)
+            done += 1
+            report(done, study.n_members)
+
+    def rows_of(table: type, row: schema.Ensemble) -> Iterator[dict[str, Any]]:
+        for member in study.members[row.ensemble]:
+            yield from study.store.table(table, ensemble=row.ensemble, seed=member.seed).to_pylist()
+
+    for row in study.ensembles:
+        head = {"study": study.study.study, "ensemble": row.ensemble, "digest": row.digest}
+        lacks = {"missing": missing(row, study.study.study)}
+        _write_lines(folder, "features", row.ensemble, head | lacks, features(row))
+        for name, table in (("pairs", schema.Pair), ("nulls", schema.NullMatch)):
+            _write_lines(folder, name, row.ensemble, head, rows_of(table, row))
+    return later() | {"SAEs": "JSON cannot hold them; --format parquet or saelens does"}
+
+
+def _write_lines(folder: Path, name: str, ensemble: str, head: dict[str, Any], lines: Iterable[dict[str, Any]]) -> None:
+    path = folder / name / f"{ensemble}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w") as file:
+        for line in chain([{"format": f"seedscope.{name}", "version": VERSION} | head], lines):
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def feature_lines(study: Opened, part: Part, chance: ByChance, ranks: np.ndarray) -> Iterator[dict[str, Any]]:
+    """What the JSON of every feature's page says; `ranks` are those of worth within the member, empty if not computed."""
+    columns = feature_columns(study, part, chance)
+    counts, ids, worth = (columns.pop(name) for name in ("top_token_counts", "top_token_ids", "worth_ev"))
+    rows = pa.table(columns).to_pylist()
+    matches = pa.table(comparison_keys(part) | comparison_columns(part)).drop_columns(["ensemble", "seed", "feature"])
+    matches = matches.rename_columns({"other_seed": "seed"}).to_pylist()
+    contexts = _contexts(study, part)
+    n = len(part.others)
+    for i, (row, top, found) in enumerate(zip(rows, counts.to_pylist(), ids.to_pylist(), strict=True)):
+        filled = [count for count, token in zip(top, found, strict=True) if token >= 0]
+        row["top_tokens"] = list(zip(row["top_tokens"], filled, strict=True))
+        row |= {name: row.get(name) for name in MISSING}
+        if "activity" not in part.ensemble.computed:
+            row |= {"top_tokens": None, "histogram": None}
+        yield row | {
+            "histogram_edges": part.member.histogram_edges or None,
+            "matches": matches[i * n : (i + 1) * n],
+            "contexts": contexts.get(row["feature"], []) if "activity" in part.ensemble.computed else None,
+            "ablation": {"marginal_ev": worth[i].as_py(), "rank": int(ranks[row["feature"]]), "of": part.ensemble.d_sae}
+            if len(ranks)
+            else None,
+        }
+
+
+def _worth_ranks(study: Opened, row: schema.Ensemble, member: schema.Member) -> np.ndarray:
+    """(d_sae,) 1-based rank of every feature's worth within its member, the largest first; empty if not computed."""
+    held = study.store.table(schema.Feature, ["worth_ev"], ensemble=row.ensemble, seed=member.seed)["worth_ev"]
+    if held.null_count:
+        return np.zeros(0, np.int64)
+    worth = held.to_numpy()
+    return len(worth) - np.searchsorted(np.sort(worth), worth, side="right") + 1
+
+
+def _contexts(study: Opened, part: Part) -> dict[int, list[dict[str, Any]]]:
+    """{feature: its contexts as the pages show them}."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in study.contexts(part).to_pylist():
+        shown = row | {
+            "tokens": study.texts.take(pa.array(row["token_ids"], pa.int32())).to_pylist(),
+            "document": study.documents[row["document"]],
+        }
+        found.setdefault(row["feature"], []).append({name: shown[name] for name in _OF_CONTEXT})
+    return found

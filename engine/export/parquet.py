@@ -1,0 +1,107 @@
+"""The lossless export: Parquet tables, the SAEs as they are and the plan; what `engine.restore` reads.
+
+`features.parquet` has a row per feature with the names of the pages' JSON, `matches.parquet` one per comparison, both in
+row groups of the same features; `curves.parquet` what was measured under masks (kind `ablation`), `contexts.parquet` the
+token windows. The other tables are those of the contract. Everything streams.
+"""
+
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine import catalogue, schema
+from engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns, later
+from engine.export.opened import Opened, Part
+from engine.progress import Report
+
+FEATURES, MATCHES, CONTEXTS, CURVES = "features.parquet", "matches.parquet", "contexts.parquet", "curves.parquet"
+_NAMES = {
+    schema.Study: "study", schema.Ensemble: "ensembles", schema.Member: "members", schema.Pair: "pairs",
+    schema.NullMatch: "nulls", schema.Token: "tokens", schema.Document: "documents",
+}  # fmt: skip
+# Tables that are written as the contract has them.
+PLAIN = {
+    table: f"{_NAMES.get(table, table.__name__.lower())}.parquet"
+    for table in schema.TABLES
+    if table not in (schema.Feature, schema.Match, schema.Context, schema.Ablation)
+}
+N_ROWS = 2**18  # comparisons and contexts in memory at a time, and in a row group: up to 150 MB
+ABLATION = "ablation"  # the kind of a curve
+
+
+def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
+    """Write all files but the manifest; returns what is left out, and why."""
+    saes = study.all_saes()
+    total = len(saes) + study.n_members
+    for done, found in enumerate(saes):
+        study.read_sae(found)
+        target = folder / found.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(study.folder / found.file, target)
+        report(done + 1, total)
+    if study.plan:
+        shutil.copyfile(study.folder / catalogue.FILE, folder / catalogue.FILE)
+    with _Files(folder) as files:
+        by_member = [table for table in PLAIN if {"ensemble", "seed"} <= set(schema.columns(table))]
+        for table in PLAIN:
+            if table not in by_member:
+                files.add(PLAIN[table], study.store.table(table))
+        members = [(row, member) for row in study.ensembles for member in study.members[row.ensemble]]
+        chance = {row.ensemble: by_chance(study, row) for row in study.ensembles}
+        for done, (row, member) in enumerate(members):
+            where = {"ensemble": row.ensemble, "seed": member.seed}
+            for table in by_member:
+                files.add(PLAIN[table], study.store.table(table, **where))
+            curves = study.store.table(schema.Ablation, **where)
+            kinds = pa.repeat(pa.scalar(ABLATION), len(curves))
+            files.add(CURVES, curves.add_column(0, "kind", kinds))
+            for part in study.parts(row, member, n_rows=N_ROWS):
+                files.add(FEATURES, pa.table(feature_columns(study, part, chance[row.ensemble])))
+                files.add(MATCHES, pa.table(comparison_keys(part) | comparison_columns(part)))
+                files.add(CONTEXTS, _contexts(study, part))
+            report(len(saes) + done + 1, total)
+    named = {"model and tokens": "they are named, not copied"}
+    return later() | named | ({} if study.plan else {catalogue.FILE: "the study has none"})
+
+
+def _contexts(study: Opened, part: Part) -> pa.Table:
+    """Contexts with their texts; `document` is its name, as on the pages, `document_id` its id."""
+    held = study.contexts(part)
+    documents = [study.documents[i] for i in held["document"].to_pylist()]
+    ids = held["token_ids"].combine_chunks()
+    texts = study.texts.take(ids.flatten())
+    lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
+    columns = {name: held[name] for name in held.column_names if name != "document"}
+    return pa.table(
+        columns
+        | {
+            "tokens": pa.ListArray.from_arrays(pa.array(offsets), texts),
+            "document": pa.array(documents, pa.string()),
+            "document_id": held["document"],
+        }
+    )
+
+
+class _Files:
+    """Parquet files in a folder that grow table by table; every table is a row group."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, pq.ParquetWriter] = {}
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, kind: type | None, raised: BaseException | None, trace: TracebackType | None) -> None:
+        for writer in self._open.values():
+            writer.close()
+
+    def add(self, name: str, table: pa.Table) -> None:
+        if name not in self._open:
+            self._open[name] = pq.ParquetWriter(self._folder / name, table.schema, compression="zstd")
+        self._open[name].write_table(table, row_group_size=max(len(table), 1))

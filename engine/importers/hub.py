@@ -1,0 +1,35 @@
+"""SAEs on a hub: `hf:OWNER/REPO/FOLDER` -> a local folder, downloaded once."""
+
+from pathlib import Path
+
+PREFIX = "hf:"
+
+
+def local(path: Path | str) -> Path:
+    """The path itself, or the local copy of a folder or file on the Hugging Face hub.
+
+    `hf:OWNER/REPO` stands for the whole repository, `@REVISION` behind the repository for a branch, tag or commit.
+    Raises ValueError where the name is malformed or the repository cannot be reached.
+    """
+    text = str(path)
+    if not text.startswith(PREFIX):
+        return Path(path).expanduser()
+    owner, _, rest = text.removeprefix(PREFIX).partition("/")
+    name, _, inside = rest.partition("/")
+    name, _, revision = name.partition("@")
+    if not owner or not name:
+        raise ValueError(f"{text} names no repository, expected hf:OWNER/REPO or hf:OWNER/REPO/FOLDER")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [inside, f"{inside.rstrip('/')}/**"] if inside else None
+    try:
+        folder = Path(snapshot_download(f"{owner}/{name}", revision=revision or None, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{text} cannot be downloaded ({first}); check the name, the network and HF_TOKEN") from None
+    if not (folder / inside).exists():
+        raise ValueError(
+            f"the repository {owner}/{name} holds no {inside}; look at its files and name one of its folders"
+        )
+    return folder / inside

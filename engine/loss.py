@@ -1,0 +1,144 @@
+"""Next-token loss with a reconstruction in place of the activations at a hook point.
+
+Spliced is what counts: BOS and padding keep the model's own activations. The loss of a window is read at the spliced
+positions whose next token is real. Beside every spliced loss stand the model's own and that with zeros in place; loss
+recovered = (zero - spliced) / (zero - own), 1 for a perfect reconstruction (METHOD of this project).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from engine.activations import hook_module
+from engine.models import LanguageModel
+from engine.sae import SAE, Codes
+from engine.tokens import PADDING, TokenSet
+
+WINDOWS_AT_ONCE = 8
+
+
+class Spliced(NamedTuple):
+    """Mean next-token loss in nats per token."""
+
+    loss: float
+    n_tokens: int  # whose prediction was read
+
+
+class Splice:
+    """A model over some windows, whose activations at one hook point can be replaced.
+
+    Raises ValueError for models without a next-token loss, and where the hook point does not pass one row per token.
+    """
+
+    def __init__(self, model: LanguageModel, tokens: TokenSet, hookpoint: str) -> None:
+        if not model.causal:
+            raise ValueError(
+                f"{model.name} sees all tokens at once, so it has no next-token loss; expected a causal model"
+            )
+        self._model, self._tokens = model, tokens
+        self._module, self._is_input = hook_module(model, hookpoint)
+        self._counted = torch.from_numpy(tokens.counted)
+        self._ids = torch.from_numpy(tokens.ids).long()
+        following = torch.zeros_like(self._counted)
+        following[:, :-1] = self._ids[:, 1:] != PADDING
+        self._read = self._counted & following
+        self.n_tokens = int(self._read.sum())
+
+    def own(self) -> Float[Tensor, " tokens"]:
+        """The model's own loss at every position that is read."""
+        return torch.cat([loss.detach().cpu() for _, _, loss in self._run(None)])
+
+    def losses(self, replaced: Callable[[Tensor], Tensor]) -> Float[Tensor, " tokens"]:
+        """The loss at every position that is read with `replaced(rows)` spliced in; rows are (tokens, d_in)."""
+        return torch.cat([loss.detach().cpu() for _, _, loss in self._run(replaced)])
+
+    def gradients(self, replaced: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(rows, d loss / d replaced) of consecutive batches, of the loss summed over all positions that are read."""
+        for rows, spliced, loss in self._run(replaced, gradient=True):
+            (gradient,) = torch.autograd.grad(loss, spliced, torch.ones_like(loss))
+            yield rows, gradient
+
+    def _run(
+        self, replaced: Callable[[Tensor], Tensor] | None, *, gradient: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(rows at the hook point, what was spliced in, losses) batch by batch."""
+        device = self._model.network.device
+        for first in range(0, len(self._ids), WINDOWS_AT_ONCE):
+            window = slice(first, first + WINDOWS_AT_ONCE)
+            ids, keep, read = (tensor[window].to(device) for tensor in (self._ids, self._counted, self._read))
+            seen: dict[str, Tensor] = {}
+
+            def exchange(value: Tensor, keep: Tensor = keep, seen: dict[str, Tensor] = seen) -> Tensor:
+                seen["rows"] = value.detach()[keep]
+                if replaced is None:
+                    return value
+                with torch.no_grad():
+                    new = replaced(seen["rows"].float())
+                seen["spliced"] = new.detach().requires_grad_(gradient)
+                out = value.detach().clone()
+                out[keep] = seen["spliced"].to(out.dtype)
+                return out
+
+            with torch.set_grad_enabled(gradient), self._exchanged(exchange):
+                logits = self._model.network(ids.clamp_min(0), use_cache=False).logits.float()
+                at, to = read[:, :-1], ids[:, 1:]
+                loss = torch.nn.functional.cross_entropy(logits[:, :-1][at], to[at], reduction="none")
+            yield seen["rows"].float(), seen.get("spliced", seen["rows"]), loss
+
+    @contextmanager
+    def _exchanged(self, exchange: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """The model with `exchange` between what passes at the hook point and what comes behind it."""
+
+        def first_of(value: object) -> object:
+            return exchange(value) if isinstance(value, Tensor) else (exchange(value[0]), *value[1:])
+
+        def on_input(_module: object, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+            if inputs:
+                return (exchange(inputs[0]), *inputs[1:]), named
+            return inputs, named | {"hidden_states": exchange(named["hidden_states"])}
+
+        def on_output(_module: object, _inputs: tuple, output: object) -> object:
+            return first_of(output)
+
+        if self._is_input:
+            handle = self._module.register_forward_pre_hook(on_input, with_kwargs=True)
+        else:
+            handle = self._module.register_forward_hook(on_output)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def attributed_loss(splice: Splice, member: SAE) -> Float[np.ndarray, " d_sae"]:
+    """Next-token loss in nats per token when each feature alone is masked, to first order: -sum_t w_i d_i . dL/dx_hat.
+
+    `member` is one SAE (n_members 1); w_i is what multiplies its decoder row (SAE.coefficients). One forward and one
+    backward pass for all features together.
+    """
+    total = torch.zeros(member.d_sae, dtype=torch.float64)
+    decoder = member.W_dec.detach()[0]
+    for rows, gradient in splice.gradients(lambda rows: member(rows)[:, 0]):
+        codes = member.encode(rows)
+        weights, index = member.coefficients(codes)[:, 0], codes.indices[:, 0]
+        along = torch.bmm(decoder[index], gradient[:, :, None])[..., 0]
+        total.index_add_(0, index.flatten().cpu(), -(weights * along).double().flatten().cpu())
+    return (total / splice.n_tokens).numpy()
+
+
+def masked(member: SAE, features: np.ndarray) -> Callable[[Tensor], Tensor]:
+    """The reconstruction of one SAE with these features set to zero behind the activation function."""
+    dead = torch.zeros(member.d_sae, dtype=torch.bool)
+    dead[torch.from_numpy(np.asarray(features, np.int64))] = True
+
+    def reconstruct(rows: Tensor) -> Tensor:
+        codes = member.encode(rows)
+        values = codes.values.masked_fill(dead.to(codes.indices.device)[codes.indices], 0)
+        return member.decode(Codes(values, *codes[1:]))[:, 0]
+
+    return reconstruct

@@ -1,0 +1,166 @@
+"""A study's catalogue and the parts that were computed -> one store, published whole."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import catalogue, sae
+from engine.ablate import Masking, Worth
+from engine.activity import Activity, Contexts
+from engine.analyse import VERSION, Evaluation, read_evaluation
+from engine.match import NULL_KINDS, Chance, Matches
+from engine.parts import Part, Parts
+from engine.rows import add_ablation, add_member, add_null, add_pairs, add_row
+from engine.schema import ANALYSES, SCHEMA_VERSION, Document, Ensemble, Study, Token
+from engine.store import Writer
+from engine.triggers import Triggers
+
+
+def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Write what is known of a study's ensembles into a new store; returns its path.
+
+    An ensemble whose members were never matched is left out. Memory: one member of the largest ensemble, its SAEs, and
+    what the Writer holds. Raises ValueError where no ensemble was matched.
+    """
+    plan = catalogue.read(study)
+    if plan is None:
+        raise ValueError(f"found no {catalogue.FILE} in {study}; import SAEs into the study first: seedscope import")
+    evaluation = read_evaluation(study)
+    matched = [
+        (ensemble, found) for ensemble in plan.ensembles if (found := _Found(study, plan, ensemble, evaluation)).match
+    ]
+    if not matched:
+        raise ValueError(
+            f"no ensemble of {plan.name} was matched; compute what is missing with: seedscope analyze {plan.name}"
+        )
+    total, done = sum(len(ensemble.members) for ensemble, _ in matched), 0
+    measured = any(found.activity for _, found in matched)
+    with Writer(study) as writer:
+        _add_study(
+            writer, plan, evaluation if measured else None, {found.match.about["device"] for _, found in matched}
+        )
+        for ensemble, found in matched:
+            for _ in _add_ensemble(writer, study, plan, ensemble, found):
+                done += 1
+                report(done, total)
+        return writer.publish(built_from=plan.built_from)
+
+
+class _Found:
+    """The parts of one ensemble that belong to its present members, the present tokens and thresholds."""
+
+    def __init__(
+        self, study: Path, plan: catalogue.Study, ensemble: catalogue.Ensemble, evaluation: Evaluation | None
+    ) -> None:
+        parts = Parts(study, ensemble.name)
+        same: dict[str, Any] = {"version": VERSION, "saes": [member.digest for member in ensemble.members]}
+        self.match: Part | None = parts.find("match", **same)
+        self.activity: Part | None = None
+        self.ablate: Part | None = None
+        if evaluation:
+            same |= {
+                "tokens": evaluation.token_digest, "model": evaluation.model_digest, "hookpoint": ensemble.hookpoint,
+            }  # fmt: skip
+            self.activity = parts.find("activity", **same)
+            self.ablate = parts.find("ablate", **same, theta=plan.theta, epsilon=plan.epsilon)
+
+    @property
+    def computed(self) -> list[str]:
+        return [name for name in ANALYSES if getattr(self, name)]
+
+
+def _add_study(writer: Writer, plan: catalogue.Study, evaluation: Evaluation | None, devices: set[str]) -> None:
+    found = evaluation
+    row = Study(
+        study=plan.name,
+        schema_version=SCHEMA_VERSION,
+        seedscope_version=version("seedscope"),
+        # A model that is known but was not run yet: pages then name the analysis instead of asking for a model.
+        model=found.model if found else plan.model and plan.tokens and Path(plan.model).name,
+        model_digest=found.model_digest if found else None,
+        causal=found.causal if found else None,
+        n_ctx=found.n_ctx if found else None,
+        token_policy=found.policy if found else None,
+        eval_token_digest=found.token_digest if found else None,
+        n_eval_tokens=found.n_tokens if found else None,
+        corpus_remark=found.remark if found else None,
+        device=" and ".join(sorted(devices)),
+        precision="float32 (activations kept as float16)" if found else "float32",
+    )
+    add_row(writer, row)
+    if found:
+        writer.add(Token, {"id": np.arange(len(found.texts)), "text": list(found.texts)})
+        writer.add(Document, {"id": np.arange(len(found.documents)), "name": list(found.documents)})
+
+
+def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: catalogue.Ensemble, found: _Found):
+    """Add an ensemble's rows member by member, and yield after each."""
+    members = sae.load(study / ensemble.folder, ensemble.seeds)
+    convention, name, seeds = members.convention, ensemble.name, ensemble.seeds
+    directed = sae.directed(members.W_dec).numpy()
+    norms = np.where(directed, members.W_dec.norm(dim=-1).detach().numpy(), 0)
+    for index, member in enumerate(ensemble.members):
+        match = found.match.read(member.seed)
+        matches = Matches(**{field: match[field] for field in Matches._fields})
+        activity = _activity(found.activity.read(member.seed)) if found.activity else None
+        worth = found.ablate.read(member.seed) if found.ablate else None
+        add_member(
+            writer, name, member, norms[index], matches, activity=activity,
+            worth=Worth(float(worth["ev"]), worth["marginal"]) if worth else None,
+        )  # fmt: skip
+        add_pairs(writer, name, seeds, index, matches, norms[index], activity)
+        for kind in NULL_KINDS:
+            add_null(writer, name, member.seed, kind, Chance(match["null_feature"], match[f"null_{kind}"]))
+        if worth:
+            add_ablation(writer, name, member.seed, _maskings(worth))
+        yield
+    row = Ensemble(
+        ensemble=name,
+        origin=ensemble.origin,
+        hookpoint=ensemble.hookpoint,
+        variant=ensemble.variant or convention.architecture,
+        convention=json.dumps(convention.as_json()),
+        d_in=members.d_in,
+        d_sae=members.d_sae,
+        k=convention.k or None,
+        n_members=members.n_members,
+        n_comparisons=members.n_members - 1,
+        shared_start=ensemble.shared_start,
+        data_order=ensemble.data_order,
+        train_token_digest=ensemble.train_token_digest,
+        n_train_tokens=ensemble.n_train_tokens,
+        train_tokens=ensemble.train_tokens,
+        batch=ensemble.batch,
+        lr=ensemble.lr,
+        rule=catalogue.MATCHING,
+        theta=plan.theta,
+        epsilon=plan.epsilon,
+        digest=_ensemble_digest(plan, ensemble),
+        folder=ensemble.folder,
+        computed=found.computed,
+        remarks=list(ensemble.remarks),
+    )
+    add_row(writer, row)
+
+
+def _activity(held: dict[str, np.ndarray]) -> Activity:
+    contexts = Contexts(*(held.pop(f"context_{field}") for field in Contexts._fields))
+    triggers = Triggers(*(held.pop(f"trigger_{field}") for field in Triggers._fields))
+    return Activity(**held | {"n_tokens": int(held["n_tokens"])}, contexts=contexts, triggers=triggers)
+
+
+def _maskings(worth: dict[str, np.ndarray]) -> list[Masking]:
+    columns = (worth[f"mask_{field}"].tolist() for field in Masking._fields)
+    return [Masking(*row) for row in zip(*columns, strict=True)]
+
+
+def _ensemble_digest(plan: catalogue.Study, ensemble: catalogue.Ensemble) -> str:
+    """A permalink's v: the SAEs and the matching settings, nothing else, so that new analyses leave links fresh."""
+    members = sorted((member.seed, member.digest) for member in ensemble.members)
+    content = [members, "argmax", "signed", plan.theta, plan.epsilon]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

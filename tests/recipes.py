@@ -1,0 +1,60 @@
+"""Small studies of any state, made by the real pipeline from dictionaries whose agreement is known."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine import catalogue, sae
+from engine.activations import LanguageModel
+from engine.analyse import analyse
+from engine.progress import Progress
+from engine.publish import publish
+
+
+def members_that_agree(
+    *, members: int = 5, d_in: int = 16, d_sae: int = 48, shared: int = 20, undirected: int = 2, seed: int = 0
+) -> sae.SAE:
+    """Untrained SAEs: `shared` rows are nearly equal in all, as many in some; the first rows of member 0 are zero."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(members, d_sae, d_in))
+    common = rng.normal(size=(d_sae, d_in))
+    for member in range(members):
+        order = rng.permutation(d_sae)[: 2 * shared]
+        kept = [i < shared or rng.random() < 0.5 for i in range(2 * shared)]
+        rows[member, order[kept]] = (common[: 2 * shared] + 0.3 * rng.normal(size=(2 * shared, d_in)))[kept]
+    rows *= rng.uniform(0.5, 2, size=(members, d_sae, 1))
+    rows[0, :undirected] = 0
+    encoder = rows.transpose(0, 2, 1) + 0.1 * rng.normal(size=(members, d_in, d_sae))
+    tensors = [encoder, np.zeros((members, d_sae)), rows, np.zeros((members, d_in))]
+    return sae.SAE(*(torch.from_numpy(t.astype(np.float32)) for t in tensors), k=4, seeds=tuple(range(members)))
+
+
+def publish_study(
+    root: Path,
+    study: str,
+    ensembles: dict[str, tuple[sae.SAE, dict[str, Any]]],
+    *,
+    origins: Sequence[dict[str, Any]] = (),
+    model: LanguageModel | None = None,
+    texts: Iterable[tuple[str, str]] | None = None,
+    only: tuple[str, ...] = ("match",),
+) -> Path:
+    """{ensemble: (members, fields of its catalogue entry)} -> a published study; `origins` are fields of the members."""
+    folder = root / study
+    entries = []
+    for name, (members, fields) in ensembles.items():
+        place = Path("sae") / name / "0"
+        members.save(folder / place)
+        held = [
+            catalogue.Member(seed, members.digest(i), **(origins[i] if i < len(origins) else {}))
+            for i, seed in enumerate(members.seeds)
+        ]
+        entries.append(catalogue.Ensemble(name, "imported", str(place), tuple(held), **fields))
+    tokens = catalogue.Tokens(("texts",), n_ctx=32, n_eval=2_000)
+    plan = catalogue.Study(study, model.name if model else None, tokens if model else None, ensembles=tuple(entries))
+    catalogue.write(plan, folder)
+    analyse(folder, only=only, model=model, texts=texts, device="cpu", progress=Progress(quiet=True))
+    return publish(folder)
