@@ -21,6 +21,11 @@ def per_mille(value: float) -> str:
     return f"{1000 * value:+.2f}\u00a0‰"
 
 
+def millinats(value: float) -> str:
+    """A change of next-token loss, signed, in thousandths of a nat per token."""
+    return f"{1000 * value:+.3f}\u00a0mnat"
+
+
 def thousands(value: int) -> str:
     """1043 -> '1,043'."""
     return f"{value:,}"

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from app.formats import alpha_step, architecture, density, known, per_mille, percent, shown_token, thousands
+from app.formats import alpha_step, architecture, density, known, millinats, per_mille, percent, shown_token, thousands
 from app.settings import STATIC, TEMPLATES
 from app.strips import histogram, large_strip, seed_strip
 
@@ -38,7 +38,7 @@ templates = Environment(
 )
 templates.filters |= {
     "percent": percent, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
-    "known": known,
+    "known": known, "millinats": millinats,
 }  # fmt: skip
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
@@ -104,7 +104,10 @@ def page(router: APIRouter, path: str, template: str, name: str) -> Callable[[Ca
 
         def html(request: Request, context: Annotated[Any, Depends(handler)]) -> HTMLResponse:
             status, push = getattr(context, "nav_status", 200), getattr(context, "nav_push", None)
-            return respond(request, template, context, push=push, status=status)
+            response = respond(request, template, context, push=push, status=status)
+            if status in (202, 503):  # the live engine's answer is not there yet
+                response.headers["Retry-After"] = "1"
+            return response
 
         doc = handler.__doc__
         twin = "/index.json" if path == "/" else f"{path}.json"

@@ -20,7 +20,7 @@ from engine.sae import SAE, Codes
 
 N_DRAWS = 20
 N_CURVE_DRAWS = 3
-N_SIZES = 8  # points of a curve, on a geometric grid from one feature to all of a kind
+N_SIZES = 6  # points of a curve, on a geometric grid from one feature to all of a kind
 PAIR_NUMBERS = 2**27  # entries of G, all members together, up to which it is kept: 1 GiB; 8 members of 4,096 features
 WORK_NUMBERS = 2**24  # of the largest arrays that exist while a batch is folded in
 WIDE = 16  # codes wider than d_sae / WIDE are multiplied densely: gathering pays for few features only
@@ -28,7 +28,7 @@ MATCHED_NEIGHBOURS = 10  # a density-matched stand-in is drawn from this many li
 
 
 class Masking(NamedTuple):
-    """Explained variance with one kind of mask: mean and spread over random draws."""
+    """Explained variance with one kind of mask of one size: mean and spread over random draws."""
 
     mask: str
     n_masked: int
@@ -252,7 +252,7 @@ def headline(
     results = []
     for name, sets in headline_masks(bucket, density, n_draws=n_draws, seed=seed).items():
         values = [worth.explained_variance(chosen) for chosen in sets]
-        results.append(Masking(name, len(sets[0]), len(sets), float(np.mean(values)), _spread(values)))
+        results.append(Masking(name, len(sets[0]), len(sets), float(np.mean(values)), spread(values)))
     return results
 
 
@@ -290,11 +290,12 @@ def curves(worth: SecondOrder | Masked, masks: dict[str, list[np.ndarray]]) -> l
         sizes = sorted({len(chosen) for chosen in sets})
         for n in sizes:
             values = [worth.explained_variance(chosen) for chosen in sets if len(chosen) == n]
-            results.append(Masking(name, n, len(values), float(np.mean(values)), _spread(values)))
+            results.append(Masking(name, n, len(values), float(np.mean(values)), spread(values)))
     return results
 
 
-def _spread(values: list[float]) -> float:
+def spread(values: list[float]) -> float:
+    """Standard deviation over draws; 0 for one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 

@@ -6,77 +6,46 @@ ensemble computes that one alone. `publish` turns the parts into a store.
 
 import copy
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from engine import catalogue, demo, sae, stability
-from engine.ablate import AblationPass, MaskPass, headline, headline_masks
+from engine import catalogue, sae, stability
+from engine.ablate import AblationPass, MaskPass, curve_masks, curves, headline, headline_masks
 from engine.activations import (
-    BeyondRangeError,
     LanguageModel,
-    TokenSet,
-    harvest,
-    load_model,
-    token_texts,
-    tokenize,
-    width,
 )
 from engine.activity import ActivityPass
-from engine.files import write_whole
+from engine.evaluation import Bench, open_bench
 from engine.fused import choice
+from engine.logits import direct_logits
+from engine.loss import Losses, Splice, attributed_loss, losses_under
 from engine.match import NULL_KINDS, affordable, match_ensemble, null_cosines
 from engine.parts import Part, Parts
 from engine.progress import Progress
 from engine.sae import SAE, Codes
 from engine.schema import ANALYSES
-from engine.sources import Document, documents, split
-from engine.triggers import Vocabulary
+from engine.sources import Document
 
 BATCH_TOKENS = 2048  # of the measuring pass: small enough to stay near the caches
 BATCH_NUMBERS = 2**26  # activations of a batch, all members together, before they are packed: 256 MiB
-EVALUATION = "evaluation.json"
+LOSS_TOKENS = 4096  # that spliced losses are measured on: windows of the evaluation tokens, drawn at random
+LOSS_UP_TO = 3e13  # multiply-adds on a CPU that the loss takes unasked: minutes on two cores
+LOSS_DRAWS = 2  # of the headline's masks; curves are drawn once
 VERSION = 1  # of what a part holds; older ones are computed again
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What activity was measured on: the model, and the tokens as they are shown."""
-
-    model: str
-    model_digest: str
-    causal: bool
-    n_ctx: int
-    policy: str
-    token_digest: str
-    n_tokens: int
-    remark: str
-    texts: tuple[str, ...]  # of every token id
-    documents: tuple[str, ...]
-
-
-def read_evaluation(study: Path) -> Evaluation | None:
-    """The evaluation that the parts of a study were measured on, None where there was none."""
-    try:
-        held = json.loads((study / "parts" / EVALUATION).read_text())
-    except FileNotFoundError:
-        return None
-    return Evaluation(**held | {name: tuple(held[name]) for name in ("texts", "documents")})
 
 
 @torch.no_grad()
 def analyse(
     study: Path,
     *,
-    only: Sequence[str] = ANALYSES,
+    only: Sequence[str] | None = None,
     one_to_one: bool | None = None,
+    loss_tokens: int | None = None,
     device: str = "auto",
     texts: Iterable[Document] | None = None,
     model: LanguageModel | None = None,
@@ -84,144 +53,40 @@ def analyse(
 ) -> None:
     """Compute the analyses named in `only`, and what they need, for every ensemble of a study, where they are missing.
 
-    `one_to_one` asks for one-to-one matching of all pairs, by default where it is cheap. `texts` and `model` stand for what
+    By default all, the loss where it is cheap. `one_to_one` asks for one-to-one matching of all pairs, by default where it
+    is cheap. `texts` and `model` stand for what
     the catalogue names. Without a model activity and worth are left out, and that is said. Raises ValueError for a study
     without a catalogue, a model or tokens that cannot be read, and a hook point that the model does not have.
     """
     plan = catalogue.read(study)
     if plan is None:
         raise ValueError(f"found no {catalogue.FILE} in {study}; import SAEs into the study first: seedscope import")
-    if unknown := set(only) - set(ANALYSES):
+    asked = set(ANALYSES if only is None else only)
+    if unknown := asked - set(ANALYSES):
         raise ValueError(f"analyses are {', '.join(sorted(unknown))}, expected some of {', '.join(ANALYSES)}")
     progress = progress or Progress()
-    wanted = {"match", *only} | ({"activity"} if "ablate" in only else set())
+    wanted = {"match"} | asked | ({"activity"} if {"ablate", "loss"} & asked else set())
     bench = None
-    if wanted & {"activity", "ablate"}:
-        bench = _bench(study, plan, model, texts, device, progress)
+    if wanted & {"activity", "ablate", "loss"}:
+        bench = open_bench(study, plan, model, texts, device, progress)
     on = torch.device(
         "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
     )
     progress.say(f"best cosines: {choice(on)[1]}")
     for ensemble in plan.ensembles:
-        _analyse(study, plan, ensemble, bench if ensemble.hookpoint else None, wanted, one_to_one, on, progress)
+        where = bench and (bench.control if ensemble.control_of else bench)
+        where = where if ensemble.hookpoint else None
+        _analyse(study, plan, ensemble, where, wanted, one_to_one, on, progress)
+        if "loss" in wanted and where is not None:
+            _loss(study, plan, ensemble, where, loss_tokens, only is not None, progress)
     shutil.rmtree(study / "scratch", ignore_errors=True)
-
-
-class _Bench:
-    """A model with its evaluation tokens, and activations of it at any hook point."""
-
-    def __init__(self, model: LanguageModel, tokens: TokenSet, scratch: Path, progress: Progress) -> None:
-        self.model, self.tokens = model, tokens
-        self.digest, self.n_tokens = tokens.digest, int(tokens.counted.sum())
-        self._scratch, self._progress = scratch, progress
-        self.texts = token_texts(model)
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """What the classes of triggers need to know of the tokens."""
-        return Vocabulary(self.texts, self.tokens.ids[self.tokens.counted])
-
-    def rows(self, hookpoint: str, d_in: int):
-        """(tokens, d_in) activations, from disk; in float32 where float16 cannot hold them."""
-        found = width(self.model, self.tokens, hookpoint)
-        if found != d_in:
-            raise ValueError(
-                f"at {hookpoint} {self.model.name} has {found} numbers per token, the SAEs read {d_in}: they were trained on "
-                "another model or hook point"
-            )
-        folder = self._scratch / hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
-        for dtype in ("float16", "float32"):
-            try:
-                with self._progress.stage(f"activations at {hookpoint}", "tokens") as report:
-                    rows = harvest(self.model, self.tokens, hookpoint, folder, dtype=dtype, report=report)
-                break
-            except BeyondRangeError as error:
-                if dtype == "float32":
-                    raise
-                self._progress.say(f"{error}: taken in float32")
-        return rows
-
-
-def _bench(
-    study: Path,
-    plan: catalogue.Study,
-    model: LanguageModel | None,
-    texts: Iterable[Document] | None,
-    device: str,
-    progress: Progress,
-) -> _Bench | None:
-    """Model and tokens as the catalogue names them; None, with a word, where it names none."""
-    if plan.model is None or (plan.tokens is None and texts is None):
-        lacks = " and ".join(name for name, held in (("--model", plan.model), ("--tokens", plan.tokens)) if not held)
-        progress.say(f"activity, ablate: left out, no {lacks} was given for {plan.name}")
-        return None
-    settings = plan.tokens or catalogue.Tokens(())
-    model = model or load_model(plan.model)
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        model.network.to("cuda")
-    for ensemble in plan.ensembles:
-        if ensemble.hookpoint:
-            _require_place(model, ensemble)
-        else:
-            progress.say(f"{ensemble.name}: no hook point is known, so no activity; give one with --hookpoint")
-    with progress.stage("tokenizing", "tokens") as report:
-        found = tokenize(
-            documents_of(settings) if texts is None else texts, model, n_ctx=settings.n_ctx, bos=settings.bos,
-            n_tokens=settings.n_eval,
-        )  # fmt: skip
-        n_tokens = int(found.counted.sum())
-        report(n_tokens, n_tokens)
-    found = found._replace(names=short_names(found.names))
-    bench = _Bench(model, found, study / "scratch", progress)
-    record = Evaluation(
-        model=model.name,
-        model_digest=model.digest,
-        causal=model.causal,
-        n_ctx=found.ids.shape[1],
-        policy=found.policy,
-        token_digest=bench.digest,
-        n_tokens=bench.n_tokens,
-        remark=settings.remark or ", ".join(settings.source),
-        texts=tuple(bench.texts),
-        documents=tuple(found.names),
-    )
-    (study / "parts").mkdir(parents=True, exist_ok=True)
-    write_whole(study / "parts" / EVALUATION, json.dumps(asdict(record)))
-    return bench
-
-
-def _require_place(model: LanguageModel, ensemble: catalogue.Ensemble) -> None:
-    from engine.activations import hook_module
-
-    try:
-        hook_module(model, ensemble.hookpoint)
-    except ValueError as error:
-        raise ValueError(f"ensemble {ensemble.name}: {error}") from None
-
-
-def documents_of(tokens: catalogue.Tokens) -> Iterator[Document]:
-    """The documents that a catalogue's evaluation tokens name."""
-    if tokens.source == (demo.SOURCE,):
-        return iter(demo.load_corpus().held_out)
-    found = documents(tokens.source)
-    return split(found, tokens.part) if tokens.part != "all" else found
-
-
-def short_names(names: list[str]) -> list[str]:
-    """Names of documents without the folder that all of them share: where a corpus lies says nothing about it."""
-    if not names or not all(name.startswith("/") for name in names):
-        return names
-    shared = names[0].rsplit("/", 1)[0] + "/"
-    while not all(name.startswith(shared) for name in names):
-        shared = shared.rstrip("/").rsplit("/", 1)[0] + "/"
-    return [name.removeprefix(shared) for name in names]
 
 
 def _analyse(
     study: Path,
     plan: catalogue.Study,
     ensemble: catalogue.Ensemble,
-    bench: _Bench | None,
+    bench: Bench | None,
     wanted: set[str],
     one_to_one: bool | None,
     device: torch.device,
@@ -258,7 +123,12 @@ def _analyse(
             parts.write("activity", measured) as put,
         ):
             for index, seed in enumerate(ensemble.seeds):
-                put(seed, _flat(activity_pass.finish(index, bench.tokens, vocabulary=bench.vocabulary)))
+                found = activity_pass.finish(index, bench.tokens, vocabulary=bench.vocabulary)
+                logits = direct_logits(bench.model, members.W_dec[index])
+                put(
+                    seed,
+                    _flat(found) | ({f"logit_{n}": t.numpy() for n, t in logits._asdict().items()} if logits else {}),
+                )
                 report(index + 1, members.n_members)
         activity = parts.find("activity", **measured)
         live = _live(activity, ensemble)
@@ -266,12 +136,35 @@ def _analyse(
     if match is None:
         match = _match(parts, ensemble, members, saes, live, one_to_one, device, progress)
     if ablation_pass:
-        _ablate(
-            parts, plan, ensemble, members, ablation_pass, activity, match, rows, measured | judged, device, progress
-        )
+        judged_by = _judge(plan, ensemble, members, activity, match)
+        _ablate(parts, ensemble, members, ablation_pass, judged_by, rows, measured | judged, device, progress)
 
 
-def _measured(saes: list[str], ensemble: catalogue.Ensemble, bench: _Bench) -> dict[str, Any]:
+class _Judged(NamedTuple):
+    """What masks are drawn from: every member's buckets and densities, (d_sae,) each."""
+
+    buckets: list[np.ndarray]
+    densities: list[np.ndarray]
+
+    def masks(self, index: int) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
+        """(the headline's, the curves') of one member."""
+        pair = self.buckets[index], self.densities[index]
+        return headline_masks(*pair), curve_masks(*pair)
+
+
+def _judge(plan: catalogue.Study, ensemble: catalogue.Ensemble, members: SAE, activity: Part, match: Part) -> _Judged:
+    judged = _Judged([], [])
+    directed = sae.directed(members.W_dec).numpy()
+    for index, seed in enumerate(ensemble.seeds):
+        n_active = activity.read(seed)["n_active"]
+        n_matched = stability.count_matches(match.read(seed)["cosine"], plan.theta)
+        dead = (n_active == 0) | ~directed[index]
+        judged.buckets.append(stability.buckets(n_matched, members.n_members - 1, dead, plan.epsilon))
+        judged.densities.append(n_active)
+    return judged
+
+
+def _measured(saes: list[str], ensemble: catalogue.Ensemble, bench: Bench) -> dict[str, Any]:
     """What activity and worth are computed from."""
     return {
         "version": VERSION, "saes": saes, "model": bench.model.digest, "hookpoint": ensemble.hookpoint,
@@ -351,29 +244,20 @@ def _match(
 
 def _ablate(
     parts: Parts,
-    plan: catalogue.Study,
     ensemble: catalogue.Ensemble,
     members: SAE,
     ablation_pass: AblationPass,
-    activity: Part,
-    match: Part,
+    judged: _Judged,
     rows,
     about: dict[str, Any],
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """Every feature's worth, and what whole buckets are worth."""
-    buckets, densities = [], []
-    directed = sae.directed(members.W_dec).numpy()
-    for index, seed in enumerate(ensemble.seeds):
-        n_active = activity.read(seed)["n_active"]
-        n_matched = stability.count_matches(match.read(seed)["cosine"], plan.theta)
-        dead = (n_active == 0) | ~directed[index]
-        buckets.append(stability.buckets(n_matched, members.n_members - 1, dead, plan.epsilon))
-        densities.append(n_active)
+    """Every feature's worth, and what growing sets of each bucket are worth."""
     mask_pass = None
     if not ablation_pass.pairwise:
-        mask_pass = MaskPass(members, [headline_masks(*each) for each in zip(buckets, densities, strict=True)])
+        drawn = [judged.masks(index) for index in range(members.n_members)]
+        mask_pass = MaskPass(members, [first | second for first, second in drawn])
         with progress.stage(f"{ensemble.name}: masks", "tokens") as report:
             for first, batch, codes in _batches(members, rows, device):
                 mask_pass.add(batch, codes)
@@ -381,10 +265,68 @@ def _ablate(
     with progress.stage(f"{ensemble.name}: worth", "members") as report, parts.write("ablate", about) as put:
         for index, seed in enumerate(ensemble.seeds):
             worth = ablation_pass.finish(index)
-            masks = headline(mask_pass.finish(index, worth) if mask_pass else worth, buckets[index], densities[index])
-            columns = {
-                f"mask_{name}": np.array(column)
-                for name, column in zip(masks[0]._fields, zip(*masks, strict=True), strict=True)
-            }
-            put(seed, {"ev": worth.explained_variance(), "marginal": worth.marginal_worth()} | columns)
+            answers = mask_pass.finish(index, worth) if mask_pass else worth
+            found = headline(answers, judged.buckets[index], judged.densities[index])
+            found += curves(answers, judged.masks(index)[1])
+            put(seed, {"ev": worth.explained_variance(), "marginal": worth.marginal_worth()} | _columns(found))
             report(index + 1, members.n_members)
+
+
+def _columns(rows: list[Any]) -> dict[str, np.ndarray]:
+    """Named rows of masks as named arrays."""
+    return {
+        f"mask_{name}": np.array(column) for name, column in zip(rows[0]._fields, zip(*rows, strict=True), strict=True)
+    }
+
+
+def _loss(
+    study: Path,
+    plan: catalogue.Study,
+    ensemble: catalogue.Ensemble,
+    bench: Bench,
+    n_tokens: int | None,
+    asked: bool,
+    progress: Progress,
+) -> None:
+    """What reconstructions and masks cost the model's next-token prediction, where that was not measured."""
+    parts, name = Parts(study, ensemble.name), ensemble.name
+    saes = [member.digest for member in ensemble.members]
+    about = _measured(saes, ensemble, bench) | {"theta": plan.theta, "epsilon": plan.epsilon}
+    if not bench.model.causal:
+        progress.say(f"{name}: loss: left out, {bench.model.name} sees all tokens at once")
+        return
+    if parts.find("loss", **about, **({} if n_tokens is None else {"loss_tokens": n_tokens})):
+        return
+    members = sae.load(study / ensemble.folder, ensemble.seeds)
+    activity = parts.find("activity", **_measured(saes, ensemble, bench))
+    match = parts.find("match", version=VERSION, saes=saes)
+    judged = _judge(plan, ensemble, members, activity, match)
+    drawn = []
+    for index in range(members.n_members):
+        first, second = judged.masks(index)
+        once = {kind: sets[: len({len(each) for each in sets})] for kind, sets in second.items()}
+        drawn.append({kind: sets[:LOSS_DRAWS] for kind, sets in first.items()} | once)
+    total, done = sum(len(sets) for masks in drawn for sets in masks.values()), 0
+    n_tokens = LOSS_TOKENS if n_tokens is None else n_tokens
+    n_parameters = sum(parameter.numel() for parameter in bench.model.network.parameters())
+    if not asked and bench.model.network.device.type == "cpu" and total * n_tokens * n_parameters > LOSS_UP_TO:
+        progress.say(
+            f"{name}: loss: left out, {total:,} passes of {bench.model.name} over {n_tokens:,} tokens take long on a CPU; ask "
+            f"for them with: seedscope analyze {plan.name} --only loss"
+        )
+        return
+    splice = Splice(bench.model, bench.loss_tokens(n_tokens), ensemble.hookpoint)
+    own, zero = (float(each.double().mean()) for each in (splice.own(), splice.losses(torch.zeros_like)))
+    about |= {"loss_tokens": n_tokens}
+    with progress.stage(f"{name}: loss", "masks") as report, parts.write("loss", about) as put:
+        for index, seed in enumerate(ensemble.seeds):
+            member = members.only(index).to(bench.model.network.device)
+
+            def step() -> None:
+                nonlocal done
+                done += 1
+                report(done, total)
+
+            spliced = float(splice.losses(lambda rows, member=member: member(rows)[:, 0]).double().mean())
+            found = Losses(own, spliced, zero, splice.n_tokens, attributed_loss(splice, member))
+            put(seed, found._asdict() | _columns(losses_under(splice, member, drawn[index], report=step)))

@@ -72,6 +72,8 @@ class Ensemble:
     batch: int | None = None
     lr: float | None = None
     remarks: tuple[str, ...] = ()
+    control_of: str | None = None
+    """The ensemble whose recipe this one repeats on the model with random weights."""
     made_from: str | None = None
     """Digest of the files or the recipe that it was made from: what is unchanged is not made again."""
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from engine.ablate import spread
 from engine.activations import hook_module
 from engine.models import LanguageModel
 from engine.sae import SAE, Codes
@@ -22,11 +23,23 @@ from engine.tokens import PADDING, TokenSet
 WINDOWS_AT_ONCE = 8
 
 
-class Spliced(NamedTuple):
-    """Mean next-token loss in nats per token."""
+class MaskedLoss(NamedTuple):
+    """Next-token loss with one kind of mask of one size: mean and spread over random draws, nats per token."""
 
+    mask: str
+    n_masked: int
     loss: float
+    loss_sd: float
+
+
+class Losses(NamedTuple):
+    """What one member's reconstruction costs the model, nats per token."""
+
+    own: float  # the model itself
+    spliced: float
+    zero: float  # zeros in place of the activations
     n_tokens: int  # whose prediction was read
+    attributed: Float[np.ndarray, " d_sae"]  # loss that masking each feature alone adds, to first order
 
 
 class Splice:
@@ -129,6 +142,21 @@ def attributed_loss(splice: Splice, member: SAE) -> Float[np.ndarray, " d_sae"]:
         along = torch.bmm(decoder[index], gradient[:, :, None])[..., 0]
         total.index_add_(0, index.flatten().cpu(), -(weights * along).double().flatten().cpu())
     return (total / splice.n_tokens).numpy()
+
+
+def losses_under(
+    splice: Splice, member: SAE, masks: dict[str, list[np.ndarray]], *, report: Callable[[], None] = lambda: None
+) -> list[MaskedLoss]:
+    """The loss under chosen masks, one result per name and size; one forward pass per different set of features."""
+    results = []
+    for name, sets in masks.items():
+        by_size: dict[int, list[float]] = {}
+        for chosen in sets:
+            loss = splice.losses(masked(member, chosen)).double().mean()
+            by_size.setdefault(len(chosen), []).append(float(loss))
+            report()
+        results += [MaskedLoss(name, n, float(np.mean(v)), spread(v)) for n, v in sorted(by_size.items())]
+    return results
 
 
 def masked(member: SAE, features: np.ndarray) -> Callable[[Tensor], Tensor]:

@@ -111,6 +111,18 @@ def _tokenizer(path: str, folder: Path | None) -> object:
         raise ValueError(f"the tokenizer of {path!r} cannot be read: {error}; copy its files again") from error
 
 
+def randomised(model: LanguageModel, *, seed: int = 0) -> LanguageModel:
+    """The same architecture with the weights of a new initialisation: what its features show is not learned.
+
+    The control of paper A: explanations can score high even there.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = type(model.network)(model.network.config)
+    network = network.to(model.network.dtype).to(model.network.device).eval()
+    return model._replace(network=network, name=f"{model.name} with random weights", digest=_digest(network))
+
+
 @torch.no_grad()
 def _digest(network: nn.Module) -> str:
     sha = hashlib.sha256()

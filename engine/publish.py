@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,10 @@ import numpy as np
 from engine import catalogue, sae
 from engine.ablate import Masking, Worth
 from engine.activity import Activity, Contexts
-from engine.analyse import VERSION, Evaluation, read_evaluation
+from engine.analyse import VERSION
+from engine.evaluation import Evaluation, read_evaluation
+from engine.logits import Logits
+from engine.loss import Losses, MaskedLoss
 from engine.match import NULL_KINDS, Chance, Matches
 from engine.parts import Part, Parts
 from engine.rows import add_ablation, add_member, add_null, add_pairs, add_row
@@ -48,7 +52,18 @@ def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, to
             for _ in _add_ensemble(writer, study, plan, ensemble, found):
                 done += 1
                 report(done, total)
-        return writer.publish(built_from=plan.built_from)
+        path = writer.publish(built_from=plan.built_from)
+    _forget_replaced(study, plan)
+    return path
+
+
+def _forget_replaced(study: Path, plan: catalogue.Study) -> None:
+    """Remove SAEs of imported ensembles that others were put in the place of; what was trained is kept."""
+    for ensemble in plan.ensembles:
+        kept = study / ensemble.folder
+        for folder in kept.parent.iterdir() if ensemble.origin == "imported" else ():
+            if folder != kept:
+                shutil.rmtree(folder)
 
 
 class _Found:
@@ -62,12 +77,15 @@ class _Found:
         self.match: Part | None = parts.find("match", **same)
         self.activity: Part | None = None
         self.ablate: Part | None = None
+        self.loss: Part | None = None
         if evaluation:
             same |= {
-                "tokens": evaluation.token_digest, "model": evaluation.model_digest, "hookpoint": ensemble.hookpoint,
+                "tokens": evaluation.token_digest, "hookpoint": ensemble.hookpoint,
+                "model": evaluation.control_digest if ensemble.control_of else evaluation.model_digest,
             }  # fmt: skip
             self.activity = parts.find("activity", **same)
             self.ablate = parts.find("ablate", **same, theta=plan.theta, epsilon=plan.epsilon)
+            self.loss = parts.find("loss", **same, theta=plan.theta, epsilon=plan.epsilon)
 
     @property
     def computed(self) -> list[str]:
@@ -107,17 +125,23 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
     for index, member in enumerate(ensemble.members):
         match = found.match.read(member.seed)
         matches = Matches(**{field: match[field] for field in Matches._fields})
-        activity = _activity(found.activity.read(member.seed)) if found.activity else None
+        held = found.activity.read(member.seed) if found.activity else {}
+        logits = (
+            Logits(**{name: held.pop(f"logit_{name}") for name in Logits._fields}) if "logit_positive" in held else None
+        )
+        activity = _activity(held) if held else None
         worth = found.ablate.read(member.seed) if found.ablate else None
+        loss = found.loss.read(member.seed) if found.loss else None
         add_member(
-            writer, name, member, norms[index], matches, activity=activity,
+            writer, name, member, norms[index], matches, activity=activity, logits=logits,
             worth=Worth(float(worth["ev"]), worth["marginal"]) if worth else None,
+            loss=Losses(*(float(loss[f]) for f in Losses._fields[:3]), int(loss["n_tokens"]), loss["attributed"]) if loss else None,
         )  # fmt: skip
         add_pairs(writer, name, seeds, index, matches, norms[index], activity)
         for kind in NULL_KINDS:
             add_null(writer, name, member.seed, kind, Chance(match["null_feature"], match[f"null_{kind}"]))
         if worth:
-            add_ablation(writer, name, member.seed, _maskings(worth))
+            add_ablation(writer, name, member.seed, _rows(worth, Masking), _rows(loss, MaskedLoss) if loss else [])
         yield
     row = Ensemble(
         ensemble=name,
@@ -142,6 +166,7 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
         epsilon=plan.epsilon,
         digest=_ensemble_digest(plan, ensemble),
         folder=ensemble.folder,
+        control_of=ensemble.control_of,
         computed=found.computed,
         remarks=list(ensemble.remarks),
     )
@@ -154,9 +179,10 @@ def _activity(held: dict[str, np.ndarray]) -> Activity:
     return Activity(**held | {"n_tokens": int(held["n_tokens"])}, contexts=contexts, triggers=triggers)
 
 
-def _maskings(worth: dict[str, np.ndarray]) -> list[Masking]:
-    columns = (worth[f"mask_{field}"].tolist() for field in Masking._fields)
-    return [Masking(*row) for row in zip(*columns, strict=True)]
+def _rows(held: dict[str, np.ndarray], kind: type) -> list:
+    """Masks as they were before they became arrays."""
+    columns = (held[f"mask_{field}"].tolist() for field in kind._fields)
+    return [kind(*row) for row in zip(*columns, strict=True)]
 
 
 def _ensemble_digest(plan: catalogue.Study, ensemble: catalogue.Ensemble) -> str:

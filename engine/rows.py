@@ -5,8 +5,22 @@ import numpy as np
 from engine import catalogue, schema
 from engine.ablate import Masking, Worth
 from engine.activity import Activity, Contexts
+from engine.logits import Logits
+from engine.loss import Losses, MaskedLoss
 from engine.match import Chance, Matches, rule_cosine
-from engine.schema import RULE_COLUMN, RULES, Ablation, Context, Feature, Match, Member, NullMatch, Pair
+from engine.schema import (
+    RULE_COLUMN,
+    RULES,
+    TRIGGERS,
+    Ablation,
+    Context,
+    Feature,
+    Logit,
+    Match,
+    Member,
+    NullMatch,
+    Pair,
+)
 from engine.stability import count_on_grid
 from engine.store import Writer
 
@@ -25,6 +39,8 @@ def add_member(
     *,
     activity: Activity | None = None,
     worth: Worth | None = None,
+    loss: Losses | None = None,
+    logits: Logits | None = None,
 ) -> None:
     """One member, its features and their contexts; `matches` holds this member's (d_sae, comparisons) slices.
 
@@ -43,6 +59,10 @@ def add_member(
         ev=worth.ev if worth else None,
         l0=float(activity.n_active.sum()) / activity.n_tokens if activity else None,
         n_dead=int(dead.sum()) if activity else None,
+        loss_own=loss.own if loss else None,
+        loss_spliced=loss.spliced if loss else None,
+        loss_zero=loss.zero if loss else None,
+        n_loss_tokens=loss.n_tokens if loss else None,
         n_undirected=int(undirected.sum()),
         histogram_edges=activity.histogram_edges.tolist() if activity else [],
     )
@@ -50,6 +70,7 @@ def add_member(
     keys = row_keys(ensemble, seed, np.arange(d_sae))
     rules = {RULE_COLUMN[rule]: rule_cosine(rule, matches) for rule in RULES}
     none = np.zeros((d_sae, 0))
+    triggers = activity.triggers if activity else None
     measured = {
         "dead": dead if activity else [True if bare else None for bare in undirected],
         "density": activity.n_active / activity.n_tokens if activity else None,
@@ -58,7 +79,14 @@ def add_member(
         "mean_activation": activity.mean_activation if activity else None,
         "max_activation": activity.max_activation if activity else None,
         "decoder_norm": norms,
+        "quantiles": activity.quantiles if activity else none,
+        "token_entropy": triggers.entropy if triggers else None,
+        "top_token_share": triggers.top_share if triggers else None,
+        "trigger": [TRIGGERS[i] for i in triggers.trigger] if triggers else [None] * d_sae,
+        "trigger_share": triggers.covered if triggers else None,
+        "trigger_what": triggers.what.tolist() if triggers else [None] * d_sae,
         "worth_ev": worth.marginal if worth else None,
+        "worth_loss": loss.attributed if loss else None,
         "histogram": activity.histogram if activity else none,
         "top_token_ids": activity.top_token_ids if activity else none,
         "top_token_counts": activity.top_token_counts if activity else none,
@@ -77,6 +105,8 @@ def add_member(
     writer.add(Match, keys | partners)
     if activity:
         _add_contexts(writer, ensemble, seed, activity.contexts)
+    if logits:
+        _add_logits(writer, ensemble, seed, logits)
 
 
 def dead_features(norms: np.ndarray, activity: Activity | None) -> np.ndarray:
@@ -97,6 +127,15 @@ def _add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None
         "activations": [acts[:length] for acts, length in zip(c.activations, c.length, strict=True)],
     }
     writer.add(Context, row_keys(ensemble, seed, c.feature) | columns)
+
+
+def _add_logits(writer: Writer, ensemble: str, seed: int, logits: Logits) -> None:
+    for sign, ids, values in ((1, logits.positive_ids, logits.positive), (-1, logits.negative_ids, logits.negative)):
+        n_features, n = ids.shape
+        keys = row_keys(ensemble, seed, np.repeat(np.arange(n_features), n))
+        found = {"sign": np.full(n_features * n, sign), "rank": np.tile(np.arange(n), n_features),
+                 "token": np.ravel(ids), "logit": np.ravel(values)}  # fmt: skip
+        writer.add(Logit, keys | found)
 
 
 def add_pairs(
@@ -154,10 +193,12 @@ def add_null(writer: Writer, ensemble: str, seed: int, kind: str, chance: Chance
     writer.add(NullMatch, keys | {"kind": kind, "cosines": chance.cosine})
 
 
-def add_ablation(writer: Writer, ensemble: str, seed: int, maskings: list[Masking]) -> None:
-    """Explained variance of one member under every kind of mask."""
+def add_ablation(writer: Writer, ensemble: str, seed: int, maskings: list[Masking], losses: list[MaskedLoss]) -> None:
+    """Explained variance of one member under every kind and size of mask, with the loss where that was measured."""
+    found = {(each.mask, each.n_masked): each for each in losses}
     for masking in maskings:
-        add_row(writer, Ablation(ensemble, seed, *masking))
+        loss = found.get((masking.mask, masking.n_masked))
+        add_row(writer, Ablation(ensemble, seed, *masking, loss and loss.loss, loss and loss.loss_sd))
 
 
 def row_keys(ensemble: str, seed: int, feature: np.ndarray) -> dict[str, object]:

@@ -201,6 +201,13 @@ class SAE(nn.Module):
         norms = self.W_dec.detach().norm(dim=-1)
         return (norms > 0).to(norms.dtype) if self.convention.rescale_by_decoder_norm else norms
 
+    def only(self, member: int) -> "SAE":
+        """One member as an ensemble of its own, without gradients; copies its tensors."""
+        tensors = {name: tensor[None] for name, tensor in self.member_tensors(member).items()}
+        more = {name: tensors.pop(name) for name in list(tensors) if name not in TENSORS}
+        found = SAE(**tensors, more=more, convention=self.convention, seeds=(self.seeds[member],))
+        return found.requires_grad_(False)
+
     def member_tensors(self, member: int) -> dict[str, Tensor]:
         """All tensors of one member by name, contiguous."""
         return {name: getattr(self, name).detach()[member].contiguous() for name in self.convention.tensors}

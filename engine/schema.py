@@ -27,9 +27,10 @@ PAGE_NAMES = frozenset(
 PAGE_SUFFIXES = (".json", ".csv", ".parquet")
 RULES = ("argmax", "live", "mutual", "hungarian", "both")
 PAIR_RULES = tuple(rule for rule in RULES if rule != "live")  # that need no activity: for two SAEs without a study
+TRIGGERS = ("single token", "family", "number", "punctuation", "substring", "position", "previous token", "other")
 NO_MATCH = -1.0  # cosine where there is no pair; no theta but -1 itself reaches it
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
-ANALYSES = ("match", "activity", "ablate")  # what `seedscope analyze` computes, in the order of their columns
+ANALYSES = ("match", "activity", "ablate", "loss")  # what `seedscope analyze` computes, in the order of their columns
 CURRENT = "CURRENT"  # file beside the stores: line 1 names the published store, line 2 what it was built from
 
 
@@ -78,6 +79,7 @@ class Ensemble:
     epsilon: float
     digest: str  # over the members' SAE digests and the matching settings: a permalink's v
     folder: str  # of the members' files, relative to the study's folder
+    control_of: str | None  # the ensemble whose recipe this one repeats on the model with random weights
     computed: list[str]  # of ANALYSES
     remarks: list[str]  # what a reader of its numbers should know
 
@@ -96,6 +98,10 @@ class Member:
     ev: float | None
     l0: float | None
     n_dead: int | None
+    loss_own: float | None  # nats per token of the model itself, on the tokens that loss is measured on
+    loss_spliced: float | None  # with the reconstruction in place of the activations
+    loss_zero: float | None  # with zeros in their place
+    n_loss_tokens: int | None
     n_undirected: int  # decoder rows that are zero or not finite: they match nothing and count as dead
     histogram_edges: list[float]  # of its features' activation histograms
 
@@ -120,6 +126,13 @@ class Feature:
     max_activation: float | None
     decoder_norm: float
     worth_ev: float | None  # EV lost when this feature alone is masked
+    quantiles: list[float]  # of its activations where it is active: median, 90 %, 99 %
+    token_entropy: float | None  # bits, of the token types it fires on
+    top_token_share: float | None  # of the most frequent of them
+    trigger: str | None  # one of TRIGGERS
+    trigger_share: float | None  # of its firings that the class covers
+    trigger_what: str | None  # the token, family or substring; empty where the class says it all
+    worth_loss: float | None  # nats per token that masking this feature alone adds, to first order
     histogram: list[int]
     top_token_ids: list[int]
     top_token_counts: list[int]
@@ -177,7 +190,7 @@ class Context:
     ensemble: str
     seed: int
     feature: int
-    group: int  # 0: the strongest; 1 to 5: drawn from that fifth of (0, max], the strongest fifth first
+    group: int  # 0: the strongest; 1 to 5: drawn from that fifth of (0, max], the strongest fifth first; 6: not active
     rank: int
     document: int
     position: int  # of the peak in its document
@@ -188,15 +201,30 @@ class Context:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Explained variance of one member under one kind of mask."""
+    """Explained variance and next-token loss of one member under one kind of mask of one size."""
 
     ensemble: str
     seed: int
-    mask: str
+    mask: str  # headline masks, and `stable`, `unstable`, `random`, `matched to ..`: the points of curves
     n_masked: int
     n_draws: int
     ev: float
     ev_sd: float
+    loss: float | None  # nats per token
+    loss_sd: float | None
+
+
+@dataclass(frozen=True)
+class Logit:
+    """A next token that a feature raises or lowers by itself; rank 0 is the strongest."""
+
+    ensemble: str
+    seed: int
+    feature: int
+    sign: int  # 1: raised, -1: lowered
+    rank: int
+    token: int
+    logit: float
 
 
 @dataclass(frozen=True)
@@ -216,7 +244,7 @@ class Document:
 
 
 REQUIRED = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)  # without their rows no page can be drawn
-TABLES = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, Token, Document)
+TABLES = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, Logit, Token, Document)
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     Study: ("study",),
     Ensemble: ("ensemble",),
@@ -226,7 +254,8 @@ SORT_KEYS: dict[type, tuple[str, ...]] = {
     Pair: ("ensemble", "rule", "seed", "other"),
     NullMatch: ("ensemble", "kind", "seed", "feature"),
     Context: ("ensemble", "seed", "feature", "group", "rank"),
-    Ablation: ("ensemble", "seed", "mask"),
+    Ablation: ("ensemble", "seed", "mask", "n_masked"),
+    Logit: ("ensemble", "seed", "feature", "sign", "rank"),
     Token: ("id",),
     Document: ("id",),
 }

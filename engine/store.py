@@ -26,7 +26,9 @@ _SQL = {int: "INTEGER", float: "FLOAT", bool: "BOOLEAN", str: "VARCHAR"}
 # Sums over tokens and settings keep their digits; cosines and activations are float32 as computed.
 _DOUBLE = {(schema.Ensemble, "lr"), (schema.Ensemble, "theta"), (schema.Ensemble, "epsilon"), (schema.Member, "ev"),
            (schema.Member, "l0"), (schema.Ablation, "ev"), (schema.Ablation, "ev_sd"), (schema.Feature, "density"),
-           (schema.Feature, "worth_ev"), (schema.Pair, "mean_cosine"), (schema.Pair, "gap")}  # fmt: skip
+           (schema.Feature, "worth_ev"), (schema.Feature, "worth_loss"),
+           (schema.Member, "loss_own"), (schema.Member, "loss_spliced"), (schema.Member, "loss_zero"),
+           (schema.Ablation, "loss"), (schema.Ablation, "loss_sd"), (schema.Pair, "mean_cosine"), (schema.Pair, "gap")}  # fmt: skip
 
 
 class Writer:

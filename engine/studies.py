@@ -7,8 +7,9 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,15 +22,26 @@ from engine.config import StudyConfig, TrainConfig, as_parameters
 from engine.enrol import enrol
 from engine.files import only_writer
 from engine.importers import local, recognise
+from engine.models import randomised
 from engine.progress import Progress
 from engine.publish import publish
 from engine.sources import Document, documents, split
 from engine.studyfile import ImportPlan, StudyFile
 from engine.train import train_ensemble
 
+# What `seedscope demo` waits for; the loss follows while people look.
+CORE = ("match", "activity", "ablate")
+
 
 def run_study(
-    config: StudyConfig, corpus: demo.Corpus, root: Path, *, built_from: str, progress: Progress | None = None
+    config: StudyConfig,
+    corpus: demo.Corpus,
+    root: Path,
+    *,
+    built_from: str,
+    only: Sequence[str] | None = None,
+    loss_tokens: int | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Train, measure and publish one study under `root` from texts in memory; returns the store's path.
 
@@ -51,7 +63,7 @@ def run_study(
             folder, config.ensemble, config.train, config.hookpoint, model, corpus.train, config.n_ctx, progress
         )
         catalogue.write(plan.with_ensemble(trained), folder)
-        analyse(folder, texts=corpus.held_out, model=model, progress=progress)
+        analyse(folder, only=only, loss_tokens=loss_tokens, texts=corpus.held_out, model=model, progress=progress)
         return _published(folder, progress)
 
 
@@ -71,17 +83,25 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                 continue
             model = model or load_model(file.model)
             hookpoint = wanted.hookpoint or file.hookpoint
-            text = (
-                split(documents(file.train_source), "train")
-                if file.tokens.part == "held-out"
-                else documents(file.train_source)
-            )
-            trained = train(folder, wanted.name, wanted.config, hookpoint, model, text, file.tokens.n_ctx, progress)
+            texts = partial(_training_texts, file)
+            trained = train(folder, wanted.name, wanted.config, hookpoint, model, texts(), file.tokens.n_ctx, progress)
             catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
+            if file.control:
+                name = f"{wanted.name}-{file.control}"
+                twin = train(
+                    folder, name, wanted.config, hookpoint, randomised(model), texts(), file.tokens.n_ctx, progress
+                )
+                twin = replace(twin, control_of=wanted.name)
+                catalogue.write(catalogue.read(folder).with_ensemble(twin), folder)
         settings = {"model": file.model, "tokens": file.tokens, "theta": file.theta, "epsilon": file.epsilon}
         catalogue.write(replace(catalogue.read(folder), **settings), folder)
         analyse(folder, model=model, device=device, progress=progress)
         return _published(folder, progress)
+
+
+def _training_texts(file: StudyFile) -> Iterable[Document]:
+    found = documents(file.train_source)
+    return split(found, "train") if file.tokens.part == "held-out" else found
 
 
 def _published(folder: Path, progress: Progress) -> Path:
@@ -192,7 +212,7 @@ def main() -> None:
         if not args.quiet:
             print(f"corpus: {corpus.remark}", file=sys.stderr)
         made_from = demo.built_from(corpus) if config == demo.STUDY else f"{args.tokens} tokens"
-        run_study(config, corpus, args.root, built_from=made_from, progress=progress)
+        run_study(config, corpus, args.root, built_from=made_from, only=CORE, progress=progress)
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"seedscope: {error}") from None
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from engine.stability import EPSILON, THETA
 from engine.tomlfile import Check, Table, Unfit, any_of, reading, shown
 
 VARIANTS = ("topk",)
+CONTROLS = ("random-weights",)
 MOST_MEMBERS = 1000
 EXAMPLE = """[study]
 name = "gpt2-l7"
@@ -65,6 +66,7 @@ class StudyFile:
     tokens: catalogue.Tokens | None  # of the evaluation
     train_source: tuple[str, ...]  # of training: all of it, or its train part where tokens.part is held-out
     ensembles: tuple[ImportPlan | TrainPlan, ...]
+    control: str | None = None  # random-weights: what is trained is trained on the re-initialised model as well
 
 
 class _Given(NamedTuple):
@@ -82,27 +84,28 @@ def read(path: Path) -> StudyFile:
     """
     folder = path.absolute().parent
     with reading(path, example=EXAMPLE) as top, top.alone(_HOMES):
-        name, theta, epsilon = _study(top)
+        name, theta, epsilon, control = _study(top)
         tables = top.tables("ensemble")
         model, hookpoint, has_hookpoint = _model(top, folder)
         tokens, train_source = _tokens(top, folder, trains=any("train" in table for table in tables))
         given = _Given(folder, [f"[{key}]" for key in ("model", "tokens") if key not in top], has_hookpoint)
         ensembles = _ensembles(top, tables, given)
-    return StudyFile(name, theta, epsilon, model, hookpoint, tokens, train_source, ensembles)
+    return StudyFile(name, theta, epsilon, model, hookpoint, tokens, train_source, ensembles, control)
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _study(top: Table) -> tuple[str, float, float]:
+def _study(top: Table) -> tuple[str, float, float, str | None]:
     table = top.table("study", required="[study] with a name")
     if table is None:
-        return "", THETA, EPSILON
+        return "", THETA, EPSILON, None
     with table.alone(_HOMES):
         name = table.take("name", _name, "", required="the study's name in quotes")
         theta = table.take("theta", _number("a cosine from -1 to 1", lambda v: -1 <= v <= 1), THETA)
         epsilon = table.take("epsilon", _number("0 to below 0.5", lambda v: 0 <= v < 0.5), EPSILON)
-    return name, theta, epsilon
+        control = table.take("control", _one_of(CONTROLS))
+    return name, theta, epsilon, control
 
 
 def _model(top: Table, folder: Path) -> tuple[str | None, str | None, bool]:
@@ -125,13 +128,14 @@ def _tokens(top: Table, folder: Path, *, trains: bool) -> tuple[catalogue.Tokens
     with table.alone(_HOMES):
         source = table.take("source", _sources_in(folder), {}, required='files or hf:NAME, such as "corpus/*.txt"')
         held_out = table.take("held_out", _sources_in(folder), {})
+        splits = trains and not held_out
         tokens = catalogue.Tokens(
             source=tuple((held_out or source).values()),
             n_eval=table.take("eval", _whole(1)),
             n_ctx=table.take("n_ctx", _whole(2)),
             bos=table.take("bos", _one_of(("exclude", "include")), "exclude"),
-            part="held-out" if trains and not held_out else "all",
-            remark=", ".join(held_out or source),
+            part="held-out" if splits else "all",
+            remark=", ".join(held_out or source) + (", held-out documents" if splits else ""),
         )
     return tokens, tuple(source.values()) if trains else ()
 
@@ -314,9 +318,8 @@ _HOMES = {
     **dict.fromkeys(("variant", *_RECIPE), "train = { } of an [[ensemble]]"),
     **dict.fromkeys(("source", "eval", "n_ctx", "bos", "held_out"), "[tokens]"),
     **dict.fromkeys(("import", "train", "format", "shared_start", "force"), "an [[ensemble]]"),
-    **dict.fromkeys(("theta", "epsilon"), "[study]"), "name": "[study] or an [[ensemble]]",
+    **dict.fromkeys(("theta", "epsilon", "control"), "[study]"), "name": "[study] or an [[ensemble]]",
     "path": "[model]", "hookpoint": "[model] or an [[ensemble]]",
-    "control": "a later version: controls are not in this one",
 }  # fmt: skip
 
 

@@ -18,7 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-CLASSES = ("single token", "family", "number", "punctuation", "substring", "position", "previous token", "other")
+from engine.schema import TRIGGERS
+
+CLASSES = TRIGGERS
 COVERS = 0.5
 LIFT = 2.0
 FIRST_TOKENS = 2  # of a window that count as its beginning

@@ -33,7 +33,9 @@
     Plotly.react(node, plot.data, layout, config);
     node.removeAllListeners?.("plotly_click");
     node.on("plotly_click", (event) => {
-      const target = event.points[0].customdata;
+      const { customdata, data } = event.points[0];
+      // Thousands of points share what their addresses begin and end with.
+      const target = data.meta?.base ? data.meta.base + customdata + data.meta.query : customdata;
       if (typeof target === "string" && target.startsWith("/")) location.href = target;
     });
   }

@@ -51,7 +51,7 @@ def corpus() -> demo.Corpus:
 def study_root(tmp_path_factory: pytest.TempPathFactory, study_config: StudyConfig, corpus: demo.Corpus) -> Path:
     """A root with one published study. Tests read it; those that write take a copy."""
     root = tmp_path_factory.mktemp("root")
-    run_study(study_config, corpus, root, built_from="tests", progress=Progress(quiet=True))
+    run_study(study_config, corpus, root, built_from="tests", loss_tokens=200, progress=Progress(quiet=True))
     return root
 
 

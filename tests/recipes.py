@@ -56,5 +56,5 @@ def publish_study(
     tokens = catalogue.Tokens(("texts",), n_ctx=32, n_eval=2_000)
     plan = catalogue.Study(study, model.name if model else None, tokens if model else None, ensembles=tuple(entries))
     catalogue.write(plan, folder)
-    analyse(folder, only=only, model=model, texts=texts, device="cpu", progress=Progress(quiet=True))
+    analyse(folder, only=only, loss_tokens=40, model=model, texts=texts, device="cpu", progress=Progress(quiet=True))
     return publish(folder)

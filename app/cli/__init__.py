@@ -16,4 +16,5 @@ def main() -> None:
         print(f"seedscope: {stop}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
+        print("\nseedscope: stopped; the same command goes on behind what was finished", file=sys.stderr)
         raise SystemExit(130) from None

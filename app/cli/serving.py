@@ -1,5 +1,6 @@
 """`seedscope demo` and `seedscope serve`."""
 
+import atexit
 import errno
 import os
 import socket
@@ -50,6 +51,7 @@ def demo(
         if code:
             raise Stop(f"the study could not be built (exit {code}); nothing was published")
     if serve:
+        _follow_up(root, embedded.STUDY.name)
         _serve(Settings(root, port=port), _on_a_desktop() if open_browser is None else open_browser)
     else:
         print(f"study {embedded.STUDY.name} is published under {root}; look at it with: seedscope serve --root {root}")
@@ -68,6 +70,16 @@ def serve(
     if not root.is_dir():
         raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
     _serve(Settings(root, host, port, token, tuple(allow_host or ()), device.value), bool(open_browser))
+
+
+def _follow_up(root: Path, study: str) -> None:
+    """Measure the loss, which takes a minute or two, while people look; it stops with the server and resumes with the next."""
+    if any((root / study / "parts").glob("*/loss/*/about.json")):
+        return
+    command = [sys.executable, "-W", "ignore", "-m", "app.cli", "analyze", study, "--root", str(root), "--only", "loss"]
+    follower = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    atexit.register(follower.terminate)
+    print("the next-token loss of features follows in the background; its pages fill in when it is done", flush=True)
 
 
 def _on_a_desktop() -> bool:

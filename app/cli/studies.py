@@ -125,7 +125,7 @@ def analyze(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Some of match,activity,ablate, comma-separated; what they need comes too.", show_default="all"
+            help="Some of match,activity,ablate,loss, comma-separated; what they need comes too.", show_default="all"
         ),
     ] = None,
     rule: Annotated[
@@ -141,6 +141,9 @@ def analyze(
     tokens: TokenSource = None,
     eval_tokens: EvalTokens = None,
     n_ctx: Context = None,
+    loss_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Measure losses on this many tokens.", show_default="4096")
+    ] = None,
     device: Device = Compute.auto,
     root: Root = None,
     quiet: Quiet = False,
@@ -170,7 +173,7 @@ def analyze(
             try:
                 analyse(
                     folder, only=_analyses(only), one_to_one=None if rule is None else rule is AllPairsRule.hungarian,
-                    device=device.value, progress=progress,
+                    loss_tokens=loss_tokens, device=device.value, progress=progress,
                 )  # fmt: skip
             except ValueError:  # settings that cannot be followed are not kept for the next time
                 catalogue.write(plan, folder)
@@ -240,10 +243,11 @@ def doctor(
 
     Example: seedscope doctor --root ~/studies
     """
-    from engine.doctor import as_json, examine
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from engine.doctor import as_json, examine
 
     check_parent(json)
     findings = examine(root or default_root(), device.value)
@@ -280,11 +284,11 @@ def _numbers(text: str | None) -> list[int] | None:
         raise Stop(f"--seeds is {text!r}, expected whole numbers such as 0,1,2") from None
 
 
-def _analyses(only: str | None) -> tuple[str, ...]:
+def _analyses(only: str | None) -> tuple[str, ...] | None:
     from engine.schema import ANALYSES
 
     if only is None:
-        return ANALYSES
+        return None
     names = {"match" if name == "stability" else name for name in only.replace(" ", "").split(",")}
     if unknown := names - set(ANALYSES):
         raise Stop(f"--only names {', '.join(sorted(unknown))}, this version computes {', '.join(ANALYSES)}, stability")
@@ -296,6 +300,10 @@ def _tokens(source: list[str] | None, n_eval: int | None, n_ctx: int | None) -> 
     from engine.catalogue import Tokens
 
     if not source:
+        if n_eval or n_ctx:
+            raise Stop(
+                "--eval-tokens and --n-ctx were given without --tokens, expected the text that they are taken from"
+            )
         return None
     whole = tuple(each if each.startswith(("hf:", "/", "~")) else str(Path.cwd() / each) for each in source)
     return Tokens(
@@ -317,9 +325,10 @@ def _changed(plan, theta, epsilon, model, hookpoint, tokens, n_eval, n_ctx):
             f"--hookpoint {hookpoint} was given, but every ensemble has its own ({known}); to change it, import the ensemble "
             "again with --replace"
         )
-    found = _tokens(tokens, n_eval, n_ctx) or plan.tokens
-    if found:
-        found = replace(found, n_eval=n_eval or found.n_eval, n_ctx=n_ctx or found.n_ctx)
+    before = plan.tokens
+    if before:
+        n_eval, n_ctx = n_eval or before.n_eval, n_ctx or before.n_ctx
+    found = _tokens(tokens, n_eval, n_ctx) if tokens or not before else replace(before, n_eval=n_eval, n_ctx=n_ctx)
     return replace(
         plan,
         theta=plan.theta if theta is None else theta,

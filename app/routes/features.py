@@ -1,4 +1,4 @@
-"""The feature table and the feature permalink."""
+"""The feature table, its downloads, and a random feature."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -8,28 +8,12 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import Field
 
 from app import render
-from app.formats import percent
 from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_ensemble, open_judged
-from app.store import FeatureRow, Missing, Place, StudyStore
+from app.store import FeatureRow, Missing
 from engine import schema
-from engine.stability import BUCKETS, is_match
+from engine.stability import BUCKETS
 
 router = APIRouter()
-PARTNER_CONTEXTS = 2
-# {result that may be missing: the fields of the twin that it would fill}
-FIELDS = {
-    "activity": ("dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "contexts",
-                 "histogram", "histogram_edges", "matches.partner_dead", "matches.contexts"),
-    "live": ("matches.live_partner", "matches.live_cosine"),
-    "one-to-one": ("matches.hungarian_partner", "matches.hungarian_cosine", "matches.hungarian_encoder_cosine",
-                   "matches.encoder_partner"),
-    "ablate": ("ablation",),
-    "loss": ("ablation.marginal_loss_nats",),
-    "trigger": ("trigger",),
-    "logits": ("positive_logits", "negative_logits"),
-    "explanations": ("explanations",),
-    "subspace": ("subspace",),
-}  # fmt: skip
 
 
 class TableFilter(Filter):
@@ -55,6 +39,7 @@ class TablePage:
     rows: list[FeatureRow]
     buckets: dict[str, int]
     seeds: dict[int, int]
+    triggers: dict[str, int] | None  # of features that fire
     null_rates: dict[str, float]
     null_p999: dict[str, float]
     missing: list[Missing]  # what the rows hold None for, among others
@@ -63,112 +48,6 @@ class TablePage:
     nav_filter: Filter
     nav_rules: dict[str, str]
     nav_push: str
-
-
-@dataclass(frozen=True)
-class ShownContext:
-    """A context as pages and JSON show it."""
-
-    group: int
-    tokens: list[str]
-    activations: list[float]
-    document: str
-    position: int
-    peak: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One other seed's counterpart of the feature."""
-
-    seed: int
-    partner: int | None  # argmax; None where a side has no direction
-    cosine: float
-    runner_up_cosine: float
-    matched: bool  # under the rule asked for
-    mutual: bool
-    encoder_cosine: float
-    live_partner: int | None
-    live_cosine: float | None
-    rule_partner: int | None  # under the rule asked for
-    rule_cosine: float
-    partner_dead: bool | None  # this and the next: of that rule's partner
-    partner_bucket: str | None
-    hungarian_partner: int | None
-    hungarian_cosine: float | None
-    hungarian_encoder_cosine: float | None
-    encoder_partner: int | None
-    contexts: list[ShownContext] | None  # of the rule's partner
-
-
-@dataclass(frozen=True)
-class Lack:
-    """A field of the twin that is null because nothing was computed for it."""
-
-    field: str
-    needs: str
-    command: str | None  # that computes it; None where none does
-
-
-@dataclass(frozen=True)
-class FeaturePage:
-    """`/s/{study}/{ensemble}/{seed}/{feature}`: everything known about one feature; what is not is None and in `missing`."""
-
-    study: str
-    ensemble: str
-    seed: int
-    feature: int
-    digest: str
-    sae_digest: str
-    library: str | None
-    source: str | None
-    trained_on: str | None
-    remarks: list[str]
-    shared_start: str
-    data_order: str
-    stability: float
-    stability_low: float
-    stability_high: float
-    p_stable: float
-    p_unstable: float
-    n_matched: int
-    n_comparisons: int
-    bucket: str
-    theta: float
-    epsilon: float
-    rule: str
-    null_rate: dict[str, float]
-    null_p999: dict[str, float]
-    dead: bool | None
-    trigger: str | None
-    top_tokens: list[tuple[str, int]] | None
-    density: float | None
-    n_active: int | None
-    n_tokens: int | None
-    mean_activation: float | None
-    max_activation: float | None
-    decoder_norm: float
-    matches: list[Comparison]
-    contexts: list[ShownContext] | None
-    positive_logits: list[Any] | None
-    negative_logits: list[Any] | None
-    explanations: list[Any] | None
-    ablation: dict[str, float | None] | None
-    subspace: dict[str, float] | None
-    histogram: list[int] | None
-    histogram_edges: list[float] | None
-    hookpoint: str | None
-    missing: list[Lack]
-    asked_digest: str | None
-    nav_lacks: list[Missing]
-    nav_largest: float
-    nav_cosines: tuple[float, ...]
-    nav_place: Place | None
-    nav_filter: Filter
-    nav_list: str
-    nav_permalink: str
-    nav_rules: dict[str, str]
-    nav_why: str
 
 
 @render.page(router, "/s/{study}/{ensemble}/features", "features.html", "features")
@@ -203,6 +82,7 @@ def feature_table(
         rows=rows,
         buckets={b: facets["bucket"].get(b, 0) for b in BUCKETS},
         seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
+        triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has(ensemble, "activity") else None,
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),
         missing=list(store.missing(ensemble).values()),
@@ -233,181 +113,3 @@ def random_feature(request: Request, study: StudyName, ensemble: EnsembleName) -
     store, _ = open_ensemble(request, study, ensemble)
     seed, feature = store.random_feature(ensemble)
     return RedirectResponse(f"/s/{study}/{ensemble}/{seed}/{feature}", 303)
-
-
-@render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}", "feature.html", "feature")
-def feature(
-    request: Request,
-    study: StudyName,
-    ensemble: EnsembleName,
-    seed: str,
-    feature: str,
-    filter: Annotated[Filter, Query()],
-) -> FeaturePage:
-    """The permalink: a feature's stability and why, its contexts, its counterparts in all other seeds."""
-    store, row, filter = open_judged(request, study, ensemble, filter)
-    member = store.member(ensemble, seed)
-    found = store.feature(ensemble, member.seed, feature)
-    listed = store.features(filter.query(ensemble))
-    activity = store.has(ensemble, "activity")
-    contexts = [_shown(store, c) for c in store.contexts(ensemble, member.seed, found.feature)] if activity else None
-    comparisons = _comparisons(store, row, found, filter)
-    n_matched = sum(c.matched for c in comparisons)
-    scored = filter.score(found)
-    base = f"/s/{study}/{ensemble}"
-    null_rate = store.null_rates(ensemble, filter.theta)
-    shown_maxima = [max(x.activations) for c in comparisons for x in c.contexts or []]
-    lacking = store.missing(ensemble)
-    return FeaturePage(
-        study=study,
-        ensemble=ensemble,
-        seed=member.seed,
-        feature=found.feature,
-        digest=row.digest,
-        sae_digest=member.sae_digest,
-        library=member.library,
-        source=member.source,
-        trained_on=member.trained_on,
-        remarks=member.remarks,
-        shared_start=row.shared_start,
-        data_order=row.data_order,
-        stability=scored.p_hat,
-        stability_low=scored.low,
-        stability_high=scored.high,
-        p_stable=scored.p_stable,
-        p_unstable=scored.p_unstable,
-        n_matched=n_matched,
-        n_comparisons=len(comparisons),
-        bucket=scored.bucket,
-        theta=filter.theta,
-        epsilon=filter.epsilon,
-        rule=filter.rule,
-        null_rate=null_rate,
-        null_p999=store.null_p999(ensemble),
-        dead=found.dead,
-        trigger=None,
-        top_tokens=_top_tokens(store, found) if activity else None,
-        density=found.density,
-        n_active=found.n_active,
-        n_tokens=found.n_tokens,
-        mean_activation=found.mean_activation,
-        max_activation=found.max_activation,
-        decoder_norm=found.decoder_norm,
-        matches=comparisons,
-        contexts=contexts,
-        positive_logits=None,
-        negative_logits=None,
-        explanations=None,
-        ablation=None if "ablate" in lacking else _ablation(store, row, found),
-        subspace=None,
-        histogram=found.histogram if activity else None,
-        histogram_edges=member.histogram_edges if activity else None,
-        hookpoint=row.hookpoint,
-        missing=_lacks(lacking, known_dead=found.dead is not None),
-        asked_digest=filter.v,
-        nav_lacks=list(lacking.values()),
-        nav_largest=max([found.max_activation or 0, *shown_maxima]),
-        nav_cosines=tuple(filter.cosines(found)),
-        nav_place=listed.place(member.seed, found.feature),
-        nav_filter=filter,
-        nav_list=render.url(f"{base}/features", **filter.parameters()),
-        nav_permalink=f"{base}/{member.seed}/{found.feature}?v={row.digest}",
-        nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
-        nav_why=_undirected(found)
-        or _why(scored.bucket, n_matched, len(comparisons), filter, scored.p_stable, scored.p_unstable, null_rate),
-    )
-
-
-def _lacks(lacking: dict[str, Missing], *, known_dead: bool) -> list[Lack]:
-    """Every field that is null for want of a result; a row without a direction is known to be dead without any."""
-    return [
-        Lack(field, f"{missing.result}: {missing.reason}", missing.command)
-        for result, missing in lacking.items()
-        for field in FIELDS[result]
-        if not (field == "dead" and known_dead)
-    ]
-
-
-def _top_tokens(store: StudyStore, found: schema.Feature) -> list[tuple[str, int]]:
-    counted = zip(found.top_token_ids, found.top_token_counts, strict=True)
-    return [(store.tokens[i], n) for i, n in counted if i >= 0]
-
-
-def _ablation(store: StudyStore, row: schema.Ensemble, found: schema.Feature) -> dict[str, float | None]:
-    rank = store.worth_rank(row.ensemble, found.seed, found.worth_ev)
-    return {"marginal_ev": found.worth_ev, "rank": rank, "of": row.d_sae, "marginal_loss_nats": None}
-
-
-def _shown(store: StudyStore, context: schema.Context) -> ShownContext:
-    texts = [store.tokens[i] for i in context.token_ids]
-    document = store.documents[context.document]
-    return ShownContext(context.group, texts, context.activations, document, context.position, context.peak)
-
-
-def _comparisons(store: StudyStore, row: schema.Ensemble, found: schema.Feature, filter: Filter) -> list[Comparison]:
-    match = store.matches(row.ensemble, found.seed, found.feature)
-    cosines = filter.cosines(found)
-    matched = is_match(cosines, filter.theta)
-    partners = filter.partners(found, match)
-    seeds = store.other_seeds(row.ensemble, found.seed)
-    places = [place for place in zip(seeds, partners, strict=True) if place[1] is not None]
-    features = store.features_at(row.ensemble, places)
-    activity = store.has(row.ensemble, "activity")
-    contexts = store.contexts_at(row.ensemble, places, n=PARTNER_CONTEXTS) if activity else {}
-    one_to_one, live = len(match.hungarian_partners) > 0, len(match.live_partners) > 0
-    result = []
-    for i, seed in enumerate(seeds):
-        partner = features.get((seed, partners[i]))
-        result.append(
-            Comparison(
-                seed=seed,
-                partner=_index(match.partners[i]),
-                cosine=found.cosines[i],
-                runner_up_cosine=match.runner_up_cosines[i],
-                matched=bool(matched[i]),
-                mutual=match.mutuals[i],
-                encoder_cosine=match.encoder_cosines[i],
-                live_partner=_index(match.live_partners[i]) if live else None,
-                live_cosine=found.live_cosines[i] if live else None,
-                rule_partner=partners[i],
-                rule_cosine=cosines[i],
-                partner_dead=partner.dead if partner else False if activity else None,
-                partner_bucket=filter.score(partner).bucket if partner else None,
-                hungarian_partner=_index(match.hungarian_partners[i]) if one_to_one else None,
-                hungarian_cosine=found.hungarian_cosines[i] if one_to_one else None,
-                hungarian_encoder_cosine=match.hungarian_encoder_cosines[i] if one_to_one else None,
-                encoder_partner=_index(match.encoder_partners[i]) if one_to_one else None,
-                contexts=[_shown(store, c) for c in contexts.get((seed, partners[i]), [])] if activity else None,
-            )
-        )
-    return result
-
-
-def _index(partner: int) -> int | None:
-    return partner if partner >= 0 else None
-
-
-def _undirected(found: schema.Feature) -> str | None:
-    """Why a feature whose row has no direction is what it is; None for all others."""
-    if found.decoder_norm > 0:
-        return None
-    return "Its decoder row is zero or not finite: it has no direction, so no feature of any seed can match it."
-
-
-def _why(
-    bucket: str, x: int, n: int, filter: Filter, p_stable: float, p_unstable: float, null_rate: dict[str, float]
-) -> str:
-    """Why this bucket, with the numbers filled in."""
-    share, epsilon = f"{x} / {n} = {x / n:.2f}", filter.epsilon
-    chance = f"Random dictionaries with the same second moment match in {percent(null_rate['second_moment'])} of comparisons."
-    if bucket == "dead":
-        return "It never fired on the evaluation tokens, so its direction was never tested."
-    if bucket == "stable":
-        text = f"{share} ≥ 1 − ε = {1 - epsilon:.2f}. P(p ≥ {1 - epsilon:.2f}) = {p_stable:.2f}"
-        doubt = f": {n} comparisons cannot show it" if p_stable < 0.95 else ""
-    elif bucket == "unstable":
-        text = f"{share} ≤ ε = {epsilon:.2f}. P(p ≤ {epsilon:.2f}) = {p_unstable:.2f}"
-        doubt = f": {n} comparisons cannot show it" if p_unstable < 0.95 else ""
-    else:
-        return f"{share} lies between ε = {epsilon:.2f} and 1 − ε = {1 - epsilon:.2f}. {chance}"
-    return f"{text}{doubt}. {chance}"

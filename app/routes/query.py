@@ -6,14 +6,15 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from fastapi import Path, Request
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from app.store import FeatureQuery, Studies, StudyStore
+from app.store import SORTS, FeatureQuery, Studies, StudyStore
 from engine import schema
-from engine.schema import NO_MATCH, RULE_COLUMN, RULES
+from engine.schema import NO_MATCH, RULE_COLUMN, RULES, TRIGGERS
 from engine.stability import Stability, is_match, score
 
 StudyName = Annotated[str, Path(description="study name")]
 EnsembleName = Annotated[str, Path(description="ensemble name")]
 Rule = Literal[RULES]
+Trigger = Literal[TRIGGERS]
 MAX_INDEX = 2**31 - 1  # what the store's integer columns hold
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_INDEX)]
@@ -113,9 +114,13 @@ class Filter(Judgement):
     density_min: Share | None = None
     density_max: Share | None = None
     id: Seed | None = None
+    trigger: Annotated[Trigger, Field(description="what sets a feature that fires off")] | None = None
     q: Annotated[str, Field(max_length=100)] | None = None
-    sort: Literal["stability", "density", "worth", "max", "feature"] = "stability"
+    sort: Literal[SORTS] = "stability"
     dir: Literal["asc", "desc"] | None = None
+    view: Annotated[Literal["stacked", "snippet", "full"], Field(description="how a feature's contexts are shown")] = (
+        "stacked"
+    )
     v: Annotated[str, Field(pattern="^[0-9a-f]{4,16}$")] | None = None
 
     @model_validator(mode="after")
@@ -132,7 +137,7 @@ class Filter(Judgement):
 
     def query(self, ensemble: str) -> FeatureQuery:
         """The filter as the store understands it."""
-        values = self.model_dump(exclude={"dir", "v", "embed", "limit", "after", "before"})
+        values = self.model_dump(exclude={"dir", "view", "v", "embed", "limit", "after", "before"})
         return FeatureQuery(ensemble, descending=self.descending, **values)
 
 

@@ -1,5 +1,6 @@
 """Published studies -> frozen rows. All SQL of the dashboard stands in this package; DuckDB is opened read-only."""
 
+from app.store.compare import METRICS, Comparison, Scatter
 from app.store.errors import BadValue, NotFound
 from app.store.missing import Missing, missing
 from app.store.pairs import PairRows, Pairs
@@ -8,6 +9,6 @@ from app.store.study import Sample, StudyStore
 from app.store.table import SORTS, FeatureQuery, FeatureRow, FeatureTable, Place
 
 __all__ = [
-    "SORTS", "BadValue", "FeatureQuery", "FeatureRow", "FeatureTable", "Missing", "NotFound", "PairRows", "Pairs", "Place",
-    "Sample", "Studies", "StudyStore", "analysis_of", "missing",
+    "METRICS", "SORTS", "BadValue", "Comparison", "FeatureQuery", "FeatureRow", "FeatureTable", "Missing", "NotFound",
+    "PairRows", "Pairs", "Place", "Sample", "Scatter", "Studies", "StudyStore", "analysis_of", "missing",
 ]  # fmt: skip

@@ -8,9 +8,7 @@ from engine.schema import ANALYSES
 
 LATER = "not computed by this version"
 # Results that no version computes yet.
-PLANNED = {
-    "trigger": "trigger classes", "logits": "logit effects", "explanations": "auto-interpretation", "subspace": "geometry",
-}  # fmt: skip
+PLANNED = {"explanations": "auto-interpretation", "subspace": "geometry"}
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,15 @@ class Missing:
         return self.reason + (f"; run `{self.command}`" if self.command else "")
 
 
-def missing(study: schema.Study, ensemble: schema.Ensemble, rules: Collection[str]) -> dict[str, Missing]:
+def missing(
+    study: schema.Study, ensemble: schema.Ensemble, rules: Collection[str], *, logits: bool
+) -> dict[str, Missing]:
     """{result: why it is not there and what adds it} of an ensemble; `rules` are those that its pairs were matched by.
 
-    Results: `activity`, `live` (the rule), `one-to-one`, `ablate`, `loss`, and those of PLANNED.
+    Results: `activity`, `live` (the rule), `one-to-one`, `ablate`, `loss`, `logits`, and those of PLANNED. `logits` says
+    whether the store has any of the ensemble.
     """
+    blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
 
     def lacks(result: str, analysis: str) -> Missing:
         command = f"seedscope analyze {study.study}"
@@ -47,10 +49,10 @@ def missing(study: schema.Study, ensemble: schema.Ensemble, rules: Collection[st
             return Missing(result, "the hook point that the SAEs read is not known", command + place)
         return Missing(result, "not computed yet", f"{command} --only {analysis}")
 
-    match, activity, ablate = ANALYSES
+    match, activity, ablate, loss = ANALYSES
     found = {}
     if activity not in ensemble.computed:
-        found["activity"] = lacks("activity: density, contexts, dead features", activity)
+        found["activity"] = lacks("activity: density, contexts, triggers, dead features", activity)
     if "live" not in rules:
         known = activity in ensemble.computed
         result = "matching with living features alone"
@@ -61,8 +63,14 @@ def missing(study: schema.Study, ensemble: schema.Ensemble, rules: Collection[st
         found["one-to-one"] = Missing("one-to-one matching", reason, command)
     if ablate not in ensemble.computed:
         found["ablate"] = lacks("worth: explained variance with features masked", ablate)
-    found["loss"] = Missing("next-token loss", LATER, None)
-    if study.causal is False:
-        reason = f"undefined: in {study.model} every token sees the tokens after it"
-        found["loss"] = Missing("next-token loss", reason, None)
+    if loss not in ensemble.computed:
+        result = "next-token loss"
+        found["loss"] = Missing(result, blind, None) if blind else lacks(result, loss)
+    if not logits:
+        result = "logits: next tokens raised and lowered"
+        if activity not in ensemble.computed and not blind:
+            found["logits"] = lacks(result, activity)
+        else:
+            width = "the hook point does not have the residual stream's width"
+            found["logits"] = Missing(result, blind or width, None)
     return found | {key: Missing(words, LATER, None) for key, words in PLANNED.items()}

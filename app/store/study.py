@@ -10,6 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from app.store.compare import Comparisons
 from app.store.errors import BadValue, NotFound
 from app.store.missing import Missing, missing
 from app.store.pairs import Pairs
@@ -50,9 +51,13 @@ class StudyStore:
         self.null_counts = lru_cache(512)(self._null_counts)
         self.null_p999 = lru_cache(64)(self._null_p999)
         self.sample = lru_cache(8)(self._sample)
+        self.comparisons = Comparisons(self)
         self._rules = {
             name: tuple(row[0] for row in self.fetch("SELECT DISTINCT rule FROM Pair WHERE ensemble = ?", [name]))
             for name in self.ensembles
+        }
+        self._with_logits = {
+            name for name in self.ensembles if self.fetch("SELECT 1 FROM Logit WHERE ensemble = ? LIMIT 1", [name])
         }
 
     # -- what there is -------------------------------------------------------------------------------------------
@@ -101,7 +106,9 @@ class StudyStore:
 
     def missing(self, ensemble: str) -> dict[str, Missing]:
         """What an ensemble lacks, and what adds it; see the function of the same name."""
-        return missing(self.study, self.ensembles[ensemble], self._rules[ensemble])
+        return missing(
+            self.study, self.ensembles[ensemble], self._rules[ensemble], logits=ensemble in self._with_logits
+        )
 
     def has(self, ensemble: str, analysis: str) -> bool:
         """Whether an analysis (schema.ANALYSES) of an ensemble was computed."""
@@ -169,10 +176,14 @@ class StudyStore:
             raise NotFound("living feature", ensemble, "only features that never fire or have no direction")
         return found[0]
 
-    def worth_rank(self, ensemble: str, seed: int, worth_ev: float) -> int:
-        """1-based rank of a marginal worth within its member, largest first."""
-        sql = "SELECT count(*) + 1 FROM Feature WHERE ensemble = ? AND seed = ? AND worth_ev > ?"
-        return self.fetch(sql, [ensemble, seed, worth_ev])[0][0]
+    def logits(self, ensemble: str, seed: int, feature: int) -> list[schema.Logit]:
+        """The next tokens that a feature lowers, then those that it raises, the strongest first; empty without logits."""
+        return self._rows(schema.Logit, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
+
+    def worth_rank(self, found: schema.Feature, column: str = "worth_ev") -> int:
+        """1-based rank of a feature's marginal worth within its member, largest first."""
+        sql = f'SELECT count(*) + 1 FROM Feature WHERE ensemble = ? AND seed = ? AND "{column}" > ?'
+        return self.fetch(sql, [found.ensemble, found.seed, getattr(found, column)])[0][0]
 
     # -- an ensemble as a whole ----------------------------------------------------------------------------------
 
@@ -225,6 +236,13 @@ class StudyStore:
                 [ensemble],
             )
         )
+
+    def ablation_table(self, ensemble: str) -> pa.Table:
+        """The same with every column, for downloads."""
+        names = ", ".join(f.name for f in fields(schema.Ablation))
+        order = ", ".join(schema.SORT_KEYS[schema.Ablation])
+        sql = f"SELECT {names} FROM Ablation WHERE ensemble = $ensemble ORDER BY {order}"
+        return self.arrow(sql, {"ensemble": ensemble})
 
     # -- SQL -----------------------------------------------------------------------------------------------------
 

@@ -15,21 +15,24 @@ from engine.stability import BUCKETS, EPSILON, THETA, bucket_bounds
 if TYPE_CHECKING:
     from app.store.study import StudyStore
 
-SORTS = ("stability", "density", "worth", "max", "feature")
+SORTS = ("stability", "density", "worth", "loss", "max", "entropy", "feature")
 _SORT_SQL = {
     "stability": "n_matched",
     "density": "n_active",
     "worth": "worth_ev",
+    "loss": "worth_loss",
     "max": "max_activation",
+    "entropy": "token_entropy",
     "feature": "feature",
 }
 # Which analysis each value that may be absent comes from.
-_ANALYSIS = {"density": "activity", "max": "activity", "worth": "ablate"}
+_ANALYSIS = {"density": "activity", "max": "activity", "entropy": "activity", "worth": "ablate", "loss": "loss"}
+_SINGLE = ("max", "entropy")  # sorts whose column is of single precision
 _TOLERANCE = 1e-9
 # Named, not `*`: Feature has a column per rule and theta, and binding five hundred columns takes longer than the scan.
 _COLUMNS = (
     "ensemble, seed, feature, dead, density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, "
-    "top_token_ids"
+    "worth_loss, trigger, trigger_share, trigger_what, token_entropy, top_token_share, top_token_ids"
 )
 
 
@@ -49,6 +52,7 @@ class FeatureQuery:
     density_min: float | None = None
     density_max: float | None = None
     id: int | None = None
+    trigger: str | None = None  # one of TRIGGERS, of features that fire
     q: str | None = None  # text that one of the feature's top tokens contains
     sort: str = "stability"
     descending: bool = True
@@ -69,6 +73,11 @@ class FeatureRow:
     n_active: int | None
     max_activation: float | None
     worth_ev: float | None
+    worth_loss: float | None
+    trigger: str | None
+    trigger_share: float | None
+    trigger_what: str | None
+    token_entropy: float | None
     top_tokens: tuple[str, ...] | None
 
 
@@ -101,12 +110,13 @@ class FeatureTable:
         )
         rows = self._fetch(
             f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self._query.rule]}, decoder_norm, density, n_active, "
-            f"max_activation, worth_ev, top_token_ids FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
+            "max_activation, worth_ev, worth_loss, trigger, trigger_share, trigger_what, token_entropy, top_token_ids "
+            f"FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
             {"lines": [line for (line,) in lines]},
         )
         found = [
             FeatureRow(
-                *row[:2], BUCKETS[row[2]], row[3], tuple(row[4]), _mean_cosine(row[4]), *row[5:10], self._words(row[10])
+                *row[:2], BUCKETS[row[2]], row[3], tuple(row[4]), _mean_cosine(row[4]), *row[5:15], self._words(row[15])
             )
             for row in rows
         ]
@@ -129,8 +139,7 @@ class FeatureTable:
 
     def key(self, row: FeatureRow) -> str:
         """The keyset position of a row: sort value, seed, feature."""
-        value = {"stability": row.n_matched, "density": row.n_active, "worth": row.worth_ev,
-                 "max": row.max_activation, "feature": row.feature}[self._query.sort]  # fmt: skip
+        value = getattr(row, _SORT_SQL[self._query.sort])
         value = float(self._last) if value is None else value
         return f"{value!r}_{row.seed}_{row.feature}"
 
@@ -157,12 +166,13 @@ class FeatureTable:
         return Place(n_before + 1, total, *ends)
 
     def facets(self) -> dict[str, dict[Any, int]]:
-        """Counts per bucket and per seed, each under all other filters of the query."""
+        """Counts per bucket, per seed and, of features that fire, per trigger, each under all other filters of the query."""
         counts = {}
-        for column, without in (("bucket", {"bucket": None}), ("seed", {"seed": None})):
-            wider = FeatureTable(self._store, replace(self._query, **without))
+        for column in ("bucket", "seed", "trigger"):
+            wider = FeatureTable(self._store, replace(self._query, **{column: None}))
+            where = "WHERE n_active > 0" if column == "trigger" else ""
             counts[column] = dict(
-                wider._fetch(f"{wider._cte} SELECT {column}, count(*) FROM filtered GROUP BY {column}")
+                wider._fetch(f"{wider._cte} SELECT {column}, count(*) FROM filtered {where} GROUP BY {column}")
             )
         counts["bucket"] = {BUCKETS[code]: n for code, n in counts["bucket"].items()}
         return counts
@@ -174,7 +184,10 @@ class FeatureTable:
     def download(self) -> pa.Table:
         """All features that the query finds, for downloads."""
         n = self._store.ensembles[self._query.ensemble].n_comparisons
-        columns = "density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev"
+        columns = (
+            "density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, worth_loss, trigger, "
+            "trigger_share, trigger_what, token_entropy, top_token_share"
+        )
         return self._store.arrow(
             f"{self._cte} SELECT ensemble, seed, feature, n_matched / {n:d} AS stability, n_matched, {n:d} AS n_comparisons, "
             f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns} FROM filtered ORDER BY {self._order(False)}",
@@ -232,6 +245,7 @@ class FeatureTable:
         require("feature = $id", "id", query.id)
         require("density >= $density_min", "density_min", query.density_min)
         require("density <= $density_max", "density_max", query.density_max)
+        require("trigger = $trigger AND n_active > 0", "trigger", query.trigger)
         if query.stability_min is not None:
             require("n_matched >= $x_min", "x_min", math.ceil(query.stability_min * n - _TOLERANCE))
         if query.stability_max is not None:
@@ -264,12 +278,16 @@ class FeatureTable:
         return "-inf" if self._query.descending else "inf"
 
     @property
+    def _kind(self) -> str:
+        return "FLOAT" if self._query.sort in _SINGLE else "DOUBLE"
+
+    @property
     def _value(self) -> str:
         """What the query sorts by."""
         column = _SORT_SQL[self._query.sort]
         if self._query.sort not in _ANALYSIS:
             return column
-        return f"coalesce({column}, '{self._last}'::{'FLOAT' if self._query.sort == 'max' else 'DOUBLE'})"
+        return f"coalesce({column}, '{self._last}'::{self._kind})"
 
     def _beyond(self, key: str, backwards: bool) -> tuple[str, dict[str, Any]]:
         """WHERE clause for rows behind (or in front of) a key; raises BadValue for a malformed key."""
@@ -281,9 +299,8 @@ class FeatureTable:
         value = self._value
         sign = ">" if query.descending == backwards else "<"
         tie = "<" if backwards else ">"
-        # worth_ev is a DOUBLE and keys print floats exactly, so equality is safe.
-        cast = "FLOAT" if query.sort == "max" else "DOUBLE"
-        at = f"CAST($key_value AS {cast})"
+        # Keys print floats exactly, so equality is safe.
+        at = f"CAST($key_value AS {self._kind})"
         clause = f"WHERE ({value} {sign} {at} OR ({value} = {at} AND (seed, feature) {tie} ($key_seed, $key_feature)))"
         return clause, {"key_value": float(match[1]), "key_seed": int(match[2]), "key_feature": int(match[3])}
 
@@ -305,4 +322,5 @@ def _check_computed(store: "StudyStore", query: FeatureQuery) -> None:
     refuse("sort", query.sort, _ANALYSIS.get(query.sort, ""), f"{sorts}, no {query.sort}")
     refuse("density_min", query.density_min, "activity", "no filter by density")
     refuse("density_max", query.density_max, "activity", "no filter by density")
+    refuse("trigger", query.trigger, "activity", "no filter by trigger")
     refuse("q", query.q, "activity", "#INDEX of a feature, no word of its top tokens")

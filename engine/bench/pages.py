@@ -17,6 +17,7 @@ from engine.rows import add_anchor_pairs, add_row, row_keys
 from engine.schema import (
     RULE_COLUMN,
     SCHEMA_VERSION,
+    TRIGGERS,
     Ablation,
     Context,
     Document,
@@ -119,15 +120,32 @@ def _add_frame(writer: Writer, n_members: int, d_sae: int) -> None:
         Study(STUDY, SCHEMA_VERSION, "bench", "none", "0", True, 1, "none", "0", 1, COSINES, "cpu", "float32"),
     )
     row = Ensemble(ENSEMBLE, "trained", None, "topk", "{}", 768, d_sae, 32, n_members, n_members - 1, "no", "shared", None, None,
-                   None, None, None, "argmax", 0.7, 0.05, "0" * 16, "sae", ["match", "activity", "ablate"], [])  # fmt: skip
+                   None, None, None, "argmax", 0.7, 0.05, "0" * 16, "sae", None, ["match", "activity", "ablate"], [])  # fmt: skip
     add_row(writer, row)
     for seed in range(n_members):
         add_row(
             writer,
-            Member(ENSEMBLE, seed, f"{seed:016x}", None, None, None, [], 0.8, 32.0, d_sae // 20, 0, [0.1, 1.0, 10.0]),
+            Member(
+                ENSEMBLE,
+                seed,
+                f"{seed:016x}",
+                None,
+                None,
+                None,
+                [],
+                0.8,
+                32.0,
+                d_sae // 20,
+                None,
+                None,
+                None,
+                None,
+                0,
+                [0.1, 1.0, 10.0],
+            ),
         )
         for mask in ("none", "N stable", "4N unstable"):
-            add_row(writer, Ablation(ENSEMBLE, seed, mask, 100, 1, 0.8, 0.0))
+            add_row(writer, Ablation(ENSEMBLE, seed, mask, 100, 1, 0.8, 0.0, None, None))
         add_row(writer, Context(ENSEMBLE, seed, 0, 0, 0, 0, 0, 0, [0], [1.0]))
     add_row(writer, Token(0, "token"))
     add_row(writer, Document(0, "document"))
@@ -148,6 +166,13 @@ def _add_features(
         "max_activation": rng.random(d_sae) * 10,
         "decoder_norm": np.ones(d_sae),
         "worth_ev": rng.random(d_sae) * 1e-3,
+        "worth_loss": None,
+        "quantiles": np.sort(rng.random((d_sae, 3)), 1),
+        "token_entropy": rng.random(d_sae) * 8,
+        "top_token_share": rng.random(d_sae),
+        "trigger": [TRIGGERS[i] for i in rng.integers(len(TRIGGERS), size=d_sae)],
+        "trigger_share": rng.random(d_sae),
+        "trigger_what": ["token"] * d_sae,
         "histogram": rng.integers(0, 100, (d_sae, 2)),
         "top_token_ids": np.zeros((d_sae, 1), int),
         "top_token_counts": np.ones((d_sae, 1), int),

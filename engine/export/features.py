@@ -20,13 +20,11 @@ COMPARISON = {
     "hungarian_encoder_cosine": "hungarian_encoder_cosines", "encoder_partner": "encoder_partners",
 }  # fmt: skip
 _MEASURED = (
-    "dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "contexts", "histogram",
+    "dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "quantiles", "trigger",
+    "trigger_share", "trigger_what", "token_entropy", "top_token_share", "contexts", "histogram",
 )  # fmt: skip
 # What no version computes yet: null, never left out.
-MISSING = {
-    "trigger": "trigger classes", "positive_logits": "logit effects", "negative_logits": "logit effects",
-    "explanations": "auto-interpretation", "subspace": "geometry",
-}  # fmt: skip
+MISSING = {"explanations": "auto-interpretation", "subspace": "geometry"}
 
 
 class ByChance(NamedTuple):
@@ -96,7 +94,6 @@ def feature_columns(study: Opened, part: Part, chance: ByChance) -> dict[str, pa
         "epsilon": same(epsilon, pa.float64()),
         "null_rate": struct(chance.rate),
         "null_p999": struct(chance.p999),
-        "trigger": pa.nulls(len(features), text),
         "top_tokens": _top_tokens(study, features["top_token_ids"]),
     } | {name: features[name] for name in features.column_names if name not in RULE_COLUMN.values()}
 
@@ -137,13 +134,40 @@ def comparison_keys(part: Part) -> dict[str, pa.Array]:
     }
 
 
-def missing(ensemble: schema.Ensemble, study: str) -> list[dict[str, str]]:
+def logit_lists(study: Opened, part: Part) -> dict[int, dict[str, list[dict[str, Any]]]]:
+    """{feature: its `positive_logits` and `negative_logits`, the strongest first}; features without any are left out."""
+    where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
+    held = study.store.table(schema.Logit, ["feature", "sign", "token", "logit"], **where)
+    texts = study.texts.take(held["token"].combine_chunks()).to_pylist()
+    found: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    for row, text in zip(held.to_pylist(), texts, strict=True):
+        lists = found.setdefault(row["feature"], {"positive_logits": [], "negative_logits": []})
+        lists["positive_logits" if row["sign"] > 0 else "negative_logits"].append(
+            {"token": text, "logit": row["logit"]}
+        )
+    return found
+
+
+def missing(study: Opened, ensemble: schema.Ensemble) -> list[dict[str, str]]:
     """Which fields are null throughout an ensemble, and what computes them."""
+    command, blind = f"seedscope analyze {study.study.study} --only", study.study.causal is False
+    undefined = f"undefined: in {study.study.model} every token sees the tokens after it"
     found = {}
     if "activity" not in ensemble.computed:
-        found |= dict.fromkeys(_MEASURED, f"seedscope analyze {study} --only activity")
+        found |= dict.fromkeys(_MEASURED, f"{command} activity")
     if "ablate" not in ensemble.computed:
-        found["ablation"] = f"seedscope analyze {study} --only ablate"
+        either = "loss" in ensemble.computed
+        found |= dict.fromkeys(
+            ("ablation.marginal_ev", "ablation.rank") if either else ("ablation",), f"{command} ablate"
+        )
+    if "loss" not in ensemble.computed:
+        needs = undefined if blind else f"{command} loss"
+        found |= dict.fromkeys(("ablation.marginal_loss_nats", "ablation.loss_rank"), needs)
+    first = study.members[ensemble.ensemble][0].seed
+    if not study.store.table(schema.Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
+        width = "the hook point does not have the residual stream's width"
+        needs = undefined if blind else f"{command} activity" if "activity" not in ensemble.computed else width
+        found |= dict.fromkeys(("positive_logits", "negative_logits"), needs)
     return [{"field": field, "needs": needs} for field, needs in (found | later()).items()]
 
 

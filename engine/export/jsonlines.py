@@ -24,6 +24,7 @@ from engine.export.features import (
     comparison_keys,
     feature_columns,
     later,
+    logit_lists,
     missing,
 )
 from engine.export.opened import Opened, Part
@@ -55,7 +56,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         nonlocal done
         chance = by_chance(study, row)
         for member in study.members[row.ensemble]:
-            ranks = _worth_ranks(study, row, member)
+            ranks = {name: _worth_ranks(study, row, member, name) for name in ("worth_ev", "worth_loss")}
             for part in study.parts(row, member, n_rows=N_ROWS):
                 yield from feature_lines(study, part, chance, ranks)
             done += 1
@@ -67,7 +68,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
 
     for row in study.ensembles:
         head = {"study": study.study.study, "ensemble": row.ensemble, "digest": row.digest}
-        lacks = {"missing": missing(row, study.study.study)}
+        lacks = {"missing": missing(study, row)}
         _write_lines(folder, "features", row.ensemble, head | lacks, features(row))
         for name, table in (("pairs", schema.Pair), ("nulls", schema.NullMatch)):
             _write_lines(folder, name, row.ensemble, head, rows_of(table, row))
@@ -82,34 +83,49 @@ def _write_lines(folder: Path, name: str, ensemble: str, head: dict[str, Any], l
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def feature_lines(study: Opened, part: Part, chance: ByChance, ranks: np.ndarray) -> Iterator[dict[str, Any]]:
-    """What the JSON of every feature's page says; `ranks` are those of worth within the member, empty if not computed."""
+def feature_lines(
+    study: Opened, part: Part, chance: ByChance, ranks: dict[str, np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    """What the JSON of every feature's page says; `ranks` are those of either worth within the member, empty if not computed."""
     columns = feature_columns(study, part, chance)
-    counts, ids, worth = (columns.pop(name) for name in ("top_token_counts", "top_token_ids", "worth_ev"))
+    counts, ids = (columns.pop(name) for name in ("top_token_counts", "top_token_ids"))
+    worth = {name: columns.pop(name) for name in ranks}
     rows = pa.table(columns).to_pylist()
     matches = pa.table(comparison_keys(part) | comparison_columns(part)).drop_columns(["ensemble", "seed", "feature"])
     matches = matches.rename_columns({"other_seed": "seed"}).to_pylist()
-    contexts = _contexts(study, part)
+    contexts, logits = _contexts(study, part), logit_lists(study, part)
     n = len(part.others)
     for i, (row, top, found) in enumerate(zip(rows, counts.to_pylist(), ids.to_pylist(), strict=True)):
         filled = [count for count, token in zip(top, found, strict=True) if token >= 0]
         row["top_tokens"] = list(zip(row["top_tokens"], filled, strict=True))
         row |= {name: row.get(name) for name in MISSING}
         if "activity" not in part.ensemble.computed:
-            row |= {"top_tokens": None, "histogram": None}
-        yield row | {
-            "histogram_edges": part.member.histogram_edges or None,
-            "matches": matches[i * n : (i + 1) * n],
-            "contexts": contexts.get(row["feature"], []) if "activity" in part.ensemble.computed else None,
-            "ablation": {"marginal_ev": worth[i].as_py(), "rank": int(ranks[row["feature"]]), "of": part.ensemble.d_sae}
-            if len(ranks)
-            else None,
-        }
+            row |= {"top_tokens": None, "histogram": None, "quantiles": None}
+        yield (
+            row
+            | {
+                "histogram_edges": part.member.histogram_edges or None,
+                "matches": matches[i * n : (i + 1) * n],
+                "contexts": contexts.get(row["feature"], []) if "activity" in part.ensemble.computed else None,
+                "ablation": _ablation(part, row["feature"], {name: worth[name][i].as_py() for name in ranks}, ranks),
+            }
+            | logits.get(row["feature"], {"positive_logits": None, "negative_logits": None})
+        )
 
 
-def _worth_ranks(study: Opened, row: schema.Ensemble, member: schema.Member) -> np.ndarray:
+def _ablation(
+    part: Part, feature: int, worth: dict[str, float | None], ranks: dict[str, np.ndarray]
+) -> dict[str, float | int | None] | None:
+    place = {name: int(held[feature]) if len(held) else None for name, held in ranks.items()}
+    if set(place.values()) == {None}:
+        return None
+    return {"marginal_ev": worth["worth_ev"], "rank": place["worth_ev"], "of": part.ensemble.d_sae,
+            "marginal_loss_nats": worth["worth_loss"], "loss_rank": place["worth_loss"]}  # fmt: skip
+
+
+def _worth_ranks(study: Opened, row: schema.Ensemble, member: schema.Member, column: str) -> np.ndarray:
     """(d_sae,) 1-based rank of every feature's worth within its member, the largest first; empty if not computed."""
-    held = study.store.table(schema.Feature, ["worth_ev"], ensemble=row.ensemble, seed=member.seed)["worth_ev"]
+    held = study.store.table(schema.Feature, [column], ensemble=row.ensemble, seed=member.seed)[column]
     if held.null_count:
         return np.zeros(0, np.int64)
     worth = held.to_numpy()

@@ -62,7 +62,7 @@ def brought(members, texts, tmp_path_factory: pytest.TempPathFactory) -> Brought
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         printed[name] = done.stdout
-    done = run("analyze", STUDY, "--root", root, "--quiet")
+    done = run("analyze", STUDY, "--root", root, "--loss-tokens", "40", "--quiet")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return Brought(root, folders, printed, done.stdout)

@@ -16,7 +16,8 @@ import pytest
 from golden import unit_rows
 from reading import answered, assert_valid_plotly, browse, figures_of, links, republish, text_of, twin
 
-from app.routes.features import FeaturePage, TablePage
+from app.routes.feature import FeaturePage
+from app.routes.features import TablePage
 from app.routes.members import MembersPage
 from app.routes.overview import EnsemblePage
 from app.routes.studies import HomePage, MethodsPage, StudyPage
@@ -317,7 +318,8 @@ def test_facets_count_what_choosing_them_would_find(table, query):
 @pytest.mark.parametrize("sort", SORTS)
 def test_paging_visits_every_feature_once_in_order_and_back_again(client, address, table, sort, direction):
     whole = table(sort=sort, dir=direction)["rows"]
-    column = {"stability": "n_matched", "density": "n_active", "worth": "worth_ev", "max": "max_activation"}
+    column = {"stability": "n_matched", "density": "n_active", "worth": "worth_ev", "max": "max_activation",
+              "loss": "worth_loss", "entropy": "token_entropy"}  # fmt: skip
     values = [row[column.get(sort, "feature")] for row in whole]
     assert values == sorted(values, reverse=direction == "desc")
     assert len(set(keys(whole))) == len(whole) == 4 * 96
@@ -598,7 +600,7 @@ STATES = ["", "?theta=0.3", "?theta=0.333", "?theta=1", "?epsilon=0.4", "?rule=h
 @pytest.mark.parametrize("query", STATES)
 def test_figures_are_valid_plotly_and_their_curves_count_every_judged_feature(client, address, query):
     drawn = figures_of(client.get(address + query).text)
-    assert set(drawn) == {"stability", "density", "ablation", "cdf", "sweep", "convergence"}
+    assert set(drawn) == {"stability", "density", "ablation", "cdf", "sweep", "convergence", "scatter"}
     for figure in drawn.values():
         assert_valid_plotly(figure)
     bars = [trace for trace in drawn["stability"]["data"] if trace["type"] == "bar"]

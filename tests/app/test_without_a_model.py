@@ -12,7 +12,8 @@ from golden import unit_rows
 from reading import answered, assert_valid_plotly, browse, figures_of, links, republish, text_of, twin
 from recipes import members_that_agree, publish_study
 
-from app.routes.features import FeaturePage, TablePage
+from app.routes.feature import FeaturePage
+from app.routes.features import TablePage
 from app.routes.members import MembersPage
 from app.routes.overview import EnsemblePage
 from app.routes.studies import StudyPage
@@ -27,9 +28,10 @@ PAGES = {
 }  # fmt: skip
 ADDS_ACTIVITY = "seedscope analyze mine --model DIR_OR_ID --tokens FILE"
 OF_ACTIVITY = {
-    "dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "contexts", "histogram",
-    "histogram_edges",
+    "dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "quantiles", "trigger",
+    "trigger_share", "trigger_what", "token_entropy", "top_token_share", "contexts", "histogram", "histogram_edges",
 }  # fmt: skip
+OF_LOSS = {"ablation.marginal_loss_nats", "ablation.loss_rank"}
 UNKNOWN = {"asked_digest", "source", "library", "trained_on", "hookpoint"}  # of the address and of the files
 
 
@@ -131,13 +133,27 @@ def test_absent_results_are_null_and_each_says_what_computes_it(client):
     of_matches = {f"matches.{name}" for match in data["matches"] for name, value in match.items() if value is None}
     explained = {entry["field"]: entry for entry in data["missing"]}
     assert null >= OF_ACTIVITY | {"ablation"}
-    assert null - UNKNOWN | of_matches == set(explained) - {"ablation.marginal_loss_nats"}
-    for field in OF_ACTIVITY | {"ablation", "matches.live_partner"}:
+    assert null - UNKNOWN | of_matches == set(explained) - OF_LOSS
+    for field in OF_ACTIVITY | OF_LOSS | {"ablation", "matches.live_partner", "positive_logits", "negative_logits"}:
         assert explained[field]["command"] == ADDS_ACTIVITY
         assert "no model" in explained[field]["needs"]
-    assert explained["trigger"]["command"] is None
-    for row in client.get(f"{MINE}/features.json?limit=500").json()["rows"]:
-        assert {row[name] for name in ("density", "n_active", "max_activation", "worth_ev", "top_tokens")} == {None}
+    assert explained["explanations"]["command"] is None
+    table = client.get(f"{MINE}/features.json?limit=500").json()
+    assert table["triggers"] is None
+    for row in table["rows"]:
+        assert {
+            row[name]
+            for name in (
+                "density",
+                "n_active",
+                "max_activation",
+                "worth_ev",
+                "worth_loss",
+                "trigger",
+                "token_entropy",
+                "top_tokens",
+            )
+        } == {None}
     overview = client.get(f"{MINE}.json").json()
     assert (overview["masked_ev"], overview["masked_n"]) == (None, None)
     assert {median for _, median in overview["bucket_densities"].values()} == {None}
@@ -161,6 +177,8 @@ def test_a_row_without_a_direction_is_known_to_match_nothing(client):
         ("sort=density", "'density'", "stability or feature"), ("sort=max", "'max'", "stability or feature"),
         ("sort=worth&dir=asc", "'worth'", "stability or feature"), ("density_min=0", "0.0", "no filter by density"),
         ("density_max=0.5", "0.5", "no filter by density"), ("q=def", "'def'", "#INDEX"), ("rule=live", "'live'", "argmax, mutual"),
+        ("trigger=number", "'number'", "no filter by trigger"), ("sort=entropy", "'entropy'", "stability or feature"),
+        ("sort=loss", "'loss'", "stability or feature"),
     ],
 )  # fmt: skip
 def test_what_needs_activity_is_refused_with_what_adds_it(client, query, found, instead):
@@ -178,7 +196,9 @@ def test_what_needs_activity_is_refused_with_what_adds_it(client, query, found, 
 
 def test_the_table_offers_only_what_can_be_answered(client):
     page = client.get(f"{MINE}/features").text
-    assert not re.search(r'sort=(density|worth|max)|name="density_m|value="live"|value="count"', page)
+    assert not re.search(
+        r'sort=(density|worth|max|loss|entropy)|[?;&]trigger=|name="density_m|value="live"|value="count"', page
+    )
     assert ADDS_ACTIVITY in text_of(page)
     assert client.get(f"{MINE}/features?q=%2317").status_code == 200
 
@@ -192,7 +212,8 @@ def test_downloads_leave_empty_what_is_not_known(client, kind):
 
     features = table(f"features.{kind}?sort=feature")
     assert len(features["seed"]) == 5 * 48
-    for name in ("density", "n_active", "n_tokens", "mean_activation", "max_activation", "worth_ev"):
+    for name in ("density", "n_active", "n_tokens", "mean_activation", "max_activation", "worth_ev", "worth_loss", "trigger",
+                 "trigger_share", "trigger_what", "token_entropy", "top_token_share"):  # fmt: skip
         assert set(features[name]) == {None}
     assert features["dead"].count(True) == 2
     assert set(features["dead"]) == {True, None}
@@ -206,7 +227,7 @@ def test_downloads_leave_empty_what_is_not_known(client, kind):
 def test_only_figures_that_can_be_drawn_are_and_none_speaks_of_living_features(client):
     page = client.get(MINE)
     drawn = figures_of(page.text)
-    assert set(drawn) == {"stability", "cdf", "sweep", "convergence"}
+    assert set(drawn) == {"stability", "cdf", "sweep", "convergence", "scatter"}
     for figure in drawn.values():
         assert_valid_plotly(figure)
     for path in (MINE, f"{MINE}/members"):
@@ -223,7 +244,7 @@ def test_a_random_feature_is_one_that_may_live(client):
 
 def test_two_members_are_compared_without_curves_over_seeds(client):
     page = client.get(PAIR)
-    assert set(figures_of(page.text)) == {"stability", "sweep"}
+    assert set(figures_of(page.text)) == {"stability", "sweep", "scatter"}
     assert re.match(
         r"\d+\s% of features come back in the other seed, \d+\s% do not\.",
         client.get(f"{PAIR}.json").json()["sentence"],
@@ -250,11 +271,11 @@ def test_activity_without_worth_shows_what_features_do_and_what_adds_their_worth
     assert overview["ensemble"]["computed"] == ["match", "activity"]
     assert "of living features come back" in overview["sentence"]
     page = measured.get(here).text
-    assert set(figures_of(page)) == {"stability", "density", "cdf", "sweep", "convergence"}
+    assert set(figures_of(page)) == {"stability", "density", "cdf", "sweep", "convergence", "scatter"}
     assert command in text_of(page)
     living = next(r for r in measured.get(f"{here}/features.json?dead=exclude").json()["rows"])
     data = measured.get(f"{here}/{living['seed']}/{living['feature']}.json").json()
-    assert {"ablation", "ablation.marginal_loss_nats"} < {entry["field"] for entry in data["missing"]}
+    assert {"ablation"} | OF_LOSS < {entry["field"] for entry in data["missing"]}
     assert not OF_ACTIVITY & {entry["field"] for entry in data["missing"]}
     assert data["dead"] is False
     assert data["contexts"]
@@ -280,6 +301,7 @@ def test_an_ensemble_whose_hook_point_nobody_knows_asks_for_it(measured):
     additions = measured.get("/s/measured.json").json()["additions"]
     assert {(a["command"], *a["ensembles"]) for a in additions} == {
         ("seedscope analyze measured --hookpoint NAME", "lost"), ("seedscope analyze measured --only ablate", "read"),
+        ("seedscope analyze measured --only loss", "read"),
     }  # fmt: skip
 
 
@@ -302,19 +324,27 @@ def test_where_living_partners_were_not_matched_pages_say_so(own_root, address):
 
 
 def test_a_model_that_reads_both_ways_has_no_next_token_loss(own_root, address):
-    republish(own_root, "UPDATE Study SET causal = false, model = 'bert-base'")
+    republish(
+        own_root, "UPDATE Study SET causal = false, model = 'bert-base'", "UPDATE Feature SET worth_loss = NULL",
+        "UPDATE Ensemble SET computed = list_filter(computed, lambda c: c != 'loss')", "DELETE FROM Logit",
+    )  # fmt: skip
     client = browse(own_root)
-    loss = next(e for e in client.get(f"{address}/0/5.json").json()["missing"] if "loss" in e["field"])
-    assert "bert-base every token sees the tokens after it" in loss["needs"]
-    assert loss["command"] is None
+    explained = {e["field"]: e for e in client.get(f"{address}/0/5.json").json()["missing"]}
+    assert set(explained) == OF_LOSS | {"positive_logits", "negative_logits", "explanations", "subspace"}
+    for field in OF_LOSS | {"positive_logits", "negative_logits"}:
+        assert "bert-base every token sees the tokens after it" in explained[field]["needs"]
+        assert explained[field]["command"] is None
+    assert client.get(f"{address}/features.json?sort=loss").status_code == 422
     for path in ("/s/small", address, f"{address}/0/5"):
         assert "bert-base every token sees the tokens after it" in text_of(client.get(path).text)
 
 
 @pytest.mark.parametrize("direction", ["asc", "desc"])
 @pytest.mark.parametrize(
-    ("sort", "column"), [("worth", "worth_ev"), ("density", "n_active"), ("max", "max_activation")]
-)
+    ("sort", "column"),
+    [("worth", "worth_ev"), ("density", "n_active"), ("max", "max_activation"), ("loss", "worth_loss"),
+     ("entropy", "token_entropy")],
+)  # fmt: skip
 def test_paging_passes_values_that_are_not_there_and_puts_them_last(own_root, address, sort, column, direction):
     republish(own_root, f"UPDATE Feature SET {column} = NULL WHERE feature % 3 = 0")
     client = browse(own_root)

@@ -96,7 +96,7 @@ def on_tokens(*files: Path, n_ctx: int = N_CTX) -> dict[str, object]:
 
 def run(study: Path, model: LanguageModel | None = None, **options) -> Kept:
     progress = Kept()
-    analyse(study, model=model, device="cpu", progress=progress, **options)
+    analyse(study, model=model, device="cpu", loss_tokens=40, progress=progress, **options)
     return progress
 
 
@@ -412,7 +412,7 @@ def test_saes_of_another_width_than_the_model_are_refused_before_the_model_runs_
     changed(study, **on_tokens(words[0]))
     progress = Kept()
     with pytest.raises(ValueError, match=f"{PLACE} llama has {WIDTH} numbers per token, the SAEs read {WIDTH + 2}"):
-        analyse(study, model=llama, device="cpu", progress=progress)
+        analyse(study, model=llama, device="cpu", loss_tokens=40, progress=progress)
     assert progress.stages == ["tokenizing"]
     assert parts(study) == {}
 
@@ -468,7 +468,7 @@ def test_an_analysis_that_dies_in_any_stage_goes_on_behind_it_to_the_same_store(
         here = tmp_path / str(stage) / "mine"
         shutil.copytree(study, here)
         with pytest.raises(Killed):
-            analyse(here, model=llama, device="cpu", progress=DiesInStage(stage))
+            analyse(here, model=llama, device="cpu", loss_tokens=40, progress=DiesInStage(stage))
         assert not (here / "CURRENT").exists()
         progress = run(here, llama)
         assert publish(here).name == name
@@ -495,7 +495,7 @@ def test_an_analysis_killed_outright_resumes_to_the_same_store(study, words, tmp
         "        with super().stage(name, unit) as report:\n"
         "            yield report\n"
         "with only_writer(Path(sys.argv[1])):\n"
-        "    analyse(Path(sys.argv[1]), device='cpu', progress=Waits(quiet=True))\n"
+        "    analyse(Path(sys.argv[1]), device='cpu', loss_tokens=40, progress=Waits(quiet=True))\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, study], cwd=ROOT, stdout=subprocess.PIPE, text=True

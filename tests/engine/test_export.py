@@ -21,7 +21,8 @@ STUDY, ENSEMBLE = "small", "topk-96"
 SCALARS = {
     "study", "ensemble", "seed", "feature", "digest", "sae_digest", "shared_start", "data_order", "stability", "stability_low",
     "stability_high", "p_stable", "p_unstable", "n_matched", "n_comparisons", "bucket", "theta", "epsilon", "dead", "trigger",
-    "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation",
+    "trigger_share", "trigger_what", "token_entropy", "top_token_share", "top_tokens", "density", "n_active", "n_tokens",
+    "mean_activation", "max_activation",
 }  # fmt: skip
 
 
@@ -244,10 +245,10 @@ def test_contexts_and_curves_hold_what_the_store_holds(exports, study_root):
             "token_ids": ids, "tokens": [texts[i] for i in ids], "activations": activations,
         }  # fmt: skip
     curves = pq.read_table(exports["parquet"] / "curves.parquet").to_pylist()
-    columns = "seed, mask, n_masked, n_draws, ev, ev_sd"
+    columns = "seed, mask, n_masked, n_draws, ev, ev_sd, loss, loss_sd"
     assert [tuple(row.values()) for row in curves] == [
         ("ablation", ENSEMBLE, *row)
-        for row in stored(study_root, f"SELECT {columns} FROM Ablation ORDER BY seed, mask")
+        for row in stored(study_root, f"SELECT {columns} FROM Ablation ORDER BY seed, mask, n_masked")
     ]
 
 
@@ -264,15 +265,17 @@ def test_saes_are_copied_as_they_are(exports, study_root):
 def test_lines_of_json_say_what_the_pages_say(exports, client):
     head, *rows = lines(exports["json"] / "features" / f"{ENSEMBLE}.jsonl")
     assert (head["format"], head["version"], head["ensemble"]) == ("seedscope.features", 1, ENSEMBLE)
-    assert {"explanations", "subspace", "trigger"} <= {lack["field"] for lack in head["missing"]}
+    assert {"explanations", "subspace"} == {lack["field"] for lack in head["missing"]}
     assert len(rows) == 4 * 96
     for row in rows[::31]:
         page = feature_json(client, row["seed"], row["feature"])
         for name in ("null_rate", "null_p999"):
             assert row[name] == pytest.approx(page[name], rel=1e-5)
-        same = SCALARS | {"contexts", "histogram", "histogram_edges", "explanations", "subspace"}
+        same = SCALARS | {
+            "contexts", "histogram", "histogram_edges", "quantiles", "positive_logits", "negative_logits", "ablation",
+            "explanations", "subspace",
+        }  # fmt: skip
         assert {name: row[name] for name in same} == {name: page[name] for name in same}
-        assert row["ablation"] == {name: page["ablation"][name] for name in row["ablation"]}
         matches = row["matches"]
         assert matches == [{name: match[name] for name in matches[0]} for match in page["matches"]]
 

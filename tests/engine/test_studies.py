@@ -24,7 +24,7 @@ from engine.progress import Progress, Report
 from engine.store import published
 from engine.studies import run_study
 
-STAGES = 10  # the last one publishes
+STAGES = 11  # the last one publishes
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,9 @@ def published_store(root: Path, config: StudyConfig) -> Path:
 
 
 def build(config: StudyConfig, corpus, root: Path, progress: Progress | None = None) -> Path:
-    return run_study(config, corpus, root, built_from="tests", progress=progress or Progress(quiet=True))
+    return run_study(
+        config, corpus, root, built_from="tests", loss_tokens=40, progress=progress or Progress(quiet=True)
+    )
 
 
 @pytest.fixture(scope="module")

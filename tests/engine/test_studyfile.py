@@ -90,7 +90,7 @@ def test_a_whole_file_is_read_as_it_says(folder: Path):
         epsilon=0.1,
         model="gpt2",
         hookpoint="blocks.7.hook_resid_pre",
-        tokens=catalogue.Tokens(source, 2_000_000, 128, "include", "held-out", remark="corpus/*.txt"),
+        tokens=catalogue.Tokens(source, 2_000_000, 128, "include", "held-out", remark="corpus/*.txt, held-out documents"),
         train_source=source,
         ensembles=(
             ImportPlan(
@@ -224,7 +224,7 @@ MISTAKES = [
     (TRAINS, 'name = "s"', 'name = "s"\ntheta = "0.7"', 3, 'study.theta = "0.7", expected a cosine', ""),
     (TRAINS, 'name = "s"', 'name = "s"\ntheta = nan', 3, "study.theta = NaN, expected a cosine", ""),
     (TRAINS, 'name = "s"', 'name = "s"\nepsilon = true', 3, "study.epsilon = true, expected 0 to below 0.5", ""),
-    (TRAINS, 'name = "s"', 'name = "s"\ncontrol = "random-weights"', 3, "study.control is not known", "not in this one"),
+    (TRAINS, 'name = "s"', 'name = "s"\ncontrol = "shuffled"', 3, 'study.control = "shuffled", expected', "random-weights"),
     (IMPORTS, '[study]\nname = "s"', "", 1, "study is missing, expected [study] with a name", ""),
     (IMPORTS, '[study]\nname = "s"', 'study = "s"', 1, 'study = "s", expected a table', ""),
     (IMPORTS, "[[ensemble]]", "[ensemble]", 3, "ensemble = { .. }, expected a list of tables", "[[ ]]"),

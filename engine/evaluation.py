@@ -1,0 +1,181 @@
+"""What activity is measured on: a study's model and evaluation tokens, and activations of it at any hook point."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine import catalogue, demo
+from engine.activations import (
+    BeyondRangeError,
+    LanguageModel,
+    TokenSet,
+    harvest,
+    hook_module,
+    load_model,
+    token_texts,
+    tokenize,
+    width,
+)
+from engine.files import write_whole
+from engine.models import randomised
+from engine.progress import Progress
+from engine.sources import Document, documents, split
+from engine.triggers import Vocabulary
+
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What activity was measured on: the model, and the tokens as they are shown."""
+
+    model: str
+    model_digest: str
+    control_digest: str | None  # of the same model with random weights, where an ensemble is a control
+    causal: bool
+    n_ctx: int
+    policy: str
+    token_digest: str
+    n_tokens: int
+    remark: str
+    texts: tuple[str, ...]  # of every token id
+    documents: tuple[str, ...]
+
+
+def read_evaluation(study: Path) -> Evaluation | None:
+    """The evaluation that the parts of a study were measured on, None where there was none."""
+    try:
+        held = json.loads((study / "parts" / EVALUATION).read_text())
+    except FileNotFoundError:
+        return None
+    return Evaluation(**held | {name: tuple(held[name]) for name in ("texts", "documents")})
+
+
+class Bench:
+    """A model with its evaluation tokens, and activations of it at any hook point."""
+
+    def __init__(self, model: LanguageModel, tokens: TokenSet, scratch: Path, progress: Progress) -> None:
+        self.model, self.tokens = model, tokens
+        self.digest, self.n_tokens = tokens.digest, int(tokens.counted.sum())
+        self._scratch, self._progress = scratch, progress
+        self.texts = token_texts(model)
+
+    @cached_property
+    def control(self) -> "Bench":
+        """The same tokens on the model with random weights."""
+        return Bench(randomised(self.model), self.tokens, self._scratch / "control", self._progress)
+
+    def loss_tokens(self, n: int) -> TokenSet:
+        """Windows, drawn at random, that hold about n tokens that count."""
+        order = np.random.default_rng(0).permutation(len(self.tokens.ids))
+        held = np.cumsum(self.tokens.counted[order].sum(1))
+        chosen = np.sort(order[: int(np.searchsorted(held, n)) + 1])
+        return self.tokens._replace(
+            ids=self.tokens.ids[chosen], document=self.tokens.document[chosen], start=self.tokens.start[chosen]
+        )
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the classes of triggers need to know of the tokens."""
+        return Vocabulary(self.texts, self.tokens.ids[self.tokens.counted])
+
+    def rows(self, hookpoint: str, d_in: int):
+        """(tokens, d_in) activations, from disk; in float32 where float16 cannot hold them."""
+        found = width(self.model, self.tokens, hookpoint)
+        if found != d_in:
+            raise ValueError(
+                f"at {hookpoint} {self.model.name} has {found} numbers per token, the SAEs read {d_in}: they were trained on "
+                "another model or hook point"
+            )
+        folder = self._scratch / hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
+        for dtype in ("float16", "float32"):
+            try:
+                with self._progress.stage(f"activations at {hookpoint}", "tokens") as report:
+                    rows = harvest(self.model, self.tokens, hookpoint, folder, dtype=dtype, report=report)
+                break
+            except BeyondRangeError as error:
+                if dtype == "float32":
+                    raise
+                self._progress.say(f"{error}: taken in float32")
+        return rows
+
+
+def open_bench(
+    study: Path,
+    plan: catalogue.Study,
+    model: LanguageModel | None,
+    texts: Iterable[Document] | None,
+    device: str,
+    progress: Progress,
+) -> Bench | None:
+    """Model and tokens as the catalogue names them; None, with a word, where it names none."""
+    if plan.model is None or (plan.tokens is None and texts is None):
+        lacks = " and ".join(name for name, held in (("--model", plan.model), ("--tokens", plan.tokens)) if not held)
+        progress.say(f"activity, ablate: left out, no {lacks} was given for {plan.name}")
+        return None
+    settings = plan.tokens or catalogue.Tokens(())
+    model = model or load_model(plan.model)
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        model.network.to("cuda")
+    for ensemble in plan.ensembles:
+        if ensemble.hookpoint:
+            _require_place(model, ensemble)
+        else:
+            progress.say(f"{ensemble.name}: no hook point is known, so no activity; give one with --hookpoint")
+    with progress.stage("tokenizing", "tokens") as report:
+        found = tokenize(
+            documents_of(settings) if texts is None else texts, model, n_ctx=settings.n_ctx, bos=settings.bos,
+            n_tokens=settings.n_eval,
+        )  # fmt: skip
+        n_tokens = int(found.counted.sum())
+        report(n_tokens, n_tokens)
+    found = found._replace(names=short_names(found.names))
+    bench = Bench(model, found, study / "scratch", progress)
+    record = Evaluation(
+        model=model.name,
+        model_digest=model.digest,
+        control_digest=bench.control.model.digest if any(each.control_of for each in plan.ensembles) else None,
+        causal=model.causal,
+        n_ctx=found.ids.shape[1],
+        policy=found.policy,
+        token_digest=bench.digest,
+        n_tokens=bench.n_tokens,
+        remark=settings.remark or ", ".join(settings.source),
+        texts=tuple(bench.texts),
+        documents=tuple(found.names),
+    )
+    (study / "parts").mkdir(parents=True, exist_ok=True)
+    write_whole(study / "parts" / EVALUATION, json.dumps(asdict(record)))
+    return bench
+
+
+def _require_place(model: LanguageModel, ensemble: catalogue.Ensemble) -> None:
+
+    try:
+        hook_module(model, ensemble.hookpoint)
+    except ValueError as error:
+        raise ValueError(f"ensemble {ensemble.name}: {error}") from None
+
+
+def documents_of(tokens: catalogue.Tokens) -> Iterator[Document]:
+    """The documents that a catalogue's evaluation tokens name."""
+    if tokens.source == (demo.SOURCE,):
+        return iter(demo.load_corpus().held_out)
+    found = documents(tokens.source)
+    return split(found, tokens.part) if tokens.part != "all" else found
+
+
+def short_names(names: list[str]) -> list[str]:
+    """Names of documents without the folder that all of them share: where a corpus lies says nothing about it."""
+    if not names or not all(name.startswith("/") for name in names):
+        return names
+    shared = names[0].rsplit("/", 1)[0] + "/"
+    while not all(name.startswith(shared) for name in names):
+        shared = shared.rstrip("/").rsplit("/", 1)[0] + "/"
+    return [name.removeprefix(shared) for name in names]
