@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from app import render
 from app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
-from app.routes import ablation, feature, features, members, neighbours, overview, studies, trying, weights
+from app.routes import ablation, buckets, feature, features, members, neighbours, overview, studies, trying, weights
 from app.security import Guard
 from app.settings import STATIC, Settings
 from app.store import BadValue, NotFound, Studies
@@ -73,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(studies.router)
     app.include_router(overview.router)
     app.include_router(ablation.router)
+    app.include_router(buckets.router)
     app.include_router(members.router)  # before the permalink, whose address would swallow members/match
     app.include_router(neighbours.router)
     app.include_router(trying.router)

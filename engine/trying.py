@@ -146,6 +146,7 @@ def read(model: LanguageModel, text: str, settings: catalogue.Tokens) -> Window:
     return Window(ids, shown, found.counted[0][: len(ids)][shown:], len(ids) - in_front, n_all)
 
 
+@torch.no_grad()
 def encode(sae: SAE, rows: Float[Tensor, "tokens d_in"], counts: Bool[np.ndarray, " tokens"]) -> Active:
     """What is active in a member (an ensemble of one) where tokens count; rows without a direction never are."""
     norms = sae.unit_norms()[0]

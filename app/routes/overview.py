@@ -1,18 +1,16 @@
 """The overview of one ensemble: which share of its features comes back, how sure that is, and what the buckets are worth."""
 
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
-from pydantic import Field
 
 from app import figures, render
 from app.formats import percent
-from app.routes.query import RULE_SAYS, EnsembleName, Judgement, Share, StudyName, Trigger, judged_shares, open_judged
-from app.store import METRICS, BadValue, Comparison, Missing, Sample, StudyStore
+from app.routes.query import RULE_SAYS, EnsembleName, Judgement, StudyName, judged_shares, open_judged
+from app.store import Missing, Sample, StudyStore
 from engine import schema
 from engine.schema import N_THETAS
 from engine.stability import (
@@ -31,18 +29,6 @@ SWEEP = [i for i in range(30, 100, 5)]  # grid indices: theta .30 .. .95
 PER_DECADE = 4
 
 
-class Overview(Judgement):
-    """The overview's state: the judgement, the scatter's metric, and the filter that greys its other points."""
-
-    metric: Annotated[Literal[tuple(METRICS)] | None, Field(description="the scatter's; density where it is known")] = (
-        None
-    )
-    bucket: Literal["stable", "middle", "unstable"] | None = None
-    trigger: Trigger | None = None
-    density_min: Share | None = None
-    density_max: Share | None = None
-
-
 @dataclass(frozen=True)
 class MemberLine:
     """A member on the overview; shares are of the features that are judged."""
@@ -56,19 +42,6 @@ class MemberLine:
     stable: float
     middle: float
     unstable: float
-
-
-@dataclass(frozen=True)
-class ScatterSummary:
-    """A metric against stability, as numbers; `by_p` lists p, features and the median (or its bin)."""
-
-    metric: str
-    n: int
-    n_chosen: int | None  # that the filter finds; None without one
-    is_log: bool
-    n_floored: int  # drawn at the lowest value shown
-    is_binned: bool
-    by_p: tuple[tuple[Any, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -94,8 +67,6 @@ class EnsemblePage:
     p_stable_at_all: float
     masked_ev: dict[str, float] | None
     masked_n: float | None
-    comparison: Comparison
-    scatter: ScatterSummary
     sentence: str
     stable_from: int
     unstable_to: int
@@ -105,14 +76,11 @@ class EnsemblePage:
     nav_rules: dict[str, str]
     nav_judged: str
     nav_push: str
-    nav_title: str
-    nav_metrics: dict[str, str]
-    nav_filter: dict[str, Any]
 
 
 @render.page(router, "/s/{study}/{ensemble}", "ensemble.html", "ensemble")
 def ensemble(
-    request: Request, study: StudyName, ensemble: EnsembleName, judgement: Annotated[Overview, Query()]
+    request: Request, study: StudyName, ensemble: EnsembleName, judgement: Annotated[Judgement, Query()]
 ) -> EnsemblePage:
     """One ensemble: which share of its features is stable, and what the buckets are worth."""
     store, row, judgement = open_judged(request, study, ensemble, judgement)
@@ -127,9 +95,6 @@ def ensemble(
     masked_ev = {mask: fmean(a.ev for a in held) for mask, held in sorted(masked.items())}
     medians = found.bucket_densities()
     judged = judgement.judged(activity=store.has(ensemble, "activity"))
-    metrics = store.comparisons.metrics(ensemble)
-    scatter, summary = _scatter(store, row, judgement, metrics)
-    comparison = store.comparisons.compare(judgement.query(ensemble))
     hungarian = store.pairs(ensemble, "hungarian").summaries(theta) if "hungarian" in store.rules(ensemble) else []
     return EnsemblePage(
         study=store.study,
@@ -148,28 +113,15 @@ def ensemble(
         p_stable_at_all=score(row.n_comparisons, row.n_comparisons, epsilon=epsilon).p_stable,
         masked_ev=masked_ev if store.has(ensemble, "ablate") else None,
         masked_n=_masked_n(masked) if store.has(ensemble, "ablate") else None,
-        comparison=comparison,
-        scatter=summary,
         sentence=_sentence(buckets, row, masked_ev, at, epsilon, activity=store.has(ensemble, "activity")),
         stable_from=bounds.stable,
         unstable_to=bounds.unstable,
         missing=list(store.missing(ensemble).values()),
-        figure_list=[
-            *_figures(store, row, judgement, counts, ablations, masked_ev, found.density_histogram(), medians),
-            scatter,
-        ],
+        figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, found.density_histogram(), medians),
         nav_judgement=at,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_judged=judged,
-        nav_push=render.url(f"/s/{study}/{ensemble}", **judgement.parameters()),
-        nav_title=_comparison_title(comparison),
-        nav_metrics={name: _named(name) for name in metrics},
-        nav_filter={
-            "bucket": judgement.bucket,
-            "trigger": judgement.trigger,
-            "density_min": judgement.density_min,
-            "density_max": judgement.density_max,
-        },
+        nav_push=render.url(f"/s/{study}/{ensemble}", **at),
     )
 
 
@@ -211,56 +163,6 @@ def _figures(
         figures.convergence(*(values.tolist() for values in settled), n_features=int(by_x.sum()), judged=judged)
     )
     return drawn
-
-
-def _scatter(
-    store: StudyStore, row: schema.Ensemble, judgement: Overview, metrics: list[str]
-) -> tuple[figures.Figure, ScatterSummary]:
-    metric = judgement.metric or metrics[0]
-    lacking, analysis = store.missing(row.ensemble), METRICS[metric].analysis
-    if metric not in metrics:
-        raise BadValue("metric", repr(metric), f"{', '.join(metrics)}, no {metric}: {lacking[analysis]}")
-    for name in ("trigger", "density_min", "density_max"):
-        if getattr(judgement, name) is not None and "activity" in lacking:
-            raise BadValue(name, repr(getattr(judgement, name)), f"no filter by {name}: {lacking['activity']}")
-    query = judgement.query(row.ensemble)
-    marks = {name: getattr(judgement, name) for name in ("bucket", "trigger", "density_min", "density_max")}
-    found = store.comparisons.scatter(query, metric, replace(query, **marks))
-    n, base, at = row.n_comparisons, f"/s/{store.study.study}/{row.ensemble}", judgement.judgement()
-    if found.points is not None:
-        drawn = figures.Dots(*found.points)
-    else:
-        links = []
-        for low, high in pairwise(found.cells.edges):
-            # The table filters by density; of other metrics a cell opens its column.
-            more = {"density_min": float(low), "density_max": min(float(high), 1.0)} if metric == "density" else {}
-            line = [at | marks | more | {"stability_min": x / n, "stability_max": x / n} for x in range(n + 1)]
-            links.append([render.url(f"{base}/features", **parameters) for parameters in line])
-        drawn = figures.Cells(*found.cells, links)
-    cloud = figures.Cloud(found.n, found.n_chosen, found.is_log, found.floor, found.n_floored, drawn)
-    figure = figures.metric_scatter(cloud, _named(metric), METRICS[metric].unit, n, base, render.url("", **at))
-    return figure, ScatterSummary(
-        metric, found.n, found.n_chosen, found.is_log, found.n_floored, found.cells is not None, figure.table
-    )
-
-
-def _named(metric: str) -> str:
-    """A metric in words that tell the two worths apart."""
-    return METRICS[metric].words + {"worth_ev": " (EV)", "worth_loss": " (loss)"}.get(metric, "")
-
-
-def _comparison_title(found: Comparison) -> str:
-    """What tells stable from unstable features best."""
-    told = [line for line in found.metrics if line.auc is not None]
-    if not told:
-        return "What sets stable features apart? One of the two buckets is empty"
-    best = max(told, key=lambda line: abs(line.auc - 0.5))
-    if abs(best.auc - 0.5) < 0.05:
-        return "No metric sets stable features apart from unstable ones"
-    side = "higher" if best.auc > 0.5 else "lower"
-    return (
-        f"A stable feature has the {side} {_named(best.metric)} in {percent(max(best.auc, 1 - best.auc), 0)} of pairs"
-    )
 
 
 def _sweep(

@@ -174,11 +174,11 @@ def try_text(
     """A text run through the study's model and every member now: active features per token, and one feature's counterparts."""
     store, row, asked = open_judged(request, study, ensemble, asked)
     store.check_rule(ensemble, asked.rule)
+    seed = store.members(ensemble)[0].seed if asked.seed is None else store.member(ensemble, asked.seed).seed
     if asked.feature is not None:
         if asked.seed is None:
             raise BadValue("seed", "nothing", f"the seed of feature {asked.feature}")
-        store.feature(ensemble, asked.seed, asked.feature)
-    seed = store.members(ensemble)[0].seed if asked.seed is None else store.member(ensemble, asked.seed).seed
+        store.feature(ensemble, seed, asked.feature)
     lacking = store.missing(ensemble)
     missing = lacking.get("activity") if store.study.model is None or row.hookpoint is None else None
     answer, says, again, status = None, None, False, 200
@@ -227,7 +227,7 @@ def try_text(
 
 
 def _ask(request: Request, store: StudyStore, row: schema.Ensemble, asked: TryQuery) -> LiveAnswer:
-    n_bytes = len(request.scope["query_string"])
+    n_bytes = len(render.url("", **asked.parameters())) - 1  # as this page writes it, however the browser did
     if n_bytes > LONGEST_ADDRESS:
         raise BadValue("text", f"an address of {n_bytes:,} bytes", f"at most {LONGEST_ADDRESS:,}: shorten the text")
     seeds = tuple(member.seed for member in store.members(row.ensemble))

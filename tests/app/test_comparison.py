@@ -47,7 +47,7 @@ def superiority(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def twin(client, address) -> dict:
-    return client.get(f"{address}.json?theta=0.6").json()
+    return client.get(f"{address}/buckets.json?theta=0.6").json()
 
 
 def test_quartiles_and_effect_sizes_are_those_of_the_rows(twin, rows):
@@ -115,7 +115,7 @@ def test_trigger_classes_hold_every_feature_that_fires_in_the_order_of_the_schem
 
 @pytest.mark.parametrize("metric", COLUMNS)
 def test_every_living_feature_is_one_point_within_half_a_step_of_its_stability(client, address, rows, metric):
-    figure = figures_of(client.get(f"{address}?theta=0.6&metric={metric}").text)["scatter"]
+    figure = figures_of(client.get(f"{address}/buckets?theta=0.6&metric={metric}").text)["scatter"]
     assert_valid_plotly(figure)
     expected = {
         f"/{s}/{f}": (x / 3, v)
@@ -137,7 +137,7 @@ def test_every_living_feature_is_one_point_within_half_a_step_of_its_stability(c
 
 
 def test_a_filter_pales_the_other_points_and_keeps_them(client, address, rows):
-    page = client.get(f"{address}?theta=0.6&bucket=unstable&density_max=0.01")
+    page = client.get(f"{address}/buckets?theta=0.6&bucket=unstable&density_max=0.01")
     traces = {t["name"]: len(t["x"]) for t in figures_of(page.text)["scatter"]["data"]}
     held = of_bucket(rows)["unstable"] & (np.asarray(rows["density"]) <= 0.01)
     assert traces == {"not in the filter": (~np.asarray(rows["dead"], bool)).sum() - held.sum(), "unstable": held.sum()}
@@ -147,7 +147,7 @@ def test_a_filter_pales_the_other_points_and_keeps_them(client, address, rows):
 @pytest.mark.parametrize("metric", ["density", "entropy", "norm"])
 def test_too_many_points_are_counted_in_cells_that_hold_them_all(client, address, rows, metric, monkeypatch):
     monkeypatch.setattr(compare, "MOST_POINTS", 10)
-    page = client.get(f"{address}?theta=0.6&metric={metric}&bucket=stable")
+    page = client.get(f"{address}/buckets?theta=0.6&metric={metric}&bucket=stable")
     everything, chosen = figures_of(page.text)["scatter"]["data"]
     assert_valid_plotly({"data": [everything, chosen], "layout": {}})
 
@@ -173,9 +173,9 @@ def test_a_metric_that_was_not_computed_is_not_offered_and_its_address_names_the
         "UPDATE Feature SET worth_loss = NULL",
     )
     client = browse(own_root)
-    page = client.get("/s/small/topk-96")
+    page = client.get("/s/small/topk-96/buckets")
     assert 'value="worth_loss"' not in page.text
     assert 'value="worth_ev"' in page.text
-    answer = client.get("/s/small/topk-96?metric=worth_loss")
+    answer = client.get("/s/small/topk-96/buckets?metric=worth_loss")
     assert answer.status_code == 422
     assert "seedscope analyze small --only loss" in text_of(answer.text)

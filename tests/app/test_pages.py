@@ -600,7 +600,7 @@ STATES = ["", "?theta=0.3", "?theta=0.333", "?theta=1", "?epsilon=0.4", "?rule=h
 @pytest.mark.parametrize("query", STATES)
 def test_figures_are_valid_plotly_and_their_curves_count_every_judged_feature(client, address, query):
     drawn = figures_of(client.get(address + query).text)
-    assert set(drawn) == {"stability", "density", "ablation", "cdf", "sweep", "convergence", "scatter"}
+    assert set(drawn) == {"stability", "density", "ablation", "cdf", "sweep", "convergence"}
     for figure in drawn.values():
         assert_valid_plotly(figure)
     bars = [trace for trace in drawn["stability"]["data"] if trace["type"] == "bar"]

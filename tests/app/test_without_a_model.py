@@ -227,7 +227,7 @@ def test_downloads_leave_empty_what_is_not_known(client, kind):
 def test_only_figures_that_can_be_drawn_are_and_none_speaks_of_living_features(client):
     page = client.get(MINE)
     drawn = figures_of(page.text)
-    assert set(drawn) == {"stability", "cdf", "sweep", "convergence", "scatter"}
+    assert set(drawn) == {"stability", "cdf", "sweep", "convergence"}
     for figure in drawn.values():
         assert_valid_plotly(figure)
     for path in (MINE, f"{MINE}/members"):
@@ -244,7 +244,7 @@ def test_a_random_feature_is_one_that_may_live(client):
 
 def test_two_members_are_compared_without_curves_over_seeds(client):
     page = client.get(PAIR)
-    assert set(figures_of(page.text)) == {"stability", "sweep", "scatter"}
+    assert set(figures_of(page.text)) == {"stability", "sweep"}
     assert re.match(
         r"\d+\s% of features come back in the other seed, \d+\s% do not\.",
         client.get(f"{PAIR}.json").json()["sentence"],
@@ -271,7 +271,7 @@ def test_activity_without_worth_shows_what_features_do_and_what_adds_their_worth
     assert overview["ensemble"]["computed"] == ["match", "activity"]
     assert "of living features come back" in overview["sentence"]
     page = measured.get(here).text
-    assert set(figures_of(page)) == {"stability", "density", "cdf", "sweep", "convergence", "scatter"}
+    assert set(figures_of(page)) == {"stability", "density", "cdf", "sweep", "convergence"}
     assert command in text_of(page)
     living = next(r for r in measured.get(f"{here}/features.json?dead=exclude").json()["rows"])
     data = measured.get(f"{here}/{living['seed']}/{living['feature']}.json").json()

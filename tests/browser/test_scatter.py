@@ -1,4 +1,4 @@
-"""The scatter of the overview: points that are filtered in place and lead to their features, and WebGL for many of them."""
+"""The scatter of the buckets' page: points that are filtered in place and lead to their features, and WebGL for many of them."""
 
 import re
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.browser
 
 
 def test_points_are_drawn_filtered_in_place_and_lead_to_their_features(page: Page, address: str) -> None:
-    page.goto(address)
+    page.goto(f"{address}/buckets")
     plot = page.locator("#fig-scatter .plot")
     expect(plot.locator(".plot-container")).to_be_visible()
     page.evaluate("window.untouched = true")
@@ -47,7 +47,7 @@ def test_webgl_draws_under_the_pages_own_policy(
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(address)
+    page.goto(f"{address}/buckets")
     expect(page.locator("#fig-scatter canvas").first).to_be_visible()
     page.wait_for_function("document.querySelector('#fig-scatter .plot')._fullLayout?.xaxis")
     assert page.evaluate("document.querySelector('#fig-scatter .plot')._fullData[0].type") == "scattergl"

@@ -7,19 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ENSEMBLE, STUDY
 from golden import normalised_forward, topk_codes
 from tiny_models import CONTEXT, WIDTH, save, tiny, tokenizer
 
 from app.store import Studies
 from engine import catalogue, demo
-from engine.activations import LanguageModel
+from engine.activations import LanguageModel, load_model
 from engine.config import StudyConfig
 from engine.convention import Convention
 from engine.queries import MAX_TEXT, LiveAnswer, LiveQuery
 from engine.residents import Residents
-from engine.sae import SAE
-from engine.trying import encode, read
+from engine.sae import SAE, load
+from engine.trying import answer, encode, find_place, load_reader, read
 
 TEXT = 'def parse(self, text):\n    """Parse a text."""\n    return [int(part) for part in text.split(",")]\n'
 SEEDS = (2, 5, 7)
@@ -27,9 +26,10 @@ SEEDS = (2, 5, 7)
 
 @pytest.fixture(scope="module")
 def query(study_root: Path, study_config: StudyConfig) -> LiveQuery:
-    (folder,) = (study_root / STUDY / "sae" / ENSEMBLE).iterdir()
-    folder = str(folder.relative_to(study_root / STUDY))
-    return LiveQuery("try", STUDY, ENSEMBLE, folder, study_config.train.seeds, text=TEXT)
+    study, ensemble = study_config.name, study_config.ensemble
+    (folder,) = (study_root / study / "sae" / ensemble).iterdir()
+    folder = str(folder.relative_to(study_root / study))
+    return LiveQuery("try", study, ensemble, folder, study_config.train.seeds, text=TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -68,23 +68,26 @@ def doubled(tensor: torch.Tensor) -> np.ndarray:
 def test_activations_are_those_of_plain_numpy(
     residents: Residents, query: LiveQuery, language_model: LanguageModel, ensemble_saes: SAE
 ):
-    answer = answered(residents, query)
-    ids = [language_model.tokenizer.bos_token_id, *language_model.tokenizer(TEXT, add_special_tokens=False)["input_ids"]]
+    found = answered(residents, query)
+    ids = [
+        language_model.tokenizer.bos_token_id,
+        *language_model.tokenizer(TEXT, add_special_tokens=False)["input_ids"],
+    ]
     rows = hidden_states(language_model, ids, 2)[1:]
     tensors = [doubled(t) for t in (ensemble_saes.W_enc, ensemble_saes.b_enc, ensemble_saes.b_dec)]
     norms = np.linalg.norm(doubled(ensemble_saes.W_dec), axis=2)
     expected = [topk_codes(rows, *(t[m] for t in tensors), ensemble_saes.k) * norms[m] for m in range(len(query.seeds))]
-    np.testing.assert_allclose(dense(answer, ensemble_saes.d_sae), expected, rtol=1e-4, atol=1e-4)
-    assert answer.arrays["id"].tolist() == ids[1:]
-    assert "".join(answer.texts) == TEXT
-    assert answer.arrays["extent"].tolist() == [len(ids) - 1] * 2
-    assert answer.arrays["counts"].all()
+    np.testing.assert_allclose(dense(found, ensemble_saes.d_sae), expected, rtol=1e-4, atol=1e-4)
+    assert found.arrays["id"].tolist() == ids[1:]
+    assert "".join(found.texts) == TEXT
+    assert found.arrays["extent"].tolist() == [len(ids) - 1] * 2
+    assert found.arrays["counts"].all()
 
 
 def test_features_of_a_token_come_strongest_first(residents: Residents, query: LiveQuery):
-    answer = answered(residents, query)
-    ends = answer.arrays["count"].ravel().cumsum()
-    for part in np.split(answer.arrays["activation"], ends[:-1]):
+    found = answered(residents, query)
+    ends = found.arrays["count"].ravel().cumsum()
+    for part in np.split(found.arrays["activation"], ends[:-1]):
         assert (np.diff(part) <= 0).all()
         assert (part > 0).all()
 
@@ -92,7 +95,7 @@ def test_features_of_a_token_come_strongest_first(residents: Residents, query: L
 def test_a_document_of_the_evaluation_tokens_has_the_activations_of_its_stored_contexts(
     residents: Residents, query: LiveQuery, study_root: Path, corpus: demo.Corpus, ensemble_saes: SAE
 ):
-    store = Studies(study_root).get(STUDY)
+    store = Studies(study_root).get(query.study)
     documents = dict(corpus.held_out)
     activations = {
         name: dense(answered(residents, replace(query, text=text)), ensemble_saes.d_sae)
@@ -101,7 +104,7 @@ def test_a_document_of_the_evaluation_tokens_has_the_activations_of_its_stored_c
     n_compared = 0
     for member, seed in enumerate(query.seeds):
         for feature in range(ensemble_saes.d_sae):
-            for context in store.contexts(ENSEMBLE, seed, feature):
+            for context in store.contexts(query.ensemble, seed, feature):
                 found = activations[store.documents[context.document]][member]
                 first = context.position - context.peak
                 if first + len(context.token_ids) > len(found):
@@ -166,15 +169,15 @@ def test_rows_without_a_direction_and_activations_that_are_no_numbers_are_not_ac
 def test_a_text_is_cut_where_the_study_cuts_its_windows(
     residents: Residents, query: LiveQuery, study_config: StudyConfig, language_model: LanguageModel
 ):
-    answer = answered(residents, replace(query, text=TEXT * 4))
+    found = answered(residents, replace(query, text=TEXT * 4))
     n_all = len(language_model.tokenizer(TEXT * 4)["input_ids"])
     n_read = study_config.n_ctx - 1  # behind BOS
-    assert answer.arrays["extent"].tolist() == [n_read, n_all]
-    assert len(answer.texts) == n_read < n_all
-    assert (TEXT * 4).startswith("".join(answer.texts))
+    assert found.arrays["extent"].tolist() == [n_read, n_all]
+    assert len(found.texts) == n_read < n_all
+    assert (TEXT * 4).startswith("".join(found.texts))
     short = answered(residents, query).arrays
     n = min(len(short["id"]), n_read)  # what comes behind does not change what is in front
-    assert answer.arrays["count"][:, :n].tolist() == short["count"][:, :n].tolist()
+    assert found.arrays["count"][:, :n].tolist() == short["count"][:, :n].tolist()
 
 
 def test_texts_of_one_batch_are_answered_as_alone_and_a_bad_one_spoils_none(residents: Residents, query: LiveQuery):
@@ -182,25 +185,36 @@ def test_texts_of_one_batch_are_answered_as_alone_and_a_bad_one_spoils_none(resi
     queries = [replace(query, text=text) for text in texts]
     assert len({each.shared_key() for each in queries}) == 1
     together = residents.answer(queries)
-    assert [answer.error is None for answer in together] == [True, False, True, True, True, False, True]
+    assert [found.error is None for found in together] == [True, False, True, True, True, False, True]
     assert together[1].error == f"the text has 0 characters, expected 1 to {MAX_TEXT:,}"
     assert f"the text has {MAX_TEXT + 1:,} characters" in together[5].error
-    for each, answer in zip(queries, together, strict=True):
-        if answer.error is None:
+    for each, found in zip(queries, together, strict=True):
+        if found.error is None:
             alone = answered(residents, each)
-            assert answer.texts == alone.texts
+            assert found.texts == alone.texts
             for name in ("id", "count", "extent"):
-                assert answer.arrays[name].tolist() == alone.arrays[name].tolist()
-            np.testing.assert_allclose(dense(answer, 96), dense(alone, 96), rtol=1e-4, atol=1e-4)
+                assert found.arrays[name].tolist() == alone.arrays[name].tolist()
+            np.testing.assert_allclose(dense(found, 96), dense(alone, 96), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "text", ["   ", "\0\a\x1b[31m", "שלום עולם", "مرحبا", "😀👩\u200d👩\u200d👧", "\u202egnirts", "\ud800", "\n\n\t", "<script>"]
+    "text",
+    [
+        "   ",
+        "\0\a\x1b[31m",
+        "שלום עולם",
+        "مرحبا",
+        "😀👩\u200d👩\u200d👧",
+        "\u202egnirts",
+        "\ud800",
+        "\n\n\t",
+        "<script>",
+    ],
 )
 def test_any_characters_can_be_read(residents: Residents, query: LiveQuery, text: str):
-    answer = answered(residents, replace(query, text=text))
-    assert len(answer.texts) == len(answer.arrays["id"]) > 0
-    whole = "".join(answer.texts).encode(errors="surrogatepass").decode("latin-1")
+    found = answered(residents, replace(query, text=text))
+    assert len(found.texts) == len(found.arrays["id"]) > 0
+    whole = "".join(found.texts).encode(errors="surrogatepass").decode("latin-1")
     assert all(f"<0x{byte:02X}>" in whole or chr(byte) in whole for byte in text.encode(errors="replace"))
 
 
@@ -235,7 +249,11 @@ def make_study(root: Path, saes: SAE, family: str, **plan: object) -> LiveQuery:
     (study / "study-1.duckdb").touch()
     (study / "CURRENT").write_text("study-1.duckdb\ntests\n")
     ensemble = catalogue.Ensemble(
-        "some", "imported", "sae", tuple(catalogue.Member(s, "0") for s in saes.seeds), hookpoint="blocks.1.hook_resid_post"
+        "some",
+        "imported",
+        "sae",
+        tuple(catalogue.Member(s, "0") for s in saes.seeds),
+        hookpoint="blocks.1.hook_resid_post",
     )
     held = {"model": str(root / "model"), "tokens": catalogue.Tokens(()), "ensembles": (ensemble,)} | plan
     catalogue.write(catalogue.Study("tiny", **held), study)
@@ -254,39 +272,38 @@ def saes(make_sae: Callable[..., SAE]) -> SAE:
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 def test_causal_and_encoder_models_are_read_alike(tmp_path: Path, saes: SAE, family: str):
     query = make_study(tmp_path, saes, family)
-    answer = answered(Residents(tmp_path, "cpu"), query)
-    from engine.models import load_model
-
+    found = answered(Residents(tmp_path, "cpu"), query)
     model = load_model(str(tmp_path / "model"))
     with torch.no_grad():
         rows = model.network(torch.tensor([[0, 5, 6, 7]]), output_hidden_states=True).hidden_states[2][0, 1:].double()
     norms = np.linalg.norm(doubled(saes.W_dec), axis=2)
     expected = [
-        topk_codes(rows.numpy(), doubled(saes.W_enc[m]), doubled(saes.b_enc[m]), doubled(saes.b_dec[m]), saes.k) * norms[m]
+        topk_codes(rows.numpy(), doubled(saes.W_enc[m]), doubled(saes.b_enc[m]), doubled(saes.b_dec[m]), saes.k)
+        * norms[m]
         for m in range(3)
     ]
-    np.testing.assert_allclose(dense(answer, saes.d_sae), expected, rtol=1e-3, atol=1e-4)
-    assert answer.texts == ["w5", "w6", "w7"]
+    np.testing.assert_allclose(dense(found, saes.d_sae), expected, rtol=1e-3, atol=1e-4)
+    assert found.texts == ["w5", "w6", "w7"]
 
 
-def test_a_text_with_too_many_active_features_is_cut_where_they_no_longer_fit(
-    tmp_path: Path, saes: SAE, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_text_with_too_many_active_features_is_cut_where_they_no_longer_fit(tmp_path: Path, saes: SAE):
     query = replace(make_study(tmp_path, saes, "gpt2"), text=" ".join(["w5", "w6"] * 10))
-    residents = Residents(tmp_path, "cpu")
-    whole = answered(residents, query).arrays
-    totals = whole["count"].sum(0).cumsum()
-    monkeypatch.setattr("engine.trying.answer.__kwdefaults__", {"most": int(totals[6])})
-    cut = answered(residents, query)
+    reader = load_reader(str(tmp_path / "model"), digest="", device=torch.device("cpu"))
+    place = find_place(tmp_path / "tiny", query)
+
+    def tried(most: int) -> LiveAnswer:
+        with torch.inference_mode():
+            (found,) = answer([query], reader, place, lambda seed: load(tmp_path / "tiny" / "sae", (seed,)), most=most)
+        return found
+
+    whole = tried(10**6)
+    totals = whole.arrays["count"].sum(0).cumsum()
+    cut = tried(int(totals[6]))
     assert cut.arrays["extent"].tolist() == [7, 20]
-    assert len(cut.texts) == 7
-    assert cut.arrays["count"].tolist() == whole["count"][:, :7].tolist()
-    assert len(cut.arrays["feature"]) == totals[6]
-    np.testing.assert_array_equal(
-        dense(cut, 20), dense(LiveAnswer(whole), 20)[:, :7]
-    )
-    monkeypatch.setattr("engine.trying.answer.__kwdefaults__", {"most": 1})
-    assert answered(residents, query).arrays["extent"].tolist() == [1, 20]  # never none
+    assert len(cut.texts) == len(cut.arrays["id"]) == len(cut.arrays["counts"]) == 7
+    np.testing.assert_array_equal(dense(cut, 20), dense(whole, 20)[:, :7])
+    assert tried(int(totals[6]) - 1).arrays["extent"].tolist() == [6, 20]
+    assert tried(1).arrays["extent"].tolist() == [1, 20]  # never none
 
 
 def without_tokenizer(root: Path) -> None:
@@ -315,9 +332,9 @@ def test_what_a_study_lacks_is_told(tmp_path: Path, saes: SAE, plan: dict, asked
         with pytest.raises(ValueError, match=says):
             residents.version(query)
         return
-    (answer,) = residents.answer([query])
-    assert says in answer.error
-    assert answer.cause == "query"
+    (found,) = residents.answer([query])
+    assert says in found.error
+    assert found.cause == "query"
 
 
 def test_a_missing_catalogue_hook_point_or_tokenizer_is_told(tmp_path: Path, saes: SAE):
@@ -325,7 +342,9 @@ def test_a_missing_catalogue_hook_point_or_tokenizer_is_told(tmp_path: Path, sae
     plan = catalogue.read(tmp_path / "tiny")
     without_tokenizer(tmp_path)
     assert "has no tokenizer" in Residents(tmp_path, "cpu").answer([query])[0].error
-    ensembles = {hookpoint: (replace(plan.ensembles[0], hookpoint=hookpoint),) for hookpoint in (None, "blocks.77.hook_mlp_out")}
+    ensembles = {
+        hookpoint: (replace(plan.ensembles[0], hookpoint=hookpoint),) for hookpoint in (None, "blocks.77.hook_mlp_out")
+    }
     tokenizer().save_pretrained(tmp_path / "model")
     for hookpoint, says in ((None, "hook point of ensemble some is not known"), ("blocks.77.hook_mlp_out", "77")):
         catalogue.write(replace(plan, ensembles=ensembles[hookpoint]), tmp_path / "tiny")
@@ -336,8 +355,10 @@ def test_a_missing_catalogue_hook_point_or_tokenizer_is_told(tmp_path: Path, sae
 
 def test_saes_of_another_width_are_refused(tmp_path: Path, make_sae: Callable[..., SAE]):
     query = make_study(tmp_path, make_sae(d_in=WIDTH + 1), "gpt2")
-    (answer,) = Residents(tmp_path, "cpu").answer([query])
-    assert f"gpt2 has {WIDTH} numbers per token, the SAEs read {WIDTH + 1}" in answer.error.replace("model has", "gpt2 has")
+    (found,) = Residents(tmp_path, "cpu").answer([query])
+    assert f"gpt2 has {WIDTH} numbers per token, the SAEs read {WIDTH + 1}" in found.error.replace(
+        "model has", "gpt2 has"
+    )
 
 
 @pytest.mark.gpu
