@@ -60,10 +60,11 @@ def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, to
 def _forget_replaced(study: Path, plan: catalogue.Study) -> None:
     """Remove SAEs of imported ensembles that others were put in the place of; what was trained is kept."""
     for ensemble in plan.ensembles:
-        kept = study / ensemble.folder
-        for folder in kept.parent.iterdir() if ensemble.origin == "imported" else ():
-            if folder != kept:
-                shutil.rmtree(folder)
+        kept, held = study / ensemble.folder, study / "sae" / ensemble.name
+        if ensemble.origin == "imported" and kept.parent == held:
+            for former in held.iterdir():
+                if former != kept and former.is_dir():
+                    shutil.rmtree(former)
 
 
 class _Found:

@@ -181,6 +181,8 @@ def try_text(
         store.feature(ensemble, seed, asked.feature)
     lacking = store.missing(ensemble)
     missing = lacking.get("activity") if store.study.model is None or row.hookpoint is None else None
+    if row.control_of is not None:
+        missing = Missing("a text of your own", f"its members read {store.study.model} with random weights", None)
     answer, says, again, status = None, None, False, 200
     if asked.text and missing is None:
         try:

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 import numpy as np
 import pytest
-from reading import answered, browse, links, text_of
+from reading import answered, browse, links, republish, text_of
 from recipes import members_that_agree, publish_study
 from starlette.testclient import TestClient
 from tiny_models import save, tokenizer
@@ -428,3 +428,10 @@ def test_a_model_that_changed_or_left_is_told_and_the_box_stays(tmp_path: Path):
         assert page.status_code == 422
         assert "put that model back, or measure again" in text_of(page.text)
         assert Tags(page.text).of("textarea")
+
+
+def test_a_control_takes_no_text_because_its_model_is_not_the_studys(own_root, address):
+    republish(own_root, "UPDATE Ensemble SET control_of = 'topk-96'")
+    page = browse(own_root).get(f"{address}/try?text=def")
+    assert page.status_code == 200
+    assert "with random weights" in page.text

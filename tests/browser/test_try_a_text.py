@@ -91,7 +91,9 @@ def test_markup_in_a_text_runs_nowhere(page: Page, address: str, more: dict) -> 
     page.goto(address_of(address, HOSTILE, **more))
     ready(page)
     expect(page.get_by_label("Text to try")).to_have_value(HOSTILE)
+    page.evaluate("document.querySelector('#try').dataset.old = 'yes'")
     page.get_by_role("button", name="Run").click()
+    expect(page.locator("#try[data-old]")).to_have_count(0)
     ready(page)
     if "feature" not in more:
         tokens = page.get_by_role("radiogroup").locator("label")
@@ -103,6 +105,16 @@ def test_markup_in_a_text_runs_nowhere(page: Page, address: str, more: dict) -> 
         page.locator("#main script, #main img, #main [onerror], #main [onfocus], #main [href^=javascript]").count() == 0
     )
     assert not dialogs
+
+
+def test_many_arrow_keys_end_at_the_last_token(page: Page, address: str) -> None:
+    page.goto(address_of(address, TEXT, at=0))
+    ready(page)
+    page.get_by_role("radiogroup").locator("input").first.focus()
+    for _ in range(17):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#listed h2")).to_contain_text("token 18 of 31")
+    expect(page).to_have_url(re.compile("at=17"))
 
 
 def test_it_works_without_scripts(page: Page, page_without_scripts: Page, address: str) -> None:
