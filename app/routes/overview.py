@@ -88,7 +88,8 @@ def ensemble(
     found = store.features(judgement.query(ensemble))
     counts = found.matched_counts()
     buckets = {bucket: sum(n for _, b, _, n in counts if b == bucket) for bucket in BUCKETS}
-    ablations = store.ablations(ensemble)
+    # The points of curves stand on the page of what buckets are worth; a mask here has one size per member.
+    ablations = [row for row in store.ablations(ensemble) if row.mask not in figures.CURVES]
     bounds = bucket_bounds(row.n_comparisons, epsilon)
     at = judgement.judgement()
     masked = {mask: [a for a in ablations if a.mask == mask] for mask in {a.mask for a in ablations}}
