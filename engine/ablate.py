@@ -219,7 +219,11 @@ def _key(masked: np.ndarray) -> bytes:
 def headline_masks(
     bucket: np.ndarray, density: np.ndarray, *, n_draws: int = N_DRAWS, seed: int = 0
 ) -> dict[str, list[np.ndarray]]:
-    """The sets of features that `headline` masks, by name: one of each whole bucket, n_draws of the rest."""
+    """Sets of features by name: N stable against 4 N unstable ones, N = min(n_stable, n_unstable // 4), and their controls.
+
+    One set of each whole bucket, n_draws of the rest; with N = 0 the whole buckets alone. `bucket` and `density` are
+    (d_sae,). Random sets come from the living features.
+    """
     rng = np.random.default_rng(seed)
     stable, unstable = np.flatnonzero(bucket == "stable"), np.flatnonzero(bucket == "unstable")
     middle, living = np.flatnonzero(bucket == "middle"), np.flatnonzero(bucket != "dead")
@@ -239,21 +243,6 @@ def headline_masks(
         ):
             sets.setdefault(name, []).append(chosen)
     return sets
-
-
-def headline(
-    worth: SecondOrder | Masked, bucket: np.ndarray, density: np.ndarray, *, n_draws: int = N_DRAWS, seed: int = 0
-) -> list[Masking]:
-    """Mask N stable against 4 N unstable features, N = min(n_stable, n_unstable // 4), beside random and density-matched sets.
-
-    `bucket` and `density` are (d_sae,). Random sets come from the living features. With N = 0 only the whole buckets
-    are masked. `worth` must answer sets of features: with all of G, or from a MaskPass over the same headline_masks.
-    """
-    results = []
-    for name, sets in headline_masks(bucket, density, n_draws=n_draws, seed=seed).items():
-        values = [worth.explained_variance(chosen) for chosen in sets]
-        results.append(Masking(name, len(sets[0]), len(sets), float(np.mean(values)), spread(values)))
-    return results
 
 
 def curve_masks(
@@ -283,8 +272,11 @@ def _sizes(n: int) -> list[int]:
     return np.unique(np.geomspace(1, n, N_SIZES).round().astype(int)).tolist() if n else []
 
 
-def curves(worth: SecondOrder | Masked, masks: dict[str, list[np.ndarray]]) -> list[Masking]:
-    """Explained variance along each curve of `curve_masks`: one Masking per kind and size."""
+def explained_under(worth: SecondOrder | Masked, masks: dict[str, list[np.ndarray]]) -> list[Masking]:
+    """Explained variance under chosen masks, one result per name and size.
+
+    `worth` must answer sets of features: with all of G, or from a MaskPass over the same masks.
+    """
     results = []
     for name, sets in masks.items():
         sizes = sorted({len(chosen) for chosen in sets})

@@ -15,13 +15,11 @@ import numpy as np
 import torch
 
 from engine import catalogue, sae, stability
-from engine.ablate import AblationPass, MaskPass, curve_masks, curves, headline, headline_masks
-from engine.activations import (
-    LanguageModel,
-)
+from engine.ablate import AblationPass, MaskPass, curve_masks, explained_under, headline_masks
+from engine.activations import LanguageModel
 from engine.activity import ActivityPass
 from engine.evaluation import Bench, open_bench
-from engine.fused import choice
+from engine.fused import choice, named_device
 from engine.logits import direct_logits
 from engine.loss import Losses, Splice, attributed_loss, losses_under
 from engine.match import NULL_KINDS, affordable, match_ensemble, null_cosines
@@ -54,9 +52,9 @@ def analyse(
     """Compute the analyses named in `only`, and what they need, for every ensemble of a study, where they are missing.
 
     By default all, the loss where it is cheap. `one_to_one` asks for one-to-one matching of all pairs, by default where it
-    is cheap. `texts` and `model` stand for what
-    the catalogue names. Without a model activity and worth are left out, and that is said. Raises ValueError for a study
-    without a catalogue, a model or tokens that cannot be read, and a hook point that the model does not have.
+    is cheap. `texts` and `model` stand for what the catalogue names. Without a model activity and worth are left out, and
+    that is said. Raises ValueError for a study without a catalogue, a model or tokens that cannot be read, and a hook
+    point that the model does not have.
     """
     plan = catalogue.read(study)
     if plan is None:
@@ -65,21 +63,25 @@ def analyse(
     if unknown := asked - set(ANALYSES):
         raise ValueError(f"analyses are {', '.join(sorted(unknown))}, expected some of {', '.join(ANALYSES)}")
     progress = progress or Progress()
+    on = named_device(device)
     wanted = {"match"} | asked | ({"activity"} if {"ablate", "loss"} & asked else set())
     bench = None
     if wanted & {"activity", "ablate", "loss"}:
-        bench = open_bench(study, plan, model, texts, device, progress)
-    on = torch.device(
-        "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-    )
+        bench = open_bench(study, plan, model, texts, on, progress)
     progress.say(f"best cosines: {choice(on)[1]}")
     for ensemble in plan.ensembles:
         where = bench and (bench.control if ensemble.control_of else bench)
         where = where if ensemble.hookpoint else None
-        _analyse(study, plan, ensemble, where, wanted, one_to_one, on, progress)
-        if "loss" in wanted and where is not None:
-            _loss(study, plan, ensemble, where, loss_tokens, only is not None, progress)
+        loss = _LossAsked(loss_tokens, only is not None) if "loss" in wanted else None
+        _analyse(study, plan, ensemble, where, wanted, one_to_one, loss, on, progress)
     shutil.rmtree(study / "scratch", ignore_errors=True)
+
+
+class _LossAsked(NamedTuple):
+    """How the loss is to be measured."""
+
+    n_tokens: int | None  # None: on LOSS_TOKENS, or on as many as it was measured on before
+    expressly: bool  # however long it takes
 
 
 def _analyse(
@@ -89,6 +91,7 @@ def _analyse(
     bench: Bench | None,
     wanted: set[str],
     one_to_one: bool | None,
+    loss: _LossAsked | None,
     device: torch.device,
     progress: Progress,
 ) -> None:
@@ -135,9 +138,13 @@ def _analyse(
         match = _found_match(parts, saes, live, one_to_one, members)
     if match is None:
         match = _match(parts, ensemble, members, saes, live, one_to_one, device, progress)
-    if ablation_pass:
+    lacks_loss = loss and bench and _lacks_loss(parts, name, bench, measured | judged, loss, progress)
+    if ablation_pass or lacks_loss:
         judged_by = _judge(plan, ensemble, members, activity, match)
+    if ablation_pass:
         _ablate(parts, ensemble, members, ablation_pass, judged_by, rows, measured | judged, device, progress)
+    if lacks_loss:
+        _loss(parts, plan, ensemble, members, bench, judged_by, measured | judged, loss, progress)
 
 
 class _Judged(NamedTuple):
@@ -146,10 +153,15 @@ class _Judged(NamedTuple):
     buckets: list[np.ndarray]
     densities: list[np.ndarray]
 
-    def masks(self, index: int) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
-        """(the headline's, the curves') of one member."""
+    def masks(self, index: int) -> dict[str, list[np.ndarray]]:
+        """All of one member, the headline's and the curves'."""
         pair = self.buckets[index], self.densities[index]
-        return headline_masks(*pair), curve_masks(*pair)
+        return headline_masks(*pair) | curve_masks(*pair)
+
+    def fewer_masks(self, index: int) -> dict[str, list[np.ndarray]]:
+        """Those that the loss is measured under: LOSS_DRAWS of the headline's, one draw of the curves."""
+        pair = self.buckets[index], self.densities[index]
+        return headline_masks(*pair, n_draws=LOSS_DRAWS) | curve_masks(*pair, n_draws=1)
 
 
 def _judge(plan: catalogue.Study, ensemble: catalogue.Ensemble, members: SAE, activity: Part, match: Part) -> _Judged:
@@ -254,10 +266,9 @@ def _ablate(
     progress: Progress,
 ) -> None:
     """Every feature's worth, and what growing sets of each bucket are worth."""
-    mask_pass = None
+    mask_pass, drawn = None, [judged.masks(index) for index in range(members.n_members)]
     if not ablation_pass.pairwise:
-        drawn = [judged.masks(index) for index in range(members.n_members)]
-        mask_pass = MaskPass(members, [first | second for first, second in drawn])
+        mask_pass = MaskPass(members, drawn)
         with progress.stage(f"{ensemble.name}: masks", "tokens") as report:
             for first, batch, codes in _batches(members, rows, device):
                 mask_pass.add(batch, codes)
@@ -266,8 +277,7 @@ def _ablate(
         for index, seed in enumerate(ensemble.seeds):
             worth = ablation_pass.finish(index)
             answers = mask_pass.finish(index, worth) if mask_pass else worth
-            found = headline(answers, judged.buckets[index], judged.densities[index])
-            found += curves(answers, judged.masks(index)[1])
+            found = explained_under(answers, drawn[index])
             put(seed, {"ev": worth.explained_variance(), "marginal": worth.marginal_worth()} | _columns(found))
             report(index + 1, members.n_members)
 
@@ -279,46 +289,43 @@ def _columns(rows: list[Any]) -> dict[str, np.ndarray]:
     }
 
 
-def _loss(
-    study: Path,
-    plan: catalogue.Study,
-    ensemble: catalogue.Ensemble,
-    bench: Bench,
-    n_tokens: int | None,
-    asked: bool,
-    progress: Progress,
-) -> None:
-    """What reconstructions and masks cost the model's next-token prediction, where that was not measured."""
-    parts, name = Parts(study, ensemble.name), ensemble.name
-    saes = [member.digest for member in ensemble.members]
-    about = _measured(saes, ensemble, bench) | {"theta": plan.theta, "epsilon": plan.epsilon}
+def _lacks_loss(
+    parts: Parts, name: str, bench: Bench, about: dict[str, Any], asked: _LossAsked, progress: Progress
+) -> bool:
+    """Whether the loss has a meaning here and was not measured as asked."""
     if not bench.model.causal:
         progress.say(f"{name}: loss: left out, {bench.model.name} sees all tokens at once")
-        return
-    if parts.find("loss", **about, **({} if n_tokens is None else {"loss_tokens": n_tokens})):
-        return
-    members = sae.load(study / ensemble.folder, ensemble.seeds)
-    activity = parts.find("activity", **_measured(saes, ensemble, bench))
-    match = parts.find("match", version=VERSION, saes=saes)
-    judged = _judge(plan, ensemble, members, activity, match)
-    drawn = []
-    for index in range(members.n_members):
-        first, second = judged.masks(index)
-        once = {kind: sets[: len({len(each) for each in sets})] for kind, sets in second.items()}
-        drawn.append({kind: sets[:LOSS_DRAWS] for kind, sets in first.items()} | once)
+        return False
+    return parts.find("loss", **about, **({} if asked.n_tokens is None else {"loss_tokens": asked.n_tokens})) is None
+
+
+def _loss(
+    parts: Parts,
+    plan: catalogue.Study,
+    ensemble: catalogue.Ensemble,
+    members: SAE,
+    bench: Bench,
+    judged: _Judged,
+    about: dict[str, Any],
+    asked: _LossAsked,
+    progress: Progress,
+) -> None:
+    """What reconstructions and masks cost the model's next-token prediction; left out, with a word, where it takes long."""
+    drawn = [judged.fewer_masks(index) for index in range(members.n_members)]
     total, done = sum(len(sets) for masks in drawn for sets in masks.values()), 0
-    n_tokens = LOSS_TOKENS if n_tokens is None else n_tokens
+    n_tokens = LOSS_TOKENS if asked.n_tokens is None else asked.n_tokens
     n_parameters = sum(parameter.numel() for parameter in bench.model.network.parameters())
-    if not asked and bench.model.network.device.type == "cpu" and total * n_tokens * n_parameters > LOSS_UP_TO:
+    on_cpu = bench.model.network.device.type == "cpu"
+    if on_cpu and not asked.expressly and total * n_tokens * n_parameters > LOSS_UP_TO:
         progress.say(
-            f"{name}: loss: left out, {total:,} passes of {bench.model.name} over {n_tokens:,} tokens take long on a CPU; ask "
-            f"for them with: seedscope analyze {plan.name} --only loss"
+            f"{ensemble.name}: loss: left out, {total:,} passes of {bench.model.name} over {n_tokens:,} tokens take long on "
+            f"a CPU; ask for them with: seedscope analyze {plan.name} --only loss"
         )
         return
     splice = Splice(bench.model, bench.loss_tokens(n_tokens), ensemble.hookpoint)
     own, zero = (float(each.double().mean()) for each in (splice.own(), splice.losses(torch.zeros_like)))
-    about |= {"loss_tokens": n_tokens}
-    with progress.stage(f"{name}: loss", "masks") as report, parts.write("loss", about) as put:
+    about = about | {"loss_tokens": n_tokens}
+    with progress.stage(f"{ensemble.name}: loss", "masks") as report, parts.write("loss", about) as put:
         for index, seed in enumerate(ensemble.seeds):
             member = members.only(index).to(bench.model.network.device)
 

@@ -112,21 +112,20 @@ def _unfinished(folder: Path):
 
 def _whole(member: Imported) -> sae.SAE:
     """One SAE in our own form."""
-    tensors = {name: tensor[None] for name, tensor in member.tensors.items()}
-    more = {name: tensors.pop(name) for name in list(tensors) if name not in sae.TENSORS}
-    return sae.SAE(**tensors, more=more, convention=member.convention, seeds=(member.seed,))
+    return sae.assemble(
+        {name: tensor[None] for name, tensor in member.tensors.items()}, member.convention, (member.seed,)
+    )
 
 
 def _described(member: Imported) -> catalogue.Member:
     """What the catalogue says of an SAE; its digest covers tensors and convention, not the file."""
     source = member.source
     trained_on = [source[name] for name in ("model", "hookpoint") if name in source]
-    library = " ".join(source[name] for name in ("library", "library_version") if name in source)
     return catalogue.Member(
         seed=member.seed,
         digest=_whole(member).digest(0),
         source=source["path"],
-        library=library or None,
+        library=member.library,
         trained_on=" at ".join(trained_on) or None,
         remarks=member.remarks,
     )

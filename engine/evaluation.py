@@ -76,9 +76,7 @@ class Bench:
         order = np.random.default_rng(0).permutation(len(self.tokens.ids))
         held = np.cumsum(self.tokens.counted[order].sum(1))
         chosen = np.sort(order[: int(np.searchsorted(held, n)) + 1])
-        return self.tokens._replace(
-            ids=self.tokens.ids[chosen], document=self.tokens.document[chosen], start=self.tokens.start[chosen]
-        )
+        return self.tokens.only(chosen)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -111,7 +109,7 @@ def open_bench(
     plan: catalogue.Study,
     model: LanguageModel | None,
     texts: Iterable[Document] | None,
-    device: str,
+    device: torch.device,
     progress: Progress,
 ) -> Bench | None:
     """Model and tokens as the catalogue names them; None, with a word, where it names none."""
@@ -121,8 +119,8 @@ def open_bench(
         return None
     settings = plan.tokens or catalogue.Tokens(())
     model = model or load_model(plan.model)
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        model.network.to("cuda")
+    if device.type != "cpu":
+        model.network.to(device)
     for ensemble in plan.ensembles:
         if ensemble.hookpoint:
             _require_place(model, ensemble)
@@ -156,7 +154,6 @@ def open_bench(
 
 
 def _require_place(model: LanguageModel, ensemble: catalogue.Ensemble) -> None:
-
     try:
         hook_module(model, ensemble.hookpoint)
     except ValueError as error:

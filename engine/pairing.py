@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from engine import importers
-from engine.convention import TENSORS
 from engine.files import write_whole
 from engine.importers import Imported
 from engine.match import Dictionary, PairMatches, affordable, dictionaries, match_pair
-from engine.sae import SAE
+from engine.sae import SAE, assemble
 from engine.schema import NO_MATCH
 from engine.stability import is_match
 
@@ -167,9 +166,7 @@ def _differences(path_a: Path, a: Imported, path_b: Path, b: Imported) -> tuple[
 
 def _prepared(path: Path, one: Imported) -> tuple[Side, Dictionary]:
     """One side and its directions; raises ValueError where it has none."""
-    tensors = {name: tensor[None] for name, tensor in one.tensors.items()}
-    more = {name: tensors.pop(name) for name in one.convention.tensors if name not in TENSORS}
-    sae = SAE(**tensors, more=more, convention=one.convention, seeds=(one.seed or 0,))
+    sae = assemble({name: tensor[None] for name, tensor in one.tensors.items()}, one.convention, (one.seed or 0,))
     (directions,) = dictionaries(sae)
     if not len(directions.valid):
         raise ValueError(f"{path}: all {sae.d_sae} decoder rows are zero or not finite; nothing can be matched")
@@ -178,7 +175,6 @@ def _prepared(path: Path, one: Imported) -> tuple[Side, Dictionary]:
 
 def _side(path: Path, one: Imported, sae: SAE, n_directed: int) -> Side:
     source = one.source
-    library = " ".join(source[name] for name in ("library", "library_version") if name in source)
     return Side(
         path=str(path),
         digest=sae.digest(0),
@@ -188,7 +184,7 @@ def _side(path: Path, one: Imported, sae: SAE, n_directed: int) -> Side:
         n_undirected=sae.d_sae - n_directed,
         model=source.get("model"),
         hookpoint=source.get("hookpoint"),
-        library=library or None,
+        library=one.library,
         architecture=one.convention.architecture,
         variant=source.get("architecture"),
         convention=one.convention.as_json(),

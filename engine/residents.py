@@ -23,7 +23,7 @@ from torch import Tensor
 
 from engine import sae, store, trying
 from engine.checkpoint import local_folder, n_parameters, weight_files
-from engine.fused import choice
+from engine.fused import choice, named_device
 from engine.match import PairMatches, dictionaries, match_pair
 from engine.queries import MAX_K, SPACES, LiveAnswer, LiveQuery
 from engine.schema import NAME_PATTERN, PAIR_RULES
@@ -58,9 +58,7 @@ class Residents:
     """Answers queries; holds dictionaries, SAEs and models, bounded in bytes, the least recently used leaves. Thread-safe."""
 
     def __init__(self, root: Path, device: str = "auto", *, budget: int | None = None) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._root, self._device = root.resolve(), torch.device(device)
+        self._root, self._device = root.resolve(), named_device(device)
         self._budget = budget or _half_the_memory(self._device)
         self._held: OrderedDict[tuple, Held] = OrderedDict()  # by (name for the status, what tells it from others)
         self._loading = 0  # bytes

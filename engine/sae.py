@@ -204,9 +204,7 @@ class SAE(nn.Module):
     def only(self, member: int) -> "SAE":
         """One member as an ensemble of its own, without gradients; copies its tensors."""
         tensors = {name: tensor[None] for name, tensor in self.member_tensors(member).items()}
-        more = {name: tensors.pop(name) for name in list(tensors) if name not in TENSORS}
-        found = SAE(**tensors, more=more, convention=self.convention, seeds=(self.seeds[member],))
-        return found.requires_grad_(False)
+        return assemble(tensors, self.convention, (self.seeds[member],)).requires_grad_(False)
 
     def member_tensors(self, member: int) -> dict[str, Tensor]:
         """All tensors of one member by name, contiguous."""
@@ -318,9 +316,14 @@ def load(folder: Path, seeds: tuple[int, ...]) -> SAE:
 
 
 def _stacked(members: list[dict[str, Tensor]], convention: Convention, seeds: tuple[int, ...]) -> SAE:
-    tensors = {name: torch.stack([member[name] for member in members]) for name in convention.tensors}
-    more = {name: tensors.pop(name) for name in convention.tensors if name not in TENSORS}
-    return SAE(**tensors, more=more, convention=convention, seeds=seeds)
+    return assemble({n: torch.stack([member[n] for member in members]) for n in convention.tensors}, convention, seeds)
+
+
+def assemble(tensors: dict[str, Tensor], convention: Convention, seeds: tuple[int, ...]) -> SAE:
+    """An SAE of the convention's tensors by name, each with a leading member axis; it shares their memory."""
+    of_all = {name: tensors[name] for name in TENSORS}
+    more = {name: tensors[name] for name in convention.tensors if name not in TENSORS}
+    return SAE(**of_all, more=more, convention=convention, seeds=seeds)
 
 
 def _member(path: Path) -> tuple[dict[str, Tensor], Convention, dict[str, str]]:

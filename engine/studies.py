@@ -195,7 +195,7 @@ def _enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
     if n_windows >= len(tokens.ids):
         return tokens
     chosen = np.sort(np.random.default_rng(0).permutation(len(tokens.ids))[:n_windows])
-    return tokens._replace(ids=tokens.ids[chosen], document=tokens.document[chosen], start=tokens.start[chosen])
+    return tokens.only(chosen)
 
 
 def main() -> None:

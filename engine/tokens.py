@@ -35,6 +35,10 @@ class TokenSet(NamedTuple):
             counted &= self.ids != self.bos
         return counted
 
+    def only(self, windows: Int[np.ndarray, " some"]) -> "TokenSet":
+        """Some of the windows, by index."""
+        return self._replace(ids=self.ids[windows], document=self.document[windows], start=self.start[windows])
+
     @property
     def policy(self) -> str:
         """For the page: what does not count, and which windows were chosen."""

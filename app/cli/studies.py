@@ -248,6 +248,7 @@ def doctor(
     from rich.table import Table
 
     from engine.doctor import as_json, examine
+    from engine.files import write_whole
 
     check_parent(json)
     findings = examine(root or default_root(), device.value)
@@ -261,7 +262,7 @@ def doctor(
         table.add_row(mark + escape(finding.name), escape(finding.value), f"[dim]{escape(finding.remark)}[/]")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     if json is not None:
-        json.write_text(json_format.dumps(as_json(findings), indent=1))
+        write_whole(json, json_format.dumps(as_json(findings), indent=1))
 
 
 def _restore(study: str, folder: Path, root: Path, progress) -> None:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 
 from app import render
 from app.formats import percent
-from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_judged
+from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_feature
 from app.store import Missing, Place, StudyStore
 from engine import schema
 from engine.schema import NO_MATCH
@@ -174,9 +174,7 @@ def feature(
     filter: Annotated[Filter, Query()],
 ) -> FeaturePage:
     """The permalink: a feature's stability and why, its contexts, its counterparts in all other seeds."""
-    store, row, filter = open_judged(request, study, ensemble, filter)
-    member = store.member(ensemble, seed)
-    found = store.feature(ensemble, member.seed, feature)
+    store, row, filter, member, found = open_feature(request, study, ensemble, seed, feature, filter)
     listed = store.features(filter.query(ensemble))
     activity = store.has(ensemble, "activity")
     contexts = [_shown(store, c) for c in store.contexts(ensemble, member.seed, found.feature)] if activity else None

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from app import render
 from app.live import LiveEngine
-from app.routes.query import EnsembleName, Filter, StudyName, open_judged
+from app.routes.query import EnsembleName, Filter, StudyName, open_feature
 from app.store import BadValue, StudyStore
 from engine.queries import LiveQuery
 
@@ -71,9 +71,7 @@ def neighbours(
     asked: Annotated[NeighboursQuery, Query()],
 ) -> NeighboursPage:
     """The k nearest features in every member asked for, this feature's own included, by decoder or encoder."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
-    member = store.member(ensemble, seed)
-    found = store.feature(ensemble, member.seed, feature)
+    store, row, asked, member, found = open_feature(request, study, ensemble, seed, feature, asked)
     seeds = [m.seed for m in store.members(ensemble)]
     chosen = sorted({int(part) for part in asked.members.split(",") if part.strip()})
     unknown = [s for s in chosen if s not in seeds]

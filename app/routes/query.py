@@ -154,6 +154,15 @@ def open_judged(request: Request, study: str, ensemble: str, asked: J) -> tuple[
     return store, row, asked.judged_by(row)
 
 
+def open_feature(
+    request: Request, study: str, ensemble: str, seed: str, feature: str, asked: J
+) -> tuple[StudyStore, schema.Ensemble, J, schema.Member, schema.Feature]:
+    """As `open_judged`, and the feature that the address names with its member; raises NotFound."""
+    store, row, asked = open_judged(request, study, ensemble, asked)
+    member = store.member(ensemble, seed)
+    return store, row, asked, member, store.feature(ensemble, member.seed, feature)
+
+
 def judged_shares(counts: list[tuple[int, str, int, int]]) -> dict[str, float]:
     """Shares of stable, middle and unstable among the features judged, from (seed, bucket, n_matched, features)."""
     judged = sum(n for _, bucket, _, n in counts if bucket != "dead") or 1

@@ -32,6 +32,11 @@ class Imported:
     remarks: tuple[str, ...] = ()
 
     @property
+    def library(self) -> str | None:
+        """The library that wrote it, with its version where it is recorded; None where the files do not say."""
+        return " ".join(self.source[name] for name in ("library", "library_version") if name in self.source) or None
+
+    @property
     def d_in(self) -> int:
         return self.tensors["W_dec"].shape[1]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from listening import complaints_of
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from app.main import create_app
 from app.settings import Settings
@@ -66,14 +67,7 @@ def _open_page(browser: Browser, server: str, **options: object) -> Iterator[Pag
     """A page whose console must stay clean."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=server, **options)
     page = context.new_page()
-    complaints: list[str] = []
-
-    def listen(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            complaints.append(message.text)
-
-    page.on("console", listen)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    complaints = complaints_of(page)
     yield page
     context.close()
     assert not complaints

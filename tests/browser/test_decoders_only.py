@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, expect
+from listening import complaints_of
+from playwright.sync_api import Browser, expect
 from recipes import members_that_agree, publish_study
 
 pytestmark = pytest.mark.browser
@@ -30,14 +31,7 @@ def decoders_only(tmp_path_factory: pytest.TempPathFactory, serve: Callable[[Pat
 def test_pages_fit_and_complain_of_nothing(browser: Browser, decoders_only: str, width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, base_url=decoders_only)
     page = context.new_page()
-    complaints: list[str] = []
-
-    def listen(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            complaints.append(message.text)
-
-    page.on("console", listen)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    complaints = complaints_of(page)
     paths = ("/", "/s/mine", HERE, f"{HERE}/features", f"{HERE}/1/5", f"{HERE}/0/0", f"{HERE}/members", "/s/mine/pair",
              f"{HERE}/members?a=0&b=2")  # fmt: skip
     for path in paths:

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from listening import complaints_of
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.browser
@@ -114,8 +115,7 @@ def test_everything_can_be_read_without_scripts(page_without_scripts: Page, addr
 def test_pages_fit_and_stay_put(browser: Browser, server: str, address: str, width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, base_url=server)
     page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+    complaints = complaints_of(page)
     study_path = address.rsplit("/", 1)[0]
     ours = (f"{address}/features", f"{address}/0/5", f"{address}/members", f"{address}/members?a=0&b=2")
     for path in ("/", study_path, address, *ours, "/methods", "/docs"):

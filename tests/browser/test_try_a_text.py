@@ -6,7 +6,8 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, expect
+from listening import complaints_of
+from playwright.sync_api import Browser, Dialog, Page, expect
 
 pytestmark = pytest.mark.browser
 STARTS = 60_000  # ms; the engine loads torch and the model
@@ -151,14 +152,7 @@ def test_a_text_too_long_for_an_address_is_told_and_kept(browser: Browser, serve
 def test_it_fits_and_complains_of_nothing(browser: Browser, server: str, address: str, width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, base_url=server)
     page = context.new_page()
-    complaints: list[str] = []
-
-    def listen(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            complaints.append(message.text)
-
-    page.on("console", listen)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    complaints = complaints_of(page)
     long = "x" * 300 + " " + TEXT * 3
     for path in (
         f"{address}/try", address_of(address, TEXT), address_of(address, long), address_of(address, "שלום עולם 😀 \t\x07"),

@@ -6,11 +6,23 @@ import torch
 from golden import explained_variance, normalised_forward, topk_codes
 
 from engine import ablate
-from engine.ablate import AblationPass, MaskPass, SecondOrder, _density_matched, headline, headline_masks
+from engine.ablate import (
+    AblationPass,
+    Masking,
+    MaskPass,
+    SecondOrder,
+    _density_matched,
+    explained_under,
+    headline_masks,
+)
 from engine.convention import MORE_TENSORS, Convention
 from engine.sae import SAE
 
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+def headline(worth, bucket: np.ndarray, density: np.ndarray, **options: int) -> list[Masking]:
+    return explained_under(worth, headline_masks(bucket, density, **options))
 
 
 @pytest.fixture(scope="module")
