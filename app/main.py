@@ -14,7 +14,19 @@ from starlette.exceptions import HTTPException
 
 from app import render
 from app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
-from app.routes import ablation, buckets, feature, features, members, neighbours, overview, studies, trying, weights
+from app.routes import (
+    ablation,
+    buckets,
+    feature,
+    features,
+    members,
+    neighbours,
+    overview,
+    studies,
+    trying,
+    weights,
+    worth,
+)
 from app.security import Guard
 from app.settings import STATIC, Settings
 from app.store import BadValue, NotFound, Studies
@@ -76,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(buckets.router)
     app.include_router(members.router)  # before the permalink, whose address would swallow members/match
     app.include_router(neighbours.router)
+    app.include_router(worth.router)
     app.include_router(trying.router)
     app.include_router(features.router)
     app.include_router(feature.router)
@@ -145,18 +158,20 @@ def _engine_starting(request: Request, error: EngineStartingError) -> Response:
 
 
 def _engine_silent(request: Request, error: Exception) -> Response:
-    return _without_answer(request, str(error), again=False)
+    refused = isinstance(error, EngineRefusedError) and error.cause == "query"
+    return _without_answer(request, str(error), again=False, status=422 if refused else 503)
 
 
-def _without_answer(request: Request, says: str, *, again: bool) -> Response:
-    """A word in the place where the answer was due, and 503 for machines; the rest of the site does not need the engine."""
+def _without_answer(request: Request, says: str, *, again: bool, status: int = 503) -> Response:
+    """A word in the place where the answer was due; the rest of the site does not need the engine."""
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     context = EnginePage(says, again, path)
     if request.url.path.endswith(".json"):
-        response: Response = JSONResponse(asdict(context), 503)
+        response: Response = JSONResponse(asdict(context), status)
     else:
-        response = render.respond(request, "engine.html", context, status=202 if again else 503)
-    response.headers["Retry-After"] = "1"
+        response = render.respond(request, "engine.html", context, status=202 if again else status)
+    if status == 503:
+        response.headers["Retry-After"] = "1"
     return response
 
 

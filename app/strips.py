@@ -1,5 +1,6 @@
 """Small pictures drawn by the server as inline SVG: the seed strip, and the activation histogram."""
 
+from math import log
 from typing import Any
 
 from markupsafe import Markup
@@ -64,8 +65,10 @@ def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, qu
     )
 
 
-def histogram(counts: list[int], edges: list[float], width: int = 280, height: int = 48) -> Markup:
-    """Activation histogram over log-spaced bins, as bars with a title each."""
+def histogram(
+    counts: list[int], edges: list[float], marks: dict[str, float] | None = None, width: int = 280, height: int = 48
+) -> Markup:
+    """Activation histogram over log-spaced bins, as bars with a title each; named values are marked by lines."""
     largest, step = max(max(counts), 1), width / len(counts)
     bars = []
     for i, n in enumerate(counts):
@@ -75,6 +78,13 @@ def histogram(counts: list[int], edges: list[float], width: int = 280, height: i
             f'<rect x="{i * step:.1f}" y="{height - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}">'
             f"<title>{title}</title></rect>"
         )
+    span = log(edges[-1] / edges[0]) if edges[-1] > edges[0] > 0 else 1
+    for name, value in (marks or {}).items():
+        if edges[0] <= value <= edges[-1]:
+            x = width * log(value / edges[0]) / span
+            bars.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"><title>{name}: {value:.3g}</title></line>'
+            )
     return Markup(
         f'<svg class="histogram" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
         f'aria-label="activation histogram, {edges[0]:.3g} to {edges[-1]:.3g}, log scale">{"".join(bars)}</svg>'

@@ -34,7 +34,7 @@ BATCH_NUMBERS = 2**26  # activations of a batch, all members together, before th
 LOSS_TOKENS = 4096  # that spliced losses are measured on: windows of the evaluation tokens, drawn at random
 LOSS_UP_TO = 3e13  # multiply-adds on a CPU that the loss takes unasked: minutes on two cores
 LOSS_DRAWS = 2  # of the headline's masks; curves are drawn once
-VERSION = 1  # of what a part holds; older ones are computed again
+VERSION = 2  # of what a part holds; older ones are computed again
 
 
 @torch.no_grad()
@@ -110,9 +110,10 @@ def _analyse(
     new_worth = bench is not None and "ablate" in wanted and worth is None
     activity_pass = ActivityPass(members) if new_activity else None
     ablation_pass = AblationPass(members) if new_worth else None
-    rows = bench.rows(ensemble.hookpoint, members.d_in) if new_activity or new_worth else None
-    if rows is not None:
-        positions = np.flatnonzero(bench.tokens.counted)
+    rows = None
+    if new_activity or new_worth:
+        rows, tokens = bench.place(ensemble.hookpoint, members.d_in)
+        positions = np.flatnonzero(tokens.counted)
         with progress.stage(f"{name}: activity{' and ablation' if new_worth else ''}", "tokens") as report:
             for first, batch, codes in _batches(members, rows, device):
                 if activity_pass:
@@ -126,12 +127,10 @@ def _analyse(
             parts.write("activity", measured) as put,
         ):
             for index, seed in enumerate(ensemble.seeds):
-                found = activity_pass.finish(index, bench.tokens, vocabulary=bench.vocabulary)
+                found = activity_pass.finish(index, tokens, vocabulary=bench.vocabulary)
                 logits = direct_logits(bench.model, members.W_dec[index])
-                put(
-                    seed,
-                    _flat(found) | ({f"logit_{n}": t.numpy() for n, t in logits._asdict().items()} if logits else {}),
-                )
+                named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
+                put(seed, _flat(found) | named | {"left_out": tokens.left_out})
                 report(index + 1, members.n_members)
         activity = parts.find("activity", **measured)
         live = _live(activity, ensemble)
@@ -144,7 +143,8 @@ def _analyse(
     if ablation_pass:
         _ablate(parts, ensemble, members, ablation_pass, judged_by, rows, measured | judged, device, progress)
     if lacks_loss:
-        _loss(parts, plan, ensemble, members, bench, judged_by, measured | judged, loss, progress)
+        left_out = activity.read(ensemble.seeds[0])["left_out"]
+        _loss(parts, plan, ensemble, members, bench, left_out, judged_by, measured | judged, loss, progress)
 
 
 class _Judged(NamedTuple):
@@ -180,7 +180,7 @@ def _measured(saes: list[str], ensemble: catalogue.Ensemble, bench: Bench) -> di
     """What activity and worth are computed from."""
     return {
         "version": VERSION, "saes": saes, "model": bench.model.digest, "hookpoint": ensemble.hookpoint,
-        "tokens": bench.digest,
+        "tokens": bench.digest, "outliers": bench.outliers,
     }  # fmt: skip
 
 
@@ -305,6 +305,7 @@ def _loss(
     ensemble: catalogue.Ensemble,
     members: SAE,
     bench: Bench,
+    left_out: np.ndarray,
     judged: _Judged,
     about: dict[str, Any],
     asked: _LossAsked,
@@ -322,7 +323,7 @@ def _loss(
             f"a CPU; ask for them with: seedscope analyze {plan.name} --only loss"
         )
         return
-    splice = Splice(bench.model, bench.loss_tokens(n_tokens), ensemble.hookpoint)
+    splice = Splice(bench.model, bench.loss_tokens(n_tokens, left_out), ensemble.hookpoint)
     own, zero = (float(each.double().mean()) for each in (splice.own(), splice.losses(torch.zeros_like)))
     about = about | {"loss_tokens": n_tokens}
     with progress.stage(f"{ensemble.name}: loss", "masks") as report, parts.write("loss", about) as put:

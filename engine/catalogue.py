@@ -33,6 +33,8 @@ class Tokens:
     """Tokens per window, BOS included; the model's longest context, at most 2,048, if not given."""
     bos: Literal["exclude", "include"] = "exclude"
     """Whether activations at BOS count."""
+    outliers: Literal["exclude", "include"] = "exclude"
+    """Whether tokens count whose activations are far longer than the others'; see engine.outliers."""
     part: Literal["all", "held-out"] = "all"
     """`held-out`: only documents that training in this study does not see."""
     remark: str | None = None

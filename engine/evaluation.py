@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +25,11 @@ from engine.activations import (
 )
 from engine.files import write_whole
 from engine.models import randomised
+from engine.outliers import TIMES, Without, find_outliers
 from engine.progress import Progress
+from engine.shards import Shards
 from engine.sources import Document, documents, split
+from engine.tokens import save_tokens
 from engine.triggers import Vocabulary
 
 EVALUATION = "evaluation.json"
@@ -46,6 +50,7 @@ class Evaluation:
     remark: str
     texts: tuple[str, ...]  # of every token id
     documents: tuple[str, ...]
+    outliers: float | None = None  # times the median length from which on tokens are left out; None: they count
 
 
 def read_evaluation(study: Path) -> Evaluation | None:
@@ -57,11 +62,20 @@ def read_evaluation(study: Path) -> Evaluation | None:
     return Evaluation(**held | {name: tuple(held[name]) for name in ("texts", "documents")})
 
 
+class Place(NamedTuple):
+    """Activations at a hook point, and the tokens that count there, in their order."""
+
+    rows: np.ndarray | Shards | Without  # (tokens, d_in)
+    tokens: TokenSet
+
+
 class Bench:
     """A model with its evaluation tokens, and activations of it at any hook point."""
 
-    def __init__(self, model: LanguageModel, tokens: TokenSet, scratch: Path, progress: Progress) -> None:
-        self.model, self.tokens = model, tokens
+    def __init__(
+        self, model: LanguageModel, tokens: TokenSet, outliers: float | None, scratch: Path, progress: Progress
+    ) -> None:
+        self.model, self.tokens, self.outliers = model, tokens, outliers
         self.digest, self.n_tokens = tokens.digest, int(tokens.counted.sum())
         self._scratch, self._progress = scratch, progress
         self.texts = token_texts(model)
@@ -69,22 +83,19 @@ class Bench:
     @cached_property
     def control(self) -> "Bench":
         """The same tokens on the model with random weights."""
-        return Bench(randomised(self.model), self.tokens, self._scratch / "control", self._progress)
+        return Bench(randomised(self.model), self.tokens, self.outliers, self._scratch / "control", self._progress)
 
-    def loss_tokens(self, n: int) -> TokenSet:
-        """Windows, drawn at random, that hold about n tokens that count."""
-        order = np.random.default_rng(0).permutation(len(self.tokens.ids))
-        held = np.cumsum(self.tokens.counted[order].sum(1))
-        chosen = np.sort(order[: int(np.searchsorted(held, n)) + 1])
-        return self.tokens.only(chosen)
+    def loss_tokens(self, n: int, left_out: np.ndarray) -> TokenSet:
+        """Windows, drawn at random, that hold about n tokens that count; `left_out` says what does not at a hook point."""
+        return self.tokens._replace(left_out=left_out).sample(n)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What the classes of triggers need to know of the tokens."""
         return Vocabulary(self.texts, self.tokens.ids[self.tokens.counted])
 
-    def rows(self, hookpoint: str, d_in: int):
-        """(tokens, d_in) activations, from disk; in float32 where float16 cannot hold them."""
+    def place(self, hookpoint: str, d_in: int) -> Place:
+        """Activations from disk, in float32 where float16 cannot hold them; without outliers unless they count."""
         found = width(self.model, self.tokens, hookpoint)
         if found != d_in:
             raise ValueError(
@@ -101,7 +112,17 @@ class Bench:
                 if dtype == "float32":
                     raise
                 self._progress.say(f"{error}: taken in float32")
-        return rows
+        if self.outliers is None:
+            return Place(rows, self.tokens)
+        with self._progress.stage(f"outliers at {hookpoint}", "tokens") as report:
+            found = find_outliers(rows, times=self.outliers, report=report)
+        if len(found):
+            self._progress.say(
+                f"{len(found):,} of {len(rows):,} tokens left out at {hookpoint}: their activations are longer than "
+                f"{self.outliers:g} times the median"
+            )
+        tokens = self.tokens._replace(left_out=np.flatnonzero(self.tokens.counted)[found])
+        return Place(Without(rows, found) if len(found) else rows, tokens)
 
 
 def open_bench(
@@ -134,22 +155,27 @@ def open_bench(
         n_tokens = int(found.counted.sum())
         report(n_tokens, n_tokens)
     found = found._replace(names=short_names(found.names))
-    bench = Bench(model, found, study / "scratch", progress)
+    outliers = TIMES if settings.outliers == "exclude" else None
+    bench = Bench(model, found, outliers, study / "scratch", progress)
     record = Evaluation(
         model=model.name,
         model_digest=model.digest,
         control_digest=bench.control.model.digest if any(each.control_of for each in plan.ensembles) else None,
         causal=model.causal,
         n_ctx=found.ids.shape[1],
-        policy=found.policy,
+        policy=f"{found.policy}; tokens with activations longer than {outliers:g} times the median excluded"
+        if outliers
+        else f"{found.policy}; norm outliers counted",
         token_digest=bench.digest,
         n_tokens=bench.n_tokens,
         remark=settings.remark or ", ".join(settings.source),
         texts=tuple(bench.texts),
         documents=tuple(found.names),
+        outliers=outliers,
     )
     (study / "parts").mkdir(parents=True, exist_ok=True)
     write_whole(study / "parts" / EVALUATION, json.dumps(asdict(record)))
+    save_tokens(found, study / "parts")
     return bench
 
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from engine.ablate import spread
-from engine.activations import hook_module
+from engine.activations import hook_module, stream
 from engine.models import LanguageModel
 from engine.sae import SAE, Codes
 from engine.tokens import PADDING, TokenSet
@@ -142,6 +142,40 @@ def attributed_loss(splice: Splice, member: SAE) -> Float[np.ndarray, " d_sae"]:
         along = torch.bmm(decoder[index], gradient[:, :, None])[..., 0]
         total.index_add_(0, index.flatten().cpu(), -(weights * along).double().flatten().cpu())
     return (total / splice.n_tokens).numpy()
+
+
+class ExactLoss(NamedTuple):
+    """What masking one feature adds to the loss, window by window."""
+
+    added: Float[np.ndarray, " windows"]  # nats, summed over the tokens that are read; 0 where the feature is silent
+    read: Int[np.ndarray, " windows"]  # tokens whose prediction is read
+    active: Int[np.ndarray, " windows"]  # tokens on which the feature is active
+
+
+def exact_loss(model: LanguageModel, tokens: TokenSet, hookpoint: str, member: SAE, feature: int) -> ExactLoss:
+    """The next-token loss with one feature masked against the whole reconstruction, both spliced in.
+
+    Cost: the model up to the hook point on all windows, and two whole passes over those in which the feature is active.
+    """
+    counted, n_windows = tokens.counted, len(tokens.ids)
+    window = np.repeat(np.arange(n_windows), counted.sum(1))
+    at = 0
+    active = np.zeros(n_windows, np.int32)
+    for batch in stream(model, tokens, hookpoint, windows_per_batch=WINDOWS_AT_ONCE):
+        codes = member.encode(batch.rows.to(member.W_dec.device))
+        fires = ((codes.indices == feature) & (codes.values > 0)).flatten(1).any(1).cpu().numpy()
+        active += np.bincount(window[at : at + len(fires)][fires], minlength=n_windows).astype(np.int32)
+        at += len(fires)
+    read, added = counted.copy(), np.zeros(n_windows)
+    read[:, :-1] &= tokens.ids[:, 1:] != PADDING
+    read[:, -1] = False
+    where = np.flatnonzero(active)
+    if len(where):
+        splice = Splice(model, tokens.only(where), hookpoint)
+        whole, without = (splice.losses(masked(member, np.array(sets, np.int64))).double() for sets in ([], [feature]))
+        owner = np.repeat(np.arange(len(where)), read[where].sum(1))
+        added[where] = np.bincount(owner, weights=(without - whole).numpy(), minlength=len(where))
+    return ExactLoss(added, read.sum(1).astype(np.int32), active)
 
 
 def losses_under(

@@ -81,7 +81,7 @@ class _Found:
         self.loss: Part | None = None
         if evaluation:
             same |= {
-                "tokens": evaluation.token_digest, "hookpoint": ensemble.hookpoint,
+                "tokens": evaluation.token_digest, "outliers": evaluation.outliers, "hookpoint": ensemble.hookpoint,
                 "model": evaluation.control_digest if ensemble.control_of else evaluation.model_digest,
             }  # fmt: skip
             self.activity = parts.find("activity", **same)
@@ -127,6 +127,8 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
         match = found.match.read(member.seed)
         matches = Matches(**{field: match[field] for field in Matches._fields})
         held = found.activity.read(member.seed) if found.activity else {}
+        n_tokens = int(held["n_tokens"]) if held else None
+        n_outliers = len(held.pop("left_out")) if held else None
         logits = (
             Logits(**{name: held.pop(f"logit_{name}") for name in Logits._fields}) if "logit_positive" in held else None
         )
@@ -165,6 +167,8 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
         rule=catalogue.MATCHING,
         theta=plan.theta,
         epsilon=plan.epsilon,
+        n_tokens=n_tokens,
+        n_outliers=n_outliers,
         digest=_ensemble_digest(plan, ensemble),
         folder=ensemble.folder,
         control_of=ensemble.control_of,

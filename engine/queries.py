@@ -7,10 +7,12 @@ their bytes in that order. No pickle: neither side can make the other run anythi
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_origin
 
-KINDS = ("neighbours", "pair", "try", "status")
+KINDS = ("neighbours", "pair", "try", "loss", "status")
 SPACES = ("decoder", "encoder")
 MAX_K = 1000  # neighbours per member that are given out at most
 MAX_TEXT = 20_000  # characters of a text that is tried
+WINDOWS = ("random", "contexts")  # that a feature's exact loss is taken on
+MAX_LOSS_TOKENS = 2**16
 MAX_ACTIVE = 2**21  # active features that an answer names; a text that has more is cut
 
 CAUSES = ("query", "busy", "late", "deadly", "fault")  # bad values; full queue; time limit; kills the engine; unknown
@@ -22,13 +24,13 @@ TIME_LIMIT_S = 20.0
 class LiveQuery:
     """A question to the engine process. `folder` (under the study) and `seeds` say where the ensemble's SAEs lie."""
 
-    kind: str  # neighbours, pair, try, status
+    kind: str  # one of KINDS
     study: str = ""
     ensemble: str = ""
     folder: str = ""
     seeds: tuple[int, ...] = ()  # of the whole ensemble
     seed: int = 0  # the anchor
-    feature: int = 0  # neighbours: the anchor feature
+    feature: int = 0  # neighbours, loss: the anchor feature
     by: str = "decoder"  # neighbours: or encoder
     k: int = 5  # neighbours: per member; fewer where a member has fewer that have a direction
     members: tuple[int, ...] = ()  # neighbours: seeds to look in; all, the anchor's own too, if empty
@@ -36,7 +38,10 @@ class LiveQuery:
     other: int = 0  # pair: the comparison's seed
     rule: str = "argmax"  # pair: one of schema.PAIR_RULES
     text: str = ""  # try: 1 to MAX_TEXT characters
-    model: str = ""  # try: digest of the model that the study was measured with; another is refused
+    model: str = ""  # try, loss: digest of the model that the study was measured with; another is refused
+    windows: str = "random"  # loss: one of WINDOWS
+    n_tokens: int = 4096  # loss: about as many evaluation tokens, 1 to MAX_LOSS_TOKENS
+    tokens: str = ""  # loss: digest of the evaluation tokens
 
     def shared_key(self) -> tuple:
         """Queries with equal keys are answered together: by one product, or one pass through the model."""
@@ -56,7 +61,8 @@ class LiveAnswer:
     entry per feature of the anchor; the runner-up is that of argmax; `gap` of a one-to-one matching. status: `status`.
     try: `texts` and arrays `id`, `counts` (False: as BOS, it never counts), one entry per token; `extent`, how many tokens of
     the text were read and how many it has; `count` (seeds, tokens) of active features; and, seed after seed, token after
-    token, the strongest first, `feature` and `activation`, a_i * ||d_i|| as everywhere.
+    token, the strongest first, `feature` and `activation`, a_i * ||d_i|| as everywhere. loss: arrays `added`, `read`,
+    `active` of engine.loss.ExactLoss, one entry per window.
     """
 
     arrays: dict[str, Any] = field(default_factory=dict)  # NumPy arrays, read-only

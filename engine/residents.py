@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine import sae, store, trying
+from engine import costing, sae, store, trying
 from engine.checkpoint import local_folder, n_parameters, weight_files
 from engine.fused import choice, named_device
 from engine.match import PairMatches, dictionaries, match_pair
@@ -76,7 +76,9 @@ class Residents:
 
     def answer(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         """One answer per query, all of one shared_key; what is wrong with a query stands in its own answer."""
-        compute = {"neighbours": self._neighbours, "pair": self._pair, "try": self._try}[queries[0].kind]
+        compute = {"neighbours": self._neighbours, "pair": self._pair, "try": self._try, "loss": self._loss}[
+            queries[0].kind
+        ]
         with torch.inference_mode():
             return compute(queries)
 
@@ -176,17 +178,34 @@ class Residents:
             _check_ensemble(query)
             files = {seed: _file(self._root, query, seed) for seed in query.seeds}
             place = trying.find_place(self._root / query.study, query)
-            model = (place.model, query.model)
-            load = partial(trying.load_reader, place.model, digest=query.model, device=self._device)
-            reader = self._hold(model, lambda: min(_model_bytes(place.model), self._budget), load)
+            reader, use = self._reader(place, query)
 
             def member(seed: int) -> sae.SAE:
-                self._use(model)  # where not all SAEs find room, they make it for each other
+                use()  # where not all SAEs find room, they make it for each other
                 return self._member(query, files[seed])
 
             return trying.answer(queries, reader, place, member)
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")] * len(queries)
+
+    def _reader(self, place: trying.Place, query: LiveQuery) -> tuple[trying.Reader, Callable[[], None]]:
+        """The study's model, and what says that it is used."""
+        key = (place.model, query.model)
+        load = partial(trying.load_reader, place.model, digest=query.model, device=self._device)
+        return self._hold(key, lambda: min(_model_bytes(place.model), self._budget), load), lambda: self._use(key)
+
+    def _loss(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        (query,) = queries
+        try:
+            _check_ensemble(query)
+            _check("seed", query.seed, query.seed in query.seeds, f"one of {', '.join(map(str, query.seeds)):.200}")
+            study = self._root / query.study
+            place = trying.find_place(study, query)
+            reader, _ = self._reader(place, query)
+            member = self._member(query, _file(self._root, query, query.seed))
+            return [costing.answer(query, reader.model, place.hookpoint, study, member)]
+        except ValueError as error:
+            return [LiveAnswer(error=str(error), cause="query")]
 
     def _member(self, query: LiveQuery, file: Path) -> sae.SAE:
         """One SAE of the query's ensemble."""

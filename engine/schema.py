@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import NamedTuple, get_args, get_origin
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 # What addresses already mean; a study or ensemble of such a name could not be opened.
 PAGE_NAMES = frozenset(
@@ -77,6 +77,8 @@ class Ensemble:
     rule: str
     theta: float
     epsilon: float
+    n_tokens: int | None  # evaluation tokens that count at its hook point; None without activity, as is n_outliers
+    n_outliers: int | None  # further ones, left out because their activations are far longer than the others'
     digest: str  # over the members' SAE digests and the matching settings: a permalink's v
     folder: str  # of the members' files, relative to the study's folder
     control_of: str | None  # the ensemble whose recipe this one repeats on the model with random weights

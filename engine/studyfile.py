@@ -134,6 +134,7 @@ def _tokens(top: Table, folder: Path, *, trains: bool) -> tuple[catalogue.Tokens
             n_eval=table.take("eval", _whole(1)),
             n_ctx=table.take("n_ctx", _whole(2)),
             bos=table.take("bos", _one_of(("exclude", "include")), "exclude"),
+            outliers=table.take("outliers", _one_of(("exclude", "include")), "exclude"),
             part="held-out" if splits else "all",
             remark=", ".join(held_out or source) + (", held-out documents" if splits else ""),
         )
@@ -316,7 +317,7 @@ _FIELD = {"tokens": "n_tokens"}  # of TrainConfig, where it is not the key
 # Where a key belongs that stands in a table that does not know it.
 _HOMES = {
     **dict.fromkeys(("variant", *_RECIPE), "train = { } of an [[ensemble]]"),
-    **dict.fromkeys(("source", "eval", "n_ctx", "bos", "held_out"), "[tokens]"),
+    **dict.fromkeys(("source", "eval", "n_ctx", "bos", "outliers", "held_out"), "[tokens]"),
     **dict.fromkeys(("import", "train", "format", "shared_start", "force"), "an [[ensemble]]"),
     **dict.fromkeys(("theta", "epsilon", "control"), "[study]"), "name": "[study] or an [[ensemble]]",
     "path": "[model]", "hookpoint": "[model] or an [[ensemble]]",

@@ -3,15 +3,18 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from engine.files import whole
 from engine.models import LanguageModel
 from engine.sources import Document
 
 PADDING = -1
+KEPT = "tokens.npz"
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 2**22
 LONGEST_UNASKED = 2048  # models that allow 128k tokens would make every short document a window of that length
 
@@ -26,18 +29,34 @@ class TokenSet(NamedTuple):
     bos: int | None
     bos_counts: bool = False
     choice: str = "all windows"  # which of the source's windows these are
+    left_out: Int[np.ndarray, " some"] = np.zeros(0, np.int64)  # flat indices of further tokens that do not count
 
     @property
     def counted(self) -> np.ndarray:
-        """(windows, n_ctx) bool: tokens that count; padding does not, BOS (wherever it stands) only with bos="include"."""
+        """(windows, n_ctx) bool: tokens that count.
+
+        Padding and what is left out do not, BOS (wherever it stands) only with bos="include".
+        """
         counted = self.ids != PADDING
         if self.bos is not None and not self.bos_counts:
             counted &= self.ids != self.bos
+        counted.reshape(-1)[self.left_out] = False
         return counted
 
     def only(self, windows: Int[np.ndarray, " some"]) -> "TokenSet":
         """Some of the windows, by index."""
-        return self._replace(ids=self.ids[windows], document=self.document[windows], start=self.start[windows])
+        left_out = np.zeros(self.ids.shape, bool)
+        left_out.reshape(-1)[self.left_out] = True
+        return self._replace(
+            ids=self.ids[windows], document=self.document[windows], start=self.start[windows],
+            left_out=np.flatnonzero(left_out[windows]),
+        )  # fmt: skip
+
+    def sample(self, n: int, *, seed: int = 0) -> "TokenSet":
+        """Windows, drawn at random, that hold about n tokens that count."""
+        order = np.random.default_rng(seed).permutation(len(self.ids))
+        held = np.cumsum(self.counted[order].sum(1))
+        return self.only(np.sort(order[: int(np.searchsorted(held, n)) + 1]))
 
     @property
     def policy(self) -> str:
@@ -54,7 +73,32 @@ class TokenSet(NamedTuple):
             sha.update(np.ascontiguousarray(array, dtype=np.int32).tobytes())
         if self.bos is None or self.bos_counts:  # else BOS begins every window, and the ids say all
             sha.update(f"bos {self.bos} counts {self.bos_counts}".encode())
+        if len(self.left_out):
+            sha.update(b"without" + self.left_out.astype(np.int64).tobytes())
         return sha.hexdigest()[:16]
+
+
+def save_tokens(tokens: TokenSet, folder: Path) -> None:
+    """Keep a token set for those who have no source at hand; document names and the choice are not kept."""
+    bos = [] if tokens.bos is None else [tokens.bos]
+    with whole(folder / KEPT) as file:
+        np.savez(
+            file, ids=tokens.ids, document=tokens.document, start=tokens.start, left_out=tokens.left_out,
+            bos=np.array(bos, np.int64), bos_counts=tokens.bos_counts,
+        )  # fmt: skip
+
+
+def load_tokens(folder: Path) -> TokenSet | None:
+    """The token set that was kept in a folder; None where there is none."""
+    try:
+        with np.load(folder / KEPT, allow_pickle=False) as held:
+            bos = held["bos"].tolist()
+            return TokenSet(
+                held["ids"], held["document"], held["start"], [], bos[0] if bos else None, bool(held["bos_counts"]),
+                left_out=held["left_out"],
+            )  # fmt: skip
+    except FileNotFoundError:
+        return None
 
 
 def longest_context(model: LanguageModel) -> int | None:

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +33,13 @@ class Known(StrEnum):
     unknown = "unknown"
 
 
+class Counting(StrEnum):
+    """Whether some tokens count."""
+
+    exclude = "exclude"
+    include = "include"
+
+
 class AllPairsRule(StrEnum):
     """Which matching of all pairs is asked for."""
 
@@ -58,6 +65,11 @@ EvalTokens = Annotated[
     int | None, typer.Option(min=1, help="Measure on this many tokens, drawn at random.", show_default="all")
 ]
 Context = Annotated[int | None, typer.Option("--n-ctx", min=2, help="Tokens per window.", show_default="the model's")]
+Bos = Annotated[Counting | None, typer.Option(help="Whether activations at BOS count.", show_default="exclude")]
+Outliers = Annotated[
+    Counting | None,
+    typer.Option(help="Whether tokens count whose activations are longer than 10 medians.", show_default="exclude"),
+]
 
 
 @app.command("import")
@@ -77,6 +89,8 @@ def import_(
     tokens: TokenSource = None,
     eval_tokens: EvalTokens = None,
     n_ctx: Context = None,
+    bos: Bos = None,
+    outliers: Outliers = None,
     shared_start: Annotated[
         Known | None, typer.Option(help="Whether members began with the same weights.", show_default="unknown")
     ] = None,
@@ -96,7 +110,7 @@ def import_(
     from engine.progress import Progress
 
     root = writable(root or default_root())
-    progress = Progress(quiet=quiet)
+    progress, cut = Progress(quiet=quiet), _cut(eval_tokens, n_ctx, bos, outliers)
     if not path:
         _restore(study, Path(ensemble), root, progress)
         return
@@ -108,7 +122,7 @@ def import_(
             with progress.stage("importing", "SAEs") as report:
                 found = enrol(
                     root, study, ensemble, path, format=format, seeds=_numbers(seeds), model=_whole(model), hookpoint=hookpoint,
-                    tokens=_tokens(tokens, eval_tokens, n_ctx), shared_start=shared_start.value if shared_start else None,
+                    tokens=_tokens(tokens, cut), shared_start=shared_start.value if shared_start else None,
                     force=force, replaced=replace_, report=report,
                 )  # fmt: skip
             plan = catalogue.read(root / study)
@@ -141,6 +155,8 @@ def analyze(
     tokens: TokenSource = None,
     eval_tokens: EvalTokens = None,
     n_ctx: Context = None,
+    bos: Bos = None,
+    outliers: Outliers = None,
     loss_tokens: Annotated[
         int | None, typer.Option(min=1, help="Measure losses on this many tokens.", show_default="4096")
     ] = None,
@@ -169,7 +185,8 @@ def analyze(
             from engine.analyse import analyse
             from engine.publish import publish
 
-            catalogue.write(_changed(plan, theta, epsilon, model, hookpoint, tokens, eval_tokens, n_ctx), folder)
+            cut = _cut(eval_tokens, n_ctx, bos, outliers)
+            catalogue.write(_changed(plan, theta, epsilon, model, hookpoint, tokens, cut), folder)
             try:
                 analyse(
                     folder, only=_analyses(only), one_to_one=None if rule is None else rule is AllPairsRule.hungarian,
@@ -296,20 +313,23 @@ def _analyses(only: str | None) -> tuple[str, ...] | None:
     return tuple(name for name in ANALYSES if name in names)
 
 
-def _tokens(source: list[str] | None, n_eval: int | None, n_ctx: int | None) -> "Tokens | None":
+def _cut(n_eval: int | None, n_ctx: int | None, bos: "Counting | None", outliers: "Counting | None") -> dict[str, Any]:
+    """What was said of how the evaluation tokens are cut and counted."""
+    said = {"n_eval": n_eval, "n_ctx": n_ctx, "bos": bos and bos.value, "outliers": outliers and outliers.value}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _tokens(source: list[str] | None, cut: dict[str, Any]) -> "Tokens | None":
     """The evaluation tokens as the catalogue keeps them: files by their whole path, named for the page as they were given."""
     from engine.catalogue import Tokens
 
     if not source:
-        if n_eval or n_ctx:
-            raise Stop(
-                "--eval-tokens and --n-ctx were given without --tokens, expected the text that they are taken from"
-            )
+        if cut:
+            given = " and ".join(f"--{name}".replace("n_eval", "eval-tokens").replace("_", "-") for name in cut)
+            raise Stop(f"{given} given without --tokens, expected the text that they are taken from")
         return None
     whole = tuple(each if each.startswith(("hf:", "/", "~")) else str(Path.cwd() / each) for each in source)
-    return Tokens(
-        whole, n_eval=n_eval, n_ctx=n_ctx, remark=", ".join("/".join(Path(each).parts[-2:]) for each in source)
-    )
+    return Tokens(whole, **cut, remark=", ".join("/".join(Path(each).parts[-2:]) for each in source))
 
 
 def _whole(model: str | None) -> str | None:
@@ -318,7 +338,7 @@ def _whole(model: str | None) -> str | None:
     return str(folder.absolute()) if model and folder.is_dir() else model
 
 
-def _changed(plan, theta, epsilon, model, hookpoint, tokens, n_eval, n_ctx):
+def _changed(plan, theta, epsilon, model, hookpoint, tokens, cut):
     """The catalogue with what the command line says; without a word everything stays."""
     if hookpoint and plan.ensembles and not any(each.hookpoint in (None, hookpoint) for each in plan.ensembles):
         known = ", ".join(f"{each.name} {each.hookpoint}" for each in plan.ensembles)
@@ -327,9 +347,9 @@ def _changed(plan, theta, epsilon, model, hookpoint, tokens, n_eval, n_ctx):
             "again with --replace"
         )
     before = plan.tokens
-    if before:
-        n_eval, n_ctx = n_eval or before.n_eval, n_ctx or before.n_ctx
-    found = _tokens(tokens, n_eval, n_ctx) if tokens or not before else replace(before, n_eval=n_eval, n_ctx=n_ctx)
+    if tokens and before:  # another text, cut as before
+        cut = {name: getattr(before, name) for name in ("n_eval", "n_ctx", "bos", "outliers")} | cut
+    found = _tokens(tokens, cut) if tokens or not before else replace(before, **cut)
     return replace(
         plan,
         theta=plan.theta if theta is None else theta,

@@ -116,7 +116,7 @@ def ablation(
         members=members,
         sides=_sides(store, row),
         missing=[lacks[result] for result in ("ablate", "loss") if result in lacks],
-        figure_list=_figures(store, rows, points, members),
+        figure_list=_figures(row.n_tokens, rows, points, members),
     )
 
 
@@ -289,7 +289,7 @@ def _side(store: StudyStore, name: str, *, is_control: bool) -> Side:
 
 
 def _figures(
-    store: StudyStore, rows: list[schema.Ablation], points: dict[str, list[_Place]], members: list[MemberLine]
+    n_tokens: int | None, rows: list[schema.Ablation], points: dict[str, list[_Place]], members: list[MemberLine]
 ) -> list[figures.Figure]:
     whole = [row for row in rows if row.mask == "none"]
     if not whole or not any(points.values()):
@@ -308,9 +308,7 @@ def _figures(
     drawn = f"{n_draws} draw{'s' * (n_draws != 1)} each"
     ev = fmean(row.ev for row in whole)
     levels = [figures.Level("nothing masked", ev)]
-    found = [
-        figures.masking_curves(figures.EV, along(lambda p: p.ev), levels, ev, store.study.n_eval_tokens or 0, drawn)
-    ]
+    found = [figures.masking_curves(figures.EV, along(lambda p: p.ev), levels, ev, n_tokens or 0, drawn)]
     own, spliced, zero = (_mean([getattr(m, f"loss_{n}") for m in members]) for n in ("own", "spliced", "zero"))
     if own is None or any(place.loss is None for places in points.values() for place in places):
         return found
@@ -319,10 +317,10 @@ def _figures(
         figures.Level("spliced", spliced),
         figures.Level("zeros in place", zero),
     ]
-    n_tokens = max(m.n_loss_tokens for m in members)
+    n_loss_tokens = max(m.n_loss_tokens for m in members)
     found.append(
         figures.masking_curves(
-            figures.LOSS, along(lambda p: p.loss), levels, spliced, n_tokens, "on fewer draws than EV"
+            figures.LOSS, along(lambda p: p.loss), levels, spliced, n_loss_tokens, "on fewer draws than EV"
         )
     )
     return found

@@ -154,6 +154,7 @@ class FeaturePage:
     nav_groups: list[ContextGroup]
     nav_views: dict[str, str]
     nav_counterpart: tuple[int, int, float] | None  # seed, feature, cosine of the nearest living one
+    nav_exact: str | None  # where its loss is measured now; None where the model cannot be asked
     nav_largest: float
     nav_cosines: tuple[float, ...]
     nav_place: Place | None
@@ -243,6 +244,9 @@ def feature(
             view: render.url(f"{base}/{member.seed}/{found.feature}", **filter.parameters(view=view)) for view in VIEWS
         },
         nav_counterpart=_living_counterpart(store, row, found),
+        nav_exact=f"{base}/{member.seed}/{found.feature}/loss"
+        if activity and found.n_active and store.study.causal and row.control_of is None
+        else None,
         nav_largest=max([found.max_activation or 0, *shown_maxima]),
         nav_cosines=tuple(filter.cosines(found)),
         nav_place=listed.place(member.seed, found.feature),

@@ -233,7 +233,7 @@ def test_a_file_that_is_changed_truncated_or_gone_is_named(own, tmp_path, name):
     ("changes", "match"),
     [
         ({"version": 2, "seedscope": "9.1"}, r"has version 2, this version reads 1; it was written by seedscope 9.1"),
-        ({"schema_version": 4}, "has schema_version 4, this version reads"),
+        ({"schema_version": 99}, "has schema_version 99, this version reads"),
         ({"format": "seedscope.match"}, "has format 'seedscope.match', this version reads 'seedscope.export'"),
         ({"files": 3}, "manifest.json is damaged"),
         ({"files": {"../../evil": {"bytes": 0, "sha256": ""}}}, "leads out of its folder"),

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from engine import demo
-from engine.loss import Splice, attributed_loss, masked
+from engine.activations import stream
+from engine.loss import Splice, attributed_loss, exact_loss, masked
 from engine.sae import SAE
 from engine.tokens import PADDING, tokenize
 
@@ -103,3 +104,27 @@ def test_inputs_of_a_block_can_be_spliced_too(language_model, tokens):
     np.testing.assert_allclose(
         before.losses(torch.zeros_like).numpy(), after.losses(torch.zeros_like).numpy(), atol=1e-4
     )
+
+
+def test_the_exact_loss_of_a_feature_is_the_difference_of_two_plain_runs(language_model, tokens, splice, member):
+    codes = member.encode(torch.cat([b.rows for b in stream(language_model, tokens, HOOKPOINT)]))
+    n_active = np.bincount(codes.indices[codes.values > 0].numpy(), minlength=member.d_sae)
+    feature = int(np.argsort(n_active)[-10])
+    found = exact_loss(language_model, tokens, HOOKPOINT, member, feature)
+    assert found.active.sum() == n_active[feature] > 0
+    assert (found.added[found.active == 0] == 0).all()
+    whole = by_hand(language_model, tokens, lambda rows: member(rows)[:, 0])
+    without = by_hand(language_model, tokens, masked(member, np.array([feature])))
+    assert found.read.sum() == len(whole)
+    per_window = np.split(without - whole, np.cumsum(found.read)[:-1])
+    np.testing.assert_allclose(found.added, [each.sum() for each in per_window], atol=2e-3)
+    assert np.abs(found.added).max() > 0.01
+
+
+def test_a_feature_that_is_silent_costs_no_pass_and_adds_nothing(language_model, tokens, member):
+    silenced = member.only(0)
+    silenced.b_enc[0, 5] = -1e9
+    found = exact_loss(language_model, tokens, HOOKPOINT, silenced, 5)
+    assert not found.active.any()
+    assert not found.added.any()
+    assert found.read.sum() > 0

@@ -28,6 +28,7 @@ source = "corpus/*.txt"
 eval = 2_000_000
 n_ctx = 128
 bos = "include"
+outliers = "include"
 [[ensemble]]
 name = "old"
 import = ["ckpts/seed*"]
@@ -90,7 +91,9 @@ def test_a_whole_file_is_read_as_it_says(folder: Path):
         epsilon=0.1,
         model="gpt2",
         hookpoint="blocks.7.hook_resid_pre",
-        tokens=catalogue.Tokens(source, 2_000_000, 128, "include", "held-out", remark="corpus/*.txt, held-out documents"),
+        tokens=catalogue.Tokens(
+            source, 2_000_000, 128, "include", "include", "held-out", remark="corpus/*.txt, held-out documents"
+        ),
         train_source=source,
         ensembles=(
             ImportPlan(
