@@ -2,6 +2,7 @@
 
 import math
 import re
+from datetime import UTC, datetime
 
 HIGHLIGHT_STEPS = 20  # alpha levels of the token highlight; each is a CSS class
 
@@ -29,6 +30,19 @@ def millinats(value: float) -> str:
 def thousands(value: int) -> str:
     """1043 -> '1,043'."""
     return f"{value:,}"
+
+
+def duration(seconds: float) -> str:
+    """7.4 -> '7 s', 95 -> '1 min 35 s', 8000 -> '2 h 13 min'."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def moment(unix_s: float) -> str:
+    """Seconds since 1970 -> '2026-03-01 14:05 UTC'."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 # Unicode's pictures of what cannot be seen.

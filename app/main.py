@@ -13,12 +13,14 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from app import render
+from app.jobs import JobRefusedError, Jobs
 from app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
 from app.routes import (
     ablation,
     buckets,
     feature,
     features,
+    jobs,
     members,
     neighbours,
     overview,
@@ -63,12 +65,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def until_stopped(app: FastAPI) -> AsyncIterator[None]:
+        app.state.jobs.resume()
         yield
+        app.state.jobs.close()
         live.close()
 
     app = FastAPI(title="SeedScope", docs_url=None, redoc_url=None, lifespan=until_stopped)
     app.state.studies = Studies(settings.root)
     app.state.live = live
+    app.state.jobs = Jobs(settings.root, settings.device)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
     @app.get("/healthz")
@@ -83,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         return render.respond(request, "docs.html", DocsPage(routes))
 
     app.include_router(studies.router)
+    app.include_router(jobs.router)
     app.include_router(overview.router)
     app.include_router(ablation.router)
     app.include_router(buckets.router)
@@ -95,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(weights.router)
     app.add_exception_handler(NotFound, _not_found)
     app.add_exception_handler(BadValue, _bad_value)
+    app.add_exception_handler(JobRefusedError, _job_refused)
     app.add_exception_handler(EngineStartingError, _engine_starting)
     app.add_exception_handler(EngineBrokenError, _engine_silent)
     app.add_exception_handler(EngineRefusedError, _engine_silent)
@@ -123,6 +130,11 @@ def _not_found(request: Request, error: NotFound) -> Response:
 
 def _bad_value(request: Request, error: BadValue) -> Response:
     return _refuse(request, 422, "A value in the address is not usable", [asdict(error)])
+
+
+def _job_refused(request: Request, error: JobRefusedError) -> Response:
+    problem = {"name": error.name, "found": error.found, "expected": error.expected}
+    return _refuse(request, error.status, "This job is refused", [problem])
 
 
 def _bad_request(request: Request, error: RequestValidationError) -> Response:

@@ -13,7 +13,19 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from app.formats import alpha_step, architecture, density, known, millinats, per_mille, percent, shown_token, thousands
+from app.formats import (
+    alpha_step,
+    architecture,
+    density,
+    duration,
+    known,
+    millinats,
+    moment,
+    per_mille,
+    percent,
+    shown_token,
+    thousands,
+)
 from app.settings import STATIC, TEMPLATES
 from app.strips import histogram, large_strip, seed_strip
 
@@ -38,7 +50,7 @@ templates = Environment(
 )
 templates.filters |= {
     "percent": percent, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
-    "known": known, "millinats": millinats,
+    "known": known, "millinats": millinats, "duration": duration, "moment": moment,
 }  # fmt: skip
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
@@ -62,7 +74,9 @@ def respond(
 ) -> HTMLResponse:
     """Render a context dataclass: its `main` block for htmx, else the whole page."""
     values = {f.name: getattr(context, f.name) for f in fields(context)}
-    values |= {"request": request, "embed": request.query_params.get("embed") == "true"}
+    embed = request.query_params.get("embed") == "true"
+    # What other sites may frame holds nothing that starts work.
+    values |= {"request": request, "embed": embed, "queue": None if embed else request.app.state.jobs}
     page = templates.get_template(template)
     headers = {"Vary": "HX-Request", "Cache-Control": "no-cache"}
     if not wants_fragment(request):
@@ -77,6 +91,7 @@ def retarget_to_page(response: Response) -> None:
     """Make htmx put an error where the whole page is instead of where its answer was due."""
     response.headers["HX-Retarget"] = "#main"
     response.headers["HX-Reswap"] = "innerHTML"
+    response.headers["HX-Reselect"] = "unset"
 
 
 def as_json(context: Any) -> JSONResponse:

@@ -52,7 +52,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        ancestors = "*" if ("embed", "true") in parse_qsl(scope["query_string"].decode("latin-1")) else "'none'"
+        embed = ("embed", "true") in parse_qsl(scope["query_string"].decode("latin-1"))
+        # A page whose buttons do something is never framed: a click in the frame would count as this site's.
+        ancestors = "*" if embed and not scope["path"].startswith("/jobs") else "'none'"
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -76,8 +78,14 @@ class Guard:
             )
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             origin = headers.get("origin", "")
-            if origin.partition("://")[2] != host:
-                return PlainTextResponse(f"Origin {origin!r} may not write here, expected this site\n", 403)
+            site = headers.get("sec-fetch-site", "same-origin")  # browsers say it, pages cannot change it
+            if origin.partition("://")[2] != host or site != "same-origin":
+                found = f"Origin {origin!r}" + (f" ({site})" if site != "same-origin" else "")
+                return PlainTextResponse(
+                    f"{found} may not write here, expected this site: use the buttons of its own pages, "
+                    f"or send the header Origin: http://{host}\n",
+                    403,
+                )
         if self._token is None or scope["path"] == "/healthz":
             return None
         return self._ask_for_token(scope, headers)

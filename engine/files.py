@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file in one step: a reader, or a stop in between, sees the old content or the new one."""
-    with whole(path) as file:
+def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a text file in one step: a reader, or a stop in between, sees the old content or the new one.
+
+    `durable` waits for the disk, so that this holds for a power cut as well: milliseconds.
+    """
+    with whole(path, durable=durable) as file:
         file.write(text.encode())
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def whole(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A file to write that takes its place when the block ends."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
 
 

@@ -1,9 +1,16 @@
-"""Progress of long work on the terminal: bars with rate and time left, plain lines where nobody watches."""
+"""Progress of long work on the terminal: bars with rate and time left, plain lines where nobody watches.
 
+Where $SEEDSCOPE_PROGRESS names a file, it holds the running stage as JSON besides, for whoever started the command.
+"""
+
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +24,11 @@ from rich.progress import (
     Progress as Bars,
 )
 
+from engine.files import write_whole
+from engine.schema import PROGRESS_VARIABLE, StageProgress
+
 Report = Callable[[int, int], None]
+FILE_S = 0.25  # between two writings of the file
 
 
 class Progress:
@@ -26,10 +37,26 @@ class Progress:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._live = sys.stderr.isatty() and not quiet
+        file = os.environ.get(PROGRESS_VARIABLE)
+        self._file = Path(file) if file else None
 
     @contextmanager
     def stage(self, name: str, unit: str) -> Iterator[Report]:
         """Show one stage; yields the function that takes (done, total)."""
+        with self._shown(name, unit) as report:
+            if self._file is None:
+                yield report
+            else:
+                with _kept(self._file, name, unit) as keep:
+
+                    def both(done: int, total: int) -> None:
+                        report(done, total)
+                        keep(done, total)
+
+                    yield both
+
+    @contextmanager
+    def _shown(self, name: str, unit: str) -> Iterator[Report]:
         began, last = time.perf_counter(), [0]
         if self._live:
             bars = Bars(
@@ -62,3 +89,29 @@ class Progress:
         """One line about what was chosen, and why."""
         if not self._quiet:
             print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _kept(file: Path, name: str, unit: str) -> Iterator[Report]:
+    """Keep a stage in a file: when it begins, a few times a second, and as it ended."""
+    began, written, last = time.perf_counter(), 0.0, (0, None)
+
+    def write() -> None:
+        nonlocal written
+        done, total = last
+        written = time.perf_counter()
+        held = StageProgress(name, unit, done, total, done / max(written - began, 1e-9))
+        with suppress(OSError):  # work does not fail for want of a place to say how far it is
+            write_whole(file, json.dumps(asdict(held)), durable=False)
+
+    def keep(done: int, total: int) -> None:
+        nonlocal last
+        last = (int(done), int(total))
+        if time.perf_counter() - written >= FILE_S:
+            write()
+
+    write()
+    try:
+        yield keep
+    finally:
+        write()

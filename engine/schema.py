@@ -31,6 +31,9 @@ TRIGGERS = ("single token", "family", "number", "punctuation", "substring", "pos
 NO_MATCH = -1.0  # cosine where there is no pair; no theta but -1 itself reaches it
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
 ANALYSES = ("match", "activity", "ablate", "loss")  # what `seedscope analyze` computes, in the order of their columns
+PROGRESS_VARIABLE = (
+    "SEEDSCOPE_PROGRESS"  # environment: a file in which running commands keep their StageProgress, as JSON
+)
 CURRENT = "CURRENT"  # file beside the stores: line 1 names the published store, line 2 what it was built from
 
 
@@ -270,6 +273,17 @@ THETA_COUNTED: dict[type, dict[str, str]] = {
     Feature: {column: rule for rule, column in RULE_COLUMN.items()},
     NullMatch: {"cosines": "argmax"},
 }
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far the stage is that a command works on."""
+
+    stage: str
+    unit: str  # of done and total
+    done: int
+    total: int | None  # None before the first report
+    rate: float  # units per second since the stage began
 
 
 def count_column(rule: str, index: int) -> str:

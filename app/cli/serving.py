@@ -1,6 +1,5 @@
 """`seedscope demo` and `seedscope serve`."""
 
-import atexit
 import errno
 import os
 import socket
@@ -8,13 +7,17 @@ import subprocess
 import sys
 import threading
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.options import Compute, Device, Root, Stop, app, writable
 from app.settings import DEFAULT_PORT, Settings, default_root
+
+if TYPE_CHECKING:
+    from app.jobs import Jobs
 
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; the next free one if taken.")]
 Host = Annotated[str, typer.Option(help="Address to bind; beyond loopback a token is needed.")]
@@ -51,8 +54,8 @@ def demo(
         if code:
             raise Stop(f"the study could not be built (exit {code}); nothing was published")
     if serve:
-        _follow_up(root, embedded.STUDY.name)
-        _serve(Settings(root, port=port), _on_a_desktop() if open_browser is None else open_browser)
+        open_browser = _on_a_desktop() if open_browser is None else open_browser
+        _serve(Settings(root, port=port), open_browser, follow_up=embedded.STUDY.name)
     else:
         print(f"study {embedded.STUDY.name} is published under {root}; look at it with: seedscope serve --root {root}")
 
@@ -72,14 +75,16 @@ def serve(
     _serve(Settings(root, host, port, token, tuple(allow_host or ()), device.value), bool(open_browser))
 
 
-def _follow_up(root: Path, study: str) -> None:
+def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
     """Measure the loss, which takes a minute or two, while people look; it stops with the server and resumes with the next."""
+    from app.jobs import JobRefusedError
+
     if any((root / study / "parts").glob("*/loss/*/about.json")):
         return
-    command = [sys.executable, "-W", "ignore", "-m", "app.cli", "analyze", study, "--root", str(root), "--only", "loss"]
-    follower = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    atexit.register(follower.terminate)
-    print("the next-token loss of features follows in the background; its pages fill in when it is done", flush=True)
+    with suppress(JobRefusedError):  # another server over this root does it
+        jobs.start("analyze", study, {"only": "loss"})
+        print("the next-token loss of features follows in the background: see /jobs; its pages fill in when it is done",
+              flush=True)  # fmt: skip
 
 
 def _on_a_desktop() -> bool:
@@ -115,7 +120,8 @@ def _bind(host: str, port: int) -> socket.socket:
     raise Stop(f"ports {port} to {port + N_PORTS_TRIED - 1} are all taken; choose one with --port")
 
 
-def _serve(settings: Settings, open_browser: bool) -> None:
+def _serve(settings: Settings, open_browser: bool, follow_up: str | None = None) -> None:
+    """Serve until stopped; `follow_up` names a study whose loss is measured meanwhile."""
     from dataclasses import replace
 
     import uvicorn
@@ -126,11 +132,14 @@ def _serve(settings: Settings, open_browser: bool) -> None:
     if not is_loopback(settings.host) and not settings.token:
         settings = replace(settings, token=new_token())
     listener = _bind(settings.host, settings.port)
+    dashboard = create_app(settings)
+    if follow_up is not None:
+        _follow_up(dashboard.state.jobs, settings.root, follow_up)
     port = listener.getsockname()[1]
     shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{shown_host}:{port}/" + (f"?token={settings.token}" if settings.token else "")
     print(f"SeedScope is at {address} (Ctrl-C stops it)", flush=True)
     if open_browser:
         threading.Timer(0.8, webbrowser.open, [address]).start()
-    config = uvicorn.Config(create_app(settings), log_level="warning", access_log=False)
+    config = uvicorn.Config(dashboard, log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listener])

@@ -67,6 +67,7 @@ class Addition:
     reason: str  # why it is not there
     results: list[str]
     ensembles: list[str]  # that lack any of them
+    job: dict[str, str] | None  # what a request for the command says; None where only users know the rest
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _additions(ensembles: list[EnsembleSummary]) -> list[Addition]:
     for each in ensembles:
         for lack in each.missing:
             if lack.command:
-                held = found.setdefault(lack.command, Addition(lack.command, lack.reason, [], []))
+                held = found.setdefault(lack.command, Addition(lack.command, lack.reason, [], [], lack.job))
                 held.results.extend({lack.result} - set(held.results))
                 held.ensembles.extend({each.ensemble.ensemble} - set(held.ensembles))
     return list(found.values())

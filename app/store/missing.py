@@ -18,6 +18,7 @@ class Missing:
     result: str  # in words
     reason: str
     command: str | None  # that adds it; None where none does
+    job: dict[str, str] | None = None  # the fields that start it; None: they need what only users know
 
     @property
     def is_planned(self) -> bool:
@@ -38,6 +39,9 @@ def missing(
     """
     blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
 
+    def job(**parameters: str) -> dict[str, str]:
+        return {"kind": "analyze", "study": study.study} | parameters
+
     def lacks(result: str, analysis: str) -> Missing:
         command = f"seedscope analyze {study.study}"
         place = " --hookpoint NAME" if ensemble.hookpoint is None else ""
@@ -47,7 +51,7 @@ def missing(
             )
         if place:
             return Missing(result, "the hook point that the SAEs read is not known", command + place)
-        return Missing(result, "not computed yet", f"{command} --only {analysis}")
+        return Missing(result, "not computed yet", f"{command} --only {analysis}", job(only=analysis))
 
     match, activity, ablate, loss = ANALYSES
     found = {}
@@ -60,7 +64,7 @@ def missing(
     if "hungarian" not in rules:
         reason = "not done for all pairs at this size; the page of a pair matches it on demand"
         command = f"seedscope analyze {study.study} --only match --rule hungarian"
-        found["one-to-one"] = Missing("one-to-one matching", reason, command)
+        found["one-to-one"] = Missing("one-to-one matching", reason, command, job(only=match, rule="hungarian"))
     if ablate not in ensemble.computed:
         found["ablate"] = lacks("worth: explained variance with features masked", ablate)
     if loss not in ensemble.computed:

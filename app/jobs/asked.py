@@ -1,0 +1,140 @@
+"""What may be asked for, and what is known of a job: a `seedscope` command of one of a few kinds."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.schema import ANALYSES, StageProgress, name_problem
+
+
+class JobRefusedError(Exception):
+    """A job that cannot be started or cancelled: the name of what is wrong, what was found, what was expected."""
+
+    def __init__(self, name: str, found: str, expected: str, status: int = 422) -> None:
+        super().__init__(f"{name} is {found}, expected {expected}")
+        self.name, self.found, self.expected, self.status = name, found, expected, status
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that was asked for; times are Unix seconds."""
+
+    id: str
+    kind: str  # of KINDS
+    study: str
+    parameters: dict[str, str]
+    asked: float
+    state: Literal["queued", "running", "done", "failed", "cancelled"] = "queued"
+    begin: float | None = None
+    end: float | None = None
+    pid: int | None = None  # of the process and its group
+    cancelling: bool = False  # was asked to end
+    exit_code: int | None = None  # negative: the signal that ended it
+    reason: str | None = None  # why it failed
+    republished: bool | None = None  # whether the study's results are others than before; None unless it is done
+    stage: StageProgress | None = None  # the last one that was begun
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in ("queued", "running")
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What a request for the same job says."""
+        return {"kind": self.kind, "study": self.study} | self.parameters
+
+    @property
+    def command(self) -> str:
+        """The same as users type it."""
+        return " ".join(["seedscope", *words(self)])
+
+    @property
+    def share(self) -> float | None:
+        """Share of the stage that is done, None before that is known."""
+        return min(self.stage.done / self.stage.total, 1.0) if self.stage and self.stage.total else None
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left of the stage at the rate so far."""
+        return (self.stage.total - self.stage.done) / self.stage.rate if self.share and self.stage.rate else None
+
+    @property
+    def took_s(self) -> float | None:
+        """Seconds since it began, or that it took."""
+        return None if self.begin is None else (self.end or time.time()) - self.begin
+
+
+# -- kinds -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A command that may be asked for, and what may be said to it: nothing else of a request reaches a command line.
+
+    Where a command reaches out to (addresses, keys, files) is the server's to know and never a parameter.
+    """
+
+    parameters: dict[
+        str, Callable[[str], str]
+    ]  # {name: the value as the command takes it}; ValueError says what it takes
+
+
+def _some_of(names: tuple[str, ...]) -> Callable[[str], str]:
+    def check(given: str) -> str:
+        asked = given.split(",")
+        if set(asked) - set(names):
+            raise ValueError(f"some of {','.join(names)}")
+        return ",".join(name for name in names if name in asked)
+
+    return check
+
+
+def _one_of(*names: str) -> Callable[[str], str]:
+    def check(given: str) -> str:
+        if given not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+        return given
+
+    return check
+
+
+def _count(most: int) -> Callable[[str], str]:
+    def check(given: str) -> str:
+        if not re.fullmatch(r"[0-9]{1,12}", given) or not 1 <= int(given) <= most:
+            raise ValueError(f"a whole number from 1 to {most}")
+        return str(int(given))
+
+    return check
+
+
+KINDS = {
+    "analyze": Kind({"only": _some_of(ANALYSES), "rule": _one_of("argmax", "hungarian"), "loss_tokens": _count(2**20)}),
+}
+
+
+def checked(kind: str, study: str, given: dict[str, str]) -> dict[str, str]:
+    """The parameters as the command takes them; raises JobRefusedError. Empty values count as absent."""
+    if kind not in KINDS:
+        raise JobRefusedError("kind", repr(kind), f"one of {', '.join(KINDS)}")
+    if problem := name_problem(study):
+        raise JobRefusedError("study", repr(study), problem.removeprefix("expected "))
+    takes = KINDS[kind].parameters
+    if unknown := sorted(set(given) - set(takes)):
+        raise JobRefusedError(unknown[0], "an unknown parameter", f"one of {', '.join(takes)}")
+    found = {}
+    for name, check in takes.items():
+        if value := given.get(name):
+            try:
+                found[name] = check(value)
+            except ValueError as error:
+                raise JobRefusedError(name, repr(value), str(error)) from None
+    return found
+
+
+def words(job: Job) -> list[str]:
+    """What stands behind `seedscope` on a command line."""
+    options = [word for name, value in job.parameters.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return [job.kind, job.study, *options]

@@ -1,0 +1,130 @@
+"""Jobs: long work started, watched and cancelled from the pages; the only addresses that take a POST."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+
+from app import render
+from app.jobs import ID_PATTERN, Job, JobRefusedError, Jobs
+from app.routes.query import Plain
+from app.store import NotFound, Studies
+
+router = APIRouter()
+FORM, JSON = "application/x-www-form-urlencoded", "application/json"
+LONGEST = 4096  # bytes of a request
+SHORT_LOG = 5  # lines that a job that failed shows at once
+
+JobId = Annotated[str, Path(pattern=f"^{ID_PATTERN}$", description="job id")]
+
+
+@dataclass(frozen=True)
+class JobsPage:
+    """`/jobs`: what runs, waits and has ended, newest first."""
+
+    jobs: list[Job]
+    nav_last_words: dict[str, list[str]]  # {id: the end of its log} of those that failed
+    nav_first: str | None  # a study to begin with
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """`/jobs/{id}`: one job and the end of its log."""
+
+    job: Job
+    log: list[str]
+    nav_last_words: dict[str, list[str]]
+    nav_is_part: bool  # of a page that is there already
+
+
+def _jobs(request: Request) -> Jobs:
+    return request.app.state.jobs
+
+
+def _studies(request: Request) -> list[str]:
+    """Names of those that a job can be about: published or imported."""
+    studies: Studies = request.app.state.studies
+    return sorted({*studies.names(), *studies.waiting()})
+
+
+@render.page(router, "/jobs", "jobs.html", "jobs")
+def jobs(request: Request, address: Annotated[Plain, Query()]) -> JobsPage:
+    """Long work that was started from the pages: state, stage, rate, time left."""
+    queue, studies = _jobs(request), _studies(request)
+    found = queue.all()
+    return JobsPage(found, _last_words(queue, found), studies[0] if studies else None)
+
+
+@render.page(router, "/jobs/{id}", "job.html", "job")
+def job(request: Request, id: JobId, address: Annotated[Plain, Query()]) -> JobPage:
+    """One job: how far it is, and the last lines of its log."""
+    return _page(request, id)
+
+
+async def _sent(request: Request) -> dict[str, str]:
+    """The fields of a form, or of a flat JSON object; raises JobRefusedError."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in (FORM, JSON):
+        raise JobRefusedError("content type", repr(kind), f"{FORM} or {JSON}", 415)
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LONGEST:
+            raise JobRefusedError("request", f"more than {LONGEST:,} bytes", "a few short fields", 413)
+    try:
+        pairs = list(json.loads(body).items()) if kind == JSON else parse_qsl(body.decode(), keep_blank_values=True)
+    except (ValueError, AttributeError, RecursionError):
+        raise JobRefusedError("request", "what cannot be read", f"fields as {kind}") from None
+    fields = {name: str(value) for name, value in pairs if isinstance(value, str) or type(value) is int}
+    if len(fields) < len(pairs):
+        raise JobRefusedError("request", "a field twice, or a list", "every field once, a text or a number")
+    return fields
+
+
+@router.post("/jobs", name="start", response_class=Response)
+def start(request: Request, sent: Annotated[dict[str, str], Depends(_sent)]) -> Response:
+    """Start a job: fields `kind` and `study`, and the kind's own; answers with the one that is already under way, if any."""
+    fields, known = dict(sent), _studies(request)
+    kind, study = fields.pop("kind", ""), fields.pop("study", "")
+    if study not in known:
+        raise JobRefusedError("study", repr(study), f"one of {', '.join(known) or 'none yet'}")
+    return _answer(request, _jobs(request).start(kind, study, fields))
+
+
+@router.post("/jobs/{id}/cancel", name="cancel", response_class=Response)
+def cancel(request: Request, id: JobId) -> Response:
+    """Cancel a job; one that has ended stays as it is."""
+    try:
+        return _answer(request, _jobs(request).cancel(id))
+    except LookupError:
+        raise _unknown(id) from None
+
+
+def _answer(request: Request, job: Job) -> Response:
+    """The job as what asked can use it: JSON, the part of a page, or the page of all jobs."""
+    accept = request.headers.get("accept", "")
+    sent = request.headers.get("content-type", "")
+    if sent.startswith(JSON) or (JSON in accept and "text/html" not in accept):
+        return JSONResponse(asdict(job), 202, headers={"Location": f"/jobs/{job.id}"})
+    if render.wants_fragment(request):
+        return render.respond(request, "job.html", _page(request, job.id))
+    return RedirectResponse(f"/jobs#job-{job.id}", 303)
+
+
+def _page(request: Request, id: str) -> JobPage:
+    queue = _jobs(request)
+    found = queue.get(id)
+    if found is None:
+        raise _unknown(id)
+    return JobPage(found, queue.log(id), _last_words(queue, [found]), render.wants_fragment(request))
+
+
+def _last_words(queue: Jobs, jobs: list[Job]) -> dict[str, list[str]]:
+    return {job.id: queue.log(job.id)[-SHORT_LOG:] for job in jobs if job.state == "failed"}
+
+
+def _unknown(id: str) -> NotFound:
+    return NotFound("job", id, "what /jobs lists; old ones are forgotten")
