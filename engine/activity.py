@@ -5,16 +5,21 @@ they compare across members whatever their decoder norms are (as a_i where decod
 SAE multiplies into its reconstruction per token is left out.
 """
 
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from scipy import sparse
 from torch import Tensor
 
 from engine.activations import TokenSet
 from engine.sae import SAE, Codes
-from engine.triggers import FIRST_TOKENS, Triggers, Vocabulary
+from engine.triggers import FIRST_TOKENS, Triggers, Vocabulary, count_pairs
 
 N_TOP = 20  # strongest contexts, one per window
 N_INTERVALS = 5  # equal parts of (0, max]
@@ -28,6 +33,7 @@ N_BINS = 24  # log-spaced histogram bins between the member's smallest and large
 HELD_FIRINGS = (
     2**24
 )  # of all members together, in memory before they are written out: 160 MiB, twice that while written
+AT_ONCE = min(os.cpu_count() or 1, 4)  # members that are summarised side by side
 FINISHED_FIRINGS = 2**20  # of one member, summarised at once: about 100 MiB
 
 
@@ -78,8 +84,9 @@ class ActivityPass:
     """Collects firings batch by batch, positions ascending, and summarises them member by member.
 
     Memory: HELD_FIRINGS and FINISHED_FIRINGS (or the firings of one feature, if more), 8 bytes per feature of all members,
-    and the Activity itself. Further firings wait in nameless files in `folder` (the system's temporary one by default),
-    sorted by feature, 10 bytes each (12 where d_sae >= 2^15); they vanish with the pass. Nothing is approximated.
+    and the Activity itself; with `summaries` the last two AT_ONCE times. Further firings wait in nameless files in `folder`
+    (the system's temporary one by default), sorted by feature, 10 bytes each (12 where d_sae >= 2^15); they vanish with the
+    pass. Nothing is approximated.
     """
 
     def __init__(
@@ -146,6 +153,15 @@ class ActivityPass:
             int(tokens.counted.sum()), n_active, mean, largest, quantiles, histogram, edges.astype(np.float32), ids, counts,
             contexts, triggers,
         )  # fmt: skip
+
+    def summaries(
+        self, tokens: TokenSet, *, vocabulary: Vocabulary | None = None, at_once: int = AT_ONCE
+    ) -> Iterator[Activity]:
+        """Every member's activity in turn, as `finish`; `at_once` of them are made side by side and held."""
+        with ThreadPoolExecutor(at_once) as threads:  # NumPy sorts and counts without Python's lock
+            for first in range(0, len(self._held), at_once):
+                group = range(first, min(first + at_once, len(self._held)))
+                yield from threads.map(lambda member: self.finish(member, tokens, vocabulary=vocabulary), group)
 
     def _write(self) -> None:
         """Move the held firings to one file, member after member, each sorted by feature."""
@@ -216,8 +232,8 @@ def _summarise(
         largest[firing] = np.maximum.reduceat(value, np.r_[0, np.cumsum(n_active)[:-1]][firing])
     bins = np.clip(np.searchsorted(edges, value, side="right") - 1, 0, N_BINS - 1)
     histogram = np.bincount(feature * N_BINS + bins, minlength=d_sae * N_BINS).reshape(d_sae, N_BINS)
-    types = tokens.ids.reshape(-1)[position]
-    ids, counts = _top_tokens(feature, types, d_sae)
+    types = count_pairs(feature, tokens.ids.reshape(-1)[position], (d_sae, int(tokens.ids.max(initial=0)) + 1))
+    ids, counts = _top_tokens(types)
     contexts = _contexts(feature, position, value, largest, tokens, rng)
     triggers = None if vocabulary is None else _triggers(feature, types, position, d_sae, tokens, vocabulary)
     mean = (total / np.maximum(n_active, 1)).astype(np.float32)
@@ -227,7 +243,9 @@ def _summarise(
 
 def _quantiles(feature: np.ndarray, value: np.ndarray, n_active: np.ndarray) -> np.ndarray:
     """The value below which that share of a feature's activations lies: the nearest one from below."""
-    ordered = value[np.lexsort((value, feature))]
+    # Positive floats order as their bits do; torch sorts whole numbers by radix on all cores, ten times faster than lexsort.
+    keys = torch.from_numpy((feature << 32) | value.view(np.int32))
+    ordered = keys.sort().values.int().numpy().view(np.float32)
     starts = np.cumsum(n_active) - n_active
     found = np.zeros((len(n_active), len(QUANTILES)), np.float32)
     living = np.flatnonzero(n_active)
@@ -237,7 +255,12 @@ def _quantiles(feature: np.ndarray, value: np.ndarray, n_active: np.ndarray) -> 
 
 
 def _triggers(
-    feature: np.ndarray, types: np.ndarray, position: np.ndarray, d_sae: int, tokens: TokenSet, vocabulary: Vocabulary
+    feature: np.ndarray,
+    types: sparse.csr_matrix,
+    position: np.ndarray,
+    d_sae: int,
+    tokens: TokenSet,
+    vocabulary: Vocabulary,
 ) -> Triggers:
     n_ctx = tokens.ids.shape[1]
     has_bos = int(tokens.bos is not None)
@@ -253,11 +276,10 @@ def _rank_in_group(group: np.ndarray) -> np.ndarray:
     return np.arange(len(group)) - np.repeat(starts, np.diff(np.r_[starts, len(group)]))
 
 
-def _top_tokens(feature: np.ndarray, token: np.ndarray, d_sae: int) -> tuple[np.ndarray, np.ndarray]:
+def _top_tokens(types: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """The token types each feature fires on most often, with their counts; ties go to the lower id."""
-    vocabulary = int(token.max(initial=0)) + 1
-    pairs, counts = np.unique(feature * vocabulary + token, return_counts=True)
-    owner, token = np.divmod(pairs, vocabulary)
+    d_sae, token, counts = types.shape[0], types.indices, types.data
+    owner = np.repeat(np.arange(d_sae), np.diff(types.indptr))
     order = np.lexsort((token, -counts, owner))
     owner, token, counts = owner[order], token[order], counts[order]
     rank = _rank_in_group(owner)

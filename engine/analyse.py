@@ -115,7 +115,7 @@ def _analyse(
         rows, tokens = bench.place(ensemble.hookpoint, members.d_in)
         positions = np.flatnonzero(tokens.counted)
         with progress.stage(f"{name}: activity{' and ablation' if new_worth else ''}", "tokens") as report:
-            for first, batch, codes in _batches(members, rows, device):
+            for first, batch, codes in encoded(members, rows, device):
                 if activity_pass:
                     activity_pass.add(codes, positions[first : first + len(batch)])
                 if ablation_pass:
@@ -126,8 +126,8 @@ def _analyse(
             progress.stage(f"{name}: contexts", "members") as report,
             parts.write("activity", measured) as put,
         ):
-            for index, seed in enumerate(ensemble.seeds):
-                found = activity_pass.finish(index, tokens, vocabulary=bench.vocabulary)
+            summaries = activity_pass.summaries(tokens, vocabulary=bench.vocabulary)
+            for index, (seed, found) in enumerate(zip(ensemble.seeds, summaries, strict=True)):
                 logits = direct_logits(bench.model, members.W_dec[index])
                 named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
                 put(seed, _flat(found) | named | {"left_out": tokens.left_out})
@@ -184,7 +184,7 @@ def _measured(saes: list[str], ensemble: catalogue.Ensemble, bench: Bench) -> di
     }  # fmt: skip
 
 
-def _batches(members: SAE, rows, device: torch.device) -> Iterator[tuple[int, torch.Tensor, Codes]]:
+def encoded(members: SAE, rows, device: torch.device) -> Iterator[tuple[int, torch.Tensor, Codes]]:
     """(first row, rows, codes) of consecutive batches, on the CPU; encoded on the device."""
     encoder = members if device.type == "cpu" else copy.deepcopy(members).to(device)
     n = max(min(BATCH_TOKENS, BATCH_NUMBERS // (members.n_members * members.d_sae)), 1)
@@ -270,7 +270,7 @@ def _ablate(
     if not ablation_pass.pairwise:
         mask_pass = MaskPass(members, drawn)
         with progress.stage(f"{ensemble.name}: masks", "tokens") as report:
-            for first, batch, codes in _batches(members, rows, device):
+            for first, batch, codes in encoded(members, rows, device):
                 mask_pass.add(batch, codes)
                 report(first + len(batch), len(rows))
     with progress.stage(f"{ensemble.name}: worth", "members") as report, parts.write("ablate", about) as put:

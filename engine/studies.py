@@ -31,6 +31,7 @@ from engine.train import train_ensemble
 
 # What `seedscope demo` waits for; the loss follows while people look.
 CORE = ("match", "activity", "ablate")
+CONTROL = "random-weights"
 
 
 def run_study(
@@ -41,10 +42,12 @@ def run_study(
     built_from: str,
     only: Sequence[str] | None = None,
     loss_tokens: int | None = None,
+    control: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Train, measure and publish one study under `root` from texts in memory; returns the store's path.
 
+    With `control` the same recipe is trained on the model with random weights as well; a control that is there stays.
     Stopped at any moment, it resumes: the harvest at its last complete batch, training when all members were saved,
     analyses behind the last that was done. Nothing is visible to readers before the last step.
     """
@@ -59,10 +62,16 @@ def run_study(
     folder = root / config.name
     with only_writer(folder):
         model = load_model(config.model)
-        trained = train(
-            folder, config.ensemble, config.train, config.hookpoint, model, corpus.train, config.n_ctx, progress
+        before = catalogue.read(folder)
+        control = control or any(each.control_of == config.ensemble for each in (before.ensembles if before else ()))
+        made = partial(
+            train, folder, config=config.train, hookpoint=config.hookpoint, texts=corpus.train, n_ctx=config.n_ctx
         )
-        catalogue.write(plan.with_ensemble(trained), folder)
+        plan = plan.with_ensemble(made(name=config.ensemble, model=model, progress=progress))
+        if control:
+            twin = made(name=f"{config.ensemble}-{CONTROL}", model=randomised(model), progress=progress)
+            plan = plan.with_ensemble(replace(twin, control_of=config.ensemble))
+        catalogue.write(plan, folder)
         analyse(folder, only=only, loss_tokens=loss_tokens, texts=corpus.held_out, model=model, progress=progress)
         return _published(folder, progress)
 
@@ -199,11 +208,12 @@ def _enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
 
 
 def main() -> None:
-    """Build the embedded study: `python -m engine.studies ROOT [--quiet] [--tokens N]`."""
+    """Build the embedded study: `python -m engine.studies ROOT [--quiet] [--tokens N] [--control]`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--tokens", type=int, default=demo.STUDY.train.n_tokens, help="training tokens per member")
+    parser.add_argument("--control", action="store_true", help="the same on the model with random weights as well")
     args = parser.parse_args()
     progress = Progress(quiet=args.quiet)
     try:
@@ -212,7 +222,8 @@ def main() -> None:
         if not args.quiet:
             print(f"corpus: {corpus.remark}", file=sys.stderr)
         made_from = demo.built_from(corpus) if config == demo.STUDY else f"{args.tokens} tokens"
-        run_study(config, corpus, args.root, built_from=made_from, only=CORE, progress=progress)
+        run_study(config, corpus, args.root, built_from=made_from, only=None if args.control else CORE, control=args.control,
+                  progress=progress)  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"seedscope: {error}") from None
     except KeyboardInterrupt:

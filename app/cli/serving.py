@@ -38,6 +38,9 @@ def demo(
     root: Root = None,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it once it is built.")] = True,
     open_browser: Open = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Train it on the model with random weights as well, to compare.")
+    ] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
     """Build the embedded study if it is not there, then serve it.
@@ -48,8 +51,9 @@ def demo(
     from engine.schema import CURRENT
 
     root = writable(root or default_root())
-    if not _is_current(root / embedded.STUDY.name / CURRENT, embedded.built_from()):
-        command = [sys.executable, "-W", "ignore", "-m", "engine.studies", str(root), *(["--quiet"] if quiet else [])]
+    if control or not _is_current(root / embedded.STUDY.name / CURRENT, embedded.built_from()):
+        flags = [f"--{name}" for name, given in (("quiet", quiet), ("control", control)) if given]
+        command = [sys.executable, "-W", "ignore", "-m", "engine.studies", str(root), *flags]
         code = subprocess.run(command, check=False).returncode
         if code:
             raise Stop(f"the study could not be built (exit {code}); nothing was published")
@@ -76,15 +80,21 @@ def serve(
 
 
 def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
-    """Measure the loss, which takes a minute or two, while people look; it stops with the server and resumes with the next."""
+    """Measure what takes minutes while people look; it stops with the server and goes on with the next one."""
     from app.jobs import JobRefusedError
 
-    if any((root / study / "parts").glob("*/loss/*/about.json")):
-        return
+    parts = root / study / "parts"
+    wanted = []
+    if not any(parts.glob("*/loss/*/about.json")):
+        wanted.append(("analyze", {"only": "loss"}, "the next-token loss of features"))
+    if not any(parts.glob("*-random-weights")):
+        wanted.append(("demo", {}, "the same on a model with random weights"))
     with suppress(JobRefusedError):  # another server over this root does it
-        jobs.start("analyze", study, {"only": "loss"})
-        print("the next-token loss of features follows in the background: see /jobs; its pages fill in when it is done",
-              flush=True)  # fmt: skip
+        for kind, parameters, _ in wanted:
+            jobs.start(kind, study, parameters)
+        if wanted:
+            told = " and ".join(what for _, _, what in wanted)
+            print(f"{told} follow in the background: see /jobs; the pages say when it is done", flush=True)
 
 
 def _on_a_desktop() -> bool:

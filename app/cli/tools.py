@@ -23,6 +23,7 @@ class Section(StrEnum):
     """What `bench` measures."""
 
     match = "match"
+    harvest = "harvest"
     all = "all"
 
 

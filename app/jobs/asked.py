@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from engine import demo
 from engine.schema import ANALYSES, StageProgress, name_problem
 
 
@@ -80,6 +81,8 @@ class Kind:
     parameters: dict[
         str, Callable[[str], str]
     ]  # {name: the value as the command takes it}; ValueError says what it takes
+    words: tuple[str, ...] = ()  # what the command line says instead of the study's name and the device
+    study: str | None = None  # the only one that it is for
 
 
 def _some_of(names: tuple[str, ...]) -> Callable[[str], str]:
@@ -111,6 +114,7 @@ def _count(most: int) -> Callable[[str], str]:
 
 
 KINDS = {
+    "demo": Kind({}, ("--control", "--no-serve"), demo.STUDY.name),
     "analyze": Kind({"only": _some_of(ANALYSES), "rule": _one_of("argmax", "hungarian"), "loss_tokens": _count(2**20)}),
 }
 
@@ -121,6 +125,8 @@ def checked(kind: str, study: str, given: dict[str, str]) -> dict[str, str]:
         raise JobRefusedError("kind", repr(kind), f"one of {', '.join(KINDS)}")
     if problem := name_problem(study):
         raise JobRefusedError("study", repr(study), problem.removeprefix("expected "))
+    if KINDS[kind].study not in (None, study):
+        raise JobRefusedError("study", repr(study), f"{KINDS[kind].study}, the study that {kind} builds")
     takes = KINDS[kind].parameters
     if unknown := sorted(set(given) - set(takes)):
         raise JobRefusedError(unknown[0], "an unknown parameter", f"one of {', '.join(takes)}")
@@ -136,5 +142,7 @@ def checked(kind: str, study: str, given: dict[str, str]) -> dict[str, str]:
 
 def words(job: Job) -> list[str]:
     """What stands behind `seedscope` on a command line."""
+    if fixed := KINDS[job.kind].words:
+        return [job.kind, *fixed]
     options = [word for name, value in job.parameters.items() for word in (f"--{name.replace('_', '-')}", value)]
     return [job.kind, job.study, *options]

@@ -23,7 +23,7 @@ from typing import IO
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.jobs.asked import Job, JobRefusedError, checked, words
+from app.jobs.asked import KINDS, Job, JobRefusedError, checked, words
 from engine.files import write_whole
 from engine.schema import CURRENT, PROGRESS_VARIABLE, StageProgress
 
@@ -233,7 +233,9 @@ class Jobs:
     def _run(self, job: Job) -> None:
         folder = self._folder / job.id
         command = [sys.executable, "-W", "ignore", "-m", "app.cli", *words(job)]
-        command += ["--root", str(self._root), "--device", self._device]
+        command += ["--root", str(self._root)]
+        if not KINDS[job.kind].words:
+            command += ["--device", self._device]
         environment = os.environ | {PROGRESS_VARIABLE: str(folder / "progress.json"), "PYTHONUNBUFFERED": "1"}
         try:
             with open(folder / "log", "ab") as log:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from engine.bench import assignment, live, pages, products
+from engine.bench import assignment, harvest, live, pages, products
 from engine.bench.report import Line
 from engine.files import write_whole
 from engine.fused import choice
@@ -62,7 +62,12 @@ def match_lines(*, full: bool, report: Report) -> Iterator[Line]:
     yield from pages.lines(report=report)
 
 
-SECTIONS: dict[str, Callable[..., Iterator[Line]]] = {"match": match_lines}
+def harvest_lines(*, full: bool, report: Report) -> Iterator[Line]:
+    """Activity: the pass over the tokens, and what others take for it."""
+    yield from harvest.lines(report=report)
+
+
+SECTIONS: dict[str, Callable[..., Iterator[Line]]] = {"match": match_lines, "harvest": harvest_lines}
 
 
 def as_json(lines: list[Line]) -> dict[str, Any]:

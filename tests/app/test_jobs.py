@@ -428,7 +428,7 @@ def test_what_a_killed_server_left_running_is_ended_by_the_next(whole_root):
     jobs.close()
 
 
-def test_the_demo_measures_the_loss_as_a_job(tmp_path):
+def test_the_demo_measures_the_loss_and_trains_a_control_as_jobs(tmp_path):
     folder = tmp_path / demo.STUDY.name
     folder.mkdir()
     (folder / "study-0.duckdb").touch()
@@ -439,7 +439,14 @@ def test_the_demo_measures_the_loss_as_a_job(tmp_path):
         assert "/jobs" in said
         base = re.search(r"http://[\d.:]+", server.stdout.readline())[0]
         with httpx2.Client(base_url=base, trust_env=False, timeout=30) as client:
-            (job,) = client.get("/jobs.json").json()["jobs"]
+            control, loss = client.get("/jobs.json").json()["jobs"]  # the newest first
         server.send_signal(signal.SIGINT)
         assert server.wait(20) in (0, 130)
-    assert (job["kind"], job["study"], job["parameters"]) == ("analyze", demo.STUDY.name, {"only": "loss"})
+    assert (loss["kind"], loss["study"], loss["parameters"]) == ("analyze", demo.STUDY.name, {"only": "loss"})
+    assert (control["kind"], control["study"], control["parameters"]) == ("demo", demo.STUDY.name, {})
+
+
+def test_a_demo_is_built_under_its_own_name_alone(client, study_root):
+    refused = client.post("/jobs", data={"kind": "demo", "study": "small"}, headers={"origin": "http://127.0.0.1"})
+    assert refused.status_code == 422
+    assert demo.STUDY.name in refused.text

@@ -85,6 +85,22 @@ def collect(firings, positions, norms, folder=None, **options) -> ActivityPass:
     return collected
 
 
+def test_members_summarised_side_by_side_are_those_summarised_in_turn(make_sae, tokens):
+    sae = make_sae(members=5, d_in=4, d_sae=30, k=3, dtype=np.float32)
+    rows = torch.randn(int(tokens.counted.sum()), 4, generator=torch.Generator().manual_seed(0))
+    positions = np.flatnonzero(tokens.counted)
+    first, second = ActivityPass(sae), ActivityPass(sae)
+    for collected in (first, second):
+        with torch.no_grad():
+            collected.add(sae.encode(rows), positions)
+    side_by_side = list(first.summaries(tokens, at_once=2))
+    assert len(side_by_side) == 5
+    for member, found in enumerate(side_by_side):
+        alone = second.finish(member, tokens)
+        for mine, theirs in zip((*found[:-2], *found.contexts), (*alone[:-2], *alone.contexts), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
 @pytest.mark.parametrize("held", [0, 999, 10**6])
 @pytest.mark.parametrize("at_once", [1, 700, 10**6])
 def test_nothing_depends_on_how_much_is_held_and_how_much_is_finished_at_once(

@@ -24,7 +24,7 @@ from engine.progress import Progress, Report
 from engine.store import published
 from engine.studies import run_study
 
-STAGES = 11  # the last one publishes
+STAGES = 12  # the last one publishes
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +247,18 @@ def test_the_fixture_shows_every_bucket(study_root, study_config):
         "FROM (SELECT dead, len(list_filter(cosines, lambda c: c >= 0.7)) AS x FROM Feature)",
     )
     assert min(counts[0]) > 0
+
+
+def test_a_control_is_trained_on_random_weights_and_stays_when_the_study_is_built_again(tiny, few, tmp_path):
+    alone = build(tiny, few, tmp_path)
+    (digest,) = ask(alone, "SELECT digest FROM Ensemble")
+    store = run_study(
+        tiny, few, tmp_path, built_from="tests", loss_tokens=40, control=True, progress=Progress(quiet=True)
+    )
+    rows = ask(store, "SELECT ensemble, control_of, computed = (SELECT computed FROM Ensemble WHERE control_of IS NULL) "
+                      "FROM Ensemble ORDER BY ensemble")  # fmt: skip
+    assert rows == [("topk-24", None, True), ("topk-24-random-weights", "topk-24", True)]
+    assert ask(store, "SELECT digest FROM Ensemble WHERE control_of IS NULL") == [digest]
+    (own,), (controls,) = ask(store, "SELECT avg(loss_own) FROM Member GROUP BY ensemble ORDER BY ensemble")
+    assert controls > own + 1  # the model with random weights predicts nothing
+    assert build(tiny, few, tmp_path).name == store.name

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.triggers import CLASSES, Triggers, Vocabulary, family
+from engine.triggers import CLASSES, Triggers, Vocabulary, count_pairs, family
 
 TEXTS = ["def", " def", "Defs", "class", "12", "7", "(", ")", "running", " sing", "ring", "x", "foo", "bar"]
 ID = {text: i for i, text in enumerate(TEXTS)}
@@ -16,7 +16,7 @@ def classify(firings: list[str], *, previous: list[str] | None = None, place: li
     spread = [TEXTS[(3 * i) % len(TEXTS)] for i in range(n)]
     found = Vocabulary(TEXTS, tokens).classify(
         np.zeros(n, int),
-        np.array([ID[text] for text in firings], int),
+        count_pairs(np.zeros(n, int), np.array([ID[text] for text in firings], int), (2, len(TEXTS))),
         np.array([ID[text] for text in previous or spread], int),
         np.array(place or [10] * n, int),
         2,
@@ -56,7 +56,12 @@ def test_what_all_tokens_do_is_no_trigger():
 
 def test_entropy_and_top_share_are_those_of_the_token_types():
     found = Vocabulary(TEXTS, EVERY).classify(
-        np.zeros(4, int), np.array([0, 0, 1, 2]), np.full(4, -1), np.full(4, 9), 1, 0.02
+        np.zeros(4, int),
+        count_pairs(np.zeros(4, int), np.array([0, 0, 1, 2]), (1, 3)),
+        np.full(4, -1),
+        np.full(4, 9),
+        1,
+        0.02,
     )
     assert found.entropy[0] == pytest.approx(1.5)
     assert found.top_share[0] == 0.5
@@ -65,3 +70,15 @@ def test_entropy_and_top_share_are_those_of_the_token_types():
 def test_families_ignore_case_space_and_a_plural():
     assert {family(text) for text in ("Node", " node", "nodes", "NODE ")} == {"node"}
     assert [family(text) for text in ("is", "Class", "x1s")] == ["is", "class", "x1s"]
+
+
+@pytest.mark.parametrize("n_columns", [7, 90_000])
+def test_pairs_are_counted_as_one_by_one(n_columns):
+    rng = np.random.default_rng(1)
+    row, column = rng.integers(0, 5, 400), rng.integers(0, min(n_columns, 30), 400)
+    found = count_pairs(row, column, (6, n_columns))
+    expected = np.zeros((6, 30), int)
+    np.add.at(expected, (row, column), 1)
+    np.testing.assert_array_equal(found[:, : min(n_columns, 30)].todense(), expected[:, : min(n_columns, 30)])
+    assert found.has_canonical_format
+    assert count_pairs(row[:0], column[:0], (6, n_columns)).nnz == 0
