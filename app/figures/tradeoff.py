@@ -13,13 +13,18 @@ class TradeOff(NamedTuple):
     stable: float  # share of living features
     ev: float  # mean over members
     link: str
+    is_control: bool = False  # of another one: trained on the model with random weights
 
 
 def trade_off(ensembles: list[TradeOff]) -> Figure:
-    """Stable share against explained variance, one labelled dot per ensemble; a click opens it."""
-    most_stable, best = max(ensembles, key=lambda e: e.stable), max(ensembles, key=lambda e: e.ev)
+    """Stable share against explained variance, one labelled dot per ensemble, hollow for controls; a click opens it."""
+    own = [e for e in ensembles if not e.is_control] or ensembles
+    most_stable, best = max(own, key=lambda e: e.stable), max(own, key=lambda e: e.ev)
     title = f"{best.name} reconstructs best, {most_stable.name} comes back most"
-    if best.name == most_stable.name:
+    if len(own) == 1:
+        control = max((e for e in ensembles if e.is_control), key=lambda e: e.stable)
+        title = f"{percent(best.stable)} of {best.name} is stable, {percent(control.stable)} of its control on random weights"
+    elif best.name == most_stable.name:
         title = f"{best.name} both reconstructs best and comes back most"
     low, high = min(e.ev for e in ensembles), max(e.ev for e in ensembles)
     room = max(high - low, 0.02) * 0.35  # for the labels beside the outermost dots
@@ -33,7 +38,9 @@ def trade_off(ensembles: list[TradeOff]) -> Figure:
                 {
                     "type": "scatter", "mode": "markers+text", "x": [e.ev for e in ensembles], "y": [e.stable for e in ensembles],
                     "text": [e.name for e in ensembles], "textposition": "top center", "cliponaxis": False,
-                    "marker": {"color": "@accent", "size": 11}, "textfont": {"color": "@ink"},
+                    "marker": {"color": "@accent", "size": 11,
+                               "symbol": ["circle-open" if e.is_control else "circle" for e in ensembles]},
+                    "textfont": {"color": "@ink"},
                     "customdata": [e.link for e in ensembles],
                     "hovertemplate": "%{text}: %{y:.1%} stable, EV %{x:.3f}<extra></extra>",
                 }

@@ -114,7 +114,13 @@ def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]
     store = _studies(request).get(study)
     found = [_summary(store, row) for row in store.ensembles.values()]
     compared = [
-        figures.TradeOff(each.ensemble.ensemble, each.stable, each.ev, f"/s/{study}/{each.ensemble.ensemble}")
+        figures.TradeOff(
+            each.ensemble.ensemble,
+            each.stable,
+            each.ev,
+            f"/s/{study}/{each.ensemble.ensemble}",
+            each.ensemble.control_of is not None,
+        )
         for each in found
         if each.ev is not None
     ]

@@ -215,6 +215,13 @@ def test_a_trade_off_is_titled_by_its_finding(evs, title):
     assert [row[0] for row in drawn.table] == ["a", "b"]
 
 
+def test_a_control_is_no_rival():
+    points = [figures.TradeOff("a", 0.5, 0.8, "/"), figures.TradeOff("a-random", 0.01, 0.9, "/", is_control=True)]
+    drawn = figures.trade_off(points)
+    assert drawn.title == "50.0\u00a0% of a is stable, 1.0\u00a0% of its control on random weights"
+    assert drawn.plot["data"][0]["marker"]["symbol"] == ["circle", "circle-open"]
+
+
 # -- weights by their digest -------------------------------------------------------------------------------------
 
 
