@@ -18,6 +18,8 @@ from scipy import sparse
 from torch import Tensor
 
 from engine.activations import TokenSet
+from engine.examples import ContextGrid
+from engine.explanation import Examples
 from engine.sae import SAE, Codes
 from engine.triggers import FIRST_TOKENS, Triggers, Vocabulary, count_pairs
 
@@ -65,6 +67,7 @@ class Activity(NamedTuple):
     top_token_counts: np.ndarray
     contexts: Contexts
     triggers: Triggers | None  # None without a vocabulary
+    examples: Examples | None  # None without a grid
 
 
 class Firings(NamedTuple):
@@ -122,8 +125,19 @@ class ActivityPass:
         if self._n_held > self._limit:
             self._write()
 
-    def finish(self, member: int, tokens: TokenSet, *, vocabulary: Vocabulary | None = None, seed: int = 0) -> Activity:
-        """Summarise one member and forget its firings; what sets features off is told by a vocabulary."""
+    def finish(
+        self,
+        member: int,
+        tokens: TokenSet,
+        *,
+        vocabulary: Vocabulary | None = None,
+        grid: ContextGrid | None = None,
+        seed: int = 0,
+    ) -> Activity:
+        """Summarise one member and forget its firings.
+
+        What sets features off is told by a vocabulary; a grid draws examples, which cost no further pass over the tokens.
+        """
         n_active = self._n_active[member]
         # One stream for each kind of draw, used feature by feature: the ranges below do not change what is drawn.
         rng = (np.random.default_rng(seed), np.random.default_rng((seed, 1)))
@@ -142,26 +156,31 @@ class ActivityPass:
             cuts = [np.searchsorted(run.feature, borders) for run in runs]
             some = [Firings(*(array[low:high] for array in run)) for run, (low, high) in zip(runs, cuts, strict=True)]
             firings = _joined(some, self._kind) if len(runs) == 1 else _joined(some, self._kind).sorted()
-            parts.append(_summarise(firings, n_active[features], features.start, edges, tokens, vocabulary, rng))
-        columns = [np.concatenate(column) for column in zip(*(part[:-2] for part in parts), strict=True)]
-        contexts = Contexts(*(np.concatenate(c) for c in zip(*(part.contexts for part in parts), strict=True)))
-        triggers = None
-        if vocabulary is not None:
-            triggers = Triggers(*(np.concatenate(c) for c in zip(*(part.triggers for part in parts), strict=True)))
+            parts.append(_summarise(firings, n_active[features], features.start, edges, tokens, vocabulary, grid, rng))
+        columns = [np.concatenate(column) for column in zip(*(part[:-3] for part in parts), strict=True)]
+        contexts, triggers, examples = (
+            None if few[0] is None else type(few[0])(*map(np.concatenate, zip(*few, strict=True)))
+            for few in zip(*(part[-3:] for part in parts), strict=True)
+        )
         mean, largest, quantiles, histogram, ids, counts = columns
         return Activity(
             int(tokens.counted.sum()), n_active, mean, largest, quantiles, histogram, edges.astype(np.float32), ids, counts,
-            contexts, triggers,
+            contexts, triggers, examples,
         )  # fmt: skip
 
     def summaries(
-        self, tokens: TokenSet, *, vocabulary: Vocabulary | None = None, at_once: int = AT_ONCE
+        self,
+        tokens: TokenSet,
+        *,
+        vocabulary: Vocabulary | None = None,
+        grid: ContextGrid | None = None,
+        at_once: int = AT_ONCE,
     ) -> Iterator[Activity]:
         """Every member's activity in turn, as `finish`; `at_once` of them are made side by side and held."""
         with ThreadPoolExecutor(at_once) as threads:  # NumPy sorts and counts without Python's lock
             for first in range(0, len(self._held), at_once):
                 group = range(first, min(first + at_once, len(self._held)))
-                yield from threads.map(lambda member: self.finish(member, tokens, vocabulary=vocabulary), group)
+                yield from threads.map(lambda m: self.finish(m, tokens, vocabulary=vocabulary, grid=grid), group)
 
     def _write(self) -> None:
         """Move the held firings to one file, member after member, each sorted by feature."""
@@ -195,6 +214,7 @@ class _Part(NamedTuple):
     top_token_counts: np.ndarray
     contexts: Contexts
     triggers: Triggers | None
+    examples: Examples | None
 
 
 def _joined(parts: list[Firings], kind: type) -> Firings:
@@ -221,6 +241,7 @@ def _summarise(
     edges: np.ndarray,
     tokens: TokenSet,
     vocabulary: Vocabulary | None,
+    grid: ContextGrid | None,
     rng: tuple[np.random.Generator, np.random.Generator],
 ) -> _Part:
     """All firings of the features `first` .. first + len(n_active), sorted by feature, then position."""
@@ -236,9 +257,12 @@ def _summarise(
     ids, counts = _top_tokens(types)
     contexts = _contexts(feature, position, value, largest, tokens, rng)
     triggers = None if vocabulary is None else _triggers(feature, types, position, d_sae, tokens, vocabulary)
+    examples = None if grid is None else grid.draw(feature + first, position, value)
     mean = (total / np.maximum(n_active, 1)).astype(np.float32)
     contexts = contexts._replace(feature=contexts.feature + np.int32(first))
-    return _Part(mean, largest, _quantiles(feature, value, n_active), histogram, ids, counts, contexts, triggers)
+    return _Part(
+        mean, largest, _quantiles(feature, value, n_active), histogram, ids, counts, contexts, triggers, examples
+    )
 
 
 def _quantiles(feature: np.ndarray, value: np.ndarray, n_active: np.ndarray) -> np.ndarray:

@@ -19,6 +19,8 @@ from engine.ablate import AblationPass, MaskPass, curve_masks, explained_under, 
 from engine.activations import LanguageModel
 from engine.activity import ActivityPass
 from engine.evaluation import Bench, open_bench
+from engine.examples import ContextGrid
+from engine.explaining import explain_by_rules
 from engine.fused import choice, named_device
 from engine.logits import direct_logits
 from engine.loss import Losses, Splice, attributed_loss, losses_under
@@ -34,7 +36,7 @@ BATCH_NUMBERS = 2**26  # activations of a batch, all members together, before th
 LOSS_TOKENS = 4096  # that spliced losses are measured on: windows of the evaluation tokens, drawn at random
 LOSS_UP_TO = 3e13  # multiply-adds on a CPU that the loss takes unasked: minutes on two cores
 LOSS_DRAWS = 2  # of the headline's masks; curves are drawn once
-VERSION = 2  # of what a part holds; older ones are computed again
+VERSION = 3  # of what a part holds; older ones are computed again
 
 
 @torch.no_grad()
@@ -64,9 +66,9 @@ def analyse(
         raise ValueError(f"analyses are {', '.join(sorted(unknown))}, expected some of {', '.join(ANALYSES)}")
     progress = progress or Progress()
     on = named_device(device)
-    wanted = {"match"} | asked | ({"activity"} if {"ablate", "loss"} & asked else set())
+    wanted = {"match"} | asked | ({"activity"} if {"ablate", "loss", "explain"} & asked else set())
     bench = None
-    if wanted & {"activity", "ablate", "loss"}:
+    if wanted & {"activity", "ablate", "loss", "explain"}:
         bench = open_bench(study, plan, model, texts, on, progress)
     progress.say(f"best cosines: {choice(on)[1]}")
     for ensemble in plan.ensembles:
@@ -126,7 +128,8 @@ def _analyse(
             progress.stage(f"{name}: contexts", "members") as report,
             parts.write("activity", measured) as put,
         ):
-            summaries = activity_pass.summaries(tokens, vocabulary=bench.vocabulary)
+            grid = ContextGrid(tokens, bench.texts)
+            summaries = activity_pass.summaries(tokens, vocabulary=bench.vocabulary, grid=grid)
             for index, (seed, found) in enumerate(zip(ensemble.seeds, summaries, strict=True)):
                 logits = direct_logits(bench.model, members.W_dec[index])
                 named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
@@ -137,6 +140,8 @@ def _analyse(
         match = _found_match(parts, saes, live, one_to_one, members)
     if match is None:
         match = _match(parts, ensemble, members, saes, live, one_to_one, device, progress)
+    if bench and "explain" in wanted:
+        explain_by_rules(parts, ensemble, activity, bench.tokens, bench.texts, measured, progress)
     lacks_loss = loss and bench and _lacks_loss(parts, name, bench, measured | judged, loss, progress)
     if ablation_pass or lacks_loss:
         judged_by = _judge(plan, ensemble, members, activity, match)
@@ -196,15 +201,11 @@ def encoded(members: SAE, rows, device: torch.device) -> Iterator[tuple[int, tor
 
 
 def _flat(activity) -> dict[str, Any]:
-    """Activity as named arrays, its contexts and triggers among them."""
+    """Activity as named arrays, its contexts, triggers and examples among them."""
     held = activity._asdict()
-    contexts, triggers = held.pop("contexts")._asdict(), held.pop("triggers")._asdict()
-    triggers["what"] = triggers["what"].astype(str)  # text of fixed width: no pickle
-    return (
-        held
-        | {f"context_{name}": array for name, array in contexts.items()}
-        | {f"trigger_{name}": array for name, array in triggers.items()}
-    )
+    inside = {name: held.pop(f"{name}s")._asdict() for name in ("context", "trigger", "example")}
+    inside["trigger"]["what"] = inside["trigger"]["what"].astype(str)  # text of fixed width: no pickle
+    return held | {f"{kind}_{name}": array for kind, each in inside.items() for name, array in each.items()}
 
 
 def _live(activity: Part | None, ensemble: catalogue.Ensemble) -> np.ndarray | None:

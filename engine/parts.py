@@ -26,6 +26,11 @@ class Part(NamedTuple):
     folder: Path
     about: dict[str, Any]
 
+    @property
+    def seeds(self) -> set[int]:
+        """Members that it holds."""
+        return {int(path.stem.removeprefix("seed-")) for path in self.folder.glob("seed-*.npz")}
+
     def read(self, seed: int) -> dict[str, np.ndarray]:
         """One member's arrays by name."""
         with np.load(self.folder / f"seed-{seed}.npz", allow_pickle=False) as held:
@@ -45,6 +50,10 @@ class Parts:
             if all(about.get(name) == value for name, value in must.items()):
                 return Part(path.parent, about)
         return None
+
+    def analyses(self) -> list[str]:
+        """Names of the analyses that there are parts of."""
+        return sorted({path.parent.parent.name for path in self._folder.glob(f"*/*/{ABOUT}")})
 
     @contextmanager
     def write(self, analysis: str, about: dict[str, Any]) -> Iterator[Put]:

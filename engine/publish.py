@@ -15,13 +15,17 @@ from engine.ablate import Masking, Worth
 from engine.activity import Activity, Contexts
 from engine.analyse import VERSION
 from engine.evaluation import Evaluation, read_evaluation
+from engine.explain import NAME as TOKEN_RULE
+from engine.explaining import explanations
+from engine.explanation import Examples, from_arrays
 from engine.logits import Logits
 from engine.loss import Losses, MaskedLoss
 from engine.match import NULL_KINDS, Chance, Matches
 from engine.parts import Part, Parts
-from engine.rows import add_ablation, add_member, add_null, add_pairs, add_row
-from engine.schema import ANALYSES, SCHEMA_VERSION, Document, Ensemble, Study, Token
+from engine.rows import add_ablation, add_explanations, add_member, add_null, add_pairs, add_row
+from engine.schema import ANALYSES, SCHEMA_VERSION, Document, Ensemble, Study, Token, TokenWindow
 from engine.store import Writer
+from engine.tokens import PADDING, load_tokens
 from engine.triggers import Triggers
 
 
@@ -45,9 +49,8 @@ def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, to
     total, done = sum(len(ensemble.members) for ensemble, _ in matched), 0
     measured = any(found.activity for _, found in matched)
     with Writer(study) as writer:
-        _add_study(
-            writer, plan, evaluation if measured else None, {found.match.about["device"] for _, found in matched}
-        )
+        devices = {found.match.about["device"] for _, found in matched}
+        _add_study(writer, plan, evaluation if measured else None, study / "parts", devices)
         for ensemble, found in matched:
             for _ in _add_ensemble(writer, study, plan, ensemble, found):
                 done += 1
@@ -76,15 +79,20 @@ class _Found:
         parts = Parts(study, ensemble.name)
         same: dict[str, Any] = {"version": VERSION, "saes": [member.digest for member in ensemble.members]}
         self.match: Part | None = parts.find("match", **same)
+        self.n_ctx = evaluation.n_ctx if evaluation else 0
         self.activity: Part | None = None
         self.ablate: Part | None = None
+        self.explain: Part | None = None
         self.loss: Part | None = None
+        self.explanations: list[Part] = []
         if evaluation:
             same |= {
                 "tokens": evaluation.token_digest, "outliers": evaluation.outliers, "hookpoint": ensemble.hookpoint,
                 "model": evaluation.control_digest if ensemble.control_of else evaluation.model_digest,
             }  # fmt: skip
             self.activity = parts.find("activity", **same)
+            self.explanations = explanations(parts, **same)
+            self.explain = next((each for each in self.explanations if each.about["explainer"] == TOKEN_RULE), None)
             self.ablate = parts.find("ablate", **same, theta=plan.theta, epsilon=plan.epsilon)
             self.loss = parts.find("loss", **same, theta=plan.theta, epsilon=plan.epsilon)
 
@@ -93,7 +101,9 @@ class _Found:
         return [name for name in ANALYSES if getattr(self, name)]
 
 
-def _add_study(writer: Writer, plan: catalogue.Study, evaluation: Evaluation | None, devices: set[str]) -> None:
+def _add_study(
+    writer: Writer, plan: catalogue.Study, evaluation: Evaluation | None, parts: Path, devices: set[str]
+) -> None:
     found = evaluation
     row = Study(
         study=plan.name,
@@ -115,6 +125,10 @@ def _add_study(writer: Writer, plan: catalogue.Study, evaluation: Evaluation | N
     if found:
         writer.add(Token, {"id": np.arange(len(found.texts)), "text": list(found.texts)})
         writer.add(Document, {"id": np.arange(len(found.documents)), "name": list(found.documents)})
+        tokens = load_tokens(parts)
+        if tokens is not None and tokens.digest == found.token_digest:
+            writer.add(TokenWindow, {"id": np.arange(len(tokens.ids)), "document": tokens.document, "start": tokens.start,
+                                "token_ids": [ids[ids != PADDING] for ids in tokens.ids]})  # fmt: skip
 
 
 def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: catalogue.Ensemble, found: _Found):
@@ -132,15 +146,24 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
         logits = (
             Logits(**{name: held.pop(f"logit_{name}") for name in Logits._fields}) if "logit_positive" in held else None
         )
+        examples = {name: held.pop(f"example_{name}") for name in Examples._fields} if held else None
         activity = _activity(held) if held else None
+        explained = [
+            each
+            for part in found.explanations
+            if member.seed in part.seeds
+            for each in from_arrays(part.read(member.seed))
+        ]
         worth = found.ablate.read(member.seed) if found.ablate else None
         loss = found.loss.read(member.seed) if found.loss else None
         add_member(
-            writer, name, member, norms[index], matches, activity=activity, logits=logits,
+            writer, name, member, norms[index], matches, activity=activity, logits=logits, explanations=explained,
             worth=Worth(float(worth["ev"]), worth["marginal"]) if worth else None,
             loss=Losses(*(float(loss[f]) for f in Losses._fields[:3]), int(loss["n_tokens"]), loss["attributed"]) if loss else None,
         )  # fmt: skip
         add_pairs(writer, name, seeds, index, matches, norms[index], activity)
+        if explained:
+            add_explanations(writer, name, member.seed, explained, Examples(**examples), found.n_ctx)
         for kind in NULL_KINDS:
             add_null(writer, name, member.seed, kind, Chance(match["null_feature"], match[f"null_{kind}"]))
         if worth:
@@ -181,7 +204,7 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
 def _activity(held: dict[str, np.ndarray]) -> Activity:
     contexts = Contexts(*(held.pop(f"context_{field}") for field in Contexts._fields))
     triggers = Triggers(*(held.pop(f"trigger_{field}") for field in Triggers._fields))
-    return Activity(**held | {"n_tokens": int(held["n_tokens"])}, contexts=contexts, triggers=triggers)
+    return Activity(**held | {"n_tokens": int(held["n_tokens"])}, contexts=contexts, triggers=triggers, examples=None)
 
 
 def _rows(held: dict[str, np.ndarray], kind: type) -> list:

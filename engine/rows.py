@@ -1,10 +1,14 @@
 """Results -> rows of the contract: what the analyses found, as the columns that the Writer takes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from engine import catalogue, schema
 from engine.ablate import Masking, Worth
 from engine.activity import Activity, Contexts
+from engine.explain import NAME as TOKEN_RULE
+from engine.explanation import HALVES, Examples, Explanation, Score, words
 from engine.logits import Logits
 from engine.loss import Losses, MaskedLoss
 from engine.match import Chance, Matches, rule_cosine
@@ -41,6 +45,7 @@ def add_member(
     worth: Worth | None = None,
     loss: Losses | None = None,
     logits: Logits | None = None,
+    explanations: Sequence[Explanation] = (),
 ) -> None:
     """One member, its features and their contexts; `matches` holds this member's (d_sae, comparisons) slices.
 
@@ -87,6 +92,7 @@ def add_member(
         "trigger_what": triggers.what.tolist() if triggers else [None] * d_sae,
         "worth_ev": worth.marginal if worth else None,
         "worth_loss": loss.attributed if loss else None,
+        **_shown(explanations, d_sae),
         "histogram": activity.histogram if activity else none,
         "top_token_ids": activity.top_token_ids if activity else none,
         "top_token_counts": activity.top_token_counts if activity else none,
@@ -112,6 +118,44 @@ def add_member(
 def dead_features(norms: np.ndarray, activity: Activity | None) -> np.ndarray:
     """(d_sae,) features known to be dead: without a direction, or never active on the evaluation tokens."""
     return (norms == 0) | (activity.n_active == 0) if activity else norms == 0
+
+
+def _shown(explanations: Sequence[Explanation], d_sae: int) -> dict[str, list]:
+    """The explanation of each feature that lists show, and its detection score: others come before token rules."""
+    found: dict[str, list] = {name: [None] * d_sae for name in ("explanation", "explainer", "score")}
+    for each in sorted(explanations, key=lambda each: (each.explainer != TOKEN_RULE, each.explainer)):
+        if each.text is not None:
+            detection = next((score.value for score in each.scores if score.kind == "detection"), None)
+            for name, value in (("explanation", each.text), ("explainer", each.explainer), ("score", detection)):
+                found[name][each.feature] = value
+    return found
+
+
+def add_explanations(
+    writer: Writer, ensemble: str, seed: int, explanations: Sequence[Explanation], examples: Examples, n_ctx: int
+) -> None:
+    """One member's explanations with their scores, the words they are found by, and the contexts they were scored on."""
+    found = sorted(explanations, key=lambda each: (each.feature, each.explainer))
+    columns = {name: [getattr(each, name) for each in found] for name in ("explainer", "text", "failure")}
+    writer.add(schema.Explanation, row_keys(ensemble, seed, np.array([each.feature for each in found])) | columns)
+    scores = [(each, score) for each in found for score in sorted(each.scores, key=lambda score: score.kind)]
+    if scores:
+        keys = row_keys(ensemble, seed, np.array([each.feature for each, _ in scores]))
+        named = {name: [getattr(score, name) for _, score in scores] for name in Score._fields}
+        writer.add(schema.Score, keys | {"explainer": [each.explainer for each, _ in scores]} | named)
+    pairs = sorted({(word, each.feature) for each in found if each.text for word in words(each.text)})
+    if pairs:
+        keys = row_keys(ensemble, seed, np.array([feature for _, feature in pairs]))
+        writer.add(schema.Word, keys | {"word": [word for word, _ in pairs]})
+    scored = np.flatnonzero(examples.half == HALVES.index("scored"))
+    if len(scored):
+        features, first = np.unique(examples.feature[scored], return_index=True)
+        lists = {
+            "kinds": examples.kind, "windows": examples.start // n_ctx, "offsets": examples.start % n_ctx,
+            "lengths": examples.length, "masks": examples.mask,
+        }  # fmt: skip
+        split = {name: np.split(column[scored].astype(np.int32), first[1:]) for name, column in lists.items()}
+        writer.add(schema.Scored, row_keys(ensemble, seed, features) | split)
 
 
 def _add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import NamedTuple, get_args, get_origin
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 # What addresses already mean; a study or ensemble of such a name could not be opened.
 PAGE_NAMES = frozenset(
@@ -30,7 +30,13 @@ PAIR_RULES = tuple(rule for rule in RULES if rule != "live")  # that need no act
 TRIGGERS = ("single token", "family", "number", "punctuation", "substring", "position", "previous token", "other")
 NO_MATCH = -1.0  # cosine where there is no pair; no theta but -1 itself reaches it
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
-ANALYSES = ("match", "activity", "ablate", "loss")  # what `seedscope analyze` computes, in the order of their columns
+ANALYSES = (
+    "match",
+    "activity",
+    "ablate",
+    "explain",
+    "loss",
+)  # what `seedscope analyze` computes, in the order of their columns
 PROGRESS_VARIABLE = (
     "SEEDSCOPE_PROGRESS"  # environment: a file in which running commands keep their StageProgress, as JSON
 )
@@ -138,6 +144,9 @@ class Feature:
     trigger_share: float | None  # of its firings that the class covers
     trigger_what: str | None  # the token, family or substring; empty where the class says it all
     worth_loss: float | None  # nats per token that masking this feature alone adds, to first order
+    explanation: str | None  # the one shown in lists: a language model's where there is one, else the token rule
+    explainer: str | None  # that made it
+    score: float | None  # its detection score: balanced accuracy; None where it was not scored or scoring failed
     histogram: list[int]
     top_token_ids: list[int]
     top_token_counts: list[int]
@@ -233,6 +242,74 @@ class Logit:
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """What one explainer says of a feature."""
+
+    ensemble: str
+    seed: int
+    feature: int
+    explainer: str  # "token rule", "openai:" and the model's name, or what an import names
+    text: str | None  # None where explaining failed
+    failure: str | None  # why there is no text
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well an explanation tells contexts that hold the feature from others, on documents that its explainer did not see."""
+
+    ensemble: str
+    seed: int
+    feature: int
+    explainer: str
+    kind: str  # detection, fuzzing
+    value: float | None  # balanced accuracy; None where scoring failed
+    shuffled: float | None  # the same with shuffled labels, mean over draws
+    shuffled_p95: float | None  # what 95 % of the draws stay below, or reach
+    n_active: int
+    n_silent: int
+    said: list[
+        int
+    ]  # per context of Scored: 1 said active, 0 said silent, -1 no answer; empty where these are not known
+    failure: str | None  # why there is no value
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The contexts that a feature's explanations are scored on; lists have one entry per context."""
+
+    ensemble: str
+    seed: int
+    feature: int
+    kinds: list[
+        int
+    ]  # 0: active, 1: near miss (silent, but it holds tokens that set the feature off elsewhere), 2: silent
+    windows: list[int]
+    offsets: list[int]  # of the first token in its window
+    lengths: list[int]
+    masks: list[int]  # bit i is set where the feature is active on token i
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a feature's explanations, for search: the inverted table."""
+
+    ensemble: str
+    word: str  # lower case
+    seed: int
+    feature: int
+
+
+@dataclass(frozen=True)
+class TokenWindow:
+    """A window of the evaluation tokens as the model reads it."""
+
+    id: int
+    document: int
+    start: int  # position in the document of the first token that is not BOS
+    token_ids: list[int]  # BOS in front where there is one; without padding
+
+
+@dataclass(frozen=True)
 class Token:
     """How a token id is shown."""
 
@@ -249,7 +326,10 @@ class Document:
 
 
 REQUIRED = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)  # without their rows no page can be drawn
-TABLES = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, Logit, Token, Document)
+TABLES = (
+    Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, Logit, Explanation, Score, Scored, Word,
+    TokenWindow, Token, Document,
+)  # fmt: skip
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     Study: ("study",),
     Ensemble: ("ensemble",),
@@ -261,6 +341,11 @@ SORT_KEYS: dict[type, tuple[str, ...]] = {
     Context: ("ensemble", "seed", "feature", "group", "rank"),
     Ablation: ("ensemble", "seed", "mask", "n_masked"),
     Logit: ("ensemble", "seed", "feature", "sign", "rank"),
+    Explanation: ("ensemble", "seed", "feature", "explainer"),
+    Score: ("ensemble", "seed", "feature", "explainer", "kind"),
+    Scored: ("ensemble", "seed", "feature"),
+    Word: ("ensemble", "word", "seed", "feature"),
+    TokenWindow: ("id",),
     Token: ("id",),
     Document: ("id",),
 }

@@ -8,7 +8,7 @@ from engine.schema import ANALYSES
 
 LATER = "not computed by this version"
 # Results that no version computes yet.
-PLANNED = {"explanations": "auto-interpretation", "subspace": "geometry"}
+PLANNED = {"subspace": "geometry"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def missing(
             return Missing(result, "the hook point that the SAEs read is not known", command + place)
         return Missing(result, "not computed yet", f"{command} --only {analysis}", job(only=analysis))
 
-    match, activity, ablate, loss = ANALYSES
+    match, activity, ablate, explain, loss = ANALYSES
     found = {}
     if activity not in ensemble.computed:
         found["activity"] = lacks("activity: density, contexts, triggers, dead features", activity)
@@ -67,6 +67,8 @@ def missing(
         found["one-to-one"] = Missing("one-to-one matching", reason, command, job(only=match, rule="hungarian"))
     if ablate not in ensemble.computed:
         found["ablate"] = lacks("worth: explained variance with features masked", ablate)
+    if explain not in ensemble.computed:
+        found["explanations"] = lacks("explanations: token rules and their scores", explain)
     if loss not in ensemble.computed:
         result = "next-token loss"
         found["loss"] = Missing(result, blind, None) if blind else lacks(result, loss)

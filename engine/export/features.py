@@ -24,7 +24,7 @@ _MEASURED = (
     "trigger_share", "trigger_what", "token_entropy", "top_token_share", "contexts", "histogram",
 )  # fmt: skip
 # What no version computes yet: null, never left out.
-MISSING = {"explanations": "auto-interpretation", "subspace": "geometry"}
+MISSING = {"subspace": "geometry"}
 
 
 class ByChance(NamedTuple):

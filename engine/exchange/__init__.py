@@ -1,0 +1,6 @@
+"""Explanations in the layouts of others: Neuronpedia's JSON lines, delphi's folders of text files."""
+
+from engine.exchange import delphi, neuronpedia
+from engine.exchange.records import Found, Scored
+
+__all__ = ["Found", "Scored", "delphi", "neuronpedia"]

@@ -1,0 +1,111 @@
+"""What explanations are made of: contexts to explain and to score with, and explanations with their scores.
+
+A context is a run of at most LENGTH tokens. A feature's contexts come from two halves of the documents: an explainer sees
+the first half, scores are taken on the second.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LENGTH = 16  # tokens of a context
+N_CONTEXTS = 50  # active and as many silent ones per feature and half, at most
+HALVES = ("shown", "scored")
+KINDS = (
+    "active",
+    "near miss",
+    "silent",
+)  # near miss: silent, though it holds tokens that set the feature off elsewhere
+
+
+class Examples(NamedTuple):
+    """Contexts of one member's features: equally long columns, sorted by (feature, half, kind), drawn at random within."""
+
+    feature: np.ndarray  # int32
+    half: np.ndarray  # uint8, index into HALVES
+    kind: np.ndarray  # uint8, index into KINDS
+    start: np.ndarray  # int64, flat index of the first token into TokenSet.ids
+    length: np.ndarray  # uint8, tokens, 1 .. LENGTH
+    mask: np.ndarray  # uint16: bit i is set where the feature is active on token i; 0 where silent
+    peak: np.ndarray  # float32, the largest activation (a_i ||d_i||); 0 where silent
+    peak_at: np.ndarray  # uint8, the token it stands on
+
+
+class Score(NamedTuple):
+    """How well an explanation tells a feature's active contexts from silent ones that its explainer did not see."""
+
+    kind: str  # detection: which contexts hold the feature; fuzzing: which contexts have the right tokens marked
+    value: float | None  # balanced accuracy; None where scoring failed
+    shuffled: float | None  # the same with the labels shuffled, mean over draws: the level of knowing nothing
+    shuffled_p95: float | None  # what 95 % of the draws stay below, or reach: above it, it is hardly chance
+    n_active: int
+    n_silent: int
+    said: np.ndarray  # int8 per scored context, in the order of Examples: 1 said active, 0 said silent, -1 no answer
+    failure: str | None = None  # why there is no value
+
+
+class Explanation(NamedTuple):
+    """One explanation of one feature."""
+
+    feature: int
+    explainer: str  # "token rule", or "openai:" and the model's name
+    text: str | None  # None where explaining failed
+    scores: tuple[Score, ...]
+    failure: str | None = None  # why there is no text
+
+
+def as_arrays(explanations: Iterable[Explanation]) -> dict[str, np.ndarray]:
+    """Explanations as named arrays of numbers and text, for a file without pickles; `from_arrays` is its inverse."""
+    found = list(explanations)
+    scores = [(i, score) for i, each in enumerate(found) for score in each.scores]
+    said = [score.said for _, score in scores]
+    arrays: dict[str, Any] = {
+        "feature": np.array([each.feature for each in found], np.int32),
+        "explainer": _texts(each.explainer for each in found),
+        "text": _texts(each.text for each in found),
+        "has_text": np.array([each.text is not None for each in found], bool),
+        "failure": _texts(each.failure for each in found),
+        "score_of": np.array([i for i, _ in scores], np.int32),
+        "score_kind": _texts(score.kind for _, score in scores),
+        "score_failure": _texts(score.failure for _, score in scores),
+        "score_said": np.concatenate([np.zeros(0, np.int8), *said]),
+        "score_length": np.array([len(each) for each in said], np.int32),
+    }
+    for name in ("value", "shuffled", "shuffled_p95"):
+        values = [getattr(score, name) for _, score in scores]
+        arrays[f"score_{name}"] = np.array([np.nan if value is None else value for value in values], np.float64)
+    for name in ("n_active", "n_silent"):
+        arrays[f"score_{name}"] = np.array([getattr(score, name) for _, score in scores], np.int32)
+    return arrays
+
+
+def from_arrays(held: Mapping[str, np.ndarray]) -> list[Explanation]:
+    """The explanations that `as_arrays` was given."""
+    scores: list[list[Score]] = [[] for _ in held["feature"]]
+    parts = np.split(held["score_said"], np.cumsum(held["score_length"])[:-1]) if len(held["score_length"]) else []
+    for i, (owner, said) in enumerate(zip(held["score_of"], parts, strict=True)):
+        numbers = (held[f"score_{name}"][i] for name in ("value", "shuffled", "shuffled_p95"))
+        scores[owner].append(
+            Score(
+                str(held["score_kind"][i]), *(None if np.isnan(value) else float(value) for value in numbers),
+                int(held["score_n_active"][i]), int(held["score_n_silent"][i]), said, str(held["score_failure"][i]) or None,
+            )
+        )  # fmt: skip
+    rows = zip(*(held[name].tolist() for name in ("feature", "explainer", "text", "has_text", "failure")), strict=True)
+    return [
+        Explanation(feature, explainer, text if has_text else None, tuple(scores[i]), failure or None)
+        for i, (feature, explainer, text, has_text, failure) in enumerate(rows)
+    ]
+
+
+def words(text: str) -> set[str]:
+    """What a text is found by: its runs of letters, digits and underscores, in lower case."""
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def _texts(values: Iterable[str | None]) -> np.ndarray:
+    # Fixed width drops zero characters at the end; no explanation ends in one.
+    held = [value or "" for value in values]
+    return np.array(held, str) if held else np.zeros(0, "<U1")
