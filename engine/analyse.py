@@ -25,7 +25,7 @@ from engine.fused import choice, named_device
 from engine.logits import direct_logits
 from engine.loss import Losses, Splice, attributed_loss, losses_under
 from engine.match import NULL_KINDS, affordable, match_ensemble, null_cosines
-from engine.parts import Part, Parts
+from engine.parts import VERSION, Part, Parts
 from engine.progress import Progress
 from engine.sae import SAE, Codes
 from engine.schema import ANALYSES
@@ -36,7 +36,6 @@ BATCH_NUMBERS = 2**26  # activations of a batch, all members together, before th
 LOSS_TOKENS = 4096  # that spliced losses are measured on: windows of the evaluation tokens, drawn at random
 LOSS_UP_TO = 3e13  # multiply-adds on a CPU that the loss takes unasked: minutes on two cores
 LOSS_DRAWS = 2  # of the headline's masks; curves are drawn once
-VERSION = 3  # of what a part holds; older ones are computed again
 
 
 @torch.no_grad()

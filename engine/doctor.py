@@ -23,6 +23,7 @@ LITTLE_MEMORY = LITTLE_SPACE = 2 * 2**30  # bytes; the embedded study takes 1.8 
 # {package that is not required: what it is for, how it is installed}
 OPTIONAL = {
     "datasets": ("token sources hf:NAME", "pip install 'seedscope[hub]'"),
+    "openai": ("explanations by language models", "pip install 'seedscope[llm]'"),
     "triton": ("the fused CUDA kernel; on Linux", "pip install triton"),
     "faiss-cpu": ("a peer in seedscope bench", "pip install 'seedscope[bench]'"),
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from engine.activations import (
 from engine.files import write_whole
 from engine.models import randomised
 from engine.outliers import TIMES, Without, find_outliers
+from engine.parts import VERSION
 from engine.progress import Progress
 from engine.shards import Shards
 from engine.sources import Document, documents, split
@@ -60,6 +61,18 @@ def read_evaluation(study: Path) -> Evaluation | None:
     except FileNotFoundError:
         return None
     return Evaluation(**held | {name: tuple(held[name]) for name in ("texts", "documents")})
+
+
+def measured_from(ensemble: catalogue.Ensemble, evaluation: Evaluation) -> dict[str, Any]:
+    """What the parts of an ensemble's activity, and all that follows from it, say that they were computed from."""
+    return {
+        "version": VERSION,
+        "saes": [member.digest for member in ensemble.members],
+        "tokens": evaluation.token_digest,
+        "outliers": evaluation.outliers,
+        "hookpoint": ensemble.hookpoint,
+        "model": evaluation.control_digest if ensemble.control_of else evaluation.model_digest,
+    }
 
 
 class Place(NamedTuple):

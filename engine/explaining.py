@@ -5,6 +5,7 @@ Every explainer leaves a part of its own beside the analyses: `explain` of the t
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,22 +14,26 @@ import numpy as np
 
 from engine import catalogue, explain, stability
 from engine.answers import Answers
-from engine.evaluation import Evaluation, read_evaluation
-from engine.explanation import Examples, Explanation, as_arrays, from_arrays
-from engine.interpret import Estimate, Plan, estimate, explain_with
-from engine.llm import Prices, Server
-from engine.parts import Part, Parts
+from engine.evaluation import Evaluation, measured_from, read_evaluation
+from engine.explanation import HALVES, KINDS, Examples, Explanation, as_arrays, from_arrays
+from engine.interpret import NO_CONTEXT, Estimate, Plan, estimate, explain_with
+from engine.llm import NOT_ASKED, Prices, Refused, Server
+from engine.parts import VERSION, Part, Parts
 from engine.progress import Progress
 from engine.reading import Reading
 from engine.tokens import TokenSet, load_tokens
 
 ANALYSIS = "explain"
 ANSWERS = "answers.jsonl"  # of language models, in the study's folder: what was paid for
+IMPORTED = "imported"  # origin of parts with explanations that others made
 
 
 def examples_of(held: Mapping[str, np.ndarray]) -> Examples:
     """The examples that one member's activity holds."""
-    return Examples(*(held[f"example_{name}"] for name in Examples._fields))
+    return Examples(*(held[name] for name in _EXAMPLES))
+
+
+_EXAMPLES = [f"example_{name}" for name in Examples._fields]
 
 
 def explain_by_rules(
@@ -47,8 +52,8 @@ def explain_by_rules(
     with progress.stage(f"{ensemble.name}: token rules", "features") as report, parts.write(ANALYSIS, about) as put:
         reading = None
         for index, seed in enumerate(ensemble.seeds):
-            held = activity.read(seed)
-            reading = reading or Reading(tokens._replace(left_out=held["left_out"]), texts)
+            held = activity.read(seed, "n_active", "left_out", *_EXAMPLES)
+            reading = reading or Reading(tokens._replace(left_out=held["left_out"]), texts)  # the same for all members
             n, total = len(held["n_active"]), len(held["n_active"]) * len(ensemble.seeds)
             found = explain.explain_member(
                 examples_of(held), tokens, texts, n, reading=reading,
@@ -71,6 +76,50 @@ def explanations(parts: Parts, **must: Any) -> list[Part]:
     return [found for name in names if (found := parts.find(name, **must))]
 
 
+def keep(
+    parts: Parts,
+    explainer: str,
+    about: dict[str, Any],
+    found: Mapping[int, Sequence[Explanation]],
+    *,
+    replace: bool = False,
+) -> None:
+    """Put explanations by one explainer, {seed: one per feature}, beside those that its part of the same `about` holds.
+
+    Of two of one feature the new one stays; without `replace` not where it lacks what the former has: a success is never
+    replaced by a failure.
+    """
+    name, about = part_name(explainer), about | {"explainer": explainer}
+    former = parts.find(name, **about)
+    with_former = {seed: from_arrays(former.read(seed)) for seed in former.seeds} if former else {}
+    with parts.write(name, about) as put:
+        for seed in sorted({*with_former, *found}):
+            best = {each.feature: each for each in with_former.get(seed, ())}
+            for each in found.get(seed, ()):
+                if replace or each.feature not in best or _success(each) >= _success(best[each.feature]):
+                    best[each.feature] = each
+            put(seed, as_arrays(best[feature] for feature in sorted(best)))
+
+
+def _success(explanation: Explanation) -> tuple[bool, int]:
+    """How much there is of an explanation: a text, and scores."""
+    return explanation.text is not None, sum(score.value is not None for score in explanation.scores)
+
+
+class Outcome(NamedTuple):
+    """What became of the features that a language model was asked about."""
+
+    n_features: int
+    n_explained: int  # with every score that there are contexts for
+    n_bare: int  # too few contexts to explain or to score: another run would not mend that
+    failures: Counter[str]  # {reason: features}: of all others
+
+    @property
+    def n_failed(self) -> int:
+        """Features that another run asks about again."""
+        return sum(self.failures.values())
+
+
 class _Subjects(NamedTuple):
     """One ensemble as a language model is asked about it."""
 
@@ -85,7 +134,7 @@ class Interpretation:
     """A study's features explained and scored by a language model; raises ValueError where activity is missing.
 
     Without `limit` every living feature is asked about; with it that many of each ensemble, drawn (seed 0) in turn from
-    stable, unstable and middle ones, so that a larger limit adds to a smaller one.
+    stable, unstable and middle ones, so that a larger limit adds to a smaller one; those that nothing can be shown of last.
     """
 
     def __init__(
@@ -99,10 +148,11 @@ class Interpretation:
     ) -> None:
         held = catalogue.read(study)
         evaluation, tokens = read_evaluation(study), load_tokens(study / "parts")
+        way_out = f"measure activity first: seedscope analyze {study.name} --only activity"
         if held is None or evaluation is None or tokens is None or tokens.digest != evaluation.token_digest:
             raise ValueError(
-                f"found no evaluation tokens in {study}, which contexts are shown from; measure activity first: "
-                f"seedscope analyze {study.name} --only activity"
+                f"found no evaluation tokens in {study}, which contexts are shown from; {way_out} --model DIR_OR_ID "
+                "--tokens FILES"
             )
         self._study, self._server, self._plan, self._prices = study, server, plan, prices
         self._tokens, self._texts = tokens, list(evaluation.texts)
@@ -110,8 +160,10 @@ class Interpretation:
             found for each in held.ensembles if (found := _subjects(study, held, each, evaluation, limit))
         ]
         if not self._subjects:
+            raise ValueError(f"no ensemble of {study.name} has activity on its present tokens, and matches; {way_out}")
+        if not self.n_features:
             raise ValueError(
-                f"no ensemble of {study.name} has activity and matches; compute them first: seedscope analyze {study.name}"
+                f"no feature of {study.name} is alive on its evaluation tokens; there is nothing to explain"
             )
 
     @property
@@ -129,27 +181,39 @@ class Interpretation:
         numbers = (sum(column) for column in zip(*(each[:4] for each in found), strict=True))
         return Estimate(*numbers, found[0].counted, cost)
 
-    def run(self, progress: Progress) -> tuple[int, int]:
-        """Ask, and keep what comes as parts, member by member; returns (explained, failed).
+    def run(self, progress: Progress) -> Outcome:
+        """Ask, and keep what comes as parts, member by member; once the server is given up, nothing more is asked.
 
-        What a former run asked costs nothing again. Raises llm.Refused where the server takes no question.
+        What a former run asked costs nothing again. Ctrl-C and llm.Refused, where the server takes no question, are raised
+        after what was answered until then was kept.
         """
-        name, n_explained, n_failed = part_name(self._server.explainer), 0, 0
+        explained: list[Explanation] = []
         with Answers(self._study / ANSWERS) as cache:
             for subject, seed, digest, asked in self._asked():
-                found = explain_with(self._server, *asked, **self._options(digest, cache), progress=progress)
-                _keep(subject, name, self._server.explainer, seed, found)
-                n_failed += sum(each.text is None for each in found)
-                n_explained += sum(each.text is not None for each in found)
-        return n_explained, n_failed
+                options = self._options(digest, cache)
+                about = subject.parts, self._server.explainer, subject.measured
+                try:
+                    stage = f"{subject.ensemble.name}: seed {seed}"
+                    found = explain_with(self._server, *asked, **options, progress=progress, stage=stage)
+                except (KeyboardInterrupt, Refused):
+                    quiet = Progress(quiet=True)
+                    known = explain_with(self._server, *asked, **options, progress=quiet, asking=False)
+                    if known := [each for each in known if each.text is not None]:
+                        keep(*about, {seed: known})
+                    raise
+                explained += found
+                if told := [each for each in found if not (each.failure or "").startswith(NOT_ASKED)]:
+                    keep(*about, {seed: told})
+                if any(NOT_ASKED in (failure or "") for each in found for failure in _failures(each)):
+                    break
+        return _outcome(explained, self.n_features)
 
     def _asked(self) -> Iterator[tuple[_Subjects, int, str, tuple]]:
         for subject in self._subjects:
             for member in subject.ensemble.members:
-                held = subject.activity.read(member.seed)
-                tokens = self._tokens._replace(left_out=held["left_out"])
-                chosen = subject.chosen[member.seed]
-                if chosen:
+                if chosen := subject.chosen[member.seed]:
+                    held = subject.activity.read(member.seed, "left_out", *_EXAMPLES)
+                    tokens = self._tokens._replace(left_out=held["left_out"])
                     yield subject, member.seed, member.digest, (examples_of(held), tokens, self._texts, chosen)
 
     def _options(self, digest: str, cache: Answers) -> dict[str, Any]:
@@ -159,43 +223,58 @@ class Interpretation:
 def _subjects(
     study: Path, plan: catalogue.Study, ensemble: catalogue.Ensemble, evaluation: Evaluation, limit: int | None
 ) -> _Subjects | None:
-    parts = Parts(study, ensemble.name)
-    saes = [member.digest for member in ensemble.members]
-    measured = {"saes": saes, "tokens": evaluation.token_digest, "hookpoint": ensemble.hookpoint}
-    activity, match = parts.find("activity", **measured), parts.find("match", saes=saes)
+    parts, measured = Parts(study, ensemble.name), measured_from(ensemble, evaluation)
+    activity, match = (
+        parts.find("activity", **measured),
+        parts.find("match", version=VERSION, saes=measured["saes"]),
+    )
     if activity is None or match is None:
         return None
-    places: list[tuple[int, int]] = []  # (seed, feature), in the order in which they are asked about
-    by_bucket: dict[str, list[tuple[int, int]]] = {"stable": [], "unstable": [], "middle": []}
-    for seed in ensemble.seeds:
-        n_active = activity.read(seed)["n_active"]
-        n_matched = stability.count_matches(match.read(seed)["cosine"], plan.theta)
-        buckets = stability.buckets(n_matched, len(saes) - 1, n_active == 0, plan.epsilon)
-        for name, members in by_bucket.items():
-            members += [(seed, int(feature)) for feature in np.flatnonzero(buckets == name)]
-    rng = np.random.default_rng(0)
-    queues = [[members[i] for i in rng.permutation(len(members))] for members in by_bucket.values()]
-    for turn in range(max(map(len, queues))):
-        places += [queue[turn] for queue in queues if turn < len(queue)]
+    rng, places = np.random.default_rng(0), []  # (seed, feature), in the order in which they are asked about
+    for queues in _by_bucket(ensemble, activity, match, plan):
+        drawn = [[members[i] for i in rng.permutation(len(members))] for members in queues.values()]
+        for turn in range(max(map(len, drawn))):
+            places += [queue[turn] for queue in drawn if turn < len(queue)]
     chosen: dict[int, list[int]] = {seed: [] for seed in ensemble.seeds}
     for seed, feature in places[:limit]:
         chosen[seed].append(feature)
-    return _Subjects(ensemble, parts, activity, activity.about, {s: sorted(each) for s, each in chosen.items()})
+    return _Subjects(ensemble, parts, activity, measured, {s: sorted(each) for s, each in chosen.items()})
 
 
-def _keep(subject: _Subjects, name: str, explainer: str, seed: int, found: list[Explanation]) -> None:
-    """Put what was found for one member beside what was found before; a success is never replaced by a failure."""
-    about = subject.measured | {"explainer": explainer}
-    former = subject.parts.find(name, **about)
-    before = {
-        each: from_arrays(former.read(each)) if former and each in former.seeds else []
-        for each in subject.ensemble.seeds
-    }
-    mine = {each.feature: each for each in before[seed]}
-    for each in found:
-        if each.text is not None or each.feature not in mine or mine[each.feature].text is None:
-            mine[each.feature] = each
-    before[seed] = [mine[feature] for feature in sorted(mine)]
-    with subject.parts.write(name, about) as put:
-        for each, held in before.items():
-            put(each, as_arrays(held))
+def _by_bucket(
+    ensemble: catalogue.Ensemble, activity: Part, match: Part, plan: catalogue.Study
+) -> tuple[dict[str, list[tuple[int, int]]], ...]:
+    """{bucket: living features as (seed, feature)}: those that there is something to show of, and the others."""
+    found = tuple({bucket: [] for bucket in ("stable", "unstable", "middle")} for _ in range(2))
+    for seed in ensemble.seeds:
+        matched = match.read(seed, "cosine", "partner")
+        held = activity.read(seed, "n_active", *_EXAMPLES[:3])
+        n_comparisons = matched["partner"].shape[1]
+        undirected = (matched["partner"] < 0).all(1) & (n_comparisons > 0)
+        n_matched = stability.count_matches(matched["cosine"], plan.theta)
+        dead = (held["n_active"] == 0) | undirected
+        buckets = stability.buckets(n_matched, n_comparisons, dead, plan.epsilon)
+        is_shown = (held["example_half"] == HALVES.index("shown")) & (held["example_kind"] == KINDS.index("active"))
+        shown = np.isin(np.arange(len(dead)), held["example_feature"][is_shown])
+        for queues, such in zip(found, (shown, ~shown), strict=True):
+            for bucket, members in queues.items():
+                members += [(seed, int(feature)) for feature in np.flatnonzero((buckets == bucket) & such)]
+    return found
+
+
+def _failures(explanation: Explanation) -> list[str]:
+    return [each for each in (explanation.failure, *(score.failure for score in explanation.scores)) if each]
+
+
+def _outcome(explained: Sequence[Explanation], n_features: int) -> Outcome:
+    """Counted by the first failure that another run might mend; features that were never come to are failures too."""
+    n_whole, n_bare, failures = 0, 0, Counter()
+    for each in explained:
+        found = _failures(each)
+        if mendable := [failure for failure in found if NO_CONTEXT not in failure]:
+            failures[mendable[0].split("without an answer: ")[-1]] += 1
+        else:
+            n_whole, n_bare = n_whole + (not found), n_bare + bool(found)
+    if n_never := n_features - len(explained):
+        failures[f"{NOT_ASKED}the server was given up"] += n_never
+    return Outcome(n_features, n_whole, n_bare, failures)

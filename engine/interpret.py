@@ -36,7 +36,9 @@ SCORES = ("detection", "fuzzing")
 CHARACTERS_PER_TOKEN = 4
 UNKNOWN = "x" * 80  # stands for an explanation that is not there yet, in estimates
 TOLD_PARTS = 10  # lines about what was used so far
-NOTHING_SHOWN = "found no active context in the half of the documents that an explainer sees"
+NO_CONTEXT = "context in the half of the documents"  # in the reasons that no other run would mend
+NOTHING_SHOWN = f"found no active {NO_CONTEXT} that an explainer sees"
+STOPPED = "the run was stopped"
 
 Count = Callable[[str], int]  # tokens of a text, as the model's tokenizer counts them
 
@@ -128,24 +130,29 @@ def explain_with(
     plan: Plan | None = None,
     prices: Prices | None = None,
     count: Count | None = None,
+    asking: bool = True,
+    stage: str = "Ask the model",
 ) -> list[Explanation]:
     """Explain one member's features and score what was said; one explanation per feature, in their order.
 
     `digest` is the SAE's, `texts` the tokens'. Answers are kept in `cache` as they come and never asked for again; what
-    failed says why and is asked again the next time. Ctrl-C waits for answers under way, at most server.drain_s, a second
-    one does not. Raises llm.Refused where the server takes no question at all, ValueError without the openai library,
-    OSError where an answer cannot be written.
+    failed says why and is asked again the next time. Without `asking` all comes from `cache`. Ctrl-C waits for answers under
+    way, at most server.drain_s, a second one does not. Raises llm.Refused where the server takes no question at all,
+    ValueError without the openai library, OSError where an answer cannot be written.
     """
     plan = plan or Plan()
     asker = Asker(server, cache)
     asked = {"digest": digest, "cache": cache, "plan": plan, "prices": prices, "count": count}
-    progress.say(f"{server.explainer}: {estimate(server, examples, tokens, texts, features, **asked)}")
+    if not asking:
+        asker.stop(STOPPED)
+    else:
+        progress.say(f"{server.explainer}: {estimate(server, examples, tokens, texts, features, **asked)}")
     if cache.n_damaged:
         progress.say(f"{cache.path}: {cache.n_damaged} lines that a stop cut short are left out")
     subjects = (_Subject(examples, tokens, texts, feature, digest=digest, plan=plan) for feature in features)
     total = sum(_n_questions(examples, feature, plan) for feature in features)
     try:
-        with progress.stage("Ask the model", "requests") as report:
+        with progress.stage(stage, "requests") as report:
             tally = _Tally(report, progress, asker, total)
             return asyncio.run(_explain_all(server, asker, subjects, len(features), tally))
     finally:
@@ -194,9 +201,7 @@ class _Subject:
         """The scores of what was said, {kind: per row of this feature, -1 without an answer}."""
         is_active = self._rows.kind[self.scored] == KINDS.index("active")
         if is_active.all() or not is_active.any():
-            why = (
-                f"found no {'silent' if is_active.any() else 'active'} context in the half of the documents to score on"
-            )
+            why = f"found no {'silent' if is_active.any() else 'active'} {NO_CONTEXT} to score on"
             none = np.full(len(is_active), -1, np.int8)
             return tuple(Score(kind, None, None, None, 0, 0, none, why) for kind in self._plan.scores)
         found = []
@@ -311,7 +316,7 @@ async def _explain_all(
                 for worker in done:
                     worker.result()
         except BaseException:
-            asker.stop("the run was stopped")
+            asker.stop(STOPPED)
             try:
                 await asyncio.wait_for(asker.drained(), server.drain_s)  # they are paid for
             except TimeoutError:

@@ -24,6 +24,11 @@ from engine.answers import Answer, Answers, Usage
 from engine.prompts import PROMPT_VERSION, Message, ask_again
 
 KEY, OPENAI_KEY = "SEEDSCOPE_LLM_KEY", "OPENAI_API_KEY"
+URL, MODEL = (
+    "SEEDSCOPE_LLM_URL",
+    "SEEDSCOPE_LLM_MODEL",
+)  # environment: the server and the model where no others are named
+NOT_ASKED = "not asked: "  # how the reason of a question begins that was never put
 OPENAI_HOST = "api.openai.com"
 SHORTEST_KEY = 8  # characters; shorter ones are the "none" and "EMPTY" of local servers, and words of answers too
 LONGEST_REASON = 240  # characters of what a server says
@@ -192,7 +197,7 @@ class Asker:
                     continue
                 return self._without(question, key, fault.reason)
             if reply is None:
-                return Told(None, f"not asked: {self._stopped}")
+                return Told(None, f"{NOT_ASKED}{self._stopped}")
             value, failure = None, reply.failure
             if failure is None:
                 try:

@@ -17,6 +17,7 @@ import numpy as np
 from engine.files import write_whole
 
 ABOUT = "about.json"
+VERSION = 3  # of what parts of analyses hold; older ones are computed again
 Put = Callable[[int, dict[str, Any]], None]
 
 
@@ -31,10 +32,10 @@ class Part(NamedTuple):
         """Members that it holds."""
         return {int(path.stem.removeprefix("seed-")) for path in self.folder.glob("seed-*.npz")}
 
-    def read(self, seed: int) -> dict[str, np.ndarray]:
-        """One member's arrays by name."""
+    def read(self, seed: int, *names: str) -> dict[str, np.ndarray]:
+        """One member's arrays by name: these, or all."""
         with np.load(self.folder / f"seed-{seed}.npz", allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
+            return {name: held[name] for name in names or held.files}
 
 
 class Parts:

@@ -6,22 +6,20 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from engine import catalogue, sae
 from engine.ablate import Masking, Worth
 from engine.activity import Activity, Contexts
-from engine.analyse import VERSION
-from engine.evaluation import Evaluation, read_evaluation
-from engine.explain import NAME as TOKEN_RULE
-from engine.explaining import explanations
+from engine.evaluation import Evaluation, measured_from, read_evaluation
+from engine.explaining import ANALYSIS as RULES
+from engine.explaining import IMPORTED, explanations
 from engine.explanation import Examples, from_arrays
 from engine.logits import Logits
 from engine.loss import Losses, MaskedLoss
 from engine.match import NULL_KINDS, Chance, Matches
-from engine.parts import Part, Parts
+from engine.parts import VERSION, Part, Parts
 from engine.rows import add_ablation, add_explanations, add_member, add_null, add_pairs, add_row
 from engine.schema import ANALYSES, SCHEMA_VERSION, Document, Ensemble, Study, Token, TokenWindow
 from engine.store import Writer
@@ -77,8 +75,8 @@ class _Found:
         self, study: Path, plan: catalogue.Study, ensemble: catalogue.Ensemble, evaluation: Evaluation | None
     ) -> None:
         parts = Parts(study, ensemble.name)
-        same: dict[str, Any] = {"version": VERSION, "saes": [member.digest for member in ensemble.members]}
-        self.match: Part | None = parts.find("match", **same)
+        saes = [member.digest for member in ensemble.members]
+        self.match: Part | None = parts.find("match", version=VERSION, saes=saes)
         self.n_ctx = evaluation.n_ctx if evaluation else 0
         self.activity: Part | None = None
         self.ablate: Part | None = None
@@ -86,15 +84,14 @@ class _Found:
         self.loss: Part | None = None
         self.explanations: list[Part] = []
         if evaluation:
-            same |= {
-                "tokens": evaluation.token_digest, "outliers": evaluation.outliers, "hookpoint": ensemble.hookpoint,
-                "model": evaluation.control_digest if ensemble.control_of else evaluation.model_digest,
-            }  # fmt: skip
+            same = measured_from(ensemble, evaluation)
             self.activity = parts.find("activity", **same)
-            self.explanations = explanations(parts, **same)
-            self.explain = next((each for each in self.explanations if each.about["explainer"] == TOKEN_RULE), None)
+            if self.activity:
+                self.explain = parts.find(RULES, **same)
+                self.explanations = explanations(parts, **same)
             self.ablate = parts.find("ablate", **same, theta=plan.theta, epsilon=plan.epsilon)
             self.loss = parts.find("loss", **same, theta=plan.theta, epsilon=plan.epsilon)
+        self.explanations += explanations(parts, saes=saes, origin=IMPORTED)
 
     @property
     def computed(self) -> list[str]:
@@ -163,7 +160,9 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
         )  # fmt: skip
         add_pairs(writer, name, seeds, index, matches, norms[index], activity)
         if explained:
-            add_explanations(writer, name, member.seed, explained, Examples(**examples), found.n_ctx)
+            add_explanations(
+                writer, name, member.seed, explained, Examples(**examples) if examples else None, found.n_ctx
+            )
         for kind in NULL_KINDS:
             add_null(writer, name, member.seed, kind, Chance(match["null_feature"], match[f"null_{kind}"]))
         if worth:

@@ -132,9 +132,12 @@ def _shown(explanations: Sequence[Explanation], d_sae: int) -> dict[str, list]:
 
 
 def add_explanations(
-    writer: Writer, ensemble: str, seed: int, explanations: Sequence[Explanation], examples: Examples, n_ctx: int
+    writer: Writer, ensemble: str, seed: int, explanations: Sequence[Explanation], examples: Examples | None, n_ctx: int
 ) -> None:
-    """One member's explanations with their scores, the words they are found by, and the contexts they were scored on."""
+    """One member's explanations with their scores, the words they are found by, and the contexts they were scored on.
+
+    Without activity there are no contexts: then all explanations are of others.
+    """
     found = sorted(explanations, key=lambda each: (each.feature, each.explainer))
     columns = {name: [getattr(each, name) for each in found] for name in ("explainer", "text", "failure")}
     writer.add(schema.Explanation, row_keys(ensemble, seed, np.array([each.feature for each in found])) | columns)
@@ -147,8 +150,7 @@ def add_explanations(
     if pairs:
         keys = row_keys(ensemble, seed, np.array([feature for _, feature in pairs]))
         writer.add(schema.Word, keys | {"word": [word for word, _ in pairs]})
-    scored = np.flatnonzero(examples.half == HALVES.index("scored"))
-    if len(scored):
+    if examples is not None and len(scored := np.flatnonzero(examples.half == HALVES.index("scored"))):
         features, first = np.unique(examples.feature[scored], return_index=True)
         lists = {
             "kinds": examples.kind, "windows": examples.start // n_ctx, "offsets": examples.start % n_ctx,

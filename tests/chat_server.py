@@ -30,10 +30,11 @@ def answer(kind: str, asked: str) -> str:
         active = asked.split("Silent:")[0]
         marked = Counter(re.findall(r"<<(.*?)>>", active))
         return json.dumps({"explanation": f"the token [{marked.most_common(1)[0][0].strip()}]"})
-    word = re.search(r"the token \[(.*?)\]", asked)[1]
+    word = re.search(r"the token \[(.*)\]", asked)[1]
+    alone = rf"(?<!\w){re.escape(word)}(?!\w)"
     contexts = re.findall(r"^\d+\. (.*)$", asked.split("\n\n", 1)[1], re.MULTILINE)
     if kind == "detection":
-        return json.dumps({"active": [int(bool(re.search(rf"\b{word}\b", context))) for context in contexts]})
+        return json.dumps({"active": [int(bool(re.search(alone, context))) for context in contexts]})
     return json.dumps({"right": [int(word in [m.strip() for m in re.findall(r"<<(.*?)>>", c)]) for c in contexts]})
 
 

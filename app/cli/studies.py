@@ -13,7 +13,7 @@ from app.cli.options import Compute, Device, Quiet, Root, Stop, app, check_paren
 from app.settings import default_root
 
 if TYPE_CHECKING:
-    from engine.catalogue import Ensemble, Tokens
+    from engine.catalogue import Ensemble, Study, Tokens
 
 
 class Format(StrEnum):
@@ -23,6 +23,7 @@ class Format(StrEnum):
     json = "json"
     neuronpedia = "neuronpedia"
     saelens = "saelens"
+    delphi = "delphi"
 
 
 class Known(StrEnum):
@@ -139,7 +140,8 @@ def analyze(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Some of match,activity,ablate,loss, comma-separated; what they need comes too.", show_default="all"
+            help="Some of match,activity,ablate,explain,loss, comma-separated; what they need comes too.",
+            show_default="all",
         ),
     ] = None,
     rule: Annotated[
@@ -164,7 +166,7 @@ def analyze(
     root: Root = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compute what is missing of a study (matching, activity, worth of features) and publish it.
+    """Compute what is missing of a study (matching, activity, worth, explanations) and publish it.
 
     Example: seedscope analyze mine --model gpt2 --tokens 'corpus/*.txt' --eval-tokens 2000000
     """
@@ -175,12 +177,7 @@ def analyze(
     root = root or default_root()
     folder, progress = root / study, Progress(quiet=quiet)
     with refusals():
-        plan = catalogue.read(folder)
-        if plan is None:
-            known = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{catalogue.FILE}"))) or "none"
-            raise Stop(
-                f"found no study {study} under {root}, it holds {known}; bring SAEs with: seedscope import {study} .."
-            )
+        plan = planned(root, study)
         with only_writer(folder):
             from engine.analyse import analyse
             from engine.publish import publish
@@ -197,7 +194,7 @@ def analyze(
                 raise
             with progress.stage("publishing", "members") as report:
                 publish(folder, report=report)
-    _summary(root, study)
+    summary(root, study)
 
 
 @app.command()
@@ -221,7 +218,7 @@ def run(
         from engine.studies import run_file
 
         run_file(plan, root, device=device.value, progress=Progress(quiet=quiet))
-    _summary(root, plan.name)
+    summary(root, plan.name)
 
 
 @app.command()
@@ -282,6 +279,19 @@ def doctor(
         write_whole(json, json_format.dumps(as_json(findings), indent=1))
 
 
+def planned(root: Path, study: str) -> "Study":
+    """A study's catalogue; Stop where there is none."""
+    from engine import catalogue
+
+    plan = catalogue.read(root / study)
+    if plan is None:
+        known = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{catalogue.FILE}"))) or "none"
+        raise Stop(
+            f"found no study {study} under {root}, it holds {known}; bring SAEs with: seedscope import {study} .."
+        )
+    return plan
+
+
 def _restore(study: str, folder: Path, root: Path, progress) -> None:
     if not (folder / "manifest.json").is_file():
         raise Stop(
@@ -292,7 +302,7 @@ def _restore(study: str, folder: Path, root: Path, progress) -> None:
         from engine.restore import restore
 
         restore(folder, root, study, report=report)
-    _summary(root, study)
+    summary(root, study)
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -372,7 +382,7 @@ def _describe(found: "Ensemble") -> None:
         print(f"  {remark}")
 
 
-def _summary(root: Path, study: str) -> None:
+def summary(root: Path, study: str) -> None:
     """One line per ensemble, and how to look at it."""
     from app.store import FeatureQuery, Studies
 

@@ -1,13 +1,17 @@
 """What may be asked for, and what is known of a job: a `seedscope` command of one of a few kinds."""
 
+import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from engine import demo
+from engine.llm import MODEL, URL
 from engine.schema import ANALYSES, StageProgress, name_problem
+
+MOST_EXPLAINED = 100_000  # features of each ensemble, by a language model
 
 
 class JobRefusedError(Exception):
@@ -83,6 +87,10 @@ class Kind:
     ]  # {name: the value as the command takes it}; ValueError says what it takes
     words: tuple[str, ...] = ()  # what the command line says instead of the study's name and the device
     study: str | None = None  # the only one that it is for
+    added: tuple[str, ...] = ()  # what the command line says besides
+    problem: Callable[[Mapping[str, str], Mapping[str, str]], JobRefusedError | None] = lambda parameters, environment: (
+        None
+    )
 
 
 def _some_of(names: tuple[str, ...]) -> Callable[[str], str]:
@@ -113,9 +121,32 @@ def _count(most: int) -> Callable[[str], str]:
     return check
 
 
+def _explaining_problem(parameters: Mapping[str, str], environment: Mapping[str, str]) -> JobRefusedError | None:
+    """Why this server cannot have features explained like that: it alone knows which language model is asked."""
+    if parameters.get("explainer", "tokens") == "tokens":
+        if "limit" in parameters:
+            return JobRefusedError("limit", repr(parameters["limit"]), "none: token rules explain every feature")
+        return None
+    if lacks := [name for name in (URL, MODEL) if not environment.get(name)]:
+        return JobRefusedError(
+            "explainer",
+            "'openai', and this server was told of no language model",
+            f"{' and '.join(lacks)} in the environment of `seedscope serve`, with SEEDSCOPE_LLM_KEY where it needs a key; or "
+            "tokens",
+        )
+    if "limit" not in parameters:
+        return JobRefusedError("limit", "not given", f"1 to {MOST_EXPLAINED}: every feature costs requests")
+    return None
+
+
 KINDS = {
     "demo": Kind({}, ("--control", "--no-serve"), demo.STUDY.name),
     "analyze": Kind({"only": _some_of(ANALYSES), "rule": _one_of("argmax", "hungarian"), "loss_tokens": _count(2**20)}),
+    "explain": Kind(
+        {"explainer": _one_of("tokens", "openai"), "limit": _count(MOST_EXPLAINED)},
+        added=("--yes",),
+        problem=_explaining_problem,
+    ),
 }
 
 
@@ -140,9 +171,15 @@ def checked(kind: str, study: str, given: dict[str, str]) -> dict[str, str]:
     return found
 
 
+def require_ready(kind: str, parameters: Mapping[str, str]) -> None:
+    """Raise JobRefusedError where parameters do not go together, or this server cannot do what they ask for."""
+    if problem := KINDS[kind].problem(parameters, os.environ):
+        raise problem
+
+
 def words(job: Job) -> list[str]:
     """What stands behind `seedscope` on a command line."""
     if fixed := KINDS[job.kind].words:
         return [job.kind, *fixed]
     options = [word for name, value in job.parameters.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return [job.kind, job.study, *options]
+    return [job.kind, job.study, *options, *KINDS[job.kind].added]

@@ -23,7 +23,7 @@ from typing import IO
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.jobs.asked import KINDS, Job, JobRefusedError, checked, words
+from app.jobs.asked import KINDS, Job, JobRefusedError, checked, require_ready, words
 from engine.files import write_whole
 from engine.schema import CURRENT, PROGRESS_VARIABLE, StageProgress
 
@@ -73,10 +73,12 @@ class Jobs:
     def start(self, kind: str, study: str, given: dict[str, str]) -> Job:
         """Queue a job, or return the one that waits or runs for the same request.
 
-        Raises JobRefusedError for a parameter the kind does not take, a full queue, a root that cannot be written to, and
-        where another server runs the jobs. Whether there is such a study is the caller's to check.
+        Raises JobRefusedError for a parameter the kind does not take, what this server cannot do, a full queue, a
+        root that cannot be written to, and where another server runs the jobs. Whether there is such a
+        study is the caller's to check.
         """
         parameters = checked(kind, study, given)
+        require_ready(kind, parameters)
         with self._changed:
             self._take_over()
             if held := self.find({"kind": kind, "study": study} | parameters):

@@ -16,6 +16,7 @@ from engine.explanation import Explanation, Score
 COULD_NOT = "Explanation could not be parsed."
 SCORERS = {"detection": "detection", "fuzz": "fuzzing"}
 RUN = "run_config.json"
+PREFIX = "delphi:"  # of explainers
 _NAME = re.compile(r"(.+)_(?:latent|feature)(\d{1,9})\.txt")
 
 
@@ -75,7 +76,9 @@ def write(folder: Path, explanations: list[Explanation], *, hookpoint: str, scor
         )
     for kind in ("explanations", *(f"scores/{scorer}" for scorer in SCORERS)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    (folder / RUN).write_text(json.dumps({"explainer_model": explainers[0] if explainers else None}) + "\n")
+    (folder / RUN).write_text(
+        json.dumps({"explainer_model": explainers[0].removeprefix(PREFIX) if explainers else None}) + "\n"
+    )
     scorers = {kind: scorer for scorer, kind in SCORERS.items()}
     for explanation in explanations:
         name = f"{hookpoint.replace('/', '--')}_latent{explanation.feature}.txt"
@@ -109,4 +112,4 @@ def _explainer(folder: Path) -> str:
         return "delphi"
     held = _json(folder / RUN)
     model = held.get("explainer_model") if isinstance(held, dict) else None
-    return f"delphi:{model}" if isinstance(model, str) and model else "delphi"
+    return f"{PREFIX}{model}" if isinstance(model, str) and model else "delphi"

@@ -5,7 +5,8 @@ value, null where the answer could not be read). Scores are computed from record
 computed from them is not comparable. Contexts of others are not this study's: imported scores hold counts, and no `said`.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,27 @@ Found = dict[tuple[int, int], list[Explanation]]  # {(seed, feature): in the ord
 Seeds = Mapping[str, int] | int  # {source or hook point: seed}, or the seed of the only one
 
 
+class SeedsInNames(Mapping[str, int]):
+    """Seeds of sources by name: those that are named, else the number behind `seed` in the name, where there is such a member."""
+
+    def __init__(self, members: Sequence[int], named: Mapping[str, int] | None = None) -> None:
+        self._members, self._named = members, dict(named or {})
+
+    def __getitem__(self, source: str) -> int:
+        if source in self._named:
+            return self._named[source]
+        told = re.findall(r"seed[-_ =]?([0-9]{1,9})(?![0-9])", source.lower())
+        if len(told) == 1 and int(told[0]) in self._members:
+            return int(told[0])
+        raise KeyError(source)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._named, *(f"..seed-{seed}" for seed in self._members)])
+
+    def __len__(self) -> int:
+        return len(self._named) + len(self._members)
+
+
 class Scored(NamedTuple):
     """What one member's scores were taken on."""
 
@@ -26,9 +48,12 @@ class Scored(NamedTuple):
     texts: Sequence[str]
 
     def records(self, feature: int, scored: Score) -> list[dict[str, Any]]:
-        """One record per scored context, none where the score holds no answers; activations say whether, not how strongly."""
-        own = (self.examples.feature == feature) & (self.examples.half == HALVES.index("scored"))
-        rows = np.flatnonzero(own)
+        """One record per scored context, none where the score holds no answers; activations say whether, not how strongly.
+
+        Of a score that failed no prediction is told: others would make a score of it.
+        """
+        first, last = np.searchsorted(self.examples.feature, [feature, feature + 1])
+        rows = first + np.flatnonzero(self.examples.half[first:last] == HALVES.index("scored"))
         if not len(scored.said):
             return []
         if len(rows) != len(scored.said):
@@ -40,6 +65,7 @@ class Scored(NamedTuple):
         for row, said in zip(rows.tolist(), scored.said.tolist(), strict=True):
             start, length = int(self.examples.start[row]), int(self.examples.length[row])
             active = int(self.examples.kind[row]) == KINDS.index("active")
+            known = said >= 0 and scored.value is not None
             marks = int(self.examples.mask[row]) >> np.arange(length) & 1
             found.append(
                 {
@@ -47,9 +73,9 @@ class Scored(NamedTuple):
                     "activations": marks.astype(float).tolist(),
                     "distance": None,
                     "activating": active,
-                    "prediction": None if said < 0 else said == 1,
+                    "prediction": said == 1 if known else None,
                     "probability": None,
-                    "correct": None if said < 0 else (said == 1) == active,
+                    "correct": (said == 1) == active if known else None,
                 }
             )
         return found
@@ -87,12 +113,14 @@ def seed_of(source: str, seeds: Seeds, sources: set[str], where: str) -> int:
     if isinstance(seeds, int):
         if len(sources) > 1:
             raise ValueError(
-                f"{where}: found the sources {' and '.join(sorted(sources))}, expected one for seed {seeds}; name the seed of each"
+                f"{where}: found the sources {' and '.join(sorted(sources))}, expected one for seed {seeds}; name the "
+                "seed of each: --source NAME=SEED"
             )
         return seeds
     if source not in seeds:
         raise ValueError(
-            f"{where}: found the source {source!r}, expected {' or '.join(map(repr, sorted(seeds))) or 'none'}; name its seed"
+            f"{where}: found the source {source!r}, expected {' or '.join(map(repr, sorted(seeds))) or 'none'}; name its "
+            f"seed: --source '{source}'=SEED, or --seed SEED for files of one member"
         )
     return seeds[source]
 

@@ -1,19 +1,20 @@
 """What users take away: a study's results in one folder, whole or not there, described by a manifest.
 
 parquet: everything, restorable (engine.restore). json: the pages' JSON, a line per feature. neuronpedia: the layout that
-Neuronpedia imports. saelens: a folder per SAE that SAELens loads.
+Neuronpedia imports. saelens: a folder per SAE that SAELens loads. delphi: explanations alone.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.export import jsonlines, manifest, neuronpedia, parquet, saelens
+from engine.export import delphi, jsonlines, manifest, neuronpedia, parquet, saelens
 from engine.export.opened import Opened, opened
 from engine.export.staged import staged
 from engine.progress import Report
 
 FORMATS: dict[str, Callable[[Opened, Path, Report], dict[str, str]]] = {
     "parquet": parquet.write, "json": jsonlines.write, "neuronpedia": neuronpedia.write, "saelens": saelens.write,
+    "delphi": delphi.write,
 }  # fmt: skip
 
 

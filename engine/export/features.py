@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine import schema
+from engine.export.explained import is_explained
 from engine.export.opened import Opened, Part
 from engine.schema import RULE_COLUMN
 from engine.stability import buckets, count_matches, is_match, score
@@ -23,6 +24,7 @@ _MEASURED = (
     "dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "quantiles", "trigger",
     "trigger_share", "trigger_what", "token_entropy", "top_token_share", "contexts", "histogram",
 )  # fmt: skip
+_EXPLAINED = ("explanation", "explainer", "score", "explanations")
 # What no version computes yet: null, never left out.
 MISSING = {"subspace": "geometry"}
 
@@ -160,6 +162,8 @@ def missing(study: Opened, ensemble: schema.Ensemble) -> list[dict[str, str]]:
         found |= dict.fromkeys(
             ("ablation.marginal_ev", "ablation.rank") if either else ("ablation",), f"{command} ablate"
         )
+    if not is_explained(study, ensemble):
+        found |= dict.fromkeys(_EXPLAINED, f"{command} explain")
     if "loss" not in ensemble.computed:
         needs = undefined if blind else f"{command} loss"
         found |= dict.fromkeys(("ablation.marginal_loss_nats", "ablation.loss_rank"), needs)

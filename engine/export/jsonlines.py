@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine import catalogue, schema
+from engine.export.explained import explanation_lists, is_explained
 from engine.export.features import (
     MISSING,
     ByChance,
@@ -54,11 +55,11 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
 
     def features(row: schema.Ensemble) -> Iterator[dict[str, Any]]:
         nonlocal done
-        chance = by_chance(study, row)
+        chance, explained = by_chance(study, row), is_explained(study, row)
         for member in study.members[row.ensemble]:
             ranks = {name: _worth_ranks(study, row, member, name) for name in ("worth_ev", "worth_loss")}
             for part in study.parts(row, member, n_rows=N_ROWS):
-                yield from feature_lines(study, part, chance, ranks)
+                yield from feature_lines(study, part, chance, ranks, explained=explained)
             done += 1
             report(done, study.n_members)
 
@@ -84,9 +85,12 @@ def _write_lines(folder: Path, name: str, ensemble: str, head: dict[str, Any], l
 
 
 def feature_lines(
-    study: Opened, part: Part, chance: ByChance, ranks: dict[str, np.ndarray]
+    study: Opened, part: Part, chance: ByChance, ranks: dict[str, np.ndarray], *, explained: bool
 ) -> Iterator[dict[str, Any]]:
-    """What the JSON of every feature's page says; `ranks` are those of either worth within the member, empty if not computed."""
+    """What the JSON of every feature's page says; `ranks` are those of either worth within the member, empty if not computed.
+
+    `explained` says whether anything is said of any feature of the ensemble.
+    """
     columns = feature_columns(study, part, chance)
     counts, ids = (columns.pop(name) for name in ("top_token_counts", "top_token_ids"))
     worth = {name: columns.pop(name) for name in ranks}
@@ -94,6 +98,7 @@ def feature_lines(
     matches = pa.table(comparison_keys(part) | comparison_columns(part)).drop_columns(["ensemble", "seed", "feature"])
     matches = matches.rename_columns({"other_seed": "seed"}).to_pylist()
     contexts, logits = _contexts(study, part), logit_lists(study, part)
+    said = explanation_lists(study, part.ensemble, part.member.seed, part.numbers) if explained else {}
     n = len(part.others)
     for i, (row, top, found) in enumerate(zip(rows, counts.to_pylist(), ids.to_pylist(), strict=True)):
         filled = [count for count, token in zip(top, found, strict=True) if token >= 0]
@@ -107,6 +112,7 @@ def feature_lines(
                 "histogram_edges": part.member.histogram_edges or None,
                 "matches": matches[i * n : (i + 1) * n],
                 "contexts": contexts.get(row["feature"], []) if "activity" in part.ensemble.computed else None,
+                "explanations": said.get(row["feature"], []) if explained else None,
                 "ablation": _ablation(part, row["feature"], {name: worth[name][i].as_py() for name in ranks}, ranks),
             }
             | logits.get(row["feature"], {"positive_logits": None, "negative_logits": None})

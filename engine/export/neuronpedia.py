@@ -1,13 +1,14 @@
 """The layout that Neuronpedia's importer reads: one source per SAE, features and activations in batches of 1,024.
 
 `MODEL/LAYER-STUDY-ENSEMBLE__seed-N/{release,model,sourceset,source}.jsonl`, `features/batch-I.jsonl.gz`,
-`activations/batch-I.jsonl.gz`. Of a feature's line the importer takes the columns it knows; `seedscope` holds what only this
-project has: stability with its interval, bucket, worth, and the counterpart in every other seed with its source.
+`activations/batch-I.jsonl.gz`, and where there are any `explanations/batch-I.jsonl.gz` (see engine.exchange.neuronpedia). Of a
+feature's line the importer takes the columns it knows; `seedscope` holds what only this project has: stability with its
+interval, bucket, worth, and the counterpart in every other seed with its source.
 
-Activations are a_i * ||d_i||, as everywhere in this project. Left out, as they are not computed: explanations, logits (pos_*,
-neg_*, logits_hist_*), correlated neurons and features, neuron alignment, cosine neighbours, decoder_weights_dist, vector,
-binContains. freq_hist_data_bar_values are the middles of bins that are spaced by logarithms. createdAt is the importer's.
-Layer counts of the model, links and a creator of one's own have to be filled in before anything is published.
+Activations are a_i * ||d_i||, as everywhere in this project. Left out: logits (pos_*, neg_*, logits_hist_*), correlated
+neurons and features, neuron alignment, cosine neighbours, decoder_weights_dist, vector, binContains.
+freq_hist_data_bar_values are the middles of bins that are spaced by logarithms. createdAt is the importer's. Layer counts of
+the model, links and a creator of one's own have to be filled in before anything is published.
 """
 
 import gzip
@@ -23,6 +24,8 @@ import pyarrow as pa
 
 from engine import schema
 from engine.activity import N_INTERVALS
+from engine.exchange import neuronpedia as exchange
+from engine.export.explained import batches
 from engine.export.features import by_chance, comparison_columns, feature_columns, later
 from engine.export.opened import Opened, Part
 from engine.progress import Report
@@ -47,14 +50,17 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         )
     members = [(row, member) for row in shown for member in study.members[row.ensemble]]
     chance = {row.ensemble: by_chance(study, row) for row in shown}
+    n_failed = 0
     for done, (row, member) in enumerate(members):
         with _Source(study.study, folder, row, member.seed) as source:
             for part in study.parts(row, member, n_rows=N_ROWS):
                 columns = feature_columns(study, part, chance[row.ensemble])
                 source.add(_features(study, part, columns), _activations(study, part, columns))
+        n_failed += _explanations(study, folder, row, member.seed)
         report(done + 1, len(members))
     without = [row.ensemble for row in study.ensembles if row not in shown]
-    return later() | ({", ".join(without): "no activity was computed"} if without else {})
+    failed = {"explanations that failed": f"{n_failed:,}: Neuronpedia has no place for them"} if n_failed else {}
+    return later() | failed | ({", ".join(without): "no activity was computed"} if without else {})
 
 
 def model_id(study: schema.Study) -> str:
@@ -71,6 +77,17 @@ def source_id(study: schema.Study, ensemble: schema.Ensemble, seed: int) -> str:
     """The source of one member; its layer is the first number in the hook point, 0 where there is none."""
     layer = re.search(r"\d+", ensemble.hookpoint or "0")
     return f"{layer[0] if layer else 0}-{source_set(study, ensemble)}__seed-{seed}"
+
+
+def _explanations(study: Opened, folder: Path, row: schema.Ensemble, seed: int) -> int:
+    """Write one member's explanations; returns how many are left out because they failed."""
+    model, sources = model_id(study.study), {seed: source_id(study.study, row, seed)}
+    n_failed = 0
+    for batch in batches(study, row, seed):
+        found = {(seed, feature): held for feature, held in batch.explanations.items()}
+        scored = {seed: batch.scored} if batch.scored else None
+        n_failed += exchange.write(folder, found, model_id=model, sources=sources, scored=scored)
+    return n_failed
 
 
 def _slug(name: str) -> str:

@@ -93,7 +93,8 @@ def test_the_manifest_says_what_the_study_was_made_from(exports, study_root, ens
     assert [one["digest"] for one in ensemble["saes"]] == [ensemble_saes.digest(i) for i in range(4)]
     assert found["times"]["exported"].startswith("20")
     assert found["times"]["published"] is None
-    assert "explanations" in found["left_out"] or name == "saelens"
+    assert "explanations" not in found["left_out"]
+    assert ("subspace" in found["left_out"]) == (name not in ("saelens", "delphi"))
     assert found["commit"] is None or len(found["commit"].removesuffix("-dirty")) == 40
 
 
@@ -146,7 +147,7 @@ def test_a_place_that_cannot_be_written_is_named(study_root, tmp_path):
 
 
 def test_a_format_that_is_not_known_names_those_that_are(study_root, tmp_path):
-    with pytest.raises(ValueError, match="expected one of parquet, json, neuronpedia, saelens"):
+    with pytest.raises(ValueError, match="expected one of parquet, json, neuronpedia, saelens, delphi"):
         export(study_root, STUDY, tmp_path / "out", format="csv")
 
 
@@ -265,7 +266,7 @@ def test_saes_are_copied_as_they_are(exports, study_root):
 def test_lines_of_json_say_what_the_pages_say(exports, client):
     head, *rows = lines(exports["json"] / "features" / f"{ENSEMBLE}.jsonl")
     assert (head["format"], head["version"], head["ensemble"]) == ("seedscope.features", 1, ENSEMBLE)
-    assert {"explanations", "subspace"} == {lack["field"] for lack in head["missing"]}
+    assert {"subspace"} == {lack["field"] for lack in head["missing"]}
     assert len(rows) == 4 * 96
     for row in rows[::31]:
         page = feature_json(client, row["seed"], row["feature"])
@@ -273,7 +274,7 @@ def test_lines_of_json_say_what_the_pages_say(exports, client):
             assert row[name] == pytest.approx(page[name], rel=1e-5)
         same = SCALARS | {
             "contexts", "histogram", "histogram_edges", "quantiles", "positive_logits", "negative_logits", "ablation",
-            "explanations", "subspace",
+            "subspace",
         }  # fmt: skip
         assert {name: row[name] for name in same} == {name: page[name] for name in same}
         matches = row["matches"]

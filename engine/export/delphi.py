@@ -1,0 +1,46 @@
+"""Explanations as delphi leaves them: `ENSEMBLE/seed-N/EXPLAINER/`, a results folder per member and explainer.
+
+`seedscope explain STUDY --ensemble ENSEMBLE --seed N --from FOLDER` reads one of them; see engine.exchange.delphi.
+"""
+
+import re
+from pathlib import Path
+
+from engine.exchange import delphi as exchange
+from engine.explanation import Explanation
+from engine.export.explained import batches, is_explained
+from engine.export.opened import Opened
+from engine.progress import Report
+
+
+def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
+    """Write all folders; raises ValueError where nothing is explained."""
+    rows = [row for row in study.ensembles if is_explained(study, row)]
+    if not rows:
+        raise ValueError(
+            f"no feature of study {study.study.study} has an explanation, and delphi's folders hold nothing else; make some "
+            f"with: seedscope explain {study.study.study}"
+        )
+    members = [(row, member) for row in rows for member in study.members[row.ensemble]]
+    names: dict[str, str] = {}
+    for done, (row, member) in enumerate(members):
+        for batch in batches(study, row, member.seed):
+            by_explainer: dict[str, list[Explanation]] = {}
+            for explanation in (each for held in batch.explanations.values() for each in held):
+                by_explainer.setdefault(explanation.explainer, []).append(explanation)
+            for explainer, held in by_explainer.items():
+                target = folder / row.ensemble / f"seed-{member.seed}" / _folder_name(explainer, names)
+                exchange.write(target, held, hookpoint=row.hookpoint or "unknown", scored=batch.scored)
+        report(done + 1, len(members))
+    without = [row.ensemble for row in study.ensembles if row not in rows]
+    told = {"results": "delphi has no place for them; --format parquet holds all"}
+    return told | ({", ".join(without): "nothing is explained"} if without else {})
+
+
+def _folder_name(explainer: str, names: dict[str, str]) -> str:
+    """A folder for an explainer, another one for another; `names` are those given so far."""
+    if explainer not in names:
+        plain = re.sub(r"[^a-z0-9.]+", "-", explainer.lower()).strip("-.")[:80] or "explainer"
+        taken = set(names.values())
+        names[explainer] = next(n for i in range(len(taken) + 1) if (n := f"{plain}-{i}" if i else plain) not in taken)
+    return names[explainer]
