@@ -12,6 +12,11 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}\u00a0%"
 
 
+def points(value: float) -> str:
+    """A difference of shares, signed, in percentage points."""
+    return f"{100 * value:+.1f}"
+
+
 def density(value: float) -> str:
     """Densities have three decimals in percent, as everywhere in the field."""
     return f"{100 * value:.3f}\u00a0%"

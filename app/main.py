@@ -18,12 +18,14 @@ from app.live import EngineBrokenError, EngineRefusedError, EngineStartingError,
 from app.routes import (
     ablation,
     buckets,
+    explanations,
     feature,
     features,
     jobs,
     members,
     neighbours,
     overview,
+    scored,
     studies,
     trying,
     weights,
@@ -92,9 +94,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(overview.router)
     app.include_router(ablation.router)
     app.include_router(buckets.router)
+    app.include_router(explanations.router)
     app.include_router(members.router)  # before the permalink, whose address would swallow members/match
     app.include_router(neighbours.router)
     app.include_router(worth.router)
+    app.include_router(scored.router)
     app.include_router(trying.router)
     app.include_router(features.router)
     app.include_router(feature.router)

@@ -23,6 +23,7 @@ from app.formats import (
     moment,
     per_mille,
     percent,
+    points,
     shown_token,
     thousands,
 )
@@ -49,7 +50,7 @@ templates = Environment(
     loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 templates.filters |= {
-    "percent": percent, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
+    "percent": percent, "points": points, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
     "known": known, "millinats": millinats, "duration": duration, "moment": moment,
 }  # fmt: skip
 templates.globals |= {

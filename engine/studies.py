@@ -30,7 +30,7 @@ from engine.studyfile import ImportPlan, StudyFile
 from engine.train import train_ensemble
 
 # What `seedscope demo` waits for; the loss follows while people look.
-CORE = ("match", "activity", "ablate")
+CORE = ("match", "activity", "ablate", "explain")
 CONTROL = "random-weights"
 
 

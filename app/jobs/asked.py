@@ -121,6 +121,11 @@ def _count(most: int) -> Callable[[str], str]:
     return check
 
 
+def language_model(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The language model that this server was told of; None without one."""
+    return environment.get(MODEL) if environment.get(URL) else None
+
+
 def _explaining_problem(parameters: Mapping[str, str], environment: Mapping[str, str]) -> JobRefusedError | None:
     """Why this server cannot have features explained like that: it alone knows which language model is asked."""
     if parameters.get("explainer", "tokens") == "tokens":

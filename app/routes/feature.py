@@ -1,14 +1,14 @@
 """The feature permalink: what one feature is, what it does, and its counterparts in all other seeds."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
 from app import render
 from app.formats import percent
 from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_feature
-from app.store import Missing, Place, StudyStore
+from app.store import Agreement, FeatureQuery, Missing, Place, StudyStore, Told
 from engine import schema
 from engine.schema import NO_MATCH
 from engine.stability import is_match
@@ -28,7 +28,7 @@ FIELDS = {
     "ablate": ("ablation.marginal_ev", "ablation.rank"),
     "loss": ("ablation.marginal_loss_nats", "ablation.loss_rank"),
     "logits": ("positive_logits", "negative_logits"),
-    "explanations": ("explanations",),
+    "explanations": ("explanations", "matches.explanation", "matches.explainer", "matches.score", "label_agreement"),
     "subspace": ("subspace",),
 }  # fmt: skip
 
@@ -83,7 +83,10 @@ class Comparison:
     hungarian_cosine: float | None
     hungarian_encoder_cosine: float | None
     encoder_partner: int | None
-    contexts: list[ShownContext] | None  # of the rule's partner
+    contexts: list[ShownContext] | None  # of the rule's partner, as are the next three
+    explanation: str | None
+    explainer: str | None
+    score: float | None
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ class FeaturePage:
     contexts: list[ShownContext] | None
     positive_logits: list[ShownLogit] | None
     negative_logits: list[ShownLogit] | None
-    explanations: list[Any] | None
+    explanations: list[Told] | None  # the one that lists show first
+    label_agreement: Agreement | None  # of that one with those of its counterparts
     ablation: dict[str, float | None] | None
     subspace: dict[str, float] | None
     histogram: list[int] | None
@@ -230,7 +234,10 @@ def feature(
         contexts=contexts,
         positive_logits=None if "logits" in lacking else _logits(store, found, 1),
         negative_logits=None if "logits" in lacking else _logits(store, found, -1),
-        explanations=None,
+        explanations=None if "explanations" in lacking else store.explanations.of(found),
+        label_agreement=None
+        if "explanations" in lacking
+        else _label_agreement(store, found, scored.bucket, filter, comparisons),
         ablation=_ablation(store, row, found),
         subspace=None,
         histogram=found.histogram if activity else None,
@@ -355,9 +362,21 @@ def _comparisons(store: StudyStore, row: schema.Ensemble, found: schema.Feature,
                 hungarian_encoder_cosine=match.hungarian_encoder_cosines[i] if one_to_one else None,
                 encoder_partner=_index(match.encoder_partners[i]) if one_to_one else None,
                 contexts=[_shown(store, c) for c in contexts.get((seed, partners[i]), [])] if activity else None,
+                explanation=partner.explanation if partner else None,
+                explainer=partner.explainer if partner else None,
+                score=partner.score if partner else None,
             )
         )
     return result
+
+
+def _label_agreement(
+    store: StudyStore, found: schema.Feature, bucket: str, filter: Filter, comparisons: list[Comparison]
+) -> Agreement:
+    """How alike the labels of the feature and its matches are, beside chance."""
+    matched = [(c.seed, c.rule_partner) for c in comparisons if c.matched and c.rule_partner is not None]
+    own = FeatureQuery(found.ensemble, filter.theta, filter.epsilon, filter.rule, dead=filter.judgement().get("dead"))
+    return store.explanations.agreement(found, bucket, own, matched)
 
 
 def _index(partner: int) -> int | None:

@@ -40,6 +40,7 @@ class TablePage:
     buckets: dict[str, int]
     seeds: dict[int, int]
     triggers: dict[str, int] | None  # of features that fire
+    scores: dict[str, int] | None  # features whose explanation scores at least so much
     null_rates: dict[str, float]
     null_p999: dict[str, float]
     missing: list[Missing]  # what the rows hold None for, among others
@@ -83,6 +84,7 @@ def feature_table(
         buckets={b: facets["bucket"].get(b, 0) for b in BUCKETS},
         seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
         triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has(ensemble, "activity") else None,
+        scores=found.score_facet() if store.has(ensemble, "explain") else None,
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),
         missing=list(store.missing(ensemble).values()),

@@ -115,7 +115,11 @@ class Filter(Judgement):
     density_max: Share | None = None
     id: Seed | None = None
     trigger: Annotated[Trigger, Field(description="what sets a feature that fires off")] | None = None
-    q: Annotated[str, Field(max_length=100)] | None = None
+    q: (
+        Annotated[str, Field(max_length=100, description="part of a top token, words of an explanation, or #index")]
+        | None
+    ) = None
+    score_min: Annotated[Share, Field(description="of the explanation that lists show")] | None = None
     sort: Literal[SORTS] = "stability"
     dir: Literal["asc", "desc"] | None = None
     view: Annotated[Literal["stacked", "snippet", "full"], Field(description="how a feature's contexts are shown")] = (

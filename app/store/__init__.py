@@ -2,13 +2,18 @@
 
 from app.store.compare import METRICS, Comparison, Scatter
 from app.store.errors import BadValue, NotFound
+from app.store.explanations import SCORE_KINDS, Agreement, ScoredContext, Scores, Told
 from app.store.missing import Missing, missing
 from app.store.pairs import PairRows, Pairs
+from app.store.scores import BucketScores, ScorePoint, by_bucket, by_stability
 from app.store.studies import Studies, analysis_of
 from app.store.study import Sample, StudyStore
 from app.store.table import SORTS, FeatureQuery, FeatureRow, FeatureTable, Place
+from app.store.vocabulary import Contrast, WordLine
 
 __all__ = [
-    "METRICS", "SORTS", "BadValue", "Comparison", "FeatureQuery", "FeatureRow", "FeatureTable", "Missing", "NotFound",
-    "PairRows", "Pairs", "Place", "Sample", "Scatter", "Studies", "StudyStore", "analysis_of", "missing",
+    "METRICS", "SCORE_KINDS", "SORTS", "Agreement", "BadValue", "BucketScores", "Comparison", "Contrast",
+    "FeatureQuery", "FeatureRow", "FeatureTable", "Missing", "NotFound", "PairRows", "Pairs", "Place", "Sample",
+    "Scatter", "ScorePoint", "ScoredContext", "Scores", "Studies", "StudyStore", "Told", "WordLine",
+    "analysis_of", "by_bucket", "by_stability", "missing",
 ]  # fmt: skip

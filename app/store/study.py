@@ -12,9 +12,11 @@ import pyarrow as pa
 
 from app.store.compare import Comparisons
 from app.store.errors import BadValue, NotFound
+from app.store.explanations import Explanations
 from app.store.missing import Missing, missing
 from app.store.pairs import Pairs
 from app.store.table import FeatureQuery, FeatureTable
+from app.store.vocabulary import Vocabulary
 from engine import schema
 from engine.schema import RULE_COLUMN, count_column, theta_index
 from engine.stability import count_on_grid
@@ -52,6 +54,8 @@ class StudyStore:
         self.null_p999 = lru_cache(64)(self._null_p999)
         self.sample = lru_cache(8)(self._sample)
         self.comparisons = Comparisons(self)
+        self.explanations = Explanations(self)
+        self.vocabulary = Vocabulary(self)
         self._rules = {
             name: tuple(row[0] for row in self.fetch("SELECT DISTINCT rule FROM Pair WHERE ensemble = ?", [name]))
             for name in self.ensembles

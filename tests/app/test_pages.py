@@ -16,10 +16,12 @@ import pytest
 from golden import unit_rows
 from reading import answered, assert_valid_plotly, browse, figures_of, links, republish, text_of, twin
 
+from app.routes.explanations import ExplanationsPage
 from app.routes.feature import FeaturePage
 from app.routes.features import TablePage
 from app.routes.members import MembersPage
 from app.routes.overview import EnsemblePage
+from app.routes.scored import ScoredPage
 from app.routes.studies import HomePage, MethodsPage, StudyPage
 from app.store import SORTS, FeatureQuery
 from app.strips import seed_strip
@@ -31,6 +33,8 @@ PAGES = {
     "{ensemble}": EnsemblePage,
     "{ensemble}/features": TablePage,
     "{ensemble}/0/5": FeaturePage,
+    "{ensemble}/0/5/scored": ScoredPage,
+    "{ensemble}/explanations": ExplanationsPage,
     "{ensemble}/members": MembersPage,
     "{ensemble}/members?a=0&b=2": MembersPage,
 }
@@ -285,8 +289,12 @@ def test_filters_find_exactly_the_rows_that_satisfy_them(table, everything):
         "stability_min=0.3333333333333333": lambda r: r["n_matched"] >= 1,
         "id=7": lambda r: r["feature"] == 7,
         "q=%235": lambda r: r["feature"] == 5,
-        "q=def": lambda r: any("def" in token.lower() for token in r["top_tokens"]),
-        "q=DEF": lambda r: any("def" in token.lower() for token in r["top_tokens"]),
+        "q=def": lambda r: _says(r, "def"),
+        "q=DEF": lambda r: _says(r, "def"),
+        "q=any aft": lambda r: _says(r, "any", "aft"),
+        "q=After, an": lambda r: _says(r, "after", "an"),
+        "q=oken aft": lambda r: _says(r, "oken", "aft"),
+        "score_min=0.7": lambda r: r["score"] is not None and np.float32(r["score"]) >= np.float32(0.7),
         "q=no such token": lambda r: False,
         "seed=1&bucket=stable&density_min=0.005": lambda r: (
             r["seed"] == 1 and r["bucket"] == "stable" and r["density"] >= 0.005
@@ -297,7 +305,14 @@ def test_filters_find_exactly_the_rows_that_satisfy_them(table, everything):
         wanted = [key for key, row in zip(keys(everything), everything, strict=True) if fits(row)]
         assert keys(found["rows"]) == wanted, query
         assert found["total"] == len(wanted), query
-        assert bool(wanted) == (query != "q=no such token"), query
+        assert bool(wanted) == (query not in ("q=no such token", "q=oken aft")), query
+
+
+def _says(row: dict, *words: str) -> bool:
+    """Whether a top token holds the text, or the explanation the words, the last as a beginning."""
+    held = re.findall(r"\w+", (row["explanation"] or "").lower())
+    told = all(word in held for word in words[:-1]) and any(word.startswith(words[-1]) for word in held)
+    return told or any(" ".join(words) in token.lower() for token in row["top_tokens"])
 
 
 @pytest.mark.parametrize(
@@ -319,8 +334,11 @@ def test_facets_count_what_choosing_them_would_find(table, query):
 def test_paging_visits_every_feature_once_in_order_and_back_again(client, address, table, sort, direction):
     whole = table(sort=sort, dir=direction)["rows"]
     column = {"stability": "n_matched", "density": "n_active", "worth": "worth_ev", "max": "max_activation",
-              "loss": "worth_loss", "entropy": "token_entropy"}  # fmt: skip
+              "loss": "worth_loss", "entropy": "token_entropy", "score": "score"}  # fmt: skip
     values = [row[column.get(sort, "feature")] for row in whole]
+    n_known = sum(value is not None for value in values)
+    assert all(value is None for value in values[n_known:])  # what has none stands last in either direction
+    values = values[:n_known]
     assert values == sorted(values, reverse=direction == "desc")
     assert len(set(keys(whole))) == len(whole) == 4 * 96
 

@@ -180,7 +180,12 @@ def test_ensembles_that_reconstruct_are_compared_with_their_stability(tmp_path, 
         for name, shared, layer in (("early", 20, 1), ("late", 8, 4))
     }
     publish_study(
-        tmp_path, "two", made, model=language_model, texts=corpus.held_out, only=("match", "activity", "ablate", "loss")
+        tmp_path,
+        "two",
+        made,
+        model=language_model,
+        texts=corpus.held_out,
+        only=("match", "activity", "ablate", "explain", "loss"),
     )
     client = browse(tmp_path)
     page, data = client.get("/s/two"), client.get("/s/two.json").json()

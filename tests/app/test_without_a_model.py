@@ -137,7 +137,8 @@ def test_absent_results_are_null_and_each_says_what_computes_it(client):
     for field in OF_ACTIVITY | OF_LOSS | {"ablation", "matches.live_partner", "positive_logits", "negative_logits"}:
         assert explained[field]["command"] == ADDS_ACTIVITY
         assert "no model" in explained[field]["needs"]
-    assert explained["explanations"]["command"] is None
+    assert explained["explanations"]["command"] == ADDS_ACTIVITY
+    assert explained["subspace"]["command"] is None
     table = client.get(f"{MINE}/features.json?limit=500").json()
     assert table["triggers"] is None
     for row in table["rows"]:
@@ -301,7 +302,7 @@ def test_an_ensemble_whose_hook_point_nobody_knows_asks_for_it(measured):
     additions = measured.get("/s/measured.json").json()["additions"]
     assert {(a["command"], *a["ensembles"]) for a in additions} == {
         ("seedscope analyze measured --hookpoint NAME", "lost"), ("seedscope analyze measured --only ablate", "read"),
-        ("seedscope analyze measured --only loss", "read"),
+        ("seedscope analyze measured --only explain", "read"), ("seedscope analyze measured --only loss", "read"),
     }  # fmt: skip
 
 
@@ -330,7 +331,7 @@ def test_a_model_that_reads_both_ways_has_no_next_token_loss(own_root, address):
     )  # fmt: skip
     client = browse(own_root)
     explained = {e["field"]: e for e in client.get(f"{address}/0/5.json").json()["missing"]}
-    assert set(explained) == OF_LOSS | {"positive_logits", "negative_logits", "explanations", "subspace"}
+    assert set(explained) == OF_LOSS | {"positive_logits", "negative_logits", "subspace"}
     for field in OF_LOSS | {"positive_logits", "negative_logits"}:
         assert "bert-base every token sees the tokens after it" in explained[field]["needs"]
         assert explained[field]["command"] is None

@@ -1,0 +1,206 @@
+"""What explainers say of features: texts and scores of one feature, the contexts they were scored on, and whole ensembles."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from app.store.compare import JUDGED
+from app.store.errors import BadValue
+from app.store.table import FeatureQuery, FeatureTable
+from engine import schema
+from engine.explanation import words
+from engine.stability import BUCKETS
+
+if TYPE_CHECKING:
+    from app.store.study import StudyStore
+
+SCORE_KINDS = ("detection", "fuzzing")
+CHANCE_LABELS = 200  # labels of other features that a label's agreement is compared with
+
+
+@dataclass(frozen=True)
+class ToldScore:
+    """How well an explanation tells contexts apart; value is None where scoring failed, and `failure` says why."""
+
+    kind: str  # of SCORE_KINDS
+    value: float | None  # balanced accuracy
+    shuffled: float | None  # the same with shuffled labels, mean
+    shuffled_p95: float | None  # what 95 % of the shuffled ones stay below, or reach
+    n_active: int
+    n_silent: int
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one explainer says of a feature; text is None where explaining failed, and `failure` says why."""
+
+    explainer: str
+    text: str | None
+    failure: str | None
+    scores: list[ToldScore]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike a feature's label and those of its counterparts are: words shared over words used (Jaccard), mean.
+
+    `chance` is the same with up to CHANCE_LABELS features of other seeds and of the feature's own bucket, drawn at random.
+    """
+
+    explainer: str | None  # None for a feature without a label
+    n: int  # matched counterparts that the same explainer has a label for
+    n_matched: int
+    mean: float | None
+    n_chance: int
+    chance: float | None
+
+
+class ScoredContext(NamedTuple):
+    """A context that a feature's explanations are scored on."""
+
+    kind: int  # 0: active, 1: near miss, 2: silent
+    token_ids: list[int]
+    active: list[bool]  # per token
+    document: int
+
+
+class Scores(NamedTuple):
+    """An explainer's results on the judged features of an ensemble: equally long columns."""
+
+    seed: np.ndarray
+    bucket: np.ndarray  # index into BUCKETS
+    n_matched: np.ndarray
+    explained: np.ndarray  # whether there is a text
+    attempted: np.ndarray  # whether there is a row at all
+    value: np.ndarray  # NaN where it was not scored or scoring failed
+    shuffled_p95: np.ndarray
+    failed: np.ndarray  # explaining or scoring failed
+
+
+class Explanations:
+    """The explanations of one study; what was computed last is kept."""
+
+    def __init__(self, store: "StudyStore") -> None:
+        self._store = store
+        self.explainers = lru_cache(64)(self._explainers)
+        self.scores = lru_cache(16)(self._scores)
+        self._chance_labels = lru_cache(128)(self._draw_labels)
+
+    def _explainers(self, ensemble: str) -> dict[str, int]:
+        """{explainer: features that it has a text for}, most first."""
+        sql = "SELECT explainer, count(text) FROM Explanation WHERE ensemble = ? GROUP BY explainer ORDER BY 2 DESC, 1"
+        return dict(self._store.fetch(sql, [ensemble]))
+
+    def check(self, ensemble: str, explainer: str | None) -> str | None:
+        """The explainer asked for, or the one with most texts; None where there is none, BadValue for an unknown one."""
+        known = self.explainers(ensemble)
+        if explainer is None:
+            return next(iter(known), None)
+        if explainer not in known:
+            there_is = ", ".join(known) or str(self._store.missing(ensemble).get("explanations", "no explanations"))
+            raise BadValue("explainer", repr(explainer), there_is)
+        return explainer
+
+    def kinds(self, ensemble: str, explainer: str) -> list[str]:
+        """The kinds of scores that an explainer has."""
+        sql = "SELECT DISTINCT kind FROM Score WHERE ensemble = ? AND explainer = ?"
+        held = {kind for (kind,) in self._store.fetch(sql, [ensemble, explainer])}
+        return [kind for kind in SCORE_KINDS if kind in held] + sorted(held - set(SCORE_KINDS))
+
+    def of(self, found: schema.Feature) -> list[Told]:
+        """Every explanation of a feature, the one that lists show first, each with its scores."""
+        at, where = [found.ensemble, found.seed, found.feature], "ensemble = ? AND seed = ? AND feature = ?"
+        texts = self._store._rows(schema.Explanation, where, at)
+        scores: dict[str, list[ToldScore]] = {}
+        names = list(ToldScore.__dataclass_fields__)
+        for row in self._store._rows(schema.Score, where, at):
+            scores.setdefault(row.explainer, []).append(ToldScore(*(getattr(row, name) for name in names)))
+        texts.sort(key=lambda row: (row.explainer != found.explainer, row.text is None, row.explainer))
+        return [Told(row.explainer, row.text, row.failure, scores.get(row.explainer, [])) for row in texts]
+
+    def contexts(self, found: schema.Feature) -> list[ScoredContext]:
+        """The contexts that a feature's explanations are scored on, in the order of Score.said; empty without any."""
+        where = "ensemble = ? AND seed = ? AND feature = ?"
+        held = self._store._rows(schema.Scored, where, [found.ensemble, found.seed, found.feature])
+        if not held:
+            return []
+        (row,) = held
+        chosen = sorted(set(row.windows))
+        windows = {
+            w.id: w for w in self._store._rows(schema.TokenWindow, "id IN (SELECT unnest(?::INTEGER[]))", [chosen])
+        }
+        contexts = []
+        for kind, window, offset, length, mask in zip(
+            row.kinds, row.windows, row.offsets, row.lengths, row.masks, strict=True
+        ):
+            ids = windows[window].token_ids[offset : offset + length]
+            active = [bool(mask >> i & 1) for i in range(len(ids))]
+            contexts.append(ScoredContext(kind, ids, active, windows[window].document))
+        return contexts
+
+    def said(self, found: schema.Feature, explainer: str, kind: str) -> list[int]:
+        """What an explainer said of every one of `contexts`: 1 active, 0 silent, -1 no answer; empty where it is not known."""
+        where = "ensemble = ? AND seed = ? AND feature = ? AND explainer = ? AND kind = ?"
+        at = [found.ensemble, found.seed, found.feature, explainer, kind]
+        return next((row.said for row in self._store._rows(schema.Score, where, at)), [])
+
+    # -- labels beside each other ----------------------------------------------------------------------------------
+
+    def agreement(
+        self, found: schema.Feature, bucket: str, query: FeatureQuery, matched: list[tuple[int, int]]
+    ) -> Agreement:
+        """How alike the label that lists show of a feature and those of its matched counterparts are."""
+        if found.explanation is None or found.explainer is None:
+            return Agreement(None, 0, len(matched), None, 0, None)
+        own = words(found.explanation)
+        rows = self._store._rows_at(schema.Explanation, found.ensemble, matched)
+        theirs = [words(row.text) for row in rows if row.explainer == found.explainer and row.text is not None]
+        drawn = [
+            said
+            for seed, said in self._chance_labels(query, bucket, found.explainer)
+            if seed != found.seed
+        ][:CHANCE_LABELS]  # fmt: skip
+        return Agreement(
+            found.explainer, len(theirs), len(matched), _likeness(own, theirs), len(drawn), _likeness(own, drawn)
+        )
+
+    def _draw_labels(self, query: FeatureQuery, bucket: str, explainer: str) -> list[tuple[int, set[str]]]:
+        """(seed, words) of labels of a bucket's features: enough that CHANCE_LABELS remain without any one seed."""
+        table = FeatureTable(self._store, query)
+        n = self._store.ensembles[query.ensemble].n_members
+        rows = table._fetch(
+            f"{table._cte} SELECT seed, explanation FROM filtered WHERE bucket = $in_bucket AND explainer = $by "
+            "ORDER BY hash(seed * 1000003 + feature), seed, feature LIMIT $n_labels",
+            {"in_bucket": BUCKETS.index(bucket), "by": explainer, "n_labels": 2 * CHANCE_LABELS * n // (n - 1)},
+        )
+        return [(seed, words(text)) for seed, text in rows]
+
+    # -- an ensemble as a whole ------------------------------------------------------------------------------------
+
+    def _scores(self, query: FeatureQuery, explainer: str, kind: str) -> Scores:
+        """Every feature that `query` judges, with what one explainer and one kind of score say of it."""
+        table = FeatureTable(self._store, query)
+        rows = self._store.arrow(
+            f"{table._cte} SELECT f.seed, f.bucket, f.n_matched, e.text IS NOT NULL AS explained, "
+            "e.explainer IS NOT NULL AS attempted, s.value, s.shuffled_p95, "
+            "(e.failure IS NOT NULL OR s.failure IS NOT NULL) AS failed FROM filtered f "
+            "LEFT JOIN (SELECT seed, feature, explainer, text, failure FROM Explanation "
+            "WHERE ensemble = $ensemble AND explainer = $by) e USING (seed, feature) "
+            "LEFT JOIN (SELECT seed, feature, value, shuffled_p95, failure FROM Score "
+            "WHERE ensemble = $ensemble AND explainer = $by AND kind = $kind) s USING (seed, feature) "
+            f"WHERE f.bucket < {len(JUDGED)} ORDER BY f.seed, f.feature",
+            table._parameters | {"by": explainer, "kind": kind},
+        )
+        columns = {name: rows[name].to_numpy() for name in rows.column_names}
+        for name in ("value", "shuffled_p95"):
+            columns[name] = columns[name].astype(np.float64)
+        return Scores(**columns)
+
+
+def _likeness(own: set[str], others: list[set[str]]) -> float | None:
+    """Mean over the others of words in both labels over words in either."""
+    return fmean(len(own & other) / len(own | other) if own | other else 1.0 for other in others) if others else None
