@@ -302,7 +302,7 @@ def null_cosines(
     chosen = torch.randperm(sae.d_sae, generator=generator)[:n_anchors].sort().values
     cosines = np.zeros((n, len(chosen), n - 1), np.float32)
     for comparison, anchor in _ordered_pairs(n):
-        random = _random_dictionary(members[comparison].decoder[members[comparison].valid], kind, generator)
+        random = random_dictionary(members[comparison].decoder[members[comparison].valid], kind, generator)
         rows = members[anchor].decoder[chosen]
         best, _ = _best(rows, rows.any(-1).nonzero()[:, 0], random, torch.arange(len(random), device=rows.device))
         cosines[anchor, :, comparison - (comparison > anchor)] = best.cosine.cpu()
@@ -313,7 +313,8 @@ def _ordered_pairs(n: int) -> Iterator[tuple[int, int]]:
     return ((i, j) for i in range(n) for j in range(n) if i != j)
 
 
-def _random_dictionary(rows: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+def random_dictionary(rows: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """As many random rows as there are unit rows, of a kind that `null_cosines` explains. Raises ValueError for another."""
     d_sae, d_in = rows.shape
 
     def gaussian(n_rows: int) -> Tensor:

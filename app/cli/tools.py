@@ -24,6 +24,7 @@ class Section(StrEnum):
 
     match = "match"
     harvest = "harvest"
+    geometry = "geometry"
     all = "all"
 
 

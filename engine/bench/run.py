@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from engine.bench import assignment, harvest, live, pages, products
+from engine.bench import assignment, geometry, harvest, live, pages, products
 from engine.bench.report import Line
 from engine.files import write_whole
 from engine.fused import choice
@@ -67,7 +67,16 @@ def harvest_lines(*, full: bool, report: Report) -> Iterator[Line]:
     yield from harvest.lines(report=report)
 
 
-SECTIONS: dict[str, Callable[..., Iterator[Line]]] = {"match": match_lines, "harvest": harvest_lines}
+def geometry_lines(*, full: bool, report: Report) -> Iterator[Line]:
+    """Geometry: what spans of unstable features capture of one another."""
+    yield from geometry.lines(full=full, report=report)
+
+
+SECTIONS: dict[str, Callable[..., Iterator[Line]]] = {
+    "match": match_lines,
+    "harvest": harvest_lines,
+    "geometry": geometry_lines,
+}
 
 
 def as_json(lines: list[Line]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ import json
 import pytest
 from rich.console import Console
 
-from engine.bench import assignment, pages, products, run
+from engine.bench import assignment, geometry, pages, products, run
 from engine.bench.report import Line, interleaved
+from engine.subspaces import log_ranks
 
 
 def test_runs_take_turns_and_the_first_turn_is_not_counted():
@@ -58,3 +59,12 @@ def test_lines_are_shown_and_written_whole(page_lines, tmp_path):
     assert found["machine"]["n_cores"] >= 1
     assert found["machine"]["kernel"].startswith(("plain", "fused"))
     assert [line["ours_s"] for line in found["lines"]] == [line.ours_s for line in lines]
+
+
+def test_geometry_is_measured_against_svds_and_products():
+    energy, overlap = geometry.lines(n_members=3, n_rows=40, d=16)
+    for line in (energy, overlap):
+        assert line.ours_s > 0 < line.limit_s
+        assert f"3 members x 40 unstable rows x 16 at {len(log_ranks(16))} ranks" in line.work
+    assert "all 6 ordered pairs" in energy.work
+    assert sum(energy.peers_s.values()) == pytest.approx(energy.limit_s)

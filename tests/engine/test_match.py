@@ -5,7 +5,7 @@ import pytest
 import torch
 from golden import unit_rows
 
-from engine.match import NULL_KINDS, _random_dictionary, match_ensemble, null_cosines
+from engine.match import NULL_KINDS, match_ensemble, null_cosines, random_dictionary
 from engine.sae import SAE
 
 THETA = 0.7
@@ -187,9 +187,7 @@ def test_the_second_moment_null_has_about_the_dictionarys_second_moment():
     """About: dividing the drawn rows by their norms pulls it a little towards the sphere's."""
     rng = np.random.default_rng(0)
     rows = unit_rows(rng.normal(size=(4000, 8)) * np.linspace(0.8, 1.6, 8) + np.linspace(0, 0.5, 8))
-    drawn = _random_dictionary(
-        torch.from_numpy(rows).float(), "second_moment", torch.Generator().manual_seed(0)
-    ).numpy()
+    drawn = random_dictionary(torch.from_numpy(rows).float(), "second_moment", torch.Generator().manual_seed(0)).numpy()
     np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1, atol=1e-5)
     wanted, got = rows.T @ rows / 4000, drawn.T @ drawn / 4000
     assert np.abs(got - wanted).max() < 0.3 * np.abs(wanted - np.eye(8) / 8).max()
