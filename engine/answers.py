@@ -54,7 +54,7 @@ class Answers:
         self._failed: dict[str, Answer] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         n_lines = 0
-        if path.exists():
+        if path.is_file():  # a device may be written to, yet has no end to read to
             with open(path, "rb") as file:
                 for line in file:
                     n_lines += 1

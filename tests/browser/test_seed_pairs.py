@@ -71,7 +71,7 @@ def test_ten_thousand_moves_of_the_slider_are_a_few_requests_and_end_at_the_last
 
 def test_neighbours_are_searched_when_asked_for(page: Page, address: str) -> None:
     page.goto(f"{address}/1/17")
-    panel = page.locator("details.lazy")
+    panel = page.locator("details.lazy", has=page.locator("#neighbours"))
     expect(panel.locator("table")).to_have_count(0)
     panel.locator("summary").click()
     expect(panel.locator("tbody tr")).to_have_count(12, timeout=STARTS)

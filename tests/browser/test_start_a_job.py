@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from listening import complaints_of
+from playwright.sync_api import Browser, Page, expect
 from recipes import members_that_agree, publish_study
 
 from engine.publish import publish
@@ -33,14 +34,7 @@ def page(browser: Browser, lacking: str, request: pytest.FixtureRequest) -> Iter
     """A page whose console must stay clean."""
     context = browser.new_context(viewport={"width": request.param, "height": 844}, base_url=lacking)
     page = context.new_page()
-    complaints: list[str] = []
-
-    def listen(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            complaints.append(message.text)
-
-    page.on("console", listen)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    complaints = complaints_of(page)
     yield page
     context.close()
     assert not complaints
