@@ -8,11 +8,12 @@ reason.
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from engine.prompts import (
 from engine.scoring import score
 from engine.tokens import TokenSet
 
+T = TypeVar("T")
 SCORES = ("detection", "fuzzing")
 CHARACTERS_PER_TOKEN = 4
 UNKNOWN = "x" * 80  # stands for an explanation that is not there yet, in estimates
@@ -154,7 +156,7 @@ def explain_with(
     try:
         with progress.stage(stage, "requests") as report:
             tally = _Tally(report, progress, asker, total)
-            return asyncio.run(_explain_all(server, asker, subjects, len(features), tally))
+            return _run(_explain_all(server, asker, subjects, len(features), tally))
     finally:
         progress.say(f"{server.explainer}: {_totals(asker.usage, asker.n_reused, prices)}")
 
@@ -295,6 +297,16 @@ class _Tally:
         if part > self._said and self._asker.usage.answers and self._done < self._total:
             self._said = part
             self._progress.say(f"{self._done:,} of {self._total:,} requests; so far {self._asker.usage}")
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run, in a thread of its own where this one runs a loop already, as notebooks do."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 async def _explain_all(

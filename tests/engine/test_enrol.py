@@ -453,7 +453,7 @@ def test_a_catalogue_is_read_back_as_it_was_written(tmp_path):
         ),
         catalogue.Ensemble("b", "trained", "sae/b/1", members, data_order="shared", train_tokens=9, batch=2, lr=1e-3),
     )
-    tokens = catalogue.Tokens(("a*.txt", "hf:b"), 10, 64, "include", "held-out", "text")
+    tokens = catalogue.Tokens(("a*.txt", "hf:b"), 10, 64, "include", "exclude", "held-out", "text")
     for plan in (catalogue.Study("mine"), catalogue.Study("mine", "gpt2", tokens, 0.6, 0.1, "x", ensembles)):
         catalogue.write(plan, tmp_path / "mine")
         assert catalogue.read(tmp_path / "mine") == plan

@@ -1,5 +1,6 @@
 """Explanations by a server: a real one in a process of its own, with everything that goes wrong with servers."""
 
+import asyncio
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -85,6 +87,15 @@ def test_a_feature_of_one_token_is_explained_and_scores_are_those_of_its_context
         for score in explanation.scores:
             assert score.shuffled == pytest.approx(0.5, abs=0.05)
             assert score.failure is None
+
+
+def test_it_runs_where_a_loop_runs_already_as_in_a_notebook(chat, tmp_path):
+    async def in_a_notebook() -> list[Explanation]:
+        return ask(chat, tmp_path, [CAT])
+
+    with ThreadPoolExecutor(1) as thread:
+        (found,) = thread.submit(asyncio.run, in_a_notebook()).result()
+    assert values(found) == {"detection": 1.0, "fuzzing": 1.0}
 
 
 def test_the_explainer_sees_shown_contexts_alone_marked_and_strongest_first(chat, tmp_path):
