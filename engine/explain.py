@@ -18,7 +18,7 @@ from engine.scoring import score
 from engine.tokens import TokenSet
 
 NAME = "token rule"
-VERSION = 1  # of the language and the search: what older ones found is searched again
+VERSION = 2  # of the language and the search: what older ones found is searched again
 FEWEST = 5  # active and as many silent contexts, of either half: with fewer, any rule looks right
 MARKS = 0.3
 MOST_WORDS = 6  # in a set

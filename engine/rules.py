@@ -61,7 +61,7 @@ Rule = tuple[Atom, ...]  # one atom or two
 
 
 def conditions(text: str) -> Iterator[tuple[str, str]]:
-    """(kind, what) of everything that holds for a token of this text; affixes and substrings are its own, not the whole."""
+    """(kind, what) of everything that holds for a token of this text; affixes are shorter, substrings lie anywhere in it."""
     yield "token", text
     if word := family(text):
         yield "family", word
@@ -75,14 +75,12 @@ def conditions(text: str) -> Iterator[tuple[str, str]]:
         if len(bare) > n:
             yield "prefix", bare[:n]
             yield "suffix", bare[-n:]
-    for gram in sorted({bare[i : i + INSIDE] for i in range(1, len(bare) - INSIDE)}):
+    for gram in sorted({bare[i : i + INSIDE] for i in range(len(bare) - INSIDE + 1)}):
         yield "substring", gram
 
 
 def fulfils(atom: Atom, text: str) -> bool:
     """Whether a token's text alone fulfils an atom about tokens."""
-    if atom.kind == "substring":  # also where it begins or ends the token
-        return any(each in text.strip() for each in atom.what)
     return any((atom.kind, each) in set(conditions(text)) for each in atom.what)
 
 
