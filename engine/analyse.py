@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from engine import catalogue, sae, stability
+from engine import catalogue, sae
 from engine.ablate import AblationPass, MaskPass, curve_masks, explained_under, headline_masks
 from engine.activations import LanguageModel
 from engine.activity import ActivityPass
-from engine.evaluation import Bench, open_bench
+from engine.evaluation import Bench, measured_from, open_bench
 from engine.examples import ContextGrid
 from engine.explaining import explain_by_rules
 from engine.fused import choice, named_device
+from engine.judge import judge
 from engine.logits import direct_logits
 from engine.loss import Losses, Splice, attributed_loss, losses_under
 from engine.match import NULL_KINDS, affordable, match_ensemble, null_cosines
@@ -67,7 +68,7 @@ def analyse(
     on = named_device(device)
     wanted = {"match"} | asked | ({"activity"} if {"ablate", "loss", "explain"} & asked else set())
     bench = None
-    if wanted & {"activity", "ablate", "loss", "explain"}:
+    if wanted != {"match"}:
         bench = open_bench(study, plan, model, texts, on, progress)
     progress.say(f"best cosines: {choice(on)[1]}")
     for ensemble in plan.ensembles:
@@ -100,7 +101,7 @@ def _analyse(
     parts, name = Parts(study, ensemble.name), ensemble.name
     saes = [member.digest for member in ensemble.members]
     members = sae.load(study / ensemble.folder, ensemble.seeds)
-    measured = _measured(saes, ensemble, bench) if bench else {}
+    measured = measured_from(ensemble, bench.evaluation) if bench else {}
     known = measured or {"version": VERSION, "saes": saes, "hookpoint": ensemble.hookpoint}
     activity = parts.find("activity", **known)
     new_activity = bench is not None and activity is None
@@ -143,19 +144,19 @@ def _analyse(
         explain_by_rules(parts, ensemble, activity, bench.tokens, bench.texts, measured, progress)
     lacks_loss = loss and bench and _lacks_loss(parts, name, bench, measured | judged, loss, progress)
     if ablation_pass or lacks_loss:
-        judged_by = _judge(plan, ensemble, members, activity, match)
+        judged_by = _Judged(*zip(*judge(plan, ensemble, match, activity), strict=True))
     if ablation_pass:
         _ablate(parts, ensemble, members, ablation_pass, judged_by, rows, measured | judged, device, progress)
     if lacks_loss:
-        left_out = activity.read(ensemble.seeds[0])["left_out"]
+        left_out = activity.read(ensemble.seeds[0], "left_out")["left_out"]
         _loss(parts, plan, ensemble, members, bench, left_out, judged_by, measured | judged, loss, progress)
 
 
 class _Judged(NamedTuple):
     """What masks are drawn from: every member's buckets and densities, (d_sae,) each."""
 
-    buckets: list[np.ndarray]
-    densities: list[np.ndarray]
+    buckets: Sequence[np.ndarray]
+    densities: Sequence[np.ndarray]
 
     def masks(self, index: int) -> dict[str, list[np.ndarray]]:
         """All of one member, the headline's and the curves'."""
@@ -166,26 +167,6 @@ class _Judged(NamedTuple):
         """Those that the loss is measured under: LOSS_DRAWS of the headline's, one draw of the curves."""
         pair = self.buckets[index], self.densities[index]
         return headline_masks(*pair, n_draws=LOSS_DRAWS) | curve_masks(*pair, n_draws=1)
-
-
-def _judge(plan: catalogue.Study, ensemble: catalogue.Ensemble, members: SAE, activity: Part, match: Part) -> _Judged:
-    judged = _Judged([], [])
-    directed = sae.directed(members.W_dec).numpy()
-    for index, seed in enumerate(ensemble.seeds):
-        n_active = activity.read(seed)["n_active"]
-        n_matched = stability.count_matches(match.read(seed)["cosine"], plan.theta)
-        dead = (n_active == 0) | ~directed[index]
-        judged.buckets.append(stability.buckets(n_matched, members.n_members - 1, dead, plan.epsilon))
-        judged.densities.append(n_active)
-    return judged
-
-
-def _measured(saes: list[str], ensemble: catalogue.Ensemble, bench: Bench) -> dict[str, Any]:
-    """What activity and worth are computed from."""
-    return {
-        "version": VERSION, "saes": saes, "model": bench.model.digest, "hookpoint": ensemble.hookpoint,
-        "tokens": bench.digest, "outliers": bench.outliers,
-    }  # fmt: skip
 
 
 def encoded(members: SAE, rows, device: torch.device) -> Iterator[tuple[int, torch.Tensor, Codes]]:
@@ -211,7 +192,7 @@ def _live(activity: Part | None, ensemble: catalogue.Ensemble) -> np.ndarray | N
     """(members, d_sae) features that fired; None where activity is not known."""
     if activity is None:
         return None
-    return np.stack([activity.read(seed)["n_active"] > 0 for seed in ensemble.seeds])
+    return np.stack([activity.read(seed, "n_active")["n_active"] > 0 for seed in ensemble.seeds])
 
 
 def _live_digest(live: np.ndarray | None) -> str | None:

@@ -20,6 +20,8 @@ MATCHING = "argmax, signed cosine, ties to the lowest index"
 YesNo = Literal["yes", "no", "unknown"]
 DataOrder = Literal["shared", "independent", "unknown"]
 
+CONTROL = "random-weights"  # ends the name of an ensemble that is a control
+
 
 @dataclass(frozen=True)
 class Tokens:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from engine import catalogue
+from engine.evaluation import measured_from, read_evaluation
 from engine.loss import exact_loss
 from engine.models import LanguageModel
 from engine.parts import Parts
@@ -22,17 +24,18 @@ def find_windows(study: Path, query: LiveQuery) -> TokenSet:
         raise ValueError(
             f"windows is {query.windows!r}, n_tokens {query.n_tokens}, expected {' or '.join(WINDOWS)}, 1 to {MAX_LOSS_TOKENS}"
         )
-    tokens = load_tokens(study / "parts")
+    tokens, evaluation = load_tokens(study / "parts"), read_evaluation(study)
     again = f"measure again with: seedscope analyze {query.study}"
-    if tokens is None or tokens.digest != query.tokens:
+    if tokens is None or evaluation is None or not tokens.digest == evaluation.token_digest == query.tokens:
         raise ValueError(f"study {query.study} does not hold the evaluation tokens that it was measured on; {again}")
-    activity = Parts(study, query.ensemble).find("activity", tokens=query.tokens)
+    ensemble = next((each for each in catalogue.read(study).ensembles if each.name == query.ensemble), None)
+    activity = ensemble and Parts(study, query.ensemble).find("activity", **measured_from(ensemble, evaluation))
     if activity is None:
         raise ValueError(f"ensemble {query.ensemble} of study {query.study} has no activity; {again}")
-    held = activity.read(query.seed)
-    tokens = tokens._replace(left_out=held["left_out"])
+    tokens = tokens._replace(**activity.read(query.seed, "left_out"))
     if query.windows == "random":
         return tokens.sample(query.n_tokens)
+    held = activity.read(query.seed, *(f"context_{name}" for name in ("feature", "group", "document", "position")))
     mine = (held["context_feature"] == query.feature) & (held["context_group"] == 0)
     # Windows of one document stand in its order: the last that begins at or before a peak holds it.
     key = tokens.document.astype(np.int64) * (1 << 32) + tokens.start

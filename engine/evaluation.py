@@ -86,17 +86,19 @@ class Bench:
     """A model with its evaluation tokens, and activations of it at any hook point."""
 
     def __init__(
-        self, model: LanguageModel, tokens: TokenSet, outliers: float | None, scratch: Path, progress: Progress
+        self,
+        model: LanguageModel,
+        tokens: TokenSet,
+        evaluation: Evaluation,
+        scratch: Path,
+        progress: Progress,
+        *,
+        control: "Bench | None" = None,
     ) -> None:
-        self.model, self.tokens, self.outliers = model, tokens, outliers
-        self.digest, self.n_tokens = tokens.digest, int(tokens.counted.sum())
+        self.model, self.tokens, self.evaluation = model, tokens, evaluation
+        self.control = control  # the same tokens on the model with random weights, where an ensemble asks for it
+        self.texts = list(evaluation.texts)
         self._scratch, self._progress = scratch, progress
-        self.texts = token_texts(model)
-
-    @cached_property
-    def control(self) -> "Bench":
-        """The same tokens on the model with random weights."""
-        return Bench(randomised(self.model), self.tokens, self.outliers, self._scratch / "control", self._progress)
 
     def loss_tokens(self, n: int, left_out: np.ndarray) -> TokenSet:
         """Windows, drawn at random, that hold about n tokens that count; `left_out` says what does not at a hook point."""
@@ -125,14 +127,14 @@ class Bench:
                 if dtype == "float32":
                     raise
                 self._progress.say(f"{error}: taken in float32")
-        if self.outliers is None:
+        if (outliers := self.evaluation.outliers) is None:
             return Place(rows, self.tokens)
         with self._progress.stage(f"outliers at {hookpoint}", "tokens") as report:
-            found = find_outliers(rows, times=self.outliers, report=report)
+            found = find_outliers(rows, times=outliers, report=report)
         if len(found):
             self._progress.say(
                 f"{len(found):,} of {len(rows):,} tokens left out at {hookpoint}: their activations are longer than "
-                f"{self.outliers:g} times the median"
+                f"{outliers:g} times the median"
             )
         tokens = self.tokens._replace(left_out=np.flatnonzero(self.tokens.counted)[found])
         return Place(Without(rows, found) if len(found) else rows, tokens)
@@ -169,27 +171,29 @@ def open_bench(
         report(n_tokens, n_tokens)
     found = found._replace(names=short_names(found.names))
     outliers = TIMES if settings.outliers == "exclude" else None
-    bench = Bench(model, found, outliers, study / "scratch", progress)
+    control = randomised(model) if any(each.control_of for each in plan.ensembles) else None
     record = Evaluation(
         model=model.name,
         model_digest=model.digest,
-        control_digest=bench.control.model.digest if any(each.control_of for each in plan.ensembles) else None,
+        control_digest=control.digest if control else None,
         causal=model.causal,
         n_ctx=found.ids.shape[1],
         policy=f"{found.policy}; tokens with activations longer than {outliers:g} times the median excluded"
         if outliers
         else f"{found.policy}; norm outliers counted",
-        token_digest=bench.digest,
-        n_tokens=bench.n_tokens,
+        token_digest=found.digest,
+        n_tokens=n_tokens,
         remark=settings.remark or ", ".join(settings.source),
-        texts=tuple(bench.texts),
+        texts=tuple(token_texts(model)),
         documents=tuple(found.names),
         outliers=outliers,
     )
     (study / "parts").mkdir(parents=True, exist_ok=True)
     write_whole(study / "parts" / EVALUATION, json.dumps(asdict(record)))
     save_tokens(found, study / "parts")
-    return bench
+    where = found, record
+    twin = control and Bench(control, *where, study / "scratch" / "control", progress)
+    return Bench(model, *where, study / "scratch", progress, control=twin)
 
 
 def _require_place(model: LanguageModel, ensemble: catalogue.Ensemble) -> None:

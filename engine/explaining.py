@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine import catalogue, explain, stability
+from engine import catalogue, explain
 from engine.answers import Answers
 from engine.evaluation import Evaluation, measured_from, read_evaluation
 from engine.explanation import HALVES, KINDS, Examples, Explanation, as_arrays, from_arrays
 from engine.interpret import NO_CONTEXT, Estimate, Plan, estimate, explain_with
+from engine.judge import judge
 from engine.llm import NOT_ASKED, Prices, Refused, Server
 from engine.parts import VERSION, Part, Parts
 from engine.progress import Progress
@@ -246,16 +247,10 @@ def _by_bucket(
 ) -> tuple[dict[str, list[tuple[int, int]]], ...]:
     """{bucket: living features as (seed, feature)}: those that there is something to show of, and the others."""
     found = tuple({bucket: [] for bucket in ("stable", "unstable", "middle")} for _ in range(2))
-    for seed in ensemble.seeds:
-        matched = match.read(seed, "cosine", "partner")
-        held = activity.read(seed, "n_active", *_EXAMPLES[:3])
-        n_comparisons = matched["partner"].shape[1]
-        undirected = (matched["partner"] < 0).all(1) & (n_comparisons > 0)
-        n_matched = stability.count_matches(matched["cosine"], plan.theta)
-        dead = (held["n_active"] == 0) | undirected
-        buckets = stability.buckets(n_matched, n_comparisons, dead, plan.epsilon)
+    for seed, (buckets, n_active) in zip(ensemble.seeds, judge(plan, ensemble, match, activity), strict=True):
+        held = activity.read(seed, *_EXAMPLES[:3])
         is_shown = (held["example_half"] == HALVES.index("shown")) & (held["example_kind"] == KINDS.index("active"))
-        shown = np.isin(np.arange(len(dead)), held["example_feature"][is_shown])
+        shown = np.isin(np.arange(len(n_active)), held["example_feature"][is_shown])
         for queues, such in zip(found, (shown, ~shown), strict=True):
             for bucket, members in queues.items():
                 members += [(seed, int(feature)) for feature in np.flatnonzero((buckets == bucket) & such)]

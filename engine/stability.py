@@ -73,13 +73,19 @@ def buckets(n_matched: np.ndarray, n_comparisons: int, dead: np.ndarray, epsilon
     )
 
 
+def clopper_pearson(x: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of the share behind every x of n."""
+    low = np.where(x > 0, betaincinv(np.maximum(x, 1), n - x + 1, 0.025), 0)
+    high = np.where(x < n, betaincinv(x + 1, np.maximum(n - x, 1), 0.975), 1)
+    return low, high
+
+
 def score(n_matched: int, n_comparisons: int, *, dead: bool = False, epsilon: float = EPSILON) -> Stability:
     """p_hat of one feature with its interval, bucket probabilities and bucket; raises ValueError for N < 1."""
     x, n = n_matched, n_comparisons
     if not 0 <= x <= n or n < 1:
         raise ValueError(f"{x} matches in {n} comparisons, expected 0 to N matches and N >= 1")
-    low = 0.0 if x == 0 else float(betaincinv(x, n - x + 1, 0.025))
-    high = 1.0 if x == n else float(betaincinv(x + 1, n - x, 0.975))
+    low, high = map(float, clopper_pearson(np.array(x), n))
     p_stable = 1 - float(betainc(x + 0.5, n - x + 0.5, 1 - epsilon))
     p_unstable = float(betainc(x + 0.5, n - x + 0.5, epsilon))
     bucket = str(buckets(np.array(x), n, np.array(dead), epsilon))

@@ -7,7 +7,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -26,12 +26,11 @@ from engine.models import randomised
 from engine.progress import Progress
 from engine.publish import publish
 from engine.sources import Document, documents, split
-from engine.studyfile import ImportPlan, StudyFile
+from engine.studyfile import ImportPlan, StudyFile, TrainPlan
 from engine.train import train_ensemble
 
 # What `seedscope demo` waits for; the loss follows while people look.
 CORE = ("match", "activity", "ablate", "explain")
-CONTROL = "random-weights"
 
 
 def run_study(
@@ -64,13 +63,12 @@ def run_study(
         model = load_model(config.model)
         before = catalogue.read(folder)
         control = control or any(each.control_of == config.ensemble for each in (before.ensembles if before else ()))
-        made = partial(
-            train, folder, config=config.train, hookpoint=config.hookpoint, texts=corpus.train, n_ctx=config.n_ctx
-        )
-        plan = plan.with_ensemble(made(name=config.ensemble, model=model, progress=progress))
-        if control:
-            twin = made(name=f"{config.ensemble}-{CONTROL}", model=randomised(model), progress=progress)
-            plan = plan.with_ensemble(replace(twin, control_of=config.ensemble))
+
+        def made(name: str, model: LanguageModel) -> catalogue.Ensemble:
+            return train(folder, name, config.train, config.hookpoint, model, corpus.train, config.n_ctx, progress)
+
+        for trained in _with_control(made, config.ensemble, model, control=control):
+            plan = plan.with_ensemble(trained)
         catalogue.write(plan, folder)
         analyse(folder, only=only, loss_tokens=loss_tokens, texts=corpus.held_out, model=model, progress=progress)
         return _published(folder, progress)
@@ -91,21 +89,29 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                 _import(root, file, wanted, progress)
                 continue
             model = model or load_model(file.model)
-            hookpoint = wanted.hookpoint or file.hookpoint
-            texts = partial(_training_texts, file)
-            trained = train(folder, wanted.name, wanted.config, hookpoint, model, texts(), file.tokens.n_ctx, progress)
-            catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
-            if file.control:
-                name = f"{wanted.name}-{file.control}"
-                twin = train(
-                    folder, name, wanted.config, hookpoint, randomised(model), texts(), file.tokens.n_ctx, progress
-                )
-                twin = replace(twin, control_of=wanted.name)
-                catalogue.write(catalogue.read(folder).with_ensemble(twin), folder)
+            made = partial(_train_as_asked, folder, file, wanted, progress=progress)
+            for trained in _with_control(made, wanted.name, model, control=file.control is not None):
+                catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
         settings = {"model": file.model, "tokens": file.tokens, "theta": file.theta, "epsilon": file.epsilon}
         catalogue.write(replace(catalogue.read(folder), **settings), folder)
         analyse(folder, model=model, device=device, progress=progress)
         return _published(folder, progress)
+
+
+def _with_control(
+    made: Callable[[str, LanguageModel], catalogue.Ensemble], name: str, model: LanguageModel, *, control: bool
+) -> Iterator[catalogue.Ensemble]:
+    """An ensemble as soon as it was `made`, and then its control: the same recipe on the model with random weights."""
+    yield made(name, model)
+    if control:
+        yield replace(made(f"{name}-{catalogue.CONTROL}", randomised(model)), control_of=name)
+
+
+def _train_as_asked(
+    folder: Path, file: StudyFile, wanted: TrainPlan, name: str, model: LanguageModel, *, progress: Progress
+) -> catalogue.Ensemble:
+    hookpoint, texts = wanted.hookpoint or file.hookpoint, _training_texts(file)
+    return train(folder, name, wanted.config, hookpoint, model, texts, file.tokens.n_ctx, progress)
 
 
 def _training_texts(file: StudyFile) -> Iterable[Document]:

@@ -20,7 +20,6 @@ from engine.stability import EPSILON, THETA
 from engine.tomlfile import Check, Table, Unfit, any_of, reading, shown
 
 VARIANTS = ("topk",)
-CONTROLS = ("random-weights",)
 MOST_MEMBERS = 1000
 EXAMPLE = """[study]
 name = "gpt2-l7"
@@ -104,7 +103,7 @@ def _study(top: Table) -> tuple[str, float, float, str | None]:
         name = table.take("name", _name, "", required="the study's name in quotes")
         theta = table.take("theta", _number("a cosine from -1 to 1", lambda v: -1 <= v <= 1), THETA)
         epsilon = table.take("epsilon", _number("0 to below 0.5", lambda v: 0 <= v < 0.5), EPSILON)
-        control = table.take("control", _one_of(CONTROLS))
+        control = table.take("control", _one_of((catalogue.CONTROL,)))
     return name, theta, epsilon, control
 
 

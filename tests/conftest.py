@@ -9,9 +9,11 @@ from pathlib import Path
 # One thread here and in every subprocess: the sizes are small, and equal thread counts make equal sums.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import duckdb
 import numpy as np
 import pytest
 import torch
+from chat_server import ChatServer
 from starlette.testclient import TestClient
 
 from app.main import create_app
@@ -107,3 +109,24 @@ def own_root(study_root: Path, tmp_path: Path) -> Path:
     for file in ("CURRENT", name):
         shutil.copy(study_root / "small" / file, folder)
     return folder.parent
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Iterator[ChatServer]:
+    """A language model's server on this machine that answers at once."""
+    with ChatServer(tmp_path) as chat:
+        chat.control(delay_s=0)
+        yield chat
+
+
+@pytest.fixture(scope="session")
+def stored(study_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict]]:
+    """Run a statement on a copy of the published store, which the dashboard holds open: rows as dictionaries."""
+    folder = study_root / STUDY
+    path = shutil.copy(folder / (folder / "CURRENT").read_text().split()[0], tmp_path_factory.mktemp("stored"))
+
+    def run(sql: str, *parameters: object) -> list[dict]:
+        with duckdb.connect(str(path), read_only=True) as connection:
+            return connection.sql(sql, params=list(parameters)).to_arrow_table().to_pylist()
+
+    return run

@@ -82,12 +82,13 @@ def serve(
 def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
     """Measure what takes minutes while people look; it stops with the server and goes on with the next one."""
     from app.jobs import JobRefusedError
+    from engine.catalogue import CONTROL
 
     parts = root / study / "parts"
     wanted = []
     if not any(parts.glob("*/loss/*/about.json")):
         wanted.append(("analyze", {"only": "loss"}, "the next-token loss of features"))
-    if not any(parts.glob("*-random-weights")):
+    if not any(parts.glob(f"*-{CONTROL}")):
         wanted.append(("demo", {}, "the same on a model with random weights"))
     with suppress(JobRefusedError):  # another server over this root does it
         for kind, parameters, _ in wanted:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.stats import beta, t
+from scipy.special import stdtr
 
 from app.store.compare import _draw_members, _interval
 from app.store.table import FeatureQuery, FeatureTable
 from engine.explanation import words
-from engine.stability import BUCKETS
+from engine.stability import BUCKETS, clopper_pearson
 
 if TYPE_CHECKING:
     from app.store.study import StudyStore
@@ -158,7 +158,7 @@ def _contrasted(groups: csr_array, sizes: np.ndarray, told: _Terms) -> list[Word
     counts = in_groups[:, chosen].toarray().reshape(len(_CONTRASTED), n_members, len(chosen))
     stable, unstable = counts.sum(1).astype(np.int64)
     shares = [stable / total[0], unstable / total[1]]
-    bounds = [_clopper_pearson(n, size) for n, size in zip((stable, unstable), total, strict=True)]
+    bounds = [clopper_pearson(n, size) for n, size in zip((stable, unstable), total.tolist(), strict=True)]
     difference = shares[1] - shares[0]
     drawn = _draw_members(n_members)
     with np.errstate(divide="ignore", invalid="ignore"):  # a draw may hold members without a stable feature
@@ -179,14 +179,7 @@ def _contrasted(groups: csr_array, sizes: np.ndarray, told: _Terms) -> list[Word
     return lines
 
 
-def _clopper_pearson(n: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of every share n / size."""
-    low = np.where(n > 0, beta.ppf(0.025, np.maximum(n, 1), size - n + 1), 0)
-    high = np.where(n < size, beta.ppf(0.975, n + 1, np.maximum(size - n, 1)), 1)
-    return low, high
-
-
 def _survives(difference: float, draws: np.ndarray, n_members: int, n_terms: int) -> bool:
     """Student's t of the difference over its bootstrap error, members less one degrees of freedom, Bonferroni."""
     error = float(draws.std(ddof=1)) if len(draws) > 1 else 0.0
-    return error > 0 and bool(2 * t.sf(abs(difference) / error, n_members - 1) < 0.05 / n_terms)
+    return error > 0 and bool(2 * stdtr(n_members - 1, -abs(difference) / error) < 0.05 / n_terms)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -34,13 +33,6 @@ SECRET = "sk-a-secret-0123456789"
 def root(study_root: Path, tmp_path: Path) -> Path:
     """The small study with everything that it was made from, for a test to change."""
     return Path(shutil.copytree(study_root, tmp_path / "root"))
-
-
-@pytest.fixture
-def chat(tmp_path: Path) -> Iterator[ChatServer]:
-    with ChatServer(tmp_path) as chat:
-        chat.control(delay_s=0)
-        yield chat
 
 
 @pytest.fixture(autouse=True)

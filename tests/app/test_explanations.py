@@ -1,12 +1,10 @@
 """Explanations on pages, in twins and downloads: against the store's rows, counted with plain Python and NumPy."""
 
 import re
-import shutil
 import time
 from collections import Counter
 from io import BytesIO
 
-import duckdb
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
@@ -18,19 +16,6 @@ from app.store.vocabulary import rule_kinds
 
 THETA = 0.7
 WORDS = re.compile(r"\w+")
-
-
-@pytest.fixture(scope="module")
-def stored(study_root, tmp_path_factory):
-    """Run a statement on a copy of the published store, which the dashboard holds open: rows as dictionaries."""
-    folder = study_root / "small"
-    path = shutil.copy(folder / (folder / "CURRENT").read_text().split()[0], tmp_path_factory.mktemp("told"))
-
-    def run(sql: str, *parameters: object) -> list[dict]:
-        with duckdb.connect(str(path), read_only=True) as connection:
-            return connection.sql(sql, params=list(parameters)).to_arrow_table().to_pylist()
-
-    return run
 
 
 @pytest.fixture(scope="module")

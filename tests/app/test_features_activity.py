@@ -3,10 +3,8 @@
 import html
 import math
 import re
-import shutil
 from io import BytesIO
 
-import duckdb
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
@@ -20,19 +18,6 @@ SAYS = {
     "punctuation": "fires on punctuation or white space", "substring": "fires on tokens that contain",
     "position": "fires at the start of a window", "previous token": "fires after the token", "other": "no simple trigger",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def stored(study_root, tmp_path_factory):
-    """Run a statement on a copy of the published store, which the dashboard holds open: rows as dictionaries."""
-    folder = study_root / "small"
-    path = shutil.copy(folder / (folder / "CURRENT").read_text().split()[0], tmp_path_factory.mktemp("read"))
-
-    def run(sql: str, *parameters: object) -> list[dict]:
-        with duckdb.connect(str(path), read_only=True) as connection:
-            return connection.sql(sql, params=list(parameters)).to_arrow_table().to_pylist()
-
-    return run
 
 
 @pytest.fixture(scope="module")

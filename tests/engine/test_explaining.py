@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,6 @@ QUIET = Progress(quiet=True)
 def study(study_root: Path, tmp_path: Path) -> Path:
     """The small study with everything that it was made from, for a test to change."""
     return Path(shutil.copytree(study_root / "small", tmp_path / "root" / "small"))
-
-
-@pytest.fixture
-def chat(tmp_path: Path) -> Iterator[ChatServer]:
-    with ChatServer(tmp_path) as chat:
-        chat.control(delay_s=0)
-        yield chat
 
 
 @pytest.fixture(autouse=True)
