@@ -18,22 +18,27 @@ from engine import catalogue, sae
 from engine.ablate import AblationPass, MaskPass, curve_masks, explained_under, headline_masks
 from engine.activations import LanguageModel
 from engine.activity import ActivityPass
+from engine.atlas import draw_atlas
 from engine.evaluation import Bench, measured_from, open_bench
 from engine.examples import ContextGrid
 from engine.explaining import explain_by_rules
 from engine.fused import choice, named_device
+from engine.geometry import measure
 from engine.judge import judge
 from engine.logits import direct_logits
 from engine.loss import Losses, Splice, attributed_loss, losses_under
-from engine.match import NULL_KINDS, affordable, match_ensemble, null_cosines
+from engine.match import NULL_KINDS, Matches, affordable, match_ensemble, null_cosines
 from engine.parts import VERSION, Part, Parts
 from engine.progress import Progress
 from engine.sae import SAE, Codes
 from engine.schema import ANALYSES
 from engine.sources import Document
+from engine.spans import ANALYSIS as SUBSPACES
+from engine.spans import as_arrays
 
 BATCH_TOKENS = 2048  # of the measuring pass: small enough to stay near the caches
 BATCH_NUMBERS = 2**26  # activations of a batch, all members together, before they are packed: 256 MiB
+COVARIANCE_ROWS = 2**14  # activations multiplied at once in double precision
 LOSS_TOKENS = 4096  # that spliced losses are measured on: windows of the evaluation tokens, drawn at random
 LOSS_UP_TO = 3e13  # multiply-adds on a CPU that the loss takes unasked: minutes on two cores
 LOSS_DRAWS = 2  # of the headline's masks; curves are drawn once
@@ -142,6 +147,11 @@ def _analyse(
         match = _match(parts, ensemble, members, saes, live, one_to_one, device, progress)
     if bench and "explain" in wanted:
         explain_by_rules(parts, ensemble, activity, bench.tokens, bench.texts, measured, progress)
+    covariance = None
+    if bench and ("subspaces" in wanted or rows is not None):  # cheap while the rows are there
+        covariance = _activation_covariance(parts, ensemble, bench, members.d_in, measured, rows, progress)
+    if "subspaces" in wanted:
+        _subspaces(parts, plan, ensemble, members, match, live, covariance, device, progress)
     lacks_loss = loss and bench and _lacks_loss(parts, name, bench, measured | judged, loss, progress)
     if ablation_pass or lacks_loss:
         judged_by = _Judged(*zip(*judge(plan, ensemble, match, activity), strict=True))
@@ -268,6 +278,62 @@ def _columns(rows: list[Any]) -> dict[str, np.ndarray]:
     return {
         f"mask_{name}": np.array(column) for name, column in zip(rows[0]._fields, zip(*rows, strict=True), strict=True)
     }
+
+
+def _activation_covariance(
+    parts: Parts, ensemble: catalogue.Ensemble, bench: Bench, d_in: int, about: dict[str, Any], rows, progress: Progress
+) -> np.ndarray:
+    """(d_in, d_in) of the activations at the ensemble's hook point, kept as a part; `rows` are those, or None."""
+    found = parts.find("activations", **about)
+    if found is None:
+        rows = bench.place(ensemble.hookpoint, d_in).rows if rows is None else rows
+        total, product = np.zeros(d_in), np.zeros((d_in, d_in))
+        with progress.stage(f"{ensemble.name}: directions of activations", "tokens") as report:
+            for first in range(0, len(rows), COVARIANCE_ROWS):
+                batch = torch.from_numpy(rows[first : first + COVARIANCE_ROWS].astype(np.float32)).double()
+                total += batch.sum(0).numpy()
+                product += (batch.T @ batch).numpy()
+                report(first + len(batch), len(rows))
+        mean = total / len(rows)
+        with parts.write("activations", about) as put:  # one for all members: under the first one's name
+            put(ensemble.seeds[0], {"covariance": product / len(rows) - np.outer(mean, mean)})
+        found = parts.find("activations", **about)
+    return found.read(ensemble.seeds[0])["covariance"]
+
+
+def _subspaces(
+    parts: Parts,
+    plan: catalogue.Study,
+    ensemble: catalogue.Ensemble,
+    members: SAE,
+    match: Part,
+    live: np.ndarray | None,
+    covariance: np.ndarray | None,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Spans of the members' buckets, and the map of directions, unless they were found before."""
+    judged = {"theta": plan.theta, "epsilon": plan.epsilon}
+    about = match.about | judged | {"covariance": covariance is not None}
+    if parts.find(SUBSPACES, **about):
+        return
+    if members.n_members < 2:
+        progress.say(f"{ensemble.name}: subspaces: left out, they compare members and there is one")
+        return
+    alive = sae.directed(members.W_dec).numpy() if live is None else live & sae.directed(members.W_dec).numpy()
+    held = [match.read(seed, *Matches._fields) for seed in ensemble.seeds]
+    matches = Matches(*(np.stack([each[name] for each in held]) for name in Matches._fields))
+    decoders = members.W_dec.detach()
+    with progress.stage(f"{ensemble.name}: subspaces", "steps") as report:
+        found = measure(
+            list(decoders), matches, ~alive, theta=plan.theta, epsilon=plan.epsilon, covariance=covariance, device=device,
+            seeds=ensemble.seeds, report=report,
+        )  # fmt: skip
+    with progress.stage(f"{ensemble.name}: map of directions", "features") as report:
+        atlas = draw_atlas(decoders, matches, alive)
+        report(n := int(np.isfinite(atlas.x).sum()), n)
+    with parts.write(SUBSPACES, about) as put:
+        put(ensemble.seeds[0], as_arrays(found, atlas, ~alive, ensemble.seeds))
 
 
 def _lacks_loss(

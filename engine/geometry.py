@@ -25,6 +25,7 @@ from engine.subspaces import (
     principal_angles,
     projected_energy,
     random_rank,
+    spectrum,
     transfer,
     unit_sets,
 )
@@ -45,17 +46,30 @@ class RankRow(NamedTuple):
     stable_matched: MatchedRank | None
     unstable_matched: MatchedRank | None
     random_matched: MatchedRank | None
+    spectra: "Spectra | None"
 
 
 class Spans(NamedTuple):
-    """How the members' unstable spans lie to each other."""
+    """How the members' unstable spans lie to each other, all unstable rows fitted; NaN where a member has fewer."""
 
     ranks: np.ndarray
-    overlap: (
-        np.ndarray
-    )  # (ranks,) mean over unordered pairs that reach the rank, all unstable rows fitted; NaN where none
-    overlap_spread: np.ndarray  # (ranks,) standard deviation over them
+    overlap: np.ndarray  # (members, members, ranks)
+    angle: np.ndarray  # (members, members, ranks) radians, median of a pair's principal angles; 0 with itself
     angles: np.ndarray  # (ranks, ANGLE_QUANTILES) radians, quantiles over all angles of all pairs
+    fewest: int  # rows that a span was fitted on
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """(unordered pairs, ranks) overlaps."""
+        return self.overlap[np.triu_indices(len(self.overlap), 1)]
+
+
+class Spectra(NamedTuple):
+    """Singular values, descending, of as many rows each as the smaller bucket has; None where a bucket is empty."""
+
+    stable: np.ndarray
+    unstable: np.ndarray
+    random: np.ndarray  # random unit rows
 
 
 class Geometry(NamedTuple):
@@ -81,13 +95,14 @@ def measure(
     ranks: Sequence[int] | None = None,
     covariance: Float[np.ndarray, "d d"] | None = None,
     device: Device = "cpu",
+    seeds: Sequence[int] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Geometry:
     """Geometry of all members' decoder rows (d_sae, d_in) under the argmax rule.
 
     `dead` (members, d_sae) features count in no bucket; rows without a direction must be among them. `covariance` is of the
-    activations that the SAEs read. Members with fewer than FEWEST_ROWS unstable rows are left out of what compares spans,
-    and a remark says so. Raises ValueError for fewer than two members.
+    activations that the SAEs read; `seeds` name the members in remarks. Members with fewer than FEWEST_ROWS unstable rows
+    are left out of what compares spans, and a remark says so. Raises ValueError for fewer than two members.
     """
     if len(decoders) < 2:
         raise ValueError(f"found {len(decoders)} member, expected at least 2: geometry compares members")
@@ -102,7 +117,7 @@ def measure(
     report(1, 4)
     chosen = [m for m in members if len(unstable[m]) >= FEWEST_ROWS]
     remarks = [
-        f"member {m} has {len(unstable[m])} unstable rows and is left out of what compares spans"
+        f"seed {m if seeds is None else seeds[m]} has {len(unstable[m])} unstable rows and is left out of what compares spans"
         for m in members
         if m not in chosen
     ]
@@ -150,16 +165,26 @@ def _rank_row(member: int, stable: torch.Tensor, unstable: torch.Tensor, device:
     whole = [effective_rank(rows, device=device).rank if len(rows) else np.nan for rows in (stable, unstable)]
     matched = [matched_rank(rows, n, device=device) if n else None for rows in (stable, unstable)]
     random = random_rank(n, stable.shape[1], device=device) if n else None
-    return RankRow(member, len(stable), len(unstable), *whole, n, *matched, random)
+    spectra = _spectra(stable, unstable, n, device) if n else None
+    return RankRow(member, len(stable), len(unstable), *whole, n, *matched, random, spectra)
+
+
+def _spectra(stable: torch.Tensor, unstable: torch.Tensor, n: int, device: Device) -> Spectra:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [rows[torch.randperm(len(rows), generator=generator)[:n].to(rows.device)] for rows in (stable, unstable)]
+    random = torch.randn(n, stable.shape[1], generator=generator)
+    return Spectra(*(spectrum(rows, device=device) for rows in (*drawn, random)))
 
 
 def _spans(sets: list[torch.Tensor], ranks: list[int], device: Device) -> Spans:
     bases = [basis(rows, ranks[-1]) for rows in unit_sets(sets, device)]
-    pairs = overlaps(bases, ranks)[np.triu_indices(len(bases), 1)]
-    overlap, spread = np.full((2, len(ranks)), np.nan)
+    overlap = overlaps(bases, ranks)
+    angle = np.zeros_like(overlap)
     angles = np.full((len(ranks), len(ANGLE_QUANTILES)), np.nan)
+    first, second = np.triu_indices(len(bases), 1)
     for at, rank in enumerate(ranks):
-        if np.isfinite(pairs[:, at]).any():
-            overlap[at], spread[at] = np.nanmean(pairs[:, at]), np.nanstd(pairs[:, at])
-            angles[at] = np.nanquantile(principal_angles(bases, rank), ANGLE_QUANTILES)
-    return Spans(np.array(ranks), overlap, spread, angles)
+        found = principal_angles(bases, rank)
+        angle[first, second, at] = angle[second, first, at] = np.median(found, axis=1)
+        if np.isfinite(found).any():
+            angles[at] = np.nanquantile(found, ANGLE_QUANTILES)
+    return Spans(np.array(ranks), overlap, angle, angles, min(map(len, sets)))

@@ -22,6 +22,8 @@ from engine.match import NULL_KINDS, Chance, Matches
 from engine.parts import VERSION, Part, Parts
 from engine.rows import add_ablation, add_explanations, add_member, add_null, add_pairs, add_row
 from engine.schema import ANALYSES, SCHEMA_VERSION, Document, Ensemble, Study, Token, TokenWindow
+from engine.spans import ANALYSIS as SUBSPACES
+from engine.spans import add_spans
 from engine.store import Writer
 from engine.tokens import PADDING, load_tokens
 from engine.triggers import Triggers
@@ -82,6 +84,7 @@ class _Found:
         self.ablate: Part | None = None
         self.explain: Part | None = None
         self.loss: Part | None = None
+        self.subspaces: Part | None = None
         self.explanations: list[Part] = []
         if evaluation:
             same = measured_from(ensemble, evaluation)
@@ -91,6 +94,8 @@ class _Found:
                 self.explanations = explanations(parts, **same)
             self.ablate = parts.find("ablate", **same, theta=plan.theta, epsilon=plan.epsilon)
             self.loss = parts.find("loss", **same, theta=plan.theta, epsilon=plan.epsilon)
+        if self.match:
+            self.subspaces = parts.find(SUBSPACES, **self.match.about, theta=plan.theta, epsilon=plan.epsilon)
         self.explanations += explanations(parts, saes=saes, origin=IMPORTED)
 
     @property
@@ -168,6 +173,7 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
         if worth:
             add_ablation(writer, name, member.seed, _rows(worth, Masking), _rows(loss, MaskedLoss) if loss else [])
         yield
+    spans = add_spans(writer, name, found.subspaces)
     row = Ensemble(
         ensemble=name,
         origin=ensemble.origin,
@@ -192,6 +198,7 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
         n_tokens=n_tokens,
         n_outliers=n_outliers,
         digest=_ensemble_digest(plan, ensemble),
+        **spans,
         folder=ensemble.folder,
         control_of=ensemble.control_of,
         computed=found.computed,

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine import catalogue, schema
 from engine.export import manifest
 from engine.export.features import COMPARISON, PARTNERS
 from engine.export.opened import sae_file
-from engine.export.parquet import CONTEXTS, CURVES, FEATURES, MATCHES, PLAIN
+from engine.export.parquet import CONTEXTS, CURVE_TABLES, CURVES, FEATURES, MATCHES, PLAIN
 from engine.export.staged import staged
 from engine.match import Matches, rule_cosine
 from engine.progress import Report
@@ -76,7 +77,9 @@ def _add_tables(writer: Writer, folder: Path, name: str, told: manifest.Manifest
                 _require_saes([sae_file(folders[ensemble], int(seed)) for ensemble, seed in wanted], folder, told)
             writer.add(table, columns)
     for group in _groups(folder / CURVES):
-        writer.add(schema.Ablation, _columns(group, schema.Ablation))
+        for kind, table in CURVE_TABLES.items():
+            if len(rows := group.filter(pc.equal(group["kind"], kind))):
+                writer.add(table, _columns(rows, table))
     for group in _groups(folder / CONTEXTS):
         held = group.drop_columns(["document"]).rename_columns({"document_id": "document"})
         writer.add(schema.Context, _columns(held, schema.Context))

@@ -17,7 +17,9 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import NamedTuple, get_args, get_origin
 
-SCHEMA_VERSION = 5
+from engine.span_tables import FeatureSpan, SpanCurve, SpanMember, SpanPair, SpanPrediction, SpanResidual
+
+SCHEMA_VERSION = 6
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 # What addresses already mean; a study or ensemble of such a name could not be opened.
 PAGE_NAMES = frozenset(
@@ -36,6 +38,7 @@ ANALYSES = (
     "ablate",
     "explain",
     "loss",
+    "subspaces",
 )  # what `seedscope analyze` computes, in the order of their columns
 PROGRESS_VARIABLE = (
     "SEEDSCOPE_PROGRESS"  # environment: a file in which running commands keep their StageProgress, as JSON
@@ -88,6 +91,12 @@ class Ensemble:
     epsilon: float
     n_tokens: int | None  # evaluation tokens that count at its hook point; None without activity, as is n_outliers
     n_outliers: int | None  # further ones, left out because their activations are far longer than the others'
+    span_rank: int | None  # the rank that pages on subspaces show first; None where they were not computed
+    span_remarks: list[str]  # what a reader of the subspaces should know
+    n_clusters: (
+        int | None
+    )  # connected components of matches, which predictability is split by; None where it was not told
+    largest_cluster: float | None  # its share of the rows: near 1, a split by clusters says little
     digest: str  # over the members' SAE digests and the matching settings: a permalink's v
     folder: str  # of the members' files, relative to the study's folder
     control_of: str | None  # the ensemble whose recipe this one repeats on the model with random weights
@@ -327,7 +336,8 @@ class Document:
 
 REQUIRED = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)  # without their rows no page can be drawn
 TABLES = (
-    Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, Logit, Explanation, Score, Scored, Word,
+    Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, SpanCurve, SpanPair,
+    SpanMember, SpanResidual, SpanPrediction, FeatureSpan, Logit, Explanation, Score, Scored, Word,
     TokenWindow, Token, Document,
 )  # fmt: skip
 SORT_KEYS: dict[type, tuple[str, ...]] = {
@@ -340,6 +350,12 @@ SORT_KEYS: dict[type, tuple[str, ...]] = {
     NullMatch: ("ensemble", "kind", "seed", "feature"),
     Context: ("ensemble", "seed", "feature", "group", "rank"),
     Ablation: ("ensemble", "seed", "mask", "n_masked"),
+    SpanCurve: ("ensemble", "curve", "rank"),
+    SpanPair: ("ensemble", "seed", "other"),
+    SpanMember: ("ensemble", "seed"),
+    SpanResidual: ("ensemble", "bucket", "k"),
+    SpanPrediction: ("ensemble", "setting"),
+    FeatureSpan: ("ensemble", "seed", "feature"),
     Logit: ("ensemble", "seed", "feature", "sign", "rank"),
     Explanation: ("ensemble", "seed", "feature", "explainer"),
     Score: ("ensemble", "seed", "feature", "explainer", "kind"),

@@ -30,7 +30,7 @@ from engine.studyfile import ImportPlan, StudyFile, TrainPlan
 from engine.train import train_ensemble
 
 # What `seedscope demo` waits for; the loss follows while people look.
-CORE = ("match", "activity", "ablate", "explain")
+CORE = ("match", "activity", "ablate", "explain", "subspaces")
 
 
 def run_study(

@@ -9,6 +9,7 @@ from app import render
 from app.formats import percent
 from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_feature
 from app.store import Agreement, FeatureQuery, Missing, Place, StudyStore, Told
+from app.store.spans import FeatureSubspace, feature_subspace
 from engine import schema
 from engine.schema import NO_MATCH
 from engine.stability import is_match
@@ -29,7 +30,7 @@ FIELDS = {
     "loss": ("ablation.marginal_loss_nats", "ablation.loss_rank"),
     "logits": ("positive_logits", "negative_logits"),
     "explanations": ("explanations", "matches.explanation", "matches.explainer", "matches.score", "label_agreement"),
-    "subspace": ("subspace",),
+    "subspaces": ("subspace",),
 }  # fmt: skip
 
 
@@ -148,7 +149,7 @@ class FeaturePage:
     explanations: list[Told] | None  # the one that lists show first
     label_agreement: Agreement | None  # of that one with those of its counterparts
     ablation: dict[str, float | None] | None
-    subspace: dict[str, float] | None
+    subspace: FeatureSubspace | None
     histogram: list[int] | None
     histogram_edges: list[float] | None
     hookpoint: str | None
@@ -239,7 +240,7 @@ def feature(
         if "explanations" in lacking
         else _label_agreement(store, found, scored.bucket, filter, comparisons),
         ablation=_ablation(store, row, found),
-        subspace=None,
+        subspace=feature_subspace(store, row, found),
         histogram=found.histogram if activity else None,
         histogram_edges=member.histogram_edges if activity else None,
         hookpoint=row.hookpoint,

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from engine import schema
 from engine.schema import ANALYSES
 
-LATER = "not computed by this version"
-# Results that no version computes yet.
-PLANNED = {"subspace": "geometry"}
+SPANS = "subspaces: what spans of unstable features share"
 
 
 @dataclass(frozen=True)
@@ -20,11 +18,6 @@ class Missing:
     command: str | None  # that adds it; None where none does
     job: dict[str, str] | None = None  # the fields that start it; None: they need what only users know
 
-    @property
-    def is_planned(self) -> bool:
-        """Whether nothing that users do would add it."""
-        return self.reason == LATER
-
     def __str__(self) -> str:
         return self.reason + (f"; run `{self.command}`" if self.command else "")
 
@@ -34,7 +27,7 @@ def missing(
 ) -> dict[str, Missing]:
     """{result: why it is not there and what adds it} of an ensemble; `rules` are those that its pairs were matched by.
 
-    Results: `activity`, `live` (the rule), `one-to-one`, `ablate`, `loss`, `logits`, and those of PLANNED. `logits` says
+    Results: `activity`, `live` (the rule), `one-to-one`, `ablate`, `explanations`, `loss`, `logits`, `subspaces`. `logits` says
     whether the store has any of the ensemble.
     """
     blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
@@ -53,7 +46,7 @@ def missing(
             return Missing(result, "the hook point that the SAEs read is not known", command + place)
         return Missing(result, "not computed yet", f"{command} --only {analysis}", job(only=analysis))
 
-    match, activity, ablate, explain, loss = ANALYSES
+    match, activity, ablate, explain, loss, subspaces = ANALYSES
     found = {}
     if activity not in ensemble.computed:
         found["activity"] = lacks("activity: density, contexts, triggers, dead features", activity)
@@ -79,4 +72,11 @@ def missing(
         else:
             width = "the hook point does not have the residual stream's width"
             found["logits"] = Missing(result, blind or width, None)
-    return found | {key: Missing(words, LATER, None) for key, words in PLANNED.items()}
+    if subspaces not in ensemble.computed:
+        command = f"seedscope analyze {study.study} --only {subspaces}"
+        found["subspaces"] = (
+            Missing(SPANS, "not computed yet", command, job(only=subspaces))
+            if ensemble.n_members > 1
+            else Missing(SPANS, "spans are compared among members, and the ensemble has one", None)
+        )
+    return found

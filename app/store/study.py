@@ -45,11 +45,11 @@ class StudyStore:
             expected = f"schema {found} in the file, {schema.SCHEMA_VERSION} is read; build the study again"
             raise NotFound("study of this version", name, expected)
         # Addresses and commands name a study by its folder, which people copy and rename.
-        self.study: schema.Study = replace(self._rows(schema.Study)[0], study=path.parent.name)
-        self.ensembles: dict[str, schema.Ensemble] = {e.ensemble: e for e in self._rows(schema.Ensemble)}
-        self._members = {name: self._rows(schema.Member, "ensemble = ?", [name]) for name in self.ensembles}
-        self.tokens = [row.text for row in self._rows(schema.Token)]
-        self.documents = {row.id: row.name for row in self._rows(schema.Document)}
+        self.study: schema.Study = replace(self.rows(schema.Study)[0], study=path.parent.name)
+        self.ensembles: dict[str, schema.Ensemble] = {e.ensemble: e for e in self.rows(schema.Ensemble)}
+        self._members = {name: self.rows(schema.Member, "ensemble = ?", [name]) for name in self.ensembles}
+        self.tokens = [row.text for row in self.rows(schema.Token)]
+        self.documents = {row.id: row.name for row in self.rows(schema.Document)}
         self.null_counts = lru_cache(512)(self._null_counts)
         self.null_p999 = lru_cache(64)(self._null_p999)
         self.sample = lru_cache(8)(self._sample)
@@ -148,7 +148,7 @@ class StudyStore:
         if not re.fullmatch(r"0|[1-9]\d{0,8}", str(feature)) or int(feature) >= d_sae:
             raise NotFound("feature", feature, f"0 to {d_sae - 1}")
         where = "ensemble = ? AND seed = ? AND feature = ?"
-        return self._rows(schema.Feature, where, [ensemble, seed, int(feature)])[0]
+        return self.rows(schema.Feature, where, [ensemble, seed, int(feature)])[0]
 
     def features_at(self, ensemble: str, places: list[tuple[int, int]]) -> dict[tuple[int, int], schema.Feature]:
         """Features by (seed, feature), read together: a page with 95 counterparts asks once."""
@@ -166,11 +166,11 @@ class StudyStore:
 
     def matches(self, ensemble: str, seed: int, feature: int) -> schema.Match:
         """One feature's partners."""
-        return self._rows(schema.Match, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])[0]
+        return self.rows(schema.Match, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])[0]
 
     def contexts(self, ensemble: str, seed: int, feature: int) -> list[schema.Context]:
         """A feature's contexts, strongest group first."""
-        return self._rows(schema.Context, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
+        return self.rows(schema.Context, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
 
     def random_feature(self, ensemble: str) -> tuple[int, int]:
         """(seed, index) of any feature that is not known to be dead; raises NotFound where all are."""
@@ -182,7 +182,7 @@ class StudyStore:
 
     def logits(self, ensemble: str, seed: int, feature: int) -> list[schema.Logit]:
         """The next tokens that a feature lowers, then those that it raises, the strongest first; empty without logits."""
-        return self._rows(schema.Logit, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
+        return self.rows(schema.Logit, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
 
     def worth_rank(self, found: schema.Feature, column: str = "worth_ev") -> int:
         """1-based rank of a feature's marginal worth within its member, largest first."""
@@ -223,7 +223,7 @@ class StudyStore:
 
     def ablations(self, ensemble: str) -> list[schema.Ablation]:
         """Explained variance under every mask, all members."""
-        return self._rows(schema.Ablation, "ensemble = ?", [ensemble])
+        return self.rows(schema.Ablation, "ensemble = ?", [ensemble])
 
     def null_rates(self, ensemble: str, theta: float) -> dict[str, float]:
         """{null kind: share of chance comparisons that reach theta}."""
@@ -250,7 +250,7 @@ class StudyStore:
 
     # -- SQL -----------------------------------------------------------------------------------------------------
 
-    def _rows(self, table: type, where: str = "true", parameters: Any = None) -> list[Any]:
+    def rows(self, table: type, where: str = "true", parameters: Any = None) -> list[Any]:
         """Rows of one table in the order of its keys."""
         names = ", ".join(f'"{f.name}"' for f in fields(table))
         order = ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
@@ -264,7 +264,7 @@ class StudyStore:
             f"unnest($features::INTEGER[]) AS feature) USING (seed, feature) WHERE ensemble = $ensemble {more})"
         )
         seeds, features = ([int(place[i]) for place in places] for i in (0, 1))
-        return self._rows(table, where, {"seeds": seeds, "features": features, "ensemble": ensemble})
+        return self.rows(table, where, {"seeds": seeds, "features": features, "ensemble": ensemble})
 
     def fetch(self, sql: str, parameters: Any = None) -> list[tuple]:
         """All rows of a statement."""

@@ -25,8 +25,6 @@ _MEASURED = (
     "trigger_share", "trigger_what", "token_entropy", "top_token_share", "contexts", "histogram",
 )  # fmt: skip
 _EXPLAINED = ("explanation", "explainer", "score", "explanations")
-# What no version computes yet: null, never left out.
-MISSING = {"subspace": "geometry"}
 
 
 class ByChance(NamedTuple):
@@ -167,15 +165,35 @@ def missing(study: Opened, ensemble: schema.Ensemble) -> list[dict[str, str]]:
     if "loss" not in ensemble.computed:
         needs = undefined if blind else f"{command} loss"
         found |= dict.fromkeys(("ablation.marginal_loss_nats", "ablation.loss_rank"), needs)
+    if "subspaces" not in ensemble.computed:
+        one = "undefined: spans are compared among members, and the ensemble has one"
+        found["subspace"] = f"{command} subspaces" if ensemble.n_members > 1 else one
     first = study.members[ensemble.ensemble][0].seed
     if not study.store.table(schema.Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
         width = "the hook point does not have the residual stream's width"
         needs = undefined if blind else f"{command} activity" if "activity" not in ensemble.computed else width
         found |= dict.fromkeys(("positive_logits", "negative_logits"), needs)
-    return [{"field": field, "needs": needs} for field, needs in (found | later()).items()]
+    return [{"field": field, "needs": needs} for field, needs in found.items()]
 
 
-def later() -> dict[str, str]:
-    """The fields that no version computes yet, and why they are null."""
-    computed = schema.columns(schema.Feature)
-    return {field: f"{what}: not computed by this version" for field, what in MISSING.items() if field not in computed}
+def subspace_rows(study: Opened, part: Part) -> dict[int, dict[str, Any]]:
+    """{feature: what the pages say of it in the spans of unstable features} of a part's living features."""
+    ensemble, where = part.ensemble, {"seed": part.member.seed, "feature": part.numbers}
+    held = study.store.table(schema.FeatureSpan, ensemble=ensemble.ensemble, **where).to_pylist()
+    if not held:
+        return {}
+    ranks = sorted(set(study.store.table(schema.SpanCurve, ["rank"], ensemble=ensemble.ensemble)["rank"].to_pylist()))
+    at = ranks.index(ensemble.span_rank) if ensemble.span_rank else len(ranks)
+    found = {}
+    for row in held:
+        at_rank = {f"{side}_energy": row[side][at] if at < len(row[side]) else None for side in ("own", "others")}
+        random = [rank / ensemble.d_in for rank in ranks]
+        shown = {
+            "ranks": ranks,
+            "own": row["own"],
+            "others": row["others"],
+            "random": random,
+            "rank": ensemble.span_rank,
+        }
+        found[row["feature"]] = shown | at_rank | {"x": row["x"], "y": row["y"]}
+    return found

@@ -18,18 +18,17 @@ import pyarrow as pa
 from engine import catalogue, schema
 from engine.export.explained import explanation_lists, is_explained
 from engine.export.features import (
-    MISSING,
     ByChance,
     by_chance,
     comparison_columns,
     comparison_keys,
     feature_columns,
-    later,
     logit_lists,
     missing,
+    subspace_rows,
 )
 from engine.export.opened import Opened, Part
-from engine.export.parquet import ABLATION
+from engine.export.parquet import CURVE_TABLES
 from engine.progress import Report
 
 VERSION = 1
@@ -41,7 +40,9 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     """Write all files but the manifest; returns what is left out, and why."""
     if study.plan:
         shutil.copyfile(study.folder / catalogue.FILE, folder / catalogue.FILE)
-    curves = [{"kind": ABLATION} | row for row in study.store.table(schema.Ablation).to_pylist()]
+    curves = [
+        {"kind": kind} | row for kind, table in CURVE_TABLES.items() for row in study.store.table(table).to_pylist()
+    ]
     tables = {
         "format": "seedscope.tables",
         "version": VERSION,
@@ -73,7 +74,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         _write_lines(folder, "features", row.ensemble, head | lacks, features(row))
         for name, table in (("pairs", schema.Pair), ("nulls", schema.NullMatch)):
             _write_lines(folder, name, row.ensemble, head, rows_of(table, row))
-    return later() | {"SAEs": "JSON cannot hold them; --format parquet or saelens does"}
+    return {"SAEs": "JSON cannot hold them; --format parquet or saelens does"}
 
 
 def _write_lines(folder: Path, name: str, ensemble: str, head: dict[str, Any], lines: Iterable[dict[str, Any]]) -> None:
@@ -98,12 +99,12 @@ def feature_lines(
     matches = pa.table(comparison_keys(part) | comparison_columns(part)).drop_columns(["ensemble", "seed", "feature"])
     matches = matches.rename_columns({"other_seed": "seed"}).to_pylist()
     contexts, logits = _contexts(study, part), logit_lists(study, part)
+    subspaces = subspace_rows(study, part)
     said = explanation_lists(study, part.ensemble, part.member.seed, part.numbers) if explained else {}
     n = len(part.others)
     for i, (row, top, found) in enumerate(zip(rows, counts.to_pylist(), ids.to_pylist(), strict=True)):
         filled = [count for count, token in zip(top, found, strict=True) if token >= 0]
         row["top_tokens"] = list(zip(row["top_tokens"], filled, strict=True))
-        row |= {name: row.get(name) for name in MISSING}
         if "activity" not in part.ensemble.computed:
             row |= {"top_tokens": None, "histogram": None, "quantiles": None}
         yield (
@@ -113,6 +114,7 @@ def feature_lines(
                 "matches": matches[i * n : (i + 1) * n],
                 "contexts": contexts.get(row["feature"], []) if "activity" in part.ensemble.computed else None,
                 "explanations": said.get(row["feature"], []) if explained else None,
+                "subspace": subspaces.get(row["feature"]),
                 "ablation": _ablation(part, row["feature"], {name: worth[name][i].as_py() for name in ranks}, ranks),
             }
             | logits.get(row["feature"], {"positive_logits": None, "negative_logits": None})

@@ -26,7 +26,7 @@ from engine import schema
 from engine.activity import N_INTERVALS
 from engine.exchange import neuronpedia as exchange
 from engine.export.explained import batches
-from engine.export.features import by_chance, comparison_columns, feature_columns, later
+from engine.export.features import by_chance, comparison_columns, feature_columns
 from engine.export.opened import Opened, Part
 from engine.progress import Report
 
@@ -60,7 +60,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         report(done + 1, len(members))
     without = [row.ensemble for row in study.ensembles if row not in shown]
     failed = {"explanations that failed": f"{n_failed:,}: Neuronpedia has no place for them"} if n_failed else {}
-    return later() | failed | ({", ".join(without): "no activity was computed"} if without else {})
+    return failed | ({", ".join(without): "no activity was computed"} if without else {})
 
 
 def model_id(study: schema.Study) -> str:

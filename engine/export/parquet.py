@@ -1,8 +1,8 @@
 """The lossless export: Parquet tables, the SAEs as they are and the plan; what `engine.restore` reads.
 
 `features.parquet` has a row per feature with the names of the pages' JSON, `matches.parquet` one per comparison, both in
-row groups of the same features; `curves.parquet` what was measured under masks (kind `ablation`), `contexts.parquet` the
-token windows. The other tables are those of the contract. Everything streams.
+row groups of the same features; `curves.parquet` what was measured under masks (kind `ablation`) and of spans (kind `subspace`),
+`contexts.parquet` the token windows. The other tables are those of the contract. Everything streams.
 """
 
 import shutil
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine import catalogue, schema
-from engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns, later
+from engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns
 from engine.export.opened import Opened, Part
 from engine.progress import Report
 
@@ -23,14 +23,15 @@ _NAMES = {
     schema.Study: "study", schema.Ensemble: "ensembles", schema.Member: "members", schema.Pair: "pairs",
     schema.NullMatch: "nulls", schema.Token: "tokens", schema.Document: "documents",
 }  # fmt: skip
+# {kind of a curve: table}; in one file, where what a kind does not have is null.
+CURVE_TABLES = {"ablation": schema.Ablation, "subspace": schema.SpanCurve}
 # Tables that are written as the contract has them.
 PLAIN = {
     table: f"{_NAMES.get(table, table.__name__.lower())}.parquet"
     for table in schema.TABLES
-    if table not in (schema.Feature, schema.Match, schema.Context, schema.Ablation)
+    if table not in (schema.Feature, schema.Match, schema.Context, *CURVE_TABLES.values())
 }
 N_ROWS = 2**18  # comparisons and contexts in memory at a time, and in a row group: up to 150 MB
-ABLATION = "ablation"  # the kind of a curve
 
 
 def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
@@ -50,22 +51,27 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         for table in PLAIN:
             if table not in by_member:
                 files.add(PLAIN[table], study.store.table(table))
+        files.add(CURVES, _curves(study))
         members = [(row, member) for row in study.ensembles for member in study.members[row.ensemble]]
         chance = {row.ensemble: by_chance(study, row) for row in study.ensembles}
         for done, (row, member) in enumerate(members):
             where = {"ensemble": row.ensemble, "seed": member.seed}
             for table in by_member:
                 files.add(PLAIN[table], study.store.table(table, **where))
-            curves = study.store.table(schema.Ablation, **where)
-            kinds = pa.repeat(pa.scalar(ABLATION), len(curves))
-            files.add(CURVES, curves.add_column(0, "kind", kinds))
             for part in study.parts(row, member, n_rows=N_ROWS):
                 files.add(FEATURES, pa.table(feature_columns(study, part, chance[row.ensemble])))
                 files.add(MATCHES, pa.table(comparison_keys(part) | comparison_columns(part)))
                 files.add(CONTEXTS, _contexts(study, part))
             report(len(saes) + done + 1, total)
     named = {"model and tokens": "they are named, not copied"}
-    return later() | named | ({} if study.plan else {catalogue.FILE: "the study has none"})
+    return named | ({} if study.plan else {catalogue.FILE: "the study has none"})
+
+
+def _curves(study: Opened) -> pa.Table:
+    """Curves of all kinds, with the columns of all of them."""
+    held = {kind: study.store.table(table) for kind, table in CURVE_TABLES.items()}
+    named = [table.add_column(0, "kind", pa.repeat(pa.scalar(kind), len(table))) for kind, table in held.items()]
+    return pa.concat_tables(named, promote_options="default")
 
 
 def _contexts(study: Opened, part: Part) -> pa.Table:

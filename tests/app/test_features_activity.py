@@ -64,7 +64,7 @@ def test_the_twin_says_what_the_store_holds(client, at, features, stored):
             "marginal_loss_nats": row["worth_loss"],
             "loss_rank": 1 + sum(each["worth_loss"] > row["worth_loss"] for each in peers),
         }  # fmt: skip
-        assert {entry["field"] for entry in data["missing"]} == {"subspace"}
+        assert data["missing"] == []
 
 
 def test_a_page_says_in_words_what_the_twin_says_in_numbers(client, at, features):

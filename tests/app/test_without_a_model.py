@@ -138,7 +138,7 @@ def test_absent_results_are_null_and_each_says_what_computes_it(client):
         assert explained[field]["command"] == ADDS_ACTIVITY
         assert "no model" in explained[field]["needs"]
     assert explained["explanations"]["command"] == ADDS_ACTIVITY
-    assert explained["subspace"]["command"] is None
+    assert explained["subspace"]["command"] == "seedscope analyze mine --only subspaces"
     table = client.get(f"{MINE}/features.json?limit=500").json()
     assert table["triggers"] is None
     for row in table["rows"]:
@@ -331,7 +331,7 @@ def test_a_model_that_reads_both_ways_has_no_next_token_loss(own_root, address):
     )  # fmt: skip
     client = browse(own_root)
     explained = {e["field"]: e for e in client.get(f"{address}/0/5.json").json()["missing"]}
-    assert set(explained) == OF_LOSS | {"positive_logits", "negative_logits", "subspace"}
+    assert set(explained) == OF_LOSS | {"positive_logits", "negative_logits"}
     for field in OF_LOSS | {"positive_logits", "negative_logits"}:
         assert "bert-base every token sees the tokens after it" in explained[field]["needs"]
         assert explained[field]["command"] is None

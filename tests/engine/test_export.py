@@ -94,7 +94,6 @@ def test_the_manifest_says_what_the_study_was_made_from(exports, study_root, ens
     assert found["times"]["exported"].startswith("20")
     assert found["times"]["published"] is None
     assert "explanations" not in found["left_out"]
-    assert ("subspace" in found["left_out"]) == (name not in ("saelens", "delphi"))
     assert found["commit"] is None or len(found["commit"].removesuffix("-dirty")) == 40
 
 
@@ -266,7 +265,7 @@ def test_saes_are_copied_as_they_are(exports, study_root):
 def test_lines_of_json_say_what_the_pages_say(exports, client):
     head, *rows = lines(exports["json"] / "features" / f"{ENSEMBLE}.jsonl")
     assert (head["format"], head["version"], head["ensemble"]) == ("seedscope.features", 1, ENSEMBLE)
-    assert {"subspace"} == {lack["field"] for lack in head["missing"]}
+    assert head["missing"] == []
     assert len(rows) == 4 * 96
     for row in rows[::31]:
         page = feature_json(client, row["seed"], row["feature"])

@@ -63,9 +63,24 @@ def test_buckets_are_measured_apart(found, rows):
 
 def test_the_planted_span_is_that_of_all_members_unstable_rows(found):
     assert found.members.tolist() == [0, 1, 2]
-    np.testing.assert_allclose(found.spans.overlap[2], 1, atol=1e-5)
+    np.testing.assert_allclose(found.spans.overlap[..., 2], 1, atol=1e-5)
     np.testing.assert_allclose(found.spans.angles[2], 0, atol=2e-3)
-    assert found.spans.overlap[0] < 0.9
+    np.testing.assert_allclose(found.spans.angle[..., 2], 0, atol=2e-3)
+    assert found.spans.pairs.shape == (3, 3)
+    assert (found.spans.pairs[:, 0] < 0.9).all()
+    assert (found.spans.angle[0, 1:, 0] > 0.3).all()
+
+
+def test_spectra_compare_as_many_rows_of_each_kind(found, rows):
+    spectra = found.ranks[0].spectra
+    np.testing.assert_allclose(spectra.stable, np.linalg.svd(rows[0, :N_STABLE].astype(float))[1], atol=1e-6)
+    for values in spectra:
+        assert values.shape == (N_STABLE,)
+        np.testing.assert_allclose((values**2).sum(), N_STABLE, rtol=1e-6)  # unit rows
+        assert (np.diff(values) <= 0).all()
+
+
+def test_unstable_rows_lie_in_the_other_members_spans(found):
     assert [member.own.shape for member in found.energy] == [(N_STABLE + N_UNSTABLE, 3)] * 3
     unstable, stable = (
         np.nanmean([e.others[part, 1] for e in found.energy]) for part in (slice(N_STABLE, None), slice(N_STABLE))
@@ -90,7 +105,7 @@ def test_members_without_unstable_rows_are_left_out_and_named(rows, dead):
     found = measure(list(rows), matched(rows), some, theta=0.9, ranks=[4])
     assert found.members.tolist() == [0, 1]
     assert found.transfer.cross.energy.shape == (2, 2, 1)
-    assert found.remarks == ("member 2 has 0 unstable rows and is left out of what compares spans",)
+    assert found.remarks == ("seed 2 has 0 unstable rows and is left out of what compares spans",)
     assert np.isnan(found.ranks[2].unstable)
     assert found.ranks[2].random_matched is None
 
