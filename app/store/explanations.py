@@ -114,10 +114,10 @@ class Explanations:
     def of(self, found: schema.Feature) -> list[Told]:
         """Every explanation of a feature, the one that lists show first, each with its scores."""
         at, where = [found.ensemble, found.seed, found.feature], "ensemble = ? AND seed = ? AND feature = ?"
-        texts = self._store._rows(schema.Explanation, where, at)
+        texts = self._store.rows(schema.Explanation, where, at)
         scores: dict[str, list[ToldScore]] = {}
         names = list(ToldScore.__dataclass_fields__)
-        for row in self._store._rows(schema.Score, where, at):
+        for row in self._store.rows(schema.Score, where, at):
             scores.setdefault(row.explainer, []).append(ToldScore(*(getattr(row, name) for name in names)))
         texts.sort(key=lambda row: (row.explainer != found.explainer, row.text is None, row.explainer))
         return [Told(row.explainer, row.text, row.failure, scores.get(row.explainer, [])) for row in texts]
@@ -125,13 +125,13 @@ class Explanations:
     def contexts(self, found: schema.Feature) -> list[ScoredContext]:
         """The contexts that a feature's explanations are scored on, in the order of Score.said; empty without any."""
         where = "ensemble = ? AND seed = ? AND feature = ?"
-        held = self._store._rows(schema.Scored, where, [found.ensemble, found.seed, found.feature])
+        held = self._store.rows(schema.Scored, where, [found.ensemble, found.seed, found.feature])
         if not held:
             return []
         (row,) = held
         chosen = sorted(set(row.windows))
         windows = {
-            w.id: w for w in self._store._rows(schema.TokenWindow, "id IN (SELECT unnest(?::INTEGER[]))", [chosen])
+            w.id: w for w in self._store.rows(schema.TokenWindow, "id IN (SELECT unnest(?::INTEGER[]))", [chosen])
         }
         contexts = []
         for kind, window, offset, length, mask in zip(
@@ -146,7 +146,7 @@ class Explanations:
         """What an explainer said of every one of `contexts`: 1 active, 0 silent, -1 no answer; empty where it is not known."""
         where = "ensemble = ? AND seed = ? AND feature = ? AND explainer = ? AND kind = ?"
         at = [found.ensemble, found.seed, found.feature, explainer, kind]
-        return next((row.said for row in self._store._rows(schema.Score, where, at)), [])
+        return next((row.said for row in self._store.rows(schema.Score, where, at)), [])
 
     # -- labels beside each other ----------------------------------------------------------------------------------
 

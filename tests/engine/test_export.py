@@ -245,11 +245,18 @@ def test_contexts_and_curves_hold_what_the_store_holds(exports, study_root):
             "token_ids": ids, "tokens": [texts[i] for i in ids], "activations": activations,
         }  # fmt: skip
     curves = pq.read_table(exports["parquet"] / "curves.parquet").to_pylist()
-    columns = "seed, mask, n_masked, n_draws, ev, ev_sd, loss, loss_sd"
-    assert [tuple(row.values()) for row in curves] == [
-        ("ablation", ENSEMBLE, *row)
-        for row in stored(study_root, f"SELECT {columns} FROM Ablation ORDER BY seed, mask, n_masked")
-    ]
+    kinds = {
+        "ablation": ("Ablation", "seed, mask, n_masked, n_draws, ev, ev_sd, loss, loss_sd"),
+        "subspace": ("SpanCurve", "curve, rank, mean, spread, split_spread, n_pairs, n_fitted"),
+    }
+    for kind, (table, columns) in kinds.items():
+        names = columns.split(", ")
+        mine = [tuple(row[name] for name in ("ensemble", *names)) for row in curves if row["kind"] == kind]
+        assert mine == [
+            (ENSEMBLE, *row)
+            for row in stored(study_root, f"SELECT {columns} FROM {table} ORDER BY {', '.join(names[:3])}")
+        ]
+    assert {row["kind"] for row in curves} == set(kinds)
 
 
 def test_saes_are_copied_as_they_are(exports, study_root):
@@ -289,7 +296,8 @@ def test_json_holds_the_other_tables_as_well(exports, study_root):
     tables = json.loads((folder / "tables.json").read_text())
     assert (tables["format"], tables["version"], tables["study"]["study"]) == ("seedscope.tables", 1, STUDY)
     assert [row["seed"] for row in tables["members"]] == [0, 1, 2, 3]
-    assert len(tables["curves"]) == stored(study_root, "SELECT count(*) FROM Ablation")[0][0]
+    both = "SELECT (SELECT count(*) FROM Ablation) + (SELECT count(*) FROM SpanCurve)"
+    assert len(tables["curves"]) == stored(study_root, both)[0][0]
 
 
 # -- neuronpedia -------------------------------------------------------------------------------------------------
