@@ -6,11 +6,13 @@ from app.figures.masking import CURVES, EV, LOSS, CurvePoint, Level, masking_cur
 from app.figures.members import pair_histogram, seed_matrix
 from app.figures.scatter import Cells, Cloud, Dots, metric_scatter
 from app.figures.scores import ScoreCurve, score_by_stability
+from app.figures.spans import CapturedCurve, captured_figure
 from app.figures.stability import convergence, stability_cdf, stability_distribution, theta_sweep
 from app.figures.tradeoff import TradeOff, trade_off
 
 __all__ = [
-    "CURVES", "EV", "LOSS", "Cells", "Cloud", "CurvePoint", "Dots", "Figure", "Level", "ScoreCurve", "TradeOff", "ablation",
-    "convergence", "density_by_bucket", "masking_curves", "metric_scatter", "pair_histogram",
-    "score_by_stability", "seed_matrix", "stability_cdf", "stability_distribution", "theta_sweep", "trade_off",
+    "CURVES", "EV", "LOSS", "CapturedCurve", "Cells", "Cloud", "CurvePoint", "Dots", "Figure", "Level", "ScoreCurve",
+    "TradeOff", "ablation", "captured_figure", "convergence", "density_by_bucket", "masking_curves", "metric_scatter",
+    "pair_histogram", "score_by_stability", "seed_matrix", "stability_cdf", "stability_distribution", "theta_sweep",
+    "trade_off",
 ]  # fmt: skip

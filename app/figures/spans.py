@@ -1,0 +1,179 @@
+"""What spans of sets of features capture, against rank."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.figures.drawing import BUCKET_ROLE, Figure, layout
+from app.formats import percent
+
+# How each curve is drawn: (label, colour, None: that of the subject, dash).
+_DRAWN = {
+    "within": ("own seed", None, "dot"),
+    "cross": ("another seed", None, "solid"),
+    "random_set": ("random living features", "@soft", "dashdot"),
+    "stable": ("stable features", BUCKET_ROLE["stable"], "longdash"),
+    "activations": ("PCA of activations", "@ink", "dot"),
+    "random_subspace": ("random subspace, r/d", "@null", "dash"),
+}
+CURVES = tuple(_DRAWN)
+_ROOM = 0.06  # of the axis that a label takes
+
+
+@dataclass(frozen=True)
+class CapturedCurve:
+    """Mean captured energy at every rank, None where no pair reaches it."""
+
+    name: str  # of CURVES
+    ranks: tuple[int, ...]
+    mean: tuple[float | None, ...]
+    spread: tuple[float | None, ...]  # SD over pairs, or over members; None for what has none
+    n_pairs: tuple[int, ...]  # ordered pairs, or members, behind each mean
+
+    def at(self, rank: int) -> float | None:
+        """The mean at one rank; None where the curve has no such rank or stops before it."""
+        return self.mean[self.ranks.index(rank)] if rank in self.ranks else None
+
+
+def captured_figure(
+    curves: Sequence[CapturedCurve],
+    *,
+    d: int,
+    rank: int | None,
+    n: str,
+    subject: str = "unstable features",
+    bucket: str | None = "unstable",
+    fitted: str = "half of a member’s rows",
+    id: str = "captured",
+) -> Figure:
+    """One line per curve with a band of its spread; r/d is drawn whether it is given or not.
+
+    `n` says of how many features and members, `fitted` on what the spans were fitted, `bucket` whose colour the subject has
+    (None: it is no bucket). `rank`, one of the curves' ranks, is marked and what the title states.
+    """
+    held = [
+        curve for name in CURVES for curve in curves if curve.name == name and any(m is not None for m in curve.mean)
+    ]
+    if not any(curve.name == "random_subspace" for curve in held):
+        ranks = max((curve.ranks for curve in held), key=len, default=(1, d))
+        held.append(
+            CapturedCurve(
+                "random_subspace", ranks, tuple(r / d for r in ranks), (None,) * len(ranks), (0,) * len(ranks)
+            )
+        )
+    own = BUCKET_ROLE[bucket] if bucket else "@accent"
+    colours = {name: colour or own for name, (_, colour, _) in _DRAWN.items()}
+    data = [_band(curve, colours[curve.name]) for curve in held if any(curve.spread)]
+    data += [_line(curve, colours[curve.name], label) for curve, label in zip(held, _labels(held), strict=True)]
+    mark = {
+        "type": "line",
+        "x0": rank,
+        "x1": rank,
+        "y0": 0,
+        "y1": 1,
+        "yref": "paper",
+        "line": {"color": "@soft", "width": 1},
+    }
+    band = " Bands: ± one standard deviation over pairs." if any(any(curve.spread) for curve in held) else ""
+    return Figure(
+        id,
+        _title({curve.name: curve for curve in held}, rank, subject, d),
+        f"Mean squared cosine of n = {n} with the span of the top r directions of {subject}, fitted on {fitted}, by rank r; "
+        f"d = {d:,}.{band} Dashed grey: a random subspace, r/d.{'' if rank is None else f' The thin line is rank {rank:,}.'}",
+        {
+            "data": data,
+            "layout": layout(
+                "rank r, log scale", "captured energy",
+                xaxis={"type": "log", "tickvals": _ticks(d), "ticktext": [f"{tick:,}" for tick in _ticks(d)],
+                       "range": [-0.05, math.log10(d) + 0.05]},
+                yaxis={"tickformat": ".0%", "range": [0, 1.04]},
+                shapes=[] if rank is None else [mark],
+            ),
+        },
+        ("span of", "rank", "captured energy, mean", "SD over pairs", "pairs"),
+        tuple(
+            (_DRAWN[curve.name][0], f"{r:,}", percent(mean), "–" if spread is None else percent(spread), n_pairs or "–")
+            for curve in held
+            for r, mean, spread, n_pairs in zip(curve.ranks, curve.mean, curve.spread, curve.n_pairs, strict=True)
+            if mean is not None
+        ),
+    )  # fmt: skip
+
+
+def _title(held: dict[str, CapturedCurve], rank: int | None, subject: str, d: int) -> str:
+    cross = held["cross"].at(rank) if rank is not None and "cross" in held else None
+    if cross is None:
+        return f"How much of the energy of {subject} lies in another seed’s span?"
+    within = held["within"].at(rank) if "within" in held else None
+    own = f", their own {percent(within, 0)}" if within is not None else ""
+    return (
+        f"At rank {rank:,} another seed’s span captures {percent(cross, 0)} of the energy of {subject}{own}, "
+        f"a random one {percent(rank / d, 0)}"
+    )
+
+
+def _band(curve: CapturedCurve, colour: str) -> dict[str, Any]:
+    at = [i for i, mean in enumerate(curve.mean) if mean is not None]
+    xs, spread = [curve.ranks[i] for i in at], [curve.spread[i] or 0 for i in at]
+    high = [min(curve.mean[i] + s, 1) for i, s in zip(at, spread, strict=True)]
+    low = [max(curve.mean[i] - s, 0) for i, s in zip(at, spread, strict=True)]
+    return {
+        "type": "scatter", "mode": "lines", "x": [*xs, *reversed(xs)], "y": [*high, *reversed(low)], "fill": "toself",
+        "fillcolor": colour, "opacity": 0.16, "line": {"width": 0, "color": colour}, "hoverinfo": "skip",
+        "name": _DRAWN[curve.name][0],
+    }  # fmt: skip
+
+
+def _line(curve: CapturedCurve, colour: str, label: tuple[int, str] | None) -> dict[str, Any]:
+    says, _, dash = _DRAWN[curve.name]
+    null = curve.name == "random_subspace"
+    return {
+        "type": "scatter", "mode": "lines+text" if null else "lines+markers+text", "x": list(curve.ranks), "y": list(curve.mean),
+        "name": says, "line": {"color": colour, "dash": dash, "width": 2 if curve.name in ("within", "cross") else 1.5},
+        "marker": {"color": colour, "size": 5}, "customdata": list(curve.n_pairs), "cliponaxis": False, "connectgaps": False,
+        "text": [says if label and i == label[0] else "" for i in range(len(curve.ranks))],
+        "textposition": label[1] if label else "top center", "textfont": {"color": colour},
+        "hovertemplate": f"{says}, rank %{{x:,}}: %{{y:.1%}} of the energy"
+                         f"{'' if null else ', mean over %{customdata}'}<extra></extra>",
+    }  # fmt: skip
+
+
+def _labels(held: Sequence[CapturedCurve]) -> list[tuple[int, str] | None]:
+    """Per curve at which of its points its name stands, and on which side: where other curves and names are farthest."""
+    values = [dict(zip(curve.ranks, curve.mean, strict=True)) for curve in held]
+    taken: list[tuple[float, float]] = []  # (log rank, height) of names that are placed
+    labels: list[tuple[int, str] | None] = []
+    for mine, curve in enumerate(held):
+        places = []
+        for i, y in enumerate(curve.mean):
+            if y is None or not 0 < i < len(curve.ranks) - 1:
+                continue
+            x = math.log(curve.ranks[i]) / math.log(curve.ranks[-1])
+            # A name is as wide as a fifth of the axis: its neighbours at both sides count.
+            near = [y, *(m for m in (curve.mean[i - 1], curve.mean[i + 1]) if m is not None)]
+            others = [
+                held_at[rank]
+                for other, held_at in enumerate(values)
+                if other != mine
+                for rank in curve.ranks[i - 1 : i + 2]
+                if held_at.get(rank) is not None
+            ]
+            for side, sign in (("top left", 1), ("bottom right", -1)):
+                edge = max(near) if sign > 0 else min(near)
+                gap = min([abs(o - y) for o in others if sign * (o - y) >= 0] + [1.04 - edge if sign > 0 else edge])
+                names = [abs(y + sign * _ROOM - b) for a, b in taken if abs(a - x) < 0.3]
+                places.append((min([gap, *names]), i, side, (x, y + sign * _ROOM)))
+        if not places:
+            labels.append(None)
+            continue
+        _, i, side, at = max(places)
+        taken.append(at)
+        labels.append((i, side))
+    return labels
+
+
+def _ticks(d: int) -> list[int]:
+    step = 2 if d <= 256 else 4
+    ticks = [step**power for power in range(int(math.log(d, step) + 1e-9) + 1)]
+    return ticks if d < 1.5 * ticks[-1] else [*ticks, d]
