@@ -25,6 +25,8 @@ from app.routes import (
     members,
     neighbours,
     overview,
+    projected,
+    projecting,
     scored,
     studies,
     trying,
@@ -98,6 +100,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(members.router)  # before the permalink, whose address would swallow members/match
     app.include_router(neighbours.router)
     app.include_router(worth.router)
+    app.include_router(projecting.router)
+    app.include_router(projected.router)
     app.include_router(scored.router)
     app.include_router(trying.router)
     app.include_router(features.router)

@@ -1,4 +1,4 @@
-"""Small pictures drawn by the server as inline SVG: the seed strip, and the activation histogram."""
+"""Small pictures drawn by the server as inline SVG: the seed strip, the activation histogram, energy against rank."""
 
 from math import log
 from typing import Any
@@ -88,4 +88,49 @@ def histogram(
     return Markup(
         f'<svg class="histogram" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
         f'aria-label="activation histogram, {edges[0]:.3g} to {edges[-1]:.3g}, log scale">{"".join(bars)}</svg>'
+    )
+
+
+def energy_chart(
+    ranks: list[int], d: int, rank: int, curves: dict[str, list], width: int = 400, height: int = 190
+) -> Markup:
+    """Shares between 0 and 1 against rank on a log axis: lines, bands given as [low, high], the null r/d, a mark at one rank.
+
+    A curve's key is its class; None ends it.
+    """
+    left, right, top, bottom = 34, 8, 8, 22
+    span = log(ranks[-1]) or 1
+
+    def place(r: float, share: float) -> str:
+        x = left + (width - left - right) * log(r) / span
+        return f"{x:.1f} {top + (height - top - bottom) * (1 - share):.1f}"
+
+    def line(points: list[tuple[int, float]]) -> str:
+        return "M" + "L".join(place(*point) for point in points) if points else ""
+
+    def known(values: list[float | None]) -> list[tuple[int, float]]:
+        return [(r, value) for r, value in zip(ranks, values, strict=True) if value is not None]
+
+    drawn = ""
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x, y = place(1, share).split()
+        drawn += f'<path class="grid" d="M{x} {y}H{width - right}"/>'
+        drawn += f'<text class="end" x="{left - 5}" y="{float(y) + 3.5:.1f}">{100 * share:.0f}\u00a0%</text>'
+    tick = 1
+    while tick <= ranks[-1]:
+        x = place(tick, 0).split()[0]
+        drawn += f'<text x="{x}" y="{height - 6}">{tick:,}</text>'
+        tick *= 4
+    drawn += f'<path class="mark" d="M{place(rank, 0)}L{place(rank, 1)}"/>'
+    for name, values in curves.items():
+        if values and isinstance(values[0], list):
+            low, high = (known(edge) for edge in values)
+            drawn += f'<path class="{name}" d="{line(low + high[::-1])}"/>'
+    drawn += f'<path class="null" d="{line([(r, r / d) for r in ranks])}"/>'
+    for name, values in curves.items():
+        if not (values and isinstance(values[0], list)):
+            drawn += f'<path class="{name}" d="{line(known(values))}"/>'
+    title = f"captured energy against rank, 1 to {ranks[-1]:,}, log scale; the thin line is rank {rank:,}"
+    return Markup(
+        f'<svg class="energy" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"><title>{title}</title>{drawn}</svg>'
     )

@@ -28,7 +28,7 @@ from engine.queries import KINDS, QUEUE_LIMIT, LiveAnswer, LiveQuery, live_query
 
 BATCH_LIMIT = 64  # queries that share one product
 KEPT_BYTES = 2**26  # of answers: clicks on the same thing, at once or one after the other, cost one computation
-LINE_LIMIT = 2**20  # bytes of a query
+LINE_LIMIT = 2**23  # bytes of a query: three sets of 96 members of 131,072 features take 6 million
 LONGEST_S = 3600.0
 # Neighbours take a moment and pairs may take a minute: a lane each, so that the moment stays one.
 LANES = tuple(kind for kind in KINDS if kind != "status")

@@ -7,12 +7,13 @@ their bytes in that order. No pickle: neither side can make the other run anythi
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_origin
 
-KINDS = ("neighbours", "pair", "try", "loss", "status")
+KINDS = ("neighbours", "pair", "try", "loss", "project", "project_feature", "status")
 SPACES = ("decoder", "encoder")
 MAX_K = 1000  # neighbours per member that are given out at most
 MAX_TEXT = 20_000  # characters of a text that is tried
 WINDOWS = ("random", "contexts")  # that a feature's exact loss is taken on
 MAX_LOSS_TOKENS = 2**16
+MAX_CONTROLS = 1000  # features that one is projected beside
 MAX_ACTIVE = 2**21  # active features that an answer names; a text that has more is cut
 
 CAUSES = ("query", "busy", "late", "deadly", "fault")  # bad values; full queue; time limit; kills the engine; unknown
@@ -33,7 +34,7 @@ class LiveQuery:
     feature: int = 0  # neighbours, loss: the anchor feature
     by: str = "decoder"  # neighbours: or encoder
     k: int = 5  # neighbours: per member; fewer where a member has fewer that have a direction
-    members: tuple[int, ...] = ()  # neighbours: seeds to look in; all, the anchor's own too, if empty
+    members: tuple[int, ...] = ()  # neighbours, project: seeds to look in; all, the anchor's own too, if empty
     absolute: bool = False  # the largest |cosine| instead of the largest cosine
     other: int = 0  # pair: the comparison's seed
     rule: str = "argmax"  # pair: one of schema.PAIR_RULES
@@ -42,6 +43,11 @@ class LiveQuery:
     windows: str = "random"  # loss: one of WINDOWS
     n_tokens: int = 4096  # loss: about as many evaluation tokens, 1 to MAX_LOSS_TOKENS
     tokens: str = ""  # loss: digest of the evaluation tokens
+    rank: int = 0  # project: that energies are taken at; 0: the usual one for the width
+    rows: str = ""  # project, project_feature: the set whose spans are meant, as engine.masks writes it, one per member
+    living: str = ""  # project: the living features, likewise
+    stable: str = ""  # project: the stable ones, likewise
+    controls: tuple[int, ...] = ()  # project_feature: features of the anchor's member, at most MAX_CONTROLS
 
     def shared_key(self) -> tuple:
         """Queries with equal keys are answered together: by one product, or one pass through the model."""
@@ -62,7 +68,12 @@ class LiveAnswer:
     try: `texts` and arrays `id`, `counts` (False: as BOS, it never counts), one entry per token; `extent`, how many tokens of
     the text were read and how many it has; `count` (seeds, tokens) of active features; and, seed after seed, token after
     token, the strongest first, `feature` and `activation`, a_i * ||d_i|| as everywhere. loss: arrays `added`, `read`,
-    `active` of engine.loss.ExactLoss, one entry per window.
+    `active` of engine.loss.ExactLoss, one entry per window. project: `ranks`, `rank`, `n_splits`; for the members `asked` for
+    `n_rows` and `n_undirected`, left out as they have no direction; for those `compared` `n_fitted` and `effective_rank`;
+    (3, ranks) mean, standard deviation and number of pairs as `within`, `cross`, `random_set`, `stable` (these two may be
+    absent) and `overlap`; `seed`, `feature`, `own`, `others`, one entry per row; NaN: no span of that rank.
+    project_feature: `ranks`, `rank`; per other member `seed`, `n_rank`, `energy` (members, ranks) and `control` (members,
+    controls, ranks).
     """
 
     arrays: dict[str, Any] = field(default_factory=dict)  # NumPy arrays, read-only

@@ -1,4 +1,4 @@
-"""What stays on the device, and what is asked of it: nearest features, two members matched, a text tried.
+"""What stays on the device, and what is asked of it: nearest features, pairs matched, texts tried, sets projected.
 
 The unit rows of all members lie one below the other in ONE matrix. Neighbours of a feature are a product of that matrix with
 one vector, which is worth exactly one read of it; queries that wait together share the read. Scores of a few members exist
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine import costing, sae, store, trying
+from engine import costing, projecting, sae, store, trying
 from engine.checkpoint import local_folder, n_parameters, weight_files
 from engine.fused import choice, named_device
 from engine.match import PairMatches, dictionaries, match_pair
@@ -48,7 +48,7 @@ class Resident(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Something on the device: a Resident, a member's SAE or a Reader."""
+    """Something on the device: a Resident, a member's SAE, a Reader or a set's Spans."""
 
     value: Any
     n_bytes: int
@@ -76,9 +76,9 @@ class Residents:
 
     def answer(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         """One answer per query, all of one shared_key; what is wrong with a query stands in its own answer."""
-        compute = {"neighbours": self._neighbours, "pair": self._pair, "try": self._try, "loss": self._loss}[
-            queries[0].kind
-        ]
+        by_kind = {"neighbours": self._neighbours, "pair": self._pair, "try": self._try, "loss": self._loss,
+                   "project": self._project, "project_feature": self._project}  # fmt: skip
+        compute = by_kind[queries[0].kind]
         with torch.inference_mode():
             return compute(queries)
 
@@ -204,6 +204,24 @@ class Residents:
             reader, _ = self._reader(place, query)
             member = self._member(query, _file(self._root, query, query.seed))
             return [costing.answer(query, reader.model, place.hookpoint, study, member)]
+        except ValueError as error:
+            return [LiveAnswer(error=str(error), cause="query")]
+
+    def _project(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        (query,) = queries
+        try:
+            _check_ensemble(query)
+            resident = self._resident(query)
+            if query.kind == "project":
+                return [projecting.answer(query, *resident)]
+            # A set's spans take seconds, a feature's energies in them none: the next feature finds them here.
+            name, asked = f"{query.study}/{query.folder} spans", query.members or query.seeds
+            spans = self._hold(
+                (name, query.study, query.folder, query.seeds, self.version(query), query.by, asked, query.rows),
+                lambda: 4 * len(asked) * resident.rows.shape[1] ** 2,
+                lambda: projecting.spans_of(query, *resident),
+            )
+            return [projecting.answer_feature(query, *resident, spans)]
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")]
 
@@ -374,9 +392,11 @@ def _model_bytes(path: str) -> int:
     return 4 * n_parameters(weight_files(folder)) if folder else 0
 
 
-def _bytes_of(value: Resident | trying.Reader | sae.SAE) -> int:
+def _bytes_of(value: Resident | projecting.Spans | trying.Reader | sae.SAE) -> int:
     if isinstance(value, Resident):
         return value.rows.nbytes
+    if isinstance(value, projecting.Spans):
+        return sum(one.vectors.nbytes for one in value.bases)
     module = value.model.network if isinstance(value, trying.Reader) else value
     return sum(parameter.nbytes for parameter in module.parameters())
 

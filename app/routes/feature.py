@@ -160,6 +160,7 @@ class FeaturePage:
     nav_views: dict[str, str]
     nav_counterpart: tuple[int, int, float] | None  # seed, feature, cosine of the nearest living one
     nav_exact: str | None  # where its loss is measured now; None where the model cannot be asked
+    nav_projects: str | None  # where it is projected now; None for a row without a direction
     nav_largest: float
     nav_cosines: tuple[float, ...]
     nav_place: Place | None
@@ -254,6 +255,9 @@ def feature(
         nav_counterpart=_living_counterpart(store, row, found),
         nav_exact=f"{base}/{member.seed}/{found.feature}/loss"
         if activity and found.n_active and store.study.causal and row.control_of is None
+        else None,
+        nav_projects=render.url(f"{base}/{member.seed}/{found.feature}/project", **filter.judgement())
+        if found.decoder_norm > 0 and row.n_members > 1
         else None,
         nav_largest=max([found.max_activation or 0, *shown_maxima]),
         nav_cosines=tuple(filter.cosines(found)),

@@ -1,6 +1,7 @@
 """What the pages read from an address: names, and how features are judged."""
 
 import re
+from dataclasses import fields
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from fastapi import Path, Request
@@ -141,7 +142,7 @@ class Filter(Judgement):
 
     def query(self, ensemble: str) -> FeatureQuery:
         """The filter as the store understands it."""
-        values = self.model_dump(exclude={"dir", "view", "v", "embed", "limit", "after", "before"})
+        values = self.model_dump(include={f.name for f in fields(FeatureQuery)})
         return FeatureQuery(ensemble, descending=self.descending, **values)
 
 

@@ -6,6 +6,7 @@ from app.store.explanations import SCORE_KINDS, Agreement, ScoredContext, Scores
 from app.store.missing import Missing, missing
 from app.store.pairs import PairRows, Pairs
 from app.store.scores import BucketScores, ScorePoint, by_bucket, by_stability
+from app.store.sets import FeatureSets, alike_in_density, feature_sets
 from app.store.studies import Studies, analysis_of
 from app.store.study import Sample, StudyStore
 from app.store.table import SORTS, FeatureQuery, FeatureRow, FeatureTable, Place
@@ -13,7 +14,7 @@ from app.store.vocabulary import Contrast, WordLine
 
 __all__ = [
     "METRICS", "SCORE_KINDS", "SORTS", "Agreement", "BadValue", "BucketScores", "Comparison", "Contrast",
-    "FeatureQuery", "FeatureRow", "FeatureTable", "Missing", "NotFound", "PairRows", "Pairs", "Place", "Sample",
+    "FeatureQuery", "FeatureRow", "FeatureSets", "FeatureTable", "Missing", "NotFound", "PairRows", "Pairs", "Place", "Sample",
     "Scatter", "ScorePoint", "ScoredContext", "Scores", "Studies", "StudyStore", "Told", "WordLine",
-    "analysis_of", "by_bucket", "by_stability", "missing",
+    "alike_in_density", "analysis_of", "by_bucket", "by_stability", "feature_sets", "missing",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from app.store.errors import BadValue
@@ -215,6 +216,11 @@ class FeatureTable:
             f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns} FROM filtered ORDER BY {self._order(False)}",
             self._parameters,
         )
+
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """(seeds, features) of all that the query finds, in no order."""
+        found = self._store.arrow(f"{self._cte} SELECT seed, feature FROM filtered", self._parameters)
+        return found.column("seed").to_numpy(), found.column("feature").to_numpy()
 
     # -- distributions -------------------------------------------------------------------------------------------
 

@@ -513,7 +513,7 @@ def test_an_unknown_fault_is_logged_and_spoils_no_other_query(capfd: pytest.Capt
         b"[]\n",
         b"\xff\xfe\n",
         b"[" * 100_000 + b"\n",
-        b"x" * 2**21 + b"\n",
+        b"x" * 2**24 + b"\n",
         json.dumps({"query": {"kind": "neighbours"}, "time_limit_s": -1}).encode() + b"\n",
         json.dumps({"query": {"kind": "neighbours"}, "time_limit_s": float("nan")}).encode() + b"\n",
         json.dumps({"query": {"kind": "neighbours", "study": "none"}, "time_limit_s": 1}).encode() + b"\n",
@@ -524,7 +524,7 @@ def test_what_is_no_query_gets_one_clear_error(line: bytes):
         try:
             assert engine.raw(line)["cause"] == "query"
         except ConnectionError:
-            assert len(line) > 2**20  # the engine stops reading
+            assert len(line) > 2**23  # the engine stops reading
         engine.answerer.gate.set()
         assert engine.ask(1)["error"] is None
 
