@@ -98,7 +98,7 @@ def energy_chart(
 
     A curve's key is its class; None ends it.
     """
-    left, right, top, bottom = 34, 8, 8, 22
+    left, right, top, bottom = 40, 8, 8, 22
     span = log(ranks[-1]) or 1
 
     def place(r: float, share: float) -> str:

@@ -12,13 +12,14 @@ from app.formats import percent
 _DRAWN = {
     "within": ("own seed", None, "dot"),
     "cross": ("another seed", None, "solid"),
-    "random_set": ("random living features", "@soft", "dashdot"),
-    "stable": ("stable features", BUCKET_ROLE["stable"], "longdash"),
+    "random_set": ("random living", "@soft", "dashdot"),
+    "stable": ("stable", BUCKET_ROLE["stable"], "longdash"),
     "activations": ("PCA of activations", "@ink", "dot"),
-    "random_subspace": ("random subspace, r/d", "@null", "dash"),
+    "random_subspace": ("random, r/d", "@null", "dash"),
 }
 CURVES = tuple(_DRAWN)
-_ROOM = 0.06  # of the axis that a label takes
+# Of the axes: how far a name stands from its curve, and how wide one of its letters is.
+_ROOM, _LETTER = 0.05, 0.016
 
 
 @dataclass(frozen=True)
@@ -140,35 +141,31 @@ def _line(curve: CapturedCurve, colour: str, label: tuple[int, str] | None) -> d
 
 
 def _labels(held: Sequence[CapturedCurve]) -> list[tuple[int, str] | None]:
-    """Per curve at which of its points its name stands, and on which side: where other curves and names are farthest."""
-    values = [dict(zip(curve.ranks, curve.mean, strict=True)) for curve in held]
-    taken: list[tuple[float, float]] = []  # (log rank, height) of names that are placed
+    """Per curve at which of its points its name stands, and on which side: where curves and other names are farthest."""
+    span = math.log(max(curve.ranks[-1] for curve in held)) or 1
+    points = [
+        (math.log(rank) / span, mean)
+        for curve in held
+        for rank, mean in zip(curve.ranks, curve.mean, strict=True)
+        if mean is not None
+    ]
     labels: list[tuple[int, str] | None] = []
-    for mine, curve in enumerate(held):
+    for curve in held:
+        width = _LETTER * len(_DRAWN[curve.name][0])
         places = []
-        for i, y in enumerate(curve.mean):
-            if y is None or not 0 < i < len(curve.ranks) - 1:
+        for i, (rank, y) in enumerate(zip(curve.ranks, curve.mean, strict=True)):
+            if y is None:
                 continue
-            x = math.log(curve.ranks[i]) / math.log(curve.ranks[-1])
-            # A name is as wide as a fifth of the axis: its neighbours at both sides count.
-            near = [y, *(m for m in (curve.mean[i - 1], curve.mean[i + 1]) if m is not None)]
-            others = [
-                held_at[rank]
-                for other, held_at in enumerate(values)
-                if other != mine
-                for rank in curve.ranks[i - 1 : i + 2]
-                if held_at.get(rank) is not None
-            ]
-            for side, sign in (("top left", 1), ("bottom right", -1)):
-                edge = max(near) if sign > 0 else min(near)
-                gap = min([abs(o - y) for o in others if sign * (o - y) >= 0] + [1.04 - edge if sign > 0 else edge])
-                names = [abs(y + sign * _ROOM - b) for a, b in taken if abs(a - x) < 0.3]
-                places.append((min([gap, *names]), i, side, (x, y + sign * _ROOM)))
+            x = math.log(rank) / span
+            for side, left, level in (("top left", x - width, y + _ROOM), ("bottom right", x, y - _ROOM)):
+                if left >= 0 and left + width <= 1 and 0.02 <= level <= 1:
+                    near = [abs(b - level) for a, b in points if left - 0.05 <= a <= left + width + 0.05]
+                    places.append((round(min(near, default=1), 3), i, side, left, level))
         if not places:
             labels.append(None)
             continue
-        _, i, side, at = max(places)
-        taken.append(at)
+        _, i, side, left, level = max(places)
+        points += [(left + part * width / 4, level) for part in range(5)]
         labels.append((i, side))
     return labels
 

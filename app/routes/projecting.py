@@ -1,6 +1,7 @@
 """Any set of features projected on the spans of the other seeds' sets, now, by the live engine."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from app.formats import percent
 from app.live import EngineRefusedError, LiveEngine
 from app.routes.chosen import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from app.routes.query import EnsembleName, Filter, StudyName, open_judged
-from app.store import BadValue, StudyStore, feature_sets
+from app.store import BadValue, FeatureSets, StudyStore, feature_sets
 from engine import schema
 from engine.masks import packed
 from engine.queries import LiveAnswer, LiveQuery
@@ -82,26 +83,29 @@ class ProjectPage:
     filter: dict[str, Any]  # of the address, with theta and epsilon
     subject: str  # the set in words
     d_in: int
-    rank: int
-    ranks: list[int]
-    n: int  # features of the set in the members compared
-    n_splits: int  # random halvings that are averaged over
+    rank: int | None  # None: not asked for, and nothing was projected
     sentence: str
-    remarks: list[str]
-    curves: list[CapturedCurve]
-    overlap: CapturedCurve
-    members: list[MemberSpan]
-    total: int  # features listed on all pages
-    page: int
-    n_pages: int
-    features: list[ProjectedFeature]
-    figure_captured: Figure
     nav_query: ProjectQuery
     nav_seeds: dict[int, bool]  # whether each is projected
     nav_chips: dict[str, dict[str, Any]]  # what each says: the address's parameters without it
-    nav_reached: int | None  # the largest rank that any span has, where none has the one asked for
     nav_links: dict[str, Any]
+    nav_alone: bool  # not a part of another page, whose address then stays
     nav_push: str | None
+    # Where nothing could be projected, only the sentence says why.
+    ranks: Sequence[int] = ()
+    n: int = 0  # features of the set in the members compared
+    n_splits: int = 0  # random halvings that are averaged over
+    remarks: Sequence[str] = ()
+    curves: Sequence[CapturedCurve] = ()
+    overlap: CapturedCurve | None = None
+    members: Sequence[MemberSpan] = ()
+    total: int = 0  # features listed on all pages
+    page: int = 1
+    n_pages: int = 1
+    features: Sequence[ProjectedFeature] = ()
+    figure_captured: Figure | None = None
+    nav_reached: int | None = None  # the largest rank that any span has, where none has the one asked for
+    nav_status: int = 200
 
 
 @render.page(router, "/s/{study}/{ensemble}/subspaces/project", "project.html", "project")
@@ -110,7 +114,25 @@ def project(
 ) -> ProjectPage:
     """A set of features, projected now: captured energy against rank, and every feature's energy at one rank."""
     store, row, asked = open_judged(request, study, ensemble, asked)
-    chosen, found = _ask(request, store, row, asked)
+    chosen, sets = _sets(store, row, asked)
+    here = f"/s/{study}/{ensemble}/subspaces/project"
+    alone = not render.wants_fragment(request) or here in request.headers.get("HX-Current-URL", here)
+    around = {
+        "study": study,
+        "ensemble": ensemble,
+        "filter": asked.model_dump(exclude={"v", "embed", "sort", "view", "rank", "members", "order", "dir", "page"}),
+        "subject": _subject(asked),
+        "d_in": row.d_in,
+        "nav_query": asked,
+        "nav_seeds": {m.seed: m.seed in chosen for m in store.members(ensemble)},
+        "nav_chips": _chips(asked),
+        "nav_links": asked.judgement(),
+        "nav_alone": alone,
+        "nav_push": render.url(here, **asked.parameters()) if alone else None,
+    }
+    if (unfit := _unfit(chosen, sets, asked)) and not request.url.path.endswith(".json"):
+        return ProjectPage(**around, rank=asked.rank, sentence=unfit[0].upper() + unfit[1:] + ".", nav_status=422)
+    found = _ask(request, store, row, asked, chosen, sets)
     arrays = found.arrays
     rank = int(arrays["rank"][0])
     curves = [_curve(name, arrays) for name in CURVES if name in arrays]
@@ -123,14 +145,8 @@ def project(
     shown = listed[(asked.page - 1) * PAGE_ROWS : asked.page * PAGE_ROWS]
     fitted = [m.n_fitted for m in members if m.n_fitted is not None]
     reached = max(fitted) if max(fitted) < rank else None
-    here = f"/s/{study}/{ensemble}/subspaces/project"
-    seeds = [m.seed for m in store.members(ensemble)]
     return ProjectPage(
-        study=study,
-        ensemble=ensemble,
-        filter=asked.model_dump(exclude={"v", "embed", "sort", "view", "rank", "members", "order", "dir", "page"}),
-        subject=subject,
-        d_in=row.d_in,
+        **around,
         rank=rank,
         ranks=arrays["ranks"].tolist(),
         n=n,
@@ -154,13 +170,7 @@ def project(
             fitted=f"half of a seed’s ({span_of(fitted)})",
             id="projected",
         ),
-        nav_query=asked,
-        nav_seeds={seed: seed in chosen for seed in seeds},
-        nav_chips=_chips(asked),
         nav_reached=reached,
-        nav_links=asked.judgement(),
-        # On a page that embeds this one the address stays that page's.
-        nav_push=render.url(here, **asked.parameters()) if here in request.headers.get("HX-Current-URL", "") else None,
     )
 
 
@@ -171,7 +181,7 @@ def project_download(
 ) -> Response:
     """Every feature that the page lists, with its energies, in the page's order."""
     store, row, asked = open_judged(request, study, ensemble, asked)
-    arrays = _ask(request, store, row, asked)[1].arrays
+    arrays = _ask(request, store, row, asked, *_sets(store, row, asked)).arrays
     listed = _listed(arrays, asked)
     columns = {name: arrays[name][listed] for name in ("seed", "feature", "own", "others")}
     columns["difference"] = columns["own"] - columns["others"]
@@ -187,7 +197,7 @@ def curves_download(
 ) -> Response:
     """The curves that the page draws, and the overlap of spans, one line per curve and rank."""
     store, row, asked = open_judged(request, study, ensemble, asked)
-    arrays = _ask(request, store, row, asked)[1].arrays
+    arrays = _ask(request, store, row, asked, *_sets(store, row, asked)).arrays
     names = [name for name in (*CURVES, "overlap") if name in arrays]
     ranks = arrays["ranks"]
     values = np.concatenate([arrays[name] for name in names], 1)
@@ -203,33 +213,41 @@ def _table(columns: dict[str, Any]) -> pa.Table:
     return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
 
 
-def _ask(
-    request: Request, store: StudyStore, row: schema.Ensemble, asked: ProjectQuery
-) -> tuple[list[int], LiveAnswer]:
-    """The members projected, and the engine's answer; what it would refuse anyway is refused at once, in its place."""
+def _sets(store: StudyStore, row: schema.Ensemble, asked: ProjectQuery) -> tuple[list[int], FeatureSets]:
+    """The members asked for and their sets; raises BadValue for a rank or members that there are not."""
     if asked.rank is not None and asked.rank > row.d_in:
         raise BadValue("rank", str(asked.rank), f"1 to {row.d_in}, the width of the decoder rows")
     if asked.seed is not None:
         store.member(row.ensemble, asked.seed)
     chosen = chosen_members(store, row, asked)
+    return chosen, feature_sets(store, asked.query(row.ensemble), chosen)
+
+
+def _unfit(chosen: list[int], sets: FeatureSets, asked: ProjectQuery) -> str | None:
+    """Why these sets cannot be compared; None where they can."""
     if len(chosen) < 2:
-        raise EngineRefusedError(
-            "query", f"found one seed ({chosen[0]}), expected two or more: spans are compared across seeds"
-        )
-    sets = feature_sets(store, asked.query(row.ensemble), chosen)
+        return f"found one seed ({chosen[0]}), expected two or more: spans are compared across seeds; tick another one"
     if (sets.found.sum(1) > 1).sum() < 2:
-        raise EngineRefusedError(
-            "query",
-            f"found {sets.found.sum():,} {_subject(asked)} in {len(chosen)} seeds, expected two or more in each of two seeds: "
-            "take a wider filter or more seeds",
+        return (
+            f"found {sets.found.sum():,} {_subject(asked)} in {len(chosen)} seeds, expected two or more in each of two "
+            "seeds: take a wider filter or more seeds"
         )
+    return None
+
+
+def _ask(
+    request: Request, store: StudyStore, row: schema.Ensemble, asked: ProjectQuery, chosen: list[int], sets: FeatureSets
+) -> LiveAnswer:
+    """The engine's answer; what it would refuse is refused before it is asked."""
+    if unfit := _unfit(chosen, sets, asked):
+        raise EngineRefusedError("query", unfit)
     query = LiveQuery(
         "project", store.study.study, row.ensemble, row.folder, tuple(m.seed for m in store.members(row.ensemble)),
-        members=tuple(chosen), rank=asked.rank or 0, rows=packed(sets.found),
-        living=packed(sets.living), stable=packed(sets.stable),
+        members=tuple(chosen), rank=asked.rank or 0, rows=packed(sets.found), living=packed(sets.living),
+        stable=packed(sets.stable),
     )  # fmt: skip
     engine: LiveEngine = request.app.state.live
-    return chosen, engine.answer(query, time_limit_s=TIME_LIMIT_S)
+    return engine.answer(query, time_limit_s=TIME_LIMIT_S)
 
 
 def _subject(asked: Filter) -> str:
