@@ -185,10 +185,10 @@ def answer(query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.nda
         "n_fitted": found.transfer.within.n_fitted,
         "effective_rank": found.effective_rank,
         "overlap": found.overlap,
-        "seed": np.repeat(compared, [len(each) for each in features]),
-        "feature": np.concatenate(features),
-        "own": np.concatenate(found.own),
-        "others": np.concatenate(found.others),
+        "seed": np.repeat(compared, [len(each) for each in features]).astype(np.int32),
+        "feature": np.concatenate(features).astype(np.int32),
+        "own": np.concatenate(found.own).astype(np.float32),
+        "others": np.concatenate(found.others).astype(np.float32),
     }
     for name in ("within", "cross", "random_set", "stable"):
         curve: Curve | None = getattr(found.transfer, name)
@@ -218,7 +218,9 @@ def answer_feature(
             raise ValueError(f"feature is {feature}, expected one of 0 to {d_sae - 1} that has a direction")
     others = [at for at, seed in enumerate(spans.members) if seed != query.seed]
     if not others:
-        raise ValueError("found no other member with a feature of this set, expected at least one: take another bucket")
+        raise ValueError(
+            "found no other member with a feature of this set, expected at least one: take another bucket or more members"
+        )
     ranks = sorted({*log_ranks(d, N_FINE), *log_ranks(d)})
     vectors = rows[torch.tensor([first + feature for feature in (query.feature, *query.controls)], device=rows.device)]
     energy = energy_by_rank(vectors, [spans.bases[at] for at in others], ranks)

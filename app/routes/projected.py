@@ -58,6 +58,7 @@ class FeatureProjection:
     control_low: list[float | None]  # central 90 % of the controls
     control_high: list[float | None]
     nav_query: FeatureSpanQuery
+    nav_alike: bool  # controls are of nearly its density; else drawn at random
 
 
 @render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}/project", "project_feature.html", "project_feature")
@@ -120,6 +121,7 @@ def project_feature(
         controls=controls,
         **shown,
         nav_query=asked,
+        nav_alike=bool(found.n_active),
     )
 
 
@@ -146,13 +148,11 @@ def _feature_sentence(
         return f"At rank {rank:,} none of {of} has so many directions."
     beside = ""
     if at["control_mean"] is not None:
-        which = (
-            f"of nearly its density ({density(found.density)})"
-            if found.n_active
-            else "at random, as its density says nothing"
-        )
+        which = "features drawn at random"
+        if found.n_active:
+            which = f"living features of nearly its density ({density(found.density)})"
         beside = (
-            f"; {n_controls} living features {which} {percent(at['control_mean'], 0)} "
+            f"; {n_controls} {which} {percent(at['control_mean'], 0)} "
             f"(central 90 %: {percent(at['control_low'], 0)} to {percent(at['control_high'], 0)})"
         )
     return (

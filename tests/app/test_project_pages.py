@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from golden import unit_rows
-from reading import answered, assert_valid_plotly, figures_of, links, text_of, twin
+from reading import answered, assert_valid_plotly, browse, figures_of, links, text_of, twin
+from recipes import members_that_agree, publish_study
 
 from app.figures import CapturedCurve, captured_figure
 from app.figures.spans import CURVES
@@ -289,6 +290,49 @@ def test_without_a_set_in_any_other_seed_the_engine_says_so(client, address):
     refused = answered(client, f"{address}/1/5/project.json?bucket=stable&theta=1")
     assert refused.status_code == 422
     assert "take another bucket" in refused.json()["says"]
+
+
+# -- decoders alone ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory):
+    """Five members with a few undirected rows, of which nothing but decoders is known."""
+    root = tmp_path_factory.mktemp("decoders")
+    members = members_that_agree()
+    publish_study(root, "mine", {"topk": (members, {})})
+    with browse(root) as client:
+        yield client, (members.W_dec.detach().norm(dim=-1) > 0).numpy()
+
+
+def test_without_activity_all_rows_that_have_a_direction_are_projected(decoders):
+    client, directed = decoders
+    path = "/s/mine/topk/subspaces/project?rank=2"
+    told, page = answered(client, twin(path)).json(), answered(client, path).text
+    assert [member["n"] for member in told["members"]] == directed.sum(1).tolist()
+    assert [member["n_undirected"] for member in told["members"]] == (~directed).sum(1).tolist()
+    assert f"{(~directed).sum()} features without a direction are left out." in told["remarks"]
+    assert told["features"][0]["top_tokens"] is None
+    assert "density" not in text_of(page)
+
+
+def test_without_activity_a_feature_is_compared_with_any_others(decoders):
+    client, directed = decoders
+    seed, feature = np.argwhere(directed)[0]
+    told = answered(client, f"/s/mine/topk/{seed}/{feature}/project.json?bucket=stable").json()
+    assert len(set(told["controls"])) == 20
+    assert feature not in told["controls"]
+    assert directed[seed, told["controls"]].all()
+    assert "20 features drawn at random" in told["sentence"]
+
+
+def test_a_row_without_a_direction_is_not_offered_and_refused(decoders):
+    client, directed = decoders
+    seed, feature = np.argwhere(~directed)[0]
+    assert "Project this feature" not in client.get(f"/s/mine/topk/{seed}/{feature}").text
+    refused = answered(client, f"/s/mine/topk/{seed}/{feature}/project.json?bucket=stable")
+    assert refused.status_code == 422
+    assert "has a direction" in refused.json()["says"]
 
 
 # -- the figure ------------------------------------------------------------------------------------------------------

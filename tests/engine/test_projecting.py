@@ -81,8 +81,8 @@ def test_a_projection_is_that_of_svds_of_random_halves():
     # Four splits against two hundred: single features differ by what splits do, their order and mean do not.
     assert np.corrcoef(found.own[0], own)[0, 1] > 0.75
     assert np.corrcoef(found.others[0], others)[0, 1] > 0.75
-    assert found.own[0].mean() == pytest.approx(own.mean(), abs=0.01)
-    assert found.others[0].mean() == pytest.approx(others.mean(), abs=0.01)
+    assert found.own[0].mean() == pytest.approx(own.mean(), abs=0.03)
+    assert found.others[0].mean() == pytest.approx(others.mean(), abs=0.03)
 
 
 def test_overlap_and_effective_rank_are_those_of_an_svd():
