@@ -55,7 +55,9 @@ def as_arrays(found: Geometry, atlas: Atlas, dead: np.ndarray, seeds: Sequence[i
     return arrays | {
         "remarks": np.array([*found.remarks, f"map: {atlas.remark}"], str),
         "clusters": np.array([predicted.n_clusters, predicted.largest_cluster] if predicted else [], float),
-        "span_rank": np.array([first_rank(found.transfer.ranks.tolist(), found.transfer.d)] if found.transfer else [], int),
+        "span_rank": np.array(
+            [first_rank(found.transfer.ranks.tolist(), found.transfer.d)] if found.transfer else [], int
+        ),
     }
 
 
