@@ -18,8 +18,8 @@ _DRAWN = {
     "random_subspace": ("random, r/d", "@null", "dash"),
 }
 CURVES = tuple(_DRAWN)
-# Of the axes: how far a name stands from its curve, and how wide one of its letters is.
-_ROOM, _LETTER = 0.05, 0.016
+# Of the axes: how far a name stands from its curve, and how wide one of its letters is where figures are narrow.
+_ROOM, _LETTER = 0.05, 0.022
 
 
 @dataclass(frozen=True)

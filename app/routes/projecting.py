@@ -24,7 +24,7 @@ from engine.queries import LiveAnswer, LiveQuery
 
 router = APIRouter()
 PAGE_ROWS = 25
-CURVES = ("within", "cross", "random_set", "stable")
+CURVES = ("within", "cross", "random_set", "stable")  # PCA of activations is stored, not asked of the engine
 NOT_A_FILTER = ("rank", "members", "order", "dir", "page", "sort", "view", "bucket")  # of an address: no chip
 CHIPS = {
     "seed": "list seed {}", "id": "list #{}", "theta": "θ = {}", "epsilon": "ε = {}", "rule": "partner: {}",
@@ -130,8 +130,11 @@ def project(
         "nav_alone": alone,
         "nav_push": render.url(here, **asked.parameters()) if alone else None,
     }
-    if (unfit := _unfit(chosen, sets, asked)) and not request.url.path.endswith(".json"):
-        return ProjectPage(**around, rank=asked.rank, sentence=unfit[0].upper() + unfit[1:] + ".", nav_status=422)
+    # One seed is a wrong address, and its page keeps the form to mend it with; a filter that finds little is none.
+    wrong = len(chosen) < 2
+    if (unfit := _unfit(chosen, sets, asked)) and not (wrong and request.url.path.endswith(".json")):
+        status = 422 if wrong else 200
+        return ProjectPage(**around, rank=asked.rank, sentence=unfit[0].upper() + unfit[1:] + ".", nav_status=status)
     found = _ask(request, store, row, asked, chosen, sets)
     arrays = found.arrays
     rank = int(arrays["rank"][0])

@@ -165,18 +165,29 @@ def test_bad_values_are_refused_by_name(client, here, query, name):
     assert [problem["name"] for problem in refused.json()["problems"]] == [name]
 
 
+def test_one_seed_is_refused_and_the_form_stays(client, here):
+    refused = client.get(f"{here}?members=2", headers={"HX-Request": "true"})
+    assert "Found one seed (2)" in text_of(refused.text)
+    assert 'name="members"' in refused.text
+    twin, table = (client.get(f"{here}.{kind}?members=2") for kind in ("json", "csv"))
+    assert refused.status_code == twin.status_code == table.status_code == 422
+    assert "found one seed (2)" in twin.json()["says"]
+
+
 @pytest.mark.parametrize(
     ("query", "says"),
-    [("members=2", "found one seed (2)"), ("q=no-such-token-anywhere", "found 0 features of this filter"),
-     ("bucket=stable&theta=1", "found 0 stable features")],
-)  # fmt: skip
-def test_what_cannot_be_compared_is_said_in_the_place_of_the_answer(client, here, query, says):
-    refused = client.get(f"{here}?{query}", headers={"HX-Request": "true"})
-    assert refused.status_code == 422
-    assert f"F{says[1:]}" in text_of(refused.text)
-    assert 'name="members"' in refused.text
-    assert client.get(f"{here}.json?{query}").status_code == client.get(f"{here}.csv?{query}").status_code == 422
-    assert says in client.get(f"{here}.json?{query}").json()["says"]
+    [
+        ("q=no-such-token-anywhere", "Found 0 features of this filter"),
+        ("bucket=stable&theta=1", "Found 0 stable features"),
+    ],
+)
+def test_a_filter_that_finds_nothing_says_so_and_what_to_do(client, here, query, says):
+    page, told = client.get(f"{here}?{query}"), client.get(f"{here}.json?{query}").json()
+    assert page.status_code == 200
+    assert says in text_of(page.text)
+    assert "wider filter" in told["sentence"]
+    assert told["curves"] == told["features"] == []
+    assert client.get(f"{here}.csv?{query}").status_code == 422
 
 
 def test_an_unknown_seed_and_ensemble_are_not_found(client, here, address):
