@@ -1,19 +1,40 @@
 """Frozen settings of a study; the field docstrings are what `--help` and error messages say."""
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 DataOrder = Literal["shared", "independent"]
+Centroids = Literal["shared", "independent"]
+Variant = Literal["topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated", "archetypal", "relaxed-archetypal"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+_FOR_ALL = ("d_sae", "seeds", "data_order", "n_tokens", "batch", "lr", "warmup_frac", "decay_frac")
+_AUXK = ("aux_coefficient", "aux_k", "silent_after")
+_OWN: dict[Variant, tuple[str, ...]] = {
+    "topk": ("k", *_AUXK),
+    "batchtopk": ("k", *_AUXK),
+    "matryoshka": ("k", "group_fracs", *_AUXK),
+    "relu": ("l1", "sparsity_warmup_frac"),
+    "jumprelu": ("k", "l0_coefficient", "bandwidth", "sparsity_warmup_frac"),
+    "gated": ("l1", "sparsity_warmup_frac"),
+    "archetypal": ("k", "centroids", *_AUXK),
+    "relaxed-archetypal": ("k", "centroids", "delta", *_AUXK),
+}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How an ensemble is trained. The defaults are the recipe of dictionary_learning, as Song et al. use it."""
+    """How an ensemble is trained. The defaults are the recipe of dictionary_learning, as Song et al. use it.
+
+    Lengths (delta, bandwidth, l1) are those of inputs scaled to unit mean square norm. Fields that a variant does not use
+    may have any value; `uses` says which it does.
+    """
 
     d_sae: int = 512
     """Features per member."""
     k: int = 8
-    """Active features per token (TopK)."""
+    """Active features per token: of every token (topk, archetypal), on average over a batch (batchtopk, matryoshka), or
+    what the sparsity term aims at (jumprelu)."""
     seeds: tuple[int, ...] = tuple(range(8))
     """One member per seed; the seed draws the member's decoder rows."""
     data_order: DataOrder = "shared"
@@ -34,19 +55,71 @@ class TrainConfig:
     """Silent features that share in AuxK, per token."""
     silent_after: int = 100_000
     """Tokens without firing after which a feature counts as silent during training."""
+    variant: Variant = "topk"
+    """What is trained; see engine.training.variants."""
+    l1: float = 0.06
+    """Weight of the summed activations (relu, gated)."""
+    l0_coefficient: float = 1.0
+    """Weight of (L0 / k - 1)^2 (jumprelu)."""
+    bandwidth: float = 0.02
+    """Width of the window around a threshold in which pre-activations move it (jumprelu)."""
+    sparsity_warmup_frac: float = 0.05
+    """Share of the steps in which l1 or l0_coefficient rises linearly (relu, gated, jumprelu)."""
+    group_fracs: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
+    """Shares of the features in each nested group; every prefix of groups has to reconstruct by itself (matryoshka)."""
+    centroids: Centroids = "shared"
+    """`shared`: all members begin at, and stay in the hull of, one k-means of the activations; `independent`: each has its
+    own (archetypal, relaxed-archetypal)."""
+    delta: float = 0.1
+    """How far a row may leave the hull of the centroids (relaxed-archetypal)."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= self.d_sae:
+        for name, allowed in (
+            ("variant", VARIANTS),
+            ("data_order", get_args(DataOrder)),
+            ("centroids", get_args(Centroids)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(repr, allowed))}")
+        if self.d_sae < 1:
+            raise ValueError(f"d_sae is {self.d_sae}, expected at least 1")
+        if "k" in self.uses and not 1 <= self.k <= self.d_sae:
             raise ValueError(f"k is {self.k}, expected 1 to d_sae ({self.d_sae}); lower k or raise d_sae")
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}, expected at least 1")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise ValueError(f"seeds are {list(self.seeds)}, expected at least one and no seed twice")
-        if self.data_order not in ("shared", "independent"):
-            raise ValueError(f"data_order is {self.data_order!r}, expected 'shared' or 'independent'")
         if self.n_tokens < self.batch:
             raise ValueError(f"n_tokens is {self.n_tokens}, expected at least one batch ({self.batch})")
+        for name in ("lr", "bandwidth"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
+        for name in ("l1", "l0_coefficient", "aux_coefficient", "delta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number of at least 0")
+        if "group_fracs" in self.uses:
+            if not self.group_fracs or min(self.group_fracs) <= 0 or not math.isclose(sum(self.group_fracs), 1):
+                raise ValueError(
+                    f"group_fracs are {list(self.group_fracs)} with the sum {sum(self.group_fracs):.6g}, expected positive "
+                    "shares with the sum 1"
+                )
+            if min(self.group_sizes) < 1:
+                raise ValueError(
+                    f"group_fracs {list(self.group_fracs)} leave a group of {self.d_sae} features empty, expected at least "
+                    "one feature in each; raise d_sae or take fewer groups"
+                )
         object.__setattr__(self, "seeds", tuple(sorted(self.seeds)))
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The fields that this variant's weights depend on."""
+        return _FOR_ALL + _OWN[self.variant]
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Features in each nested group; the last takes what rounding leaves."""
+        sizes = [int(share * self.d_sae) for share in self.group_fracs[:-1]]
+        return (*sizes, self.d_sae - sum(sizes))
 
 
 @dataclass(frozen=True)
@@ -72,5 +145,12 @@ class StudyConfig:
 
 
 def as_parameters(config: StudyConfig | TrainConfig) -> dict[str, Any]:
-    """The settings as plain JSON values, for digests and provenance."""
-    return asdict(config)
+    """The settings as plain JSON values, for digests and provenance: of a recipe those that its variant uses.
+
+    So a field that another variant gains changes no digest. `topk`, once the only one, is not named, for the same reason.
+    """
+    found = asdict(config)
+    train = config if isinstance(config, TrainConfig) else config.train
+    kept = {name: getattr(train, name) for name in train.uses}
+    kept |= {} if train.variant == "topk" else {"variant": train.variant}
+    return kept if train is config else found | {"train": kept}

@@ -115,6 +115,6 @@ def topk(pre: Float[Tensor, "*batch d_sae"], k: int) -> tuple[Float[Tensor, "*ba
         return tuple(pre.topk(k, dim=-1, sorted=False))
     groups = pre.unflatten(-1, (-1, TOPK_GROUP))
     chosen = groups.detach().amax(-1).topk(k, dim=-1, sorted=False).indices
-    inside = (chosen[..., None] * TOPK_GROUP + torch.arange(TOPK_GROUP)).flatten(-2)
+    inside = (chosen[..., None] * TOPK_GROUP + torch.arange(TOPK_GROUP, device=pre.device)).flatten(-2)
     values, at = pre.gather(-1, inside).topk(k, dim=-1, sorted=False)
     return values, inside.gather(-1, at)

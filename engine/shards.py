@@ -48,6 +48,11 @@ class Shards:
         whole = self._contiguous(0, len(self))
         return whole if dtype is None else whole.astype(dtype)
 
+    def place(self, row: int) -> tuple[np.ndarray, int]:
+        """The file that holds a row, as an array, and the row's position in it."""
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._parts[part], row - int(self._starts[part])
+
     def _contiguous(self, start: int, stop: int) -> np.ndarray:
         pieces = [
             part[max(start - first, 0) : max(stop - first, 0)]

@@ -2,36 +2,41 @@
 
 Recipe (dictionary_learning's, as Song et al. use it): inputs scaled to unit mean square norm, unit decoder rows
 with the parallel part of their gradient removed, AuxK for silent features, Adam, warm-up, decay over the last fifth.
+What differs between variants stands in engine.training.variants.
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from engine.config import TrainConfig
-from engine.initialization import geometric_median, random_start
+from engine import sae as saes
+from engine.checkpoint import GIB, available_memory
+from engine.config import TrainConfig, as_parameters
+from engine.files import write_whole
+from engine.initialization import geometric_median, kmeans, random_start
 from engine.sae import SAE
+from engine.training import memory
+from engine.training.checkpoints import EVERY_S, Checkpoints, State, digest
+from engine.training.decoders import Archetypes, FreeRows
+from engine.training.silence import aux_loss, count
+from engine.training.stream import Rows, batches, require_finite
+from engine.training.trace import EVALUATED_ROWS, Trace, measured, points_of
+from engine.training.variants import RECIPES, Moment, Step
 
 SAMPLE_ROWS = 16_384  # enough for the scale and the centre of the data to three digits
+ROWS_PER_CENTROID = 16
+EXPLODED = 1e4  # squared error per token, in units of the batch's mean square norm; a reconstruction of zeros has 1
+Report = Callable[[int, int], None]
 
 
-def batches(activations: np.ndarray, config: TrainConfig, *, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Yield (batch, d_in) rows, or (batch, members, d_in) when every member shuffles for itself; epochs as needed."""
-    shared = config.data_order == "shared"
-    generators = [torch.Generator().manual_seed(s) for s in ((0,) if shared else config.seeds)]
-    n_rows, n_batches = len(activations), config.n_tokens // config.batch
-    per_epoch = n_rows // config.batch
-    if not per_epoch:
-        raise ValueError(f"found {n_rows} activations, expected at least one batch ({config.batch}); add tokens")
-    for step in range(n_batches):
-        if step % per_epoch == 0:
-            orders = torch.stack([torch.randperm(n_rows, generator=g) for g in generators], 1)
-        start = step % per_epoch * config.batch
-        rows = orders[start : start + config.batch].numpy()
-        batch = torch.from_numpy(activations[rows]).to(dtype)
-        yield batch[:, 0] if shared else batch
+class DivergedError(ValueError):
+    """Training went to infinity, or far on the way there; the message says at which step and why, most likely."""
 
 
 def learning_rate_factor(step: int, n_steps: int, config: TrainConfig) -> float:
@@ -42,78 +47,278 @@ def learning_rate_factor(step: int, n_steps: int, config: TrainConfig) -> float:
 
 
 def train_ensemble(
-    activations: np.ndarray,
+    activations: Rows,
     config: TrainConfig,
     *,
     dtype: torch.dtype = torch.float32,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    device: torch.device | str = "cpu",
+    report: Report = lambda done, total: None,
+    checkpoints: Path | None = None,
+    every_s: float = EVERY_S,
+    trace: Trace | None = None,
+    available: int | None = None,
 ) -> SAE:
-    """Train one TopK SAE per seed on `activations` (rows, d_in), all members in each step.
+    """Train one SAE of the config's variant per seed on `activations` (rows, d_in), all members in each step.
 
     Members never exchange anything: training them one by one gives the same weights up to rounding. The returned SAE
-    takes raw activations; the training scale is folded into its biases, exactly, because TopK is homogeneous.
-    Cost per member and token: 4 d_in d_sae FLOPs for the encoder, k d_in for the rest. Raises ValueError for too few rows.
+    lies on the CPU and takes raw activations; the training scale is folded into its biases and thresholds, exactly,
+    because every variant is homogeneous.
+
+    With `checkpoints`, a folder, the state is kept there every `every_s` seconds, and a training of the same recipe and
+    rows goes on from it: to the same weights, bit for bit, on the same machine. The folder is the caller's to remove when
+    the members are safe. `trace` hears of the points it asks for. Members that do not fit into `available` bytes together
+    (what is free, if not given) are trained in groups, one after another; their agreement is then that inside groups.
+
+    Cost per member and token: 4 d_in d_sae FLOPs for the encoder, 4 d_in per active feature for the decoder. Raises
+    ValueError for too few rows or rows that are not finite, DivergedError, and MemoryError where a single member does not
+    fit or memory runs out against expectation.
     """
-    stride = max(len(activations) // SAMPLE_ROWS, 1)
-    sample = torch.from_numpy(np.array(activations[::stride][:SAMPLE_ROWS])).to(dtype)
-    scale = sample.pow(2).sum(1).mean().sqrt()
-    sae = random_start(
-        config.seeds, activations.shape[1], config.d_sae, k=config.k, center=geometric_median(sample / scale)
-    )
-    optimizer = torch.optim.Adam(sae.parameters(), lr=config.lr, betas=(0.9, 0.999), fused=True)
-    silent_tokens = torch.zeros(sae.n_members, sae.d_sae, dtype=torch.long)
+    device, (sample, scale) = torch.device(device), _sample(activations, config, dtype)
+    d_in = activations.shape[1]
+    identity = digest(as_parameters(config), sample, len(activations)) if checkpoints else ""
+    need = memory.predicted(config, d_in, dtype=dtype, sample_rows=len(sample), keeps=checkpoints is not None)
+    available = _free(device) if available is None else available
+    groups = _groups(checkpoints, identity) or memory.in_groups(config, d_in, need, available)
+    if checkpoints:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_whole(checkpoints / "groups.json", json.dumps({"made_from": identity, "groups": groups}))
+    done: list[SAE] = []
+    for seeds in groups:
+        part = replace(config, seeds=seeds)
+        place = checkpoints and checkpoints / f"from-seed-{seeds[0]}"
+        kept = Checkpoints(place, identity, every_s=every_s) if place else None
+        made, total = sum(len(each.seeds) for each in done), len(config.seeds)
+
+        def told(tokens: int, all_tokens: int, behind: int = made, n: int = len(seeds), of: int = total) -> None:
+            report((behind * all_tokens + n * tokens) // of, all_tokens)
+
+        if place and len(groups) > 1 and (place / identity).exists():
+            done.append(saes.load(place / identity, seeds))
+            continue
+        try:
+            done.append(_train(activations, part, sample, scale, device, told, kept, trace))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise _out_of_memory(need, len(seeds), _free(device)) from None
+        if place and len(groups) > 1:
+            unfinished = place / "unfinished"
+            done[-1].save(unfinished)
+            unfinished.replace(place / identity)
+    return done[0] if len(done) == 1 else _joined(done)
+
+
+def _train(
+    activations: Rows,
+    config: TrainConfig,
+    sample: Tensor,
+    scale: Tensor,
+    device: torch.device,
+    report: Report,
+    checkpoints: Checkpoints | None,
+    trace: Trace | None,
+) -> SAE:
+    """One group of members from their start, or their checkpoint, to their end."""
+    training = Training(config, sample / scale, device)
+    state = checkpoints.newest() if checkpoints else None
+    if state is not None:
+        training.restore(state)
+        if trace is not None:
+            trace.points += [point for point in points_of(state.told) if point not in trace.points]
     n_steps = config.n_tokens // config.batch
-    for step, rows in enumerate(batches(activations, config, dtype=dtype)):
-        optimizer.param_groups[0]["lr"] = config.lr * learning_rate_factor(step, n_steps, config)
-        loss = _loss(sae, rows / scale, silent_tokens, config)
+    traced = trace.steps(n_steps) if trace is not None else set()
+    fixed = (sample[:: max(len(sample) // EVALUATED_ROWS, 1)][:EVALUATED_ROWS] / scale).to(device) if traced else None
+    scale = scale.to(device)
+
+    def point(step: Step | None) -> None:
+        if training.step in traced:
+            dead, loss = training.silent_tokens >= config.silent_after, None if step is None else step.loss.detach()
+            tokens = training.step * config.batch
+            found = measured(training.sae, fixed, step=training.step, tokens=tokens, loss=loss, dead=dead)
+            trace.add(found, training.sae)
+
+    dtype = sample.dtype
+    try:
+        for rows in batches(activations, config, dtype=dtype, first_step=training.step):
+            if checkpoints and training.step and checkpoints.due() and training.is_finite():
+                own = [each for each in trace.as_json() if each["seeds"] == config.seeds] if trace is not None else []
+                checkpoints.keep(training.state(own))
+            rate = config.lr * learning_rate_factor(training.step, n_steps, config)
+            training.advance(rows.to(device) / scale, rate, n_steps, before=point)
+            report(training.step * config.batch, n_steps * config.batch)
+        training.require_convergence()
+    except DivergedError as error:
+        good = checkpoints.newest() if checkpoints else None
+        kept = f"; the last good checkpoint, of step {good.step}, is kept in {checkpoints.folder}" if good else ""
+        raise DivergedError(f"{error}{kept}") from None
+    point(None)
+    return training.finished(scale)
+
+
+class Training:
+    """Members in training: weights, optimizer, silent features. Rows and weights are in units of the data's scale."""
+
+    def __init__(self, config: TrainConfig, sample: Float[Tensor, "n d_in"], device: torch.device) -> None:
+        self.config, self.recipe, self.step = config, RECIPES[config.variant], 0
+        start = random_start(
+            config.seeds,
+            sample.shape[1],
+            config.d_sae,
+            center=geometric_median(sample[:: max(len(sample) // SAMPLE_ROWS, 1)][:SAMPLE_ROWS]),
+            convention=self.recipe.convention(config),
+            more=self.recipe.more,
+        )
+        self.sae = start.to(device)
+        for name in self.recipe.fixed:
+            getattr(self.sae, name).requires_grad_(False)
+        self.decoder = FreeRows(self.sae)
+        if self.recipe.archetypal:
+            own = config.seeds if config.centroids == "independent" else (0,)
+            points = torch.stack([kmeans(sample.to(device), config.d_sae, seed=seed) for seed in own])
+            delta = config.delta if config.variant == "relaxed-archetypal" else None
+            self.decoder = Archetypes(self.sae, points, delta)
+        named = {name: p for name, p in self.sae.named_parameters() if p.requires_grad and name != "W_dec"}
+        self._optimised = named | self.decoder.parameters()
+        self._optimizer = torch.optim.Adam(self._optimised.values(), lr=config.lr, betas=(0.9, 0.999), fused=True)
+        self.silent_tokens = torch.zeros(self.sae.n_members, self.sae.d_sae, dtype=torch.long, device=device)
+        self._worst = torch.zeros(self.sae.n_members, device=device)
+        self._rate = 0.0
+
+    def advance(self, rows: Tensor, rate: float, n_steps: int, *, before: Callable[[Step], None]) -> None:
+        """One step on a batch; `before` sees what the weights gave, before they move.
+
+        Raises DivergedError: on a CPU in the step that diverges, elsewhere within 32 of it, for looking waits for the device.
+        """
+        warmup = max(self.config.sparsity_warmup_frac * n_steps, 1)
+        moment = Moment(self.step, min((self.step + 1) / warmup, 1.0))
+        found = self.recipe.run(self.sae, rows, self.config, moment)
+        self._note(found, rows)
+        loss = found.loss.sum()
+        count(self.silent_tokens, found.fired, len(rows))
+        if "aux_coefficient" in self.config.uses:
+            silent = self.silent_tokens >= self.config.silent_after
+            if silent.any():
+                aux = aux_loss(self.sae, found.pre, silent, found.residual.detach(), self.config.aux_k)
+                loss = loss + self.config.aux_coefficient * aux
+        before(found)
+        self._optimizer.param_groups[0]["lr"] = self._rate = rate
         loss.backward()
         with torch.no_grad():
-            parallel = (sae.W_dec.grad * sae.W_dec).sum(-1, keepdim=True)
-            sae.W_dec.grad -= parallel * sae.W_dec
-            optimizer.step()
-            optimizer.zero_grad()
-            sae.W_dec /= sae.W_dec.norm(dim=-1, keepdim=True)
-        report((step + 1) * config.batch, n_steps * config.batch)
-    with torch.no_grad():
-        sae.b_enc *= scale
-        sae.b_dec *= scale
-    return sae
+            self.decoder.before_step()
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            self.decoder.after_step()
+            if self.config.variant == "jumprelu":
+                self.sae.threshold.clamp_min_(0)
+        self.step += 1
+
+    def _note(self, found: Step, rows: Tensor) -> None:
+        """Remember the worst there was: infinity stays, and a NaN becomes it."""
+        size = rows.detach().pow(2).sum(-1).mean().clamp_min(torch.finfo(rows.dtype).tiny)
+        now = torch.where(found.loss.detach().isfinite(), found.error.detach() / size, torch.inf)
+        self._worst = torch.maximum(self._worst, now.to(self._worst.dtype))
+        if self._worst.device.type == "cpu" or self.step % 32 == 0:
+            self.require_convergence()
+
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(p.isfinite().all()) for p in self._optimised.values())
+
+    def require_convergence(self) -> None:
+        """Raise DivergedError where an error was far from anything that training leads to."""
+        gone = (self._worst > EXPLODED).nonzero()[:, 0].tolist()
+        if not gone:
+            return
+        config = self.config
+        seeds = ", ".join(str(config.seeds[member]) for member in gone)
+        why = (
+            f"the learning rate, {self._rate:.3g} at that step, is most likely too high: lower lr or raise warmup_frac"
+        )
+        if self.step == 0:
+            why = "the start alone does that, so the activations are most likely too far apart in size: look at their norms"
+        elif "sparsity_warmup_frac" in config.uses and self.step < config.sparsity_warmup_frac * (
+            config.n_tokens // config.batch
+        ):
+            why += "; the sparsity term is still rising: raise sparsity_warmup_frac or lower its weight"
+        raise DivergedError(
+            f"training diverged at step {self.step} of {config.n_tokens // config.batch} (seeds {seeds}; {config.variant}): "
+            f"{why}"
+        )
+
+    def state(self, told: list[dict]) -> State:
+        """All that the next step depends on."""
+        tensors = {f"sae.{name}": p for name, p in self.sae.named_parameters()} | {"silent_tokens": self.silent_tokens}
+        tensors |= {f"decoder.{name}": p for name, p in self.decoder.parameters().items() if name != "W_dec"}
+        for name, parameter in self._optimised.items():
+            held = self._optimizer.state[parameter]
+            tensors |= {f"adam.{key}.{name}": held[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        return State(self.step, tensors, told)
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Go back to a state of the same recipe."""
+        self.step = state.step
+        for name, parameter in self.sae.named_parameters():
+            parameter.copy_(state.tensors[f"sae.{name}"])
+        for name, parameter in self.decoder.parameters().items():
+            if name != "W_dec":
+                parameter.copy_(state.tensors[f"decoder.{name}"])
+        for name, parameter in self._optimised.items():
+            moments = {
+                key: torch.empty_like(parameter).copy_(state.tensors[f"adam.{key}.{name}"])
+                for key in ("exp_avg", "exp_avg_sq")
+            }
+            step = state.tensors[f"adam.step.{name}"].to(parameter.device)
+            self._optimizer.state[parameter] = {"step": step} | moments
+        self.silent_tokens.copy_(state.tensors["silent_tokens"])
+
+    @torch.no_grad()
+    def finished(self, scale: Tensor) -> SAE:
+        """The members for raw activations: all that is measured in units of the data's scale is multiplied by it."""
+        for name in ("b_enc", "b_dec", "threshold", "b_mag"):
+            if hasattr(self.sae, name):
+                getattr(self.sae, name).mul_(scale)
+        return self.sae.cpu().requires_grad_(True)
 
 
-def _loss(sae: SAE, rows: Tensor, silent_tokens: Tensor, config: TrainConfig) -> Tensor:
-    """Squared error per token summed over members, plus AuxK; counts in place for how long each feature is silent."""
-    pre = sae.pre_activations(rows)
-    codes = sae.activate(pre)
-    target = rows[:, None] if rows.ndim == 2 else rows
-    residual = target - sae.decode(codes)
-    loss = residual.pow(2).sum(-1).mean(0).sum()
-    fired = torch.zeros_like(silent_tokens, dtype=torch.bool)
-    active = codes.indices + torch.arange(sae.n_members)[:, None] * sae.d_sae
-    fired.view(-1)[active[codes.values > 0]] = True
-    silent_tokens += len(rows)
-    silent_tokens[fired] = 0
-    silent = silent_tokens >= config.silent_after
-    if silent.any():
-        loss = loss + config.aux_coefficient * _aux_loss(sae, pre, silent, residual.detach(), config.aux_k)
-    return loss
+def _sample(activations: Rows, config: TrainConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Evenly spaced rows, and the root of their mean square norm; enough of them for centroids where those are needed."""
+    most = max(SAMPLE_ROWS, ROWS_PER_CENTROID * config.d_sae) if RECIPES[config.variant].archetypal else SAMPLE_ROWS
+    stride = max(len(activations) // most, 1)
+    sample = torch.from_numpy(np.array(activations[::stride][:most])).to(dtype)
+    require_finite(activations, np.arange(len(sample)) * stride, sample)
+    return sample, sample.pow(2).sum(1).mean().sqrt()
 
 
-def _aux_loss(sae: SAE, pre: Tensor, silent: Tensor, residual: Tensor, aux_k: int) -> Tensor:
-    """AuxK (Gao et al. 2024, appendix A.2): the share of the residual that the top aux_k silent features leave unexplained.
+def _groups(checkpoints: Path | None, identity: str) -> list[tuple[int, ...]] | None:
+    """How members were grouped when this training began: rounding depends on it."""
+    try:
+        held = json.loads((checkpoints / "groups.json").read_text()) if checkpoints else {}
+    except (FileNotFoundError, ValueError):
+        return None
+    return [tuple(seeds) for seeds in held["groups"]] if held.get("made_from") == identity else None
 
-    Silent features are few, so their columns are gathered per member and multiplied densely: over all features it cost
-    as much as the rest of the step.
-    """
-    loss = pre.new_zeros(())
-    for member, which in enumerate(silent):
-        columns = which.nonzero()[:, 0]
-        if not len(columns):
-            continue
-        acts = pre[:, member].index_select(1, columns)
-        if len(columns) > aux_k:
-            least = acts.topk(aux_k, dim=1).values[:, -1:]
-            acts = acts.masked_fill(acts < least, 0.0)
-        left = residual[:, member]
-        error = (left - acts.relu() @ sae.W_dec[member].index_select(0, columns)).pow(2).sum()
-        loss = loss + error / (left - left.mean(0)).pow(2).sum()
-    return loss
+
+def _free(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(need: memory.Need, members: int, free: int) -> MemoryError:
+    """Memory ran out against expectation: what was expected, and the largest group that fits."""
+    most = min(need.fits(free), members - 1)
+    return MemoryError(
+        f"memory ran out while {members} members were trained at once, which should take {need.of(members) / GIB:.2f} GiB; "
+        f"{free / GIB:.2f} GiB are free now: the largest group that fits is {most} members of {need.member / GIB:.2f} GiB "
+        "each; train fewer seeds at a time, lower batch or d_sae, or stop what else needs memory"
+    )
+
+
+def _joined(parts: list[SAE]) -> SAE:
+    """Groups of members as one ensemble."""
+    convention = parts[0].convention
+    tensors = {name: torch.cat([getattr(part, name).detach() for part in parts]) for name in convention.tensors}
+    return saes.assemble(tensors, convention, tuple(seed for part in parts for seed in part.seeds))

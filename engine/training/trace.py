@@ -1,0 +1,141 @@
+"""How training went: loss, reconstruction, sparsity and agreement between members, on log-spaced steps."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.files import write_whole
+from engine.kernels import best_cosines
+from engine.sae import SAE
+
+FILE = "trace.json"
+FORMAT, FORMAT_VERSION = "seedscope.trace", 1
+EVALUATED_ROWS = 2048
+MOST_ANCHORS = 512  # features of a member whose best cosines are averaged; with more, evenly spaced ones
+ALL_PAIRS = 8  # members of which all pairs are compared; with more, each and the next
+
+
+@dataclass(frozen=True)
+class Point:
+    """One moment of training; a tuple holds one value per member, in seed order."""
+
+    step: int
+    """Steps that were made: 0 is the start."""
+    tokens: int
+    """Tokens that each member has seen."""
+    seeds: tuple[int, ...]
+    loss: tuple[float, ...] | None
+    """What each member minimises, of the batch that the next step is made with; None behind the last step."""
+    ev: tuple[float, ...]
+    """Explained variance of the same EVALUATED_ROWS training rows at every point, as the SAE stands for inference."""
+    l0: tuple[float, ...]
+    """Active features per token of those rows."""
+    dead_frac: tuple[float, ...]
+    """Share of features that have not fired for `silent_after` tokens."""
+    agreement: float | None
+    """Mean best cosine, signed, of features of a member in another one, over pairs; None for a single member."""
+
+
+@dataclass
+class Trace:
+    """The points of a training, kept by `train_ensemble`: with its checkpoints, and here.
+
+    `on_point` hears of each when it is measured. With `decoders`, a folder, decoder rows of every point are kept there,
+    `step-N.safetensors` (members, d_sae, d_in): 4 bytes per number. Points that a resumed training has behind it are not
+    measured again and stand in `points`.
+    """
+
+    n_points: int = 24
+    on_point: Callable[[Point], None] = lambda point: None
+    decoders: Path | None = None
+    points: list[Point] = field(default_factory=list)
+
+    def steps(self, n_steps: int) -> set[int]:
+        """Log-spaced steps at which a point is taken, the start and the end among them."""
+        return {0, n_steps} | {round(step) for step in np.geomspace(1, n_steps, max(self.n_points - 1, 1))}
+
+    def add(self, point: Point, sae: SAE) -> None:
+        """Keep a point, and the decoder rows where they are asked for."""
+        self.points = [each for each in self.points if (each.step, each.seeds) != (point.step, point.seeds)] + [point]
+        if self.decoders is not None:
+            self.decoders.mkdir(parents=True, exist_ok=True)
+            for member, seed in enumerate(sae.seeds):
+                path = self.decoders / f"step-{point.step:09d}-seed-{seed}.safetensors"
+                temporary = path.with_suffix(".tmp")
+                save_file({"W_dec": sae.W_dec.detach()[member].cpu().contiguous()}, temporary)
+                temporary.replace(path)
+        self.on_point(point)
+
+    def as_json(self) -> list[dict]:
+        """Plain values, in the order of steps."""
+        return [asdict(point) for point in sorted(self.points, key=lambda point: (point.step, point.seeds))]
+
+    def save(self, folder: Path) -> None:
+        """Write `trace.json`."""
+        head = {"format": FORMAT, "version": FORMAT_VERSION}
+        write_whole(folder / FILE, json.dumps(head | {"points": self.as_json()}, indent=1))
+
+
+def points_of(plain: list[dict]) -> list[Point]:
+    """Points from their plain values."""
+    return [
+        Point(**{name: tuple(value) if isinstance(value, list) else value for name, value in each.items()})
+        for each in plain
+    ]
+
+
+def read(folder: Path) -> list[Point]:
+    """The points that `Trace.save` wrote; an empty list where there are none.
+
+    Raises ValueError for a file of another format or version.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    found = {key: content.get(key) for key in ("format", "version")}
+    if found != {"format": FORMAT, "version": FORMAT_VERSION}:
+        raise ValueError(f"{path} is {found}, expected {FORMAT} version {FORMAT_VERSION}")
+    return points_of(content["points"])
+
+
+@torch.no_grad()
+def measured(
+    sae: SAE, rows: Float[Tensor, "n d_in"], *, step: int, tokens: int, loss: Tensor | None, dead: Tensor
+) -> Point:
+    """A point of an SAE as it stands; `rows` in the units of training, `dead` (members, d_sae)."""
+    codes = sae.encode(rows)
+    residual = rows[:, None] - sae.decode(codes)
+    ev = 1 - residual.pow(2).sum((0, 2)) / (rows - rows.mean(0)).pow(2).sum()
+    l0 = (codes.values > 0).sum(-1).to(rows.dtype).mean(0)
+    return Point(
+        step, tokens, sae.seeds, None if loss is None else tuple(loss.tolist()), tuple(ev.tolist()), tuple(l0.tolist()),
+        tuple(dead.to(rows.dtype).mean(-1).tolist()), agreement(sae.directions()),
+    )  # fmt: skip
+
+
+def agreement(directions: Float[Tensor, "members d_sae d_in"]) -> float | None:
+    """Mean best cosine over ordered pairs of members and MOST_ANCHORS features of each; None for a single member.
+
+    Cost: 2 MOST_ANCHORS d_sae d_in FLOPs per pair; of more than ALL_PAIRS members, each is compared with the next.
+    """
+    n = len(directions)
+    if n < 2:
+        return None
+    every = max(directions.shape[1] // MOST_ANCHORS, 1)
+    pairs = (
+        [(a, b) for a in range(n) for b in range(n) if a != b]
+        if n <= ALL_PAIRS
+        else [(a, (a + 1) % n) for a in range(n)]
+    )
+    return float(
+        np.mean([float(best_cosines(directions[a, ::every], directions[b])[0].cosine.mean()) for a, b in pairs])
+    )

@@ -1,0 +1,167 @@
+"""What is trained: how each variant makes codes of its pre-activations, and what it minimises.
+
+Every variant ends as an SAE of a plain convention, so that whatever reads SAEs reads them. Inputs have unit mean square
+norm. METHOD's names: x rows, f codes, x_hat reconstruction, all with a leading member axis behind the tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from engine.config import TrainConfig, Variant
+from engine.convention import Convention
+from engine.sae import SAE
+from engine.training.entries import Entries, decoded, largest_of_batch, positions, taken
+
+THRESHOLD_STEPS = 100  # batches that a batchtopk's threshold is averaged over; SAELens takes as many
+FIRST_THRESHOLD = 0.001  # of jumprelu, dictionary_learning's
+
+
+class Step(NamedTuple):
+    """One batch through all members."""
+
+    loss: Float[Tensor, " members"]  # what each minimises, without AuxK
+    error: Float[Tensor, " members"]  # squared error per token
+    residual: Float[Tensor, "tokens members d_in"]
+    pre: Float[Tensor, "tokens members d_sae"]
+    fired: Bool[Tensor, "members d_sae"]
+
+
+class Moment(NamedTuple):
+    """Where training stands."""
+
+    step: int
+    sparsity: float  # share of the sparsity term that counts already, in [0, 1]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A variant: the convention it ends as, the tensors beside an SAE's four, and its step."""
+
+    convention: Callable[[TrainConfig], Convention]
+    run: Callable[[SAE, Tensor, TrainConfig, Moment], Step]
+    more: dict[str, float] = field(default_factory=dict)  # further tensors (members, d_sae) and what they begin as
+    fixed: tuple[str, ...] = ()  # of those, what no gradient moves
+    archetypal: bool = False  # decoder rows are combinations of centroids; else they are free unit vectors
+
+
+def _topk(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+    """The k largest of every token (Gao et al. 2024, section 2.3); loss: ||x - x_hat||^2."""
+    pre = sae.pre_activations(rows)
+    codes = sae.activate(pre)
+    residual = _targets(rows) - sae.decode(codes)
+    fired = torch.zeros(sae.n_members, sae.d_sae, dtype=torch.bool, device=rows.device)
+    active = codes.indices + torch.arange(sae.n_members, device=rows.device)[:, None] * sae.d_sae
+    fired.view(-1)[active[codes.values > 0]] = True
+    error = residual.pow(2).sum(-1).mean(0)
+    return Step(error, error, residual, pre, fired)
+
+
+def _batchtopk(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+    """The k * tokens largest of a batch (Bussmann et al. 2024), of each member; loss: ||x - x_hat||^2."""
+    pre, entries = _of_batch(sae, rows, config, moment)
+    residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
+    error = residual.pow(2).sum(-1).mean(0)
+    return Step(error, error, residual, pre, entries.fired())
+
+
+def _matryoshka(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+    """Codes of batchtopk; loss: the mean of ||x - x_hat_g||^2 over prefixes g of the groups (Bussmann et al. 2025)."""
+    pre, entries = _of_batch(sae, rows, config, moment)
+    prefixes = decoded(entries, sae.W_dec, config.group_sizes).cumsum(2) + sae.b_dec[:, None]
+    residuals = _targets(rows)[:, :, None] - prefixes
+    errors = residuals.pow(2).sum(-1).mean(0)
+    return Step(errors.mean(-1), errors[:, -1], residuals[:, :, -1], pre, entries.fired())
+
+
+def _of_batch(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> tuple[Tensor, Entries]:
+    """Pre-activations and the codes of batchtopk; moves the threshold that stands for the batch at inference.
+
+    It is the smallest activation that was among the largest of its batch, averaged over the last THRESHOLD_STEPS batches.
+    """
+    pre = sae.pre_activations(rows)
+    threshold = sae.threshold.detach()[:, 0]
+    flat = largest_of_batch(pre.detach(), config.k, 0.8 * threshold)
+    entries = Entries(flat, taken(pre, flat), tuple(pre.shape))
+    with torch.no_grad():
+        least = torch.full_like(threshold, torch.inf).scatter_reduce(0, entries.member, entries.values, "amin")
+        least = torch.where(least.isfinite(), least, threshold)
+        sae.threshold.lerp_(least[:, None].expand_as(sae.threshold), 1 / min(moment.step + 1, THRESHOLD_STEPS))
+    return pre, entries
+
+
+def _relu(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+    """All positive ones (Bricken et al. 2023; Cunningham et al. 2023); loss: ||x - x_hat||^2 + l1 sum f."""
+    pre = sae.pre_activations(rows)
+    flat = positions(pre > 0)
+    entries = Entries(flat, taken(pre, flat), tuple(pre.shape))
+    residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
+    error = residual.pow(2).sum(-1).mean(0)
+    loss = error + config.l1 * moment.sparsity * entries.per_token(entries.values)
+    return Step(loss, error, residual, pre, entries.fired())
+
+
+def _jumprelu(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+    """Those above their feature's learned threshold (Rajamanoharan et al. 2024b).
+
+    Loss: ||x - x_hat||^2 + l0_coefficient (L0 / k - 1)^2, the paper's sparsity term with a target, its equation 17. A
+    threshold moves by the pre-activations within half a bandwidth of it: straight-through, its equations 11 and 12.
+    """
+    pre = sae.pre_activations(rows)
+    dense = pre.detach()
+    flat = positions((dense > sae.threshold) | ((dense - sae.threshold).abs() < config.bandwidth / 2))
+    own = taken(pre, flat)
+    place = flat % (sae.n_members * sae.d_sae)
+    threshold = sae.threshold.reshape(-1).index_select(0, place)
+    near = ((own - threshold).detach().abs() < config.bandwidth / 2).to(own.dtype) / config.bandwidth
+    active = (own > threshold).detach().to(own.dtype)
+    moved = near * (threshold - threshold.detach())  # zero, with the gradient of minus the step function
+    entries = Entries(flat, own * active - threshold.detach() * moved, tuple(pre.shape))
+    residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
+    error = residual.pow(2).sum(-1).mean(0)
+    off = entries.per_token(active - moved) / config.k - 1
+    loss = error + config.l0_coefficient * moment.sparsity * off.pow(2)
+    return Step(loss, error, residual, pre, entries.fired())
+
+
+def _gated(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+    """A gate decides, a magnitude with shared directions says how much (Rajamanoharan et al. 2024a, equation 8).
+
+    Loss: ||x - x_hat||^2 + l1 sum relu(gate) + ||x - relu(gate) W_dec - b_dec||^2, the last with the decoder held fixed.
+    """
+    pre = sae.pre_activations(rows)
+    flat = positions(pre > 0)
+    place = flat % (sae.n_members * sae.d_sae)
+    gate = taken(pre, flat)
+    gain, b_enc, b_mag = (t.reshape(-1).index_select(0, place) for t in (sae.r_mag.exp(), sae.b_enc, sae.b_mag))
+    entries = Entries(flat, ((gate - b_enc) * gain + b_mag).relu(), tuple(pre.shape))
+    gates = entries._replace(values=gate)
+    residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
+    left = _targets(rows) - (decoded(gates, sae.W_dec.detach()) + sae.b_dec.detach())
+    error = residual.pow(2).sum(-1).mean(0)
+    sparsity = config.l1 * moment.sparsity * entries.per_token(gate)
+    return Step(error + sparsity + left.pow(2).sum(-1).mean(0), error, residual, pre, entries.fired())
+
+
+def _targets(rows: Tensor) -> Tensor:
+    return rows[:, None] if rows.ndim == 2 else rows
+
+
+def _plain_topk(config: TrainConfig) -> Convention:
+    return Convention("topk", k=config.k)
+
+
+RECIPES: dict[Variant, Recipe] = {
+    "topk": Recipe(_plain_topk, _topk),
+    "batchtopk": Recipe(lambda _: Convention("jumprelu"), _batchtopk, {"threshold": 0.0}, fixed=("threshold",)),
+    "matryoshka": Recipe(lambda _: Convention("jumprelu"), _matryoshka, {"threshold": 0.0}, fixed=("threshold",)),
+    "relu": Recipe(lambda _: Convention("relu"), _relu),
+    "jumprelu": Recipe(lambda _: Convention("jumprelu"), _jumprelu, {"threshold": FIRST_THRESHOLD}),
+    "gated": Recipe(lambda _: Convention("gated"), _gated, {"r_mag": 0.0, "b_mag": 0.0}),
+    "archetypal": Recipe(_plain_topk, _topk, archetypal=True),
+    "relaxed-archetypal": Recipe(_plain_topk, _topk, archetypal=True),
+}
