@@ -65,8 +65,9 @@ def known(value: object) -> str:
 
 
 _ARCHITECTURE = {
-    "topk": "TopK", "batchtopk": "BatchTopK", "matryoshkabatchtopk": "Matryoshka BatchTopK", "jumprelu": "JumpReLU",
-    "relu": "ReLU", "standard": "ReLU", "": "ReLU", "gated": "Gated", "groupmax": "GroupMax",
+    "topk": "TopK", "batchtopk": "BatchTopK", "matryoshkabatchtopk": "Matryoshka BatchTopK",
+    "matryoshka": "Matryoshka BatchTopK", "archetypal": "Archetypal TopK", "relaxedarchetypal": "Relaxed archetypal TopK",
+    "jumprelu": "JumpReLU", "relu": "ReLU", "standard": "ReLU", "": "ReLU", "gated": "Gated", "groupmax": "GroupMax",
 }  # fmt: skip
 
 

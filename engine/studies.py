@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from engine.publish import publish
 from engine.sources import Document, documents, split
 from engine.studyfile import ImportPlan, StudyFile, TrainPlan
 from engine.train import train_ensemble
+from engine.training.trace import Trace
 
 # What `seedscope demo` waits for; the loss follows while people look.
 CORE = ("match", "activity", "ablate", "explain", "subspaces")
@@ -171,10 +173,13 @@ def train(
         place = hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
         with progress.stage(f"training activations at {hookpoint}", "tokens") as report:
             rows = harvest(model, tokens, hookpoint, study / "scratch" / f"train-{place}", report=report)
+        trace, checkpoints = Trace(), study / "scratch" / f"checkpoints-{name}-{made_from}"
         with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
-            ensemble = train_ensemble(rows, config, report=report)
+            ensemble = train_ensemble(rows, config, checkpoints=checkpoints, trace=trace, report=report)
         ensemble.save(folder, provenance={"model": model.digest, "hookpoint": hookpoint})
+        trace.save(folder)
         (folder / "complete").touch()
+        shutil.rmtree(checkpoints)
     library = f"seedscope {version('seedscope')}"
     members = [catalogue.Member(seed, ensemble.digest(i), None, library) for i, seed in enumerate(ensemble.seeds)]
     return catalogue.Ensemble(
@@ -182,8 +187,9 @@ def train(
         origin="trained",
         folder=str(folder.relative_to(study)),
         members=tuple(members),
+        variant=config.variant,
         hookpoint=hookpoint,
-        shared_start="no",
+        shared_start="yes" if "centroids" in config.uses and config.centroids == "shared" else "no",
         data_order=config.data_order,
         train_token_digest=tokens.digest,
         n_train_tokens=int(tokens.counted.sum()),

@@ -1,6 +1,7 @@
 """A study file, `study.toml`: everything that a study is to consist of, checked as a whole before any work begins."""
 
 import glob
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from engine import catalogue
-from engine.config import DataOrder, TrainConfig
+from engine.config import VARIANTS, Centroids, DataOrder, TrainConfig
 from engine.hookpoints import SITES, TRANSFORMER_LENS
 from engine.importers import FORMATS
 from engine.importers.hub import PREFIX
@@ -19,7 +20,6 @@ from engine.sources import OPTIONS, documents
 from engine.stability import EPSILON, THETA
 from engine.tomlfile import Check, Table, Unfit, any_of, reading, shown
 
-VARIANTS = ("topk",)
 MOST_MEMBERS = 1000
 EXAMPLE = """[study]
 name = "gpt2-l7"
@@ -50,7 +50,6 @@ class TrainPlan:
     name: str
     hookpoint: str | None  # None: the study file's
     config: TrainConfig
-    variant: str = "topk"
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def _train_plan(table: Table, given: _Given) -> TrainPlan:
         )
     elif not given.hookpoint and "hookpoint" not in table:
         table.wrong("hookpoint", "is missing, expected one here or below [model], such as blocks.7.hook_resid_post")
-    return TrainPlan(name, hookpoint, *(_recipe(recipe) if recipe else (TrainConfig(), VARIANTS[0])))
+    return TrainPlan(name, hookpoint, _recipe(recipe) if recipe else TrainConfig())
 
 
 def _head(table: Table) -> tuple[str, str | None]:
@@ -193,15 +192,23 @@ def _head(table: Table) -> tuple[str, str | None]:
     return name, table.take("hookpoint", _hookpoint)
 
 
-def _recipe(table: Table) -> tuple[TrainConfig, str]:
-    variant = table.take("variant", _one_of(VARIANTS, "; other variants are not in this version"), "")
+def _recipe(table: Table) -> TrainConfig:
+    variant = table.take("variant", _one_of(VARIANTS), "" if "variant" in table else VARIANTS[0])
     found = {_FIELD.get(key, key): table.take(key, check) for key, check in _RECIPE.items()}
-    if variant or "variant" not in table:  # another variant has keys of its own
-        with table.alone(_HOMES):
-            table.known("variant")
+    with table.alone(_HOMES):
+        table.known("variant")
+    if not variant:
+        return TrainConfig()
+    uses = TrainConfig(variant=variant).uses
+    for key in _RECIPE:
+        if key in table and _FIELD.get(key, key) not in uses:
+            others = [each for each in VARIANTS if _FIELD.get(key, key) in TrainConfig(variant=each).uses]
+            table.wrong(
+                key, f"is a setting of {any_of(others)}, expected those of {variant}; leave it out or set variant"
+            )
     found = {field: value for field, value in found.items() if value is not None}
     whole = vars(TrainConfig()) | found
-    if whole["k"] > whole["d_sae"]:
+    if "k" in uses and whole["k"] > whole["d_sae"]:
         key, other = ("k", "d_sae") if "k" in table else ("d_sae", "k")
         relation = "at most" if key == "k" else "at least"
         table.wrong(key, f"= {whole[key]}, expected {relation} {other} ({whole[other]}); lower k or raise d_sae")
@@ -210,8 +217,11 @@ def _recipe(table: Table) -> tuple[TrainConfig, str]:
         told = f"with tokens {whole['n_tokens']} and batch {whole['batch']}"
         table.wrong(key, f"leaves no step {told}, expected at least one batch of tokens; raise tokens or lower batch")
     else:
-        return TrainConfig(**found), variant or VARIANTS[0]
-    return TrainConfig(), VARIANTS[0]
+        try:
+            return TrainConfig(**found, variant=variant)
+        except ValueError as error:  # what several settings say together
+            table.wrong("", f"does not fit together: {error}")
+    return TrainConfig()
 
 
 # -- values ----------------------------------------------------------------------------------------------------------
@@ -290,6 +300,15 @@ def _members(value: Any) -> tuple[int, ...]:
     return tuple(range(n)) if type(value) is int else seeds
 
 
+def _shares(value: Any) -> tuple[float, ...]:
+    """Shares of a whole."""
+    numbers = isinstance(value, list) and all(isinstance(each, int | float) and each is not True for each in value)
+    if not numbers or not value or min(value) <= 0 or not math.isclose(sum(value), 1, rel_tol=1e-6):
+        raise Unfit("expected a list of numbers above 0 whose sum is 1, such as [0.1, 0.3, 0.6]")
+    total = sum(value)
+    return tuple(each / total for each in value)
+
+
 def _hookpoint(value: Any) -> str:
     """A hook point in a spelling that is known; whether the model has it is seen when the model is."""
     name = _text(value)
@@ -304,13 +323,15 @@ def _hookpoint(value: Any) -> str:
 
 
 _POSITIVE = _number("a number above 0", lambda v: 0 < v < float("inf"))
+_AT_LEAST_0 = _number("a number of at least 0", lambda v: 0 <= v < float("inf"))
 _FRACTION = _number("a share from 0 to 1", lambda v: 0 <= v <= 1)
-# The keys of a recipe; every field of TrainConfig is one.
+# The keys of a recipe beside its variant; every other field of TrainConfig is one.
 _RECIPE: dict[str, Check] = {
     "d_sae": _whole(1), "k": _whole(1), "seeds": _members, "tokens": _whole(1), "batch": _whole(1), "lr": _POSITIVE,
     "data_order": _one_of(get_args(DataOrder)), "warmup_frac": _FRACTION, "decay_frac": _FRACTION,
-    "aux_coefficient": _number("a number of at least 0", lambda v: 0 <= v < float("inf")), "aux_k": _whole(1),
-    "silent_after": _whole(1),
+    "aux_coefficient": _AT_LEAST_0, "aux_k": _whole(1), "silent_after": _whole(1), "l1": _AT_LEAST_0,
+    "l0_coefficient": _AT_LEAST_0, "bandwidth": _POSITIVE, "sparsity_warmup_frac": _FRACTION, "group_fracs": _shares,
+    "centroids": _one_of(get_args(Centroids)), "delta": _AT_LEAST_0,
 }  # fmt: skip
 _FIELD = {"tokens": "n_tokens"}  # of TrainConfig, where it is not the key
 # Where a key belongs that stands in a table that does not know it.

@@ -70,7 +70,7 @@ def train_ensemble(
     (what is free, if not given) are trained in groups, one after another; their agreement is then that inside groups.
 
     Cost per member and token: 4 d_in d_sae FLOPs for the encoder, 4 d_in per active feature for the decoder. Raises
-    ValueError for too few rows or rows that are not finite, DivergedError, and MemoryError where a single member does not
+    ValueError for too few rows or rows that are not finite, DivergedError, and OutOfMemoryError where a single member does not
     fit or memory runs out against expectation.
     """
     device, (sample, scale) = torch.device(device), _sample(activations, config, dtype)
@@ -307,10 +307,10 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _out_of_memory(need: memory.Need, members: int, free: int) -> MemoryError:
+def _out_of_memory(need: memory.Need, members: int, free: int) -> memory.OutOfMemoryError:
     """Memory ran out against expectation: what was expected, and the largest group that fits."""
     most = min(need.fits(free), members - 1)
-    return MemoryError(
+    return memory.OutOfMemoryError(
         f"memory ran out while {members} members were trained at once, which should take {need.of(members) / GIB:.2f} GiB; "
         f"{free / GIB:.2f} GiB are free now: the largest group that fits is {most} members of {need.member / GIB:.2f} GiB "
         "each; train fewer seeds at a time, lower batch or d_sae, or stop what else needs memory"

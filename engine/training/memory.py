@@ -12,6 +12,10 @@ from engine.training.variants import RECIPES
 SAFETY = 0.9  # of what is free: others allocate as well
 
 
+class OutOfMemoryError(MemoryError, RuntimeError):
+    """Training does not fit; the message says the largest group of members that would."""
+
+
 class Need(NamedTuple):
     """Bytes at the peak above what the process holds already."""
 
@@ -57,10 +61,10 @@ _PER_ENTRY = {
 
 
 def in_groups(config: TrainConfig, d_in: int, need: Need, available: int) -> list[tuple[int, ...]]:
-    """The seeds in groups that fit, as few and as equal as possible; raises MemoryError where not even one member does."""
+    """The seeds in groups that fit, as few and as equal as possible; raises OutOfMemoryError where not even one does."""
     most = need.fits(available)
     if not most:
-        raise MemoryError(
+        raise OutOfMemoryError(
             f"training needs {need.of(1) / GIB:.2f} GiB for one member of {config.d_sae:,} x {d_in} with batches of "
             f"{config.batch:,}, {available / GIB:.2f} GiB are free: the largest group that fits is 0 members; lower d_sae or "
             "batch, or take a machine with more memory"

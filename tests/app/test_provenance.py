@@ -136,6 +136,7 @@ def test_the_embedded_study_needs_no_such_remark(client, study_root):
         ("MatryoshkaBatchTopKSAE", None, "Matryoshka BatchTopK"), ("matryoshka_batchtopk", None, "Matryoshka BatchTopK"),
         ("jumprelu", None, "JumpReLU"), ("JumpReluAutoEncoder", None, "JumpReLU"), ("standard", None, "ReLU"),
         ("AutoEncoder", None, "ReLU"), ("GatedAutoEncoder", None, "Gated"), ("RATopKSAE", 3, "RATopKSAE, k = 3"),
+        ("matryoshka", None, "Matryoshka BatchTopK"), ("relaxed-archetypal", 4, "Relaxed archetypal TopK, k = 4"),
     ],
 )  # fmt: skip
 def test_variants_are_named_as_the_field_names_them(variant, k, words):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine import catalogue, demo
-from engine.config import TrainConfig
+from engine.config import VARIANTS, TrainConfig
 from engine.importers import FORMATS
 from engine.sources import documents
 from engine.studyfile import _FIELD, _RECIPE, EXAMPLE, ImportPlan, StudyFile, TrainPlan, read
@@ -123,7 +124,7 @@ def test_what_is_not_given_has_its_default(folder: Path):
     assert (found.theta, found.epsilon, found.model, found.tokens, found.train_source) == (0.7, 0.05, None, None, ())
     assert (ensemble.format, ensemble.seeds, ensemble.shared_start, ensemble.force) == ("auto", None, "unknown", False)
     (ensemble,) = read(written(folder, TRAINS)).ensembles
-    assert (ensemble.config, ensemble.variant) == (TrainConfig(), "topk")
+    assert ensemble.config == TrainConfig()
 
 
 def test_the_example_of_a_missing_file_is_a_study_file(folder: Path):
@@ -134,8 +135,26 @@ def test_the_example_of_a_missing_file_is_a_study_file(folder: Path):
     assert str(caught.value).endswith(EXAMPLE)
 
 
+VARIANT_RECIPES = {
+    "batchtopk": "k = 4", "matryoshka": "k = 4, group_fracs = [0.25, 0.75]", "relu": "l1 = 0.1, sparsity_warmup_frac = 0.1",
+    "jumprelu": "k = 4, bandwidth = 0.01, l0_coefficient = 2", "gated": "l1 = 0.1", "archetypal": 'centroids = "independent"',
+    "relaxed-archetypal": "delta = 1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS[1:])
+def test_every_variant_is_read_with_its_own_settings(folder: Path, variant):
+    recipe = f'{{ variant = "{variant}", d_sae = 64, {VARIANT_RECIPES[variant]} }}'
+    (ensemble,) = read(written(folder, TRAINS.replace("{ }", recipe))).ensembles
+    given = tomllib.loads("a = " + recipe)["a"]
+    for key, value in given.items():
+        assert getattr(ensemble.config, key) == (pytest.approx(value) if isinstance(value, list) else value)
+    left = {key: value for key, value in vars(ensemble.config).items() if key not in given}
+    assert left == {key: getattr(TrainConfig(), key) for key in left}
+
+
 def test_every_setting_of_training_is_a_key():
-    assert {_FIELD.get(key, key) for key in _RECIPE} == {field.name for field in fields(TrainConfig)}
+    assert {_FIELD.get(key, key) for key in _RECIPE} | {"variant"} == {field.name for field in fields(TrainConfig)}
 
 
 def test_evaluation_and_training_share_no_document(folder: Path):
@@ -260,7 +279,12 @@ MISTAKES = [
     (TRAINS, "train = { }", 'train = { }\nimport = "ckpts/*"', 11, "ensemble.import stands beside train", "two ensembles"),
     (TRAINS, "train = { }", 'train = "topk"', 10, 'ensemble.train = "topk", expected a table', "between { and }"),
     (TRAINS, "train = { }", "train = { }\nseeds = 8", 11, "ensemble.seeds is not known here", "belongs to train = { }"),
-    (TRAINS, "{ }", '{ variant = "relu", l1 = 1.0 }', 10, 'ensemble.train.variant = "relu", expected topk', "not in this"),
+    (TRAINS, "{ }", '{ variant = "relo", l1 = 1.0 }', 10, 'ensemble.train.variant = "relo", expected topk', "mean relu?"),
+    (TRAINS, "{ }", "{ l1 = 1.0 }", 10, "ensemble.train.l1 is a setting of relu or gated, expected those of topk", "leave it"),
+    (TRAINS, "{ }", '{ variant = "relu", k = 4 }', 10, "ensemble.train.k is a setting of topk", "those of relu"),
+    (TRAINS, "{ }", '{ variant = "matryoshka", group_fracs = [0.5, 0.4] }', 10, "ensemble.train.group_fracs = ", "sum is 1"),
+    (TRAINS, "{ }", '{ variant = "matryoshka", d_sae = 16 }', 10, "ensemble.train does not fit together", "of 16 features empty"),
+    (TRAINS, "{ }", '{ variant = "archetypal", centroids = "no" }', 10, "ensemble.train.centroids", "shared or independent"),
     (TRAINS, "{ }", "{ d_sea = 64 }", 10, "ensemble.train.d_sea is not known here", "did you mean d_sae?"),
     (TRAINS, "{ }", "{ k = 600 }", 10, "ensemble.train.k = 600, expected at most d_sae (512)", "lower k or raise d_sae"),
     (TRAINS, "{ }", "{ d_sae = 4 }", 10, "ensemble.train.d_sae = 4, expected at least k (8)", "raise d_sae"),

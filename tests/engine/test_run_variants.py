@@ -1,0 +1,113 @@
+"""A study file with variants: trained, measured, published, exported to SAELens and back; its traces and its stops."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.store import Studies
+from engine import catalogue, demo, importers, sae, studyfile
+from engine.config import VARIANTS
+from engine.export import export
+from engine.progress import Progress, Report
+from engine.studies import run_file
+from engine.train import train_ensemble
+from engine.training import trace
+
+HEAD = f"""[study]
+name = "several"
+[model]
+path = "{demo.MODEL_DIR}"
+hookpoint = "blocks.2.hook_resid_post"
+[tokens]
+source = "texts/*.txt"
+n_ctx = 32
+eval = 300
+"""
+ENSEMBLE = """[[ensemble]]
+name = "{variant}"
+train = {{ variant = "{variant}", d_sae = 36, seeds = 2, tokens = 2048, batch = 256 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, corpus) -> Path:
+    folder = tmp_path_factory.mktemp("file")
+    (folder / "texts").mkdir()
+    for i, (_, text) in enumerate(corpus.train[:12]):
+        (folder / "texts" / f"{i}.txt").write_text(text)
+    (folder / "study.toml").write_text(HEAD + "".join(ENSEMBLE.format(variant=variant) for variant in VARIANTS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(folder, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    run_file(studyfile.read(folder / "study.toml"), root, device="cpu", progress=Progress(quiet=True))
+    return root
+
+
+def test_every_variant_of_a_study_file_is_trained_measured_and_published(root):
+    store = Studies(root).get("several")
+    assert {name: row.variant for name, row in store.ensembles.items()} == {variant: variant for variant in VARIANTS}
+    assert all(set(row.computed) >= {"match", "activity", "ablate"} for row in store.ensembles.values())
+    starts = {each.name: each.shared_start for each in catalogue.read(root / "several").ensembles}
+    assert {name for name, shared in starts.items() if shared == "yes"} == {"archetypal", "relaxed-archetypal"}
+
+
+def test_every_ensemble_keeps_its_trace_and_no_checkpoints(root):
+    for each in catalogue.read(root / "several").ensembles:
+        points = trace.read(root / "several" / each.folder)
+        assert (points[0].step, points[-1].step) == (0, 8)
+        assert points[-1].seeds == each.seeds
+    assert not list((root / "several").rglob("step-*"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_saelens_files_of_every_variant_compute_the_same(root, tmp_path, variant):
+    export(root, "several", tmp_path / "out", format="saelens")
+    entry = catalogue.read(root / "several").ensemble(variant)
+    own = sae.load(root / "several" / entry.folder, entry.seeds)
+    x = torch.randn(50, own.d_in, generator=torch.Generator().manual_seed(0))
+    for member, seed in enumerate(entry.seeds):
+        read = importers.read(tmp_path / "out" / variant / f"seed-{seed}")
+        there = sae.assemble({k: t[None] for k, t in read.tensors.items()}, read.convention, (0,))
+        torch.testing.assert_close(there(x)[:, 0], own(x)[:, member], rtol=1e-5, atol=1e-5)
+
+
+class StopsIn(Progress):
+    """Raises when a stage has come so far."""
+
+    def __init__(self, stage: str, share: float) -> None:
+        super().__init__(quiet=True)
+        self._stage, self._share = stage, share
+
+    @contextmanager
+    def stage(self, name: str, unit: str) -> Iterator[Report]:
+        with super().stage(name, unit) as report:
+
+            def told(done: int, total: int) -> None:
+                report(done, total)
+                if name.startswith(self._stage) and done >= self._share * total:
+                    raise KeyboardInterrupt
+
+            yield told
+
+
+def test_a_stopped_run_goes_on_inside_a_training_and_ends_with_the_same_members(folder, root, tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.studies.train_ensemble", partial(train_ensemble, every_s=0.0))
+    file = folder / "one.toml"
+    file.write_text(HEAD + ENSEMBLE.format(variant="batchtopk"))
+    with pytest.raises(KeyboardInterrupt):
+        run_file(studyfile.read(file), tmp_path, device="cpu", progress=StopsIn("batchtopk:", 0.6))
+    run_file(studyfile.read(file), tmp_path, device="cpu", progress=Progress(quiet=True))
+    digests = [
+        [member.digest for member in catalogue.read(where / "several").ensemble("batchtopk").members]
+        for where in (root, tmp_path)
+    ]
+    assert digests[0] == digests[1]
+    (points,) = (trace.read(path.parent) for path in tmp_path.rglob(trace.FILE))
+    assert [point.step for point in points] == list(range(9))
