@@ -25,6 +25,7 @@ class Section(StrEnum):
     match = "match"
     harvest = "harvest"
     geometry = "geometry"
+    train = "train"
     all = "all"
 
 

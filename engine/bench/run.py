@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from engine.bench import assignment, geometry, harvest, live, pages, products
+from engine.bench import assignment, geometry, harvest, live, pages, products, training
 from engine.bench.report import Line
 from engine.files import write_whole
 from engine.fused import choice
@@ -72,10 +72,16 @@ def geometry_lines(*, full: bool, report: Report) -> Iterator[Line]:
     yield from geometry.lines(full=full, report=report)
 
 
+def train_lines(*, full: bool, report: Report) -> Iterator[Line]:
+    """Training: members in lockstep, and what others take for the same seeds and reach with them."""
+    yield from training.lines(full=full, report=report)
+
+
 SECTIONS: dict[str, Callable[..., Iterator[Line]]] = {
     "match": match_lines,
     "harvest": harvest_lines,
     "geometry": geometry_lines,
+    "train": train_lines,
 }
 
 

@@ -2,12 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
+from golden import explained_variance
 from rich.console import Console
 
-from engine.bench import assignment, geometry, pages, products, run
+from engine.bench import assignment, geometry, pages, products, run, training
 from engine.bench.report import Line, interleaved
+from engine.config import TrainConfig
 from engine.subspaces import log_ranks
+from engine.train import train_ensemble
 
 
 def test_runs_take_turns_and_the_first_turn_is_not_counted():
@@ -68,3 +73,35 @@ def test_geometry_is_measured_against_svds_and_products():
         assert f"3 members x 40 unstable rows x 16 at {len(log_ranks(16))} ranks" in line.work
     assert "all 6 ordered pairs" in energy.work
     assert sum(energy.peers_s.values()) == pytest.approx(energy.limit_s)
+
+
+@pytest.fixture(scope="module")
+def rows() -> training.Rows:
+    rng = np.random.default_rng(0)
+    found = rng.normal(size=(300, 20)) * (rng.random((300, 20)) < 0.2) @ rng.normal(size=(20, 8))
+    return training.Rows(found[:200].astype(np.float32), found[200:].astype(np.float32))
+
+
+@pytest.mark.parametrize("variant", ["topk", "relu"])
+def test_training_is_measured_against_the_encoders_products_and_peers_that_may_be_missing(rows, variant):
+    config = TrainConfig(variant=variant, d_sae=16, k=3, seeds=(0, 1), n_tokens=640, batch=64)
+    line = training.line(config, rows)
+    assert line.ours_s > 0 < line.limit_s
+    assert f"2 x 16 {variant}, d_in 8, 640 tokens each" in line.work
+    assert set(line.peers_s) == {"dictionary_learning", "SAELens"}
+    assert "member-tokens/s, EV" in line.remark
+
+
+def test_quality_is_l0_and_explained_variance_at_inference(rows):
+    members = train_ensemble(rows.train, TrainConfig(variant="relu", d_sae=16, seeds=(0, 1), n_tokens=640, batch=64))
+    found = training.quality(members, rows.held)
+    x = torch.from_numpy(rows.held)
+    out = members(x).detach().numpy()
+    assert found.ev == pytest.approx(np.mean([explained_variance(rows.held, out[:, m]) for m in range(2)]), abs=1e-5)
+    assert found.l0 == pytest.approx(float((members.encode(x).values > 0).sum(-1).float().mean()), rel=1e-5)
+
+
+def test_ev_at_an_l0_is_read_between_those_measured():
+    found = [training.Quality(20.0, 0.9), training.Quality(5.0, 0.7)]
+    assert training.at_l0(found, 10.0) == pytest.approx(0.8)
+    assert training.at_l0(found, 40.0) == pytest.approx(0.9)

@@ -1,0 +1,167 @@
+"""Training an ensemble in lockstep against the same seeds one after another elsewhere: how fast, and how good at the same L0."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine import demo
+from engine.activations import LanguageModel, harvest, load_model, tokenize
+from engine.bench.harvest import INTERPRETER, Report
+from engine.bench.report import Line
+from engine.config import VARIANTS, TrainConfig
+from engine.sae import SAE
+from engine.train import train_ensemble
+
+PEERS = {"dictionary_learning": "dictionary_learning", "sae_lens": "SAELens"}
+GOAL = "a sixth of the faster peer's time; at least its EV at its L0"
+QUICK_TOKENS, HELD_TOKENS = 2**18, 2**16
+QUALITY_SEEDS = (0, 1)  # that EV at other sparsities is measured on
+STEPS_OF_SPARSITY = (0.7, 1.0, 1.5)  # of k or l1: EV at a peer's L0 is read between them
+
+
+class Rows(NamedTuple):
+    """Activations at the embedded study's hook point."""
+
+    train: np.ndarray
+    held: np.ndarray
+
+
+class Quality(NamedTuple):
+    """What members reach on held-out rows, on average."""
+
+    l0: float
+    ev: float
+
+
+def lines(*, full: bool, report: Report) -> Iterator[Line]:
+    """TopK at the demo's size; with `full` every variant, at the demo's tokens."""
+    recipe = demo.STUDY.train
+    n_tokens = recipe.n_tokens if full else QUICK_TOKENS
+    rows = activations(load_model(str(demo.MODEL_DIR)), n_tokens)
+    variants = VARIANTS if full else VARIANTS[:1]
+    for done, variant in enumerate(variants):
+        yield line(replace(recipe, variant=variant, n_tokens=n_tokens), rows)
+        report(done + 1, len(variants))
+
+
+def activations(model: LanguageModel, n_tokens: int) -> Rows:
+    """Rows to train on and rows that no training sees, as float32."""
+    corpus = demo.load_corpus()
+    found = []
+    for texts, wanted in ((corpus.train, n_tokens), (corpus.held_out, HELD_TOKENS)):
+        tokens = tokenize(texts, model, n_ctx=demo.STUDY.n_ctx, n_tokens=int(1.02 * wanted))
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(np.array(harvest(model, tokens, demo.STUDY.hookpoint, Path(folder)), np.float32))
+    return Rows(*found)
+
+
+def line(config: TrainConfig, rows: Rows) -> Line:
+    """One variant: ours, the bare encoder products, and every peer that has it."""
+    began = time.perf_counter()
+    members = train_ensemble(rows.train, config)
+    ours_s = time.perf_counter() - began
+    peers = _peers(config, rows)
+    trained = {name: answer for name, answer in peers.items() if "seconds" in answer}
+    n = len(config.seeds) * (config.n_tokens // config.batch) * config.batch
+    own = quality(members, rows.held)
+    told = [f"{n / ours_s:,.0f} member-tokens/s, EV {own.ev:.4f} at L0 {own.l0:.2f}"]
+    others = _sparsities(config, rows, own) if trained else []
+    for name, answer in trained.items():
+        there = Quality(float(np.mean(answer["l0"])), float(np.mean(answer["ev"])))
+        here = at_l0(others, there.l0)
+        told.append(
+            f"{PEERS[name]} {answer['version']}: {n / answer['seconds']:,.0f} member-tokens/s, EV {there.ev:.4f} at L0 "
+            f"{there.l0:.2f}, where ours has {here:.4f}; {answer['seconds'] / ours_s:.1f} x our time"
+        )
+    return Line(
+        work=f"training {len(config.seeds)} x {config.d_sae:,} {config.variant}, d_in {rows.train.shape[1]}, "
+        f"{config.n_tokens:,} tokens each, batch {config.batch}",
+        ours_s=ours_s,
+        limit="the encoder's product and its gradient alone",
+        limit_s=_limit(config, rows),
+        peers_s={PEERS[name]: answer.get("seconds", answer.get("missing")) for name, answer in peers.items()},
+        goal=GOAL,
+        remark="; ".join(told),
+    )
+
+
+@torch.no_grad()
+def quality(members: SAE, held: np.ndarray) -> Quality:
+    """L0 and explained variance as the SAEs stand for inference, means over members."""
+    left, active = torch.zeros((), dtype=torch.float64), 0.0
+    x = torch.from_numpy(held)
+    for part in x.split(8192):
+        codes = members.encode(part)
+        left += (part[:, None] - members.decode(codes)).double().pow(2).sum()
+        active += float((codes.values > 0).sum())
+    whole = (x - x.mean(0)).double().pow(2).sum() * members.n_members
+    return Quality(active / len(x) / members.n_members, float(1 - left / whole))
+
+
+def at_l0(found: list[Quality], l0: float) -> float:
+    """EV at an L0 between those that were measured, linear in log L0; at the nearest beyond them."""
+    ordered = sorted(found)
+    return float(np.interp(np.log(l0), np.log([each.l0 for each in ordered]), [each.ev for each in ordered]))
+
+
+def _sparsities(config: TrainConfig, rows: Rows, own: Quality) -> list[Quality]:
+    """The same recipe on either side of its sparsity."""
+    name = "k" if "k" in config.uses else "l1"
+    found = [own]
+    for factor in STEPS_OF_SPARSITY:
+        value = getattr(config, name) * factor
+        changed = replace(config, seeds=QUALITY_SEEDS, **{name: round(value) if name == "k" else value})
+        if getattr(changed, name) != getattr(config, name):
+            found.append(quality(train_ensemble(rows.train, changed), rows.held))
+    return found
+
+
+def _limit(config: TrainConfig, rows: Rows) -> float:
+    """Seconds that the encoder's product and its gradient take over all steps, measured on some."""
+    width = len(config.seeds) * config.d_sae
+    x = torch.from_numpy(rows.train[: config.batch])
+    encoder, gradient = torch.randn(width, x.shape[1]), torch.randn(len(x), width)
+
+    def both() -> tuple[Tensor, Tensor]:
+        return torch.nn.functional.linear(x, encoder), gradient.T @ x
+
+    times = []
+    for _ in range(40):
+        began = time.perf_counter()
+        both()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times[8:])) * (config.n_tokens // config.batch)
+
+
+def _peers(config: TrainConfig, rows: Rows) -> dict[str, dict[str, Any]]:
+    """What each peer said, one after the other, each in a process of its own."""
+    python = os.environ.get(INTERPRETER, sys.executable)
+    script, answers = str(Path(__file__).with_name("trainers.py")), {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        spec = asdict(config) | {"group_sizes": config.group_sizes, "threads": torch.get_num_threads()}
+        for name, values in rows._asdict().items():
+            np.save(folder / f"{name}.npy", values)
+            spec[{"train": "rows"}.get(name, name)] = str(folder / f"{name}.npy")
+        (folder / "spec.json").write_text(json.dumps(spec))
+        for name in PEERS:
+            done = subprocess.run(
+                [python, "-W", "ignore", script, name, str(folder / "spec.json")],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            last = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
+            answers[name] = json.loads(last[0]) if last else {"missing": f"it ended with exit {done.returncode}"}
+    return answers
