@@ -22,6 +22,7 @@ from engine.analyse import analyse
 from engine.config import StudyConfig, TrainConfig, as_parameters
 from engine.enrol import enrol
 from engine.files import only_writer
+from engine.fused import named_device
 from engine.importers import local, recognise
 from engine.models import randomised
 from engine.progress import Progress
@@ -91,7 +92,7 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                 _import(root, file, wanted, progress)
                 continue
             model = model or load_model(file.model)
-            made = partial(_train_as_asked, folder, file, wanted, progress=progress)
+            made = partial(_train_as_asked, folder, file, wanted, device=device, progress=progress)
             for trained in _with_control(made, wanted.name, model, control=file.control is not None):
                 catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
         settings = {"model": file.model, "tokens": file.tokens, "theta": file.theta, "epsilon": file.epsilon}
@@ -110,10 +111,17 @@ def _with_control(
 
 
 def _train_as_asked(
-    folder: Path, file: StudyFile, wanted: TrainPlan, name: str, model: LanguageModel, *, progress: Progress
+    folder: Path,
+    file: StudyFile,
+    wanted: TrainPlan,
+    name: str,
+    model: LanguageModel,
+    *,
+    device: str,
+    progress: Progress,
 ) -> catalogue.Ensemble:
     hookpoint, texts = wanted.hookpoint or file.hookpoint, _training_texts(file)
-    return train(folder, name, wanted.config, hookpoint, model, texts, file.tokens.n_ctx, progress)
+    return train(folder, name, wanted.config, hookpoint, model, texts, file.tokens.n_ctx, progress, device=device)
 
 
 def _training_texts(file: StudyFile) -> Iterable[Document]:
@@ -162,6 +170,8 @@ def train(
     texts: Iterable[Document],
     n_ctx: int | None,
     progress: Progress,
+    *,
+    device: str = "cpu",
 ) -> catalogue.Ensemble:
     """Train an ensemble on a model's activations, or load it if exactly this one was trained before."""
     tokens = _enough(tokenize(texts, model, n_ctx=n_ctx), config.n_tokens)
@@ -175,7 +185,9 @@ def train(
             rows = harvest(model, tokens, hookpoint, study / "scratch" / f"train-{place}", report=report)
         trace, checkpoints = Trace(), study / "scratch" / f"checkpoints-{name}-{made_from}"
         with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
-            ensemble = train_ensemble(rows, config, checkpoints=checkpoints, trace=trace, report=report)
+            ensemble = train_ensemble(
+                rows, config, device=named_device(device), checkpoints=checkpoints, trace=trace, report=report
+            )
         ensemble.save(folder, provenance={"model": model.digest, "hookpoint": hookpoint})
         trace.save(folder)
         (folder / "complete").touch()

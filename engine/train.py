@@ -27,6 +27,7 @@ from engine.training.decoders import Archetypes, FreeRows
 from engine.training.silence import aux_loss, count
 from engine.training.stream import Rows, batches, require_finite
 from engine.training.trace import EVALUATED_ROWS, Trace, measured, points_of
+from engine.training.trace import read as read_trace
 from engine.training.variants import RECIPES, Moment, Step
 
 SAMPLE_ROWS = 16_384  # enough for the scale and the centre of the data to three digits
@@ -94,6 +95,8 @@ def train_ensemble(
 
         if place and len(groups) > 1 and (place / identity).exists():
             done.append(saes.load(place / identity, seeds))
+            if trace is not None:
+                trace.points += read_trace(place / identity)
             continue
         try:
             done.append(_train(activations, part, sample, scale, device, told, kept, trace))
@@ -104,6 +107,8 @@ def train_ensemble(
         if place and len(groups) > 1:
             unfinished = place / "unfinished"
             done[-1].save(unfinished)
+            if trace is not None:
+                Trace(points=[point for point in trace.points if point.seeds == seeds]).save(unfinished)
             unfinished.replace(place / identity)
     return done[0] if len(done) == 1 else _joined(done)
 

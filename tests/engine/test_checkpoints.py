@@ -225,11 +225,21 @@ def test_a_training_in_groups_resumes_in_the_group_it_was_in_with_the_grouping_i
     little = {"available": int(need.of(1) / memory.SAFETY) + 1}
     whole = train_ensemble(rows, config, **little, checkpoints=tmp_path / "a", every_s=0.0)
     with pytest.raises(Stop):
-        train_ensemble(rows, config, **little, checkpoints=tmp_path / "b", every_s=0.0, report=stop_at(20))
-    reported = []
+        train_ensemble(
+            rows, config, **little, checkpoints=tmp_path / "b", every_s=0.0, report=stop_at(20), trace=Trace(n_points=4)
+        )
+    reported, kept = [], Trace(n_points=4)
     again = train_ensemble(
-        rows, config, checkpoints=tmp_path / "b", every_s=0.0, report=lambda done, total: reported.append(done)
+        rows,
+        config,
+        checkpoints=tmp_path / "b",
+        every_s=0.0,
+        report=lambda done, total: reported.append(done),
+        trace=kept,
     )
+    assert {(point.step, point.seeds) for point in kept.points} == {
+        (step, (seed,)) for step in kept.steps(40) for seed in (0, 1, 2)
+    }
     assert same(again, whole)
     assert reported[0] >= 19 * config.batch  # nothing that was trained is trained again
 
