@@ -29,6 +29,7 @@ from app.routes import (
     projecting,
     scored,
     studies,
+    synthetic,
     trying,
     weights,
     worth,
@@ -93,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app.include_router(studies.router)
     app.include_router(jobs.router)
+    app.include_router(synthetic.router)  # before an ensemble's page, whose address would swallow it
     app.include_router(overview.router)
     app.include_router(ablation.router)
     app.include_router(buckets.router)

@@ -341,7 +341,7 @@ def _lacks_loss(
 ) -> bool:
     """Whether the loss has a meaning here and was not measured as asked."""
     if not bench.model.causal:
-        progress.say(f"{name}: loss: left out, {bench.model.name} sees all tokens at once")
+        progress.say(f"{name}: loss: left out, {bench.model.name} predicts no next token")
         return False
     return parts.find("loss", **about, **({} if asked.n_tokens is None else {"loss_tokens": asked.n_tokens})) is None
 

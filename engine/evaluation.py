@@ -30,6 +30,8 @@ from engine.parts import VERSION
 from engine.progress import Progress
 from engine.shards import Shards
 from engine.sources import Document, documents, split
+from engine.synthetic import plan as synthetic
+from engine.synthetic.samples import Labelled, label
 from engine.tokens import save_tokens
 from engine.triggers import Vocabulary
 
@@ -40,7 +42,7 @@ EVALUATION = "evaluation.json"
 class Evaluation:
     """What activity was measured on: the model, and the tokens as they are shown."""
 
-    model: str
+    model: str | None  # None for samples of known true features: no model made them
     model_digest: str
     control_digest: str | None  # of the same model with random weights, where an ensemble is a control
     causal: bool
@@ -140,6 +142,59 @@ class Bench:
         return Place(Without(rows, found) if len(found) else rows, tokens)
 
 
+class SampleBench(Bench):
+    """Evaluation samples of known true features: each stands for a token that names its strongest one."""
+
+    def __init__(self, samples: synthetic.SyntheticConfig, held: Labelled) -> None:
+        # No model made them: what stands in its place computes nothing and predicts no token.
+        model = LanguageModel(torch.nn.Identity(), None, "a generator of samples", samples.digest, causal=False)
+        evaluation = Evaluation(
+            model=None,
+            model_digest=model.digest,
+            control_digest=None,
+            causal=False,
+            n_ctx=held.tokens.ids.shape[1],
+            policy="every sample counts; a sample is shown as the name of its strongest true feature",
+            token_digest=held.tokens.digest,
+            n_tokens=int(held.tokens.counted.sum()),
+            remark="samples of known true features that training did not see",
+            texts=tuple(held.texts),
+            documents=tuple(held.tokens.names),
+        )
+        self.model, self.tokens, self.evaluation, self.control, self._held = model, held.tokens, evaluation, None, held
+        self.texts = held.texts
+
+    def place(self, hookpoint: str, d_in: int) -> Place:
+        """The samples themselves, whatever the hook point is called; raises ValueError for SAEs of another width."""
+        if self._held.rows.shape[1] != d_in:
+            raise ValueError(
+                f"samples have {self._held.rows.shape[1]} numbers, the SAEs at {hookpoint} read {d_in}: they were trained on "
+                "something else; import them into a study of their own"
+            )
+        return Place(self._held.rows, self.tokens)
+
+
+def open_samples(study: Path, made: synthetic.Plan, plan: catalogue.Study, progress: Progress) -> SampleBench:
+    """The evaluation samples of a synthetic study; raises ValueError where its catalogue names a model or text."""
+    if plan.model or plan.tokens:
+        raise ValueError(
+            f"{plan.name} is a synthetic study, measured on samples of its own, and was given "
+            f"{'a model' if plan.model else 'text'}; leave out --model, --tokens and what belongs to them"
+        )
+    with progress.stage("evaluation samples", "samples") as report:
+        held = label(made.samples, made.n_evaluated)
+        report(len(held.rows), len(held.rows))
+    bench = SampleBench(made.samples, held)
+    _keep(study, bench.evaluation, held.tokens)
+    return bench
+
+
+def _keep(study: Path, record: Evaluation, tokens: TokenSet) -> None:
+    (study / "parts").mkdir(parents=True, exist_ok=True)
+    write_whole(study / "parts" / EVALUATION, json.dumps(asdict(record)))
+    save_tokens(tokens, study / "parts")
+
+
 def open_bench(
     study: Path,
     plan: catalogue.Study,
@@ -148,7 +203,9 @@ def open_bench(
     device: torch.device,
     progress: Progress,
 ) -> Bench | None:
-    """Model and tokens as the catalogue names them; None, with a word, where it names none."""
+    """Model and tokens as the catalogue names them, or a synthetic study's samples; None, with a word, without either."""
+    if made := synthetic.read(study):
+        return open_samples(study, made, plan, progress)
     if plan.model is None or (plan.tokens is None and texts is None):
         lacks = " and ".join(name for name, held in (("--model", plan.model), ("--tokens", plan.tokens)) if not held)
         progress.say(f"activity, ablate: left out, no {lacks} was given for {plan.name}")
@@ -188,9 +245,7 @@ def open_bench(
         documents=tuple(found.names),
         outliers=outliers,
     )
-    (study / "parts").mkdir(parents=True, exist_ok=True)
-    write_whole(study / "parts" / EVALUATION, json.dumps(asdict(record)))
-    save_tokens(found, study / "parts")
+    _keep(study, record, found)
     where = found, record
     twin = control and Bench(control, *where, study / "scratch" / "control", progress)
     return Bench(model, *where, study / "scratch", progress, control=twin)

@@ -149,6 +149,11 @@ class Interpretation:
     ) -> None:
         held = catalogue.read(study)
         evaluation, tokens = read_evaluation(study), load_tokens(study / "parts")
+        if evaluation is not None and evaluation.model is None:
+            raise ValueError(
+                f"{study.name} is a synthetic study: its samples are no text that a language model could read; explain a study "
+                "of a language model's SAEs"
+            )
         way_out = f"measure activity first: seedscope analyze {study.name} --only activity"
         if held is None or evaluation is None or tokens is None or tokens.digest != evaluation.token_digest:
             raise ValueError(

@@ -32,8 +32,8 @@ def direct_logits(model: LanguageModel, rows: Float[Tensor, "features d_in"], *,
 
     Cost: features * d_in * vocabulary multiply-adds.
     """
-    head = model.network.get_output_embeddings()
-    if not model.causal or head is None or head.weight.shape[1] != rows.shape[1]:
+    head = model.network.get_output_embeddings() if model.causal else None
+    if head is None or head.weight.shape[1] != rows.shape[1]:
         return None
     unembed = head.weight.float()
     through = _behind_final_norm(model, rows.to(unembed))

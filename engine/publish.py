@@ -20,11 +20,13 @@ from engine.logits import Logits
 from engine.loss import Losses, MaskedLoss
 from engine.match import NULL_KINDS, Chance, Matches
 from engine.parts import VERSION, Part, Parts
-from engine.rows import add_ablation, add_explanations, add_member, add_null, add_pairs, add_row
+from engine.rows import add_ablation, add_explanations, add_member, add_null, add_pairs, add_row, dead_features
 from engine.schema import ANALYSES, SCHEMA_VERSION, Document, Ensemble, Study, Token, TokenWindow
 from engine.spans import ANALYSIS as SUBSPACES
 from engine.spans import add_spans
 from engine.store import Writer
+from engine.synthetic import plan as synthetic
+from engine.synthetic.tables import add_truth
 from engine.tokens import PADDING, load_tokens
 from engine.triggers import Triggers
 
@@ -113,15 +115,16 @@ def _add_study(
         seedscope_version=version("seedscope"),
         # A model that is known but was not run yet: pages then name the analysis instead of asking for a model.
         model=found.model if found else plan.model and plan.tokens and Path(plan.model).name,
-        model_digest=found.model_digest if found else None,
-        causal=found.causal if found else None,
+        model_digest=found.model_digest if found and found.model else None,
+        causal=found.causal if found and found.model else None,
         n_ctx=found.n_ctx if found else None,
         token_policy=found.policy if found else None,
         eval_token_digest=found.token_digest if found else None,
         n_eval_tokens=found.n_tokens if found else None,
         corpus_remark=found.remark if found else None,
         device=" and ".join(sorted(devices)),
-        precision="float32 (activations kept as float16)" if found else "float32",
+        precision="float32 (activations kept as float16)" if found and found.model else "float32",
+        synthetic=synthetic.read(parts.parent) is not None,
     )
     add_row(writer, row)
     if found:
@@ -139,6 +142,7 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
     convention, name, seeds = members.convention, ensemble.name, ensemble.seeds
     directed = sae.directed(members.W_dec).numpy()
     norms = np.where(directed, members.W_dec.norm(dim=-1).detach().numpy(), 0)
+    made, cosines, dead = synthetic.read(study), [], []
     for index, member in enumerate(ensemble.members):
         match = found.match.read(member.seed)
         matches = Matches(**{field: match[field] for field in Matches._fields})
@@ -164,6 +168,9 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
             loss=Losses(*(float(loss[f]) for f in Losses._fields[:3]), int(loss["n_tokens"]), loss["attributed"]) if loss else None,
         )  # fmt: skip
         add_pairs(writer, name, seeds, index, matches, norms[index], activity)
+        if made:
+            cosines.append(matches.cosine)
+            dead.append(dead_features(norms[index], activity))
         if explained:
             add_explanations(
                 writer, name, member.seed, explained, Examples(**examples) if examples else None, found.n_ctx
@@ -174,6 +181,8 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
             add_ablation(writer, name, member.seed, _rows(worth, Masking), _rows(loss, MaskedLoss) if loss else [])
         yield
     spans = add_spans(writer, name, found.subspaces)
+    if made:
+        add_truth(writer, study, plan, ensemble, made, members, np.stack(cosines), np.stack(dead))
     row = Ensemble(
         ensemble=name,
         origin=ensemble.origin,

@@ -21,6 +21,7 @@ from engine.match import Matches, rule_cosine
 from engine.progress import Report
 from engine.schema import RULE_COLUMN
 from engine.store import Writer
+from engine.synthetic import plan as synthetic
 
 _TABLES = {FEATURES, MATCHES, CONTEXTS, CURVES, *PLAIN.values()}
 
@@ -53,6 +54,8 @@ def restore(folder: Path, root: Path, study: str | None = None, *, report: Repor
                 shutil.copyfile(folder / file, unfinished / file)
         if plan := catalogue.read(folder) if catalogue.FILE in told.files else None:
             catalogue.write(replace(plan, name=name), unfinished)
+        if synthetic.FILE in told.files:
+            shutil.copyfile(folder / synthetic.FILE, unfinished / synthetic.FILE)
         with Writer(unfinished) as writer:
             _add_tables(writer, folder, name, told, report)
             path = writer.publish(built_from=told.built_from)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import NamedTuple, get_args, get_origin
 
+from engine import truth
 from engine.span_tables import FeatureSpan, SpanCurve, SpanMember, SpanPair, SpanPrediction, SpanResidual
 
 SCHEMA_VERSION = 6
@@ -63,6 +64,7 @@ class Study:
     corpus_remark: str | None
     device: str
     precision: str
+    synthetic: bool = False  # made of known true features: there is activity, and no language model
 
 
 @dataclass(frozen=True)
@@ -338,7 +340,7 @@ REQUIRED = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)  # without
 TABLES = (
     Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, SpanCurve, SpanPair,
     SpanMember, SpanResidual, SpanPrediction, FeatureSpan, Logit, Explanation, Score, Scored, Word,
-    TokenWindow, Token, Document,
+    TokenWindow, Token, Document, *truth.SORT_KEYS,
 )  # fmt: skip
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     Study: ("study",),
@@ -364,6 +366,7 @@ SORT_KEYS: dict[type, tuple[str, ...]] = {
     TokenWindow: ("id",),
     Token: ("id",),
     Document: ("id",),
+    **truth.SORT_KEYS,
 }
 # {table: {list column: rule}}: the Writer counts these lists at every theta of the grid.
 RULE_COLUMN = {

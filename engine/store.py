@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from engine import schema
+from engine import schema, truth
 from engine.files import write_whole
 from engine.stability import count_on_grid
 
@@ -28,7 +28,9 @@ _DOUBLE = {(schema.Ensemble, "lr"), (schema.Ensemble, "theta"), (schema.Ensemble
            (schema.Member, "l0"), (schema.Ablation, "ev"), (schema.Ablation, "ev_sd"), (schema.Feature, "density"),
            (schema.Feature, "worth_ev"), (schema.Feature, "worth_loss"),
            (schema.Member, "loss_own"), (schema.Member, "loss_spliced"), (schema.Member, "loss_zero"),
-           (schema.Ablation, "loss"), (schema.Ablation, "loss_sd"), (schema.Pair, "mean_cosine"), (schema.Pair, "gap")}  # fmt: skip
+           (schema.Ablation, "loss"), (schema.Ablation, "loss_sd"), (schema.Pair, "mean_cosine"), (schema.Pair, "gap"),
+           (truth.Synthetic, "rate_free"), (truth.Synthetic, "rate_low"), (truth.TrueFeature, "rate"),
+           (truth.PhaseCell, "rate_low")}  # fmt: skip
 
 
 class Writer:

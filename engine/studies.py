@@ -9,28 +9,30 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from engine import catalogue, demo, sae
-from engine.activations import LanguageModel, TokenSet, harvest, load_model, tokenize
+from engine import catalogue, demo
+from engine.activations import LanguageModel, load_model
 from engine.analyse import analyse
-from engine.config import StudyConfig, TrainConfig, as_parameters
+from engine.config import StudyConfig, as_parameters
 from engine.enrol import enrol
 from engine.files import only_writer
-from engine.fused import named_device
 from engine.importers import local, recognise
 from engine.models import randomised
 from engine.progress import Progress
 from engine.publish import publish
+from engine.schema import ANALYSES
 from engine.sources import Document, documents, split
 from engine.studyfile import ImportPlan, StudyFile, TrainPlan
-from engine.train import train_ensemble
-from engine.training.trace import Trace
+from engine.synthetic import plan as synthetic
+from engine.synthetic.generator import TRAINING
+from engine.synthetic.phase import draw_map
+from engine.synthetic.samples import draw_rows
+from engine.trained import train, train_once, trained_entry
 
 # What `seedscope demo` waits for; the loss follows while people look.
 CORE = ("match", "activity", "ablate", "explain", "subspaces")
@@ -124,6 +126,51 @@ def _train_as_asked(
     return train(folder, name, wanted.config, hookpoint, model, texts, file.tokens.n_ctx, progress, device=device)
 
 
+def run_synthetic(
+    made: synthetic.Plan, root: Path, name: str, *, with_map: bool = True, progress: Progress | None = None
+) -> Path:
+    """Train, measure and publish a study of known true features, then its map; returns the store's path.
+
+    Stopped, it resumes: behind training, behind each analysis, and at the cell that was not finished. Of other settings
+    under the same name the new ones stay. Raises ValueError for a name that cannot be one or that another study has.
+    """
+    progress = progress or Progress()
+    catalogue.require_name("study", name)
+    folder, ensemble = root / name, f"topk-{made.recipe.d_sae}"
+    with only_writer(folder):
+        before = catalogue.read(folder)
+        if before and not synthetic.read(folder):
+            raise ValueError(f"study {name} is there and not synthetic; choose another name with --name")
+        content = [asdict(made.samples), as_parameters(made.recipe)]
+        made_from = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+        def rows() -> np.ndarray:
+            with progress.stage("training samples", "samples") as report:
+                found = draw_rows(made.samples, made.recipe.n_tokens, stream=TRAINING)
+                report(len(found), len(found))
+            return found
+
+        trained = train_once(folder, ensemble, made.recipe, made_from, rows, {"samples": made.samples.digest}, progress)
+        entry = trained_entry(
+            folder, ensemble, made.recipe, made_from, trained, hookpoint=synthetic.HOOKPOINT,
+            train_token_digest=made.samples.digest, n_train_tokens=made.recipe.n_tokens,
+        )  # fmt: skip
+        synthetic.write(made, folder)
+        plan = replace(before or catalogue.Study(name), built_from=made_from, ensembles=(entry,))
+        catalogue.write(plan, folder)
+        analyse(folder, only=[each for each in ANALYSES if each != "loss"], progress=progress)  # no token comes next
+        path = _published(folder, progress)
+        for former in (folder / "sae").glob("*/*"):
+            if former != folder / entry.folder:
+                shutil.rmtree(former)
+        if with_map:
+            wanted = made.places(plan.theta, plan.epsilon)
+            with progress.stage("map", "cells") as report:
+                draw_map(folder / synthetic.CELLS, wanted, report=report)
+            path = _published(folder, progress)
+        return path
+
+
 def _training_texts(file: StudyFile) -> Iterable[Document]:
     found = documents(file.train_source)
     return split(found, "train") if file.tokens.part == "held-out" else found
@@ -159,76 +206,6 @@ def _files_digest(wanted: ImportPlan) -> str:
             files += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inside if p.is_file()]
     content = [files, wanted.format, wanted.seeds, wanted.hookpoint, wanted.shared_start, wanted.force]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def train(
-    study: Path,
-    name: str,
-    config: TrainConfig,
-    hookpoint: str,
-    model: LanguageModel,
-    texts: Iterable[Document],
-    n_ctx: int | None,
-    progress: Progress,
-    *,
-    device: str = "cpu",
-) -> catalogue.Ensemble:
-    """Train an ensemble on a model's activations, or load it if exactly this one was trained before."""
-    tokens = _enough(tokenize(texts, model, n_ctx=n_ctx), config.n_tokens)
-    recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint], sort_keys=True)
-    made_from = hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    folder = study / "sae" / name / made_from
-    ensemble = _trained_before(folder, config)
-    if ensemble is None:
-        place = hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
-        with progress.stage(f"training activations at {hookpoint}", "tokens") as report:
-            rows = harvest(model, tokens, hookpoint, study / "scratch" / f"train-{place}", report=report)
-        trace, checkpoints = Trace(), study / "scratch" / f"checkpoints-{name}-{made_from}"
-        with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
-            ensemble = train_ensemble(
-                rows, config, device=named_device(device), checkpoints=checkpoints, trace=trace, report=report
-            )
-        ensemble.save(folder, provenance={"model": model.digest, "hookpoint": hookpoint})
-        trace.save(folder)
-        (folder / "complete").touch()
-        shutil.rmtree(checkpoints)
-    library = f"seedscope {version('seedscope')}"
-    members = [catalogue.Member(seed, ensemble.digest(i), None, library) for i, seed in enumerate(ensemble.seeds)]
-    return catalogue.Ensemble(
-        name=name,
-        origin="trained",
-        folder=str(folder.relative_to(study)),
-        members=tuple(members),
-        variant=config.variant,
-        hookpoint=hookpoint,
-        shared_start="yes" if "centroids" in config.uses and config.centroids == "shared" else "no",
-        data_order=config.data_order,
-        train_token_digest=tokens.digest,
-        n_train_tokens=int(tokens.counted.sum()),
-        train_tokens=config.n_tokens,
-        batch=config.batch,
-        lr=config.lr,
-        made_from=made_from,
-    )
-
-
-def _trained_before(folder: Path, config: TrainConfig) -> sae.SAE | None:
-    if not (folder / "complete").exists():
-        return None
-    try:
-        return sae.load(folder, config.seeds)
-    except FileNotFoundError:  # somebody tidied up: train again
-        (folder / "complete").unlink()
-        return None
-
-
-def _enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
-    """A random choice of windows (seed 0) that holds about the tokens that training will see."""
-    n_windows = int(np.ceil(1.02 * n_tokens / tokens.counted.sum() * len(tokens.ids)))  # windows differ in length
-    if n_windows >= len(tokens.ids):
-        return tokens
-    chosen = np.sort(np.random.default_rng(0).permutation(len(tokens.ids))[:n_windows])
-    return tokens.only(chosen)
 
 
 def main() -> None:

@@ -9,10 +9,11 @@ from app.figures.scores import ScoreCurve, score_by_stability
 from app.figures.spans import CapturedCurve, captured_figure
 from app.figures.stability import convergence, stability_cdf, stability_distribution, theta_sweep
 from app.figures.tradeoff import TradeOff, trade_off
+from app.figures.truth import MARKS, Axis, Spot, Square, found_by_members, latents_in_span, phase_map
 
 __all__ = [
-    "CURVES", "EV", "LOSS", "CapturedCurve", "Cells", "Cloud", "CurvePoint", "Dots", "Figure", "Level", "ScoreCurve",
-    "TradeOff", "ablation", "captured_figure", "convergence", "density_by_bucket", "masking_curves", "metric_scatter",
-    "pair_histogram", "score_by_stability", "seed_matrix", "stability_cdf", "stability_distribution", "theta_sweep",
-    "trade_off",
+    "CURVES", "EV", "LOSS", "MARKS", "Axis", "CapturedCurve", "Cells", "Cloud", "CurvePoint", "Dots", "Figure", "Level",
+    "ScoreCurve", "Spot", "Square", "TradeOff", "ablation", "captured_figure", "convergence", "density_by_bucket",
+    "found_by_members", "latents_in_span", "masking_curves", "metric_scatter", "pair_histogram", "phase_map",
+    "score_by_stability", "seed_matrix", "stability_cdf", "stability_distribution", "theta_sweep", "trade_off",
 ]  # fmt: skip

@@ -161,6 +161,7 @@ class FeaturePage:
     nav_counterpart: tuple[int, int, float] | None  # seed, feature, cosine of the nearest living one
     nav_exact: str | None  # where its loss is measured now; None where the model cannot be asked
     nav_projects: str | None  # where it is projected now; None for a row without a direction
+    nav_try: bool  # whether a text of one's own can be run: activity, and a model that reads it
     nav_largest: float
     nav_cosines: tuple[float, ...]
     nav_place: Place | None
@@ -259,6 +260,7 @@ def feature(
         nav_projects=render.url(f"{base}/{member.seed}/{found.feature}/project", **filter.judgement())
         if found.decoder_norm > 0 and row.n_members > 1
         else None,
+        nav_try=activity and not store.study.synthetic,
         nav_largest=max([found.max_activation or 0, *shown_maxima]),
         nav_cosines=tuple(filter.cosines(found)),
         nav_place=listed.place(member.seed, found.feature),

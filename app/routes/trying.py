@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from app import render
 from app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
 from app.routes.query import EnsembleName, Judgement, Seed, StudyName, open_judged
-from app.store import BadValue, Missing, StudyStore
+from app.store import NO_MODEL, BadValue, Missing, StudyStore
 from engine import schema
 from engine.queries import LiveAnswer, LiveQuery
 from engine.stability import BUCKETS, is_match
@@ -181,6 +181,8 @@ def try_text(
         store.feature(ensemble, seed, asked.feature)
     lacking = store.missing(ensemble)
     missing = lacking.get("activity") if store.study.model is None or row.hookpoint is None else None
+    if store.study.synthetic:
+        missing = Missing("a text of your own", NO_MODEL, None)
     if row.control_of is not None:
         missing = Missing("a text of your own", f"its members read {store.study.model} with random weights", None)
     answer, says, again, status = None, None, False, 200

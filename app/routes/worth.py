@@ -10,7 +10,7 @@ from pydantic import Field
 from app import render
 from app.live import LiveEngine
 from app.routes.query import EnsembleName, Filter, StudyName, open_feature
-from app.store import NotFound
+from app.store import NO_MODEL, NotFound
 from engine.queries import MAX_LOSS_TOKENS, WINDOWS, LiveQuery
 
 router = APIRouter()
@@ -62,6 +62,8 @@ def worth(
 ) -> WorthPage:
     """A feature's exact worth: both losses are taken with the reconstruction in place, on the same windows."""
     store, row, asked, member, found = open_feature(request, study, ensemble, seed, feature, asked)
+    if store.study.synthetic:
+        raise NotFound("loss", f"a feature of {study}", f"none in a synthetic study: {NO_MODEL}")
     if row.control_of is not None:
         raise NotFound("loss", f"a feature of {ensemble}", f"one of {row.control_of}: controls run on another model")
     query = LiveQuery(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from engine import schema
 from engine.schema import ANALYSES
 
+NO_MODEL = "undefined: samples of known true features are made, there is no language model"
 SPANS = "subspaces: what spans of unstable features share"
 
 
@@ -31,6 +32,7 @@ def missing(
     whether the store has any of the ensemble.
     """
     blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
+    blind = NO_MODEL if study.synthetic else blind
 
     def job(**parameters: str) -> dict[str, str]:
         return {"kind": "analyze", "study": study.study} | parameters
@@ -38,7 +40,7 @@ def missing(
     def lacks(result: str, analysis: str) -> Missing:
         command = f"seedscope analyze {study.study}"
         place = " --hookpoint NAME" if ensemble.hookpoint is None else ""
-        if study.model is None:
+        if study.model is None and not study.synthetic:
             return Missing(
                 result, "the study has no model to run on tokens", f"{command} --model DIR_OR_ID{place} --tokens FILE"
             )

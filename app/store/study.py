@@ -16,6 +16,7 @@ from app.store.explanations import Explanations
 from app.store.missing import Missing, missing
 from app.store.pairs import Pairs
 from app.store.table import FeatureQuery, FeatureTable
+from app.store.truth import Truth
 from app.store.vocabulary import Vocabulary
 from engine import schema
 from engine.schema import RULE_COLUMN, count_column, theta_index
@@ -56,6 +57,7 @@ class StudyStore:
         self.comparisons = Comparisons(self)
         self.explanations = Explanations(self)
         self.vocabulary = Vocabulary(self)
+        self.truth = Truth(self) if self.study.synthetic else None
         self._rules = {
             name: tuple(row[0] for row in self.fetch("SELECT DISTINCT rule FROM Pair WHERE ensemble = ?", [name]))
             for name in self.ensembles

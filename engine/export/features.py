@@ -152,6 +152,8 @@ def missing(study: Opened, ensemble: schema.Ensemble) -> list[dict[str, str]]:
     """Which fields are null throughout an ensemble, and what computes them."""
     command, blind = f"seedscope analyze {study.study.study} --only", study.study.causal is False
     undefined = f"undefined: in {study.study.model} every token sees the tokens after it"
+    if study.study.synthetic:
+        blind, undefined = True, "undefined: samples of known true features are made, there is no language model"
     found = {}
     if "activity" not in ensemble.computed:
         found |= dict.fromkeys(_MEASURED, f"{command} activity")

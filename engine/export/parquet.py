@@ -17,6 +17,7 @@ from engine import catalogue, schema
 from engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns
 from engine.export.opened import Opened, Part
 from engine.progress import Report
+from engine.synthetic import plan as synthetic
 
 FEATURES, MATCHES, CONTEXTS, CURVES = "features.parquet", "matches.parquet", "contexts.parquet", "curves.parquet"
 _NAMES = {
@@ -46,6 +47,8 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         report(done + 1, total)
     if study.plan:
         shutil.copyfile(study.folder / catalogue.FILE, folder / catalogue.FILE)
+        if (study.folder / synthetic.FILE).is_file():
+            shutil.copyfile(study.folder / synthetic.FILE, folder / synthetic.FILE)
     with _Files(folder) as files:
         by_member = [table for table in PLAIN if {"ensemble", "seed"} <= set(schema.columns(table))]
         for table in PLAIN:

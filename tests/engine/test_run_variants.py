@@ -98,7 +98,7 @@ class StopsIn(Progress):
 
 
 def test_a_stopped_run_goes_on_inside_a_training_and_ends_with_the_same_members(folder, root, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.studies.train_ensemble", partial(train_ensemble, every_s=0.0))
+    monkeypatch.setattr("engine.trained.train_ensemble", partial(train_ensemble, every_s=0.0))
     file = folder / "one.toml"
     file.write_text(HEAD + ENSEMBLE.format(variant="batchtopk"))
     with pytest.raises(KeyboardInterrupt):

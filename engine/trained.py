@@ -1,0 +1,122 @@
+"""Ensembles trained once for a study, on a model's activations or on any rows: what is there is loaded.
+
+A training that was stopped goes on from its last checkpoint.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import catalogue, sae
+from engine.activations import LanguageModel, TokenSet, harvest, tokenize
+from engine.config import TrainConfig, as_parameters
+from engine.fused import named_device
+from engine.progress import Progress
+from engine.sources import Document
+from engine.train import train_ensemble
+from engine.training.trace import Trace
+
+
+def train(
+    study: Path,
+    name: str,
+    config: TrainConfig,
+    hookpoint: str,
+    model: LanguageModel,
+    texts: Iterable[Document],
+    n_ctx: int | None,
+    progress: Progress,
+    *,
+    device: str = "cpu",
+) -> catalogue.Ensemble:
+    """Train an ensemble on a model's activations, or load it if exactly this one was trained before."""
+    tokens = _enough(tokenize(texts, model, n_ctx=n_ctx), config.n_tokens)
+    recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint], sort_keys=True)
+    made_from = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+
+    def rows() -> np.ndarray:
+        place = hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
+        with progress.stage(f"training activations at {hookpoint}", "tokens") as report:
+            return harvest(model, tokens, hookpoint, study / "scratch" / f"train-{place}", report=report)
+
+    provenance = {"model": model.digest, "hookpoint": hookpoint}
+    ensemble = train_once(study, name, config, made_from, rows, provenance, progress, device=device)
+    return trained_entry(
+        study, name, config, made_from, ensemble, hookpoint=hookpoint, train_token_digest=tokens.digest,
+        n_train_tokens=int(tokens.counted.sum()),
+    )  # fmt: skip
+
+
+def train_once(
+    study: Path,
+    name: str,
+    config: TrainConfig,
+    made_from: str,
+    rows: Callable[[], np.ndarray],
+    provenance: dict[str, str],
+    progress: Progress,
+    *,
+    device: str = "cpu",
+) -> sae.SAE:
+    """Train on rows, or load what was trained from the same before."""
+    folder = study / "sae" / name / made_from
+    ensemble = _trained_before(folder, config)
+    if ensemble is None:
+        found = rows()
+        trace, checkpoints = Trace(), study / "scratch" / f"checkpoints-{name}-{made_from}"
+        with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
+            ensemble = train_ensemble(
+                found, config, device=named_device(device), checkpoints=checkpoints, trace=trace, report=report
+            )
+        ensemble.save(folder, provenance=provenance)
+        trace.save(folder)
+        (folder / "complete").touch()
+        shutil.rmtree(checkpoints)
+    return ensemble
+
+
+def trained_entry(
+    study: Path, name: str, config: TrainConfig, made_from: str, ensemble: sae.SAE, **more: Any
+) -> catalogue.Ensemble:
+    """What the catalogue says of an ensemble that was trained here."""
+    library = f"seedscope {version('seedscope')}"
+    members = [catalogue.Member(seed, ensemble.digest(i), None, library) for i, seed in enumerate(ensemble.seeds)]
+    return catalogue.Ensemble(
+        name=name,
+        origin="trained",
+        folder=str((study / "sae" / name / made_from).relative_to(study)),
+        members=tuple(members),
+        variant=config.variant,
+        shared_start="yes" if "centroids" in config.uses and config.centroids == "shared" else "no",
+        data_order=config.data_order,
+        train_tokens=config.n_tokens,
+        batch=config.batch,
+        lr=config.lr,
+        made_from=made_from,
+        **more,
+    )
+
+
+def _trained_before(folder: Path, config: TrainConfig) -> sae.SAE | None:
+    if not (folder / "complete").exists():
+        return None
+    try:
+        return sae.load(folder, config.seeds)
+    except FileNotFoundError:  # somebody tidied up: train again
+        (folder / "complete").unlink()
+        return None
+
+
+def _enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
+    """A random choice of windows (seed 0) that holds about the tokens that training will see."""
+    n_windows = int(np.ceil(1.02 * n_tokens / tokens.counted.sum() * len(tokens.ids)))  # windows differ in length
+    if n_windows >= len(tokens.ids):
+        return tokens
+    chosen = np.sort(np.random.default_rng(0).permutation(len(tokens.ids))[:n_windows])
+    return tokens.only(chosen)
