@@ -17,6 +17,7 @@ from app.jobs import JobRefusedError, Jobs
 from app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
 from app.routes import (
     ablation,
+    atlas,
     buckets,
     explanations,
     feature,
@@ -29,6 +30,7 @@ from app.routes import (
     projecting,
     scored,
     studies,
+    subspaces,
     synthetic,
     trying,
     weights,
@@ -100,6 +102,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(buckets.router)
     app.include_router(explanations.router)
     app.include_router(members.router)  # before the permalink, whose address would swallow members/match
+    app.include_router(atlas.router)  # this and the next likewise
+    app.include_router(subspaces.router)
     app.include_router(neighbours.router)
     app.include_router(worth.router)
     app.include_router(projecting.router)

@@ -15,8 +15,16 @@
     return result;
   };
 
+  // Many points need WebGL; a browser without it draws them as lines, slowly.
+  const hasWebGl = (() => {
+    try { return Boolean(document.createElement("canvas").getContext("webgl")); } catch { return false; }
+  })();
+  const drawn = new WeakMap(); // what each figure shows: a fragment elsewhere on the page must not redraw thousands of points
+
   function draw(node) {
+    drawn.set(node, node.dataset.figure);
     const plot = fill(JSON.parse(node.dataset.figure));
+    if (!hasWebGl) plot.data.forEach((trace) => { if (trace.type === "scattergl") trace.type = "scatter"; });
     const base = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 52, r: 18, t: 18, b: 44 }, bargap: 0.12,
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: role("soft") },
@@ -41,6 +49,8 @@
   }
   const drawAll = () => document.querySelectorAll("[data-figure]").forEach(draw);
   document.addEventListener("DOMContentLoaded", drawAll);
-  document.addEventListener("htmx:afterSettle", drawAll);
+  document.addEventListener("htmx:afterSettle", () => {
+    document.querySelectorAll("[data-figure]").forEach((node) => { if (drawn.get(node) !== node.dataset.figure) draw(node); });
+  });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 })();

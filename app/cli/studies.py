@@ -140,7 +140,7 @@ def analyze(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Some of match,activity,ablate,explain,loss, comma-separated; what they need comes too.",
+            help="Some of match,activity,ablate,explain,loss,subspaces, comma-separated; what they need comes too.",
             show_default="all",
         ),
     ] = None,

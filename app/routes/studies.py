@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from app import figures, render
 from app.routes.query import Plain, StudyName, judged_shares
 from app.store import FeatureQuery, Missing, Studies, StudyStore, analysis_of
+from app.store.claim import NEARLY
 from engine import schema
 from engine.stability import EPSILON, THETA
 
@@ -86,6 +87,7 @@ class MethodsPage:
 
     theta: float
     epsilon: float
+    nearly: float  # share of its own span's energy that another seed's keeps where a span carries over
 
 
 def _studies(request: Request) -> Studies:
@@ -105,7 +107,7 @@ def home(request: Request, address: Annotated[Plain, Query()]) -> HomePage:
 @render.page(router, "/methods", "methods.html", "methods")
 def methods(address: Annotated[Plain, Query()]) -> MethodsPage:
     """Definitions of every number on the pages."""
-    return MethodsPage(THETA, EPSILON)
+    return MethodsPage(THETA, EPSILON, NEARLY)
 
 
 @render.page(router, "/s/{study}", "study.html", "study")

@@ -1,12 +1,19 @@
 """What was found on the spans of an ensemble's unstable features."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+
+from app.store.claim import Level
 from engine import schema
 
 if TYPE_CHECKING:
     from app.store.study import StudyStore
+
+MAP = "map: "  # what the remark on the map begins with
 
 
 @dataclass(frozen=True)
@@ -20,11 +27,41 @@ class FeatureSubspace:
     own: list[float]  # in its own seed's span, fitted without it
     others: list[float]  # mean over the other seeds' spans
     random: list[float]  # in a random span: rank / d_in
-    rank: int | None  # that pages show first, and both energies at it
+    rank: int | None  # that pages show first, or the last that both reach, and both energies at it; None without any
     own_energy: float | None
     others_energy: float | None
     x: float | None  # on the map of directions
     y: float | None
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Everything of one ensemble but what single features and pairs of members have."""
+
+    ranks: list[int]
+    curves: list[schema.SpanCurve]
+    members: list[schema.SpanMember]
+    residuals: list[schema.SpanResidual]
+    predictions: list[schema.SpanPrediction]
+
+    def levels(self, rank: int) -> dict[str, Level]:
+        """{curve: its energy at a rank}, of the curves that reach it; overlap is none of them."""
+        return {
+            row.curve: Level(row.mean, row.spread, row.n_pairs)
+            for row in self.curves
+            if row.rank == rank and row.mean is not None and row.curve != "overlap"
+        }
+
+
+@dataclass(frozen=True)
+class PairSpan:
+    """Two members' unstable spans at one rank; None where one of them has fewer directions."""
+
+    seed: int  # whose span
+    other: int  # whose features; the same seed: fitted on one half of them, measured on the other
+    energy: float | None
+    overlap: float | None  # 1: the same span; rank / d_in on average for unrelated ones
+    angle: float | None  # degrees, median of the principal angles
 
 
 def feature_subspace(store: "StudyStore", ensemble: schema.Ensemble, found: schema.Feature) -> FeatureSubspace | None:
@@ -35,13 +72,91 @@ def feature_subspace(store: "StudyStore", ensemble: schema.Ensemble, found: sche
     if not spans:
         return None
     (span,), ranks = spans, span_ranks(store, ensemble.ensemble)
-    at = ranks.index(ensemble.span_rank) if ensemble.span_rank else len(ranks)
-    own, others = (energies[at] if at < len(energies) else None for energies in (span.own, span.others))
     random = [rank / ensemble.d_in for rank in ranks]
-    return FeatureSubspace(ranks, span.own, span.others, random, ensemble.span_rank, own, others, span.x, span.y)
+    rank = own = others = None
+    if reached := min(len(span.own), len(span.others)):
+        at = min(ranks.index(ensemble.span_rank), reached - 1)
+        rank, own, others = ranks[at], span.own[at], span.others[at]
+    return FeatureSubspace(ranks, span.own, span.others, random, rank, own, others, span.x, span.y)
 
 
 def span_ranks(store: "StudyStore", ensemble: str) -> list[int]:
     """The ranks that curves and lists run over."""
     sql = "SELECT DISTINCT rank FROM SpanCurve WHERE ensemble = ? ORDER BY rank"
     return [rank for (rank,) in store.fetch(sql, [ensemble])]
+
+
+def map_remark(ensemble: schema.Ensemble) -> str | None:
+    """How the map was drawn; None where there is none."""
+    return next((told[len(MAP) :] for told in ensemble.span_remarks if told.startswith(MAP)), None)
+
+
+def other_remarks(ensemble: schema.Ensemble) -> list[str]:
+    """What else was left out, and why."""
+    return [told for told in ensemble.span_remarks if not told.startswith(MAP)]
+
+
+def nearest_rank(ranks: list[int], asked: int) -> int:
+    """The rank that is nearest in the logarithm."""
+    return min(ranks, key=lambda rank: abs(math.log(rank / asked)))
+
+
+def read_spans(store: "StudyStore", ensemble: str) -> Spans:
+    """All tables of an ensemble that have a row per curve, member, bucket or setting."""
+    tables = (schema.SpanCurve, schema.SpanMember, schema.SpanResidual, schema.SpanPrediction)
+    return Spans(span_ranks(store, ensemble), *(store.rows(table, "ensemble = ?", [ensemble]) for table in tables))
+
+
+def pairs_at(store: "StudyStore", ensemble: str, rank: int) -> list[PairSpan]:
+    """Every ordered pair of members at one of the ranks, and every member with itself."""
+    at = span_ranks(store, ensemble).index(rank) + 1  # lists count from 1
+    rows = store.fetch(
+        'SELECT seed, other, energies[$at], "overlaps"[$at], degrees(angles[$at]) FROM SpanPair '
+        "WHERE ensemble = $ensemble ORDER BY seed, other",
+        {"ensemble": ensemble, "at": at},
+    )
+    return [PairSpan(*row) for row in rows]
+
+
+def unrelated_angle(rank: int, d: int) -> float:
+    """Degrees, about the median principal angle between random subspaces of that rank.
+
+    The law of large dimensions (Wachter 1980), whose density of angles t is sqrt(4a(1-a) - cos^2 t) / (pi a sin t), a =
+    rank / d. Above a half of the dimensions two subspaces must meet in 2 rank - d directions, at angle 0.
+    """
+    share = rank / d
+    met = max(2 - 1 / share, 0)  # share of the angles that are 0
+    if met >= 0.5:
+        return 0.0
+    edges = np.linspace(math.acos(math.sqrt(min(4 * share * (1 - share), 1))), math.pi / 2, 4001)
+    angle = (edges[1:] + edges[:-1]) / 2
+    density = np.sqrt(np.maximum(4 * share * (1 - share) - np.cos(angle) ** 2, 0)) / np.sin(angle)
+    held = met + (1 - met) * np.cumsum(density) / density.sum()
+    return math.degrees(angle[np.searchsorted(held, 0.5)])
+
+
+# -- downloads: lists become rows --------------------------------------------------------------------------------
+
+_MEMBER = ", ".join(f.name for f in fields(schema.SpanMember) if not f.name.endswith("_values"))
+# At most three lists of a row have entries at the same place; the shorter ones are then empty there.
+_RANK = "(SELECT list(DISTINCT rank ORDER BY rank) FROM SpanCurve WHERE ensemble = $ensemble)[place] AS rank"
+TABLES = {
+    "curves": "SELECT * FROM SpanCurve WHERE ensemble = $ensemble ORDER BY curve, rank",
+    "pairs": f'SELECT ensemble, seed, other, {_RANK}, energies[place] AS energy, "overlaps"[place] AS "overlap", '
+    "degrees(angles[place]) AS angle FROM (SELECT *, unnest(range(1, greatest(len(energies), len(\"overlaps\")) + 1)) AS place "
+    "FROM SpanPair WHERE ensemble = $ensemble) ORDER BY seed, other, place",
+    "members": f"SELECT {_MEMBER} FROM SpanMember WHERE ensemble = $ensemble ORDER BY seed",
+    "spectra": "SELECT ensemble, seed, place AS direction, stable_values[place] AS stable, unstable_values[place] AS unstable, "
+    "random_values[place] AS random FROM (SELECT *, unnest(range(1, greatest(len(stable_values), len(unstable_values), "
+    "len(random_values)) + 1)) AS place FROM SpanMember WHERE ensemble = $ensemble) ORDER BY seed, place",
+    "residuals": "SELECT * FROM SpanResidual WHERE ensemble = $ensemble ORDER BY bucket, k",
+    "predictability": "SELECT * FROM SpanPrediction WHERE ensemble = $ensemble ORDER BY setting",
+    "features": f"SELECT ensemble, seed, feature, {_RANK}, own[place] AS own, others[place] AS others FROM (SELECT *, "
+    "unnest(range(1, greatest(len(own), len(others)) + 1)) AS place FROM FeatureSpan WHERE ensemble = $ensemble) "
+    "ORDER BY seed, feature, place",
+}  # fmt: skip
+
+
+def span_table(store: "StudyStore", ensemble: str, name: str) -> pa.Table:
+    """One of TABLES whole, for downloads."""
+    return store.arrow(TABLES[name], {"ensemble": ensemble})

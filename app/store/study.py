@@ -10,6 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from app.store.atlas import Maps
 from app.store.compare import Comparisons
 from app.store.errors import BadValue, NotFound
 from app.store.explanations import Explanations
@@ -55,6 +56,7 @@ class StudyStore:
         self.null_p999 = lru_cache(64)(self._null_p999)
         self.sample = lru_cache(8)(self._sample)
         self.comparisons = Comparisons(self)
+        self.maps = Maps(self)
         self.explanations = Explanations(self)
         self.vocabulary = Vocabulary(self)
         self.truth = Truth(self) if self.study.synthetic else None
