@@ -32,6 +32,7 @@ from engine.training.variants import RECIPES, Moment, Step
 
 SAMPLE_ROWS = 16_384  # enough for the scale and the centre of the data to three digits
 ROWS_PER_CENTROID = 16
+CLIPPED = 1.0  # dictionary_learning's; a settled member's gradient is a tenth of it
 EXPLODED = 1e4  # squared error per token, in units of the batch's mean square norm; a reconstruction of zeros has 1
 Report = Callable[[int, int], None]
 
@@ -210,12 +211,22 @@ class Training:
         loss.backward()
         with torch.no_grad():
             self.decoder.before_step()
+            if self.recipe.sparsity:
+                self._clip()
             self._optimizer.step()
             self._optimizer.zero_grad()
             self.decoder.after_step()
             if self.config.variant == "jumprelu":
                 self.sae.threshold.clamp_min_(0)
         self.step += 1
+
+    def _clip(self) -> None:
+        """Shorten each member's whole gradient to at most CLIPPED, for Adam remembers the largest for thousands of steps."""
+        held = [p.grad for p in self._optimised.values()]
+        lengths = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in held]).norm(dim=0)
+        shorter = (CLIPPED / lengths.clamp_min(CLIPPED)).to(held[0].dtype)
+        for gradient in held:
+            gradient *= shorter.view(-1, *[1] * (gradient.ndim - 1))
 
     def _note(self, found: Step, rows: Tensor) -> None:
         """Remember the worst there was: infinity stays, and a NaN becomes it."""

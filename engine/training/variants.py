@@ -46,6 +46,9 @@ class Recipe:
     run: Callable[[SAE, Tensor, TrainConfig, Moment], Step]
     more: dict[str, float] = field(default_factory=dict)  # further tensors (members, d_sae) and what they begin as
     fixed: tuple[str, ...] = ()  # of those, what no gradient moves
+    sparsity: bool = (
+        False  # whether a sparsity term rises; its first gradients are thousands of times those that follow
+    )
     archetypal: bool = False  # decoder rows are combinations of centroids; else they are free unit vectors
 
 
@@ -159,9 +162,9 @@ RECIPES: dict[Variant, Recipe] = {
     "topk": Recipe(_plain_topk, _topk),
     "batchtopk": Recipe(lambda _: Convention("jumprelu"), _batchtopk, {"threshold": 0.0}, fixed=("threshold",)),
     "matryoshka": Recipe(lambda _: Convention("jumprelu"), _matryoshka, {"threshold": 0.0}, fixed=("threshold",)),
-    "relu": Recipe(lambda _: Convention("relu"), _relu),
-    "jumprelu": Recipe(lambda _: Convention("jumprelu"), _jumprelu, {"threshold": FIRST_THRESHOLD}),
-    "gated": Recipe(lambda _: Convention("gated"), _gated, {"r_mag": 0.0, "b_mag": 0.0}),
+    "relu": Recipe(lambda _: Convention("relu"), _relu, sparsity=True),
+    "jumprelu": Recipe(lambda _: Convention("jumprelu"), _jumprelu, {"threshold": FIRST_THRESHOLD}, sparsity=True),
+    "gated": Recipe(lambda _: Convention("gated"), _gated, {"r_mag": 0.0, "b_mag": 0.0}, sparsity=True),
     "archetypal": Recipe(_plain_topk, _topk, archetypal=True),
     "relaxed-archetypal": Recipe(_plain_topk, _topk, archetypal=True),
 }

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 
+from app.main import create_app
+from app.settings import Settings
 from app.store import Studies
 from engine import catalogue, demo, importers, sae, studyfile
 from engine.config import VARIANTS
@@ -56,6 +59,16 @@ def test_every_variant_of_a_study_file_is_trained_measured_and_published(root):
     assert all(set(row.computed) >= {"match", "activity", "ablate"} for row in store.ensembles.values())
     starts = {each.name: each.shared_start for each in catalogue.read(root / "several").ensembles}
     assert {name for name, shared in starts.items() if shared == "yes"} == {"archetypal", "relaxed-archetypal"}
+
+
+def test_pages_show_every_variant(root):
+    with TestClient(create_app(Settings(root)), base_url="http://127.0.0.1") as client:
+        for variant in VARIANTS:
+            for page in ("", "/features", "/0/0", "/members", "/ablation"):
+                assert client.get(f"/s/several/{variant}{page}").status_code == 200, page
+        text = client.get("/s/several").text
+        assert "Matryoshka BatchTopK" in text
+        assert "Relaxed archetypal TopK" in text
 
 
 def test_every_ensemble_keeps_its_trace_and_no_checkpoints(root):

@@ -352,6 +352,17 @@ def test_jumprelus_thresholds_move_by_the_rectangle_estimator():
     np.testing.assert_allclose(module.b_enc.grad[0], open_gates.sum(0), rtol=1e-9)
 
 
+@pytest.mark.parametrize("variant", ["relu", "gated", "jumprelu"])
+def test_where_a_sparsity_term_rises_each_members_gradient_is_shortened_to_one(variant, rows):
+    """Adam's first moment after one step is a tenth of the gradient that it saw."""
+    config = replace(CONFIG, variant=variant, l1=50.0, l0_coefficient=50.0, bandwidth=2.0, sparsity_warmup_frac=0.0)
+    training = Training(config, torch.from_numpy(rows), torch.device("cpu"))
+    training.advance(torch.from_numpy(rows[:64]), 0.01, 60, before=lambda step: None)
+    moments = [t for name, t in training.state([]).tensors.items() if name.startswith("adam.exp_avg.")]
+    lengths = torch.stack([moment.flatten(1).norm(dim=1) for moment in moments]).norm(dim=0)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1))
+
+
 # -- entries -----------------------------------------------------------------------------------------------------
 
 
