@@ -114,6 +114,45 @@ def sae_lens(spec: dict[str, Any]) -> dict[str, Any]:
     ) | {"version": version("sae-lens")}
 
 
+def overcomplete(spec: dict[str, Any]) -> dict[str, Any]:
+    """overcomplete's relaxed archetypal TopK by its `train_sae`, on rows of unit mean square norm and their k-means."""
+    import torch
+    from overcomplete.sae import RATopKSAE, train_sae
+
+    if spec["variant"] != "relaxed-archetypal":
+        return {"missing": f"it has no {spec['variant']}"}
+    rows, held = _rows(spec)
+    scale, steps = float(rows.pow(2).sum(1).mean().sqrt()), spec["n_tokens"] // spec["batch"]
+    warm, decay = max(steps * spec["warmup_frac"], 1), max(steps * spec["decay_frac"], 1)
+    points = _kmeans(rows[:: max(len(rows) // 16_384, 1)] / scale, spec["d_sae"])
+
+    def train(seed: int) -> Any:
+        torch.manual_seed(seed)
+        model = RATopKSAE(rows.shape[1], spec["d_sae"], points, top_k=spec["k"], delta=spec["delta"], device="cpu")
+        optimizer = torch.optim.Adam(model.parameters(), lr=spec["lr"])
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / warm, 1, (steps - i) / decay))
+        batches = [batch / scale for _, batch in zip(range(steps), _batches(rows, spec, seed), strict=False)]
+        train_sae(
+            model, batches, lambda x, x_hat, *_: (x - x_hat).square().mean(), optimizer, rate, nb_epochs=1, monitoring=0
+        )
+        return model.eval()
+
+    return _timed(spec, train, lambda m, x: m.encode(x / scale)[1], lambda m, f: m.decode(f) * scale, held) | {
+        "version": version("overcomplete")
+    }
+
+
+def _kmeans(points: Any, n: int) -> Any:
+    import torch
+
+    centroids = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:n]]
+    for _ in range(25):
+        nearest = (points @ centroids.T - centroids.pow(2).sum(1) / 2).argmax(1)
+        sizes = nearest.bincount(minlength=n)[:, None]
+        centroids = torch.where(sizes > 0, torch.zeros_like(centroids).index_add(0, nearest, points) / sizes, centroids)
+    return centroids
+
+
 def _timed(
     spec: dict[str, Any],
     train: Callable[[int], Any],
@@ -163,7 +202,8 @@ def main() -> None:
             import torch
 
             torch.set_num_threads(spec["threads"])
-            found = {"dictionary_learning": dictionary_learning, "sae_lens": sae_lens}[name](spec)
+            programs = {"dictionary_learning": dictionary_learning, "sae_lens": sae_lens, "overcomplete": overcomplete}
+            found = programs[name](spec)
         except ImportError as error:
             found = {"missing": f"not installed ({error})"}
         except Exception as error:

@@ -23,7 +23,7 @@ from engine.config import VARIANTS, TrainConfig
 from engine.sae import SAE
 from engine.train import train_ensemble
 
-PEERS = {"dictionary_learning": "dictionary_learning", "sae_lens": "SAELens"}
+PEERS = {"dictionary_learning": "dictionary_learning", "sae_lens": "SAELens", "overcomplete": "overcomplete"}
 GOAL = "a sixth of the faster peer's time; at least its EV at its L0"
 QUICK_TOKENS, HELD_TOKENS = 2**18, 2**16
 QUALITY_SEEDS = (0, 1)  # that EV at other sparsities is measured on

@@ -88,7 +88,7 @@ def test_training_is_measured_against_the_encoders_products_and_peers_that_may_b
     line = training.line(config, rows)
     assert line.ours_s > 0 < line.limit_s
     assert f"2 x 16 {variant}, d_in 8, 640 tokens each" in line.work
-    assert set(line.peers_s) == {"dictionary_learning", "SAELens"}
+    assert set(line.peers_s) == {"dictionary_learning", "SAELens", "overcomplete"}
     assert "member-tokens/s, EV" in line.remark
 
 
