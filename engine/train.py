@@ -55,6 +55,7 @@ def train_ensemble(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     report: Report = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
     checkpoints: Path | None = None,
     every_s: float = EVERY_S,
     trace: Trace | None = None,
@@ -68,8 +69,9 @@ def train_ensemble(
 
     With `checkpoints`, a folder, the state is kept there every `every_s` seconds, and a training of the same recipe and
     rows goes on from it: to the same weights, bit for bit, on the same machine. The folder is the caller's to remove when
-    the members are safe. `trace` hears of the points it asks for. Members that do not fit into `available` bytes together
-    (what is free, if not given) are trained in groups, one after another; their agreement is then that inside groups.
+    the members are safe. `trace` hears of the points it asks for, `say` of the memory that will be taken. Members that do
+    not fit into `available` bytes together (what is free, if not given) are trained in groups, one after another; their
+    agreement is then that inside groups.
 
     Cost per member and token: 4 d_in d_sae FLOPs for the encoder, 4 d_in per active feature for the decoder. Raises
     ValueError for too few rows or rows that are not finite, DivergedError, and OutOfMemoryError where a single member does not
@@ -81,6 +83,11 @@ def train_ensemble(
     need = memory.predicted(config, d_in, dtype=dtype, sample_rows=len(sample), keeps=checkpoints is not None)
     available = _free(device) if available is None else available
     groups = _groups(checkpoints, identity) or memory.in_groups(config, d_in, need, available)
+    most = max(map(len, groups))
+    at_once = (
+        "all members at once" if len(groups) == 1 else f"{len(groups)} groups of at most {most} members, one by one"
+    )
+    say(f"{at_once}, about {need.of(most) / GIB:.2f} of the {available / GIB:.1f} GiB of memory that are free")
     if checkpoints:
         checkpoints.mkdir(parents=True, exist_ok=True)
         write_whole(checkpoints / "groups.json", json.dumps({"made_from": identity, "groups": groups}))

@@ -72,8 +72,9 @@ def train_once(
         trace, checkpoints = Trace(), study / "scratch" / f"checkpoints-{name}-{made_from}"
         with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
             ensemble = train_ensemble(
-                found, config, device=named_device(device), checkpoints=checkpoints, trace=trace, report=report
-            )
+                found, config, device=named_device(device), checkpoints=checkpoints, trace=trace, report=report,
+                say=lambda text: progress.say(f"{name}: {text}"),
+            )  # fmt: skip
         ensemble.save(folder, provenance=provenance)
         trace.save(folder)
         (folder / "complete").touch()

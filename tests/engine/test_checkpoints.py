@@ -14,6 +14,7 @@ import torch
 from golden import explained_variance
 from safetensors.torch import load_file
 
+from engine.checkpoint import GIB
 from engine.config import VARIANTS, TrainConfig
 from engine.sae import SAE
 from engine.shards import Shards
@@ -207,12 +208,15 @@ def test_members_that_do_not_fit_together_are_trained_in_groups_to_the_same_weig
     assert groups == [(0, 1), (2, 3), (4,)]
     exact = rows.astype(np.float64)
     together = train_ensemble(exact, config, dtype=torch.float64)
-    seen = []
+    seen, said = [], []
     apart = train_ensemble(
         exact, config, dtype=torch.float64, available=int(need.of(2) / memory.SAFETY) + 1,
-        report=lambda done, total: seen.append((done, total)),
+        report=lambda done, total: seen.append((done, total)), say=said.append,
     )  # fmt: skip
     assert apart.seeds == together.seeds
+    assert said == [
+        f"3 groups of at most 2 members, one by one, about {need.of(2) / GIB:.2f} of the 0.1 GiB of memory that are free"
+    ]
     for name in together.convention.tensors:
         torch.testing.assert_close(getattr(apart, name), getattr(together, name), rtol=0, atol=1e-9)
     assert seen == sorted(seen)
