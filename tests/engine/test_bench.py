@@ -10,7 +10,7 @@ from rich.console import Console
 
 from engine.bench import assignment, geometry, pages, products, run, training
 from engine.bench.report import Line, interleaved
-from engine.config import TrainConfig
+from engine.config import VARIANTS, TrainConfig
 from engine.subspaces import log_ranks
 from engine.train import train_ensemble
 
@@ -90,6 +90,12 @@ def test_training_is_measured_against_the_encoders_products_and_peers_that_may_b
     assert f"2 x 16 {variant}, d_in 8, 640 tokens each" in line.work
     assert set(line.peers_s) == {"dictionary_learning", "SAELens", "overcomplete"}
     assert "member-tokens/s, EV" in line.remark
+
+
+def test_every_variant_is_measured_and_peers_get_the_same_recipe():
+    found = training.recipes(1024, (0, 1))
+    assert [config.variant for config in found] == list(VARIANTS)
+    assert all((config.n_tokens, config.seeds, config.d_sae) == (1024, (0, 1), 512) for config in found)
 
 
 def test_quality_is_l0_and_explained_variance_at_inference(rows):
