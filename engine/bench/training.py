@@ -59,7 +59,12 @@ def lines(*, full: bool, report: Report) -> Iterator[Line]:
 
 def recipes(n_tokens: int, seeds: tuple[int, ...]) -> list[TrainConfig]:
     """The demo's recipe for every variant; peers are given the same rate and sparsity."""
-    given = {"batchtopk": {"lr": 8e-3}, "matryoshka": {"lr": 8e-3}, "relu": {"l1": 0.1}, "gated": {"l1": 0.1}}
+    given = {
+        "batchtopk": {"lr": 8e-3},
+        "matryoshka": {"lr": 8e-3},
+        "relu": {"l1": 0.1, "lr": 8e-3},
+        "gated": {"l1": 0.1},
+    }
     demos = replace(demo.STUDY.train, n_tokens=n_tokens, seeds=seeds)
     return [replace(demos, variant=variant, **given.get(variant, {})) for variant in VARIANTS]
 
