@@ -61,6 +61,7 @@ class Splice:
         following[:, :-1] = self._ids[:, 1:] != PADDING
         self._read = self._counted & following
         self.n_tokens = int(self._read.sum())
+        self.device = model.network.device
 
     def own(self) -> Float[Tensor, " tokens"]:
         """The model's own loss at every position that is read."""

@@ -34,6 +34,8 @@ SAMPLE_ROWS = 16_384  # enough for the scale and the centre of the data to three
 ROWS_PER_CENTROID = 16
 CLIPPED = 1.0  # dictionary_learning's; a settled member's gradient is a tenth of it
 EXPLODED = 1e4  # squared error per token, in units of the batch's mean square norm; a reconstruction of zeros has 1
+UNIT = 1e-3  # how far a given decoder row's norm may be from 1
+SCALED = ("b_enc", "b_dec", "threshold", "b_mag")  # tensors that are measured in units of the data's scale
 Report = Callable[[int, int], None]
 
 
@@ -60,6 +62,7 @@ def train_ensemble(
     every_s: float = EVERY_S,
     trace: Trace | None = None,
     available: int | None = None,
+    start: SAE | None = None,
 ) -> SAE:
     """Train one SAE of the config's variant per seed on `activations` (rows, d_in), all members in each step.
 
@@ -72,14 +75,19 @@ def train_ensemble(
     the members are safe. `trace` hears of the points it asks for, `say` of the memory that will be taken. Members that do
     not fit into `available` bytes together (what is free, if not given) are trained in groups, one after another; their
     agreement is then that inside groups.
+    `start` takes the place of random weights: SAEs for raw activations with the config's seeds and the variant's convention,
+    whose decoder rows are unit vectors, for training keeps them so.
 
     Cost per member and token: 4 d_in d_sae FLOPs for the encoder, 4 d_in per active feature for the decoder. Raises
-    ValueError for too few rows or rows that are not finite, DivergedError, and OutOfMemoryError where a single member does not
-    fit or memory runs out against expectation.
+    ValueError for too few rows or rows that are not finite, and for a start that does not fit; DivergedError; and
+    OutOfMemoryError where a single member does not fit or memory runs out against expectation.
     """
     device, (sample, scale) = torch.device(device), _sample(activations, config, dtype)
     d_in = activations.shape[1]
-    identity = digest(as_parameters(config), sample, len(activations)) if checkpoints else ""
+    if start is not None:
+        _require_start(start, config, d_in)
+    begun = {} if start is None else {"start": [start.digest(member) for member in range(start.n_members)]}
+    identity = digest(as_parameters(config) | begun, sample, len(activations)) if checkpoints else ""
     need = memory.predicted(config, d_in, dtype=dtype, sample_rows=len(sample), keeps=checkpoints is not None)
     available = _free(device) if available is None else available
     groups = _groups(checkpoints, identity) or memory.in_groups(config, d_in, need, available)
@@ -107,7 +115,7 @@ def train_ensemble(
                 trace.points += read_trace(place / identity)
             continue
         try:
-            done.append(_train(activations, part, sample, scale, device, told, kept, trace))
+            done.append(_train(activations, part, sample, scale, device, told, kept, trace, start))
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -130,9 +138,10 @@ def _train(
     report: Report,
     checkpoints: Checkpoints | None,
     trace: Trace | None,
+    start: SAE | None,
 ) -> SAE:
     """One group of members from their start, or their checkpoint, to their end."""
-    training = Training(config, sample / scale, device)
+    training = Training(config, sample / scale, device, None if start is None else _begun(start, config.seeds, scale))
     state = checkpoints.newest() if checkpoints else None
     if state is not None:
         training.restore(state)
@@ -171,9 +180,11 @@ def _train(
 class Training:
     """Members in training: weights, optimizer, silent features. Rows and weights are in units of the data's scale."""
 
-    def __init__(self, config: TrainConfig, sample: Float[Tensor, "n d_in"], device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, sample: Float[Tensor, "n d_in"], device: torch.device, start: SAE | None = None
+    ) -> None:
         self.config, self.recipe, self.step = config, RECIPES[config.variant], 0
-        start = random_start(
+        start = start or random_start(
             config.seeds,
             sample.shape[1],
             config.d_sae,
@@ -298,7 +309,7 @@ class Training:
     @torch.no_grad()
     def finished(self, scale: Tensor) -> SAE:
         """The members for raw activations: all that is measured in units of the data's scale is multiplied by it."""
-        for name in ("b_enc", "b_dec", "threshold", "b_mag"):
+        for name in SCALED:
             if hasattr(self.sae, name):
                 getattr(self.sae, name).mul_(scale)
         return self.sae.cpu().requires_grad_(True)
@@ -311,6 +322,33 @@ def _sample(activations: Rows, config: TrainConfig, dtype: torch.dtype) -> tuple
     sample = torch.from_numpy(np.array(activations[::stride][:most])).to(dtype)
     require_finite(activations, np.arange(len(sample)) * stride, sample)
     return sample, sample.pow(2).sum(1).mean().sqrt()
+
+
+def _require_start(start: SAE, config: TrainConfig, d_in: int) -> None:
+    """Raise ValueError where training cannot go on from these weights."""
+    recipe, norms = RECIPES[config.variant], start.W_dec.detach().norm(dim=-1)
+    if recipe.archetypal:
+        raise ValueError(
+            f"variant is {config.variant}, expected one with free decoder rows to begin with given weights"
+        )
+    found = (start.seeds, start.d_sae, start.d_in, start.convention)
+    wanted = (config.seeds, config.d_sae, d_in, recipe.convention(config))
+    for name, has, expected in zip(("seeds", "d_sae", "d_in", "the convention"), found, wanted, strict=True):
+        if has != expected:
+            raise ValueError(f"of the start {name} is {has}, expected {expected} as training has it")
+    if not bool((norms - 1).abs().max() < UNIT):
+        raise ValueError(
+            f"decoder rows of the start have norms from {norms.min():.4g} to {norms.max():.4g}, expected 1: training keeps "
+            "them there"
+        )
+
+
+def _begun(start: SAE, seeds: tuple[int, ...], scale: Tensor) -> SAE:
+    """These members of a start in units of the data's scale: what `Training.finished` undoes."""
+    at = [start.seeds.index(seed) for seed in seeds]
+    tensors = {name: getattr(start, name).detach()[at].to(scale.dtype) for name in start.convention.tensors}
+    tensors |= {name: tensors[name] / scale for name in SCALED if name in tensors}
+    return saes.assemble(tensors, start.convention, seeds)
 
 
 def _groups(checkpoints: Path | None, identity: str) -> list[tuple[int, ...]] | None:

@@ -36,7 +36,7 @@ def train(
     device: str = "cpu",
 ) -> catalogue.Ensemble:
     """Train an ensemble on a model's activations, or load it if exactly this one was trained before."""
-    tokens = _enough(tokenize(texts, model, n_ctx=n_ctx), config.n_tokens)
+    tokens = enough(tokenize(texts, model, n_ctx=n_ctx), config.n_tokens)
     recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint], sort_keys=True)
     made_from = hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
@@ -114,7 +114,7 @@ def _trained_before(folder: Path, config: TrainConfig) -> sae.SAE | None:
         return None
 
 
-def _enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
+def enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
     """A random choice of windows (seed 0) that holds about the tokens that training will see."""
     n_windows = int(np.ceil(1.02 * n_tokens / tokens.counted.sum() * len(tokens.ids)))  # windows differ in length
     if n_windows >= len(tokens.ids):

@@ -1,0 +1,107 @@
+"""`seedscope pool`: the unique features of an ensemble's seeds as one SAE."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
+from app.cli.studies import StudyName, planned
+from app.settings import default_root
+
+KINDS = {
+    "pool": "pool of all seeds",
+    "halves": "two pools, disjoint halves of the seeds",
+    "members": "control: one member of each half",
+    "fresh": "control: two fresh seeds",
+    "subset": "control: random features of each half",
+}
+
+
+@app.command()
+def pool(
+    study: StudyName,
+    ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="pool/ENSEMBLE in the study's")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Of post-training; 0 for none.", show_default="2,000,000, or as many as its members saw"
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to train on: a file or glob of text, .jsonl, .parquet or .npy ids, or hf:NAME; repeatable.",
+            show_default="the study's training text",
+        ),
+    ] = None,
+    theta: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="From which cosine on features are one.", show_default="the study's"),
+    ] = None,
+    loss_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Measure losses on this many tokens; 0: not.", show_default="4096")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of a pool that is there.")] = False,
+    device: Device = Compute.auto,
+    root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Pool the unique features of an ensemble's seeds into one SAE that SAELens loads, and say what training it on does.
+
+    Pools of two disjoint halves of the seeds show its stability, controls trained on the same tokens what it is worth.
+
+    Example: seedscope pool pystdlib topk-512 --out pooled
+    """
+    from engine.files import only_writer
+    from engine.progress import Progress
+
+    root = root or default_root()
+    with refusals():
+        planned(root, study)
+        folder = (out or root / study / "pool" / ensemble).absolute()
+        if not (out is None or folder.parent.is_dir()):
+            raise Stop(f"found no folder {folder.parent} to make {folder.name} in; create it first")
+        with only_writer(root / study):
+            from engine.pooling import Asked, pool_ensemble
+
+            asked = Asked(tokens, tuple(text or ()), theta, loss_tokens, device.value, replace)
+            told = pool_ensemble(root / study, ensemble, folder, asked, progress=Progress(quiet=quiet))
+    _tell(told)
+    print(f"{folder / 'sae'}: load it with SAELens, or add it to a study with: seedscope import")
+
+
+def _tell(told: dict[str, Any]) -> None:
+    """How many features are unique and held by whom, and the curves as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    by_holders = told["unique_by_holders"]
+    print(
+        f"{told['study']}/{told['ensemble']}: {sum(by_holders):,} unique features at θ {told['theta']:g} of "
+        f"{len(told['members'])} seeds, {by_holders[-1]:,} held by all, {by_holders[0]:,} by one; {told['d_sae']:,} pooled"
+    )
+    if told["curves"]:
+        table = Table(
+            "", "more tokens", "EV", "L0", "dead", "next-token loss", "shared", "MMCS", box=None, pad_edge=False
+        )
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for kind, label in KINDS.items():
+            for n, row in enumerate(each for each in told["curves"] if each["kind"] == kind):
+                table.add_row(label if not n else "", f"{row['tokens']:,}", _mean(row["ev"], ".4f"), _mean(row["l0"], ".1f"),
+                              _mean(row["dead"], ".1%"), _mean(row["loss"], ".4f"), _one(row["shared"], ".1%"),
+                              _one(row["mmcs"], ".3f"))  # fmt: skip
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for remark in told["remarks"]:
+        print(remark)
+
+
+def _mean(values: list[float] | None, form: str) -> str:
+    return "" if values is None else format(sum(values) / len(values), form)
+
+
+def _one(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
