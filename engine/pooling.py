@@ -5,7 +5,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,18 +100,21 @@ def pool_ensemble(
         raise ValueError(
             f"{folder} is there already; pass --replace to put the new pool in its place, or another --out"
         )
-    if reason := saelens.refusal((members := sae.load(study / entry.folder, entry.seeds)).convention):
+    members = sae.load(study / entry.folder, entry.seeds).requires_grad_(False)
+    if reason := saelens.refusal(members.convention):
         raise ValueError(f"ensemble {name} cannot be saved for SAELens as a pool: {reason}")
     device = named_device(asked.device)
     config = _config(plan, entry, members, asked)
-    bench = open_bench(study, plan, None, None, device, progress) if _measurable(study, plan, entry) else None
-    bench = bench and (bench.control if entry.control_of else bench)
-    if config and bench is None:
+    measurable = bool(entry.hookpoint) and bool(synthetic.read(study) or (plan.model and plan.tokens))
+    if config and not measurable:
         raise ValueError(
             f"post-training reads a model's activations, and study {plan.name} lacks a model, tokens or {name}'s hook point; "
             f"name them with: seedscope analyze {plan.name} --model .. --tokens .. --hookpoint .., or pass --tokens 0 for "
             "the pool alone"
         )
+    texts = _texts(study, plan, entry, asked) if config else None
+    bench = open_bench(study, plan, None, None, device, progress) if measurable else None
+    bench = bench and (bench.control if entry.control_of else bench)
     place = bench and bench.place(entry.hookpoint, members.d_in)
     theta = plan.theta if asked.theta is None else asked.theta
     held = place and _Held(_evenly(place.rows), _splice(bench, place, entry, asked, config, progress), theta, device)
@@ -136,7 +139,7 @@ def pool_ensemble(
         }  # fmt: skip
         rows = None
         if config:
-            rows, told["training"] = _rows(study, plan, entry, bench, asked, config, progress)
+            rows, told["training"] = _rows(study, plan, entry, bench, texts, config, progress)
             begun |= _fresh(study, entry, rows, config, two, told, device, progress)
         told["curves"], saved = _curves(study, name, begun, rows, config, held, progress)
     told["digest"] = saved.digest(0)
@@ -174,11 +177,6 @@ def _config(plan: catalogue.Study, entry: catalogue.Ensemble, members: SAE, aske
     return TrainConfig(d_sae=members.d_sae, k=members.k, seeds=(0,), n_tokens=tokens, **known)
 
 
-def _measurable(study: Path, plan: catalogue.Study, entry: catalogue.Ensemble) -> bool:
-    """Whether activations can be had; otherwise nothing is opened, and nothing said."""
-    return bool(entry.hookpoint) and bool(synthetic.read(study) or (plan.model and plan.tokens))
-
-
 def _evenly(rows) -> np.ndarray:
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), EVALUATED)).round().astype(np.int64)
     return rows[chosen].astype(np.float32)
@@ -209,8 +207,12 @@ def _splice(
 
 def _texts(
     study: Path, plan: catalogue.Study, entry: catalogue.Ensemble, asked: Asked
-) -> tuple[Sequence[Document], str]:
-    """Documents to train on and what they are; ValueError where nobody knows."""
+) -> tuple[Iterable[Document], str] | None:
+    """Documents to train on and what they are, None for a synthetic study; ValueError where nobody knows."""
+    if synthetic.read(study):
+        if asked.texts:
+            raise ValueError(f"{plan.name} is a synthetic study, trained on samples of its own; leave out --text")
+        return None
     if asked.texts:
         return documents(asked.texts), ", ".join(asked.texts)
     source = plan.tokens.source
@@ -229,7 +231,7 @@ def _rows(
     plan: catalogue.Study,
     entry: catalogue.Ensemble,
     bench: Bench,
-    asked: Asked,
+    texts: tuple[Iterable[Document], str] | None,
     config: TrainConfig,
     progress: Progress,
 ) -> tuple[Rows, dict[str, Any]]:
@@ -240,8 +242,8 @@ def _rows(
             rows = draw_rows(made.samples, wanted, stream=TRAINING)
             report(wanted, wanted)
         return rows, {"text": "samples of known true features", "tokens": made.samples.digest, "rows": wanted}
-    texts, remark = _texts(study, plan, entry, asked)
-    tokens = enough(tokenize(texts, bench.model, n_ctx=plan.tokens.n_ctx), wanted)
+    found, remark = texts
+    tokens = enough(tokenize(found, bench.model, n_ctx=plan.tokens.n_ctx), wanted)
     if int(tokens.counted.sum()) < config.batch:
         raise ValueError(
             f"found {int(tokens.counted.sum())} tokens in {remark}, expected a batch ({config.batch}) at least"

@@ -142,6 +142,7 @@ def train_on(
     return result
 
 
+@torch.no_grad()
 def measure(sae: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -> Measured:
     """Run rows (tokens, d_in) through all members."""
     left, codes_n = np.zeros(sae.n_members), np.zeros(sae.n_members)

@@ -163,7 +163,8 @@ def test_without_a_model_decoders_alone_make_a_pool_and_few_members_no_halves(tm
     assert_one_line(
         run("pool", "bare", "one", "--root", tmp_path), "has one member", "at least 2", "4 for two disjoint"
     )
-    assert_one_line(run("pool", "bare", "three", "--root", tmp_path), "norms from", "--tokens 0")
+    refused = run("pool", "bare", "three", "--root", tmp_path, "--replace")
+    assert_one_line(refused, "norms from", "--tokens 0")
     assert not (tmp_path / "bare" / "pool" / "one").exists()
 
 
