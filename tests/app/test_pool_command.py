@@ -15,6 +15,8 @@ from test_cli import assert_one_line, run
 
 from engine import catalogue, sae
 from engine.importers import read, recognise
+from engine.pooling import Asked, pool_ensemble
+from engine.progress import Progress
 
 SMALL = (STUDY, ENSEMBLE, "--tokens", 2048, "--device", "cpu")
 KINDS = ["pool", "halves", "members", "subset", "fresh"]
@@ -176,3 +178,35 @@ def test_what_is_missing_is_named(root, tmp_path):
     assert_one_line(run("pool", STUDY, ENSEMBLE, "--tokens", 100, *new), "n_tokens is 100", "one batch (512)")
     assert_one_line(run("pool", *SMALL, "--out", tmp_path / "a" / "b", "--root", root), "found no folder")
     assert not (tmp_path / "new").exists()
+
+
+def test_stopped_while_it_is_written_the_former_pool_stays_and_nothing_else(tmp_path, monkeypatch):
+    publish_study(tmp_path, "bare", {"four": (members_that_agree(members=4), {})})
+    folder, quiet = tmp_path / "bare" / "pool" / "four", Progress(quiet=True)
+    first = pool_ensemble(tmp_path / "bare", "four", folder, Asked(tokens=0), progress=quiet)
+    assert [len(each) for each in first["halves"]] == [2, 2]
+    before = (folder / "pool.json").read_bytes()
+
+    def stop(self: Path, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pool_ensemble(tmp_path / "bare", "four", folder, Asked(tokens=0, theta=0.3, replaced=True), progress=quiet)
+    assert [path.name for path in folder.parent.iterdir()] == ["four"]
+    assert (folder / "pool.json").read_bytes() == before
+
+
+def test_a_synthetic_study_trains_its_pool_on_samples_of_its_own(tmp_path):
+    made = run("synthetic", "--root", tmp_path, "--name", "tiny", "--n-free", 8, "--n-low", 40, "--r", 4, "--d-in", 16,
+               "--rate-free", 0.1, "--rate-low", 0.05, "--d-sae", 16, "--k", 3, "--seeds", 4, "--samples", 2048, "--no-map",
+               "--quiet")  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    done = run("pool", "tiny", "topk-16", "--root", tmp_path, "--quiet")
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "tiny" / "pool" / "topk-16" / "pool.json").read_text())
+    assert told["tokens"] == 2048  # as many as its members saw
+    assert [each["tokens"] for each in told["curves"] if each["kind"] == "fresh"] == [0, 512, 1024, 2048, 4096]
+    assert told["curves"][0]["loss"] is None
+    refused = run("pool", "tiny", "topk-16", "--root", tmp_path, "--quiet", "--replace", "--text", "some.txt")
+    assert_one_line(refused, "leave out --text")
