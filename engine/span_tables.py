@@ -100,3 +100,15 @@ class FeatureSpan:
     others: list[float]  # mean over the other members' spans; both empty for members that are left out
     x: float | None  # on the map of directions; None for features that are not drawn
     y: float | None
+
+
+def first_energies(span: FeatureSpan, ranks: list[int], span_rank: int) -> tuple[int, float, float] | None:
+    """(rank, energy in its own member's span, mean in the others') at the rank that pages show first, or where curves stop.
+
+    None for a feature whose member is left out.
+    """
+    reached = min(len(span.own), len(span.others))
+    if not reached:
+        return None
+    at = min(ranks.index(span_rank), reached - 1)
+    return ranks[at], span.own[at], span.others[at]

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from app.store.claim import Level
 from engine import schema
+from engine.span_tables import first_energies
 
 if TYPE_CHECKING:
     from app.store.study import StudyStore
@@ -73,10 +74,7 @@ def feature_subspace(store: "StudyStore", ensemble: schema.Ensemble, found: sche
         return None
     (span,), ranks = spans, span_ranks(store, ensemble.ensemble)
     random = [rank / ensemble.d_in for rank in ranks]
-    rank = own = others = None
-    if reached := min(len(span.own), len(span.others)):
-        at = min(ranks.index(ensemble.span_rank), reached - 1)
-        rank, own, others = ranks[at], span.own[at], span.others[at]
+    rank, own, others = first_energies(span, ranks, ensemble.span_rank) or (None, None, None)
     return FeatureSubspace(ranks, span.own, span.others, random, rank, own, others, span.x, span.y)
 
 

@@ -10,6 +10,7 @@ from engine import schema
 from engine.export.explained import is_explained
 from engine.export.opened import Opened, Part
 from engine.schema import RULE_COLUMN
+from engine.span_tables import first_energies
 from engine.stability import buckets, count_matches, is_match, score
 
 # Of one comparison: {name in the pages' JSON: column of Match or Feature}; partners below 0 are none.
@@ -185,17 +186,12 @@ def subspace_rows(study: Opened, part: Part) -> dict[int, dict[str, Any]]:
     if not held:
         return {}
     ranks = sorted(set(study.store.table(schema.SpanCurve, ["rank"], ensemble=ensemble.ensemble)["rank"].to_pylist()))
-    at = ranks.index(ensemble.span_rank) if ensemble.span_rank else len(ranks)
+    random = [rank / ensemble.d_in for rank in ranks]
     found = {}
     for row in held:
-        at_rank = {f"{side}_energy": row[side][at] if at < len(row[side]) else None for side in ("own", "others")}
-        random = [rank / ensemble.d_in for rank in ranks]
-        shown = {
-            "ranks": ranks,
-            "own": row["own"],
-            "others": row["others"],
-            "random": random,
-            "rank": ensemble.span_rank,
-        }
-        found[row["feature"]] = shown | at_rank | {"x": row["x"], "y": row["y"]}
+        span = schema.FeatureSpan(**row)
+        rank, own, others = first_energies(span, ranks, ensemble.span_rank) or (None, None, None)
+        curves = {"ranks": ranks, "own": span.own, "others": span.others, "random": random}
+        first = {"rank": rank, "own_energy": own, "others_energy": others}
+        found[span.feature] = curves | first | {"x": span.x, "y": span.y}
     return found

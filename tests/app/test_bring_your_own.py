@@ -130,7 +130,7 @@ def test_an_import_says_what_it_found_and_what_comes_next(brought, name):
 def test_one_analysis_computes_everything_for_every_library(brought, name):
     (line,) = [line for line in brought.analysed.splitlines() if line.startswith(f"{STUDY}/{name}:")]
     assert f"3 × {D_SAE} features" in line
-    assert line.endswith("computed: match, activity, ablate, explain, loss")
+    assert line.endswith("computed: match, activity, ablate, explain, loss, subspaces")
 
 
 # -- the pages -----------------------------------------------------------------------------------------------------

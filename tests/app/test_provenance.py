@@ -10,6 +10,7 @@ from recipes import members_that_agree, publish_study
 
 from app import figures
 from app.formats import architecture
+from engine.schema import ANALYSES
 
 EVIL = "<script>alert(1)</script>"
 KNOWN = {
@@ -186,7 +187,7 @@ def test_ensembles_that_reconstruct_are_compared_with_their_stability(tmp_path, 
         made,
         model=language_model,
         texts=corpus.held_out,
-        only=("match", "activity", "ablate", "explain", "loss"),
+        only=ANALYSES,
     )
     client = browse(tmp_path)
     page, data = client.get("/s/two"), client.get("/s/two.json").json()

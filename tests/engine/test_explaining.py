@@ -19,6 +19,7 @@ from engine.llm import KEY, OPENAI_KEY, Prices, Refused, Server
 from engine.parts import Parts
 from engine.progress import Progress
 from engine.publish import publish
+from engine.schema import ANALYSES
 from engine.stability import bucket_bounds
 from engine.store import published
 
@@ -158,7 +159,7 @@ def test_a_language_model_explains_beside_the_token_rules_and_comes_first_in_lis
             ("openai:rule", found[key].text) if key in found else (explanation.text and "token rule", explanation.text)
         )
         assert shown[key] == mine
-    assert stored(study, "SELECT computed FROM Ensemble") == [(["match", "activity", "ablate", "explain", "loss"],)]
+    assert stored(study, "SELECT computed FROM Ensemble") == [(list(ANALYSES),)]
 
 
 def test_a_larger_limit_adds_to_a_smaller_one_and_buckets_take_turns(study, chat):

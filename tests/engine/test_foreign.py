@@ -178,7 +178,7 @@ def test_they_need_no_activity_and_outlive_other_tokens(study, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"token_digest": "others"}))
     take_explanations(study, ENSEMBLE, write(tmp_path / "a.jsonl.gz", line(3, "cats")))
     publish(study)
-    assert stored(study, "SELECT computed FROM Ensemble") == [(["match"],)]
+    assert stored(study, "SELECT computed FROM Ensemble") == [(["match", "subspaces"],)]
     assert stored(study, "SELECT seed, feature, explainer, text FROM Explanation") == [(1, 3, GPT, "cats")]
     assert stored(study, "SELECT count(*) FROM Scored") == [(0,)]
     assert stored(study, "SELECT seed, feature FROM Word WHERE word = 'cats'") == [(1, 3)]
