@@ -102,13 +102,13 @@ class FeatureSpan:
     y: float | None
 
 
-def first_energies(span: FeatureSpan, ranks: list[int], span_rank: int) -> tuple[int, float, float] | None:
+def first_energies(span: FeatureSpan, ranks: list[int], span_rank: int | None) -> tuple[int, float, float] | None:
     """(rank, energy in its own member's span, mean in the others') at the rank that pages show first, or where curves stop.
 
-    None for a feature whose member is left out.
+    None for a feature whose member is left out, or all of whose ensemble's are.
     """
     reached = min(len(span.own), len(span.others))
-    if not reached:
+    if not reached or span_rank is None:
         return None
     at = min(ranks.index(span_rank), reached - 1)
     return ranks[at], span.own[at], span.others[at]
