@@ -4,10 +4,9 @@ Every analysis leaves a part on disk as soon as it is done, so a stopped run goe
 ensemble computes that one alone. `publish` turns the parts into a store.
 """
 
-import copy
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from engine.ablate import AblationPass, MaskPass, curve_masks, explained_under, 
 from engine.activations import LanguageModel
 from engine.activity import ActivityPass
 from engine.atlas import draw_atlas
+from engine.encoded import encoded
 from engine.evaluation import Bench, measured_from, open_bench
 from engine.examples import ContextGrid
 from engine.explaining import explain_by_rules
@@ -26,21 +26,18 @@ from engine.fused import choice, named_device
 from engine.geometry import measure
 from engine.judge import judge
 from engine.logits import direct_logits
-from engine.loss import Losses, Splice, attributed_loss, losses_under
+from engine.loss import Losses, Splice, attributed_loss, losses_under, takes_long
 from engine.match import NULL_KINDS, Matches, affordable, match_ensemble, null_cosines
 from engine.parts import VERSION, Part, Parts
 from engine.progress import Progress
-from engine.sae import SAE, Codes
+from engine.sae import SAE
 from engine.schema import ANALYSES
 from engine.sources import Document
 from engine.spans import ANALYSIS as SUBSPACES
 from engine.spans import as_arrays
 
-BATCH_TOKENS = 2048  # of the measuring pass: small enough to stay near the caches
-BATCH_NUMBERS = 2**26  # activations of a batch, all members together, before they are packed: 256 MiB
 COVARIANCE_ROWS = 2**14  # activations multiplied at once in double precision
 LOSS_TOKENS = 4096  # that spliced losses are measured on: windows of the evaluation tokens, drawn at random
-LOSS_UP_TO = 3e13  # multiply-adds on a CPU that the loss takes unasked: minutes on two cores
 LOSS_DRAWS = 2  # of the headline's masks; curves are drawn once
 
 
@@ -177,17 +174,6 @@ class _Judged(NamedTuple):
         """Those that the loss is measured under: LOSS_DRAWS of the headline's, one draw of the curves."""
         pair = self.buckets[index], self.densities[index]
         return headline_masks(*pair, n_draws=LOSS_DRAWS) | curve_masks(*pair, n_draws=1)
-
-
-def encoded(members: SAE, rows, device: torch.device) -> Iterator[tuple[int, torch.Tensor, Codes]]:
-    """(first row, rows, codes) of consecutive batches, on the CPU; encoded on the device."""
-    encoder = members if device.type == "cpu" else copy.deepcopy(members).to(device)
-    n = max(min(BATCH_TOKENS, BATCH_NUMBERS // (members.n_members * members.d_sae)), 1)
-    for first in range(0, len(rows), n):
-        batch = torch.from_numpy(rows[first : first + n].astype(np.float32))
-        with torch.no_grad():
-            codes = encoder.encode(batch.to(device))
-        yield first, batch, Codes(*(None if each is None else each.cpu() for each in codes))
 
 
 def _flat(activity) -> dict[str, Any]:
@@ -362,9 +348,7 @@ def _loss(
     drawn = [judged.fewer_masks(index) for index in range(members.n_members)]
     total, done = sum(len(sets) for masks in drawn for sets in masks.values()), 0
     n_tokens = LOSS_TOKENS if asked.n_tokens is None else asked.n_tokens
-    n_parameters = sum(parameter.numel() for parameter in bench.model.network.parameters())
-    on_cpu = bench.model.network.device.type == "cpu"
-    if on_cpu and not asked.expressly and total * n_tokens * n_parameters > LOSS_UP_TO:
+    if not asked.expressly and takes_long(bench.model, total, n_tokens):
         progress.say(
             f"{ensemble.name}: loss: left out, {total:,} passes of {bench.model.name} over {n_tokens:,} tokens take long on "
             f"a CPU; ask for them with: seedscope analyze {plan.name} --only loss"
@@ -382,6 +366,5 @@ def _loss(
                 done += 1
                 report(done, total)
 
-            spliced = float(splice.losses(lambda rows, member=member: member(rows)[:, 0]).double().mean())
-            found = Losses(own, spliced, zero, splice.n_tokens, attributed_loss(splice, member))
+            found = Losses(own, splice.spliced(member), zero, splice.n_tokens, attributed_loss(splice, member))
             put(seed, found._asdict() | _columns(losses_under(splice, member, drawn[index], report=step)))

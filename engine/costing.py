@@ -28,8 +28,8 @@ def find_windows(study: Path, query: LiveQuery) -> TokenSet:
     again = f"measure again with: seedscope analyze {query.study}"
     if tokens is None or evaluation is None or not tokens.digest == evaluation.token_digest == query.tokens:
         raise ValueError(f"study {query.study} does not hold the evaluation tokens that it was measured on; {again}")
-    ensemble = next((each for each in catalogue.read(study).ensembles if each.name == query.ensemble), None)
-    activity = ensemble and Parts(study, query.ensemble).find("activity", **measured_from(ensemble, evaluation))
+    ensemble = catalogue.read(study).ensemble(query.ensemble)
+    activity = Parts(study, query.ensemble).find("activity", **measured_from(ensemble, evaluation))
     if activity is None:
         raise ValueError(f"ensemble {query.ensemble} of study {query.study} has no activity; {again}")
     tokens = tokens._replace(**activity.read(query.seed, "left_out"))

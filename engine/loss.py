@@ -21,6 +21,7 @@ from engine.sae import SAE, Codes
 from engine.tokens import PADDING, TokenSet
 
 WINDOWS_AT_ONCE = 8
+LONG = 3e13  # multiply-adds on a CPU that a loss takes unasked at most: minutes on two cores
 
 
 class MaskedLoss(NamedTuple):
@@ -40,6 +41,12 @@ class Losses(NamedTuple):
     zero: float  # zeros in place of the activations
     n_tokens: int  # whose prediction was read
     attributed: Float[np.ndarray, " d_sae"]  # loss that masking each feature alone adds, to first order
+
+
+def takes_long(model: LanguageModel, n_passes: int, n_tokens: int) -> bool:
+    """Whether so many passes over so many tokens are more than anybody waits for unasked."""
+    work = n_passes * n_tokens * sum(parameter.numel() for parameter in model.network.parameters())
+    return model.network.device.type == "cpu" and work > LONG
 
 
 class Splice:
@@ -66,6 +73,11 @@ class Splice:
     def own(self) -> Float[Tensor, " tokens"]:
         """The model's own loss at every position that is read."""
         return torch.cat([loss.detach().cpu() for _, _, loss in self._run(None)])
+
+    def spliced(self, member: SAE) -> float:
+        """Mean loss with the reconstruction of an ensemble of one in place, nats per token."""
+        with torch.no_grad():
+            return float(self.losses(lambda rows: member(rows)[:, 0]).double().mean())
 
     def losses(self, replaced: Callable[[Tensor], Tensor]) -> Float[Tensor, " tokens"]:
         """The loss at every position that is read with `replaced(rows)` spliced in; rows are (tokens, d_in)."""

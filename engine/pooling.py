@@ -15,21 +15,20 @@ import torch
 
 from engine import catalogue, demo, sae
 from engine.activations import harvest, tokenize
-from engine.analyse import LOSS_TOKENS, LOSS_UP_TO
+from engine.analyse import LOSS_TOKENS
 from engine.config import TrainConfig, as_parameters
 from engine.convention import Convention
+from engine.encoded import Measured, measure
 from engine.evaluation import Bench, Place, open_bench
 from engine.export import saelens
 from engine.export.staged import staged
 from engine.fused import named_device
-from engine.loss import Splice
+from engine.loss import Splice, takes_long
 from engine.pool import Pool, pool
 from engine.posttrain import (
-    Measured,
     agreement_of,
     halves,
     lengths,
-    measure,
     starts,
     train_on,
     two_pools,
@@ -195,8 +194,7 @@ def _splice(
         return None
     n_tokens = asked.loss_tokens or LOSS_TOKENS
     passes = 9 * (len(lengths(config.n_tokens, config.batch)) if config else 1)
-    work = passes * n_tokens * sum(parameter.numel() for parameter in bench.model.network.parameters())
-    if asked.loss_tokens is None and bench.model.network.device.type == "cpu" and work > LOSS_UP_TO:
+    if asked.loss_tokens is None and takes_long(bench.model, passes, n_tokens):
         progress.say(
             f"{entry.name}: loss: left out, {passes} passes of {bench.model.name} over {n_tokens:,} tokens take long on a CPU; "
             f"ask for them with --loss-tokens {n_tokens}"
@@ -338,9 +336,7 @@ def _loss(splice: Splice | None, member: SAE) -> float | None:
     """Next-token loss with the SAE's reconstruction in place, nats per token."""
     if splice is None:
         return None
-    with torch.no_grad():
-        there = member.to(splice.device)
-        loss = float(splice.losses(lambda rows: there(rows)[:, 0]).double().mean())
+    loss = splice.spliced(member.to(splice.device))
     member.cpu()
     return loss
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
-from engine.analyse import encoded
 from engine.config import TrainConfig
+from engine.encoded import Measured
 from engine.match import dictionaries, match_pair
 from engine.pool import Pool, pool, taken_from
 from engine.sae import SAE, assemble
@@ -24,15 +24,6 @@ from engine.training.stream import Rows
 
 FRACTIONS = (0.25, 0.5, 1.0, 2.0)  # of the length that is asked for; 0 is always there
 Report = Callable[[int, int], None]
-
-
-class Measured(NamedTuple):
-    """What SAEs do on rows that no training saw; the first three (members,)."""
-
-    ev: Float[np.ndarray, " members"]  # 1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2
-    l0: Float[np.ndarray, " members"]  # active features per row
-    dead: Float[np.ndarray, " members"]  # share of features that are active on none of the rows
-    n_active: Int[np.ndarray, "members d_sae"]  # rows on which each is active
 
 
 class Agreement(NamedTuple):
@@ -140,24 +131,6 @@ def train_on(
             result[place] = trained.only(member)
         behind += len(places) * config.n_tokens
     return result
-
-
-@torch.no_grad()
-def measure(sae: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -> Measured:
-    """Run rows (tokens, d_in) through all members."""
-    left, codes_n = np.zeros(sae.n_members), np.zeros(sae.n_members)
-    n_active = np.zeros((sae.n_members, sae.d_sae), np.int64)
-    mean = rows.mean(0, dtype=np.float64)
-    total = 0.0
-    for _, part, codes in encoded(sae, rows, torch.device(device)):
-        total += float((part.double() - torch.from_numpy(mean)).pow(2).sum())
-        left += (part[:, None] - sae.decode(codes)).double().pow(2).sum((0, 2)).numpy()
-        fired = codes.values > 0
-        codes_n += fired.sum((0, 2)).numpy()
-        for member in range(sae.n_members):
-            index = codes.indices[:, member][fired[:, member]]
-            n_active[member] += torch.bincount(index, minlength=sae.d_sae).numpy()
-    return Measured(1 - left / total, codes_n / len(rows), (n_active == 0).mean(1), n_active)
 
 
 def agreement(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from chat_server import ChatServer
+from recipes import ENSEMBLE, STUDY
 from starlette.testclient import TestClient
 
 from app.main import create_app
@@ -24,7 +25,6 @@ from engine.config import StudyConfig
 from engine.progress import Progress
 from engine.studies import run_study
 
-STUDY, ENSEMBLE = "small", "topk-96"
 LOCAL = "http://127.0.0.1"
 
 

@@ -13,6 +13,8 @@ from engine.analyse import analyse
 from engine.progress import Progress
 from engine.publish import publish
 
+STUDY, ENSEMBLE = "small", "topk-96"  # the fixture's study
+
 
 def members_that_agree(
     *, members: int = 5, d_in: int = 16, d_sae: int = 48, shared: int = 20, undirected: int = 2, seed: int = 0

@@ -22,11 +22,6 @@ class SpanFilter(Filter):
     )
     colour: Annotated[Literal["bucket", "seed"], Field(description="what colours mean on the map")] = "bucket"
 
-    def query(self, ensemble: str) -> FeatureQuery:
-        """The filter as the store understands it."""
-        values = self.model_dump(exclude={"dir", "view", "v", "embed", *_SHOWN})
-        return FeatureQuery(ensemble, descending=self.descending, **values)
-
     def judges(self, ensemble: str) -> FeatureQuery:
         """How all features are judged, whether the filter finds them or not."""
         dead = "count" if self.dead == "count" else None

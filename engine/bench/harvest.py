@@ -1,9 +1,5 @@
 """The activity pass, from tokens to contexts, against the bare model and encoder product, and against what others take."""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,15 +13,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from engine import demo
 from engine.activations import TokenSet, harvest, load_model, stream, token_texts, tokenize
 from engine.activity import ActivityPass
-from engine.analyse import encoded
+from engine.bench.outside import ask_peers
 from engine.bench.report import Line, interleaved
+from engine.encoded import encoded
 from engine.export import saelens
 from engine.models import LanguageModel
 from engine.sae import SAE
 from engine.triggers import Vocabulary
 
 PEERS = {"sae_dashboard": "SAEDashboard", "delphi": "delphi's cache alone"}
-INTERPRETER = "SEEDSCOPE_BENCH_PYTHON"  # one that has the peers; this one by default
 GOAL = "within 1.5 x of the limit"
 DASHBOARD_FEATURES = 256  # that SAEDashboard is timed on; all of them would take an hour
 
@@ -139,7 +135,6 @@ def _peers_line(work: _Work, report: Report) -> Line:
 
 def _peers(work: _Work) -> dict[str, dict]:
     """What each peer said, one after the other, each in a process of its own."""
-    python = os.environ.get(INTERPRETER, sys.executable)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         work.model.network.save_pretrained(folder / "model")
@@ -152,15 +147,4 @@ def _peers(work: _Work) -> dict[str, dict]:
             "scratch": str(folder / "cache"), "hookpoint": work.hookpoint, "module": f"model.layers.{block}.self_attn",
             "dashboard_features": DASHBOARD_FEATURES,
         }  # fmt: skip
-        (folder / "spec.json").write_text(json.dumps(spec))
-        script, answers = str(Path(__file__).with_name("peers.py")), {}
-        for name in PEERS:
-            done = subprocess.run(
-                [python, "-W", "ignore", script, name, str(folder / "spec.json")],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            last = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
-            answers[name] = json.loads(last[0]) if last else {"missing": f"it ended with exit {done.returncode}"}
-        return answers
+        return ask_peers("peers.py", PEERS, spec, folder)

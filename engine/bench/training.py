@@ -1,9 +1,5 @@
 """Training an ensemble in lockstep against the same seeds one after another elsewhere: how fast, and how good at the same L0."""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +13,8 @@ from torch import Tensor
 
 from engine import demo
 from engine.activations import LanguageModel, harvest, load_model, tokenize
-from engine.bench.harvest import INTERPRETER, Report
+from engine.bench.harvest import Report
+from engine.bench.outside import ask_peers
 from engine.bench.report import Line
 from engine.config import VARIANTS, TrainConfig
 from engine.sae import SAE
@@ -160,22 +157,10 @@ def _limit(config: TrainConfig, rows: Rows) -> float:
 
 def _peers(config: TrainConfig, rows: Rows) -> dict[str, dict[str, Any]]:
     """What each peer said, one after the other, each in a process of its own."""
-    python = os.environ.get(INTERPRETER, sys.executable)
-    script, answers = str(Path(__file__).with_name("trainers.py")), {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         spec = asdict(config) | {"group_sizes": config.group_sizes, "threads": torch.get_num_threads()}
         for name, values in rows._asdict().items():
             np.save(folder / f"{name}.npy", values)
             spec[{"train": "rows"}.get(name, name)] = str(folder / f"{name}.npy")
-        (folder / "spec.json").write_text(json.dumps(spec))
-        for name in PEERS:
-            done = subprocess.run(
-                [python, "-W", "ignore", script, name, str(folder / "spec.json")],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            last = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
-            answers[name] = json.loads(last[0]) if last else {"missing": f"it ended with exit {done.returncode}"}
-    return answers
+        return ask_peers("trainers.py", PEERS, spec, folder)

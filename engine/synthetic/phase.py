@@ -4,25 +4,25 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from engine.config import TrainConfig, as_parameters
+from engine.encoded import measure as evaluate
 from engine.files import write_whole
 from engine.match import match_ensemble
-from engine.sae import SAE
 from engine.stability import EPSILON, THETA
 from engine.synthetic.generator import EVALUATION, FREE, LOW, TRAINING, SyntheticConfig, draw_truth
 from engine.synthetic.recovery import Recovery, measure, verdict
 from engine.synthetic.samples import draw_rows
 from engine.train import train_ensemble
+from engine.truth import PhaseCell
 
 VERSION = 1  # of what a cell holds; older ones are computed again
 MOST_WORKERS = 8  # processes that cells are computed in: half a gigabyte each
@@ -34,32 +34,6 @@ COUNTED_RANKS = (8, 16, 24, 32, 48)
 Number = int | float
 GRIDS = ("rate", "n_low")
 # r against the rate at the study's n_low; r against n_low at the study's number active at once
-
-
-class Cell(NamedTuple):
-    """One cell: its place on a grid and what was recovered there; shares as in Recovery, None where undefined."""
-
-    grid: str  # of GRIDS
-    r: int
-    n_low: int
-    rate_low: float
-    n_members: int
-    n_samples: int  # per member
-    ev: float
-    free_found: float | None
-    free_p: float | None
-    n_free_latents: int
-    low_found: float | None
-    low_p: float | None
-    n_low_latents: int
-    chance: float | None  # in the true span
-    n_unstable: float | None  # per member
-    energy: float | None  # of the unstable latents in the true span
-    living_energy: float | None  # of as many living ones
-    random_energy: float  # r / d
-    span_overlap: float | None
-    cross_overlap: float | None
-    verdict: str
 
 
 @dataclass(frozen=True)
@@ -105,7 +79,7 @@ def draw_map(
     *,
     workers: int | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Cell]:
+) -> list[PhaseCell]:
     """All cells, computed where the folder does not hold them; each is there as soon as it is done. Seconds a cell.
 
     Cells are computed side by side in `workers` processes, one per core unless said, with a thread each: steps of such
@@ -139,40 +113,43 @@ def _begin() -> None:
 
 
 def _compute_into(folder: Path, place: Place) -> None:
-    write_whole(folder / f"{place.key}.json", json.dumps(compute(place)._asdict(), indent=1), durable=False)
+    write_whole(folder / f"{place.key}.json", json.dumps(asdict(compute(place)), indent=1), durable=False)
 
 
-def read_map(folder: Path, wanted: Sequence[Place]) -> list[Cell]:
+def read_map(folder: Path, wanted: Sequence[Place]) -> list[PhaseCell]:
     """Those cells that are there."""
     return [cell for place in wanted if (cell := _read(folder, place))]
 
 
-def _read(folder: Path, place: Place) -> Cell | None:
+def _read(folder: Path, place: Place) -> PhaseCell | None:
     """A cell, on the grid that it is asked for: the two meet at the study's own settings."""
     try:
-        return Cell(**json.loads((folder / f"{place.key}.json").read_text()))._replace(grid=place.grid)
+        told = json.loads((folder / f"{place.key}.json").read_text())
+        return PhaseCell(**told | {"ensemble": "", "grid": place.grid})
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
 
 
-def compute(place: Place) -> Cell:
+def compute(place: Place) -> PhaseCell:
     """Train one cell's ensemble and say what it recovered."""
     samples, recipe = place.samples, place.recipe
     members = train_ensemble(draw_rows(samples, recipe.n_tokens, stream=TRAINING), recipe)
-    ev, live = evaluate(members, draw_rows(samples, EVALUATED, stream=EVALUATION))
+    held = evaluate(members, draw_rows(samples, EVALUATED, stream=EVALUATION))
+    live = held.n_active > 0
     matches = match_ensemble(members, live, assign=False)
     truth = draw_truth(samples)
     found = measure(
         truth, list(members.W_dec), matches.cosine, ~live, theta=place.theta, epsilon=place.epsilon, seed=samples.seed
     )
-    return summarise(place, found, ev, verdict(found, truth))
+    return summarise(place, found, float(held.ev.mean()), verdict(found, truth))
 
 
-def summarise(place: Place, found: Recovery, ev: float, says: str) -> Cell:
+def summarise(place: Place, found: Recovery, ev: float, says: str) -> PhaseCell:
     """A cell of what was recovered there."""
     samples, free, low = place.samples, found.groups[FREE], found.groups[LOW]
     unstable, living = found.levels.get("unstable"), found.levels.get("living")
-    return Cell(
+    return PhaseCell(
+        ensemble="",
         grid=place.grid,
         r=samples.r,
         n_low=samples.n_low,
@@ -195,21 +172,3 @@ def summarise(place: Place, found: Recovery, ev: float, says: str) -> Cell:
         cross_overlap=unstable and unstable.cross_overlap,
         verdict=says,
     )
-
-
-@torch.no_grad()
-def evaluate(members: SAE, rows: np.ndarray) -> tuple[float, np.ndarray]:
-    """Explained variance, mean over members, and (members, d_sae) latents that fire on the rows."""
-    live = np.zeros((members.n_members, members.d_sae), bool)
-    left = np.zeros(members.n_members)
-    total = float(((rows - rows.mean(0)) ** 2).sum(dtype=np.float64))
-    for part in _batches(rows):
-        codes = members.encode(part)
-        left += (part[:, None] - members.decode(codes)).double().pow(2).sum((0, 2)).numpy()
-        for member, fired in enumerate(live):
-            fired[codes.indices[:, member][codes.values[:, member] > 0].numpy()] = True
-    return float((1 - left / total).mean()), live
-
-
-def _batches(rows: np.ndarray, n: int = 2048) -> Iterator[torch.Tensor]:
-    return (torch.from_numpy(rows[first : first + n]) for first in range(0, len(rows), n))

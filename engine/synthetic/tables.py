@@ -1,6 +1,6 @@
 """Ground truth of a synthetic study -> rows of the contract."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from engine.synthetic.generator import EVALUATION, FREE, LOW, draw_samples, draw
 from engine.synthetic.phase import read_map
 from engine.synthetic.plan import CELLS, Plan
 from engine.synthetic.recovery import GROUPS, SETS, measure, verdict
-from engine.truth import PhaseCell, SpanLevel, Synthetic, TrueFeature, TrueGroup, TrueLatent
+from engine.truth import SpanLevel, Synthetic, TrueFeature, TrueGroup, TrueLatent
 
 
 def add_truth(
@@ -70,4 +70,4 @@ def add_truth(
         if level in found.levels:
             add_row(writer, SpanLevel(name, rank, *found.levels[level]))
     for cell in read_map(study / CELLS, wanted):
-        add_row(writer, PhaseCell(name, *cell))
+        add_row(writer, replace(cell, ensemble=name))

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ENSEMBLE, STUDY
 from golden import unit_rows
+from recipes import ENSEMBLE, STUDY
 from scipy.optimize import linear_sum_assignment
 
 import app.live

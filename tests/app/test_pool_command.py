@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ENSEMBLE, STUDY
 from golden import explained_variance, topk_codes, unit_rows
-from recipes import members_that_agree, publish_study
+from recipes import ENSEMBLE, STUDY, members_that_agree, publish_study
 from test_cli import assert_one_line, run
 
 from engine import catalogue, sae

@@ -9,9 +9,10 @@ from golden import explained_variance, topk_codes, unit_rows
 
 from engine.config import TrainConfig
 from engine.convention import Convention
+from engine.encoded import measure
 from engine.initialization import geometric_median, random_start
 from engine.pool import pool
-from engine.posttrain import agreement, halves, lengths, measure, starts, train_on, two_pools, with_unit_rows
+from engine.posttrain import agreement, halves, lengths, starts, train_on, two_pools, with_unit_rows
 from engine.sae import SAE
 from engine.train import train_ensemble
 

@@ -1,0 +1,28 @@
+"""Peers asked outside: in processes of a Python of their own, which pins other versions than ours."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+INTERPRETER = "SEEDSCOPE_BENCH_PYTHON"  # one that has the peers; this one by default
+
+
+def ask_peers(script: str, peers: Iterable[str], spec: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """{peer: what it said, or {"missing": why}}, one after the other; `script` lies beside this module, the spec in `folder`."""
+    python = os.environ.get(INTERPRETER, sys.executable)
+    place, answers = folder / "spec.json", {}
+    place.write_text(json.dumps(spec))
+    for name in peers:
+        done = subprocess.run(
+            [python, "-W", "ignore", str(Path(__file__).with_name(script)), name, str(place)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        last = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
+        answers[name] = json.loads(last[0]) if last else {"missing": f"it ended with exit {done.returncode}"}
+    return answers
