@@ -6,7 +6,7 @@ The catalogue is the plan that `import` and `run` write and `analyze` follows; r
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -75,6 +75,10 @@ class Ensemble:
     train_tokens: int | None = None
     batch: int | None = None
     lr: float | None = None
+    recipe: dict[str, Any] | None = None
+    """How it was trained here: the settings that its variant uses, without the seeds."""
+    anchor: int | None = None
+    """The seed of the member whose recipe differs from the others', such as a public SAE."""
     remarks: tuple[str, ...] = ()
     control_of: str | None = None
     """The ensemble whose recipe this one repeats on the model with random weights."""

@@ -201,6 +201,8 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
         train_tokens=ensemble.train_tokens,
         batch=ensemble.batch,
         lr=ensemble.lr,
+        recipe=ensemble.recipe and json.dumps(ensemble.recipe),
+        anchor=ensemble.anchor,
         rule=catalogue.MATCHING,
         theta=plan.theta,
         epsilon=plan.epsilon,

@@ -17,10 +17,10 @@ from dataclasses import dataclass, fields
 from types import NoneType
 from typing import NamedTuple, get_args, get_origin
 
-from engine import truth
+from engine import pool_tables, training_tables, truth
 from engine.span_tables import FeatureSpan, SpanCurve, SpanMember, SpanPair, SpanPrediction, SpanResidual
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 # What addresses already mean; a study or ensemble of such a name could not be opened.
 PAGE_NAMES = frozenset(
@@ -88,6 +88,10 @@ class Ensemble:
     train_tokens: int | None  # per member
     batch: int | None
     lr: float | None
+    recipe: (
+        str | None
+    )  # how it was trained here: the fields of engine.config.TrainConfig that its variant uses, as JSON
+    anchor: int | None  # the member whose recipe differs from the others', such as a public SAE; None where none does
     rule: str
     theta: float
     epsilon: float
@@ -340,7 +344,7 @@ REQUIRED = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)  # without
 TABLES = (
     Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, SpanCurve, SpanPair,
     SpanMember, SpanResidual, SpanPrediction, FeatureSpan, Logit, Explanation, Score, Scored, Word,
-    TokenWindow, Token, Document, *truth.SORT_KEYS,
+    TokenWindow, Token, Document, *truth.SORT_KEYS, *training_tables.SORT_KEYS, *pool_tables.SORT_KEYS,
 )  # fmt: skip
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     Study: ("study",),
@@ -367,6 +371,8 @@ SORT_KEYS: dict[type, tuple[str, ...]] = {
     Token: ("id",),
     Document: ("id",),
     **truth.SORT_KEYS,
+    **training_tables.SORT_KEYS,
+    **pool_tables.SORT_KEYS,
 }
 # {table: {list column: rule}}: the Writer counts these lists at every theta of the grid.
 RULE_COLUMN = {

@@ -99,6 +99,7 @@ def trained_entry(
         train_tokens=config.n_tokens,
         batch=config.batch,
         lr=config.lr,
+        recipe={name: value for name, value in as_parameters(config).items() if name != "seeds"},
         made_from=made_from,
         **more,
     )

@@ -120,7 +120,7 @@ def _add_frame(writer: Writer, n_members: int, d_sae: int) -> None:
         Study(STUDY, SCHEMA_VERSION, "bench", "none", "0", True, 1, "none", "0", 1, COSINES, "cpu", "float32"),
     )
     row = Ensemble(ENSEMBLE, "trained", None, "topk", "{}", 768, d_sae, 32, n_members, n_members - 1, "no", "shared",
-                   None, None, None, None, None, "argmax", 0.7, 0.05, 1, 0, None, [], None, None, "0" * 16, "sae", None,
+                   None, None, None, None, None, None, None, "argmax", 0.7, 0.05, 1, 0, None, [], None, None, "0" * 16, "sae", None,
                    ["match", "activity", "ablate"], [])  # fmt: skip
     add_row(writer, row)
     for seed in range(n_members):
