@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from app import render
 from app.jobs import JobRefusedError, Jobs
 from app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
+from app.metrics import add_metrics
 from app.routes import (
     ablation,
     atlas,
@@ -122,6 +123,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Guard, settings=settings)
+    add_metrics(app)
     return app
 
 

@@ -1,0 +1,76 @@
+"""What a scraper reads at `/metrics`: requests by route and how long they took, jobs, studies, this process."""
+
+import time
+from collections.abc import Iterable
+
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.jobs import Jobs
+from app.store import Studies
+
+UNMATCHED = "(no route)"  # refused before one was found; addresses themselves would be labels without end
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds; pages aim at a tenth of one
+
+
+class Metrics:
+    """The figures of one application: counted as requests end, the rest read when somebody asks."""
+
+    def __init__(self, studies: Studies, jobs: Jobs) -> None:
+        self._studies, self._jobs, self._registry = studies, jobs, CollectorRegistry()
+        self.requests = Histogram(
+            "seedscope_request_seconds", "Time from a request to the end of its answer, by route.",
+            ("method", "route", "status"), buckets=BUCKETS, registry=self._registry,
+        )  # fmt: skip
+        ProcessCollector(registry=self._registry)
+        self._registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """What is read at the moment; the registry asks."""
+        yield GaugeMetricFamily("seedscope_studies", "Published studies under the root.", len(self._studies.names()))
+        yield GaugeMetricFamily("seedscope_jobs_active", "Jobs that wait or run.", self._jobs.n_active)
+
+    def respond(self) -> Response:
+        """Everything in Prometheus' text format."""
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class Timed:
+    """ASGI middleware around all others: one observation per request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._requests = app, metrics.requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            route = getattr(scope.get("route"), "path", UNMATCHED)
+            self._requests.labels(scope["method"], route, status).observe(time.perf_counter() - begin)
+
+
+def add_metrics(app: FastAPI) -> None:
+    """Measure an application's requests, and answer `/metrics`; call it when all other middleware was added."""
+    metrics = Metrics(app.state.studies, app.state.jobs)
+
+    @app.get("/metrics")
+    def scraped(request: Request) -> Response:
+        """Requests, their times, jobs and studies in Prometheus' text format."""
+        return metrics.respond()
+
+    app.add_middleware(Timed, metrics=metrics)

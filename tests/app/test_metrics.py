@@ -1,0 +1,58 @@
+"""What `/metrics` says: requests by route, however many addresses there are, and refusals too."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from recipes import STUDY
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+
+NAME = "seedscope_request_seconds"
+
+
+@pytest.fixture
+def browser(study_root) -> TestClient:
+    return TestClient(create_app(Settings(study_root)), base_url="http://127.0.0.1")
+
+
+def scraped(browser: TestClient) -> dict[tuple[str, ...], float]:
+    """{(sample, its labels' values): value}."""
+    answer = browser.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(answer.text)
+    return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+
+
+def test_requests_are_counted_by_route_and_not_by_address(browser, address):
+    for feature in range(3):
+        assert browser.get(f"{address}/0/{feature}").status_code == 200
+    assert browser.get(f"{address}/0/9999").status_code == 404
+    found = scraped(browser)
+    route = "/s/{study}/{ensemble}/{seed}/{feature}"
+    counts = {
+        labels: value
+        for (name, *labels), value in found.items()
+        if name == f"{NAME}_count"
+        for labels in [tuple(labels)]
+    }
+    assert counts["GET", route, "200"] == 3
+    assert counts["GET", route, "404"] == 1
+    assert sum(counts.values()) == 4, "the scrape itself ends after it is answered"
+    assert 0 < found[f"{NAME}_sum", "GET", route, "200"] < 60
+    assert scraped(browser)[f"{NAME}_count", "GET", "/metrics", "200"] == 1
+
+
+def test_what_no_route_takes_and_what_the_guard_refuses_is_counted_without_its_address(browser):
+    browser.get(f"/nothing/{STUDY}/here/at/all/of/it")
+    browser.get("/", headers={"Host": "evil.example"})
+    found = scraped(browser)
+    assert found[f"{NAME}_count", "GET", "(no route)", "404"] == 1
+    assert found[f"{NAME}_count", "GET", "(no route)", "403"] == 1
+
+
+def test_studies_jobs_and_the_process_are_told(browser):
+    found = scraped(browser)
+    assert found["seedscope_studies",] == 1
+    assert found["seedscope_jobs_active",] == 0
+    assert found["process_resident_memory_bytes",] > 1e7
