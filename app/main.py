@@ -33,6 +33,7 @@ from app.routes import (
     studies,
     subspaces,
     synthetic,
+    trajectory,
     trying,
     weights,
     worth,
@@ -105,6 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(members.router)  # before the permalink, whose address would swallow members/match
     app.include_router(atlas.router)  # this and the next likewise
     app.include_router(subspaces.router)
+    app.include_router(trajectory.router)
     app.include_router(neighbours.router)
     app.include_router(worth.router)
     app.include_router(projecting.router)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from engine import catalogue, sae
+from engine import catalogue, sae, trajectory
 from engine.ablate import AblationPass, MaskPass, curve_masks, explained_under, headline_masks
 from engine.activations import LanguageModel
 from engine.activity import ActivityPass
@@ -35,9 +35,12 @@ from engine.schema import ANALYSES
 from engine.sources import Document
 from engine.spans import ANALYSIS as SUBSPACES
 from engine.spans import as_arrays
+from engine.training import snapshots
+from engine.trajectory import ANALYSIS as TRAJECTORY
 
 COVARIANCE_ROWS = 2**14  # activations multiplied at once in double precision
 LOSS_TOKENS = 4096  # that spliced losses are measured on: windows of the evaluation tokens, drawn at random
+NEED_ACTIVITY = {"ablate", "loss", "explain", TRAJECTORY}
 LOSS_DRAWS = 2  # of the headline's masks; curves are drawn once
 
 
@@ -68,7 +71,7 @@ def analyse(
         raise ValueError(f"analyses are {', '.join(sorted(unknown))}, expected some of {', '.join(ANALYSES)}")
     progress = progress or Progress()
     on = named_device(device)
-    wanted = {"match"} | asked | ({"activity"} if {"ablate", "loss", "explain"} & asked else set())
+    wanted = {"match"} | asked | ({"activity"} if NEED_ACTIVITY & asked else set())
     bench = None
     if wanted != {"match"}:
         bench = open_bench(study, plan, model, texts, on, progress)
@@ -149,6 +152,9 @@ def _analyse(
         covariance = _activation_covariance(parts, ensemble, bench, members.d_in, measured, rows, progress)
     if "subspaces" in wanted:
         _subspaces(parts, plan, ensemble, members, match, live, covariance, device, progress)
+    if TRAJECTORY in wanted:
+        about = (measured or known | {"tokens": None}) | {"theta": plan.theta}
+        _trajectory(parts, study, ensemble, members, bench, activity, one_to_one, about, device, progress)
     lacks_loss = loss and bench and _lacks_loss(parts, name, bench, measured | judged, loss, progress)
     if ablation_pass or lacks_loss:
         judged_by = _Judged(*zip(*judge(plan, ensemble, match, activity), strict=True))
@@ -320,6 +326,53 @@ def _subspaces(
         report(n := int(np.isfinite(atlas.x).sum()), n)
     with parts.write(SUBSPACES, about) as put:
         put(ensemble.seeds[0], as_arrays(found, atlas, ~alive, ensemble.seeds))
+
+
+def _trajectory(
+    parts: Parts,
+    study: Path,
+    ensemble: catalogue.Ensemble,
+    members: SAE,
+    bench: Bench | None,
+    activity: Part | None,
+    one_to_one: bool | None,
+    about: dict[str, Any],
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """What members were at each of their snapshots, unless it was measured before; left out where none were kept."""
+    folder, seeds, name = study / ensemble.folder, ensemble.seeds, ensemble.name
+    taken = snapshots.kept(folder, seeds)
+    if not taken or members.n_members < 2:
+        why = "it compares members and there is one" if taken else "no members were kept along its training"
+        progress.say(f"{name}: trajectory: left out, {why}")
+        return
+    assign = one_to_one
+    if assign is None:
+        assign = trajectory.affordable(len(taken), len(seeds), members.d_sae, members.d_in)
+    about = about | {"steps": [each.step for each in taken], "n_asked": trajectory.N_TOKENS}
+    found = parts.find(TRAJECTORY, **about)
+    if found and (found.about["one_to_one"] or not assign):
+        return
+    if not assign:
+        progress.say(f"{name}: trajectory: pairs are not matched one to one at this size; ask with --rule hungarian")
+    rows = None
+    if bench and activity:
+        left_out = activity.read(seeds[0], "left_out")["left_out"]
+        rows = bench.sample(ensemble.hookpoint, trajectory.N_TOKENS, left_out)
+    units, followed = snapshots.units(folder, members.d_in), []
+    with progress.stage(f"{name}: trajectory", "snapshots") as report:
+        for each in taken:
+            then = sae.load(each.folder, seeds)
+            followed.append(
+                trajectory.follow(then, rows, units=units, theta=about["theta"], assign=assign, device=device)
+            )
+            report(len(followed), len(taken))
+        level = trajectory.random_level(members.d_sae, members.d_in, assign=assign)
+    n_tokens = None if rows is None else len(rows)
+    with parts.write(TRAJECTORY, about | {"one_to_one": assign}) as put:
+        for seed, arrays in trajectory.as_arrays(taken, followed, level, seeds, n_tokens).items():
+            put(seed, arrays)
 
 
 def _lacks_loss(

@@ -106,6 +106,12 @@ class Bench:
         """Windows, drawn at random, that hold about n tokens that count; `left_out` says what does not at a hook point."""
         return self.tokens._replace(left_out=left_out).sample(n)
 
+    def sample(self, hookpoint: str, n: int, left_out: np.ndarray) -> np.ndarray | Shards:
+        """Activations (tokens, d_in) of about n tokens that count, those of the windows of `loss_tokens`, in float32."""
+        folder = self._scratch / f"some-{hashlib.sha256(hookpoint.encode()).hexdigest()[:16]}"
+        with self._progress.stage(f"some activations at {hookpoint}", "tokens") as report:
+            return harvest(self.model, self.loss_tokens(n, left_out), hookpoint, folder, dtype="float32", report=report)
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What the classes of triggers need to know of the tokens."""
@@ -172,6 +178,11 @@ class SampleBench(Bench):
                 "something else; import them into a study of their own"
             )
         return Place(self._held.rows, self.tokens)
+
+    def sample(self, hookpoint: str, n: int, left_out: np.ndarray) -> np.ndarray:
+        """Some of the samples themselves."""
+        window = np.flatnonzero(self.tokens.counted) // self.tokens.ids.shape[1]
+        return self._held.rows[np.isin(window, self.tokens.draw(n))]
 
 
 def open_samples(study: Path, made: synthetic.Plan, plan: catalogue.Study, progress: Progress) -> SampleBench:

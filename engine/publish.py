@@ -28,6 +28,10 @@ from engine.store import Writer
 from engine.synthetic import plan as synthetic
 from engine.synthetic.tables import add_truth
 from engine.tokens import PADDING, load_tokens
+from engine.training.snapshots import kept
+from engine.training.trace import read as read_trace
+from engine.trajectory import ANALYSIS as TRAJECTORY
+from engine.trajectory import add_trajectory
 from engine.triggers import Triggers
 
 
@@ -87,6 +91,7 @@ class _Found:
         self.explain: Part | None = None
         self.loss: Part | None = None
         self.subspaces: Part | None = None
+        self.trajectory: Part | None = None
         self.explanations: list[Part] = []
         if evaluation:
             same = measured_from(ensemble, evaluation)
@@ -98,6 +103,10 @@ class _Found:
             self.loss = parts.find("loss", **same, theta=plan.theta, epsilon=plan.epsilon)
         if self.match:
             self.subspaces = parts.find(SUBSPACES, **self.match.about, theta=plan.theta, epsilon=plan.epsilon)
+        tokens = (
+            measured_from(ensemble, evaluation) if evaluation else {"version": VERSION, "saes": saes, "tokens": None}
+        )
+        self.trajectory = parts.find(TRAJECTORY, **tokens, theta=plan.theta)
         self.explanations += explanations(parts, saes=saes, origin=IMPORTED)
 
     @property
@@ -181,6 +190,8 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
             add_ablation(writer, name, member.seed, _rows(worth, Masking), _rows(loss, MaskedLoss) if loss else [])
         yield
     spans = add_spans(writer, name, found.subspaces)
+    folder = study / ensemble.folder
+    add_trajectory(writer, name, seeds, read_trace(folder), kept(folder, seeds), found.trajectory)
     if made:
         add_truth(writer, study, plan, ensemble, made, members, np.stack(cosines), np.stack(dead))
     row = Ensemble(

@@ -40,6 +40,7 @@ ANALYSES = (
     "explain",
     "loss",
     "subspaces",
+    "trajectory",
 )  # what `seedscope analyze` computes, in the order of their columns
 PROGRESS_VARIABLE = (
     "SEEDSCOPE_PROGRESS"  # environment: a file in which running commands keep their StageProgress, as JSON

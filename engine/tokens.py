@@ -54,9 +54,13 @@ class TokenSet(NamedTuple):
 
     def sample(self, n: int, *, seed: int = 0) -> "TokenSet":
         """Windows, drawn at random, that hold about n tokens that count."""
+        return self.only(self.draw(n, seed=seed))
+
+    def draw(self, n: int, *, seed: int = 0) -> Int[np.ndarray, " some"]:
+        """The windows that `sample` takes, by index."""
         order = np.random.default_rng(seed).permutation(len(self.ids))
         held = np.cumsum(self.counted[order].sum(1))
-        return self.only(np.sort(order[: int(np.searchsorted(held, n)) + 1]))
+        return np.sort(order[: int(np.searchsorted(held, n)) + 1])
 
     @property
     def policy(self) -> str:

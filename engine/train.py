@@ -5,6 +5,7 @@ with the parallel part of their gradient removed, AuxK for silent features, Adam
 What differs between variants stands in engine.training.variants.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from engine.training import memory
 from engine.training.checkpoints import EVERY_S, Checkpoints, State, digest
 from engine.training.decoders import Archetypes, FreeRows
 from engine.training.silence import aux_loss, count
+from engine.training.snapshots import Snapshots
 from engine.training.stream import Rows, batches, require_finite
 from engine.training.trace import EVALUATED_ROWS, Trace, measured, points_of
 from engine.training.trace import read as read_trace
@@ -61,6 +63,7 @@ def train_ensemble(
     checkpoints: Path | None = None,
     every_s: float = EVERY_S,
     trace: Trace | None = None,
+    snapshots: Snapshots | None = None,
     available: int | None = None,
     start: SAE | None = None,
 ) -> SAE:
@@ -72,9 +75,9 @@ def train_ensemble(
 
     With `checkpoints`, a folder, the state is kept there every `every_s` seconds, and a training of the same recipe and
     rows goes on from it: to the same weights, bit for bit, on the same machine. The folder is the caller's to remove when
-    the members are safe. `trace` hears of the points it asks for, `say` of the memory that will be taken. Members that do
-    not fit into `available` bytes together (what is free, if not given) are trained in groups, one after another; their
-    agreement is then that inside groups.
+    the members are safe. `trace` hears of the points it asks for, `snapshots` keeps whole members at its steps, `say` hears
+    of the memory and disk that will be taken. Members that do not fit into `available` bytes together (what is free, if not
+    given) are trained in groups, one after another; their agreement in the trace is then that inside groups.
     `start` takes the place of random weights: SAEs for raw activations with the config's seeds and the variant's convention,
     whose decoder rows are unit vectors, for training keeps them so.
 
@@ -99,6 +102,10 @@ def train_ensemble(
     if checkpoints:
         checkpoints.mkdir(parents=True, exist_ok=True)
         write_whole(checkpoints / "groups.json", json.dumps({"made_from": identity, "groups": groups}))
+    if snapshots is not None:
+        n_bytes = len(config.seeds) * memory.n_weights(config, d_in) * dtype.itemsize
+        n = len(snapshots.begin(config.n_tokens // config.batch, n_bytes))
+        say(f"members are kept at {n} steps along training, which takes {n * n_bytes / GIB:.2f} GiB of disk")
     done: list[SAE] = []
     for seeds in groups:
         part = replace(config, seeds=seeds)
@@ -115,7 +122,7 @@ def train_ensemble(
                 trace.points += read_trace(place / identity)
             continue
         try:
-            done.append(_train(activations, part, sample, scale, device, told, kept, trace, start))
+            done.append(_train(activations, part, sample, scale, device, told, kept, trace, snapshots, start))
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -138,6 +145,7 @@ def _train(
     report: Report,
     checkpoints: Checkpoints | None,
     trace: Trace | None,
+    snapshots: Snapshots | None,
     start: SAE | None,
 ) -> SAE:
     """One group of members from their start, or their checkpoint, to their end."""
@@ -157,7 +165,9 @@ def _train(
             dead, loss = training.silent_tokens >= config.silent_after, None if step is None else step.loss.detach()
             tokens = training.step * config.batch
             found = measured(training.sae, fixed, step=training.step, tokens=tokens, loss=loss, dead=dead)
-            trace.add(found, training.sae)
+            trace.add(found)
+        if snapshots is not None and training.step in snapshots.steps:
+            snapshots.keep(training.standing(scale), training.step, training.step * config.batch)
 
     dtype = sample.dtype
     try:
@@ -305,6 +315,12 @@ class Training:
             step = state.tensors[f"adam.step.{name}"].to(parameter.device)
             self._optimizer.state[parameter] = {"step": step} | moments
         self.silent_tokens.copy_(state.tensors["silent_tokens"])
+
+    def standing(self, scale: Tensor) -> SAE:
+        """A copy of the members as `finished` would hand them over now; training goes on untouched."""
+        twin = copy.copy(self)
+        twin.sae = copy.deepcopy(self.sae)
+        return twin.finished(scale)
 
     @torch.no_grad()
     def finished(self, scale: Tensor) -> SAE:

@@ -20,6 +20,7 @@ from engine.fused import named_device
 from engine.progress import Progress
 from engine.sources import Document
 from engine.train import train_ensemble
+from engine.training.snapshots import Snapshots
 from engine.training.trace import Trace
 
 
@@ -73,7 +74,7 @@ def train_once(
         with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
             ensemble = train_ensemble(
                 found, config, device=named_device(device), checkpoints=checkpoints, trace=trace, report=report,
-                say=lambda text: progress.say(f"{name}: {text}"),
+                snapshots=Snapshots(folder), say=lambda text: progress.say(f"{name}: {text}"),
             )  # fmt: skip
         ensemble.save(folder, provenance=provenance)
         trace.save(folder)

@@ -27,6 +27,7 @@ class Checkpoint:
     step: int
     tokens: int
     n_tokens: int | None  # evaluation tokens that activity and worth were measured on there; None: decoders alone
+    n_comparisons: int  # of each member there: all others, or, of many members, those next to it in seed order
     evs: list[float]  # per member, on those tokens
 
 
@@ -34,8 +35,9 @@ class Checkpoint:
 class AgreementPoint:
     """How alike members were at a checkpoint: means over pairs, and the smallest and largest of them.
 
-    Distances are means of 1 - cosine over the one-to-one matching that maximises it; best cosines are means over features
-    of the largest cosine in the other member. None where one-to-one matching was not done at that size.
+    Cosines are of decoder rows in the space that members were trained in. Distances are means of 1 - cosine over the
+    one-to-one matching that maximises it; best cosines are means over features of the largest cosine in the other member.
+    None where one-to-one matching was not done at that size.
     """
 
     ensemble: str

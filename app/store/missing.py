@@ -7,6 +7,7 @@ from engine import schema
 from engine.schema import ANALYSES
 
 NO_MODEL = "undefined: samples of known true features are made, there is no language model"
+TRAJECTORY = "trajectory: agreement and features along training"
 SPANS = "subspaces: what spans of unstable features share"
 
 
@@ -24,12 +25,12 @@ class Missing:
 
 
 def missing(
-    study: schema.Study, ensemble: schema.Ensemble, rules: Collection[str], *, logits: bool
+    study: schema.Study, ensemble: schema.Ensemble, rules: Collection[str], *, logits: bool, snapshots: bool
 ) -> dict[str, Missing]:
     """{result: why it is not there and what adds it} of an ensemble; `rules` are those that its pairs were matched by.
 
-    Results: `activity`, `live` (the rule), `one-to-one`, `ablate`, `explanations`, `loss`, `logits`, `subspaces`. `logits` says
-    whether the store has any of the ensemble.
+    Results: `activity`, `live` (the rule), `one-to-one`, `ablate`, `explanations`, `loss`, `logits`, `subspaces`,
+    `trajectory`. `logits` and `snapshots` say whether the store has any of the ensemble.
     """
     blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
     blind = NO_MODEL if study.synthetic else blind
@@ -48,7 +49,7 @@ def missing(
             return Missing(result, "the hook point that the SAEs read is not known", command + place)
         return Missing(result, "not computed yet", f"{command} --only {analysis}", job(only=analysis))
 
-    match, activity, ablate, explain, loss, subspaces = ANALYSES
+    match, activity, ablate, explain, loss, subspaces, trajectory = ANALYSES
     found = {}
     if activity not in ensemble.computed:
         found["activity"] = lacks("activity: density, contexts, triggers, dead features", activity)
@@ -80,5 +81,16 @@ def missing(
             Missing(SPANS, "not computed yet", command, job(only=subspaces))
             if ensemble.n_members > 1
             else Missing(SPANS, "spans are compared among members, and the ensemble has one", None)
+        )
+    if trajectory not in ensemble.computed:
+        command = f"seedscope analyze {study.study} --only {trajectory}"
+        why = "it was trained elsewhere, and only its end was imported"
+        if ensemble.origin == "trained":
+            why = "no members were kept along its training"
+        alone = "agreement is between members, and the ensemble has one"
+        found["trajectory"] = (
+            Missing(TRAJECTORY, "not computed yet", command, job(only=trajectory))
+            if snapshots and ensemble.n_members > 1
+            else Missing(TRAJECTORY, alone if snapshots else why, None)
         )
     return found

@@ -17,6 +17,7 @@ from app.store.explanations import Explanations
 from app.store.missing import Missing, missing
 from app.store.pairs import Pairs
 from app.store.table import FeatureQuery, FeatureTable
+from app.store.trajectory import Trajectories
 from app.store.truth import Truth
 from app.store.vocabulary import Vocabulary
 from engine import schema
@@ -59,6 +60,7 @@ class StudyStore:
         self.maps = Maps(self)
         self.explanations = Explanations(self)
         self.vocabulary = Vocabulary(self)
+        self.trajectories = Trajectories(self)
         self.truth = Truth(self) if self.study.synthetic else None
         self._rules = {
             name: tuple(row[0] for row in self.fetch("SELECT DISTINCT rule FROM Pair WHERE ensemble = ?", [name]))
@@ -67,6 +69,7 @@ class StudyStore:
         self._with_logits = {
             name for name in self.ensembles if self.fetch("SELECT 1 FROM Logit WHERE ensemble = ? LIMIT 1", [name])
         }
+        self._with_snapshots = {name for (name,) in self.fetch("SELECT DISTINCT ensemble FROM Checkpoint")}
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -115,8 +118,9 @@ class StudyStore:
     def missing(self, ensemble: str) -> dict[str, Missing]:
         """What an ensemble lacks, and what adds it; see the function of the same name."""
         return missing(
-            self.study, self.ensembles[ensemble], self._rules[ensemble], logits=ensemble in self._with_logits
-        )
+            self.study, self.ensembles[ensemble], self._rules[ensemble], logits=ensemble in self._with_logits,
+            snapshots=ensemble in self._with_snapshots,
+        )  # fmt: skip
 
     def has(self, ensemble: str, analysis: str) -> bool:
         """Whether an analysis (schema.ANALYSES) of an ensemble was computed."""

@@ -1,8 +1,9 @@
 """The lossless export: Parquet tables, the SAEs as they are and the plan; what `engine.restore` reads.
 
 `features.parquet` has a row per feature with the names of the pages' JSON, `matches.parquet` one per comparison, both in
-row groups of the same features; `curves.parquet` what was measured under masks (kind `ablation`) and of spans (kind `subspace`),
-`contexts.parquet` the token windows. The other tables are those of the contract. Everything streams.
+row groups of the same features; `curves.parquet` what was measured under masks (kind `ablation`), of spans (kind `subspace`)
+and of members along their training (kind `trajectory`), `contexts.parquet` the token windows. The other tables are those of
+the contract. Everything streams.
 """
 
 import shutil
@@ -25,7 +26,11 @@ _NAMES = {
     schema.NullMatch: "nulls", schema.Token: "tokens", schema.Document: "documents",
 }  # fmt: skip
 # {kind of a curve: table}; in one file, where what a kind does not have is null.
-CURVE_TABLES = {"ablation": schema.Ablation, "subspace": schema.SpanCurve}
+CURVE_TABLES = {
+    "ablation": schema.Ablation,
+    "subspace": schema.SpanCurve,
+    "trajectory": schema.training_tables.AgreementPoint,
+}
 # Tables that are written as the contract has them.
 PLAIN = {
     table: f"{_NAMES.get(table, table.__name__.lower())}.parquet"

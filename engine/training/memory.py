@@ -39,7 +39,7 @@ def predicted(config: TrainConfig, d_in: int, *, dtype: torch.dtype, sample_rows
     residuals. Shared: the sample of rows and the libraries' own buffers.
     """
     item = dtype.itemsize
-    weights = 2 * d_in * config.d_sae + (len(RECIPES[config.variant].more) + 1) * config.d_sae + d_in
+    weights = n_weights(config, d_in)
     if RECIPES[config.variant].archetypal:
         weights += config.d_sae * (config.d_sae + 2 * d_in)
     per_weight = (5 if keeps else 4) * item  # a checkpoint is copied before it is written
@@ -51,6 +51,11 @@ def predicted(config: TrainConfig, d_in: int, *, dtype: torch.dtype, sample_rows
     start = 3 * 2 * d_in * config.d_sae * item  # drawing the start holds copies, before the moments exist
     member = max(weights * per_weight + int(entries * per_entry) + batch + chosen, start)
     return Need(shared=3 * sample_rows * d_in * item + 2**26, member=member)
+
+
+def n_weights(config: TrainConfig, d_in: int) -> int:
+    """Numbers that one member's file holds."""
+    return 2 * d_in * config.d_sae + (len(RECIPES[config.variant].more) + 1) * config.d_sae + d_in
 
 
 # Bytes per (token, member, feature) of a batch at the peak in float32, measured where half of them are active.

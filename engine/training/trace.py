@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.files import write_whole
@@ -47,30 +46,21 @@ class Point:
 class Trace:
     """The points of a training, kept by `train_ensemble`: with its checkpoints, and here.
 
-    `on_point` hears of each when it is measured. With `decoders`, a folder, decoder rows of every point are kept there,
-    `step-N.safetensors` (members, d_sae, d_in): 4 bytes per number. Points that a resumed training has behind it are not
-    measured again and stand in `points`.
+    `on_point` hears of each when it is measured. Points that a resumed training has behind it are not measured again and
+    stand in `points`.
     """
 
     n_points: int = 24
     on_point: Callable[[Point], None] = lambda point: None
-    decoders: Path | None = None
     points: list[Point] = field(default_factory=list)
 
     def steps(self, n_steps: int) -> set[int]:
         """Log-spaced steps at which a point is taken, the start and the end among them."""
         return {0, n_steps} | {round(step) for step in np.geomspace(1, n_steps, max(self.n_points - 1, 1))}
 
-    def add(self, point: Point, sae: SAE) -> None:
-        """Keep a point, and the decoder rows where they are asked for."""
+    def add(self, point: Point) -> None:
+        """Keep a point in the place of one of the same step and members."""
         self.points = [each for each in self.points if (each.step, each.seeds) != (point.step, point.seeds)] + [point]
-        if self.decoders is not None:
-            self.decoders.mkdir(parents=True, exist_ok=True)
-            for member, seed in enumerate(sae.seeds):
-                path = self.decoders / f"step-{point.step:09d}-seed-{seed}.safetensors"
-                temporary = path.with_suffix(".tmp")
-                save_file({"W_dec": sae.W_dec.detach()[member].cpu().contiguous()}, temporary)
-                temporary.replace(path)
         self.on_point(point)
 
     def as_json(self) -> list[dict]:

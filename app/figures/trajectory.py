@@ -1,0 +1,139 @@
+"""Everything that is drawn against training: the training itself, agreement, features by where they end, what comes first."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from app.figures.drawing import BUCKET_ROLE, Figure, layout
+
+START = 4.0  # on a log axis the start stands this factor before the first point behind it
+MARKERS = {"stable": "circle", "middle": "square", "unstable": "diamond", "dead": "x"}
+
+
+class Along(NamedTuple):
+    """One line against tokens; entries that are None are gaps."""
+
+    name: str
+    tokens: list[int]
+    values: list[float | None]
+    low: list[float | None] | None = None
+    high: list[float | None] | None = None
+    colour: str = "@accent"
+    dash: str = "solid"
+    width: float = 2
+    marker: str | None = "circle"
+
+
+class Scale(NamedTuple):
+    """The vertical axis."""
+
+    title: str
+    form: str = ".3f"  # of a number, as in d3 and Python
+    log: bool = False
+    range: tuple[float, float] | None = None
+    zero: bool = False  # whether a line stands at 0
+
+
+def along_training(
+    id: str,
+    title: str,
+    reading: str,
+    lines: Sequence[Along],
+    scale: Scale,
+    *,
+    header: tuple[str, ...],
+    table: Sequence[tuple],
+) -> Figure:
+    """Lines and their bands against tokens seen, on a log axis on which the start stands apart."""
+    axis = _tokens(lines)
+    data: list[dict[str, Any]] = []
+    for line in lines:
+        if line.low is not None and line.high is not None:
+            at = [
+                i for i, (a, b) in enumerate(zip(line.low, line.high, strict=True)) if a is not None and b is not None
+            ]
+            x = [axis.place(line.tokens[i]) for i in at]
+            data.append(
+                {
+                    "type": "scatter", "mode": "lines", "x": [*x, *reversed(x)],
+                    "y": [*(line.high[i] for i in at), *(line.low[i] for i in reversed(at))], "fill": "toself",
+                    "fillcolor": line.colour, "opacity": 0.16, "line": {"width": 0, "color": line.colour},
+                    "hoverinfo": "skip", "showlegend": False, "legendgroup": line.name, "name": line.name,
+                }
+            )  # fmt: skip
+    for line in lines:
+        data.append(
+            {
+                "type": "scatter", "mode": "lines+markers" if line.marker else "lines", "name": line.name,
+                "x": [axis.place(each) for each in line.tokens], "y": line.values, "legendgroup": line.name,
+                "line": {"color": line.colour, "dash": line.dash, "width": line.width},
+                "marker": {"color": line.colour, "symbol": line.marker or "circle", "size": 6},
+                "customdata": line.tokens, "showlegend": bool(line.marker) or line.width > 1,
+                "hovertemplate": f"{line.name}, %{{customdata:,}} tokens: %{{y:{scale.form}}}<extra></extra>",
+            }
+        )  # fmt: skip
+    y: dict[str, Any] = {"type": "log", "dtick": 1} if scale.log else {}
+    if scale.range:
+        y["range"] = list(scale.range)
+    if scale.form.endswith("%"):
+        y["tickformat"] = ".0%"
+    level = [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": "@soft", "width": 1}}
+    ]
+    plot = layout(
+        "tokens seen per member, log scale", scale.title, xaxis=axis.drawn, yaxis=y, showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}, shapes=level if scale.zero else [],
+    )  # fmt: skip
+    return Figure(id, title, reading, {"data": data, "layout": plot}, header, tuple(table))
+
+
+class _Axis(NamedTuple):
+    start: float  # where 0 tokens stand
+    drawn: dict[str, Any]
+
+    def place(self, tokens: int) -> float:
+        return tokens or self.start
+
+
+def _tokens(lines: Sequence[Along]) -> _Axis:
+    """A log axis with a place for the start, and a tick at every decade and at the end."""
+    seen = sorted({tokens for line in lines for tokens in line.tokens if tokens})
+    first, last = (seen[0], seen[-1]) if seen else (1, 1)
+    start = first / START
+    decades = [10**e for e in range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)]
+    ticks = {start: "start"} | {each: short(each) for each in decades} | {last: short(last)}
+    if decades and last / decades[-1] < 2.5:
+        del ticks[decades[-1]]  # too near the end to be read
+        ticks[last] = short(last)
+    edges = [math.log10(start) - 0.1, math.log10(last) + 0.1]
+    return _Axis(start, {"type": "log", "range": edges, "tickvals": list(ticks), "ticktext": list(ticks.values())})
+
+
+def short(tokens: int) -> str:
+    """12288 -> '12k', 1250304 -> '1.25M'."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{unit}"
+    return str(tokens)
+
+
+def by_bucket(
+    id: str, title: str, reading: str, scale: Scale, values: dict[str, list[tuple[int, int, float, float | None]]]
+) -> Figure:
+    """One line per final bucket: (tokens, features, value, spread over members) at every checkpoint."""
+    lines, table = [], []
+    for bucket, points in values.items():
+        tokens, _, mean, spread = (list(column) for column in zip(*points, strict=True))
+        known = all(each is not None for each in spread)
+        edges = (
+            [[m - s for m, s in zip(mean, spread, strict=True)], [m + s for m, s in zip(mean, spread, strict=True)]]
+            if known
+            else [None, None]
+        )  # noqa: E501
+        lines.append(Along(f"ends {bucket}", tokens, mean, *edges, BUCKET_ROLE[bucket], marker=MARKERS[bucket]))
+        table += [
+            (bucket, f"{t:,}", f"{n:,}", f"{m:{scale.form}}", "–" if s is None else f"{s:{scale.form}}")
+            for t, n, m, s in points
+        ]
+    header = ("ends", "tokens", "features", scale.title, "SD over members")
+    return along_training(id, title, reading, lines, scale, header=header, table=table)
