@@ -28,7 +28,7 @@ from app.formats import (
     thousands,
 )
 from app.settings import STATIC, TEMPLATES
-from app.strips import energy_chart, histogram, large_strip, seed_strip
+from app.strips import course, energy_chart, histogram, large_strip, seed_strip
 
 
 def url(path: str, /, **parameters: Any) -> str:
@@ -55,7 +55,7 @@ templates.filters |= {
 }  # fmt: skip
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
-    "energy_chart": energy_chart,
+    "energy_chart": energy_chart, "course": course,
     "alpha_step": alpha_step, "architecture": architecture,
 }  # fmt: skip
 # Macros imported at the top of a child template are unknown when one of its blocks is rendered alone.

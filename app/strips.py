@@ -1,4 +1,4 @@
-"""Small pictures drawn by the server as inline SVG: the seed strip, the activation histogram, energy against rank."""
+"""Small pictures drawn by the server as inline SVG: seed strip, activation histogram, energy against rank, a course."""
 
 from math import log
 from typing import Any
@@ -133,4 +133,28 @@ def energy_chart(
     title = f"captured energy against rank, 1 to {ranks[-1]:,}, log scale; the thin line is rank {rank:,}"
     return Markup(
         f'<svg class="energy" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"><title>{title}</title>{drawn}</svg>'
+    )
+
+
+def course(tokens: list[int], values: list[float], low: float, high: float, says: str, form: str) -> Markup:
+    """A sparkline against tokens on a log axis, the start in front of it; every point has a title to hover.
+
+    `low` and `high` are the ends of the vertical axis, `says` what is drawn, `form` how a value is written.
+    """
+    width, height, pad = 280, 44, 4
+    first = next((each for each in tokens if each), 1)
+    places = [log(each or first / 4) for each in tokens]
+    span = (places[-1] - places[0]) or 1
+    x = [pad + (width - 2 * pad) * (place - places[0]) / span for place in places]
+    y = [pad + (height - 2 * pad) * (1 - (value - low) / ((high - low) or 1)) for value in values]
+    line = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+    dots = "".join(
+        f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{n:,} tokens: {format(value, form)}</title></circle>'
+        for a, b, n, value in zip(x, y, tokens, values, strict=True)
+    )
+    zero = pad + (height - 2 * pad) * (1 - (0 - low) / ((high - low) or 1))
+    title = f"{says} along training, {format(values[0], form)} at the start, {format(values[-1], form)} at the end"
+    return Markup(
+        f'<svg class="course" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"><title>{title}</title>'
+        f'<path class="zero" d="M0 {zero:.1f}H{width}"/><path class="line" d="M{line}"/>{dots}</svg>'
     )

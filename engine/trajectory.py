@@ -110,8 +110,8 @@ def follow(
     pairs = compared(n)
     total, matched, count = np.zeros((n, d_sae)), np.zeros((n, d_sae), np.int32), n_compared(n)
     for i, j in pairs:
-        for m, found in zip((i, j), best_cosines(unit[i][valid[i]], unit[j][valid[j]]), strict=True):
-            at, cosine = valid[m].cpu().numpy(), found.cosine.clamp(-1, 1).cpu().numpy()
+        for m, found in zip((i, j), _best(unit[i][valid[i]], unit[j][valid[j]]), strict=True):
+            at, cosine = valid[m].cpu().numpy(), found.clamp(-1, 1).cpu().numpy()
             total[m, at] += cosine
             matched[m, at] += is_match(cosine, theta)
     best = np.where(valid.cpu().numpy(), total / max(count, 1), NO_MATCH)
@@ -132,19 +132,19 @@ def follow(
     )  # fmt: skip
 
 
-def alike(rows: Sequence[Float[Tensor, "features d_in"]], pairs: list[tuple[int, int]], *, assign: bool) -> Alike:
-    """Compare unit rows of members pair by pair; of unequal numbers the smaller side is matched whole."""
+def alike(rows: Sequence[Tensor], pairs: list[tuple[int, int]], *, assign: bool) -> Alike:
+    """Compare members' unit rows (features, d_in) pair by pair; of unequal numbers the smaller side is matched whole."""
     distances, bests = [], []
     for i, j in pairs:
-        forward, back = best_cosines(rows[i], rows[j])
-        bests.append(float((forward.cosine.mean() + back.cosine.mean()) / 2))
+        forward, back = _best(rows[i], rows[j])
+        bests.append(float((forward.mean() + back.mean()) / 2))
         if assign:
             distances.append(1 - float(np.nanmean(hungarian(rows[i], rows[j]).cosine)))
     # Rounding may put the cosine of two equal rows above 1.
     return Alike(np.clip(distances, 0, 2) if assign else None, np.clip(bests, -1, 1))
 
 
-def common(rows: Sequence[Float[Tensor, "features d_in"]], pairs: list[tuple[int, int]], *, assign: bool) -> Common:
+def common(rows: Sequence[Tensor], pairs: list[tuple[int, int]], *, assign: bool) -> Common:
     """What unit rows of each member share, and how alike members are when its direction is taken out of every row.
 
     Of n unit rows with the mean m, the mean cosine of two different ones is (n |m|^2 - 1) / (n - 1).
@@ -168,6 +168,7 @@ def random_level(d_sae: int, d_in: int, *, assign: bool, seed: int = 0) -> Alike
     return alike(rows, [(2 * i, 2 * i + 1) for i in range(n)], assign=assign)
 
 
+@torch.no_grad()
 def use(members: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -> Used:
     """Run rows through members: explained variance, firings and every feature's marginal worth, exact."""
     ablation = AblationPass(members, pair_numbers=0)
@@ -182,6 +183,15 @@ def use(members: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -
         np.array([worth.explained_variance() for worth in worths]), n_active,
         np.stack([worth.marginal_worth() for worth in worths]),
     )  # fmt: skip
+
+
+def _best(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Best cosine of every row of each side in the other; whole products are quicker while they are small."""
+    if max(len(a), len(b)) <= DENSE_UP_TO:
+        cosines = a @ b.T
+        return cosines.amax(1), cosines.amax(0)
+    forward, back = best_cosines(a, b)
+    return forward.cosine, back.cosine
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -86,6 +86,9 @@ def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
 
     parts = root / study / "parts"
     wanted = []
+    kept = any((root / study / "sae").glob("*/*/along/*"))
+    if kept and not any(parts.glob("*/trajectory/*/about.json")):
+        wanted.append(("analyze", {"only": "trajectory"}, "how members came to agree along their training"))
     if not any(parts.glob("*/loss/*/about.json")):
         wanted.append(("analyze", {"only": "loss"}, "the next-token loss of features"))
     if not any(parts.glob(f"*-{CONTROL}")):

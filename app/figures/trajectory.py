@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from app.figures.drawing import BUCKET_ROLE, Figure, layout
+from app.formats import percent
+from engine.training_tables import AgreementPoint, Checkpoint, CosineGeometry, TracePoint
 
 START = 4.0  # on a log axis the start stands this factor before the first point behind it
 MARKERS = {"stable": "circle", "middle": "square", "unstable": "diamond", "dead": "x"}
@@ -129,7 +132,7 @@ def by_bucket(
             [[m - s for m, s in zip(mean, spread, strict=True)], [m + s for m, s in zip(mean, spread, strict=True)]]
             if known
             else [None, None]
-        )  # noqa: E501
+        )
         lines.append(Along(f"ends {bucket}", tokens, mean, *edges, BUCKET_ROLE[bucket], marker=MARKERS[bucket]))
         table += [
             (bucket, f"{t:,}", f"{n:,}", f"{m:{scale.form}}", "–" if s is None else f"{s:{scale.form}}")
@@ -137,3 +140,108 @@ def by_bucket(
         ]
     header = ("ends", "tokens", "features", scale.title, "SD over members")
     return along_training(id, title, reading, lines, scale, header=header, table=table)
+
+
+def training_figures(trace: list[TracePoint]) -> list[Figure]:
+    """Loss, EV, L0 and dead share, each member a thin line beside the mean."""
+    seeds = sorted({row.seed for row in trace})
+    if not seeds:
+        return []
+    ends = {
+        name: fmean(getattr(row, name) for row in trace if row.step == trace[-1].step) for name in ("ev", "l0", "dead")
+    }
+    lowest = min(row.ev for row in trace)
+    what = (
+        ("loss", "Loss", Scale("loss of a batch", ".3g", log=True), "What each member minimises, of one batch"),
+        ("ev", f"Explained variance reaches {ends['ev']:.3f}", Scale("explained variance", range=(max(lowest, -0.25) - 0.05, 1)),
+         "EV on the same training rows at every point"),
+        ("l0", f"{ends['l0']:.1f} features active per token at the end", Scale("active features per token (L0)", ".3g", log=True),
+         "L0 on the same training rows at every point"),
+        ("dead", f"{percent(ends['dead'])} of features are dead at the end", Scale("dead share", ".1%"),
+         "Share of features that have been silent for long"),
+    )  # fmt: skip
+    drawn = []
+    for name, title, scale, reading in what:
+        by_seed = {
+            seed: [row for row in trace if row.seed == seed and getattr(row, name) is not None] for seed in seeds
+        }
+        lines = [
+            Along(
+                f"seed {seed}",
+                [r.tokens for r in rows],
+                [getattr(r, name) for r in rows],
+                colour="@null",
+                width=0.8,
+                marker=None,
+            )
+            for seed, rows in by_seed.items()
+        ]
+        tokens = sorted({row.tokens for rows in by_seed.values() for row in rows})
+        held = [[getattr(r, name) for rows in by_seed.values() for r in rows if r.tokens == each] for each in tokens]
+        lines.append(Along("mean", tokens, [fmean(each) for each in held], marker=None))
+        table = [
+            (f"{at:,}", *(f"{value:.4g}" for value in (fmean(each), min(each), max(each))))
+            for at, each in zip(tokens, held, strict=True)
+        ]
+        drawn.append(
+            along_training(
+                f"training_{name}", title, f"{reading}; {len(seeds)} members as thin lines, and their mean.", lines, scale,
+                header=("tokens", "mean over members", "lowest", "highest"), table=table,
+            )
+        )  # fmt: skip
+    return drawn
+
+
+def agreement_figures(
+    checkpoints: list[Checkpoint],
+    everyone: list[AgreementPoint],
+    living: list[AgreementPoint],
+    geometry: list[CosineGeometry],
+) -> list[Figure]:
+    """Hungarian distance, where it was found, and mean best cosine from step 0 on, beside random dictionaries."""
+    tokens = {each.step: each.tokens for each in checkpoints}
+    pairs = f"Mean over {everyone[0].n_pairs} pairs of members, band from the smallest to the largest"
+    drawn = []
+    for id, name, title, axis in (
+        ("distance", "distance", "Hungarian distance", "Hungarian distance (mean 1 − cosine)"),
+        ("best_cosine", "best_cosine", "Mean best cosine", "mean best cosine"),
+    ):
+        if everyone[0].distance is None and name == "distance":
+            continue
+
+        def line(rows: Sequence[AgreementPoint], label: str, *, name: str = name, **look: str) -> Along:
+            edges = [[getattr(r, f"{name}_{edge}") for r in rows] for edge in ("low", "high")]
+            return Along(label, [tokens[r.step] for r in rows], [getattr(r, name) for r in rows], *edges, **look)
+
+        lines = [line(everyone, "all features")]
+        if living:
+            lines.append(line(living, "living ones", colour="@stable", dash="dash", marker="diamond"))
+        at = [tokens[row.step] for row in geometry]
+        lines.append(Along("mean direction taken out", at, [getattr(row, f"centred_{name}") for row in geometry],
+                           colour="@middle", dash="dot", marker="square"))  # fmt: skip
+        level = getattr(geometry[0], f"random_{name}")
+        lines.append(
+            Along(
+                "random dictionaries",
+                [at[0], at[-1]],
+                [level, level],
+                colour="@null",
+                dash="dash",
+                width=1.5,
+                marker=None,
+            )
+        )
+        start, end = getattr(everyone[0], name), getattr(everyone[-1], name)
+        table = [
+            (f"{tokens[row.step]:,}", row.population, f"{row.n_features:,.1f}", row.n_pairs,
+             *(f"{getattr(row, name + edge):.4f}" for edge in ("", "_low", "_high")))
+            for row in (*everyone, *living)
+        ]  # fmt: skip
+        drawn.append(
+            along_training(
+                id, f"{title}: {start:.3f} at the start, {end:.3f} at the end",
+                f"{pairs}. Dashed grey: random unit dictionaries of the same size, {level:.3f}.", lines, Scale(axis),
+                header=("tokens", "features", "of them per member", "pairs", title, "smallest", "largest"), table=table,
+            )
+        )  # fmt: skip
+    return drawn

@@ -10,6 +10,7 @@ from app.formats import percent
 from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_feature
 from app.store import Agreement, FeatureQuery, Missing, Place, StudyStore, Told
 from app.store.spans import FeatureSubspace, feature_subspace
+from app.store.trajectory import FeatureTrajectory
 from engine import schema
 from engine.schema import NO_MATCH
 from engine.stability import is_match
@@ -31,6 +32,7 @@ FIELDS = {
     "logits": ("positive_logits", "negative_logits"),
     "explanations": ("explanations", "matches.explanation", "matches.explainer", "matches.score", "label_agreement"),
     "subspaces": ("subspace",),
+    "trajectory": ("trajectory",),
 }  # fmt: skip
 
 
@@ -150,6 +152,7 @@ class FeaturePage:
     label_agreement: Agreement | None  # of that one with those of its counterparts
     ablation: dict[str, float | None] | None
     subspace: FeatureSubspace | None
+    trajectory: FeatureTrajectory | None
     histogram: list[int] | None
     histogram_edges: list[float] | None
     hookpoint: str | None
@@ -243,6 +246,7 @@ def feature(
         else _label_agreement(store, found, scored.bucket, filter, comparisons),
         ablation=_ablation(store, row, found),
         subspace=feature_subspace(store, row, found),
+        trajectory=store.trajectories.feature(found),
         histogram=found.histogram if activity else None,
         histogram_edges=member.histogram_edges if activity else None,
         hookpoint=row.hookpoint,

@@ -10,6 +10,7 @@ from app import figures, render
 from app.routes.query import Plain, StudyName, judged_shares
 from app.store import FeatureQuery, Missing, Studies, StudyStore, analysis_of
 from app.store.claim import NEARLY
+from app.store.precedence import TELLS
 from engine import schema
 from engine.stability import EPSILON, THETA
 
@@ -88,6 +89,7 @@ class MethodsPage:
     theta: float
     epsilon: float
     nearly: float  # share of its own span's energy that another seed's keeps where a span carries over
+    tells: float  # AUC from which on a quantity is said to tell features apart
 
 
 def _studies(request: Request) -> Studies:
@@ -107,7 +109,7 @@ def home(request: Request, address: Annotated[Plain, Query()]) -> HomePage:
 @render.page(router, "/methods", "methods.html", "methods")
 def methods(address: Annotated[Plain, Query()]) -> MethodsPage:
     """Definitions of every number on the pages."""
-    return MethodsPage(THETA, EPSILON, NEARLY)
+    return MethodsPage(THETA, EPSILON, NEARLY, TELLS)
 
 
 @render.page(router, "/s/{study}", "study.html", "study")

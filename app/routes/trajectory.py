@@ -1,6 +1,5 @@
 """How an ensemble came to be: its training, agreement from the start on, and whether worth or stability comes first."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated
@@ -9,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from app import figures, render
-from app.figures.trajectory import Along, Scale, along_training, by_bucket, short
+from app.figures.trajectory import Along, Scale, agreement_figures, along_training, by_bucket, short, training_figures
 from app.formats import percent
 from app.routes.query import EnsembleName, Plain, StudyName, open_ensemble
 from app.store import Missing
@@ -19,11 +18,12 @@ from engine import schema
 from engine.training_tables import AgreementPoint, Checkpoint, CosineGeometry, TracePoint
 
 router = APIRouter()
+ALIKE = 0.05  # share of comparisons in which features that end stable match, up to which they are like all others
 QUANTITY_DRAWN = {
     "best cosine": ("@accent", "solid", "circle"),
     "worth": ("@stable", "dash", "diamond"),
     "density": ("@null", "dot", "square"),
-}  # noqa: E501
+}
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,12 @@ def trajectory(
         buckets=features.points if features else [],
         separations=features.separations if features else [],
         lags=features.lags if features else [],
-        answer=_answer(features, word) if features else [],
+        answer=_answer(features, row) if features else [],
         missing=[lacks["trajectory"]] if "trajectory" in lacks else [],
-        figure_training=_training(found.trace),
-        figure_agreement=_agreement(found, verdict) if verdict else [],
+        figure_training=training_figures(found.trace),
+        figure_agreement=agreement_figures(found.checkpoints, found.of("all"), found.of("live"), found.geometry)
+        if verdict
+        else [],
         figure_features=_features(features, found, word, row.theta) if features else [],
         figure_first=_first(features) if features else [],
     )
@@ -149,173 +151,101 @@ def _geometry_says(geometry: list[CosineGeometry]) -> str:
             "the mean direction out changes little."
         )
     return (
-        f"{percent(share)} of every row is one common direction at the end ({percent(first.mean_share)} at the start): two features "
-        f"of one dictionary have a cosine of {last.mean_cosine:+.3f} on average, and cosines between members are inflated by as much."
+        f"{percent(share)} of every row is one common direction at the end ({percent(first.mean_share)} at the start): two "
+        f"features of one dictionary have a cosine of {last.mean_cosine:+.3f} on average, and cosines between members are "
+        "inflated where they share that direction."
     )
 
 
-def _answer(features: Features, word: str) -> list[str]:
+def _answer(features: Features, row: schema.Ensemble) -> list[str]:
     """Which comes first, as far as the numbers say."""
     if not features.lags:
         return ["Worth was not measured along training, so that nothing can be said of what comes first."]
-    said = []
-    told = {}
-    for quantity in QUANTITIES:
-        points = [each for each in features.separations if each.quantity == quantity]
-        # From there on at every checkpoint: a single one above the level may be chance.
-        below = max((i for i, each in enumerate(points) if each.auc < TELLS), default=-1)
-        told[quantity] = points[below + 1] if points and below + 1 < len(points) else None
-    if features.separations:
-        parts = [
-            f"{quantity} from {'the start' if not point.tokens else f'{point.tokens:,} tokens'} on ({point.auc:.2f})"
-            if point
-            else f"{quantity} at no checkpoint for good"
-            for quantity, point in told.items()
-        ]
-        said.append(
-            f"Features that end stable are told from those that end unstable (AUC ≥ {TELLS}) by "
-            + ", by ".join(parts)
-            + "."
+    said = [*_told_by(features.separations, _word(row)), *_before(features.points, shared=row.shared_start == "yes")]
+    rows = {before: [each for each in features.lags if each.before == before] for before in ("worth", "best cosine")}
+    n = len(rows["worth"])
+    mean = {before: fmean(each.partial for each in held) for before, held in rows.items()}
+    often = {before: sum(each.is_beyond and each.partial > 0 for each in held) for before, held in rows.items()}
+    most = {before: max(held, key=lambda each: abs(each.partial)) for before, held in rows.items()}
+
+    def course(before: str) -> str:
+        top, last = most[before], rows[before][-1]
+        return (
+            f"partial rank correlation {mean[before]:+.2f} on average, above chance in {often[before]} of {n} steps, at most "
+            f"{top.partial:+.2f} up to {top.next_tokens:,} tokens, {last.partial:+.2f} in the last"
         )
-        if told["worth"] and told["best cosine"]:
-            first, second = told["worth"].tokens, told["best cosine"].tokens
-            said.append(
-                "Both tell from the same checkpoint on."
-                if first == second
-                else f"Worth tells {'earlier' if first < second else 'later'} than {word} itself."
-            )
-    means, beyond = {}, {}
-    for before in ("worth", "best cosine"):
-        rows = [each for each in features.lags if each.before == before]
-        means[before] = fmean(each.partial for each in rows)
-        beyond[before] = sum(each.is_beyond and each.partial * means[before] > 0 for each in rows)
-    n = len(features.lags) // 2
+
     said.append(
-        f"From one checkpoint to the next, of features with equal best cosine those worth more gain "
-        f"{'more' if means['worth'] > 0 else 'less'} of it (partial rank correlation {means['worth']:+.2f} on average, beyond chance "
-        f"in {beyond['worth']} of {n} steps); of features of equal worth those with the higher best cosine gain "
-        f"{'more' if means['best cosine'] > 0 else 'less'} worth ({means['best cosine']:+.2f}, {beyond['best cosine']} of {n})."
+        "From one checkpoint to the next, of features with equal best cosine those worth more gain "
+        f"{'more' if mean['worth'] > 0 else 'less'} of it ({course('worth')}); of features of equal worth those with the higher "
+        f"best cosine gain {'more' if mean['best cosine'] > 0 else 'less'} worth ({course('best cosine')})."
     )
-    led = {before: beyond[before] > n / 2 and means[before] > 0 for before in means}
-    if led["worth"] and led["best cosine"]:
-        said.append(
-            f"Each goes before gains of the other: the numbers do not put worth before {word}, nor {word} before worth."
-        )
-    elif led["worth"]:
-        said.append(f"Worth goes before gains of {word} in most steps, {word} does not go before gains of worth.")
-    elif led["best cosine"]:
-        said.append(
-            f"{word.capitalize()} goes before gains of worth in most steps, worth does not go before gains of {word}."
-        )
-    else:
+    led = {before: often[before] > n / 2 for before in rows}
+    word = _word(row)
+    if all(led.values()):
+        said.append(f"Each goes before gains of the other in most steps: neither worth nor {word} comes first.")
+    elif not any(led.values()):
         said.append("Neither goes before gains of the other in most steps.")
+    else:
+        first, second = ("worth", word) if led["worth"] else (word, "worth")
+        said.append(
+            f"So far as one goes before the other, it is {first}: it goes before gains of {second} in most steps, {second} before "
+            f"gains of {first} in {'none' if not min(often.values()) else 'fewer than half'} of them."
+        )
     said.append(
         "What goes before need not be the cause: both may follow a third, such as how often a feature is needed."
     )
     return said
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
-
-
-def _training(trace: list[TracePoint]) -> list[figures.Figure]:
-    """Loss, EV, L0 and dead share, each member a thin line beside the mean."""
-    seeds = sorted({row.seed for row in trace})
-    if not seeds:
+def _told_by(found: list[Separation], word: str) -> list[str]:
+    """From when on each quantity tells where features end."""
+    if not found:
         return []
-    ends = {
-        name: fmean(getattr(row, name) for row in trace if row.step == trace[-1].step) for name in ("ev", "l0", "dead")
-    }
-    lowest = min(row.ev for row in trace)
-    what = (
-        ("loss", "Loss", Scale("loss of a batch", ".3g", log=True), "What each member minimises, of one batch"),
-        ("ev", f"Explained variance reaches {ends['ev']:.3f}", Scale("explained variance", range=(max(lowest, -0.25) - 0.05, 1)),
-         "EV on the same training rows at every point"),
-        ("l0", f"{ends['l0']:.1f} features are active per token at the end", Scale("active features per token (L0)", ".3g", log=True),
-         "L0 on the same training rows at every point"),
-        ("dead", f"{percent(ends['dead'])} of features are dead at the end", Scale("dead share", ".1%"),
-         "Share of features that have been silent for long"),
-    )  # fmt: skip
-    drawn = []
-    for name, title, scale, reading in what:
-        by_seed = {
-            seed: [row for row in trace if row.seed == seed and getattr(row, name) is not None] for seed in seeds
-        }
-        lines = [
-            Along(
-                f"seed {seed}",
-                [r.tokens for r in rows],
-                [getattr(r, name) for r in rows],
-                colour="@null",
-                width=0.8,
-                marker=None,
-            )
-            for seed, rows in by_seed.items()
-        ]
-        tokens = sorted({row.tokens for rows in by_seed.values() for row in rows})
-        held = [[getattr(r, name) for rows in by_seed.values() for r in rows if r.tokens == each] for each in tokens]
-        lines.append(Along("mean", tokens, [fmean(each) for each in held], marker=None))
-        table = [
-            (f"{at:,}", *(f"{value:.4g}" for value in (fmean(each), min(each), max(each))))
-            for at, each in zip(tokens, held, strict=True)
-        ]
-        drawn.append(
-            along_training(
-                f"training_{name}", title, f"{reading}; {len(seeds)} members as thin lines, and their mean.", lines, scale,
-                header=("tokens", "mean over members", "lowest", "highest"), table=table,
-            )
-        )  # fmt: skip
-    return drawn
+    told: dict[str, Separation | None] = {}
+    for quantity in QUANTITIES:
+        points = [each for each in found if each.quantity == quantity]
+        # From there on at every checkpoint: a single one above the level may be chance.
+        below = max((i for i, each in enumerate(points) if each.auc < TELLS), default=-1)
+        told[quantity] = points[below + 1] if below + 1 < len(points) else None
+    parts = [
+        f"{quantity} from {f'{point.tokens:,} tokens' if point.tokens else 'the start'} on ({point.auc:.2f})"
+        if point
+        else f"{quantity} at no checkpoint for good"
+        for quantity, point in told.items()
+    ]
+    said = f"Features that end stable are told from those that end unstable (AUC ≥ {TELLS}) by {', by '.join(parts)}."
+    first, second = told["worth"], told["best cosine"]
+    if not (first and second) or first.step == second.step:
+        return [said]
+    step = min(first.step, second.step)
+    one, other = (
+        next(each for each in found if (each.quantity, each.step) == (name, step)) for name in ("worth", "best cosine")
+    )
+    apart = one.low is not None and (one.low > other.high or other.low > one.high)
+    return [
+        f"{said} Worth tells {'earlier' if first.step < second.step else 'later'} than {word} itself"
+        f"{'' if apart else f', though at {one.tokens:,} tokens their intervals overlap'}."
+    ]
 
 
-def _agreement(found: Trajectory, verdict: Stabilization) -> list[figures.Figure]:
-    tokens = {each.step: each.tokens for each in found.checkpoints}
-    everyone, living = found.of("all"), found.of("live")
-    pairs = f"Mean over {verdict.n_pairs} pairs of members, band from the smallest to the largest"
-    drawn = []
-    for id, name, title, axis in (
-        ("distance", "distance", "Hungarian distance", "Hungarian distance (mean 1 − cosine)"),
-        ("best_cosine", "best_cosine", "Mean best cosine", "mean best cosine"),
-    ):
-        if everyone[0].distance is None and name == "distance":
-            continue
+def _before(points: list[BucketPoint], *, shared: bool) -> list[str]:
+    """What the two buckets were worth at the last checkpoint at which their matches were still alike."""
+    held = {name: [each for each in points if each.bucket == name] for name in ("stable", "unstable")}
+    pairs = list(zip(*held.values(), strict=True)) if all(held.values()) else []
+    alike = [(a, b) for a, b in pairs if (b.stability > 1 - ALIKE if shared else a.stability < ALIKE)]
+    if not alike or alike[-1][0].worth is None:
+        return []
+    stable, unstable = alike[-1]
+    when = "at the start" if not stable.tokens else f"at {stable.tokens:,} tokens"
+    return [
+        f"{when[0].upper()}{when[1:]}, the last checkpoint at which hardly any of them {'differed' if shared else 'matched'} "
+        f"({percent(stable.stability)} of comparisons of those that end stable, {percent(unstable.stability)} of the others), the "
+        f"former were worth {1000 * stable.worth:.3f} ‰ of EV each, the latter {1000 * unstable.worth:.3f} ‰."
+    ]
 
-        def line(rows: Sequence[AgreementPoint], label: str, *, name: str = name, **look: str) -> Along:
-            edges = [[getattr(r, f"{name}_{edge}") for r in rows] for edge in ("low", "high")]
-            return Along(label, [tokens[r.step] for r in rows], [getattr(r, name) for r in rows], *edges, **look)
 
-        lines = [line(everyone, "all features")]
-        if living:
-            lines.append(line(living, "living ones", colour="@stable", dash="dash", marker="diamond"))
-        at = [tokens[row.step] for row in found.geometry]
-        lines.append(Along("mean direction taken out", at, [getattr(row, f"centred_{name}") for row in found.geometry],
-                           colour="@middle", dash="dot", marker="square"))  # fmt: skip
-        level = getattr(found.geometry[0], f"random_{name}")
-        lines.append(
-            Along(
-                "random dictionaries",
-                [at[0], at[-1]],
-                [level, level],
-                colour="@null",
-                dash="dash",
-                width=1.5,
-                marker=None,
-            )
-        )
-        start, end = getattr(everyone[0], name), getattr(everyone[-1], name)
-        table = [
-            (f"{tokens[row.step]:,}", row.population, f"{row.n_features:,.1f}", row.n_pairs,
-             *(f"{getattr(row, name + edge):.4f}" for edge in ("", "_low", "_high")))
-            for row in (*everyone, *living)
-        ]  # fmt: skip
-        drawn.append(
-            along_training(
-                id, f"{title}: {start:.3f} at the start, {end:.3f} at the end",
-                f"{pairs}. Dashed grey: random unit dictionaries of the same size, {level:.3f}.", lines, Scale(axis),
-                header=("tokens", "features", "of them per member", "pairs", title, "smallest", "largest"), table=table,
-            )
-        )  # fmt: skip
-    return drawn
+# -- figures -----------------------------------------------------------------------------------------------------------
 
 
 def _features(features: Features, found: Trajectory, word: str, theta: float) -> list[figures.Figure]:
@@ -375,9 +305,9 @@ def _first(features: Features) -> list[figures.Figure]:
         drawn.append(
             along_training(
                 "separation", "What tells first which features end stable?",
-                f"AUC: how often one of {one.n_stable:,} features that end stable has more of it than one of {one.n_unstable:,} that end "
-                f"unstable, within {one.n_members} members; 0.5 is chance. Band: 95 % over members. Where features end is judged by "
-                "matches at the end, so that best cosine has to tell there.",
+                f"AUC: how often one of {one.n_stable:,} features that end stable has more of it than one of "
+                f"{one.n_unstable:,} that end unstable, within {one.n_members} members; 0.5 is chance. Band: 95 % over members. "
+                "Where features end is judged by matches at the end, so that best cosine has to tell there.",
                 lines, Scale("AUC, ends stable against ends unstable", range=(0.2, 1.02)),
                 header=("quantity", "tokens", "AUC", "95 % over members"), table=table,
             )
@@ -411,11 +341,11 @@ def _first(features: Features) -> list[figures.Figure]:
         drawn.append(
             along_training(
                 "lags", "What goes before what, from one checkpoint to the next?",
-                f"Partial rank correlation of one quantity with the other’s change up to the checkpoint shown, among features in which "
-                f"the other is equal; n = {rows[0].n:,} living features, within {rows[0].n_members} members. Bands: 95 % over members; "
-                "grey: what 95 % of random orders stay inside.",
+                "Partial rank correlation of one quantity with the other’s change up to the checkpoint shown, given the other as "
+                f"it stands before; n = {rows[0].n:,} features that end alive, within {rows[0].n_members} members. "
+                "Bands: 95 % over members; grey: what 95 % of random orders stay inside.",
                 lines, Scale("partial rank correlation", "+.3f", zero=True),
-                header=("what before what", "tokens", "features", "partial", "95 % over members", "by chance, 95 %", "Spearman, plain"),
+                header=("what before what", "tokens", "features", "partial", "95 % over members", "by chance", "Spearman, plain"),
                 table=table,
             )
         )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine import schema
+from engine import schema, training_tables
 from engine.export.explained import is_explained
 from engine.export.opened import Opened, Part
 from engine.schema import RULE_COLUMN
@@ -171,6 +171,10 @@ def missing(study: Opened, ensemble: schema.Ensemble) -> list[dict[str, str]]:
     if "subspaces" not in ensemble.computed:
         one = "undefined: spans are compared among members, and the ensemble has one"
         found["subspace"] = f"{command} subspaces" if ensemble.n_members > 1 else one
+    if "trajectory" not in ensemble.computed:
+        kept = study.store.table(training_tables.Checkpoint, ["step"], ensemble=ensemble.ensemble).num_rows
+        none = "undefined: no members were kept along its training, or it was trained elsewhere"
+        found["trajectory"] = f"{command} trajectory" if kept and ensemble.n_members > 1 else none
     first = study.members[ensemble.ensemble][0].seed
     if not study.store.table(schema.Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
         width = "the hook point does not have the residual stream's width"
@@ -195,3 +199,24 @@ def subspace_rows(study: Opened, part: Part) -> dict[int, dict[str, Any]]:
         first = {"rank": rank, "own_energy": own, "others_energy": others}
         found[span.feature] = curves | first | {"x": span.x, "y": span.y}
     return found
+
+
+def trajectory_rows(study: Opened, part: Part) -> dict[int, dict[str, Any]]:
+    """{feature: what the pages say of it along training} of a part's features; empty where that was not measured."""
+    where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
+    held = study.store.table(training_tables.FeatureAlong, **where).to_pylist()
+    steps = study.store.rows(training_tables.Checkpoint, ensemble=part.ensemble.ensemble) if held else []
+    n = steps[0].n_comparisons if steps else 0
+    common = {"steps": [each.step for each in steps], "tokens": [each.tokens for each in steps], "n_comparisons": n}
+    return {
+        row["feature"]: common
+        | {
+            "matched": row["matched"],
+            "stability": [x / n for x in row["matched"]],
+            "best_cosines": row["best_cosines"],
+            "worth_ev": row["worth_ev"] or None,
+            "n_active": row["n_active"] or None,
+            "n_tokens": steps[0].n_tokens,
+        }
+        for row in held
+    }

@@ -26,6 +26,7 @@ from engine.export.features import (
     logit_lists,
     missing,
     subspace_rows,
+    trajectory_rows,
 )
 from engine.export.opened import Opened, Part
 from engine.export.parquet import CURVE_TABLES
@@ -99,7 +100,7 @@ def feature_lines(
     matches = pa.table(comparison_keys(part) | comparison_columns(part)).drop_columns(["ensemble", "seed", "feature"])
     matches = matches.rename_columns({"other_seed": "seed"}).to_pylist()
     contexts, logits = _contexts(study, part), logit_lists(study, part)
-    subspaces = subspace_rows(study, part)
+    subspaces, along = subspace_rows(study, part), trajectory_rows(study, part)
     said = explanation_lists(study, part.ensemble, part.member.seed, part.numbers) if explained else {}
     n = len(part.others)
     for i, (row, top, found) in enumerate(zip(rows, counts.to_pylist(), ids.to_pylist(), strict=True)):
@@ -115,6 +116,7 @@ def feature_lines(
                 "contexts": contexts.get(row["feature"], []) if "activity" in part.ensemble.computed else None,
                 "explanations": said.get(row["feature"], []) if explained else None,
                 "subspace": subspaces.get(row["feature"]),
+                "trajectory": along.get(row["feature"]),
                 "ablation": _ablation(part, row["feature"], {name: worth[name][i].as_py() for name in ranks}, ranks),
             }
             | logits.get(row["feature"], {"positive_logits": None, "negative_logits": None})

@@ -162,8 +162,8 @@ def test_the_last_checkpoint_is_what_the_study_says_of_its_members(made):
     # All evaluation samples are measured on: the end is the ensemble itself, feature by feature.
     rows = ask(
         path,
-        "SELECT matched[-1], best_cosines[-1], worth_ev[-1], a.n_active[-1], len(matched), len(worth_ev), f.cosines, f.worth_ev, "
-        "f.n_active FROM FeatureAlong a JOIN Feature f USING (ensemble, seed, feature)",
+        "SELECT matched[-1], best_cosines[-1], a.worth_ev[-1], a.n_active[-1], len(matched), len(a.worth_ev), f.cosines, "
+        "f.worth_ev, f.n_active FROM FeatureAlong a JOIN Feature f USING (ensemble, seed, feature)",
     )
     assert len(rows) == 3 * 24
     for matched, best, worth, n_active, *lengths, cosines, own_worth, own_active in rows:
