@@ -5,20 +5,26 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 DataOrder = Literal["shared", "independent"]
-Centroids = Literal["shared", "independent"]
+Centroids = Literal["shared", "independent", "random"]
+Start = Literal["random", "kmeans-shared", "kmeans-independent", "mixtures"]
+Preprocessing = Literal["raw", "centred", "standardised"]
+DecoderBias = Literal["learned", "none"]
 Variant = Literal["topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated", "archetypal", "relaxed-archetypal"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 _FOR_ALL = ("d_sae", "seeds", "data_order", "n_tokens", "batch", "lr", "warmup_frac", "decay_frac")
+# Fields that came later: of those at their default parameters say nothing, so that no older digest changes.
+_LATER = ("start", "preprocessing", "decoder_bias")
+_FREE = ("start", "preprocessing", "decoder_bias")
 _AUXK = ("aux_coefficient", "aux_k", "silent_after")
 _OWN: dict[Variant, tuple[str, ...]] = {
-    "topk": ("k", *_AUXK),
-    "batchtopk": ("k", *_AUXK),
-    "matryoshka": ("k", "group_fracs", *_AUXK),
-    "relu": ("l1", "sparsity_warmup_frac"),
-    "jumprelu": ("k", "l0_coefficient", "bandwidth", "sparsity_warmup_frac"),
-    "gated": ("l1", "sparsity_warmup_frac"),
-    "archetypal": ("k", "centroids", *_AUXK),
-    "relaxed-archetypal": ("k", "centroids", "delta", *_AUXK),
+    "topk": ("k", *_AUXK, *_FREE),
+    "batchtopk": ("k", *_AUXK, *_FREE),
+    "matryoshka": ("k", "group_fracs", *_AUXK, *_FREE),
+    "relu": ("l1", "sparsity_warmup_frac", *_FREE),
+    "jumprelu": ("k", "l0_coefficient", "bandwidth", "sparsity_warmup_frac", *_FREE),
+    "gated": ("l1", "sparsity_warmup_frac", *_FREE),
+    "archetypal": ("k", "centroids", *_AUXK, "preprocessing", "decoder_bias"),
+    "relaxed-archetypal": ("k", "centroids", "delta", *_AUXK, "preprocessing", "decoder_bias"),
 }
 
 
@@ -26,8 +32,8 @@ _OWN: dict[Variant, tuple[str, ...]] = {
 class TrainConfig:
     """How an ensemble is trained. The defaults are the recipe of dictionary_learning, as Song et al. use it.
 
-    Lengths (delta, bandwidth, l1) are those of inputs scaled to unit mean square norm. Fields that a variant does not use
-    may have any value; `uses` says which it does.
+    Lengths (delta, bandwidth, l1) are those of inputs that were preprocessed and scaled to unit mean square norm. Fields that
+    a variant does not use may have any value; `uses` says which it does.
     """
 
     d_sae: int = 512
@@ -69,15 +75,29 @@ class TrainConfig:
     """Shares of the features in each nested group; every prefix of groups has to reconstruct by itself (matryoshka)."""
     centroids: Centroids = "shared"
     """`shared`: all members begin at, and stay in the hull of, one k-means of the activations; `independent`: each has its
-    own (archetypal, relaxed-archetypal)."""
+    own; `random`: each has its own random choice of activations, and begins at random mixtures of them (archetypal,
+    relaxed-archetypal)."""
     delta: float = 0.1
     """How far a row may leave the hull of the centroids (relaxed-archetypal)."""
+    start: Start = "random"
+    """Where decoder rows begin, each then of unit length: `random` directions, `kmeans-shared` at one k-means of the
+    activations, `kmeans-independent` at one of the member's own, or `mixtures` of activations that the member chose at
+    random, which is where an archetypal one begins whose centroids are `random` (variants with free rows)."""
+    preprocessing: Preprocessing = "raw"
+    """What is done to activations before they are scaled: nothing, `centred` (their mean is subtracted), or `standardised`
+    (and every dimension divided by its standard deviation). The members take raw activations whatever it is."""
+    decoder_bias: DecoderBias = "learned"
+    """`learned`, from the geometric median on; `none`: members reconstruct preprocessed activations without one (as those of
+    Fel et al. 2025 do)."""
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("variant", VARIANTS),
             ("data_order", get_args(DataOrder)),
             ("centroids", get_args(Centroids)),
+            ("start", get_args(Start)),
+            ("preprocessing", get_args(Preprocessing)),
+            ("decoder_bias", get_args(DecoderBias)),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(map(repr, allowed))}")
@@ -116,6 +136,11 @@ class TrainConfig:
         return _FOR_ALL + _OWN[self.variant]
 
     @property
+    def shares_start(self) -> bool:
+        """Whether all members begin at the same decoder rows."""
+        return self.centroids == "shared" if "centroids" in self.uses else self.start == "kmeans-shared"
+
+    @property
     def group_sizes(self) -> tuple[int, ...]:
         """Features in each nested group; the last takes what rounding leaves."""
         sizes = [int(share * self.d_sae) for share in self.group_fracs[:-1]]
@@ -147,10 +172,12 @@ class StudyConfig:
 def as_parameters(config: StudyConfig | TrainConfig) -> dict[str, Any]:
     """The settings as plain JSON values, for digests and provenance: of a recipe those that its variant uses.
 
-    So a field that another variant gains changes no digest. `topk`, once the only one, is not named, for the same reason.
+    So a field that another variant gains changes no digest. `topk`, once the only one, is not named, for the same reason,
+    nor are fields that came later where they are at their default.
     """
     found = asdict(config)
     train = config if isinstance(config, TrainConfig) else config.train
     kept = {name: getattr(train, name) for name in train.uses}
+    kept = {name: value for name, value in kept.items() if name not in _LATER or value != getattr(TrainConfig, name)}
     kept |= {} if train.variant == "topk" else {"variant": train.variant}
     return kept if train is config else found | {"train": kept}

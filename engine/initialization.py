@@ -1,9 +1,12 @@
-"""Where an ensemble starts: random decoder rows per seed, the shared centre of the data, and its centroids."""
+"""Where an ensemble starts: random decoder rows per seed, the shared centre of the data, its centroids, mixtures of points."""
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from engine.config import Centroids
 from engine.convention import Convention
 from engine.sae import SAE
 
@@ -42,6 +45,38 @@ def random_start(
     )
 
 
+class Hull(NamedTuple):
+    """Points C of the data and a row-stochastic W: decoder rows begin at W C (METHOD section 10)."""
+
+    points: Float[Tensor, "sets d_sae d_in"]  # one set for all members, or one for each
+    weights: Float[Tensor, "members d_sae d_sae"] | None  # None: the identity
+
+    @property
+    def rows(self) -> Float[Tensor, "sets d_sae d_in"]:
+        """W C."""
+        return self.points if self.weights is None else torch.bmm(self.weights, self.points)
+
+
+def hull(points: Float[Tensor, "n d_in"], d_sae: int, seeds: tuple[int, ...], kind: Centroids) -> Hull:
+    """Where rows begin that are made of the data.
+
+    `shared`: one k-means for all members (its seed is 0); `independent`: one for each, by its seed; both with W = 1.
+    `random`: by its seed each member draws d_sae distinct points, and every row of W uniformly from the simplex. Raises
+    ValueError for fewer points than features.
+    """
+    if kind != "random":
+        own = seeds if kind == "independent" else (0,)
+        return Hull(torch.stack([kmeans(points, d_sae, seed=seed) for seed in own]), None)
+    _require_enough(points, d_sae)
+    chosen, weights = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        chosen.append(points[torch.randperm(len(points), generator=generator)[:d_sae].to(points.device)])
+        drawn = torch.empty(d_sae, d_sae, dtype=points.dtype).exponential_(generator=generator)
+        weights.append((drawn / drawn.sum(1, keepdim=True)).to(points.device))
+    return Hull(torch.stack(chosen), torch.stack(weights))
+
+
 def geometric_median(points: Float[Tensor, "n d_in"], *, steps: int = 32) -> Float[Tensor, " d_in"]:
     """The point with the least summed distance to `points`, by Weiszfeld's iteration; robust to outlier tokens."""
     median = points.mean(0)
@@ -57,10 +92,7 @@ def kmeans(points: Float[Tensor, "n d_in"], n_centroids: int, *, seed: int, step
     A centroid that loses all its points stays where it was. Cost: 2 n c d_in FLOPs per step. Raises ValueError for fewer
     points than centroids.
     """
-    if len(points) < n_centroids:
-        raise ValueError(
-            f"found {len(points)} activations for {n_centroids} centroids, expected at least as many; add tokens or lower d_sae"
-        )
+    _require_enough(points, n_centroids)
     generator = torch.Generator().manual_seed(seed)
     centroids = points[torch.randperm(len(points), generator=generator)[:n_centroids].to(points.device)]
     for _ in range(steps):
@@ -74,3 +106,10 @@ def kmeans(points: Float[Tensor, "n d_in"], n_centroids: int, *, seed: int, step
             break
         centroids = moved
     return centroids
+
+
+def _require_enough(points: Tensor, n: int) -> None:
+    if len(points) < n:
+        raise ValueError(
+            f"found {len(points)} activations for {n} centroids, expected at least as many; add tokens or lower d_sae"
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from engine import catalogue
-from engine.config import VARIANTS, Centroids, DataOrder, TrainConfig
+from engine.config import VARIANTS, Centroids, DataOrder, DecoderBias, Preprocessing, Start, TrainConfig
 from engine.hookpoints import SITES, TRANSFORMER_LENS
 from engine.importers import FORMATS
 from engine.importers.hub import PREFIX
@@ -331,7 +331,8 @@ _RECIPE: dict[str, Check] = {
     "data_order": _one_of(get_args(DataOrder)), "warmup_frac": _FRACTION, "decay_frac": _FRACTION,
     "aux_coefficient": _AT_LEAST_0, "aux_k": _whole(1), "silent_after": _whole(1), "l1": _AT_LEAST_0,
     "l0_coefficient": _AT_LEAST_0, "bandwidth": _POSITIVE, "sparsity_warmup_frac": _FRACTION, "group_fracs": _shares,
-    "centroids": _one_of(get_args(Centroids)), "delta": _AT_LEAST_0,
+    "centroids": _one_of(get_args(Centroids)), "delta": _AT_LEAST_0, "start": _one_of(get_args(Start)),
+    "preprocessing": _one_of(get_args(Preprocessing)), "decoder_bias": _one_of(get_args(DecoderBias)),
 }  # fmt: skip
 _FIELD = {"tokens": "n_tokens"}  # of TrainConfig, where it is not the key
 # Where a key belongs that stands in a table that does not know it.

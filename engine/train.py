@@ -1,7 +1,8 @@
 """train_ensemble: all members in lockstep on one stream of activations.
 
-Recipe (dictionary_learning's, as Song et al. use it): inputs scaled to unit mean square norm, unit decoder rows
-with the parallel part of their gradient removed, AuxK for silent features, Adam, warm-up, decay over the last fifth.
+Recipe (dictionary_learning's, as Song et al. use it): inputs preprocessed as asked and scaled to unit mean square norm,
+unit decoder rows with the parallel part of their gradient removed, AuxK for silent features, Adam, warm-up, decay over
+the last fifth.
 What differs between variants stands in engine.training.variants.
 """
 
@@ -18,15 +19,16 @@ from torch import Tensor
 
 from engine import sae as saes
 from engine.checkpoint import GIB, available_memory
-from engine.config import TrainConfig, as_parameters
+from engine.config import Centroids, TrainConfig, as_parameters
 from engine.files import write_whole
-from engine.initialization import geometric_median, kmeans, random_start
+from engine.initialization import geometric_median, hull, random_start
 from engine.sae import SAE
 from engine.training import memory
 from engine.training.checkpoints import EVERY_S, Checkpoints, State, digest
 from engine.training.decoders import Archetypes, FreeRows
 from engine.training.silence import aux_loss, count
 from engine.training.snapshots import Snapshots
+from engine.training.space import Space, space_of
 from engine.training.stream import Rows, batches, require_finite
 from engine.training.trace import EVALUATED_ROWS, Trace, measured, points_of
 from engine.training.trace import read as read_trace
@@ -37,7 +39,7 @@ ROWS_PER_CENTROID = 16
 CLIPPED = 1.0  # dictionary_learning's; a settled member's gradient is a tenth of it
 EXPLODED = 1e4  # squared error per token, in units of the batch's mean square norm; a reconstruction of zeros has 1
 UNIT = 1e-3  # how far a given decoder row's norm may be from 1
-SCALED = ("b_enc", "b_dec", "threshold", "b_mag")  # tensors that are measured in units of the data's scale
+STARTS = {"kmeans-shared": "shared", "kmeans-independent": "independent", "mixtures": "random"}  # {start: centroids}
 Report = Callable[[int, int], None]
 
 
@@ -70,8 +72,8 @@ def train_ensemble(
     """Train one SAE of the config's variant per seed on `activations` (rows, d_in), all members in each step.
 
     Members never exchange anything: training them one by one gives the same weights up to rounding. The returned SAE
-    lies on the CPU and takes raw activations; the training scale is folded into its biases and thresholds, exactly,
-    because every variant is homogeneous.
+    lies on the CPU and takes raw activations; what is done to them before training is folded into it, exactly. With one
+    standard deviation per dimension its decoder rows then are no unit vectors.
 
     With `checkpoints`, a folder, the state is kept there every `every_s` seconds, and a training of the same recipe and
     rows goes on from it: to the same weights, bit for bit, on the same machine. The folder is the caller's to remove when
@@ -79,16 +81,17 @@ def train_ensemble(
     of the memory and disk that will be taken. Members that do not fit into `available` bytes together (what is free, if not
     given) are trained in groups, one after another; their agreement in the trace is then that inside groups.
     `start` takes the place of random weights: SAEs for raw activations with the config's seeds and the variant's convention,
-    whose decoder rows are unit vectors, for training keeps them so.
+    whose decoder rows are unit vectors in the space of training, which keeps them so.
 
     Cost per member and token: 4 d_in d_sae FLOPs for the encoder, 4 d_in per active feature for the decoder. Raises
     ValueError for too few rows or rows that are not finite, and for a start that does not fit; DivergedError; and
     OutOfMemoryError where a single member does not fit or memory runs out against expectation.
     """
-    device, (sample, scale) = torch.device(device), _sample(activations, config, dtype)
+    device, sample = torch.device(device), _sample(activations, config, dtype)
+    space = space_of(sample, config.preprocessing)
     d_in = activations.shape[1]
     if start is not None:
-        _require_start(start, config, d_in)
+        _require_start(start, config, space)
     begun = {} if start is None else {"start": [start.digest(member) for member in range(start.n_members)]}
     identity = digest(as_parameters(config) | begun, sample, len(activations)) if checkpoints else ""
     need = memory.predicted(config, d_in, dtype=dtype, sample_rows=len(sample), keeps=checkpoints is not None)
@@ -122,7 +125,7 @@ def train_ensemble(
                 trace.points += read_trace(place / identity)
             continue
         try:
-            done.append(_train(activations, part, sample, scale, device, told, kept, trace, snapshots, start))
+            done.append(_train(activations, part, sample, space, device, told, kept, trace, snapshots, start))
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -140,7 +143,7 @@ def _train(
     activations: Rows,
     config: TrainConfig,
     sample: Tensor,
-    scale: Tensor,
+    space: Space,
     device: torch.device,
     report: Report,
     checkpoints: Checkpoints | None,
@@ -149,7 +152,8 @@ def _train(
     start: SAE | None,
 ) -> SAE:
     """One group of members from their start, or their checkpoint, to their end."""
-    training = Training(config, sample / scale, device, None if start is None else _begun(start, config.seeds, scale))
+    begun = None if start is None else _begun(start, config.seeds, space)
+    training = Training(config, space.enter(sample), device, begun)
     state = checkpoints.newest() if checkpoints else None
     if state is not None:
         training.restore(state)
@@ -157,8 +161,8 @@ def _train(
             trace.points += [point for point in points_of(state.told) if point not in trace.points]
     n_steps = config.n_tokens // config.batch
     traced = trace.steps(n_steps) if trace is not None else set()
-    fixed = (sample[:: max(len(sample) // EVALUATED_ROWS, 1)][:EVALUATED_ROWS] / scale).to(device) if traced else None
-    scale = scale.to(device)
+    fixed = sample[:: max(len(sample) // EVALUATED_ROWS, 1)][:EVALUATED_ROWS]
+    fixed, space = space.enter(fixed).to(device), space.to(device)
 
     def point(step: Step | None) -> None:
         if training.step in traced:
@@ -167,7 +171,7 @@ def _train(
             found = measured(training.sae, fixed, step=training.step, tokens=tokens, loss=loss, dead=dead)
             trace.add(found)
         if snapshots is not None and training.step in snapshots.steps:
-            snapshots.keep(training.standing(scale), training.step, training.step * config.batch)
+            snapshots.keep(training.standing(space), training.step, training.step * config.batch)
 
     dtype = sample.dtype
     try:
@@ -176,7 +180,7 @@ def _train(
                 own = [each for each in trace.as_json() if each["seeds"] == config.seeds] if trace is not None else []
                 checkpoints.keep(training.state(own))
             rate = config.lr * learning_rate_factor(training.step, n_steps, config)
-            training.advance(rows.to(device) / scale, rate, n_steps, before=point)
+            training.advance(space.enter(rows.to(device)), rate, n_steps, before=point)
             report(training.step * config.batch, n_steps * config.batch)
         training.require_convergence()
     except DivergedError as error:
@@ -184,33 +188,37 @@ def _train(
         kept = f"; the last good checkpoint, of step {good.step}, is kept in {checkpoints.folder}" if good else ""
         raise DivergedError(f"{error}{kept}") from None
     point(None)
-    return training.finished(scale)
+    return training.finished(space)
 
 
 class Training:
-    """Members in training: weights, optimizer, silent features. Rows and weights are in units of the data's scale."""
+    """Members in training: weights, optimizer, silent features. Rows and weights are in the units of training."""
 
     def __init__(
         self, config: TrainConfig, sample: Float[Tensor, "n d_in"], device: torch.device, start: SAE | None = None
     ) -> None:
         self.config, self.recipe, self.step = config, RECIPES[config.variant], 0
+        given, fixed = start is not None, self.recipe.fixed
+        if config.decoder_bias == "none":
+            fixed = (*fixed, "b_dec")
         start = start or random_start(
             config.seeds,
             sample.shape[1],
             config.d_sae,
-            center=geometric_median(sample[:: max(len(sample) // SAMPLE_ROWS, 1)][:SAMPLE_ROWS]),
+            center=_center(sample, config),
             convention=self.recipe.convention(config),
             more=self.recipe.more,
         )
         self.sae = start.to(device)
-        for name in self.recipe.fixed:
+        for name in fixed:
             getattr(self.sae, name).requires_grad_(False)
-        self.decoder = FreeRows(self.sae)
+        # Encoders begin at the seed's own random directions wherever decoders do: members that share a start still differ.
+        made_of = None if given else _centroids(config)
+        rows = made_of and hull(sample.to(device), config.d_sae, config.seeds, made_of)
         if self.recipe.archetypal:
-            own = config.seeds if config.centroids == "independent" else (0,)
-            points = torch.stack([kmeans(sample.to(device), config.d_sae, seed=seed) for seed in own])
-            delta = config.delta if config.variant == "relaxed-archetypal" else None
-            self.decoder = Archetypes(self.sae, points, delta)
+            self.decoder = Archetypes(self.sae, rows, config.delta if config.variant == "relaxed-archetypal" else None)
+        else:
+            self.decoder = FreeRows(self.sae, rows)
         named = {name: p for name, p in self.sae.named_parameters() if p.requires_grad and name != "W_dec"}
         self._optimised = named | self.decoder.parameters()
         self._optimizer = torch.optim.Adam(self._optimised.values(), lr=config.lr, betas=(0.9, 0.999), fused=True)
@@ -316,33 +324,46 @@ class Training:
             self._optimizer.state[parameter] = {"step": step} | moments
         self.silent_tokens.copy_(state.tensors["silent_tokens"])
 
-    def standing(self, scale: Tensor) -> SAE:
+    def standing(self, space: Space) -> SAE:
         """A copy of the members as `finished` would hand them over now; training goes on untouched."""
         twin = copy.copy(self)
         twin.sae = copy.deepcopy(self.sae)
-        return twin.finished(scale)
+        return twin.finished(space)
 
-    @torch.no_grad()
-    def finished(self, scale: Tensor) -> SAE:
-        """The members for raw activations: all that is measured in units of the data's scale is multiplied by it."""
-        for name in SCALED:
-            if hasattr(self.sae, name):
-                getattr(self.sae, name).mul_(scale)
-        return self.sae.cpu().requires_grad_(True)
+    def finished(self, space: Space) -> SAE:
+        """The members for raw activations."""
+        return space.leave(self.sae).cpu().requires_grad_(True)
 
 
-def _sample(activations: Rows, config: TrainConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Evenly spaced rows, and the root of their mean square norm; enough of them for centroids where those are needed."""
-    most = max(SAMPLE_ROWS, ROWS_PER_CENTROID * config.d_sae) if RECIPES[config.variant].archetypal else SAMPLE_ROWS
+def training_space(activations: Rows, config: TrainConfig, *, dtype: torch.dtype = torch.float32) -> Space:
+    """The space that `train_ensemble` trains in, from the same rows."""
+    return space_of(_sample(activations, config, dtype), config.preprocessing)
+
+
+def _centroids(config: TrainConfig) -> Centroids | None:
+    """What rows that begin at points of the data are made of; None where they do not."""
+    return config.centroids if RECIPES[config.variant].archetypal else STARTS.get(config.start)
+
+
+def _center(sample: Tensor, config: TrainConfig) -> Tensor:
+    """Where decoder biases begin."""
+    if config.decoder_bias == "none":
+        return sample.new_zeros(sample.shape[1])
+    return geometric_median(sample[:: max(len(sample) // SAMPLE_ROWS, 1)][:SAMPLE_ROWS])
+
+
+def _sample(activations: Rows, config: TrainConfig, dtype: torch.dtype) -> Tensor:
+    """Evenly spaced rows; enough of them for centroids where those are needed."""
+    most = max(SAMPLE_ROWS, ROWS_PER_CENTROID * config.d_sae) if _centroids(config) else SAMPLE_ROWS
     stride = max(len(activations) // most, 1)
     sample = torch.from_numpy(np.array(activations[::stride][:most])).to(dtype)
     require_finite(activations, np.arange(len(sample)) * stride, sample)
-    return sample, sample.pow(2).sum(1).mean().sqrt()
+    return sample
 
 
-def _require_start(start: SAE, config: TrainConfig, d_in: int) -> None:
+def _require_start(start: SAE, config: TrainConfig, space: Space) -> None:
     """Raise ValueError where training cannot go on from these weights."""
-    recipe, norms = RECIPES[config.variant], start.W_dec.detach().norm(dim=-1)
+    recipe, d_in = RECIPES[config.variant], len(space.std)
     if recipe.archetypal:
         raise ValueError(
             f"variant is {config.variant}, expected one with free decoder rows to begin with given weights"
@@ -352,19 +373,20 @@ def _require_start(start: SAE, config: TrainConfig, d_in: int) -> None:
     for name, has, expected in zip(("seeds", "d_sae", "d_in", "the convention"), found, wanted, strict=True):
         if has != expected:
             raise ValueError(f"of the start {name} is {has}, expected {expected} as training has it")
+    norms = (start.W_dec.detach() / space.std.to(start.W_dec)).norm(dim=-1)
     if not bool((norms - 1).abs().max() < UNIT):
+        where = " once standardised" if config.preprocessing == "standardised" else ""
         raise ValueError(
-            f"decoder rows of the start have norms from {norms.min():.4g} to {norms.max():.4g}, expected 1: training keeps "
-            "them there"
+            f"decoder rows of the start have norms from {norms.min():.4g} to {norms.max():.4g}{where}, expected 1: training "
+            "keeps them there"
         )
 
 
-def _begun(start: SAE, seeds: tuple[int, ...], scale: Tensor) -> SAE:
-    """These members of a start in units of the data's scale: what `Training.finished` undoes."""
+def _begun(start: SAE, seeds: tuple[int, ...], space: Space) -> SAE:
+    """These members of a start in the units of training: what `Training.finished` undoes."""
     at = [start.seeds.index(seed) for seed in seeds]
-    tensors = {name: getattr(start, name).detach()[at].to(scale.dtype) for name in start.convention.tensors}
-    tensors |= {name: tensors[name] / scale for name in SCALED if name in tensors}
-    return saes.assemble(tensors, start.convention, seeds)
+    tensors = {name: getattr(start, name).detach()[at].to(space.scale.dtype) for name in start.convention.tensors}
+    return space.come_back(saes.assemble(tensors, start.convention, seeds))
 
 
 def _groups(checkpoints: Path | None, identity: str) -> list[tuple[int, ...]] | None:

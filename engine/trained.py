@@ -19,8 +19,8 @@ from engine.config import TrainConfig, as_parameters
 from engine.fused import named_device
 from engine.progress import Progress
 from engine.sources import Document
-from engine.train import train_ensemble
-from engine.training.snapshots import Snapshots
+from engine.train import train_ensemble, training_space
+from engine.training.snapshots import ALONG, Snapshots
 from engine.training.trace import Trace
 
 
@@ -78,6 +78,7 @@ def train_once(
             )  # fmt: skip
         ensemble.save(folder, provenance=provenance)
         trace.save(folder)
+        training_space(found, config).save(folder / ALONG)
         (folder / "complete").touch()
         shutil.rmtree(checkpoints)
     return ensemble
@@ -95,7 +96,7 @@ def trained_entry(
         folder=str((study / "sae" / name / made_from).relative_to(study)),
         members=tuple(members),
         variant=config.variant,
-        shared_start="yes" if "centroids" in config.uses and config.centroids == "shared" else "no",
+        shared_start="yes" if config.shares_start else "no",
         data_order=config.data_order,
         train_tokens=config.n_tokens,
         batch=config.batch,

@@ -4,14 +4,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from engine.initialization import Hull
 from engine.sae import SAE
 
 
 class FreeRows:
-    """Unit rows: the parallel part of their gradient is removed before a step, their norm after it."""
+    """Unit rows: the parallel part of their gradient is removed before a step, their norm after it.
 
-    def __init__(self, sae: SAE) -> None:
+    They begin where they are, or along the rows of `start`; a row of zeros leaves its place as it is.
+    """
+
+    def __init__(self, sae: SAE, start: Hull | None = None) -> None:
         self._sae = sae
+        if start is not None:
+            rows = start.rows.expand_as(sae.W_dec)
+            norms = rows.norm(dim=-1, keepdim=True)
+            with torch.no_grad():
+                sae.W_dec.copy_(torch.where(norms > 0, rows / norms, sae.W_dec))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is optimised instead of the SAE's decoder rows, by name."""
@@ -31,15 +40,16 @@ class FreeRows:
 class Archetypes:
     """Rows D = W C: `weights` W is row-stochastic, `points` C are fixed centroids (Fel et al. 2025, equation 4).
 
-    With `delta` relaxed: D = (W C + L) s with ||L_i|| <= delta and one learned scale s > 0 per member. W begins as the
-    identity, L as zero, s as one. `points` is (members or 1, d_sae, d_in): with one for all, all members begin at the same
-    rows. Memory and cost: d_sae^2 numbers and 2 d_sae^2 d_in FLOPs per member and step, twice that backwards.
+    With `delta` relaxed: D = (W C + L) s with ||L_i|| <= delta and one learned scale s > 0 per member. W begins as `start`
+    says, L as zero, s as one. With one set of points for all and W the identity, all members begin at the same rows.
+    Memory and cost: d_sae^2 numbers and 2 d_sae^2 d_in FLOPs per member and step, twice that backwards.
     """
 
-    def __init__(self, sae: SAE, points: Float[Tensor, "sets d_sae d_in"], delta: float | None) -> None:
+    def __init__(self, sae: SAE, start: Hull, delta: float | None) -> None:
+        points = start.points
         self._sae, self._points, self._delta = sae, points.expand(sae.n_members, -1, -1), delta
         eye = torch.eye(sae.d_sae, dtype=points.dtype, device=points.device)
-        self.weights = nn.Parameter(eye.repeat(sae.n_members, 1, 1))
+        self.weights = nn.Parameter(eye.repeat(sae.n_members, 1, 1) if start.weights is None else start.weights.clone())
         self.relaxation = nn.Parameter(torch.zeros_like(sae.W_dec))
         self.log_scale = nn.Parameter(points.new_zeros(sae.n_members, 1, 1))
         with torch.no_grad():

@@ -9,7 +9,7 @@ from golden import explained_variance, gated_codes, jumprelu_codes, relu_codes, 
 
 from engine import sae
 from engine.config import VARIANTS, StudyConfig, TrainConfig, as_parameters
-from engine.initialization import kmeans, random_start
+from engine.initialization import Hull, kmeans, random_start
 from engine.sae import SAE
 from engine.train import Training, train_ensemble
 from engine.training.decoders import Archetypes
@@ -228,7 +228,7 @@ def test_the_gradient_of_the_rows_reaches_weights_relaxation_and_scale_by_the_ch
     rng = np.random.default_rng(0)
     module = random_start((0, 1), 4, 5, k=2, center=torch.zeros(4, dtype=torch.float64))
     points = torch.from_numpy(rng.normal(size=(1, 5, 4)))
-    decoder = Archetypes(module, points, 0.5)
+    decoder = Archetypes(module, Hull(points, None), 0.5)
     target = torch.from_numpy(rng.normal(size=(2, 5, 4)))
     module.W_dec.grad = 2 * (module.W_dec - target).detach()
     decoder.before_step()
