@@ -99,7 +99,7 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                 catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
         settings = {"model": file.model, "tokens": file.tokens, "theta": file.theta, "epsilon": file.epsilon}
         catalogue.write(replace(catalogue.read(folder), **settings), folder)
-        analyse(folder, model=model, device=device, progress=progress)
+        analyse(folder, only=file.analyses, model=model, device=device, progress=progress)
         return _published(folder, progress)
 
 
@@ -172,6 +172,8 @@ def run_synthetic(
 
 
 def _training_texts(file: StudyFile) -> Iterable[Document]:
+    if file.train_source == (demo.SOURCE,):
+        return demo.load_corpus().train
     found = documents(file.train_source)
     return split(found, "train") if file.tokens.part == "held-out" else found
 

@@ -141,6 +141,10 @@ class Table:
     def __contains__(self, key: str) -> bool:
         return key in self._content
 
+    def __iter__(self) -> Iterator[str]:
+        """The keys that stand in it, in their order."""
+        return iter(self._content)
+
     def take(self, key: str, check: Check, default: Any = None, *, required: str = "") -> Any:
         """The checked value of a key; `default` where it is missing or unfit. `required` says what must be there."""
         self._known.append(key)
@@ -185,7 +189,7 @@ class Table:
                 continue
             near = get_close_matches(key, self._known, n=1)
             way_out = f"did you mean {near[0]}?" if near else "leave it out"
-            if key in homes and not near:
+            if key in homes:
                 way_out = f"it belongs to {homes[key]}"
             self.wrong(key, f"is not known here, expected {any_of(self._known)}; {way_out}")
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from engine.config import Preprocessing
 from engine.sae import SAE
+from engine.training.snapshots import SPACE
 
-FILE = "space.safetensors"  # beside the members; where there is none, every dimension's std is 1
 _BIASES = ("b_enc", "threshold", "b_mag")  # that are measured in units of activations, whatever direction they are for
 
 
@@ -56,12 +56,12 @@ class Space(NamedTuple):
         return sae
 
     def save(self, folder: Path) -> None:
-        """Write each dimension's std (d_in,) beside the members, unless all are one."""
+        """Write each dimension's std (d_in,), unless all are one: `engine.training.snapshots.units` reads it."""
         if not bool((self.std == 1).all()):
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = (folder / FILE).with_suffix(".tmp")
+            temporary = (folder / SPACE).with_suffix(".tmp")
             save_file({"std": self.std.contiguous()}, temporary)
-            temporary.replace(folder / FILE)
+            temporary.replace(folder / SPACE)
 
 
 def space_of(sample: Float[Tensor, "n d_in"], preprocessing: Preprocessing) -> Space:

@@ -12,8 +12,9 @@ import pytest
 from engine import catalogue, demo
 from engine.config import VARIANTS, TrainConfig
 from engine.importers import FORMATS
+from engine.recipes import FIELD, KEYS
 from engine.sources import documents
-from engine.studyfile import _FIELD, _RECIPE, EXAMPLE, ImportPlan, StudyFile, TrainPlan, read
+from engine.studyfile import EXAMPLE, ImportPlan, StudyFile, TrainPlan, read
 
 # Relative to the folder of the fixture below, which holds a corpus and four empty checkpoint folders.
 WHOLE = """
@@ -153,8 +154,88 @@ def test_every_variant_is_read_with_its_own_settings(folder: Path, variant):
     assert left == {key: getattr(TrainConfig(), key) for key in left}
 
 
+def swept(folder: Path, train: str, sweep: str) -> list[TrainPlan]:
+    return [*read(written(folder, TRAINS.replace("train = { }", f"train = {train}\nsweep = {sweep}"))).ensembles]
+
+
+def test_a_sweep_is_one_ensemble_per_combination(folder: Path):
+    plans = swept(
+        folder, "{ k = 4 }", '{ d_sae = [64, 256], variant = ["topk", "batchtopk"], hookpoint = ["h.1", "h.2"] }'
+    )
+    found = {plan.name: (plan.config.d_sae, plan.config.variant, plan.hookpoint) for plan in plans}
+    assert found == {
+        f"e-d_sae{d}-{variant}-{place}": (d, variant, place)
+        for d in (64, 256)
+        for variant in ("topk", "batchtopk")
+        for place in ("h.1", "h.2")
+    }
+    assert {plan.config.k for plan in plans} == {4}
+    numbers = swept(folder, '{ variant = "relu" }', "{ l1 = [0.05, 1], tokens = [2e6, 5e3], lr = [1e-5] }")
+    assert [plan.name for plan in numbers] == [
+        f"e-l1-{l1}-tokens{tokens}-lr1e-05" for l1 in ("0.05", "1") for tokens in (2000000, 5000)
+    ]
+
+
+def test_an_asked_l0_is_k_where_a_variant_has_one_and_is_kept_where_l1_decides(folder: Path):
+    plans = swept(folder, "{ l0 = 10 }", f"{{ variant = [{', '.join(map(repr, VARIANTS))}] }}")
+    k = {plan.config.variant: plan.config.k for plan in plans if "k" in plan.config.uses}
+    assert set(k.values()) == {10}
+    assert {plan.config.variant: plan.l0 for plan in plans} == dict.fromkeys(k) | {"relu": 10.0, "gated": 10.0}
+
+
+SWEEP_MISTAKES = [
+    # (train, sweep, (line, problem begins, problem says)): both stand in line 10 and 11
+    ("{ l1 = 0.1 }", '{ variant = ["topk", "relu"] }', 11, "ensemble.sweep makes e-topk, whose l1 is a setting of relu", ""),
+    ("{ d_sae = 8 }", "{ k = [4, 9] }", 11, "ensemble.sweep makes e-k9, whose k = 9, expected at most d_sae (8)", ""),
+    ("{ k = 9 }", "{ d_sae = [8, 64], lr = [1e-3, 1e-4] }", 11, "ensemble.sweep makes e-d_sae8-lr0.001 and 1 more", "d_sae (8)"),
+    ("{ k = 4 }", "{ k = [4, 8] }", 11, "ensemble.sweep.k stands in train as well", "leave one of them out"),
+    ("{ }", "{ k = 4 }", 11, "ensemble.sweep.k = 4, expected a list of values", ""),
+    ("{ }", "{ k = [4, 0] }", 11, "ensemble.sweep.k = [4, 0], holds 0, expected a whole number", ""),
+    ("{ }", "{ k = [4, 4] }", 11, "ensemble.sweep.k = [4, 4], holds 4 twice", "expected every value once"),
+    ("{ }", "{ }", 11, "ensemble.sweep is empty, expected lists of values", ""),
+    ("{ }", "{ seeds = [4] }", 11, "ensemble.sweep.seeds is not known here", "it belongs to train"),
+    ("{ }", "{ kk = [4] }", 11, "ensemble.sweep.kk is not known here", "did you mean k?"),
+    ("{ }", '{ hookpoint = ["Layers.3"] }', 11, "ensemble.sweep makes an ensemble 'e-Layers.3', expected [a-z0-9]", ""),
+    ("{ }", f"{{ k = {[*range(1, 14)]}, lr = [1, 2, 3, 4, 5] }}", 11, "ensemble.sweep makes 65 ensembles (13 of k x 5", "64"),
+    ("{ l0 = 4, k = 4 }", None, 10, "ensemble.train.l0 stands beside k, expected one of them", ""),
+    ("{ l0 = 4.5 }", None, 10, "ensemble.train.l0 = 4.5, expected a whole number: of topk it is k", ""),
+    ('{ variant = "relu", l0 = 600 }', None, 10, "ensemble.train.l0 = 600, expected at most d_sae (512)", "lower l0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("train", "sweep", "line", "begins", "says"), SWEEP_MISTAKES)
+def test_mistakes_of_a_sweep_name_the_combination(folder: Path, train, sweep, line, begins, says):
+    lines = f"train = {train}" + (f"\nsweep = {sweep}" if sweep else "")
+    ((at, problem),) = told(folder, TRAINS.replace("train = { }", lines))
+    assert at == line
+    assert problem.startswith(begins)
+    assert says in problem
+
+
+def test_names_that_a_sweep_makes_clash_with_none(folder: Path):
+    text = (
+        TRAINS.replace('name = "e"', 'name = "e-k4"')
+        + '[[ensemble]]\nname = "e"\ntrain = { }\nsweep = { k = [4, 8] }\n'
+    )
+    assert told(folder, text) == [(14, "ensemble.sweep makes e-k4, expected another name: line 9 has it already")]
+
+
+def test_the_embedded_corpus_is_a_source_with_a_held_out_part_of_its_own(folder: Path):
+    found = read(written(folder, TRAINS.replace("corpus/*.txt", demo.SOURCE)))
+    assert (found.tokens.source, found.tokens.part, found.train_source) == ((demo.SOURCE,), "all", (demo.SOURCE,))
+    ((line, problem),) = told(folder, TRAINS.replace('"corpus/*.txt"', f'["corpus/*.txt", "{demo.SOURCE}"]'))
+    assert line == 7
+    assert "by itself" in problem
+
+
+def test_analyses_are_some_of_those_there_are(folder: Path):
+    text = IMPORTS.replace('name = "s"', 'name = "s"\nanalyses = ["activity", "match"]')
+    assert read(written(folder, text)).analyses == ("match", "activity")
+    assert told(folder, text.replace('"match"', '"mach"'))[0][1].endswith("did you mean match?")
+
+
 def test_every_setting_of_training_is_a_key():
-    assert {_FIELD.get(key, key) for key in _RECIPE} | {"variant"} == {field.name for field in fields(TrainConfig)}
+    assert {FIELD.get(key, key) for key in KEYS} - {"l0"} | {"variant"} == {field.name for field in fields(TrainConfig)}
 
 
 def test_evaluation_and_training_share_no_document(folder: Path):
@@ -307,6 +388,7 @@ MISTAKES = [
     (IMPORTS, '"ckpts/seed*"', '"ckpts/*"\nshared_start = true', 6, "ensemble.shared_start = true, expected yes, no or", ""),
     (IMPORTS, '"ckpts/seed*"', '"ckpts/*"\nforce = "yes"', 6, 'ensemble.force = "yes", expected true or false', ""),
     (IMPORTS, '"ckpts/seed*"', '"ckpts/*"\nseed = 1', 6, "ensemble.seed is not known here", "did you mean seeds?"),
+    (IMPORTS, '"ckpts/seed*"', '"ckpts/*"\nsweep = { k = [1] }', 6, "ensemble.sweep stands beside import", "leave it out"),
     (IMPORTS, '"ckpts/seed*"', '"ckpts/*"\nk = 1', 6, "ensemble.k is not known here", "it belongs to train"),
 ]  # fmt: skip
 
@@ -339,11 +421,11 @@ def test_two_ensembles_of_one_name_are_told_with_both_lines(folder: Path):
 
 def test_a_data_set_needs_its_library(folder: Path, monkeypatch: pytest.MonkeyPatch):
     text = TRAINS.replace("corpus/*.txt", "hf:wikitext")
-    monkeypatch.setattr("engine.studyfile.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.studypaths.find_spec", lambda name: None)
     ((line, problem),) = told(folder, text)
     assert line == 7
     assert "pip install 'seedscope[hub]'" in problem
-    monkeypatch.setattr("engine.studyfile.find_spec", lambda name: name)
+    monkeypatch.setattr("engine.studypaths.find_spec", lambda name: name)
     assert read(written(folder, text)).train_source == ("hf:wikitext",)
 
 
