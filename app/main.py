@@ -27,6 +27,7 @@ from app.routes import (
     members,
     neighbours,
     overview,
+    pool,
     projected,
     projecting,
     scored,
@@ -98,7 +99,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     app.include_router(studies.router)
     app.include_router(jobs.router)
-    app.include_router(synthetic.router)  # before an ensemble's page, whose address would swallow it
+    app.include_router(synthetic.router)  # before an ensemble's page, whose address would swallow this and the next
+    app.include_router(pool.router)
     app.include_router(overview.router)
     app.include_router(ablation.router)
     app.include_router(buckets.router)

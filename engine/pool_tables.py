@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 # The pool itself; pools of two disjoint halves of the seeds; and their controls, two SAEs each.
-POOL_KINDS = ("pool", "halves", "members", "fresh", "subset")
+POOL_CURVES = ("pool", "halves", "members", "fresh", "subset")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,10 @@ class FeaturePool:
     k: int | None
     unique_by_holders: list[int]  # unique features that exactly 1, 2, .. members hold
     halves: list[int]  # seeds of the first half, then as many of the second; empty with fewer than four members
+    fresh: list[int]  # seeds of the control that the ensemble does not have; empty where there is none
     tokens: int  # that it was trained on for
+    text: str | None  # what it was trained on, in words; None where it was not
+    recipe: str | None  # of training on: the fields of engine.config.TrainConfig that its variant uses, as JSON
     n_evaluated: int | None
     n_loss_tokens: int | None
     sae_digest: str  # of the pool that was saved
@@ -33,26 +36,28 @@ class PooledFeature:
     seed: int
     feature: int
     holders: int  # members that hold it
-    density: float | None  # in the member it came from
+    density: float | None  # in the member it came from, on the rows that the pool was evaluated on
 
 
 @dataclass(frozen=True)
 class PoolPoint:
-    """One kind after one length of training on; lists have one entry per SAE of the kind."""
+    """One curve after one length of training on; lists have one entry per SAE of the curve."""
 
     ensemble: str
-    kind: str  # one of POOL_KINDS
+    curve: str  # one of POOL_CURVES
     tokens: int  # further ones; 0: as taken
     evs: list[float]
     l0s: list[float]
     dead: list[float]
+    n_living: list[int]
     losses: list[float]  # nats per token with the reconstruction in place; empty where it was not measured
-    shared: float | None  # share of living features of one with a partner in the other, both ways; None for one SAE
+    shares: list[float]  # of each one's living features, those with a partner in the other; empty for one SAE
+    shared: float | None  # the same of both ways together; None for one SAE
     best_cosine: float | None  # mean of their largest cosines
 
 
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     FeaturePool: ("ensemble",),
     PooledFeature: ("ensemble", "id"),
-    PoolPoint: ("ensemble", "kind", "tokens"),
+    PoolPoint: ("ensemble", "curve", "tokens"),
 }

@@ -3,10 +3,11 @@
 `sae/` holds the pool as SAELens loads it, `pool.json` where each of its features came from, and the curves.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,25 +18,22 @@ from engine import catalogue, demo, sae
 from engine.activations import harvest, tokenize
 from engine.analyse import LOSS_TOKENS
 from engine.config import TrainConfig, as_parameters
-from engine.convention import Convention
 from engine.encoded import Measured, measure
 from engine.evaluation import Bench, Place, open_bench
 from engine.export import saelens
 from engine.export.staged import staged
+from engine.files import only_writer
 from engine.fused import named_device
 from engine.loss import Splice, takes_long
 from engine.pool import Pool, pool
-from engine.posttrain import (
-    agreement_of,
-    halves,
-    lengths,
-    starts,
-    train_on,
-    two_pools,
-)
+from engine.pool_tables import FeaturePool
+from engine.pooled import FORMAT, FORMAT_VERSION, RECORD, SAE_FOLDER, members_of, place, read
+from engine.posttrain import agreement_of, halves, lengths, recipe_of, starts, train_on, two_pools
 from engine.progress import Progress
+from engine.publish import publish
 from engine.sae import SAE
 from engine.sources import Document, documents, split
+from engine.store import Reader, published
 from engine.synthetic import plan as synthetic
 from engine.synthetic.generator import TRAINING
 from engine.synthetic.samples import draw_rows
@@ -43,8 +41,6 @@ from engine.train import train_ensemble
 from engine.trained import enough
 from engine.training.stream import Rows
 
-FORMAT, FORMAT_VERSION = "seedscope.pool", 1
-RECORD = "pool.json"
 TOKENS = 2_000_000  # of post-training at most unasked; the ensemble's own length where that is shorter
 EVALUATED = 65_536  # rows that are measured at most, evenly spaced
 N_FRESH = 2
@@ -64,7 +60,7 @@ class Asked:
     """That the loss is measured on; LOSS_TOKENS where that is cheap if not given, 0 for no loss."""
     device: str = "auto"
     replaced: bool = False
-    """Whether a pool that lies in the folder gives way."""
+    """Whether a pool of other members or settings that lies in the folder gives way."""
 
 
 class _Held(NamedTuple):
@@ -74,6 +70,35 @@ class _Held(NamedTuple):
     splice: Splice | None
     theta: float
     device: torch.device
+
+
+def pool_study(
+    study: Path, name: str, asked: Asked | None = None, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Pool an ensemble of a study where the study keeps it, and publish it; at once where exactly that is done already.
+
+    Takes the study's lock. Raises ValueError as `pool_ensemble` does. A study without results is not published.
+    """
+    progress = progress or Progress()
+    with only_writer(study):
+        told = pool_ensemble(study, name, place(study, name), asked, progress=progress)
+        store = published(study)
+        if store is None:
+            progress.say(f"{name}: published with the study's results: seedscope analyze {study.name}")
+            return told
+        if not _shown(study / store[0], told):
+            with progress.stage("publishing", "members") as report:
+                publish(study, report=report)
+        return told
+
+
+def _shown(store: Path, told: dict[str, Any]) -> bool:
+    """Whether a store has this very pool."""
+    try:
+        with Reader(store) as held:
+            return told["digest"] in [row.sae_digest for row in held.rows(FeaturePool, ensemble=told["ensemble"])]
+    except ValueError:  # of another version
+        return False
 
 
 def pool_ensemble(
@@ -95,15 +120,23 @@ def pool_ensemble(
             f"ensemble {name} has one member, expected at least 2 to pool, and 4 for two disjoint pools; import or train more "
             "seeds"
         )
-    if folder.exists() and not asked.replaced:
-        raise ValueError(
-            f"{folder} is there already; pass --replace to put the new pool in its place, or another --out"
-        )
     members = sae.load(study / entry.folder, entry.seeds).requires_grad_(False)
+    config = _config(entry, members, asked)
+    theta = plan.theta if asked.theta is None else asked.theta
+    made_from = _made_from(plan, entry, asked, config, theta)
+    if folder.exists():
+        held = read(folder)
+        if held and held["made_from"] == made_from:
+            progress.say(f"{name}: this pool is there already, in {folder}")
+            return held
+        if not asked.replaced:
+            raise ValueError(
+                f"{folder} is there already, of other members or settings; pass --replace to put the new pool in its place, or "
+                "another --out"
+            )
     if reason := saelens.refusal(members.convention):
         raise ValueError(f"ensemble {name} cannot be saved for SAELens as a pool: {reason}")
     device = named_device(asked.device)
-    config = _config(plan, entry, members, asked)
     measurable = bool(entry.hookpoint) and bool(synthetic.read(study) or (plan.model and plan.tokens))
     if config and not measurable:
         raise ValueError(
@@ -114,9 +147,8 @@ def pool_ensemble(
     texts = _texts(study, plan, entry, asked) if config else None
     bench = open_bench(study, plan, None, None, device, progress) if measurable else None
     bench = bench and (bench.control if entry.control_of else bench)
-    place = bench and bench.place(entry.hookpoint, members.d_in)
-    theta = plan.theta if asked.theta is None else asked.theta
-    held = place and _Held(_evenly(place.rows), _splice(bench, place, entry, asked, config, progress), theta, device)
+    spot = bench and bench.place(entry.hookpoint, members.d_in)
+    held = spot and _Held(_evenly(spot.rows), _splice(bench, spot, entry, asked, config, progress), theta, device)
     density = None
     if held:
         with progress.stage(f"{name}: densities", "rows") as report:
@@ -125,7 +157,7 @@ def pool_ensemble(
     with progress.stage(f"{name}: unique features", "rows") as report:
         whole = pool(members, density=density, theta=theta, device=device, report=report)
     two = two_pools(members, density=density, theta=theta, device=device)
-    told = _told(plan, entry, members, whole, theta, config)
+    told = _told(plan, entry, members, whole, theta, config) | {"made_from": made_from}
     if two is None:
         told["remarks"].append(
             f"{len(members.seeds)} members: two disjoint pools need at least 4, so there is no stability"
@@ -134,7 +166,7 @@ def pool_ensemble(
     if held:
         told["evaluation"] = {
             "rows": len(held.rows), "tokens": bench.evaluation.token_digest, "model": bench.model.digest,
-            "loss_tokens": held.splice.n_tokens if held.splice else 0,
+            "hookpoint": entry.hookpoint, "loss_tokens": held.splice.n_tokens if held.splice else 0,
         }  # fmt: skip
         rows = None
         if config:
@@ -151,29 +183,28 @@ def pool_ensemble(
     return told
 
 
-def _config(plan: catalogue.Study, entry: catalogue.Ensemble, members: SAE, asked: Asked) -> TrainConfig | None:
-    """The recipe of post-training as far as the catalogue keeps the ensemble's; None where none is asked for."""
-    known = {name: value for name in ("batch", "lr") if (value := getattr(entry, name)) is not None}
+def _config(entry: catalogue.Ensemble, members: SAE, asked: Asked) -> TrainConfig | None:
+    """The recipe of post-training; None where none is asked for."""
     tokens = min(TOKENS, entry.train_tokens or TOKENS) if asked.tokens is None else asked.tokens
     if tokens == 0:
         return None
-    alone = "pass --tokens 0 for the pool without post-training"
-    convention = members.convention
-    if convention.architecture != "topk" or (entry.variant or "").endswith("archetypal"):
+    known = {name: value for name in ("batch", "lr") if (value := getattr(entry, name)) is not None}
+    try:
+        return recipe_of(members, entry.recipe, tokens, variant=entry.variant, **known)
+    except ValueError as error:
         raise ValueError(
-            f"ensemble {entry.name} is {entry.variant or convention.architecture}, and post-training knows topk alone, whose "
-            f"settings the study keeps; {alone}"
-        )
-    plain = replace(convention, k=1, rescale_by_decoder_norm=False)
-    if plain != Convention("topk", k=1):
-        raise ValueError(f"ensemble {entry.name} is used as {convention}, which training does not know; {alone}")
-    norms = members.W_dec.detach().norm(dim=-1)
-    if not convention.rescale_by_decoder_norm and not bool((norms - 1).abs().max() < 1e-3):
-        raise ValueError(
-            f"decoder rows of ensemble {entry.name} have norms from {norms.min():.4g} to {norms.max():.4g}, and training keeps "
-            f"them at 1; {alone}"
-        )
-    return TrainConfig(d_sae=members.d_sae, k=members.k, seeds=(0,), n_tokens=tokens, **known)
+            f"ensemble {entry.name} cannot be trained on: {error}; pass --tokens 0 for the pool without post-training"
+        ) from None
+
+
+def _made_from(
+    plan: catalogue.Study, entry: catalogue.Ensemble, asked: Asked, config: TrainConfig | None, theta: float
+) -> str:
+    """16 hex digits over all that a pool depends on, but the content of files that are named."""
+    tokens = plan.tokens and asdict(plan.tokens)
+    content = [FORMAT_VERSION, members_of(entry), theta, config and as_parameters(config), entry.train_tokens, entry.recipe,
+               asked.texts, asked.loss_tokens, plan.model, tokens, entry.hookpoint]  # fmt: skip
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _evenly(rows) -> np.ndarray:
@@ -183,7 +214,7 @@ def _evenly(rows) -> np.ndarray:
 
 def _splice(
     bench: Bench,
-    place: Place,
+    spot: Place,
     entry: catalogue.Ensemble,
     asked: Asked,
     config: TrainConfig | None,
@@ -200,7 +231,7 @@ def _splice(
             f"ask for them with --loss-tokens {n_tokens}"
         )
         return None
-    return Splice(bench.model, bench.loss_tokens(n_tokens, place.tokens.left_out), entry.hookpoint)
+    return Splice(bench.model, bench.loss_tokens(n_tokens, spot.tokens.left_out), entry.hookpoint)
 
 
 def _texts(
@@ -270,7 +301,9 @@ def _fresh(
         )
         return {}
     seeds = tuple(max(entry.seeds) + 1 + i for i in range(N_FRESH))
-    recipe = replace(config, seeds=seeds, n_tokens=max(entry.train_tokens, config.batch))
+    length = max(entry.train_tokens, config.batch)
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in (entry.recipe or {}).items()}
+    recipe = TrainConfig(**as_parameters(config) | own | {"seeds": seeds, "n_tokens": length})
     told["fresh"] = as_parameters(recipe)
     with progress.stage(f"{entry.name}: fresh seeds", "tokens") as report:
         fresh = train_ensemble(
@@ -322,7 +355,9 @@ def _point(members: list[SAE], found: list[tuple[Measured, float | None]], theta
         "ev": [float(each.ev[0]) for each in measured],
         "l0": [float(each.l0[0]) for each in measured],
         "dead": [float(each.dead[0]) for each in measured],
+        "n_living": [int((each.n_active[0] > 0).sum()) for each in measured],
         "loss": [loss for _, loss in found] if found[0][1] is not None else None,
+        "shares": [both.forward, both.backward] if both and np.isfinite([both.forward, both.backward]).all() else None,
         "shared": both and _number(both.shared),
         "mmcs": both and _number(both.mmcs),
     }
@@ -358,8 +393,10 @@ def _told(
         remarks.append(
             f"{whole.sae.d_sae:,} unique features: the pool is narrower than its members ({members.d_sae:,})"
         )
-    if config:
+    if config and entry.recipe is None:
         remarks.append("recipe settings that the study does not keep have their defaults")
+    if config and "group_fracs" in config.uses:
+        remarks.append("features that most members hold stand first, and so in the inner groups of training on")
     return {
         "format": FORMAT, "version": FORMAT_VERSION, "study": plan.name, "ensemble": entry.name, "theta": theta,
         "members": [{"seed": member.seed, "digest": member.digest} for member in entry.members],
@@ -378,7 +415,7 @@ def _write(folder: Path, told: dict[str, Any], saved: SAE, metadata: dict[str, A
     former = folder.with_name(f".{folder.name}-former.tmp")
     shutil.rmtree(former, ignore_errors=True)
     with staged(folder) as unfinished:
-        saelens.save(saved, unfinished / "sae", metadata)
+        saelens.save(saved, unfinished / SAE_FOLDER, metadata)
         (unfinished / RECORD).write_text(json.dumps(told, indent=1, allow_nan=False))
         if folder.exists():
             folder.replace(former)

@@ -3,11 +3,11 @@
 Controls see the same extra tokens: single members, fresh seeds, and random features of the members that a pool was made from.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,12 @@ from engine.match import dictionaries, match_pair
 from engine.pool import Pool, pool, taken_from
 from engine.sae import SAE, assemble
 from engine.stability import THETA, is_match
-from engine.train import train_ensemble
+from engine.train import UNIT, train_ensemble
 from engine.training.stream import Rows
+from engine.training.variants import RECIPES
 
+# Settings of where members begin and in which space: training on begins at weights for raw activations.
+BEGINNING = ("start", "preprocessing", "centroids")
 FRACTIONS = (0.25, 0.5, 1.0, 2.0)  # of the length that is asked for; 0 is always there
 Report = Callable[[int, int], None]
 
@@ -31,6 +34,8 @@ class Agreement(NamedTuple):
 
     shared: float  # share of features with a partner at theta in the other
     mmcs: float  # mean of the largest cosines
+    forward: float  # share of the first one's alone
+    backward: float
 
 
 def halves(n_members: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -80,6 +85,39 @@ def two_pools(
     return made[0], made[1]
 
 
+def recipe_of(
+    members: SAE, kept: Mapping[str, Any] | None, n_tokens: int, *, variant: str | None = None, **known: Any
+) -> TrainConfig:
+    """The members' own recipe for `n_tokens` more, as far as it was `kept` (fields of TrainConfig); the rest has its default.
+
+    Where nothing was kept, `variant` is what the ensemble is called and `known` what is known beside it. All that is trained
+    on sees one stream. Raises ValueError, with the reason alone, where training on would make something else of the members.
+    """
+    convention = replace(members.convention, rescale_by_decoder_norm=False)
+    named = (kept or {}).get("variant") or variant or convention.architecture
+    if named.endswith("archetypal"):
+        raise ValueError(
+            f"it is {named}: rows are made of their own member's centroids, and a pool has rows of several"
+        )
+    if kept is None and named != "topk":
+        raise ValueError(
+            f"it is {named} and how it was trained is not known, and what its sparsity weighs decides what training does"
+        )
+    taken = {field.name for field in fields(TrainConfig)} - {"d_sae", "seeds", "n_tokens", "data_order", *BEGINNING}
+    held = {name: value for name, value in (known if kept is None else kept).items() if name in taken}
+    held = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
+    held |= {"k": members.k} if convention.architecture == "topk" else {}
+    config = TrainConfig(d_sae=members.d_sae, seeds=(0,), n_tokens=n_tokens, **held)
+    if convention != (trained := RECIPES[config.variant].convention(config)):
+        raise ValueError(f"it is used as {members.convention}, and training makes {trained}")
+    norms = members.W_dec.detach().norm(dim=-1)
+    if not members.convention.rescale_by_decoder_norm and not bool((norms - 1).abs().max() < UNIT):
+        raise ValueError(
+            f"its decoder rows have norms from {norms.min():.4g} to {norms.max():.4g}, and training keeps 1"
+        )
+    return config
+
+
 def with_unit_rows(sae: SAE) -> SAE:
     """The same function with decoder rows of norm 1, as training keeps them.
 
@@ -107,7 +145,7 @@ def train_on(
 ) -> list[SAE]:
     """Train SAEs of one member each further on the same rows by the recipe; equally wide ones in lockstep.
 
-    `config` says how long and how; its seeds, d_sae and k are the members'. The given SAEs stay as they are.
+    `config` says how long and how; its seeds and d_sae are the members'. The given SAEs stay as they are.
     """
     begun = [with_unit_rows(each) for each in members]
     result: list[SAE | None] = [None] * len(begun)
@@ -124,7 +162,7 @@ def train_on(
             report(behind + n * done, total)
 
         trained = train_ensemble(
-            rows, replace(config, d_sae=width, k=chosen[0].k, seeds=start.seeds), device=device, start=start, report=told,
+            rows, replace(config, d_sae=width, seeds=start.seeds), device=device, start=start, report=told,
             checkpoints=checkpoints and checkpoints / f"width-{width}",
         )  # fmt: skip
         for member, place in enumerate(places):
@@ -140,9 +178,12 @@ def agreement(
     mine, theirs = dictionaries(a)[0], dictionaries(b)[0]
     forward, backward, _ = match_pair(mine, theirs, assign=False)
     cosines = np.concatenate([forward.cosine[live[0]], backward.cosine[live[1]]])
-    if not len(cosines):
-        return Agreement(float("nan"), float("nan"))
-    return Agreement(float(is_match(cosines, theta).mean()), float(cosines.mean(dtype=np.float64)))
+    shared = [_mean(is_match(each, theta)) for each in (cosines, *np.split(cosines, [int(live[0].sum())]))]
+    return Agreement(shared[0], _mean(cosines), *shared[1:])
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean(dtype=np.float64)) if len(values) else float("nan")
 
 
 def agreement_of(members: list[SAE], found: list[Measured], *, theta: float = THETA) -> Agreement | None:

@@ -20,6 +20,7 @@ from engine.logits import Logits
 from engine.loss import Losses, MaskedLoss
 from engine.match import NULL_KINDS, Chance, Matches
 from engine.parts import VERSION, Part, Parts
+from engine.pooled import add_pool, current
 from engine.rows import add_ablation, add_explanations, add_member, add_null, add_pairs, add_row, dead_features
 from engine.schema import ANALYSES, SCHEMA_VERSION, Document, Ensemble, Study, Token, TokenWindow
 from engine.spans import ANALYSIS as SUBSPACES
@@ -108,6 +109,7 @@ class _Found:
         )
         self.trajectory = parts.find(TRAJECTORY, **tokens, theta=plan.theta)
         self.explanations += explanations(parts, saes=saes, origin=IMPORTED)
+        self.pool = current(study, plan, ensemble, evaluation)
 
     @property
     def computed(self) -> list[str]:
@@ -192,6 +194,7 @@ def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: 
     spans = add_spans(writer, name, found.subspaces)
     folder = study / ensemble.folder
     add_trajectory(writer, name, seeds, read_trace(folder), kept(folder, seeds), found.trajectory)
+    add_pool(writer, found.pool)
     if made:
         add_truth(writer, study, plan, ensemble, made, members, np.stack(cosines), np.stack(dead))
     row = Ensemble(

@@ -18,6 +18,7 @@ from engine.export.opened import sae_file
 from engine.export.parquet import CONTEXTS, CURVE_TABLES, CURVES, FEATURES, MATCHES, PLAIN
 from engine.export.staged import staged
 from engine.match import Matches, rule_cosine
+from engine.pooled import FOLDER as POOLS
 from engine.progress import Report
 from engine.schema import RULE_COLUMN
 from engine.store import Writer
@@ -49,7 +50,7 @@ def restore(folder: Path, root: Path, study: str | None = None, *, report: Repor
     manifest.check_files(folder, told)
     with staged(target) as unfinished:
         for file in told.files:
-            if file.endswith(".safetensors"):
+            if file.endswith(".safetensors") or file.startswith(f"{POOLS}/"):
                 (unfinished / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / file, unfinished / file)
         if plan := catalogue.read(folder) if catalogue.FILE in told.files else None:

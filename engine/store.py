@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from engine import schema, truth
+from engine import pool_tables, schema, truth
 from engine.files import write_whole
 from engine.stability import count_on_grid
 
@@ -30,7 +30,7 @@ _DOUBLE = {(schema.Ensemble, "lr"), (schema.Ensemble, "theta"), (schema.Ensemble
            (schema.Member, "loss_own"), (schema.Member, "loss_spliced"), (schema.Member, "loss_zero"),
            (schema.Ablation, "loss"), (schema.Ablation, "loss_sd"), (schema.Pair, "mean_cosine"), (schema.Pair, "gap"),
            (truth.Synthetic, "rate_free"), (truth.Synthetic, "rate_low"), (truth.TrueFeature, "rate"),
-           (truth.PhaseCell, "rate_low")}  # fmt: skip
+           (truth.PhaseCell, "rate_low"), (pool_tables.FeaturePool, "theta"), (pool_tables.PooledFeature, "density")}  # fmt: skip
 
 
 class Writer:

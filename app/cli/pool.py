@@ -44,7 +44,9 @@ def pool(
     loss_tokens: Annotated[
         int | None, typer.Option(min=0, help="Measure losses on this many tokens; 0: not.", show_default="4096")
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of a pool that is there.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of a pool of other members or settings.")
+    ] = False,
     device: Device = Compute.auto,
     root: Root = None,
     quiet: Quiet = False,
@@ -52,6 +54,7 @@ def pool(
     """Pool the unique features of an ensemble's seeds into one SAE that SAELens loads, and say what training it on does.
 
     Pools of two disjoint halves of the seeds show its stability, controls trained on the same tokens what it is worth.
+    Without --out the study keeps it and its page shows it; what is there already is not made again.
 
     Example: seedscope pool pystdlib topk-512 --out pooled
     """
@@ -60,16 +63,23 @@ def pool(
 
     root = root or default_root()
     with refusals():
-        planned(root, study)
-        folder = (out or root / study / "pool" / ensemble).absolute()
-        if not (out is None or folder.parent.is_dir()):
-            raise Stop(f"found no folder {folder.parent} to make {folder.name} in; create it first")
-        with only_writer(root / study):
-            from engine.pooling import Asked, pool_ensemble
+        theta_of_study = planned(root, study).theta
+        if out is not None and not out.absolute().parent.is_dir():
+            raise Stop(f"found no folder {out.absolute().parent} to make {out.name} in; create it first")
+        from engine.pooling import Asked, pool_ensemble, pool_study
 
-            asked = Asked(tokens, tuple(text or ()), theta, loss_tokens, device.value, replace)
-            told = pool_ensemble(root / study, ensemble, folder, asked, progress=Progress(quiet=quiet))
+        asked = Asked(tokens, tuple(text or ()), theta, loss_tokens, device.value, replace)
+        progress = Progress(quiet=quiet)
+        if out is None:
+            folder = (root / study / "pool" / ensemble).absolute()
+            told = pool_study(root / study, ensemble, asked, progress=progress)
+        else:
+            folder = out.absolute()
+            with only_writer(root / study):
+                told = pool_ensemble(root / study, ensemble, folder, asked, progress=progress)
     _tell(told)
+    if out is None and told["theta"] != theta_of_study:
+        print(f"θ is not the study's {theta_of_study:g}: its pages do not show this pool")
     print(f"{folder / 'sae'}: load it with SAELens, or add it to a study with: seedscope import")
 
 

@@ -5,6 +5,7 @@ from app.figures.buckets import ablation, density_by_bucket
 from app.figures.drawing import Figure
 from app.figures.masking import CURVES, EV, LOSS, CurvePoint, Level, masking_curves
 from app.figures.members import pair_histogram, seed_matrix
+from app.figures.pools import POOL_KINDS, Band, PoolAt, PoolMeasure, holders_figure, pool_figure
 from app.figures.predictability import Told, prediction_dots
 from app.figures.pursuit import Residual, pursuit_residual
 from app.figures.scatter import Cells, Cloud, Dots, metric_scatter
@@ -17,10 +18,11 @@ from app.figures.tradeoff import TradeOff, trade_off
 from app.figures.truth import MARKS, Axis, Spot, Square, found_by_members, latents_in_span, phase_map
 
 __all__ = [
-    "CURVES", "EV", "LOSS", "MARKS", "Around", "Axis", "CapturedCurve", "Cells", "Cloud", "CurvePoint", "Dots",
-    "Figure", "Level", "Points", "Residual", "ScoreCurve", "Spot", "Square", "Told", "TradeOff", "ablation",
-    "angle_matrix", "captured_figure", "convergence", "density_by_bucket", "direction_map", "energy_matrix",
-    "found_by_members", "latents_in_span", "masking_curves", "metric_scatter", "overlap_matrix", "pair_histogram",
-    "phase_map", "prediction_dots", "pursuit_residual", "score_by_stability", "seed_matrix", "span_spectrum",
-    "stability_cdf", "stability_distribution", "theta_sweep", "trade_off",
+    "CURVES", "EV", "LOSS", "MARKS", "POOL_KINDS", "Around", "Axis", "Band", "CapturedCurve", "Cells", "Cloud",
+    "CurvePoint", "Dots", "Figure", "Level", "Points", "PoolAt", "PoolMeasure", "Residual", "ScoreCurve", "Spot",
+    "Square", "Told", "TradeOff", "ablation", "angle_matrix", "captured_figure", "convergence", "density_by_bucket",
+    "direction_map", "energy_matrix", "found_by_members", "holders_figure", "latents_in_span", "masking_curves",
+    "metric_scatter", "overlap_matrix", "pair_histogram", "phase_map", "pool_figure", "prediction_dots",
+    "pursuit_residual", "score_by_stability", "seed_matrix", "span_spectrum", "stability_cdf",
+    "stability_distribution", "theta_sweep", "trade_off",
 ]  # fmt: skip

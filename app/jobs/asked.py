@@ -11,6 +11,7 @@ from engine import demo
 from engine.llm import MODEL, URL
 from engine.schema import ANALYSES, StageProgress, name_problem
 
+MOST_POOLED = 100_000_000  # tokens that a pool is trained on
 MOST_EXPLAINED = 100_000  # features of each ensemble, by a language model
 
 
@@ -85,6 +86,7 @@ class Kind:
     parameters: dict[
         str, Callable[[str], str]
     ]  # {name: the value as the command takes it}; ValueError says what it takes
+    places: tuple[str, ...] = ()  # parameters that stand behind the study, without a name; they must be given
     words: tuple[str, ...] = ()  # what the command line says instead of the study's name and the device
     study: str | None = None  # the only one that it is for
     added: tuple[str, ...] = ()  # what the command line says besides
@@ -112,13 +114,19 @@ def _one_of(*names: str) -> Callable[[str], str]:
     return check
 
 
-def _count(most: int) -> Callable[[str], str]:
+def _count(most: int, *, least: int = 1) -> Callable[[str], str]:
     def check(given: str) -> str:
-        if not re.fullmatch(r"[0-9]{1,12}", given) or not 1 <= int(given) <= most:
-            raise ValueError(f"a whole number from 1 to {most}")
+        if not re.fullmatch(r"[0-9]{1,12}", given) or not least <= int(given) <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
         return str(int(given))
 
     return check
+
+
+def _name(given: str) -> str:
+    if problem := name_problem(given):
+        raise ValueError(problem.removeprefix("expected "))
+    return given
 
 
 def language_model(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -152,6 +160,11 @@ KINDS = {
         added=("--yes",),
         problem=_explaining_problem,
     ),
+    "pool": Kind(
+        {"ensemble": _name, "tokens": _count(MOST_POOLED, least=0), "loss_tokens": _count(2**20, least=0)},
+        places=("ensemble",),
+        added=("--replace",),  # of another pool, whose results nobody sees any more
+    ),
 }
 
 
@@ -173,6 +186,8 @@ def checked(kind: str, study: str, given: dict[str, str]) -> dict[str, str]:
                 found[name] = check(value)
             except ValueError as error:
                 raise JobRefusedError(name, repr(value), str(error)) from None
+    if lacks := [name for name in KINDS[kind].places if name not in found]:
+        raise JobRefusedError(lacks[0], "not given", f"a name: {kind} is of one {lacks[0]}")
     return found
 
 
@@ -186,5 +201,7 @@ def words(job: Job) -> list[str]:
     """What stands behind `seedscope` on a command line."""
     if fixed := KINDS[job.kind].words:
         return [job.kind, *fixed]
-    options = [word for name, value in job.parameters.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return [job.kind, job.study, *options, *KINDS[job.kind].added]
+    places = KINDS[job.kind].places
+    named = {name: value for name, value in job.parameters.items() if name not in places}
+    options = [word for name, value in named.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return [job.kind, job.study, *(job.parameters[name] for name in places), *options, *KINDS[job.kind].added]

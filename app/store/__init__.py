@@ -3,8 +3,9 @@
 from app.store.compare import METRICS, Comparison, Scatter
 from app.store.errors import BadValue, NotFound
 from app.store.explanations import SCORE_KINDS, Agreement, ScoredContext, Scores, Told
-from app.store.missing import NO_MODEL, Missing, missing
+from app.store.missing import NO_MODEL, Missing, missing, pool_missing
 from app.store.pairs import PairRows, Pairs
+from app.store.pools import Pools
 from app.store.scores import BucketScores, ScorePoint, by_bucket, by_stability
 from app.store.sets import FeatureSets, alike_in_density, feature_sets
 from app.store.studies import Studies, analysis_of
@@ -17,7 +18,7 @@ from app.store.vocabulary import Contrast, WordLine
 __all__ = [
     "METRICS", "NO_MODEL", "SCORE_KINDS", "SORTS", "TRUTH_TABLES", "Agreement", "BadValue", "BucketScores",
     "Comparison", "Contrast", "FeatureQuery", "FeatureRow", "FeatureSets", "FeatureTable", "Missing", "NotFound",
-    "PairRows", "Pairs", "Place", "Sample", "Scatter", "ScorePoint", "ScoredContext", "Scores", "Studies", "StudyStore",
+    "PairRows", "Pairs", "Place", "Pools", "Sample", "Scatter", "ScorePoint", "ScoredContext", "Scores", "Studies", "StudyStore",
     "Told", "Truth", "WordLine", "alike_in_density", "analysis_of", "by_bucket", "by_stability", "feature_sets",
-    "missing",
+    "missing", "pool_missing",
 ]  # fmt: skip

@@ -94,3 +94,31 @@ def missing(
             else Missing(TRAJECTORY, alone if snapshots else why, None)
         )
     return found
+
+
+def pool_missing(study: schema.Study, ensemble: schema.Ensemble) -> list[Missing]:
+    """What adds an ensemble's feature pool: trained on where its recipe and text to train on are known here, or alone."""
+    pool = "feature pool: the unique features of all members as one SAE, trained on beside its controls"
+    alone = "the pool without training on: which features it has and where they come from"
+    if ensemble.n_members < 2:
+        return [Missing(pool, "an ensemble of one member has nothing to pool", None)]
+    if ensemble.variant == "groupmax":
+        return [Missing(pool, "groupmax means nothing outside its groups of features, so none can be taken out", None)]
+    command = f"seedscope pool {study.study} {ensemble.ensemble}"
+    job = {"kind": "pool", "study": study.study, "ensemble": ensemble.ensemble}
+    whole = Missing(pool, "not computed yet", command, job)
+    bare = Missing(alone, "not computed yet", f"{command} --tokens 0", job | {"tokens": "0"})
+    if ensemble.variant.endswith("archetypal"):
+        kind = (
+            f"{ensemble.variant} rows are made of their own member’s centroids, so a pool of several is not trained on"
+        )
+        return [Missing(pool, kind, None), bare]
+    if ensemble.recipe is None and ensemble.origin == "imported":
+        if ensemble.variant != "topk":
+            why = f"how these {ensemble.variant} SAEs were trained is not known, and what weighs their sparsity decides it"
+            return [Missing(pool, why, None), bare]
+        if study.model is None:
+            return [Missing(pool, "the study has no model whose activations it could be trained on", None), bare]
+        why = "only you know text that the SAEs are not measured on"
+        return [Missing(pool, why, f"{command} --text FILES"), bare]
+    return [whole]

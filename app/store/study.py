@@ -16,6 +16,7 @@ from app.store.errors import BadValue, NotFound
 from app.store.explanations import Explanations
 from app.store.missing import Missing, missing
 from app.store.pairs import Pairs
+from app.store.pools import Pools
 from app.store.table import FeatureQuery, FeatureTable
 from app.store.trajectory import Trajectories
 from app.store.truth import Truth
@@ -58,6 +59,7 @@ class StudyStore:
         self.sample = lru_cache(8)(self._sample)
         self.comparisons = Comparisons(self)
         self.maps = Maps(self)
+        self.pools = Pools(self)
         self.explanations = Explanations(self)
         self.vocabulary = Vocabulary(self)
         self.trajectories = Trajectories(self)

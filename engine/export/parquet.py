@@ -2,8 +2,8 @@
 
 `features.parquet` has a row per feature with the names of the pages' JSON, `matches.parquet` one per comparison, both in
 row groups of the same features; `curves.parquet` what was measured under masks (kind `ablation`), of spans (kind `subspace`)
-and of members along their training (kind `trajectory`), `contexts.parquet` the token windows. The other tables are those of
-the contract. Everything streams.
+of members along their training (kind `trajectory`) and of feature pools (kind `pool`), `contexts.parquet` the token windows;
+`pool/` holds the pools as SAELens loads them. The other tables are those of the contract. Everything streams.
 """
 
 import shutil
@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine import catalogue, schema
+from engine import catalogue, pool_tables, schema
 from engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns
-from engine.export.opened import Opened, Part
+from engine.export.opened import Opened, Part, inside
+from engine.pooled import place, read
 from engine.progress import Report
 from engine.synthetic import plan as synthetic
 
@@ -30,6 +31,7 @@ CURVE_TABLES = {
     "ablation": schema.Ablation,
     "subspace": schema.SpanCurve,
     "trajectory": schema.training_tables.AgreementPoint,
+    "pool": pool_tables.PoolPoint,
 }
 # Tables that are written as the contract has them.
 PLAIN = {
@@ -54,6 +56,8 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         shutil.copyfile(study.folder / catalogue.FILE, folder / catalogue.FILE)
         if (study.folder / synthetic.FILE).is_file():
             shutil.copyfile(study.folder / synthetic.FILE, folder / synthetic.FILE)
+    for row in study.store.rows(pool_tables.FeaturePool):
+        _copy_pool(study, row, folder)
     with _Files(folder) as files:
         by_member = [table for table in PLAIN if {"ensemble", "seed"} <= set(schema.columns(table))]
         for table in PLAIN:
@@ -73,6 +77,18 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
             report(len(saes) + done + 1, total)
     named = {"model and tokens": "they are named, not copied"}
     return named | ({} if study.plan else {catalogue.FILE: "the study has none"})
+
+
+def _copy_pool(study: Opened, row: pool_tables.FeaturePool, folder: Path) -> None:
+    """A pool's folder as it is; raises ValueError where it is not the pool that the store tells of."""
+    held = place(study.folder, inside(row.ensemble).name)
+    told = read(held)
+    if told is None or told["digest"] != row.sae_digest:
+        raise ValueError(
+            f"{held} is not the pool that was published ({row.sae_digest}); publish what is there with: seedscope pool "
+            f"{study.folder.name} {row.ensemble} --replace"
+        )
+    shutil.copytree(held, place(folder, row.ensemble))
 
 
 def _curves(study: Opened) -> pa.Table:

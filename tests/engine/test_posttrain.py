@@ -7,12 +7,12 @@ import pytest
 import torch
 from golden import explained_variance, topk_codes, unit_rows
 
-from engine.config import TrainConfig
+from engine.config import TrainConfig, as_parameters
 from engine.convention import Convention
 from engine.encoded import measure
 from engine.initialization import geometric_median, random_start
 from engine.pool import pool
-from engine.posttrain import agreement, halves, lengths, starts, train_on, two_pools, with_unit_rows
+from engine.posttrain import agreement, halves, lengths, recipe_of, starts, train_on, two_pools, with_unit_rows
 from engine.sae import SAE
 from engine.train import train_ensemble
 
@@ -129,6 +129,9 @@ def test_agreement_asks_the_living_both_ways(members):
     found = agreement(members.only(0), members.only(1), live, theta=0.6)
     assert found.shared == pytest.approx((best >= 0.6).mean())
     assert found.mmcs == pytest.approx(best.mean(), abs=1e-6)
+    assert (found.forward, found.backward) == pytest.approx(
+        ((cosine.max(1)[live[0]] >= 0.6).mean(), (cosine.max(0)[live[1]] >= 0.6).mean())
+    )
     assert np.isnan(agreement(members.only(0), members.only(1), (live[0] & False, live[1] & False)).shared)
 
 
@@ -137,7 +140,38 @@ def test_an_sae_agrees_with_its_own_permutation(members):
     one = members.only(0)
     other = SAE(one.W_enc[:, :, order], one.b_enc[:, order], one.W_dec[:, order], one.b_dec, seeds=(0,), k=3)
     alive = np.ones(24, bool)
-    assert agreement(one, other, (alive, alive)) == pytest.approx((1.0, 1.0), abs=1e-6)
+    assert agreement(one, other, (alive, alive)) == pytest.approx((1.0,) * 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"])
+def test_a_pool_trained_on_by_its_members_own_recipe_keeps_or_raises_ev(rows, variant):
+    config = replace(CONFIG, variant=variant, group_fracs=(0.25, 0.25, 0.5), n_tokens=64 * 80, silent_after=640)
+    trained = train_ensemble(rows, config).requires_grad_(False)
+    kept = {
+        name: list(v) if isinstance(v, tuple) else v for name, v in as_parameters(config).items() if name != "seeds"
+    }
+    recipe = recipe_of(trained, kept, 64 * 40)
+    own = set(config.uses) - {"seeds", "n_tokens"}
+    assert {name: getattr(recipe, name) for name in own} == {name: getattr(config, name) for name in own}
+    made = pool(trained, density=measure(trained, rows).n_active / len(rows)).sae
+    before, after = (float(measure(each, rows).ev[0]) for each in (made, train_on([made], rows, recipe)[0]))
+    assert after >= before
+    assert after > float(measure(trained, rows).ev.mean()) - 0.03
+
+
+def test_a_recipe_that_was_not_kept_is_guessed_for_topk_alone_and_says_why_not(rows, members):
+    guessed = recipe_of(members, None, 640, variant="topk", lr=0.5, batch=32)
+    assert (guessed.k, guessed.d_sae, guessed.lr, guessed.batch, guessed.n_tokens) == (3, 24, 0.5, 32, 640)
+    assert guessed.silent_after == TrainConfig().silent_after
+    tensors = [getattr(members, name) for name in TENSORS]
+    relu = SAE(*tensors, seeds=members.seeds, convention=Convention("relu"))
+    with pytest.raises(ValueError, match="it is vanilla and how it was trained is not known"):
+        recipe_of(relu, None, 640, variant="vanilla")
+    with pytest.raises(ValueError, match=r"it is used as .*training makes"):
+        recipe_of(relu, {"variant": "topk", "k": 3}, 640)
+    for kept, variant in (({"variant": "relaxed-archetypal"}, None), (None, "archetypal")):
+        with pytest.raises(ValueError, match="rows are made of their own member's centroids"):
+            recipe_of(members, kept, 640, variant=variant)
 
 
 def test_halves_are_disjoint_and_equally_many():
