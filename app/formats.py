@@ -50,6 +50,27 @@ def moment(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
+def recipe_remark(anchor: int | None, n_comparisons: int, seed: int | None = None) -> str | None:
+    """What a stability means where one member's recipe is not the others': of a seed's features, or of all; else None."""
+    if anchor is None:
+        return None
+    if seed is None:
+        return (
+            f"Recipe differs: seed {anchor} is a public SAE, the {n_comparisons} others were trained here to compare it with, by "
+            f"another recipe, on other text and for another length. Of a feature of seed {anchor}, p counts comparisons of "
+            f"another recipe; of a comparison’s feature, one of the {n_comparisons} counts is the anchor."
+        )
+    if seed == anchor:
+        return (
+            f"Recipe differs: a feature of the anchor, a public SAE. p counts {n_comparisons} comparisons that were trained here "
+            "by another recipe, on other text and for another length: what none of them has may be missing for that alone."
+        )
+    return (
+        f"Recipe differs: this seed was trained here to compare seed {anchor} with, a public SAE of another recipe, text and "
+        f"length; that anchor is one of the {n_comparisons} that p counts."
+    )
+
+
 # Unicode's pictures of what cannot be seen.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from io import BytesIO
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ from app.formats import (
     per_mille,
     percent,
     points,
+    recipe_remark,
     shown_token,
     thousands,
 )
@@ -56,7 +57,7 @@ templates.filters |= {
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
     "energy_chart": energy_chart, "course": course,
-    "alpha_step": alpha_step, "architecture": architecture,
+    "alpha_step": alpha_step, "architecture": architecture, "recipe_remark": recipe_remark,
 }  # fmt: skip
 # Macros imported at the top of a child template are unknown when one of its blocks is rendered alone.
 templates.globals |= {
@@ -77,6 +78,7 @@ def respond(
     """Render a context dataclass: its `main` block for htmx, else the whole page."""
     values = {f.name: getattr(context, f.name) for f in fields(context)}
     embed = request.query_params.get("embed") == "true"
+    values |= {"differs": _differs(request)}
     # What other sites may frame holds nothing that starts work.
     values |= {"request": request, "embed": embed, "queue": None if embed else request.app.state.jobs}
     page = templates.get_template(template)
@@ -89,6 +91,23 @@ def respond(
     return HTMLResponse("".join(block(page.new_context(values))), status, headers)
 
 
+class Differs(NamedTuple):
+    """What every page of an ensemble says whose members were not all made by one recipe."""
+
+    remark: str
+    anchor: int
+    base: str  # the ensemble's address
+
+
+def _differs(request: Request) -> Differs | None:
+    """Of the ensemble that the request is about, as app.routes.query left it there; None where one recipe made all."""
+    row = getattr(request.state, "ensemble", None)
+    if row is None or row.anchor is None:
+        return None
+    base = f"/s/{request.path_params['study']}/{row.ensemble}"
+    return Differs(recipe_remark(row.anchor, row.n_comparisons), row.anchor, base)
+
+
 def retarget_to_page(response: Response) -> None:
     """Make htmx put an error where the whole page is instead of where its answer was due."""
     response.headers["HX-Retarget"] = "#main"
@@ -96,9 +115,14 @@ def retarget_to_page(response: Response) -> None:
     response.headers["HX-Reselect"] = "unset"
 
 
-def as_json(context: Any) -> JSONResponse:
-    """The same context as JSON; page furniture (fields whose name begins with `nav_` or `figure_`) is left out."""
+def as_json(context: Any, request: Request | None = None) -> JSONResponse:
+    """The same context as JSON; page furniture (fields whose name begins with `nav_` or `figure_`) is left out.
+
+    Where a member of the ensemble has another recipe than the others, `recipe_differs` says what numbers mean then.
+    """
     values = asdict(context) if is_dataclass(context) else context
+    if differs := request and _differs(request):
+        values = values | {"recipe_differs": differs.remark}
     shown = {k: v for k, v in values.items() if not k.startswith(("nav_", "figure_"))}
     return JSONResponse(shown, headers={"Cache-Control": "no-cache"})
 
@@ -116,8 +140,8 @@ def page(router: APIRouter, path: str, template: str, name: str) -> Callable[[Ca
     """Register a page and its `.json` twin; the decorated function computes their common context dataclass."""
 
     def register(handler: Callable) -> Callable:
-        def json_twin(context: Annotated[Any, Depends(handler)]) -> Response:
-            return as_json(context)
+        def json_twin(request: Request, context: Annotated[Any, Depends(handler)]) -> Response:
+            return as_json(context, request)
 
         def html(request: Request, context: Annotated[Any, Depends(handler)]) -> HTMLResponse:
             status, push = getattr(context, "nav_status", 200), getattr(context, "nav_push", None)

@@ -62,12 +62,12 @@ def enrol(
     members.sort(key=lambda member: member.seed or 0)
     remarks = []
     named = members[0].source.get("hookpoint")
-    if hookpoint and named and not _same_place(hookpoint, named):
+    if hookpoint and named and not same_place(hookpoint, named):
         told = f"hook point {hookpoint} was given, {members[0].source['path']} says {named}"
         if not force:
             raise ValueError(f"{told}; leave --hookpoint out, or give --force to go on and have it remembered")
         remarks.append(f"forced: {told}")
-    kept = [_described(member) for member in members]
+    kept = [described(member) for member in members]
     _refuse_copies(kept)
     start, evidence = _start(members, shared_start)
     remarks += evidence
@@ -76,7 +76,7 @@ def enrol(
     with _unfinished(folder / "sae" / f".{ensemble}-unfinished") as unfinished:
         for done, member in enumerate(members):
             told = {key: member.source[key] for key in ("model", "hookpoint") if key in member.source}
-            _whole(member).save(unfinished, provenance=told)
+            as_sae(member).save(unfinished, provenance=told)
             report(done + 1, len(members))
         target.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target / name, ignore_errors=True)  # the same SAEs again: mended, whatever became of their files
@@ -110,20 +110,20 @@ def _unfinished(folder: Path):
             folder.parent.parent.rmdir()
 
 
-def _whole(member: Imported) -> sae.SAE:
+def as_sae(member: Imported) -> sae.SAE:
     """One SAE in our own form."""
     return sae.assemble(
         {name: tensor[None] for name, tensor in member.tensors.items()}, member.convention, (member.seed,)
     )
 
 
-def _described(member: Imported) -> catalogue.Member:
+def described(member: Imported) -> catalogue.Member:
     """What the catalogue says of an SAE; its digest covers tensors and convention, not the file."""
     source = member.source
     trained_on = [source[name] for name in ("model", "hookpoint") if name in source]
     return catalogue.Member(
         seed=member.seed,
-        digest=_whole(member).digest(0),
+        digest=as_sae(member).digest(0),
         source=source["path"],
         library=member.library,
         trained_on=" at ".join(trained_on) or None,
@@ -136,7 +136,7 @@ def _agreed(values) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _same_place(given: str, named: str) -> bool:
+def same_place(given: str, named: str) -> bool:
     """Whether the hook point given can be the one that the files name, each in the spelling of its library."""
     if given == named or given.endswith("." + named) or named.endswith("." + given):
         return True

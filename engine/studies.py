@@ -18,6 +18,7 @@ import numpy as np
 from engine import catalogue, demo
 from engine.activations import LanguageModel, load_model
 from engine.analyse import analyse
+from engine.anchoring import anchor_ensemble
 from engine.config import StudyConfig, as_parameters
 from engine.enrol import enrol
 from engine.files import only_writer
@@ -27,7 +28,7 @@ from engine.progress import Progress
 from engine.publish import publish
 from engine.schema import ANALYSES
 from engine.sources import Document, documents, split
-from engine.studyfile import ImportPlan, StudyFile, TrainPlan
+from engine.studyfile import AnchorPlan, ImportPlan, StudyFile, TrainPlan
 from engine.synthetic import plan as synthetic
 from engine.synthetic.generator import TRAINING
 from engine.synthetic.phase import draw_map
@@ -94,6 +95,10 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                 _import(root, file, wanted, progress)
                 continue
             model = model or load_model(file.model)
+            if isinstance(wanted, AnchorPlan):
+                found = _anchored(folder, file, wanted, model, device=device, progress=progress)
+                catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(found), folder)
+                continue
             made = partial(_train_as_asked, folder, file, wanted, device=device, progress=progress)
             for trained in _with_control(made, wanted.name, model, control=file.control is not None):
                 catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
@@ -124,6 +129,16 @@ def _train_as_asked(
 ) -> catalogue.Ensemble:
     hookpoint, texts = wanted.hookpoint or file.hookpoint, _training_texts(file)
     return train(folder, name, wanted.config, hookpoint, model, texts, file.tokens.n_ctx, progress, device=device)
+
+
+def _anchored(
+    folder: Path, file: StudyFile, wanted: AnchorPlan, model: LanguageModel, *, device: str, progress: Progress
+) -> catalogue.Ensemble:
+    """An SAE with comparisons trained for it; no control, for it was trained on this model's weights."""
+    return anchor_ensemble(
+        folder, wanted.name, wanted.path, wanted.hookpoint or file.hookpoint, model, _training_texts(file), file.tokens.n_ctx,
+        progress, settings=wanted.settings, format=wanted.format, force=wanted.force, device=device,
+    )  # fmt: skip
 
 
 def run_synthetic(

@@ -1,5 +1,6 @@
 """A study file, `study.toml`: everything that a study is to consist of, checked as a whole before any work begins."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -44,6 +45,18 @@ class TrainPlan:
 
 
 @dataclass(frozen=True)
+class AnchorPlan:
+    """One SAE, and the comparisons that are to be trained for it."""
+
+    name: str
+    hookpoint: str | None  # None: the study file's, else the one that the SAE's files name
+    path: Path
+    settings: dict[str, Any]  # fields of TrainConfig; width, variant and sparsity are the SAE's
+    format: str = "auto"
+    force: bool = False
+
+
+@dataclass(frozen=True)
 class StudyFile:
     """What a study file asks for; local paths are absolute."""
 
@@ -54,7 +67,7 @@ class StudyFile:
     hookpoint: str | None  # of ensembles that name none
     tokens: catalogue.Tokens | None  # of the evaluation
     train_source: tuple[str, ...]  # of training: all of it, or its train part where tokens.part is held-out
-    ensembles: tuple[ImportPlan | TrainPlan, ...]
+    ensembles: tuple[ImportPlan | TrainPlan | AnchorPlan, ...]
     control: str | None = None  # random-weights: what is trained is trained on the re-initialised model as well
     analyses: tuple[str, ...] | None = None  # that are computed; None: all
 
@@ -87,7 +100,9 @@ def read(path: Path) -> StudyFile:
         study = _study(top)
         tables = top.tables("ensemble")
         model, hookpoint, has_hookpoint = _model(top, folder)
-        tokens, train_source = _tokens(top, folder, trains=any("train" in table for table in tables))
+        tokens, train_source = _tokens(
+            top, folder, trains=any("train" in table or "anchor" in table for table in tables)
+        )
         given = _Given(folder, [f"[{key}]" for key in ("model", "tokens") if key not in top], has_hookpoint)
         ensembles = _ensembles(top, tables, given)
     return StudyFile(
@@ -149,13 +164,13 @@ def _tokens(top: Table, folder: Path, *, trains: bool) -> tuple[catalogue.Tokens
     return tokens, tuple(source.values()) if trains else ()
 
 
-def _ensembles(top: Table, tables: list[Table], given: _Given) -> tuple[ImportPlan | TrainPlan, ...]:
+def _ensembles(top: Table, tables: list[Table], given: _Given) -> tuple[ImportPlan | TrainPlan | AnchorPlan, ...]:
     if "ensemble" not in top:
         top.wrong("ensemble", "is missing, expected at least one [[ensemble]] with a name and import or train")
     names: dict[str, int] = {}
-    plans: list[ImportPlan | TrainPlan] = []
+    plans: list[ImportPlan | TrainPlan | AnchorPlan] = []
     for table in tables:
-        for plan in _train_plans(table, given) if "train" in table else [_import_plan(table, given)]:
+        for plan in _plans(table, given):
             plans.append(plan)
             if plan.name in names:
                 key, told = ("sweep", f"makes {plan.name}") if "sweep" in table else ("name", f"= {shown(plan.name)}")
@@ -163,6 +178,13 @@ def _ensembles(top: Table, tables: list[Table], given: _Given) -> tuple[ImportPl
             elif plan.name:
                 names[plan.name] = table.line("name")
     return tuple(plans)
+
+
+def _plans(table: Table, given: _Given) -> Sequence[ImportPlan | TrainPlan | AnchorPlan]:
+    """What one [[ensemble]] asks for: several ensembles where it sweeps."""
+    if "anchor" in table:
+        return [_anchor_plan(table, given)]
+    return _train_plans(table, given) if "train" in table else [_import_plan(table, given)]
 
 
 def _import_plan(table: Table, given: _Given) -> ImportPlan:
@@ -234,6 +256,30 @@ def _swept(
     ]
 
 
+def _anchor_plan(table: Table, given: _Given) -> AnchorPlan:
+    with table.alone(_HOMES):
+        name, hookpoint = _head(table)
+        table.known("import", "sweep")
+        paths = table.take("anchor", paths_in(given.folder), (Path(),))
+        for key in ("import", "sweep"):
+            if key in table:
+                table.wrong(key, "stands beside anchor, expected one of them; make it two ensembles")
+        if len(paths) > 1:
+            table.wrong("anchor", f"names {len(paths)} SAEs, expected one; seeds of one recipe are brought with import")
+        format, force = table.take("format", values.one_of(FORMATS), "auto"), table.take("force", values.truth, False)
+        recipe = table.table("train") if "train" in table else None
+    if given.lacks:
+        table.wrong(
+            "anchor",
+            f"needs {' and '.join(given.lacks)} to train comparisons; expected both [model] and [tokens]; add them",
+        )
+    settings = {}
+    if recipe is not None:
+        with recipe.alone(_HOMES):
+            settings = recipes.of_comparisons(recipe)
+    return AnchorPlan(name, hookpoint, paths[0], settings, format, force)
+
+
 def _head(table: Table) -> tuple[str, str | None]:
     name = table.take("name", values.name, "", required="the ensemble's name in quotes")
     return name, table.take("hookpoint", values.hookpoint)
@@ -243,7 +289,7 @@ def _head(table: Table) -> tuple[str, str | None]:
 _HOMES = {
     **dict.fromkeys(("variant", *recipes.KEYS), "train = { } of an [[ensemble]]"),
     **dict.fromkeys(("source", "eval", "n_ctx", "bos", "outliers", "held_out"), "[tokens]"),
-    **dict.fromkeys(("import", "train", "sweep", "format", "shared_start", "force"), "an [[ensemble]]"),
+    **dict.fromkeys(("import", "train", "anchor", "sweep", "format", "shared_start", "force"), "an [[ensemble]]"),
     **dict.fromkeys(("theta", "epsilon", "control", "analyses"), "[study]"), "name": "[study] or an [[ensemble]]",
     "path": "[model]", "hookpoint": "[model] or an [[ensemble]]",
 }  # fmt: skip

@@ -131,6 +131,16 @@ def members(value: Any) -> tuple[int, ...]:
     return tuple(range(n)) if type(value) is int else found
 
 
+def comparisons(value: Any) -> tuple[int, ...]:
+    """The seeds of an anchor's comparisons, or how many; seed 0 is the anchor's."""
+    found = members(value)
+    if type(value) is int:
+        return tuple(seed + 1 for seed in found)
+    if 0 in found:
+        raise Unfit("expected seeds of at least 1: seed 0 is the anchor's")
+    return found
+
+
 def shares(value: Any) -> tuple[float, ...]:
     """Shares of a whole."""
     numbers = isinstance(value, list) and all(isinstance(each, int | float) and each is not True for each in value)

@@ -38,8 +38,24 @@ def train(
 ) -> catalogue.Ensemble:
     """Train an ensemble on a model's activations, or load it if exactly this one was trained before."""
     tokens = enough(tokenize(texts, model, n_ctx=n_ctx), config.n_tokens)
-    recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint], sort_keys=True)
-    made_from = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    return train_on(study, name, config, hookpoint, model, tokens, progress, device=device)
+
+
+def train_on(
+    study: Path,
+    name: str,
+    config: TrainConfig,
+    hookpoint: str,
+    model: LanguageModel,
+    tokens: TokenSet,
+    progress: Progress,
+    *,
+    beside: str | None = None,
+    device: str = "cpu",
+) -> catalogue.Ensemble:
+    """The same from tokens; `beside` names an SAE that will stand with the members, in a folder that no other one shares."""
+    made_of = [as_parameters(config), tokens.digest + model.digest, hookpoint, *([beside] if beside else [])]
+    made_from = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
     def rows() -> np.ndarray:
         place = hashlib.sha256(hookpoint.encode()).hexdigest()[:16]

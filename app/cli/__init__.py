@@ -2,7 +2,7 @@
 
 import sys
 
-from app.cli import explaining, pool, serving, studies, synthetic, tools  # noqa: F401  each registers its commands
+from app.cli import anchor, explaining, pool, serving, studies, synthetic, tools  # noqa: F401  each registers its commands
 from app.cli.options import DEBUG, Stop, app
 
 __all__ = ["app", "main"]

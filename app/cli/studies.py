@@ -111,7 +111,7 @@ def import_(
     from engine.progress import Progress
 
     root = writable(root or default_root())
-    progress, cut = Progress(quiet=quiet), _cut(eval_tokens, n_ctx, bos, outliers)
+    progress, cut = Progress(quiet=quiet), cut_as_told(eval_tokens, n_ctx, bos, outliers)
     if not path:
         _restore(study, Path(ensemble), root, progress)
         return
@@ -122,8 +122,9 @@ def import_(
 
             with progress.stage("importing", "SAEs") as report:
                 found = enrol(
-                    root, study, ensemble, path, format=format, seeds=_numbers(seeds), model=_whole(model), hookpoint=hookpoint,
-                    tokens=_tokens(tokens, cut), shared_start=shared_start.value if shared_start else None,
+                    root, study, ensemble, path, format=format, seeds=_numbers(seeds), model=whole_place(model),
+                    hookpoint=hookpoint, tokens=tokens_as_told(tokens, cut),
+                    shared_start=shared_start.value if shared_start else None,
                     force=force, replaced=replace_, report=report,
                 )  # fmt: skip
             plan = catalogue.read(root / study)
@@ -182,7 +183,7 @@ def analyze(
             from engine.analyse import analyse
             from engine.publish import publish
 
-            cut = _cut(eval_tokens, n_ctx, bos, outliers)
+            cut = cut_as_told(eval_tokens, n_ctx, bos, outliers)
             catalogue.write(_changed(plan, theta, epsilon, model, hookpoint, tokens, cut), folder)
             try:
                 analyse(
@@ -323,13 +324,15 @@ def _analyses(only: str | None) -> tuple[str, ...] | None:
     return tuple(name for name in ANALYSES if name in names)
 
 
-def _cut(n_eval: int | None, n_ctx: int | None, bos: "Counting | None", outliers: "Counting | None") -> dict[str, Any]:
+def cut_as_told(
+    n_eval: int | None, n_ctx: int | None, bos: "Counting | None", outliers: "Counting | None"
+) -> dict[str, Any]:
     """What was said of how the evaluation tokens are cut and counted."""
     said = {"n_eval": n_eval, "n_ctx": n_ctx, "bos": bos and bos.value, "outliers": outliers and outliers.value}
     return {name: value for name, value in said.items() if value is not None}
 
 
-def _tokens(source: list[str] | None, cut: dict[str, Any]) -> "Tokens | None":
+def tokens_as_told(source: list[str] | None, cut: dict[str, Any]) -> "Tokens | None":
     """The evaluation tokens as the catalogue keeps them: files by their whole path, named for the page as they were given."""
     from engine.catalogue import Tokens
 
@@ -342,7 +345,7 @@ def _tokens(source: list[str] | None, cut: dict[str, Any]) -> "Tokens | None":
     return Tokens(whole, **cut, remark=", ".join("/".join(Path(each).parts[-2:]) for each in source))
 
 
-def _whole(model: str | None) -> str | None:
+def whole_place(model: str | None) -> str | None:
     """A model's folder by its whole path, to be found from anywhere; a hub id as it is."""
     folder = Path(model or "").expanduser()
     return str(folder.absolute()) if model and folder.is_dir() else model
@@ -359,12 +362,12 @@ def _changed(plan, theta, epsilon, model, hookpoint, tokens, cut):
     before = plan.tokens
     if tokens and before:  # another text, cut as before
         cut = {name: getattr(before, name) for name in ("n_eval", "n_ctx", "bos", "outliers")} | cut
-    found = _tokens(tokens, cut) if tokens or not before else replace(before, **cut)
+    found = tokens_as_told(tokens, cut) if tokens or not before else replace(before, **cut)
     return replace(
         plan,
         theta=plan.theta if theta is None else theta,
         epsilon=plan.epsilon if epsilon is None else epsilon,
-        model=_whole(model) or plan.model,
+        model=whole_place(model) or plan.model,
         tokens=found,
         ensembles=tuple(replace(each, hookpoint=each.hookpoint or hookpoint) for each in plan.ensembles),
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from app import render
-from app.formats import percent
+from app.formats import percent, recipe_remark
 from app.routes.query import RULE_SAYS, EnsembleName, Filter, StudyName, open_feature
 from app.store import Agreement, FeatureQuery, Missing, Place, StudyStore, Told
 from app.store.spans import FeatureSubspace, feature_subspace
@@ -115,6 +115,9 @@ class FeaturePage:
     source: str | None
     trained_on: str | None
     remarks: list[str]
+    anchor: (
+        bool  # whether its member's recipe is not the others', as that of a public SAE among comparisons trained for it
+    )
     shared_start: str
     data_order: str
     stability: float
@@ -173,6 +176,7 @@ class FeaturePage:
     nav_permalink: str
     nav_rules: dict[str, str]
     nav_why: str
+    nav_differs: str | None  # what its stability means where one recipe did not make all members
 
 
 @render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}", "feature.html", "feature")
@@ -196,6 +200,7 @@ def feature(
     null_rate = store.null_rates(ensemble, filter.theta)
     shown_maxima = [max(x.activations) for c in comparisons for x in c.contexts or []]
     lacking = store.missing(ensemble)
+    differs = recipe_remark(row.anchor, row.n_comparisons, member.seed)
     return FeaturePage(
         study=study,
         ensemble=ensemble,
@@ -206,7 +211,8 @@ def feature(
         library=member.library,
         source=member.source,
         trained_on=member.trained_on,
-        remarks=member.remarks,
+        remarks=[*([differs] if differs else []), *member.remarks],
+        anchor=member.seed == row.anchor,
         shared_start=row.shared_start,
         data_order=row.data_order,
         stability=scored.p_hat,
@@ -274,6 +280,7 @@ def feature(
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_why=_undirected(found)
         or _why(scored.bucket, n_matched, len(comparisons), filter, scored.p_stable, scored.p_unstable, null_rate),
+        nav_differs=differs,
     )
 
 

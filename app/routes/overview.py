@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query, Request
 from app import figures, render
 from app.formats import percent
 from app.routes.query import RULE_SAYS, EnsembleName, Judgement, StudyName, judged_shares, open_judged
-from app.store import Missing, Sample, StudyStore
+from app.store import Ceiling, Missing, Sample, StudyStore
+from app.store import ceiling as find_ceiling
 from engine import schema
 from engine.schema import N_THETAS
 from engine.stability import (
@@ -67,6 +68,7 @@ class EnsemblePage:
     p_stable_at_all: float
     masked_ev: dict[str, float] | None
     masked_n: float | None
+    ceiling: Ceiling | None  # of an ensemble with an anchor
     sentence: str
     stable_from: int
     unstable_to: int
@@ -114,6 +116,7 @@ def ensemble(
         p_stable_at_all=score(row.n_comparisons, row.n_comparisons, epsilon=epsilon).p_stable,
         masked_ev=masked_ev if store.has(ensemble, "ablate") else None,
         masked_n=_masked_n(masked) if store.has(ensemble, "ablate") else None,
+        ceiling=find_ceiling(store, judgement.query(ensemble)),
         sentence=_sentence(buckets, row, masked_ev, at, epsilon, activity=store.has(ensemble, "activity")),
         stable_from=bounds.stable,
         unstable_to=bounds.unstable,

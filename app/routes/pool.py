@@ -217,7 +217,7 @@ def _says(
     if len(verdicts) > 1:
         more, ev = ([each.tokens for each in verdicts if getattr(each, n)] for n in ("is_more_stable", "keeps_ev"))
         said.append(
-            f"And with another length? Of {len(verdicts)} lengths from 0 to {verdicts[-1].tokens:,} more tokens, {word} beats every "
+            f"And with another length? Of {len(verdicts)} lengths up to {verdicts[-1].tokens:,} more tokens, {word} beats every "
             f"control at {_lengths(more, verdicts)}, EV is kept at {_lengths(ev, verdicts)}."
         )
     return said

@@ -150,7 +150,8 @@ def open_ensemble(request: Request, study: str, ensemble: str) -> tuple[StudySto
     """The study's store and the ensemble's row; raises NotFound."""
     studies: Studies = request.app.state.studies
     store = studies.get(study)
-    return store, store.ensemble(ensemble)
+    request.state.ensemble = row = store.ensemble(ensemble)  # what is said on every page about it; see app.render
+    return store, row
 
 
 def open_judged(request: Request, study: str, ensemble: str, asked: J) -> tuple[StudyStore, schema.Ensemble, J]:

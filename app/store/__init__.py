@@ -1,5 +1,6 @@
 """Published studies -> frozen rows. All SQL of the dashboard stands in this package; DuckDB is opened read-only."""
 
+from app.store.ceiling import Ceiling, ceiling
 from app.store.compare import METRICS, Comparison, Scatter
 from app.store.errors import BadValue, NotFound
 from app.store.explanations import SCORE_KINDS, Agreement, ScoredContext, Scores, Told
@@ -16,9 +17,9 @@ from app.store.truth import Truth
 from app.store.vocabulary import Contrast, WordLine
 
 __all__ = [
-    "METRICS", "NO_MODEL", "SCORE_KINDS", "SORTS", "TRUTH_TABLES", "Agreement", "BadValue", "BucketScores",
+    "METRICS", "NO_MODEL", "SCORE_KINDS", "SORTS", "TRUTH_TABLES", "Agreement", "BadValue", "BucketScores", "Ceiling",
     "Comparison", "Contrast", "FeatureQuery", "FeatureRow", "FeatureSets", "FeatureTable", "Missing", "NotFound",
     "PairRows", "Pairs", "Place", "Pools", "Sample", "Scatter", "ScorePoint", "ScoredContext", "Scores", "Studies", "StudyStore",
-    "Told", "Truth", "WordLine", "alike_in_density", "analysis_of", "by_bucket", "by_stability", "feature_sets",
+    "Told", "Truth", "WordLine", "alike_in_density", "analysis_of", "by_bucket", "by_stability", "ceiling", "feature_sets",
     "missing", "pool_missing",
 ]  # fmt: skip

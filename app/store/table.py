@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from app.formats import recipe_remark
 from app.store.errors import BadValue
 from engine.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
 from engine.stability import BUCKETS, EPSILON, THETA, bucket_bounds
@@ -88,6 +89,7 @@ class FeatureRow:
     explanation: str | None
     explainer: str | None
     score: float | None  # detection, balanced accuracy
+    anchor: bool = False  # of a member whose recipe is not the others'
 
 
 class Place(NamedTuple):
@@ -123,6 +125,7 @@ class FeatureTable:
             f"explanation, explainer, score FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
             {"lines": [line for (line,) in lines]},
         )
+        anchor = self._store.ensembles[self._query.ensemble].anchor
         found = [
             FeatureRow(
                 *row[:2],
@@ -133,6 +136,7 @@ class FeatureTable:
                 *row[5:15],
                 self._words(row[15]),
                 *row[16:],
+                anchor=row[0] == anchor,
             )
             for row in rows
         ]
@@ -206,15 +210,20 @@ class FeatureTable:
 
     def download(self) -> pa.Table:
         """All features that the query finds, for downloads."""
-        n = self._store.ensembles[self._query.ensemble].n_comparisons
+        row = self._store.ensembles[self._query.ensemble]
+        n, told = row.n_comparisons, {}
+        for name, seed in (("of_anchor", row.anchor), ("of_others", -1)):
+            told[name] = recipe_remark(row.anchor, n, seed)
         columns = (
             "density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, worth_loss, trigger, "
             "trigger_share, trigger_what, token_entropy, top_token_share, explanation, explainer, score"
         )
         return self._store.arrow(
             f"{self._cte} SELECT ensemble, seed, feature, n_matched / {n:d} AS stability, n_matched, {n:d} AS n_comparisons, "
-            f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns} FROM filtered ORDER BY {self._order(False)}",
-            self._parameters,
+            f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns}, coalesce(seed = $anchor::INTEGER, false) AS anchor, "
+            f"CASE WHEN seed = $anchor::INTEGER THEN $of_anchor::VARCHAR ELSE $of_others::VARCHAR END AS remark "
+            f"FROM filtered ORDER BY {self._order(False)}",
+            self._parameters | told | {"anchor": row.anchor},
         )
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:

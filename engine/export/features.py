@@ -81,6 +81,7 @@ def feature_columns(study: Opened, part: Part, chance: ByChance) -> dict[str, pa
         "feature": features["feature"],
         "digest": same(row.digest, text),
         "sae_digest": same(member.sae_digest, text),
+        "anchor": same(member.seed == row.anchor, pa.bool_()),
         "shared_start": same(row.shared_start, text),
         "data_order": same(row.data_order, text),
         "stability": pa.array(judged["p_hat"]),

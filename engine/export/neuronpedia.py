@@ -36,7 +36,7 @@ _KINDS = ("features", "activations")
 CREATOR = "clkht01d40000jv08hvalcvly"  # whom Neuronpedia's own tools name where no creator is given
 _JUDGED = (
     "stability", "stability_low", "stability_high", "p_stable", "p_unstable", "n_matched", "n_comparisons", "bucket", "theta",
-    "epsilon", "null_rate", "null_p999", "dead", "shared_start", "data_order", "worth_ev", "digest", "sae_digest", "seed",
+    "epsilon", "null_rate", "null_p999", "dead", "anchor", "shared_start", "data_order", "worth_ev", "digest", "sae_digest", "seed",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The lossless export: Parquet tables, the SAEs as they are and the plan; what `engine.restore` reads.
 
 `features.parquet` has a row per feature with the names of the pages' JSON, `matches.parquet` one per comparison, both in
-row groups of the same features; `curves.parquet` what was measured under masks (kind `ablation`), of spans (kind `subspace`)
+row groups of the same features; `curves.parquet` what was measured under masks (kind `ablation`), of spans (kind `subspace`),
 of members along their training (kind `trajectory`) and of feature pools (kind `pool`), `contexts.parquet` the token windows;
 `pool/` holds the pools as SAELens loads them. The other tables are those of the contract. Everything streams.
 """

@@ -365,7 +365,7 @@ MISTAKES = [
     (TRAINS, "{ }", '{ variant = "relu", k = 4 }', 10, "ensemble.train.k is a setting of topk", "those of relu"),
     (TRAINS, "{ }", '{ variant = "matryoshka", group_fracs = [0.5, 0.4] }', 10, "ensemble.train.group_fracs = ", "sum is 1"),
     (TRAINS, "{ }", '{ variant = "matryoshka", d_sae = 16 }', 10, "ensemble.train does not fit together", "of 16 features empty"),
-    (TRAINS, "{ }", '{ variant = "archetypal", centroids = "no" }', 10, "ensemble.train.centroids", "shared, independent or random"),
+    (TRAINS, "{ }", '{ variant = "archetypal", centroids = "no" }', 10, "ensemble.train.centroids", "independent or random"),
     (TRAINS, "{ }", "{ d_sea = 64 }", 10, "ensemble.train.d_sea is not known here", "did you mean d_sae?"),
     (TRAINS, "{ }", "{ k = 600 }", 10, "ensemble.train.k = 600, expected at most d_sae (512)", "lower k or raise d_sae"),
     (TRAINS, "{ }", "{ d_sae = 4 }", 10, "ensemble.train.d_sae = 4, expected at least k (8)", "raise d_sae"),

@@ -1,0 +1,137 @@
+"""`seedscope anchor`: one public SAE, with comparisons trained for it."""
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals, writable
+from app.cli.studies import (
+    Bos,
+    Context,
+    EvalTokens,
+    HookPoint,
+    Model,
+    Outliers,
+    StudyName,
+    TokenSource,
+    cut_as_told,
+    summary,
+    tokens_as_told,
+    whole_place,
+)
+from app.settings import default_root
+
+if TYPE_CHECKING:
+    from engine.catalogue import Ensemble
+
+
+class DataOrder(StrEnum):
+    """How the comparisons see their tokens."""
+
+    shared = "shared"
+    independent = "independent"
+
+
+@app.command()
+def anchor(
+    study: StudyName,
+    ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name.", show_default=False)],
+    sae: Annotated[
+        str, typer.Argument(metavar="SAE", help="A file, a folder or hf:OWNER/REPO/FOLDER.", show_default=False)
+    ],
+    comparisons: Annotated[int, typer.Option(min=2, max=1000, help="How many SAEs to train for it.")] = 7,
+    train_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="For each of them.", show_default="2,000,000, or as many as the text holds"),
+    ] = None,
+    train_text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to train on, named as --tokens is; repeatable.",
+            show_default="nine tenths of the documents of --tokens, which then measures on the others",
+        ),
+    ] = None,
+    data_order: Annotated[
+        DataOrder, typer.Option(help="Whether all see their tokens in one order.")
+    ] = DataOrder.shared,
+    batch: Annotated[int | None, typer.Option(min=1, help="Tokens per step.", show_default="1024")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="0.003")] = None,
+    format: Annotated[
+        str, typer.Option(help="The library that wrote the SAE; auto recognises it by its files.")
+    ] = "auto",
+    model: Model = None,
+    hookpoint: HookPoint = None,
+    tokens: TokenSource = None,
+    eval_tokens: EvalTokens = None,
+    n_ctx: Context = None,
+    bos: Bos = None,
+    outliers: Outliers = None,
+    replace_: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of an ensemble of this name.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take an SAE that names another hook point, or explains nothing there.")
+    ] = False,
+    device: Device = Compute.auto,
+    root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """One public SAE and no other seeds: train comparisons of its width and sparsity on your activations, analyse, publish.
+
+    Its features get a stability, with the remark that the recipe differs; a stopped training goes on.
+
+    Example: seedscope anchor mine public hf:OWNER/REPO/FOLDER --model gpt2 --tokens 'corpus/*.txt' --eval-tokens 200000
+    """
+    from engine.progress import Progress
+
+    root = writable(root or default_root())
+    with refusals():
+        from engine import catalogue
+        from engine.importers import FORMATS
+        from engine.studyfile import AnchorPlan, StudyFile
+
+        catalogue.require_name("study", study)
+        catalogue.require_name("ensemble", ensemble)
+        if format not in FORMATS:
+            raise Stop(f"--format is {format!r}, expected one of {', '.join(FORMATS)}")
+        held = catalogue.read(root / study) or catalogue.Study(study)
+        if not replace_ and any(each.name == ensemble and not _goes_on(each, sae) for each in held.ensembles):
+            raise Stop(
+                f"study {study} has an ensemble {ensemble} already; choose another name, or give --replace to put the new one in "
+                "its place"
+            )
+        name = whole_place(model) or held.model
+        if name is None:
+            raise Stop("no model is known to take activations from, expected --model DIR_OR_ID")
+        measured = tokens_as_told(tokens, cut_as_told(eval_tokens, n_ctx, bos, outliers)) or held.tokens
+        if measured is None:
+            raise Stop("no text is known to measure and train on, expected --tokens FILES")
+        source = tuple(
+            str(Path.cwd() / each) if not each.startswith(("hf:", "/", "~")) else each for each in train_text or ()
+        )
+        if not source:
+            if not tokens and measured.part == "all":
+                raise Stop(
+                    f"study {study} measures on all of its text ({', '.join(measured.source)}), so none is left to train on; "
+                    "name some with --train-text FILES"
+                )
+            source = measured.source
+            measured = replace(measured, part="held-out", remark=measured.remark or ", ".join(measured.source))
+        told = {"n_tokens": train_tokens, "batch": batch, "lr": lr, "data_order": data_order.value}
+        settings = {key: value for key, value in told.items() if value is not None}
+        settings["seeds"] = tuple(range(1, comparisons + 1))
+        wanted = AnchorPlan(ensemble, hookpoint, Path(sae), settings, format, force)
+        from engine.studies import run_file
+
+        asked = StudyFile(study, held.theta, held.epsilon, name, None, measured, source, (wanted,))
+        run_file(asked, root, device=device.value, progress=Progress(quiet=quiet))
+    summary(root, study)
+
+
+def _goes_on(held: "Ensemble", sae: str) -> bool:
+    """Whether an ensemble has this SAE as its anchor already."""
+    sources = [member.source for member in held.members if member.seed == held.anchor and member.source]
+    return any(Path(source).is_relative_to(Path(sae).expanduser()) for source in sources)
