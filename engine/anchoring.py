@@ -73,7 +73,7 @@ def anchor_ensemble(
     seeds = tuple(settings.pop("seeds", range(1, COMPARISONS + 1)))
     if ANCHOR in seeds or len(seeds) < 2:
         raise ValueError(f"seeds are {list(seeds)}, expected at least 2, without {ANCHOR}, which is the anchor's")
-    given = importers.read(path, format)
+    given = replace(importers.read(path, format), seed=ANCHOR)
     if str(path).startswith(PREFIX):  # not the folder of this machine that it was downloaded to
         given = replace(given, source=given.source | {"path": str(path)})
     hookpoint, remarks = _place(given, hookpoint, force=force)
@@ -111,9 +111,7 @@ def anchor_ensemble(
         study / made.folder,
         provenance={key: given.source[key] for key in ("model", "hookpoint") if key in given.source},
     )
-    member = replace(
-        described(given), seed=ANCHOR, digest=anchor.digest(0), remarks=("the anchor", *given.remarks, *folded)
-    )
+    member = replace(described(given), digest=anchor.digest(0), remarks=("the anchor", *given.remarks, *folded))
     return replace(
         made,
         members=tuple(sorted((member, *made.members), key=lambda each: each.seed)),
@@ -152,7 +150,7 @@ def _variant(given: Imported) -> Variant:
 
 def _folded(given: Imported, variant: Variant, rows: np.ndarray) -> tuple[SAE, tuple[str, ...]]:
     """The anchor as those trained here are, float32, shown to be the same SAE in double precision."""
-    whole = as_sae(replace(given, seed=ANCHOR))
+    whole = as_sae(given)
     try:
         found = fold(whole, "topk" if variant == "topk" else "jumprelu")
     except ValueError as error:

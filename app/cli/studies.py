@@ -13,6 +13,7 @@ from app.cli.options import Compute, Device, Quiet, Root, Stop, app, check_paren
 from app.settings import default_root
 
 if TYPE_CHECKING:
+    from app.store import Ceiling
     from engine.catalogue import Ensemble, Study, Tokens
 
 
@@ -387,7 +388,7 @@ def _describe(found: "Ensemble") -> None:
 
 def summary(root: Path, study: str) -> None:
     """One line per ensemble, and how to look at it."""
-    from app.store import FeatureQuery, Studies
+    from app.store import FeatureQuery, Studies, ceiling
 
     store = Studies(root).get(study)
     for name, row in store.ensembles.items():
@@ -398,7 +399,18 @@ def summary(root: Path, study: str) -> None:
         parts = [f"{bucket} {shares.get(bucket, 0) / judged:.1%}" for bucket in ("stable", "middle", "unstable")]
         if "dead" in shares:
             parts.append(f"{shares['dead']:,} dead")
+        if beside := ceiling(store, FeatureQuery(name, row.theta, row.epsilon)):
+            print(f"{study}/{name}: {_beside(beside)}")
         print(
             f"{study}/{name}: {row.n_members} × {row.d_sae:,} features, {', '.join(parts)}; computed: {', '.join(row.computed)}"
         )
     print(f"look at it with: seedscope serve --root {root}")
+
+
+def _beside(found: "Ceiling") -> str:
+    """An anchor's stability beside what its comparisons reach among themselves, on one line."""
+    parts = [
+        f"{name} mean p {level.mean:.3f}, stable {level.stable:.1%}, unstable {level.unstable:.1%} of {level.n_features:,}"
+        for name, level in (("the anchor", found.of_anchor), ("comparisons among themselves", found.of_comparisons))
+    ]
+    return f"recipe differs, seed {found.anchor} is a public SAE: {'; '.join(parts)} (over {found.n_comparisons} comparisons)"
