@@ -1,13 +1,8 @@
-"""Whole studies: ensembles trained or imported, measured and published.
+"""Whole studies: ensembles trained or imported, measured and published."""
 
-`python -m engine.studies ROOT` builds the embedded study; the command line does so in a process of its own.
-"""
-
-import argparse
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -223,30 +218,3 @@ def _files_digest(wanted: ImportPlan) -> str:
             files += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inside if p.is_file()]
     content = [files, wanted.format, wanted.seeds, wanted.hookpoint, wanted.shared_start, wanted.force]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def main() -> None:
-    """Build the embedded study: `python -m engine.studies ROOT [--quiet] [--tokens N] [--control]`."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--tokens", type=int, default=demo.STUDY.train.n_tokens, help="training tokens per member")
-    parser.add_argument("--control", action="store_true", help="the same on the model with random weights as well")
-    args = parser.parse_args()
-    progress = Progress(quiet=args.quiet)
-    try:
-        corpus = demo.load_corpus()
-        config = replace(demo.STUDY, train=replace(demo.STUDY.train, n_tokens=args.tokens))
-        if not args.quiet:
-            print(f"corpus: {corpus.remark}", file=sys.stderr)
-        made_from = demo.built_from(corpus) if config == demo.STUDY else f"{args.tokens} tokens"
-        run_study(config, corpus, args.root, built_from=made_from, only=None if args.control else CORE, control=args.control,
-                  progress=progress)  # fmt: skip
-    except (RuntimeError, ValueError) as error:
-        raise SystemExit(f"seedscope: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -41,9 +41,16 @@ def demo(
     control: Annotated[
         bool, typer.Option("--control", help="Train it on the model with random weights as well, to compare.")
     ] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="The variants, starts, synthetic and pool studies as well: about 45 minutes."),
+    ] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
     """Build the embedded study if it is not there, then serve it.
+
+    With --full everything else that its model can show is built first, one study after the other: variants at equal L0 with
+    sweeps, starts, a feature pool, known true features, the control. Stopped, the same command goes on.
 
     Example: seedscope demo --port 9000
     """
@@ -51,9 +58,9 @@ def demo(
     from engine.schema import CURRENT
 
     root = writable(root or default_root())
-    if control or not _is_current(root / embedded.STUDY.name / CURRENT, embedded.built_from()):
-        flags = [f"--{name}" for name, given in (("quiet", quiet), ("control", control)) if given]
-        command = [sys.executable, "-W", "ignore", "-m", "engine.studies", str(root), *flags]
+    if full or control or not _is_current(root / embedded.STUDY.name / CURRENT, embedded.built_from()):
+        flags = [f"--{name}" for name, given in (("quiet", quiet), ("control", control), ("full", full)) if given]
+        command = [sys.executable, "-W", "ignore", "-m", "engine.embedded", str(root), *flags]
         code = subprocess.run(command, check=False).returncode
         if code:
             raise Stop(f"the study could not be built (exit {code}); nothing was published")

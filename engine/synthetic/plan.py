@@ -11,6 +11,7 @@ from engine.files import write_whole
 from engine.synthetic.generator import SyntheticConfig
 from engine.synthetic.phase import Place, places
 
+NAME = "ground-truth"  # of the study, unless another is given; `synthetic` is a page
 FILE = "synthetic.json"
 CELLS = "cells"  # folder of the map, beside it
 HOOKPOINT = "samples"  # what the SAEs read

@@ -7,7 +7,7 @@ from test_cli import assert_one_line, run
 
 from app.cli import synthetic
 from engine.schema import SCHEMA_VERSION
-from engine.synthetic.plan import Plan, read
+from engine.synthetic.plan import NAME, Plan, read
 
 SMALL = ("--n-free", 8, "--n-low", 40, "--r", 4, "--d-in", 16, "--rate-free", 0.1, "--rate-low", 0.05, "--d-sae", 16, "--k", 3,
          "--seeds", 2, "--samples", 2048, "--no-map")  # fmt: skip
@@ -18,6 +18,7 @@ def test_help_tells_the_defaults_of_the_engine():
     samples = plan.samples
     told = (synthetic.N_FREE, synthetic.N_LOW, synthetic.R, synthetic.D_IN, synthetic.RATE_FREE, synthetic.RATE_LOW)
     assert told == (samples.n_free, samples.n_low, samples.r, samples.d_in, samples.rate_free, samples.rate_low)
+    assert synthetic.NAME == NAME
     assert len(plan.recipe.seeds) == synthetic.SEEDS
     assert plan.recipe.n_tokens == synthetic.SAMPLES
     assert plan.recipe.d_sae == samples.n_free + synthetic.WIDER
