@@ -85,9 +85,11 @@ def _folder(folder: Path, depth: int) -> Iterator[Found]:
     folders = [entry for entry in entries if entry.is_dir()]
     # sparsify keeps a second copy of each hookpoint's best state.
     best = [entry for entry in folders if entry.name == "best" and (folder / "config.json").is_file()]
+    # SeedScope keeps its members as they stood along their training beside them.
+    along = [entry for entry in folders if entry.name == "along" and next(folder.glob("seed-*.safetensors"), None)]
     for entry in entries:
         if entry.is_dir():
-            if depth and (entry not in best or len(folders) == 1):
+            if depth and entry not in along and (entry not in best or len(folders) == 1):
                 yield from _folder(entry, depth - 1)
         elif found := _file(entry):
             yield found

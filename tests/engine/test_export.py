@@ -248,6 +248,7 @@ def test_contexts_and_curves_hold_what_the_store_holds(exports, study_root):
     kinds = {
         "ablation": ("Ablation", "seed, mask, n_masked, n_draws, ev, ev_sd, loss, loss_sd"),
         "subspace": ("SpanCurve", "curve, rank, mean, spread, split_spread, n_pairs, n_fitted"),
+        "trajectory": ("AgreementPoint", "population, step, n_features, n_pairs, distance, distance_low, best_cosine"),
     }
     for kind, (table, columns) in kinds.items():
         names = columns.split(", ")
@@ -280,7 +281,7 @@ def test_lines_of_json_say_what_the_pages_say(exports, client):
             assert row[name] == pytest.approx(page[name], rel=1e-5)
         same = SCALARS | {
             "contexts", "histogram", "histogram_edges", "quantiles", "positive_logits", "negative_logits", "ablation",
-            "subspace",
+            "subspace", "trajectory",
         }  # fmt: skip
         assert {name: row[name] for name in same} == {name: page[name] for name in same}
         matches = row["matches"]
@@ -296,7 +297,7 @@ def test_json_holds_the_other_tables_as_well(exports, study_root):
     tables = json.loads((folder / "tables.json").read_text())
     assert (tables["format"], tables["version"], tables["study"]["study"]) == ("seedscope.tables", 1, STUDY)
     assert [row["seed"] for row in tables["members"]] == [0, 1, 2, 3]
-    both = "SELECT (SELECT count(*) FROM Ablation) + (SELECT count(*) FROM SpanCurve)"
+    both = "SELECT (SELECT count(*) FROM Ablation) + (SELECT count(*) FROM SpanCurve) + (SELECT count(*) FROM AgreementPoint)"
     assert len(tables["curves"]) == stored(study_root, both)[0][0]
 
 

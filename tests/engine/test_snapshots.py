@@ -13,6 +13,7 @@ from test_checkpoints import CONFIG, Stop, same, stop_at
 
 from engine import sae
 from engine.config import VARIANTS
+from engine.importers import recognise
 from engine.sae import SAE
 from engine.train import train_ensemble
 from engine.training import memory
@@ -57,6 +58,9 @@ def test_snapshots_are_the_saes_that_the_trace_measured_and_training_is_the_same
         for member, expected in enumerate(points[each.step].ev):
             assert explained_variance(rows, out[:, member]) == pytest.approx(expected, abs=2e-4)
     assert same(sae.load(found[-1].folder, config.seeds), made)
+    made.save(tmp_path)
+    members = [tmp_path / f"seed-{seed}.safetensors" for seed in config.seeds]
+    assert [each.path for each in recognise(tmp_path)] == members  # who imports the folder gets these alone
     assert not same(sae.load(found[0].folder, config.seeds), made)
 
 
