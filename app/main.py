@@ -31,6 +31,7 @@ from app.routes import (
     projected,
     projecting,
     scored,
+    starts,
     studies,
     subspaces,
     synthetic,
@@ -99,7 +100,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     app.include_router(studies.router)
     app.include_router(jobs.router)
-    app.include_router(synthetic.router)  # before an ensemble's page, whose address would swallow this and the next
+    app.include_router(starts.router)  # these before an ensemble's page, whose address would swallow them
+    app.include_router(synthetic.router)
     app.include_router(pool.router)
     app.include_router(overview.router)
     app.include_router(ablation.router)

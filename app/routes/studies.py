@@ -11,6 +11,7 @@ from app.routes.query import Plain, StudyName, judged_shares
 from app.store import FeatureQuery, Missing, Studies, StudyStore, analysis_of
 from app.store.claim import NEARLY
 from app.store.precedence import TELLS
+from app.store.starts import Starts
 from engine import schema
 from engine.stability import EPSILON, THETA
 
@@ -79,6 +80,7 @@ class StudyPage:
     study: schema.Study
     ensembles: list[EnsembleSummary]
     additions: list[Addition]
+    has_starts: bool  # whether ensembles differ in constraint, start or preprocessing
     figure_tradeoff: figures.Figure | None  # where at least two ensembles have EV
 
 
@@ -129,7 +131,7 @@ def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]
         if each.ev is not None
     ]
     tradeoff = figures.trade_off(compared) if len(compared) > 1 else None
-    return StudyPage(store.study, found, _additions(found), tradeoff)
+    return StudyPage(store.study, found, _additions(found), Starts(store).is_grid, tradeoff)
 
 
 def _additions(ensembles: list[EnsembleSummary]) -> list[Addition]:

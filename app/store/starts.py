@@ -93,6 +93,10 @@ class Starts:
             found.setdefault(point.population, []).append(point)
         return found
 
+    def tokens(self, ensemble: str) -> dict[int, int]:
+        """{step: tokens that each member had seen}."""
+        return {each.step: each.tokens for each in self._store.rows(Checkpoint, "ensemble = ?", [ensemble])}
+
     def geometry(self, ensemble: str) -> list[CosineGeometry]:
         """What cosines are worth, in the order of steps."""
         return self._store.rows(CosineGeometry, "ensemble = ?", [ensemble])
