@@ -91,6 +91,10 @@ def start(request: Request, sent: Annotated[dict[str, str], Depends(_sent)]) -> 
     kind, study = fields.pop("kind", ""), fields.pop("study", "")
     if study not in known:
         raise JobRefusedError("study", repr(study), f"one of {', '.join(known) or 'none yet'}")
+    if fields.get("ensemble") and study in request.app.state.studies.names():
+        there = request.app.state.studies.get(study).ensembles
+        if fields["ensemble"] not in there:
+            raise JobRefusedError("ensemble", repr(fields["ensemble"]), f"one of {', '.join(there)}")
     return _answer(request, _jobs(request).start(kind, study, fields))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Literal
 
+import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import Field, model_validator
@@ -217,8 +218,8 @@ def _says(
     if len(verdicts) > 1:
         more, ev = ([each.tokens for each in verdicts if getattr(each, n)] for n in ("is_more_stable", "keeps_ev"))
         said.append(
-            f"And with another length? Of {len(verdicts)} lengths up to {verdicts[-1].tokens:,} more tokens, {word} beats every "
-            f"control at {_lengths(more, verdicts)}, EV is kept at {_lengths(ev, verdicts)}."
+            f"And with another length? Of {len(verdicts)} lengths up to {verdicts[-1].tokens:,} more tokens, {word} is higher "
+            f"than every control’s at {_lengths(more, verdicts)}, EV is kept at {_lengths(ev, verdicts)}."
         )
     return said
 
@@ -258,12 +259,13 @@ def _lines(store: StudyStore, row: schema.Ensemble, asked: PoolQuery) -> tuple[l
     )
     if asked.first and asked.first >= total:
         raise BadValue("first", str(asked.first), f"0 to {max(total - 1, 0)}: {total} features are listed")
-    originals = store.features_at(row.ensemble, [(each.seed, each.feature) for each in held])
+    found = store.features_at(row.ensemble, [(each.seed, each.feature) for each in held])
+    originals = [found[each.seed, each.feature] for each in held]
+    counts = np.array([is_match(own.cosines, row.theta).sum() for own in originals], np.int64)
+    dead = np.array([bool(own.dead) for own in originals], bool)
+    named = buckets(counts, row.n_comparisons, dead, row.epsilon).tolist()
     lines = []
-    for each in held:
-        own = originals[each.seed, each.feature]
-        n_matched = int(is_match(own.cosines, row.theta).sum())
-        (bucket,) = buckets([n_matched], row.n_comparisons, [bool(own.dead)], row.epsilon).tolist()
+    for each, own, n_matched, bucket in zip(held, originals, counts.tolist(), named, strict=True):
         lines.append(
             PooledLine(each.id, each.seed, each.feature, each.holders, each.density, n_matched,
                        n_matched / row.n_comparisons, bucket, own.explanation, own.score)

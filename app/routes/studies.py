@@ -10,6 +10,7 @@ from app import figures, render
 from app.routes.query import Plain, StudyName, judged_shares
 from app.store import FeatureQuery, Missing, Studies, StudyStore, analysis_of
 from app.store.claim import NEARLY
+from app.store.pools import EV_KEPT
 from app.store.precedence import TELLS
 from app.store.starts import Starts
 from engine import schema
@@ -92,6 +93,7 @@ class MethodsPage:
     epsilon: float
     nearly: float  # share of its own span's energy that another seed's keeps where a span carries over
     tells: float  # AUC from which on a quantity is said to tell features apart
+    ev_kept: float  # that a pool may lose against members trained on as long
 
 
 def _studies(request: Request) -> Studies:
@@ -111,7 +113,7 @@ def home(request: Request, address: Annotated[Plain, Query()]) -> HomePage:
 @render.page(router, "/methods", "methods.html", "methods")
 def methods(address: Annotated[Plain, Query()]) -> MethodsPage:
     """Definitions of every number on the pages."""
-    return MethodsPage(THETA, EPSILON, NEARLY, TELLS)
+    return MethodsPage(THETA, EPSILON, NEARLY, TELLS, EV_KEPT)
 
 
 @render.page(router, "/s/{study}", "study.html", "study")

@@ -21,6 +21,7 @@ from app.routes.feature import FeaturePage
 from app.routes.features import TablePage
 from app.routes.members import MembersPage
 from app.routes.overview import EnsemblePage
+from app.routes.pool import PoolPage
 from app.routes.scored import ScoredPage
 from app.routes.studies import HomePage, MethodsPage, StudyPage
 from app.store import SORTS, FeatureQuery
@@ -30,6 +31,7 @@ PAGES = {
     "/": HomePage,
     "/methods": MethodsPage,
     "{study}": StudyPage,
+    "{study}/pool": PoolPage,
     "{ensemble}": EnsemblePage,
     "{ensemble}/features": TablePage,
     "{ensemble}/0/5": FeaturePage,

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from golden import explained_variance, topk_codes, unit_rows
+from reading import browse, figures_of, text_of
 from recipes import ENSEMBLE, STUDY, members_that_agree, publish_study
 from test_cli import assert_one_line, run
 
 from engine import catalogue, sae
+from engine.analyse import analyse
 from engine.importers import read, recognise
 from engine.pooling import Asked, pool_ensemble
 from engine.progress import Progress
+from engine.publish import publish
 
 SMALL = (STUDY, ENSEMBLE, "--tokens", 2048, "--device", "cpu")
 KINDS = ["pool", "halves", "members", "subset", "fresh"]
@@ -95,6 +98,8 @@ def test_curves_say_what_every_kind_does_at_every_length(pooled):
     assert told["halves"] == [[0, 2], [1, 3]]
     assert told["fresh"]["seeds"] == [4, 5]
     assert told["training"]["text"].endswith("train.txt")
+    assert (told["recipe"]["silent_after"], told["recipe"]["lr"], told["fresh"]["lr"]) == (10**9, 0.03, 0.03)
+    assert told["remarks"] == []
     assert "control: two fresh seeds" in printed
     assert f"{np.mean(at['subset', 4096]['ev']):.4f}" in printed
 
@@ -114,6 +119,19 @@ def test_ev_of_the_members_is_that_of_the_definition(root, pooled, language_mode
     (told,) = (each for each in pooled[0]["curves"] if (each["kind"], each["tokens"]) == ("members", 0))
     assert told["ev"][0] == pytest.approx(explained_variance(rows, x_hat), abs=2e-3)
     assert pooled[0]["evaluation"]["rows"] == len(rows)
+
+
+def test_the_next_publish_shows_it_with_its_losses(root, pooled):
+    analyse(root / STUDY, only=("match",), device="cpu", progress=Progress(quiet=True))
+    publish(root / STUDY)
+    page = browse(root).get(f"/s/{STUDY}/pool")
+    shown, drawn = text_of(page.text), figures_of(page.text)
+    assert "After 2,048 more tokens" in shown
+    means = {trace["name"]: trace for trace in drawn["pool_loss"]["data"] if "lines" in trace["mode"]}
+    for kind, name in (("pool", "pool of all seeds"), ("subset", "random features")):
+        losses = [np.mean(each["loss"]) for each in pooled[0]["curves"] if each["kind"] == kind]
+        assert means[name]["y"] == pytest.approx(losses, abs=1e-5)
+        assert f"{losses[3]:.3f}" in shown or kind == "subset"
 
 
 def test_nothing_but_the_folder_is_left_and_it_gives_way_when_told(root, pooled):

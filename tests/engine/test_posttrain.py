@@ -168,7 +168,7 @@ def test_a_recipe_that_was_not_kept_is_guessed_for_topk_alone_and_says_why_not(r
     with pytest.raises(ValueError, match="it is vanilla and how it was trained is not known"):
         recipe_of(relu, None, 640, variant="vanilla")
     with pytest.raises(ValueError, match=r"it is used as .*training makes"):
-        recipe_of(relu, {"variant": "topk", "k": 3}, 640)
+        recipe_of(relu, {"variant": "topk", "k": 3, "batch": 64}, 640)
     for kept, variant in (({"variant": "relaxed-archetypal"}, None), (None, "archetypal")):
         with pytest.raises(ValueError, match="rows are made of their own member's centroids"):
             recipe_of(members, kept, 640, variant=variant)
