@@ -142,7 +142,7 @@ def analyze(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Some of match,activity,ablate,explain,loss,subspaces, comma-separated; what they need comes too.",
+            help="Some of match,activity,ablate,explain,loss,subspaces,trajectory, comma-separated; what they need comes too.",
             show_default="all",
         ),
     ] = None,

@@ -75,7 +75,7 @@ def along_training(
                 "hovertemplate": f"{line.name}, %{{customdata:,}} tokens: %{{y:{scale.form}}}<extra></extra>",
             }
         )  # fmt: skip
-    y: dict[str, Any] = {"type": "log", "dtick": 1} if scale.log else {}
+    y: dict[str, Any] = {"type": "log", "dtick": "D2"} if scale.log else {}
     if scale.range:
         y["range"] = list(scale.range)
     if scale.form.endswith("%"):
@@ -105,7 +105,7 @@ def _tokens(lines: Sequence[Along]) -> _Axis:
     start = first / START
     decades = [10**e for e in range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)]
     ticks = {start: "start"} | {each: short(each) for each in decades} | {last: short(last)}
-    if decades and last / decades[-1] < 2.5:
+    if decades and last / decades[-1] < 4:
         del ticks[decades[-1]]  # too near the end to be read
         ticks[last] = short(last)
     edges = [math.log10(start) - 0.1, math.log10(last) + 0.1]
