@@ -230,14 +230,18 @@ def _compared(asked: PoolVerdict) -> str:
         for kind in ("more", "equal", "less")
     }
     words = {"more": "more than", "equal": "no more or less than", "less": "less than"}
-    told = "; ".join(f"{words[kind]} {' and '.join(names)}" for kind, names in by.items() if names)
+    told = "; ".join(f"{words[kind]} {_listed(names)}" for kind, names in by.items() if names)
     return told or "with so few members nobody can tell whether that is more"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _lengths(held: list[int], verdicts: list[PoolVerdict]) -> str:
     if len(held) == len(verdicts):
         return "every one"
-    return ", ".join(f"{tokens:,}" for tokens in held) or "none"
+    return _listed([f"{tokens:,}" for tokens in held]) if held else "none"
 
 
 # -- where features came from ------------------------------------------------------------------------------------
