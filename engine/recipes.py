@@ -31,9 +31,11 @@ KEYS: dict[str, Check] = {
     "centroids": one_of(get_args(Centroids)), "delta": AT_LEAST_0, "start": one_of(get_args(Start)),
     "preprocessing": one_of(get_args(Preprocessing)), "decoder_bias": one_of(get_args(DecoderBias)), "l0": POSITIVE,
 }  # fmt: skip
-# Those that comparisons of an anchor may have of their own.
-FREE = ("seeds", "tokens", "batch", "lr", "data_order", "warmup_frac", "decay_frac")
 FIELD = {"tokens": "n_tokens"}  # of TrainConfig, where it is not the key
+# Those that comparisons of an anchor have of their own.
+OF_COMPARISONS = {"seeds": comparisons} | {
+    key: KEYS[key] for key in ("tokens", "batch", "lr", "data_order", "warmup_frac", "decay_frac")
+}
 SWEPT = {"variant": one_of(VARIANTS), "hookpoint": hookpoint} | {
     key: check for key, check in KEYS.items() if key not in ("seeds", "group_fracs")
 }
@@ -58,19 +60,6 @@ def given(table: Table) -> dict[str, Any]:
     taken = {"variant": table.take("variant", one_of(VARIANTS))}
     taken |= {key: table.take(key, check) for key, check in KEYS.items()}
     return {key: value for key, value in taken.items() if value is not None}
-
-
-def of_comparisons(table: Table) -> dict[str, Any]:
-    """{field of TrainConfig: value} of the settings that are not their anchor's."""
-    keys = {key: KEYS[key] for key in FREE} | {"seeds": comparisons}
-    found = {FIELD.get(key, key): table.take(key, check) for key, check in keys.items()}
-    for key in ("variant", *KEYS):
-        if key in table and key not in keys:
-            table.known(key)
-            table.wrong(
-                key, f"stands beside anchor, which decides it; expected some of {', '.join(keys)}; leave it out"
-            )
-    return {field: value for field, value in found.items() if value is not None}
 
 
 def settled(settings: Mapping[str, Any]) -> tuple[Recipe, list[Misfit]]:

@@ -181,7 +181,6 @@ def _ensembles(top: Table, tables: list[Table], given: _Given) -> tuple[ImportPl
 
 
 def _plans(table: Table, given: _Given) -> Sequence[ImportPlan | TrainPlan | AnchorPlan]:
-    """What one [[ensemble]] asks for: several ensembles where it sweeps."""
     if "anchor" in table:
         return [_anchor_plan(table, given)]
     return _train_plans(table, given) if "train" in table else [_import_plan(table, given)]
@@ -259,25 +258,33 @@ def _swept(
 def _anchor_plan(table: Table, given: _Given) -> AnchorPlan:
     with table.alone(_HOMES):
         name, hookpoint = _head(table)
-        table.known("import", "sweep")
         paths = table.take("anchor", paths_in(given.folder), (Path(),))
-        for key in ("import", "sweep"):
-            if key in table:
-                table.wrong(key, "stands beside anchor, expected one of them; make it two ensembles")
         if len(paths) > 1:
             table.wrong("anchor", f"names {len(paths)} SAEs, expected one; seeds of one recipe are brought with import")
-        format, force = table.take("format", values.one_of(FORMATS), "auto"), table.take("force", values.truth, False)
-        recipe = table.table("train") if "train" in table else None
+        for key in ("import", "sweep", "shared_start", "seeds"):
+            table.known(key)
+            if key in table:
+                table.wrong(
+                    key, "stands beside anchor, expected one SAE and train = { } for its comparisons; leave it out"
+                )
+        format = table.take("format", values.one_of(FORMATS), "auto")
+        force, recipe = table.take("force", values.truth, False), table.table("train")
     if given.lacks:
-        table.wrong(
-            "anchor",
-            f"needs {' and '.join(given.lacks)} to train comparisons; expected both [model] and [tokens]; add them",
-        )
-    settings = {}
-    if recipe is not None:
-        with recipe.alone(_HOMES):
-            settings = recipes.of_comparisons(recipe)
-    return AnchorPlan(name, hookpoint, paths[0], settings, format, force)
+        lacks = " and ".join(given.lacks)
+        table.wrong("anchor", f"needs {lacks}, expected both [model] and [tokens] to train comparisons on; add them")
+    return AnchorPlan(name, hookpoint, paths[0], {} if recipe is None else _free(recipe), format, force)
+
+
+def _free(train: Table) -> dict[str, Any]:
+    """The settings of comparisons that their anchor leaves open, by the fields of TrainConfig."""
+    with train.alone(_HOMES):
+        found = {key: train.take(key, check) for key, check in recipes.OF_COMPARISONS.items()}
+        for key in ("variant", *recipes.KEYS):
+            train.known(key)
+            if key in train and key not in found:
+                told = f"stands beside anchor, which decides it; expected some of {', '.join(found)}; leave it out"
+                train.wrong(key, told)
+    return {recipes.FIELD.get(key, key): value for key, value in found.items() if value is not None}
 
 
 def _head(table: Table) -> tuple[str, str | None]:
