@@ -15,7 +15,7 @@ from app.store.starts import CONSTRAINTS, PREPROCESSING, Cell, Course, Starts
 from engine import schema
 
 router = APIRouter()
-COMMAND = "seedscope run starts.toml"
+COMMAND = "seedscope demo --full"
 DRAWN = {
     "shared": ("shared k-means", "@accent", "solid", "circle"),
     "independent": ("independent k-means", "@ink", "dash", "square"),
@@ -120,8 +120,8 @@ def _sentence(held: list[tuple[Cell, Course]]) -> str:
     parts = []
     if shared:
         parts.append(
-            f"members that begin at one k-means stand {shared.end_distance:.3f} apart at the end, having begun at "
-            f"{shared.start_distance:.3f}: that is agreement they started with"
+            f"members that begin at one k-means go from {shared.start_distance:.3f} to {shared.end_distance:.3f}, which says "
+            "nothing of convergence"
         )
     if free:
         fell = free.end_high < free.start_low

@@ -9,6 +9,8 @@ from app.store.starts import Cell, Course
 
 EQUAL_START = 0.01  # distance up to which members begin at the same rows
 Held = tuple[Cell, Course]
+_CONSTRAINT = {"none": "No constraint"}
+_START = {"shared": "shared k-means", "independent": "k-means of their own", "random": "random"}
 Verdict = Literal["reproduced", "partly", "not reproduced", "cannot be asked"]
 
 
@@ -56,8 +58,7 @@ def _shared(held: Sequence[Held]) -> Signature:
     says = [
         f"The {_n(own, 'ensemble')} of a shared start {'begins' if len(own) == 1 else 'begin'} at "
         f"{'most ' if begins >= 0.0005 else ''}{begins:.3f} and {'ends' if len(own) == 1 else 'end'} at {_range(own, _end)}: "
-        f"training took {'their' if len(own) > 1 else 'its'} members apart. What they agree on at the end "
-        "is agreement that they began with."
+        "training can only have taken members apart, so that how alike they still are says nothing of convergence."
     ]
     lives = [(cell, course) for cell, course in own if course.end_live is not None]
     if lives:
@@ -101,21 +102,19 @@ def _constraint(held: Sequence[Held]) -> Signature:
     pairs, says = _against(held, lambda c: c.constraint in ("A", "RA"), lambda c: c.constraint == "none"), []
     if not pairs:
         return Signature(claim, "cannot be asked", ["No two ensembles differ in the constraint alone."])
-    for start, words in (("shared", "shared k-means"), ("independent", "independent k-means"), ("random", "random")):
+    for start, words in (
+        ("shared", "a shared k-means"),
+        ("independent", "k-means of their own"),
+        ("random", "random starts"),
+    ):
         own = [(a, b) for a, b in pairs if a[0].start == start]
         if own:
-            lower = sum(_below(a[1], b[1]) for a, b in own)
-            says.append(
-                f"From a {words} start it ends at {_range([a for a, _ in own], _end)} with the constraint, "
-                f"{_range([b for _, b in own], _end)} without; closer beyond what pairs of members differ in {lower} of {len(own)}."
-            )
+            says.append(f"From {words}: {_compared(own, 'with the constraint', 'without')}.")
     apart = [(a, b) for a, b in pairs if a[0].start != "shared"]
     unprojected = _against(held, lambda c: c.constraint in ("A", "RA"), lambda c: c.constraint == "RA unprojected")
     if unprojected:
-        lower = sum(_below(a[1], b[1]) for a, b in unprojected)
         says.append(
-            f"From the same random mixtures it ends at {_range([a for a, _ in unprojected], _end)} with the constraint, "
-            f"{_range([b for _, b in unprojected], _end)} without; closer in {lower} of {len(unprojected)}."
+            f"From the same random mixtures of activations: {_compared(unprojected, 'with the constraint', 'without')}."
         )
     judged = apart or pairs
     n = sum(not _below(a[1], b[1]) for a, b in judged)
@@ -123,35 +122,40 @@ def _constraint(held: Sequence[Held]) -> Signature:
 
 
 def _inflation(held: Sequence[Held]) -> Signature:
-    claim = "Raw activations inflate cosines"
+    claim = "Raw activations inflate cosines of rows that are made of them"
     pairs = [
         (a, b)
         for a in held
         for b in held
         if (a[0].preprocessing, b[0].preprocessing) == ("raw", "centred")
-        and (a[0].constraint, a[0].start, a[0].variant) == (b[0].constraint, b[0].start, b[0].variant)
-        and a[0].start != "shared"
+        and (a[0].constraint, a[0].start, a[0].group) == (b[0].constraint, b[0].start, b[0].group)
+        and (a[0].constraint, a[0].start) != ("none", "random")
     ]
     if not pairs:
-        return Signature(claim, "cannot be asked", ["No two ensembles of independent starts differ in centring alone."])
-    lower = sum(_below(a[1], b[1]) for a, b in pairs)
-    raw, centred = [a for a, _ in pairs], [b for _, b in pairs]
-    says = [
-        f"Of independent starts, raw ensembles end at {_range(raw, _end)}, centred ones at {_range(centred, _end)}: raw ones look "
-        f"closer, beyond what pairs of members differ, in {lower} of {len(pairs)}."
-    ]
-    if all(course.end_centred is not None for _, course in raw + centred):
-        says.append(
-            f"With each dictionary’s mean direction removed: {_range(raw, lambda c: c.end_centred)} against "
-            f"{_range(centred, lambda c: c.end_centred)}."
-        )
-    if all(course.end_share is not None and course.start_share is not None for _, course in raw + centred):
-        says.append(
-            f"That direction holds {_share(raw, lambda c: c.start_share)} of raw rows’ squared length at the start and "
-            f"{_share(raw, lambda c: c.end_share)} at the end, of centred rows’ {_share(centred, lambda c: c.start_share)} and "
-            f"{_share(centred, lambda c: c.end_share)}: cosines can be inflated by about as much."
-        )
-    return Signature(claim, _verdict(lower, len(pairs)), says)
+        told = "No two ensembles whose rows begin at activations differ in centring alone."
+        return Signature(claim, "cannot be asked", [told])
+    says = []
+    for a, b in pairs:
+        text = f"{_CONSTRAINT.get(a[0].constraint, a[0].constraint)}, {_START[a[0].start]}: "
+        text += f"{a[1].start_distance:.3f} to {a[1].end_distance:.3f} raw, "
+        text += f"{b[1].start_distance:.3f} to {b[1].end_distance:.3f} centred"
+        if None not in (a[1].end_centred, b[1].end_centred):
+            text += f"; at the end without the mean direction {a[1].end_centred:.3f} and {b[1].end_centred:.3f}"
+        if None not in (a[1].start_share, a[1].end_share, b[1].start_share, b[1].end_share):
+            text += (
+                f"; that direction holds {_percent(a[1].start_share)} to {_percent(a[1].end_share)} of raw rows, "
+                f"{_percent(b[1].start_share)} to {_percent(b[1].end_share)} of centred ones"
+            )
+        says.append(f"{text}.")
+    begins = [a[0].start != "shared" and a[1].start_high < b[1].start_low for a, b in pairs]
+    ends = [_below(a[1], b[1]) for a, b in pairs]
+    says.insert(
+        0,
+        f"Raw ones look closer than centred ones, beyond what pairs of members differ in, in {sum(begins)} of {len(pairs)} at the "
+        f"start and {sum(ends)} of {len(pairs)} at the end. From start to end:",
+    )
+    n = sum(either or other for either, other in zip(begins, ends, strict=True))
+    return Signature(claim, _verdict(n, len(pairs)), says)
 
 
 # -- comparisons ---------------------------------------------------------------------------------------------------
@@ -160,12 +164,14 @@ def _inflation(held: Sequence[Held]) -> Signature:
 def _against(
     held: Sequence[Held], one: Callable[[Cell], bool], other: Callable[[Cell], bool]
 ) -> list[tuple[Held, Held]]:
-    """Ensembles of the same start and preprocessing."""
+    """Ensembles of the same start and preprocessing that differ in nothing else."""
     return [
         (a, b)
         for a in held
         for b in held
-        if one(a[0]) and other(b[0]) and (a[0].start, a[0].preprocessing) == (b[0].start, b[0].preprocessing)
+        if one(a[0])
+        and other(b[0])
+        and (a[0].start, a[0].preprocessing, a[0].group) == (b[0].start, b[0].preprocessing, b[0].group)
     ]
 
 
@@ -199,8 +205,15 @@ def _range(held: Sequence[Held], of: Callable[[Course], float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _share(held: Sequence[Held], of: Callable[[Course], float]) -> str:
-    return f"{100 * fmean(of(course) for _, course in held):.1f}\u00a0%"
+def _compared(pairs: Sequence[tuple[Held, Held]], one: str, other: str) -> str:
+    """The ends of both, space by space, and how many of the first are closer."""
+    told = [f"{a[0].preprocessing} {a[1].end_distance:.3f} {one}, {b[1].end_distance:.3f} {other}" for a, b in pairs]
+    lower = sum(_below(a[1], b[1]) for a, b in pairs)
+    return f"{'; '.join(told)}; closer in {lower} of {len(pairs)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}\u00a0%"
 
 
 def _moved(held: Sequence[Held]) -> str:

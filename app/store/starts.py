@@ -1,7 +1,7 @@
 """Where a study's ensembles began, under which constraint and in which space, and how alike their members became from there."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ class Cell:
     preprocessing: str  # one of PREPROCESSING
     ensemble: str
     variant: str
+    group: int  # ensembles of one group differ in these three alone
     equals: bool  # with W = 1 this place is that of no constraint: the ensemble is that one's
     shared_start: str
 
@@ -71,15 +72,16 @@ class Starts:
     def __init__(self, store: "StudyStore") -> None:
         self._store = store
         rows = [row for row in store.ensembles.values() if row.recipe and row.control_of is None]
-        held = [(_cell(row), row) for row in rows]
-        known = {(cell.constraint, cell.start, cell.preprocessing, _rest(row)): cell for cell, row in held}
+        groups = list(dict.fromkeys(map(_rest, rows)))
+        held = [_cell(row, groups.index(_rest(row))) for row in rows]
+        known = {(cell.constraint, cell.start, cell.preprocessing, cell.group): cell for cell in held}
         borrowed = []
-        for cell, row in held:
+        for cell in held:
             for start in STARTS if cell.constraint == "RA unprojected" else ():
-                twin = known.get(("none", start, cell.preprocessing, _rest(row)))
-                if start != cell.start and twin and twin.variant == cell.variant:
-                    borrowed.append(_at(twin, cell.constraint))
-        self.cells = sorted([cell for cell, _ in held] + borrowed, key=_order)
+                twin = known.get(("none", start, cell.preprocessing, cell.group))
+                if start != cell.start and twin:
+                    borrowed.append(replace(twin, constraint=cell.constraint, equals=True))
+        self.cells = sorted(held + borrowed, key=_order)
 
     @property
     def is_grid(self) -> bool:
@@ -166,24 +168,22 @@ class Starts:
         return pa.Table.from_pylist(lines) if lines else pa.table({name: pa.nulls(0) for name in names})
 
 
-def _cell(row: schema.Ensemble) -> Cell:
+def _cell(row: schema.Ensemble, group: int) -> Cell:
     """An ensemble's place; fields that a recipe does not name are at their defaults."""
     recipe = json.loads(row.recipe)
     variant = recipe.get("variant", "topk")
     start = recipe["centroids"] if "centroids" in recipe else _START.get(recipe.get("start", "random"), "random")
     constraint = "RA unprojected" if recipe.get("start") == "mixtures" else _CONSTRAINT.get(variant, "none")
     preprocessing = recipe.get("preprocessing", "raw")
-    return Cell(constraint, start, preprocessing, row.ensemble, variant, False, row.shared_start)
-
-
-def _at(cell: Cell, constraint: str) -> Cell:
-    return Cell(**asdict(cell) | {"constraint": constraint, "equals": True})
+    return Cell(constraint, start, preprocessing, row.ensemble, variant, group, False, row.shared_start)
 
 
 def _rest(row: schema.Ensemble) -> str:
-    """All that a recipe says beside the factors of the grid, and where it is trained."""
-    recipe = {name: value for name, value in json.loads(row.recipe).items() if name not in _FACTORS}
-    return json.dumps([recipe, row.hookpoint], sort_keys=True)
+    """All that makes an ensemble beside the factors of the grid; archetypal ones are TopK with a constraint."""
+    told = json.loads(row.recipe)
+    recipe = {name: value for name, value in told.items() if name not in _FACTORS}
+    variant = told.get("variant", "topk")
+    return json.dumps([recipe, "topk" if variant in _CONSTRAINT else variant, row.hookpoint], sort_keys=True)
 
 
 def _order(cell: Cell) -> tuple[int, int, int, str]:

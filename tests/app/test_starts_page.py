@@ -175,7 +175,7 @@ def test_a_study_without_a_grid_says_what_the_page_is_for(study_root):
         assert "/s/small/starts" not in links(client.get("/s/small").text)
         page = client.get("/s/small/starts")
         assert page.status_code == 200
-        assert "seedscope run" in text_of(page.text)
+        assert "seedscope demo --full" in text_of(page.text)
         assert client.get("/s/small/starts.json").json()["is_grid"] is False
         refused = client.get("/s/small/starts.csv")
         assert refused.status_code == 422
@@ -186,7 +186,7 @@ def test_a_study_without_a_grid_says_what_the_page_is_for(study_root):
 
 
 def held(constraint: str, start: str, preprocessing: str, begins: float, ends: float, **more: float):
-    cell = Cell(constraint, start, preprocessing, f"{constraint}-{start}", "topk", False, "no")
+    cell = Cell(constraint, start, preprocessing, f"{constraint}-{start}", "topk", 0, False, "no")
     known = dict.fromkeys((f.name for f in fields(Course)), None)
     spread = {f"{at}_{end}": value + by for at, value in (("start", begins), ("end", ends))
               for end, by in (("low", -0.01), ("high", 0.01))}  # fmt: skip
@@ -206,8 +206,16 @@ def test_verdicts_follow_the_numbers():
     same, closer = held("RA", "random", "centred", 0.8, 0.41), held("RA", "random", "centred", 0.8, 0.3)
     assert verdicts(*free, same)[2] == "reproduced"
     assert verdicts(*free, closer)[2] == "not reproduced"
-    assert verdicts(*free, held("none", "random", "raw", 0.8, 0.2))[3] == "reproduced"
-    assert verdicts(*free, held("none", "random", "raw", 0.8, 0.395))[3] == "not reproduced"
+    own = held("none", "independent", "centred", 0.5, 0.4)
+    assert verdicts(own, held("none", "independent", "raw", 0.5, 0.2))[3] == "reproduced"
+    assert verdicts(own, held("none", "independent", "raw", 0.2, 0.4))[3] == "reproduced"
+    assert verdicts(own, held("none", "independent", "raw", 0.5, 0.395))[3] == "not reproduced"
+    assert verdicts(*free, held("none", "random", "raw", 0.8, 0.2))[3] == "cannot be asked"
+
+
+def test_ensembles_that_differ_in_more_than_the_grid_are_not_compared():
+    wide, narrow = held("none", "random", "centred", 0.8, 0.4), held("RA", "random", "centred", 0.8, 0.3)
+    assert verdicts(wide, (replace(narrow[0], group=1), narrow[1]))[2] == "cannot be asked"
 
 
 def test_dead_features_that_stayed_at_a_shared_start_are_told():
