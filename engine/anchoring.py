@@ -205,7 +205,8 @@ def _told(given: Imported, tried: Tried, config: TrainConfig, model: LanguageMod
     return [
         f"recipe differs: seed {ANCHOR} is {given.source['path']} ({given.library or 'library unknown'}), seeds "
         f"{config.seeds[0]} to {config.seeds[-1]} were trained here to compare it with, on other text, for another length and by "
-        "another recipe",
+        f"another recipe: of a feature of seed {ANCHOR}, p counts those; of theirs, one of the {len(config.seeds)} that p counts "
+        f"is seed {ANCHOR}",
         f"comparisons: {config.variant} of the same width and hook point, k {config.k} ({k}), {config.n_tokens:,} tokens of "
         f"{model.name} each, data order {config.data_order}{other}",
         f"the anchor explains {tried.ev:.3f} of the variance of {tried.n_tokens:,} tokens of the comparisons’ training text",

@@ -1,9 +1,10 @@
-"""One public SAE and no other seeds: three of them, as SAELens wrote them, from a study file and the command to every page."""
+"""One public SAE and no other seeds: three of them, as SAELens wrote them, from a study file or by hand to every page."""
 
 import io
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from app.main import create_app
 from app.settings import Settings
 from app.store import FeatureQuery, Studies, ceiling
 from engine import catalogue, demo, sae, studyfile
-from engine.activations import harvest, tokenize
+from engine.activations import LanguageModel, harvest, tokenize
+from engine.analyse import analyse
 from engine.anchoring import anchor_ensemble
 from engine.config import TrainConfig
 from engine.export import export
 from engine.progress import Progress
-from engine.sources import documents, split
+from engine.publish import publish
+from engine.sources import Document, documents, split
 from engine.studies import run_file
 from engine.train import train_ensemble
 
@@ -78,14 +81,33 @@ def folder(tmp_path_factory, corpus, language_model) -> Path:
             tensors["W_dec"] = tensors["W_dec"] * norms[:, None]
             tensors |= {key: tensors[key] / norms for key in ("W_enc", "b_enc", "threshold") if key in tensors}
         write_saelens(folder / "public" / name, {5: tensors}, config.k, fixture=fixture)
-    (folder / "study.toml").write_text(HEAD + "".join(ENSEMBLE.format(name=name) for name in PUBLIC))
+    (folder / "study.toml").write_text(HEAD + ENSEMBLE.format(name="jumprelu"))
     return folder
 
 
+def anchored(folder: Path, study: Path, name: str, model: LanguageModel) -> catalogue.Ensemble:
+    """What the study file asks for, without it."""
+    return anchor_ensemble(
+        study, name, folder / "public" / name / "seed_5", HOOKPOINT, model, own_text(folder), 32, quiet(),
+        settings={"seeds": (1, 2, 3), "n_tokens": 6144, "batch": 256},
+    )  # fmt: skip
+
+
+def own_text(folder: Path) -> Iterator[Document]:
+    """What comparisons are trained on."""
+    return split(documents(folder / "texts" / "*.txt"), "train")
+
+
 @pytest.fixture(scope="module")
-def root(folder, tmp_path_factory) -> Path:
+def root(folder, language_model, tmp_path_factory) -> Path:
+    """One of a study file, with all there is to compute, two beside it with what the tests ask for."""
     root = tmp_path_factory.mktemp("root")
     run_file(studyfile.read(folder / "study.toml"), root, device="cpu", progress=quiet())
+    study = root / "mine"
+    for name in ("topk", "relu"):
+        catalogue.write(catalogue.read(study).with_ensemble(anchored(folder, study, name, language_model)), study)
+    analyse(study, only=("match", "activity"), model=language_model, device="cpu", progress=quiet())
+    publish(study)
     return root
 
 
@@ -98,7 +120,7 @@ def pages(root):
 @pytest.fixture(scope="module")
 def rows(folder, language_model) -> np.ndarray:
     """Activations of the text that comparisons were trained on."""
-    tokens = tokenize(split(documents(folder / "texts" / "*.txt"), "train"), language_model, n_ctx=32)
+    tokens = tokenize(own_text(folder), language_model, n_ctx=32)
     return np.array(harvest(language_model, tokens, HOOKPOINT, folder / "own")[:], np.float64)
 
 
@@ -209,18 +231,13 @@ def test_the_ceiling_is_what_comparisons_reach_among_themselves(theta, dead, roo
     assert 0 < found.of_comparisons.mean < 1
 
 
-def test_run_again_it_trains_and_measures_nothing(folder, root):
-    def times() -> dict[str, int]:
-        return {
-            str(path): path.stat().st_mtime_ns
-            for path in (root / "mine").rglob("seed-*")
-            if path.name != "seed-0.safetensors"
-        }
-
-    before, plan = times(), catalogue.read(root / "mine")
-    run_file(studyfile.read(folder / "study.toml"), root, device="cpu", progress=quiet())
-    assert times() == before
-    assert catalogue.read(root / "mine") == plan
+def test_asked_for_again_it_is_loaded_and_nothing_is_trained(folder, root, language_model):
+    entry, _ = held(root, "relu")
+    files = sorted((root / "mine" / entry.folder).glob("seed-[1-9]*"))
+    before = [path.stat().st_mtime_ns for path in files]
+    assert anchored(folder, root / "mine", "relu", language_model) == entry
+    assert [path.stat().st_mtime_ns for path in files] == before
+    assert len(files) == N_COMPARISONS
 
 
 # -- wherever the number is ----------------------------------------------------------------------------------------
@@ -320,25 +337,24 @@ def test_the_command_trains_comparisons_on_text_that_it_does_not_measure_on_and_
     )
 
 
-def test_what_the_command_needs_is_asked_for(folder, tmp_path, root):
+def test_what_the_command_needs_is_asked_for(folder, tmp_path):
     assert_one_line(run(*command(folder, tmp_path, model=None)), "expected --model")
     assert_one_line(run(*command(folder, tmp_path, tokens=None)), "--tokens")
-    assert_one_line(run(*command(folder, tmp_path, hookpoint="blocks.1.hook_resid_post")), "seed_5 says", "--force")
     assert not (tmp_path / "by-hand" / catalogue.FILE).exists()
 
 
 def test_an_sae_that_cannot_stand_beside_those_trained_here_is_refused_before_anything_is_trained(
     folder, tmp_path, language_model, corpus
 ):
-    def refuse(*said: str, change=lambda config, tensors: None, name: str = "relu", **options: object) -> None:
-        place = shutil.copytree(folder / "public" / name / "seed_5", tmp_path / "changed", dirs_exist_ok=True)
+    def refuse(*said: str, change=lambda config, tensors: None, hookpoint: str | None = None, **options) -> None:
+        place = shutil.copytree(folder / "public" / "relu" / "seed_5", tmp_path / "changed", dirs_exist_ok=True)
         config, tensors = json.loads((place / "cfg.json").read_text()), load_file(place / "sae_weights.safetensors")
         change(config, tensors)
         (place / "cfg.json").write_text(json.dumps(config))
         save_file({key: np.ascontiguousarray(each) for key, each in tensors.items()}, place / "sae_weights.safetensors")
         with pytest.raises(ValueError, match=".*".join(map(re.escape, said))):
             anchor_ensemble(
-                tmp_path / "study", "e", place, None, language_model, corpus.train[:3], 32, quiet(), **options
+                tmp_path / "study", "e", place, hookpoint, language_model, corpus.train[:3], 32, quiet(), **options
             )
         assert not list((tmp_path / "study").rglob("*.safetensors"))
 
@@ -351,6 +367,7 @@ def test_an_sae_that_cannot_stand_beside_those_trained_here_is_refused_before_an
     refuse("reads 127 numbers per token", "has 128 at", change=narrower)
     refuse("is never active", change=lambda _, tensors: tensors["b_enc"].fill(-1e6))
     refuse("explains nothing", "--force", change=lambda _, tensors: tensors["W_dec"].__imul__(-30))
+    refuse("changed says", "--force", hookpoint="blocks.1.hook_resid_post")
     refuse("does not say where it reads", change=lambda config, _: config["metadata"].pop("hook_name"))
     refuse("settings are k", settings={"k": 3})
     refuse("seeds are [0, 1]", settings={"seeds": (0, 1)})
