@@ -29,6 +29,7 @@ from app.formats import (
     thousands,
 )
 from app.settings import STATIC, TEMPLATES
+from app.sparks import members_now, sparks
 from app.strips import course, energy_chart, histogram, large_strip, seed_strip
 
 
@@ -56,7 +57,7 @@ templates.filters |= {
 }  # fmt: skip
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
-    "energy_chart": energy_chart, "course": course,
+    "energy_chart": energy_chart, "course": course, "sparks": sparks, "members_now": members_now,
     "alpha_step": alpha_step, "architecture": architecture, "recipe_remark": recipe_remark,
 }  # fmt: skip
 # Macros imported at the top of a child template are unknown when one of its blocks is rendered alone.

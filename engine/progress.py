@@ -1,6 +1,7 @@
 """Progress of long work on the terminal: bars with rate and time left, plain lines where nobody watches.
 
-Where $SEEDSCOPE_PROGRESS names a file, it holds the running stage as JSON besides, for whoever started the command.
+Where $SEEDSCOPE_PROGRESS names a file, it holds the running stage as JSON besides, for whoever started the command; what a
+training tells stands in files beside it, which stay.
 """
 
 import json
@@ -24,6 +25,7 @@ from rich.progress import (
     Progress as Bars,
 )
 
+from engine.curves import Curves
 from engine.files import write_whole
 from engine.schema import PROGRESS_VARIABLE, StageProgress
 
@@ -39,10 +41,12 @@ class Progress:
         self._live = sys.stderr.isatty() and not quiet
         file = os.environ.get(PROGRESS_VARIABLE)
         self._file = Path(file) if file else None
+        self._remark = ""  # of the running stage
 
     @contextmanager
     def stage(self, name: str, unit: str) -> Iterator[Report]:
         """Show one stage; yields the function that takes (done, total)."""
+        self._remark = ""
         with self._shown(name, unit) as report:
             if self._file is None:
                 yield report
@@ -68,7 +72,7 @@ class Progress:
 
                 def report(done: int, total: int) -> None:
                     rate = done / max(time.perf_counter() - began, 1e-9)
-                    bars.update(task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
+                    bars.update(task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s {self._remark}".rstrip())
 
                 yield report
                 task_state = bars.tasks[0]
@@ -83,7 +87,15 @@ class Progress:
         if not self._quiet:
             taken = time.perf_counter() - began
             detail = f"{last[0]:,} {unit}" if last[0] else "already done"
-            print(f"{name}: {detail}, {taken:.1f} s", file=sys.stderr, flush=True)
+            remark = f", {self._remark}" if self._remark else ""
+            print(f"{name}: {detail}, {taken:.1f} s{remark}", file=sys.stderr, flush=True)
+
+    def show(self, curves: Curves, remark: str) -> None:
+        """Tell how a training goes: in its file, and behind the running stage in a few words."""
+        self._remark = remark
+        if self._file is not None:
+            with suppress(OSError):
+                write_whole(self._file.with_name(curves.file), json.dumps(asdict(curves)), durable=False)
 
     def say(self, text: str) -> None:
         """One line about what was chosen, and why."""

@@ -6,6 +6,7 @@ A training that was stopped goes on from its last checkpoint.
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +17,14 @@ import numpy as np
 from engine import catalogue, sae
 from engine.activations import LanguageModel, TokenSet, harvest, tokenize
 from engine.config import TrainConfig, as_parameters
+from engine.curves import Curves
 from engine.fused import named_device
 from engine.progress import Progress
 from engine.sources import Document
 from engine.train import train_ensemble, training_space
 from engine.training.snapshots import ALONG, Snapshots
-from engine.training.trace import Trace
+from engine.training.telling import in_words, told
+from engine.training.trace import Point, Trace
 
 
 def train(
@@ -87,6 +90,14 @@ def train_once(
     if ensemble is None:
         found = rows()
         trace, checkpoints = Trace(), study / "scratch" / f"checkpoints-{name}-{made_from}"
+        begun = time.time()
+
+        def show(newest: Point) -> None:
+            moments = told(trace.points, config.seeds)
+            curves = Curves(study.name, name, config.variant, begun, len(config.seeds), config.n_tokens, moments)
+            progress.show(curves, in_words(newest))
+
+        trace.on_point = show
         with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
             ensemble = train_ensemble(
                 found, config, device=named_device(device), checkpoints=checkpoints, trace=trace, report=report,

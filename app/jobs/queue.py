@@ -1,8 +1,9 @@
 """Long work that the dashboard starts: `seedscope` commands as processes of their own, in the order they were asked for.
 
 What is known of a job lies under the root and outlives the server: `jobs/ID/job.json`, written whole by the one server that
-runs the jobs of a root, `log`, what the process says, and `progress.json`, which the process replaces while it works. The
-log is locked for as long as any process of the job lives: the lock belongs to the open file, which its processes inherit.
+runs the jobs of a root, `log`, what the process says, and what the process replaces while it works: `progress.json`, and a file
+per ensemble that it trains. The log is locked for as long as any process of the job lives: the lock belongs to the open file,
+which its processes inherit.
 """
 
 import atexit
@@ -24,6 +25,7 @@ from typing import IO
 from pydantic import TypeAdapter, ValidationError
 
 from app.jobs.asked import KINDS, Job, JobRefusedError, checked, require_ready, words
+from engine.curves import PATTERN, Curves
 from engine.files import write_whole
 from engine.schema import CURRENT, PROGRESS_VARIABLE, StageProgress
 
@@ -149,6 +151,14 @@ class Jobs:
             return []
         lines = [line.rsplit("\r", 1)[-1] for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said).rstrip().split("\n")]
         return [line for line in lines[-LOG_LINES:] if line]
+
+    def trained(self, id: str) -> list[Curves]:
+        """How the trainings of a job went or go, in the order they began in; a training that was resumed counts once."""
+        found = []
+        for path in (self._folder / id).glob(PATTERN):
+            with suppress(OSError, ValidationError):
+                found.append(_CURVES.validate_json(path.read_bytes()))
+        return sorted(found, key=lambda each: each.begun)
 
     def close(self) -> None:
         """End what runs, as failed; what waits is run by the next server."""
@@ -299,7 +309,7 @@ class Jobs:
             return None
 
 
-_JOB, _STAGE = TypeAdapter(Job), TypeAdapter(StageProgress)
+_JOB, _STAGE, _CURVES = TypeAdapter(Job), TypeAdapter(StageProgress), TypeAdapter(Curves)
 
 
 def _read(folder: Path) -> dict[str, Job]:

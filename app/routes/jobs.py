@@ -12,11 +12,13 @@ from app import render
 from app.jobs import ID_PATTERN, Job, JobRefusedError, Jobs
 from app.routes.query import Plain
 from app.store import NotFound, Studies
+from engine.curves import Curves
 
 router = APIRouter()
 FORM, JSON = "application/x-www-form-urlencoded", "application/json"
 LONGEST = 4096  # bytes of a request
 SHORT_LOG = 5  # lines that a job that failed shows at once
+MOST_TRAINED = 24  # trainings that a job's page shows
 
 JobId = Annotated[str, Path(pattern=f"^{ID_PATTERN}$", description="job id")]
 
@@ -26,6 +28,7 @@ class JobsPage:
     """`/jobs`: what runs, waits and has ended, newest first."""
 
     jobs: list[Job]
+    training: dict[str, Curves]  # {id: what it trains at the moment} of those that do
     nav_last_words: dict[str, list[str]]  # {id: the end of its log} of those that failed
     nav_first: str | None  # a study to begin with
 
@@ -36,6 +39,8 @@ class JobPage:
 
     job: Job
     log: list[str]
+    trained: list[Curves]  # how its trainings went or go, newest first; at most MOST_TRAINED
+    n_trained: int
     nav_last_words: dict[str, list[str]]
     nav_is_part: bool  # of a page that is there already
 
@@ -55,7 +60,8 @@ def jobs(request: Request, address: Annotated[Plain, Query()]) -> JobsPage:
     """Long work that was started from the pages: state, stage, rate, time left."""
     queue, studies = _jobs(request), _studies(request)
     found = queue.all()
-    return JobsPage(found, _last_words(queue, found), studies[0] if studies else None)
+    training = {job.id: held[-1] for job in found if job.state == "running" and (held := queue.trained(job.id))}
+    return JobsPage(found, training, _last_words(queue, found), studies[0] if studies else None)
 
 
 @render.page(router, "/jobs/{id}", "job.html", "job")
@@ -123,7 +129,11 @@ def _page(request: Request, id: str) -> JobPage:
     found = queue.get(id)
     if found is None:
         raise _unknown(id)
-    return JobPage(found, queue.log(id), _last_words(queue, [found]), render.wants_fragment(request))
+    trained = queue.trained(id)
+    return JobPage(
+        found, queue.log(id), trained[: -MOST_TRAINED - 1 : -1], len(trained), _last_words(queue, [found]),
+        render.wants_fragment(request),
+    )  # fmt: skip
 
 
 def _last_words(queue: Jobs, jobs: list[Job]) -> dict[str, list[str]]:

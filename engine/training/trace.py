@@ -1,4 +1,4 @@
-"""How training went: loss, reconstruction, sparsity and agreement between members, on log-spaced steps."""
+"""How training went: loss, reconstruction, sparsity and agreement between members, on log-spaced and evenly spaced steps."""
 
 import json
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from engine.sae import SAE
 
 FILE = "trace.json"
 FORMAT, FORMAT_VERSION = "seedscope.trace", 1
-EVALUATED_ROWS = 2048
-MOST_ANCHORS = 512  # features of a member whose best cosines are averaged; with more, evenly spaced ones
+EVALUATED_ROWS = 1024
+MOST_ANCHORS = 128  # features of a member whose best cosines are averaged; with more, evenly spaced ones
 ALL_PAIRS = 8  # members of which all pairs are compared; with more, each and the next
 
 
@@ -51,12 +51,14 @@ class Trace:
     """
 
     n_points: int = 24
+    n_even: int = 24  # so that who watches sees it move until the end
     on_point: Callable[[Point], None] = lambda point: None
     points: list[Point] = field(default_factory=list)
 
     def steps(self, n_steps: int) -> set[int]:
-        """Log-spaced steps at which a point is taken, the start and the end among them."""
-        return {0, n_steps} | {round(step) for step in np.geomspace(1, n_steps, max(self.n_points - 1, 1))}
+        """Log-spaced and evenly spaced steps at which a point is taken, the start and the end among them."""
+        spaced = np.geomspace(1, n_steps, max(self.n_points - 1, 1)), np.linspace(0, n_steps, self.n_even + 1)
+        return {0, n_steps} | {round(step) for steps in spaced for step in steps}
 
     def add(self, point: Point) -> None:
         """Keep a point in the place of one of the same step and members."""
