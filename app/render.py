@@ -58,7 +58,7 @@ templates.filters |= {
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "members_now": members_now,
-    "alpha_step": alpha_step, "architecture": architecture, "recipe_remark": recipe_remark,
+    "alpha_step": alpha_step, "architecture": architecture,
 }  # fmt: skip
 # Macros imported at the top of a child template are unknown when one of its blocks is rendered alone.
 templates.globals |= {
