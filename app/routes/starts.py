@@ -22,9 +22,9 @@ DRAWN = {
     "random": ("random", "@soft", "dot", "diamond"),
 }
 SAYS = {
-    "none": "no constraint",
-    "A": "archetypal",
-    "RA": "relaxed archetypal (RA)",
+    "none": "No constraint",
+    "A": "Archetypal",
+    "RA": "Relaxed archetypal (RA)",
     "RA unprojected": "RA unprojected: begins as RA, no constraint",
 }
 
@@ -143,11 +143,10 @@ def _panels(grid: Starts, lines: list[CellLine]) -> dict[str, list[figures.Figur
     found: dict[str, list[figures.Figure]] = {}
     shown = [line for line in lines if line.course]
     values = [
-        point.distance
+        point.distance_high
         for line in shown
-        for points in grid.points(line.cell.ensemble).values()
-        for point in points
-        if point.distance is not None
+        for point in grid.points(line.cell.ensemble)["all"]
+        if point.distance_high is not None
     ]
     values += [line.course.random_distance or 0.0 for line in shown]
     top = max(values, default=1.0) * 1.05
@@ -193,7 +192,7 @@ def _panel(grid: Starts, here: list[CellLine], constraint: str, preprocessing: s
     return along_training(
         f"{constraint}_{preprocessing}".lower().replace(" ", "_"),
         preprocessing.capitalize(),
-        f"{SAYS[constraint].split(':')[0].capitalize()}. Hungarian distance, mean of {course.n_pairs} pairs of {course.n_members} "
+        f"{SAYS[constraint].split(':')[0]}. Hungarian distance, mean of {course.n_pairs} pairs of {course.n_members} "
         f"members; bands: smallest and largest pair{'; of the shared start: agreement' if agreed else ''}.",
         drawn,
         Scale("Hungarian distance", range=(-0.03 * top, top)),
