@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 from app.figures.drawing import Figure, layout
 
-# {curve: (what it is called, colour, dash, marker)}; pools in colour, their controls neutral.
+# {curve: (what it is called, the same for a legend, colour, dash, marker)}; pools in colour, their controls neutral.
 POOL_KINDS = {
-    "pool": ("pool of all seeds", "@accent", "dot", "diamond"),
-    "halves": ("pools of two halves", "@accent", "solid", "circle"),
-    "members": ("single members", "@ink", "solid", "square-open"),
-    "fresh": ("fresh seeds", "@soft", "dash", "triangle-up-open"),
-    "subset": ("random features", "@null", "dashdot", "x-thin-open"),
+    "pool": ("pool of all seeds", "all seeds", "@accent", "dot", "diamond"),
+    "halves": ("pools of two halves", "two halves", "@accent", "solid", "circle"),
+    "members": ("single members", "members", "@ink", "solid", "square-open"),
+    "fresh": ("fresh seeds", "fresh", "@soft", "dash", "triangle-up-open"),
+    "subset": ("random features", "random", "@null", "dashdot", "x-thin-open"),
 }
 
 
@@ -80,13 +80,13 @@ def pool_figure(
 ) -> Figure:
     """One line per curve against the tokens that were trained on further, with the value of every SAE."""
     data: list[dict[str, Any]] = []
-    for curve, (label, colour, dash, marker) in POOL_KINDS.items():
+    for curve, (label, short, colour, dash, marker) in POOL_KINDS.items():
         held = sorted((p for p in points if p.curve == curve), key=lambda p: p.tokens)
         if not held:
             continue
         data.append(
             {
-                "type": "scatter", "mode": "lines+markers", "name": label, "x": [p.tokens for p in held],
+                "type": "scatter", "mode": "lines+markers", "name": short, "x": [p.tokens for p in held],
                 "y": [p.value for p in held], "legendgroup": curve,
                 "line": {"color": colour, "dash": dash, "width": 2 if dash == "solid" else 1.5},
                 "marker": {"color": colour, "symbol": marker, "size": 7, "line": {"color": colour, "width": 1.5}},
@@ -98,25 +98,26 @@ def pool_figure(
         if parts:
             data.append(
                 {
-                    "type": "scatter", "mode": "markers", "x": [x for x, _ in parts], "y": [y for _, y in parts], "name": label,
+                    "type": "scatter", "mode": "markers", "x": [x for x, _ in parts], "y": [y for _, y in parts], "name": short,
                     "marker": {"color": colour, "size": 4, "opacity": 0.5}, "hoverinfo": "skip", "showlegend": False,
                     "legendgroup": curve,
                 }
             )  # fmt: skip
     values = [part for p in points for part in (p.value, *p.parts)]
     values += [edge for band in bands for edge in (band.low, band.high)]
-    room = 0.08 * ((max(values) - min(values)) or abs(max(values)) or 1)
+    # Of what is nearly constant, such as TopK's L0, the last digits say nothing.
+    room = max(0.08 * (max(values) - min(values)), 0.02 * max(map(abs, values)), 0.001)
     every = sorted({p.tokens for p in points})
     measured = f" Measured on n = {n_tokens:,} tokens." if n_tokens else ""
     return Figure(
         what.id,
         what.title,
-        f"{what.says} Lines: means; dots: the two SAEs of each.{measured} Dotted upright: the length that was asked for.",
+        f"{what.says} Coloured: pools; grey: controls. Lines: means; dots: the two SAEs of each.{measured} Dotted upright: the length that was asked for.",
         {
             "data": data,
             "layout": layout(
                 "tokens trained on further", what.axis, showlegend=True,
-                legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+                legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 11}},
                 xaxis={"tickvals": every if len(every) < 4 else [every[0], *every[2:]], "tickformat": ",d",
                        "range": [-0.04 * (every[-1] or 1), 1.04 * (every[-1] or 1)]},
                 yaxis={"range": [min(values) - room, max(values) + room], "tickformat": what.form},

@@ -128,7 +128,7 @@ def test_the_next_publish_shows_it_with_its_losses(root, pooled):
     shown, drawn = text_of(page.text), figures_of(page.text)
     assert "After 2,048 more tokens" in shown
     means = {trace["name"]: trace for trace in drawn["pool_loss"]["data"] if "lines" in trace["mode"]}
-    for kind, name in (("pool", "pool of all seeds"), ("subset", "random features")):
+    for kind, name in (("pool", "all seeds"), ("subset", "random")):
         losses = [np.mean(each["loss"]) for each in pooled[0]["curves"] if each["kind"] == kind]
         assert means[name]["y"] == pytest.approx(losses, abs=1e-5)
         assert f"{losses[3]:.3f}" in shown or kind == "subset"

@@ -148,12 +148,7 @@ def test_figures_hold_every_curve_and_every_unique_feature(data, page, told):
     for trace in means:
         assert trace["x"] == [0, 512, 1024, 2048, 4096]
     shares = [trace for trace in drawn["pool_shared"]["data"] if "lines" in trace["mode"]]
-    assert [trace["name"] for trace in shares] == [
-        "pools of two halves",
-        "single members",
-        "fresh seeds",
-        "random features",
-    ]
+    assert [trace["name"] for trace in shares] == ["two halves", "members", "fresh", "random"]
     assert shares[0]["y"] == [p["shared"] for p in data["points"] if p["curve"] == "halves"]
 
 
