@@ -240,7 +240,7 @@ class Training:
         if "aux_coefficient" in self.config.uses:
             silent = self.silent_tokens >= self.config.silent_after
             if silent.any():
-                aux = aux_loss(self.sae, found.pre, silent, found.residual.detach(), self.config.aux_k)
+                aux = aux_loss(self.sae, rows, silent, found.residual.detach(), self.config.aux_k)
                 loss = loss + self.config.aux_coefficient * aux
         before(found)
         self._optimizer.param_groups[0]["lr"] = self._rate = rate

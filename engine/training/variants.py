@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from engine.config import TrainConfig, Variant
 from engine.convention import Convention
 from engine.sae import SAE
+from engine.training.by_hand import sparse_step, topk_step
 from engine.training.entries import Entries, decoded, largest_of_batch, positions, taken
 
 THRESHOLD_STEPS = 100  # batches that a batchtopk's threshold is averaged over; SAELens takes as many
@@ -27,7 +28,6 @@ class Step(NamedTuple):
     loss: Float[Tensor, " members"]  # what each minimises, without AuxK
     error: Float[Tensor, " members"]  # squared error per token
     residual: Float[Tensor, "tokens members d_in"]
-    pre: Float[Tensor, "tokens members d_sae"]
     fired: Bool[Tensor, "members d_sae"]
 
 
@@ -54,47 +54,57 @@ class Recipe:
 
 def _topk(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
     """The k largest of every token (Gao et al. 2024, section 2.3); loss: ||x - x_hat||^2."""
-    pre = sae.pre_activations(rows)
-    codes = sae.activate(pre)
+    if rows.device.type == "cpu":
+        error, residual, fired = topk_step(sae, rows)
+        return Step(error, error, residual, fired)
+    codes = sae.activate(sae.pre_activations(rows))
     residual = _targets(rows) - sae.decode(codes)
     fired = torch.zeros(sae.n_members, sae.d_sae, dtype=torch.bool, device=rows.device)
     active = codes.indices + torch.arange(sae.n_members, device=rows.device)[:, None] * sae.d_sae
     fired.view(-1)[active[codes.values > 0]] = True
     error = residual.pow(2).sum(-1).mean(0)
-    return Step(error, error, residual, pre, fired)
+    return Step(error, error, residual, fired)
 
 
 def _batchtopk(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
     """The k * tokens largest of a batch (Bussmann et al. 2024), of each member; loss: ||x - x_hat||^2."""
-    pre, entries = _of_batch(sae, rows, config, moment)
+    if rows.device.type == "cpu":
+        with torch.no_grad():
+            pre = sae.pre_activations(rows)
+        error, residual, fired = sparse_step(sae, rows, pre, _of_batch(sae, pre, config, moment).numpy())
+        return Step(error, error, residual, fired)
+    pre = sae.pre_activations(rows)
+    flat = _of_batch(sae, pre, config, moment)
+    entries = Entries(flat, taken(pre, flat), tuple(pre.shape))
     residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
     error = residual.pow(2).sum(-1).mean(0)
-    return Step(error, error, residual, pre, entries.fired())
+    return Step(error, error, residual, entries.fired())
 
 
 def _matryoshka(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
     """Codes of batchtopk; loss: the mean of ||x - x_hat_g||^2 over prefixes g of the groups (Bussmann et al. 2025)."""
-    pre, entries = _of_batch(sae, rows, config, moment)
+    pre = sae.pre_activations(rows)
+    flat = _of_batch(sae, pre, config, moment)
+    entries = Entries(flat, taken(pre, flat), tuple(pre.shape))
     prefixes = decoded(entries, sae.W_dec, config.group_sizes).cumsum(2) + sae.b_dec[:, None]
     residuals = _targets(rows)[:, :, None] - prefixes
     errors = residuals.pow(2).sum(-1).mean(0)
-    return Step(errors.mean(-1), errors[:, -1], residuals[:, :, -1], pre, entries.fired())
+    return Step(errors.mean(-1), errors[:, -1], residuals[:, :, -1], entries.fired())
 
 
-def _of_batch(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> tuple[Tensor, Entries]:
-    """Pre-activations and the codes of batchtopk; moves the threshold that stands for the batch at inference.
+@torch.no_grad()
+def _of_batch(sae: SAE, pre: Tensor, config: TrainConfig, moment: Moment) -> Int[Tensor, " n"]:
+    """Where the codes of batchtopk stand; moves the threshold that stands for the batch at inference.
 
     It is the smallest activation that was among the largest of its batch, averaged over the last THRESHOLD_STEPS batches.
     """
-    pre = sae.pre_activations(rows)
-    threshold = sae.threshold.detach()[:, 0]
-    flat = largest_of_batch(pre.detach(), config.k, 0.8 * threshold)
+    threshold = sae.threshold[:, 0]
+    flat = largest_of_batch(pre, config.k, 0.8 * threshold)
     entries = Entries(flat, taken(pre, flat), tuple(pre.shape))
-    with torch.no_grad():
-        least = torch.full_like(threshold, torch.inf).scatter_reduce(0, entries.member, entries.values, "amin")
-        least = torch.where(least.isfinite(), least, threshold)
-        sae.threshold.lerp_(least[:, None].expand_as(sae.threshold), 1 / min(moment.step + 1, THRESHOLD_STEPS))
-    return pre, entries
+    least = torch.full_like(threshold, torch.inf).scatter_reduce(0, entries.member, entries.values, "amin")
+    least = torch.where(least.isfinite(), least, threshold)
+    sae.threshold.lerp_(least[:, None].expand_as(sae.threshold), 1 / min(moment.step + 1, THRESHOLD_STEPS))
+    return flat
 
 
 def _relu(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
@@ -105,7 +115,7 @@ def _relu(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
     residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
     error = residual.pow(2).sum(-1).mean(0)
     loss = error + config.l1 * moment.sparsity * entries.per_token(entries.values)
-    return Step(loss, error, residual, pre, entries.fired())
+    return Step(loss, error, residual, entries.fired())
 
 
 def _jumprelu(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
@@ -128,7 +138,7 @@ def _jumprelu(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> St
     error = residual.pow(2).sum(-1).mean(0)
     off = entries.per_token(active - moved) / config.k - 1
     loss = error + config.l0_coefficient * moment.sparsity * off.pow(2)
-    return Step(loss, error, residual, pre, entries.fired())
+    return Step(loss, error, residual, entries.fired())
 
 
 def _gated(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
@@ -147,7 +157,7 @@ def _gated(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
     left = _targets(rows) - (decoded(gates, sae.W_dec.detach()) + sae.b_dec.detach())
     error = residual.pow(2).sum(-1).mean(0)
     sparsity = config.l1 * moment.sparsity * entries.per_token(gate)
-    return Step(error + sparsity + left.pow(2).sum(-1).mean(0), error, residual, pre, entries.fired())
+    return Step(error + sparsity + left.pow(2).sum(-1).mean(0), error, residual, entries.fired())
 
 
 def _targets(rows: Tensor) -> Tensor:
