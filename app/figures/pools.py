@@ -112,7 +112,8 @@ def pool_figure(
     return Figure(
         what.id,
         what.title,
-        f"{what.says} Coloured: pools; grey: controls. Lines: means; dots: the two SAEs of each.{measured} Dotted upright: the length that was asked for.",
+        f"{what.says} Coloured: pools; grey: controls. Lines: means; dots: the two SAEs of each.{measured} Dotted upright: the "
+        "length that was asked for.",
         {
             "data": data,
             "layout": layout(
