@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from golden import explained_variance
+from safetensors.torch import load_file
 
 from engine.checkpoint import GIB
 from engine.config import VARIANTS, TrainConfig

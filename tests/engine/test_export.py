@@ -154,7 +154,7 @@ def test_a_format_that_is_not_known_names_those_that_are(study_root, tmp_path):
 def test_an_sae_that_is_gone_or_changed_stops_the_export_and_nothing_is_left(study_root, tmp_path, name):
     root = tmp_path / "root"
     shutil.copytree(study_root, root)
-    (file,) = (root / STUDY / "sae").rglob("seed-2.safetensors")
+    (file,) = (root / STUDY / "sae").glob("*/*/seed-2.safetensors")
     other = file.with_name("seed-1.safetensors").read_bytes()
     file.write_bytes(other)
     with pytest.raises(ValueError, match=r"seed-2.safetensors has the digest .*, the study was computed on"):
