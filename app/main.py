@@ -37,6 +37,7 @@ from app.routes import (
     synthetic,
     trajectory,
     trying,
+    variants,
     weights,
     worth,
 )
@@ -101,6 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(studies.router)
     app.include_router(jobs.router)
     app.include_router(starts.router)  # these before an ensemble's page, whose address would swallow them
+    app.include_router(variants.router)
     app.include_router(synthetic.router)
     app.include_router(pool.router)
     app.include_router(overview.router)

@@ -76,7 +76,7 @@ class Ensemble:
     batch: int | None = None
     lr: float | None = None
     recipe: dict[str, Any] | None = None
-    """How it was trained here: the settings that its variant uses, without the seeds."""
+    """How it was trained here: the settings that its variant uses, without the seeds; `l0` where l1 was found for it."""
     anchor: int | None = None
     """The seed of the member whose recipe differs from the others', such as a public SAE."""
     remarks: tuple[str, ...] = ()

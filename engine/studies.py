@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from engine import catalogue, demo
-from engine.activations import LanguageModel, load_model
+from engine.activations import LanguageModel, TokenSet, load_model, tokenize
 from engine.analyse import analyse
 from engine.anchoring import anchor_ensemble
 from engine.config import StudyConfig, as_parameters
@@ -84,7 +84,7 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
     progress = progress or Progress()
     folder = root / file.name
     with only_writer(folder):
-        model = None
+        model = tokens = None  # to train on, read once
         for wanted in file.ensembles:
             if isinstance(wanted, ImportPlan):
                 _import(root, file, wanted, progress)
@@ -94,7 +94,8 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                 found = _anchored(folder, file, wanted, model, device=device, progress=progress)
                 catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(found), folder)
                 continue
-            made = partial(_train_as_asked, folder, file, wanted, device=device, progress=progress)
+            tokens = tokens or tokenize(_training_texts(file), model, n_ctx=file.tokens.n_ctx)
+            made = partial(_train_as_asked, folder, file, wanted, tokens, device=device, progress=progress)
             for trained in _with_control(made, wanted.name, model, control=file.control is not None):
                 catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
         settings = {"model": file.model, "tokens": file.tokens, "theta": file.theta, "epsilon": file.epsilon}
@@ -116,14 +117,15 @@ def _train_as_asked(
     folder: Path,
     file: StudyFile,
     wanted: TrainPlan,
+    tokens: TokenSet,
     name: str,
     model: LanguageModel,
     *,
     device: str,
     progress: Progress,
 ) -> catalogue.Ensemble:
-    hookpoint, texts = wanted.hookpoint or file.hookpoint, _training_texts(file)
-    return train(folder, name, wanted.config, hookpoint, model, texts, file.tokens.n_ctx, progress, device=device)
+    hookpoint, n_ctx = wanted.hookpoint or file.hookpoint, file.tokens.n_ctx
+    return train(folder, name, wanted.config, hookpoint, model, tokens, n_ctx, progress, device=device, l0=wanted.l0)
 
 
 def _anchored(

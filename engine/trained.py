@@ -8,14 +8,17 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from engine import catalogue, sae
 from engine.activations import LanguageModel, TokenSet, harvest, tokenize
+from engine.calibrate import NEAR, Calibration, calibrated
 from engine.config import TrainConfig, as_parameters
 from engine.curves import Curves
 from engine.fused import named_device
@@ -25,6 +28,9 @@ from engine.train import train_ensemble, training_space
 from engine.training.snapshots import ALONG, Snapshots
 from engine.training.telling import in_words, told
 from engine.training.trace import Point, Trace
+from engine.training.trace import read as read_trace
+
+CALIBRATION = "calibration.json"  # in the study's folder: which l1 were tried, with what L0
 
 
 def train(
@@ -33,15 +39,21 @@ def train(
     config: TrainConfig,
     hookpoint: str,
     model: LanguageModel,
-    texts: Iterable[Document],
+    texts: Iterable[Document] | TokenSet,
     n_ctx: int | None,
     progress: Progress,
     *,
     device: str = "cpu",
+    l0: float | None = None,
 ) -> catalogue.Ensemble:
-    """Train an ensemble on a model's activations, or load it if exactly this one was trained before."""
-    tokens = enough(tokenize(texts, model, n_ctx=n_ctx), config.n_tokens)
-    return train_on(study, name, config, hookpoint, model, tokens, progress, device=device)
+    """Train an ensemble on a model's activations, or load it if exactly this one was trained before.
+
+    Where an `l0` is asked for, its l1 is found first and stands in the recipe; members that miss it by more than a tenth
+    are remarked on.
+    """
+    tokens = texts if isinstance(texts, TokenSet) else tokenize(texts, model, n_ctx=n_ctx)
+    tokens = enough(tokens, config.n_tokens)
+    return train_on(study, name, config, hookpoint, model, tokens, progress, device=device, l0=l0)
 
 
 def train_on(
@@ -55,22 +67,48 @@ def train_on(
     *,
     beside: str | None = None,
     device: str = "cpu",
+    l0: float | None = None,
 ) -> catalogue.Ensemble:
     """The same from tokens; `beside` names an SAE that will stand with the members, in a folder that no other one shares."""
-    made_of = [as_parameters(config), tokens.digest + model.digest, hookpoint, *([beside] if beside else [])]
-    made_from = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+    def made_from(config: TrainConfig, *more: float | str) -> str:
+        recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint, *more], sort_keys=True)
+        return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
     def rows() -> np.ndarray:
         place = hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
         with progress.stage(f"training activations at {hookpoint}", "tokens") as report:
             return harvest(model, tokens, hookpoint, study / "scratch" / f"train-{place}", report=report)
 
-    provenance = {"model": model.digest, "hookpoint": hookpoint}
-    ensemble = train_once(study, name, config, made_from, rows, provenance, progress, device=device)
-    return trained_entry(
-        study, name, config, made_from, ensemble, hookpoint=hookpoint, train_token_digest=tokens.digest,
+    found = None
+    if l0 is not None:
+        found = calibrated(
+            rows, config, l0, name=name, kept=study / CALIBRATION, key=made_from(config, l0), device=named_device(device),
+            progress=progress,
+        )  # fmt: skip
+        config = replace(config, l1=found.l1)
+    provenance, made = {"model": model.digest, "hookpoint": hookpoint}, made_from(config, *([beside] if beside else []))
+    ensemble = train_once(study, name, config, made, rows, provenance, progress, device=device)
+    entry = trained_entry(
+        study, name, config, made, ensemble, hookpoint=hookpoint, train_token_digest=tokens.digest,
         n_train_tokens=int(tokens.counted.sum()),
     )  # fmt: skip
+    return entry if found is None else _as_asked(entry, found, study, name, progress)
+
+
+def _as_asked(
+    entry: catalogue.Ensemble, found: Calibration, study: Path, name: str, progress: Progress
+) -> catalogue.Ensemble:
+    """The entry with the L0 that was asked for, and a word where its members miss it."""
+    points = read_trace(study / entry.folder)
+    last = max(point.step for point in points)
+    mean, remarks = fmean(l0 for point in points if point.step == last for l0 in point.l0), [found.says]
+    if abs(mean / found.asked - 1) > NEAR:
+        remarks.append(
+            f"L0 = {found.asked:g} was asked for and missed: its members end with {mean:.2f} active features"
+        )
+        progress.say(f"{name}: {remarks[-1]}")
+    return replace(entry, recipe=entry.recipe | {"l0": found.asked}, remarks=tuple(remarks))
 
 
 def train_once(

@@ -1,55 +1,169 @@
-"""Ensembles of a study beside each other: what is stable against what is reconstructed."""
+"""Ensembles of a study beside each other: what is stable against what is reconstructed, and along what was varied."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from app.figures.drawing import Figure, layout
-from app.formats import percent
+from app.figures.drawing import BUCKET_ROLE, Figure, layout
+from app.formats import architecture, percent
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "bowtie")
+MOST_LABELS = 6  # ensembles whose names stand beside their dots; of more the legend and the hover say which is which
+LINES = {"stable": "solid", "middle": "dash", "unstable": "dot", "dead": "dashdot"}
 
 
 class TradeOff(NamedTuple):
     """One ensemble."""
 
     name: str
-    stable: float  # share of living features
+    stable: float  # share of living features, or whatever `measure` of the figure says; mean over members
     ev: float  # mean over members
     link: str
     is_control: bool = False  # of another one: trained on the model with random weights
+    variant: str = ""
+    stable_sd: float | None = None  # over members
+    ev_sd: float | None = None
 
 
-def trade_off(ensembles: list[TradeOff]) -> Figure:
-    """Stable share against explained variance, one labelled dot per ensemble, hollow for controls; a click opens it."""
+def trade_off(ensembles: list[TradeOff], *, measure: str = "stable", judged: str = "each at its own θ and ε") -> Figure:
+    """Stability against explained variance, one dot per ensemble, hollow for controls; a click opens it.
+
+    Colour and symbol are the variant's, bars one SD over members. `measure` is `stable`, the share, or `p_hat`, the mean.
+    """
     own = [e for e in ensembles if not e.is_control] or ensembles
     most_stable, best = max(own, key=lambda e: e.stable), max(own, key=lambda e: e.ev)
     title = f"{best.name} reconstructs best, {most_stable.name} comes back most"
     if len(own) == 1:
         control = max((e for e in ensembles if e.is_control), key=lambda e: e.stable)
         title = f"{percent(best.stable)} of {best.name} is stable, {percent(control.stable)} of its control on random weights"
+        if measure == "p_hat":
+            title = f"Mean p̂ of {best.name} is {best.stable:.2f}, of its control on random weights {control.stable:.2f}"
     elif best.name == most_stable.name:
         title = f"{best.name} both reconstructs best and comes back most"
     low, high = min(e.ev for e in ensembles), max(e.ev for e in ensembles)
     room = max(high - low, 0.02) * 0.35  # for the labels beside the outermost dots
+    labelled, variants = len(ensembles) <= MOST_LABELS, list(dict.fromkeys(e.variant for e in ensembles))
+    says, unit = ("stable", ".1%") if measure == "stable" else ("mean p̂", ".3f")
+    what = "Share of living features that are stable" if measure == "stable" else "Mean p̂ of living features"
+    bars = any(e.ev_sd is not None for e in ensembles)
     return Figure(
         "tradeoff",
         title,
-        f"Share of living features that are stable against explained variance (EV), mean over members; n = {len(ensembles)} "
-        "ensembles, each at its own θ and ε. Click a dot for its ensemble.",
+        f"{what} against explained variance (EV), mean over members{', bars one SD over them' if bars else ''}; "
+        f"n = {len(ensembles)} ensembles, {judged}. Click a dot for its ensemble.",
         {
             "data": [
-                {
-                    "type": "scatter", "mode": "markers+text", "x": [e.ev for e in ensembles], "y": [e.stable for e in ensembles],
-                    "text": [e.name for e in ensembles], "textposition": "top center", "cliponaxis": False,
-                    "marker": {"color": "@accent", "size": 11,
-                               "symbol": ["circle-open" if e.is_control else "circle" for e in ensembles]},
-                    "textfont": {"color": "@ink"},
-                    "customdata": [e.link for e in ensembles],
-                    "hovertemplate": "%{text}: %{y:.1%} stable, EV %{x:.3f}<extra></extra>",
-                }
+                _dots([e for e in ensembles if e.variant == variant], i, labelled, says, unit)
+                for i, variant in enumerate(variants)
             ],
             "layout": layout(
-                "explained variance", "stable share", xaxis={"range": [low - room, high + room]},
-                yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+                "explained variance", "stable share" if measure == "stable" else "mean p̂",
+                xaxis={"range": [low - room, high + room]},
+                yaxis={"tickformat": ".0%" if measure == "stable" else ".2f", "rangemode": "tozero"},
+                showlegend=len(variants) > 1,
+                legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
             ),
         },
-        ("ensemble", "stable", "explained variance"),
-        tuple((e.name, percent(e.stable), f"{e.ev:.4f}") for e in ensembles),
+        ("ensemble", says, "SD", "explained variance", "SD"),
+        tuple(
+            (e.name, percent(e.stable) if measure == "stable" else f"{e.stable:.3f}", _sd(e.stable_sd), f"{e.ev:.4f}", _sd(e.ev_sd))
+            for e in ensembles
+        ),
     )  # fmt: skip
+
+
+def _dots(held: list[TradeOff], index: int, labelled: bool, says: str, unit: str) -> dict[str, Any]:
+    """The ensembles of one variant."""
+    colour, symbol = f"@seed{index % 8}", SYMBOLS[index % len(SYMBOLS)]
+    return {
+        "type": "scatter", "mode": "markers+text" if labelled else "markers", "name": architecture(held[0].variant, None),
+        "x": [e.ev for e in held], "y": [e.stable for e in held], "text": [e.name for e in held],
+        "textposition": "top center", "cliponaxis": False,
+        "marker": {"color": colour, "size": 11, "symbol": [symbol + "-open" * e.is_control for e in held]},
+        "error_x": _bar([e.ev_sd for e in held], colour), "error_y": _bar([e.stable_sd for e in held], colour),
+        "textfont": {"color": "@ink"}, "customdata": [e.link for e in held],
+        "hovertemplate": f"%{{text}}: %{{y:{unit}}} {says}, EV %{{x:.3f}}<extra></extra>",
+    }  # fmt: skip
+
+
+def _bar(spreads: Sequence[float | None], colour: str) -> dict[str, Any]:
+    known = any(spread is not None for spread in spreads)
+    return {
+        "type": "data", "array": [spread or 0 for spread in spreads], "visible": known, "color": colour, "thickness": 1,
+        "width": 3,
+    }  # fmt: skip
+
+
+def _sd(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+class SweepDot(NamedTuple):
+    """One ensemble of a sweep."""
+
+    ensemble: str
+    link: str
+    value: float | str  # of the factor
+    shares: dict[
+        str, tuple[float, float | None]
+    ]  # {bucket: (mean, SD over members)}; without dead where it is not known
+    ev: float | None
+
+
+def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *, agreement: bool) -> Figure:
+    """Bucket shares along one factor, all else equal; `agreement` where members share their start or it is not known."""
+    numbers = all(not isinstance(dot.value, str) for dot in dots)
+    first, last = dots[0], dots[-1]
+    change = last.shares["stable"][0] - first.shares["stable"][0]
+    verb = "rises" if change > 0 else "falls"
+    share = "share that agrees in all" if agreement else "stable share"
+    title = (
+        f"From {factor} {_shown(first.value)} to {_shown(last.value)} the {share} {verb} from "
+        f"{percent(first.shares['stable'][0], 0)} to {percent(last.shares['stable'][0], 0)}"
+    )
+    data = []
+    for bucket, dash in LINES.items():
+        held = [dot for dot in dots if bucket in dot.shares]
+        if held:
+            data.append(
+                {
+                    "type": "scatter", "mode": "lines+markers", "name": bucket, "x": [dot.value for dot in held],
+                    "y": [dot.shares[bucket][0] for dot in held], "customdata": [dot.link for dot in held],
+                    "line": {"color": BUCKET_ROLE[bucket], "dash": dash}, "marker": {"color": BUCKET_ROLE[bucket], "size": 7},
+                    "error_y": _bar([dot.shares[bucket][1] for dot in held], BUCKET_ROLE[bucket]),
+                    "text": [dot.ensemble for dot in held],
+                    "hovertemplate": f"%{{text}}: %{{y:.1%}} {bucket}<extra></extra>",
+                }
+            )  # fmt: skip
+    wide = (
+        numbers
+        and min(dot.value for dot in dots) > 0
+        and max(dot.value for dot in dots) >= 4 * min(dot.value for dot in dots)
+    )
+    axis = {"type": "log"} if wide else {} if numbers else {"type": "category"}
+    axis |= (
+        {"tickvals": [dot.value for dot in dots], "ticktext": [_shown(dot.value) for dot in dots]} if numbers else {}
+    )
+    return Figure(
+        f"sweep-{index}",
+        title,
+        f"Shares of living features by bucket (dead: of all), mean over members, bars one SD over them; n = {len(dots)} "
+        f"ensembles that differ in nothing else{f' ({rest})' if rest else ''}. Click a dot for its ensemble.",
+        {
+            "data": data,
+            "layout": layout(
+                f"{factor}{f', {unit}' if unit else ''}", "share of features", xaxis=axis,
+                yaxis={"tickformat": ".0%", "rangemode": "tozero"}, showlegend=True,
+                legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            ),
+        },
+        (factor, "ensemble", *(bucket for bucket in LINES if bucket in first.shares), "EV"),
+        tuple(
+            (_shown(dot.value), dot.ensemble, *(percent(dot.shares[b][0]) for b in LINES if b in dot.shares and b in first.shares),
+             "–" if dot.ev is None else f"{dot.ev:.4f}")
+            for dot in dots
+        ),
+    )  # fmt: skip
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:,.6g}"

@@ -128,6 +128,7 @@ def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]
             each.ev,
             f"/s/{study}/{each.ensemble.ensemble}",
             each.ensemble.control_of is not None,
+            each.ensemble.variant,
         )
         for each in found
         if each.ev is not None

@@ -29,7 +29,8 @@ from engine.export.features import (
     trajectory_rows,
 )
 from engine.export.opened import Opened, Part
-from engine.export.parquet import CURVE_TABLES
+from engine.export.parquet import CURVE_TABLES, SWEEP
+from engine.export.sweeps import sweep_rows
 from engine.progress import Report
 
 VERSION = 1
@@ -43,7 +44,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         shutil.copyfile(study.folder / catalogue.FILE, folder / catalogue.FILE)
     curves = [
         {"kind": kind} | row for kind, table in CURVE_TABLES.items() for row in study.store.table(table).to_pylist()
-    ]
+    ] + [{"kind": SWEEP} | row for row in sweep_rows(study)]
     tables = {
         "format": "seedscope.tables",
         "version": VERSION,

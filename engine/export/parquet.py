@@ -2,8 +2,9 @@
 
 `features.parquet` has a row per feature with the names of the pages' JSON, `matches.parquet` one per comparison, both in
 row groups of the same features; `curves.parquet` what was measured under masks (kind `ablation`), of spans (kind `subspace`),
-of members along their training (kind `trajectory`) and of feature pools (kind `pool`), `contexts.parquet` the token windows;
-`pool/` holds the pools as SAELens loads them. The other tables are those of the contract. Everything streams.
+of members along their training (kind `trajectory`), of feature pools (kind `pool`) and along what the study varies (kind `sweep`,
+which follows from the rest and is not read back), `contexts.parquet` the token windows; `pool/` holds the pools as SAELens loads
+them. The other tables are those of the contract. Everything streams.
 """
 
 import shutil
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from engine import catalogue, pool_tables, schema
 from engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns
 from engine.export.opened import Opened, Part, inside
+from engine.export.sweeps import sweep_rows
 from engine.pooled import place, read
 from engine.progress import Report
 from engine.synthetic import plan as synthetic
@@ -33,6 +35,7 @@ CURVE_TABLES = {
     "trajectory": schema.training_tables.AgreementPoint,
     "pool": pool_tables.PoolPoint,
 }
+SWEEP = "sweep"  # the kind of curve that is of no table
 # Tables that are written as the contract has them.
 PLAIN = {
     table: f"{_NAMES.get(table, table.__name__.lower())}.parquet"
@@ -95,7 +98,8 @@ def _curves(study: Opened) -> pa.Table:
     """Curves of all kinds, with the columns of all of them."""
     held = {kind: study.store.table(table) for kind, table in CURVE_TABLES.items()}
     named = [table.add_column(0, "kind", pa.repeat(pa.scalar(kind), len(table))) for kind, table in held.items()]
-    return pa.concat_tables(named, promote_options="default")
+    swept = pa.Table.from_pylist([{"kind": SWEEP} | row for row in sweep_rows(study)])
+    return pa.concat_tables([*named, *([swept] if len(swept) else [])], promote_options="default")
 
 
 def _contexts(study: Opened, part: Part) -> pa.Table:
