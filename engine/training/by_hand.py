@@ -94,7 +94,7 @@ class _Step(torch.autograd.Function):
         return residual.pow(2).sum(-1).mean(0), residual, fired
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, error: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         rows, index, residual, W_enc, b_dec = ctx.saved_tensors
         n_members, d_in, d_sae = W_enc.shape
         back = residual * (-2 / len(rows) * error)[:, None]  # of the reconstruction
