@@ -126,7 +126,8 @@ def test_numbers_of_the_grid_stand_in_the_table_and_shared_starts_are_called_agr
         if each["course"]:
             assert f"{each['course']['end_distance']:.3f}" in shown
             assert f"/s/grid/{each['cell']['ensemble']}/trajectory" in links(page)
-    table = page[page.index("<table") : page.index("</table>")]
+    table = page[page.index('<table class="data starts"') :]
+    table = table[: table.index("</table>")]
     n_shared = sum(each["cell"]["start"] == "shared" for each in data["lines"])
     assert table.count("agreement (start shared)") == n_shared == 4
 
