@@ -76,7 +76,7 @@ def test_every_ensemble_keeps_its_trace_and_no_checkpoints(root):
         points = trace.read(root / "several" / each.folder)
         assert (points[0].step, points[-1].step) == (0, 8)
         assert points[-1].seeds == each.seeds
-    assert not list((root / "several").rglob("step-*"))
+    assert not list((root / "several" / "scratch").rglob("step-*"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
