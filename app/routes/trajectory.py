@@ -122,6 +122,11 @@ def _sentence(verdict: Stabilization | None, found: Trajectory) -> str:
             "below its beginning, so that this agreement says nothing about stabilization."
         )
     ways = f"from {v.start:.3f} to {v.end:.3f}"
+    if v.kind == "not shown" and v.end >= v.start:
+        return (
+            f"No stabilization is shown: members do not share their start and yet begin at a {v.measure} of {v.start:.3f}, beside "
+            f"{v.random:.3f} for random dictionaries, and training did not bring them nearer: they end at {v.end:.3f}."
+        )
     if v.kind == "not shown":
         return (
             f"No stabilization is shown: between members that began apart the {v.measure} went {ways}, and that is not below "
@@ -171,7 +176,7 @@ def _answer(features: Features, row: schema.Ensemble) -> list[str]:
     def course(before: str) -> str:
         top, last = most[before], rows[before][-1]
         return (
-            f"partial rank correlation {mean[before]:+.2f} on average, above chance in {often[before]} of {n} steps, at most "
+            f"partial rank correlation {mean[before]:+.2f} on average, above chance in {often[before]} of {n} steps, strongest "
             f"{top.partial:+.2f} up to {top.next_tokens:,} tokens, {last.partial:+.2f} in the last"
         )
 
@@ -308,7 +313,7 @@ def _first(features: Features) -> list[figures.Figure]:
                 f"AUC: how often one of {one.n_stable:,} features that end stable has more of it than one of "
                 f"{one.n_unstable:,} that end unstable, within {one.n_members} members; 0.5 is chance. Band: 95 % over members. "
                 "Where features end is judged by matches at the end, so that best cosine has to tell there.",
-                lines, Scale("AUC, ends stable against ends unstable", range=(0.2, 1.02)),
+                lines, Scale("AUC, ends stable against ends unstable", range=(0, 1.02)),
                 header=("quantity", "tokens", "AUC", "95 % over members"), table=table,
             )
         )  # fmt: skip

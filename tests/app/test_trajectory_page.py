@@ -219,6 +219,18 @@ def test_a_shared_start_is_agreement_and_says_nothing_about_stabilization(own_ro
         assert "agreement p" in text_of(client.get(f"{address}/0/5").text)
 
 
+def test_members_that_end_further_apart_than_they_began_show_no_stabilization(own_root, address):
+    republish(
+        own_root, "UPDATE AgreementPoint SET distance = 0.9, distance_low = 0.88, distance_high = 0.92 WHERE step > 0",
+        "UPDATE AgreementPoint SET distance = 0.3, distance_low = 0.28, distance_high = 0.31 WHERE step = 0",
+    )  # fmt: skip
+    with browse(own_root) as client:
+        text = text_of(client.get(f"{address}/trajectory").text)
+        assert "No stabilization is shown" in text
+        assert "begin at a Hungarian distance of 0.300" in text
+        assert "they end at 0.900" in text
+
+
 def test_what_is_missing_says_what_adds_it_or_that_nothing_does(own_root, address):
     republish(own_root, *NOTHING, NOT_COMPUTED, "UPDATE Checkpoint SET evs = [], n_tokens = NULL")
     with browse(own_root) as client:
