@@ -228,6 +228,15 @@ def test_the_embedded_corpus_is_a_source_with_a_held_out_part_of_its_own(folder:
     assert "by itself" in problem
 
 
+def test_the_packaged_study_of_variants_compares_all_of_them_at_one_l0():
+    found = read(demo.HERE / "variants.toml")
+    assert found.model == str(demo.MODEL_DIR)
+    compared = [plan for plan in found.ensembles if plan.name.startswith("l0-10-")]
+    assert {plan.config.variant for plan in compared} == set(VARIANTS)
+    assert {plan.l0 or float(plan.config.k) for plan in compared} == {10.0}
+    assert {(plan.config.d_sae, plan.config.seeds) for plan in compared} == {(demo.STUDY.train.d_sae, tuple(range(8)))}
+
+
 def test_analyses_are_some_of_those_there_are(folder: Path):
     text = IMPORTS.replace('name = "s"', 'name = "s"\nanalyses = ["activity", "match"]')
     assert read(written(folder, text)).analyses == ("match", "activity")
