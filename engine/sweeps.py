@@ -19,7 +19,7 @@ class Factor:
     """Ensembles that differ in one setting."""
 
     name: str
-    points: tuple[tuple[float | str, str], ...]  # (value, ensemble) in the order of values
+    points: tuple[tuple[int | float | str, str], ...]  # (value, ensemble) in the order of values
     rest: dict[str, Any]  # what is equal among them and differs between such sets
 
 
@@ -45,7 +45,7 @@ def settings(row: Ensemble) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def value_of(row: Ensemble, name: str) -> float | str | None:
+def value_of(row: Ensemble, name: str) -> int | float | str | None:
     """One setting of an ensemble; lists as text; None where it has none."""
     value = settings(row).get(name)
     return json.dumps(value) if isinstance(value, list | dict) else value
@@ -85,7 +85,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _ordered(points: list[tuple[Any, str]]) -> tuple[tuple[float | str, str], ...]:
+def _ordered(points: list[tuple[Any, str]]) -> tuple[tuple[int | float | str, str], ...]:
     numbers = all(_is_number(value) for value, _ in points)
     shown = (
         points

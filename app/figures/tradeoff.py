@@ -102,7 +102,7 @@ class SweepDot(NamedTuple):
 
     ensemble: str
     link: str
-    value: float | str  # of the factor
+    value: int | float | str  # of the factor
     shares: dict[
         str, tuple[float, float | None]
     ]  # {bucket: (mean, SD over members)}; without dead where it is not known
@@ -165,5 +165,5 @@ def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *
     )  # fmt: skip
 
 
-def _shown(value: float | str) -> str:
+def _shown(value: int | float | str) -> str:
     return value if isinstance(value, str) else f"{value:,.6g}"

@@ -81,7 +81,7 @@ class SweepLine:
 
     factor: str
     rest: dict[str, Any]  # settings that other sweeps of the factor have otherwise
-    values: list[float | str]
+    values: list[int | float | str]
     ensembles: list[str]
 
 
