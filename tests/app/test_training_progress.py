@@ -37,16 +37,16 @@ train_once(Path(sys.argv[1]), "topk-64", config, "made", lambda: rows, {}, Progr
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A job's folder."""
-    (tmp_path / "jobs" / ID).mkdir(parents=True)
-    return tmp_path / "jobs" / ID
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(Settings(tmp_path)), base_url="http://127.0.0.1") as client:
+        yield client
 
 
 @pytest.fixture
-def client(tmp_path: Path, folder: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(tmp_path)), base_url="http://127.0.0.1") as client:
-        yield client
+def folder(tmp_path: Path, client: TestClient) -> Path:
+    """A job's folder, made behind the server's start: it shows the job as that of another server."""
+    (tmp_path / "jobs" / ID).mkdir(parents=True)
+    return tmp_path / "jobs" / ID
 
 
 def keep(folder: Path, state: str) -> None:
@@ -133,8 +133,8 @@ def test_the_newest_training_is_first_and_a_damaged_file_is_not_there(client, fo
 
 
 def test_a_picture_spans_the_training_and_its_values():
-    first, last = Moment(0, 0, [1, 2], [4.0, 2.0], [-9.0, 0.1], [3, 3], [0, 0], 0.2), None
-    last = Moment(5, 500, [1, 2], [], [0.5, 0.7], [3, 5], [0, 0.5], 0.6)
+    first, last = Moment(0, 0, [1, 2], [4.0, 2.0], [-9.0, 0.1], [3.0, 3.0], [0.0, 0.0], 0.2), None
+    last = Moment(5, 500, [1, 2], [], [0.5, 0.7], [3.0, 5.0], [0.0, 0.5], 0.6)
     found = {spark.name: spark for spark in sparks(curves([first, last]))}
     assert list(found) == ["EV", "loss", "agreement", "L0", "dead"]
     ev = found["EV"]
@@ -152,14 +152,14 @@ def test_a_picture_spans_the_training_and_its_values():
 
 
 def test_members_trained_in_groups_have_lines_of_their_own_and_end_with_the_last():
-    groups = [Moment(0, 0, [1], [1.0], [0.1], [3], [0], None), Moment(9, 1000, [1], [], [0.9], [3], [0], None)]
+    groups = [Moment(0, 0, [1], [1.0], [0.1], [3.0], [0.0], None), Moment(9, 1000, [1], [], [0.9], [3.0], [0.0], None)]
     assert not curves(groups).has_ended
-    groups += [Moment(0, 0, [2], [1.0], [0.3], [3], [0], None)]
+    groups += [Moment(0, 0, [2], [1.0], [0.3], [3.0], [0.0], None)]
     assert not curves(groups).has_ended
     found = {spark.name: spark for spark in sparks(curves(groups))}
     assert "agreement" not in found
     assert found["EV"].mean == f"{fmean([0.9, 0.3]):.3f}"
-    assert curves([*groups, Moment(9, 1000, [2], [], [0.8], [3], [0], None)]).has_ended
+    assert curves([*groups, Moment(9, 1000, [2], [], [0.8], [3.0], [0.0], None)]).has_ended
 
 
 def test_what_is_told_of_many_members_is_bounded_and_holds_no_infinity():
