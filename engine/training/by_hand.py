@@ -91,10 +91,11 @@ class _Step(torch.autograd.Function):
         ctx.row = flat // d_sae
         ctx.save_for_backward(rows, index, residual, W_enc, b_dec)
         ctx.mark_non_differentiable(residual, fired)
+        ctx.set_materialize_grads(False)
         return residual.pow(2).sum(-1).mean(0), residual, fired
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, error: Tensor, *others: None) -> tuple[Tensor | None, ...]:
         rows, index, residual, W_enc, b_dec = ctx.saved_tensors
         n_members, d_in, d_sae = W_enc.shape
         back = residual * (-2 / len(rows) * error)[:, None]  # of the reconstruction
