@@ -26,7 +26,7 @@ from engine.outliers import find_outliers
 from engine.progress import Progress
 from engine.sae import SAE
 from engine.sources import Document
-from engine.trained import enough, train_on
+from engine.trained import train
 
 ANCHOR = 0  # its seed; comparisons have others, 1, 2, .. unless told
 COMPARISONS = 7
@@ -51,7 +51,7 @@ def anchor_ensemble(
     path: Path | str,
     hookpoint: str | None,
     model: LanguageModel,
-    texts: Iterable[Document],
+    texts: Iterable[Document] | TokenSet,
     n_ctx: int | None,
     progress: Progress,
     *,
@@ -78,7 +78,7 @@ def anchor_ensemble(
         given = replace(given, source=given.source | {"path": str(path)})
     hookpoint, remarks = _place(given, hookpoint, force=force)
     hook_module(model, hookpoint)
-    tokens = tokenize(texts, model, n_ctx=n_ctx)
+    tokens = texts if isinstance(texts, TokenSet) else tokenize(texts, model, n_ctx=n_ctx)
     if (found := width(model, tokens, hookpoint)) != given.d_in:
         raise ValueError(
             f"{given.source['path']} reads {given.d_in} numbers per token, {model.name} has {found} at {hookpoint}: it was trained "
@@ -96,17 +96,7 @@ def anchor_ensemble(
         f"{name}: the anchor has L0 {tried.l0:.1f} and EV {tried.ev:.3f} on {tried.n_tokens:,} tokens of the training text; "
         f"{len(seeds)} comparisons: {variant}, k {config.k}, {n_tokens:,} tokens each"
     )
-    made = train_on(
-        study,
-        name,
-        config,
-        hookpoint,
-        model,
-        enough(tokens, n_tokens),
-        progress,
-        beside=anchor.digest(0),
-        device=device,
-    )
+    made = train(study, name, config, hookpoint, model, tokens, n_ctx, progress, beside=anchor.digest(0), device=device)
     anchor.save(
         study / made.folder,
         provenance={key: given.source[key] for key in ("model", "hookpoint") if key in given.source},

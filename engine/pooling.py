@@ -302,7 +302,9 @@ def _fresh(
         return {}
     seeds = tuple(max(entry.seeds) + 1 + i for i in range(N_FRESH))
     length = max(entry.train_tokens, config.batch)
-    held = {name: value for name, value in (entry.recipe or {}).items() if name in vars(config)}  # it may say an `l0` as well
+    held = {
+        name: value for name, value in (entry.recipe or {}).items() if name in vars(config)
+    }  # it may say an `l0` as well
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
     recipe = TrainConfig(**as_parameters(config) | own | {"seeds": seeds, "n_tokens": length})
     told["fresh"] = as_parameters(recipe)

@@ -90,11 +90,11 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                 _import(root, file, wanted, progress)
                 continue
             model = model or load_model(file.model)
+            tokens = tokens or tokenize(_training_texts(file), model, n_ctx=file.tokens.n_ctx)
             if isinstance(wanted, AnchorPlan):
-                found = _anchored(folder, file, wanted, model, device=device, progress=progress)
+                found = _anchored(folder, file, wanted, tokens, model, device=device, progress=progress)
                 catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(found), folder)
                 continue
-            tokens = tokens or tokenize(_training_texts(file), model, n_ctx=file.tokens.n_ctx)
             made = partial(_train_as_asked, folder, file, wanted, tokens, device=device, progress=progress)
             for trained in _with_control(made, wanted.name, model, control=file.control is not None):
                 catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
@@ -129,12 +129,19 @@ def _train_as_asked(
 
 
 def _anchored(
-    folder: Path, file: StudyFile, wanted: AnchorPlan, model: LanguageModel, *, device: str, progress: Progress
+    folder: Path,
+    file: StudyFile,
+    wanted: AnchorPlan,
+    tokens: TokenSet,
+    model: LanguageModel,
+    *,
+    device: str,
+    progress: Progress,
 ) -> catalogue.Ensemble:
     """An SAE with comparisons trained for it; no control, for it was trained on this model's weights."""
     return anchor_ensemble(
-        folder, wanted.name, wanted.path, wanted.hookpoint or file.hookpoint, model, _training_texts(file), file.tokens.n_ctx,
-        progress, settings=wanted.settings, format=wanted.format, force=wanted.force, device=device,
+        folder, wanted.name, wanted.path, wanted.hookpoint or file.hookpoint, model, tokens, file.tokens.n_ctx, progress,
+        settings=wanted.settings, format=wanted.format, force=wanted.force, device=device,
     )  # fmt: skip
 
 

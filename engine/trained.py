@@ -43,33 +43,17 @@ def train(
     n_ctx: int | None,
     progress: Progress,
     *,
+    beside: str | None = None,
     device: str = "cpu",
     l0: float | None = None,
 ) -> catalogue.Ensemble:
     """Train an ensemble on a model's activations, or load it if exactly this one was trained before.
 
-    Where an `l0` is asked for, its l1 is found first and stands in the recipe; members that miss it by more than a tenth
-    are remarked on.
+    `beside` names an SAE that will stand with the members, in a folder that no other one shares. Where an `l0` is asked for,
+    its l1 is found first and stands in the recipe; members that miss it by more than a tenth are remarked on.
     """
     tokens = texts if isinstance(texts, TokenSet) else tokenize(texts, model, n_ctx=n_ctx)
     tokens = enough(tokens, config.n_tokens)
-    return train_on(study, name, config, hookpoint, model, tokens, progress, device=device, l0=l0)
-
-
-def train_on(
-    study: Path,
-    name: str,
-    config: TrainConfig,
-    hookpoint: str,
-    model: LanguageModel,
-    tokens: TokenSet,
-    progress: Progress,
-    *,
-    beside: str | None = None,
-    device: str = "cpu",
-    l0: float | None = None,
-) -> catalogue.Ensemble:
-    """The same from tokens; `beside` names an SAE that will stand with the members, in a folder that no other one shares."""
 
     def made_from(config: TrainConfig, *more: float | str) -> str:
         recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint, *more], sort_keys=True)

@@ -78,7 +78,7 @@ def test_the_study_says_that_there_is_no_model_and_what_it_is_made_of(reader):
     assert (row.r, row.n_low, row.n_samples, row.n_evaluated) == (5, 60, 12_288, 3_000)
     assert row.verdict in truth.VERDICTS
     (ensemble,) = reader.rows(schema.Ensemble)
-    assert ensemble.computed == ["match", "activity", "ablate", "explain", "subspaces"]
+    assert ensemble.computed == ["match", "activity", "ablate", "explain", "subspaces", "trajectory"]
     assert not reader.rows(schema.Logit)
     assert {t.text for t in reader.rows(schema.Token)} >= {" free 0", " low 59", " nothing"}
     groups = {row.group: row for row in reader.rows(truth.TrueGroup)}
