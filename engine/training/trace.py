@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from engine.files import write_whole
-from engine.kernels import best_cosines
 from engine.sae import SAE
 
 FILE = "trace.json"
@@ -122,12 +121,9 @@ def agreement(directions: Float[Tensor, "members d_sae d_in"]) -> float | None:
     n = len(directions)
     if n < 2:
         return None
-    every = max(directions.shape[1] // MOST_ANCHORS, 1)
-    pairs = (
-        [(a, b) for a in range(n) for b in range(n) if a != b]
-        if n <= ALL_PAIRS
-        else [(a, (a + 1) % n) for a in range(n)]
-    )
-    return float(
-        np.mean([float(best_cosines(directions[a, ::every], directions[b])[0].cosine.mean()) for a, b in pairs])
-    )
+    anchors = directions[:, :: max(directions.shape[1] // MOST_ANCHORS, 1)]
+    found = []
+    for member, rows in enumerate(directions):
+        others = [i for i in range(n) if i != member] if n <= ALL_PAIRS else [(member - 1) % n]
+        found.append(float((anchors[others].flatten(0, 1) @ rows.T).amax(1).mean()))
+    return float(np.mean(found))

@@ -281,11 +281,11 @@ def test_training_needs_no_more_memory_than_predicted_and_not_far_less(variant):
 # -- trace -------------------------------------------------------------------------------------------------------
 
 
-def test_the_trace_says_what_the_members_are_at_log_spaced_steps(rows):
+def test_the_trace_says_what_the_members_are_at_log_spaced_and_even_steps(rows):
     heard = []
-    kept = Trace(n_points=6, on_point=heard.append)
+    kept = Trace(n_points=6, n_even=5, on_point=heard.append)
     made = train_ensemble(rows, CONFIG, trace=kept)
-    assert [point.step for point in kept.points] == sorted(kept.steps(40)) == [0, 1, 3, 6, 16, 40]
+    assert [point.step for point in kept.points] == sorted(kept.steps(40)) == [0, 1, 3, 6, 8, 16, 24, 32, 40]
     assert heard == kept.points
     first, last = kept.points[0], kept.points[-1]
     assert last.seeds == CONFIG.seeds
