@@ -48,7 +48,7 @@ class PoolPoint:
     tokens: int  # further ones; 0: as taken
     evs: list[float]
     l0s: list[float]
-    dead: list[float]
+    deads: list[float]
     n_living: list[int]
     losses: list[float]  # nats per token with the reconstruction in place; empty where it was not measured
     shares: list[float]  # of each one's living features, those with a partner in the other; empty for one SAE

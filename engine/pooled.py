@@ -87,7 +87,7 @@ def add_pool(writer: Writer, told: dict[str, Any] | None) -> None:
                 tokens=each["tokens"],
                 evs=each["ev"],
                 l0s=each["l0"],
-                dead=each["dead"],
+                deads=each["dead"],
                 n_living=each["n_living"],
                 losses=each["loss"] or [],
                 shares=each["shares"] or [],

@@ -144,7 +144,7 @@ def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *
         {"tickvals": [dot.value for dot in dots], "ticktext": [_shown(dot.value) for dot in dots]} if numbers else {}
     )
     return Figure(
-        f"sweep-{index}",
+        f"sweep_{index}",
         title,
         f"Shares of living features by bucket (dead: of all), mean over members, bars one SD over them; n = {len(dots)} "
         f"ensembles that differ in nothing else{f' ({rest})' if rest else ''}. Click a dot for its ensemble.",

@@ -353,5 +353,5 @@ def _figures(
     shares = drawn(share, lambda p: p.shares, n, lambda p: p.shared, of_pairs) if any(p.shares for p in points) else []
     return [
         *shares, *drawn(ev, lambda p: p.evs, n), *drawn(loss, lambda p: p.losses, held.n_loss_tokens),
-        *drawn(dead, lambda p: p.dead, n), *drawn(l0, lambda p: p.l0s, n),
+        *drawn(dead, lambda p: p.deads, n), *drawn(l0, lambda p: p.l0s, n),
     ]  # fmt: skip

@@ -94,7 +94,7 @@ class Pools:
         """Every curve, a row for each SAE, for downloads."""
         sql = (
             "SELECT ensemble, curve, tokens, generate_subscripts(evs, 1) - 1 AS sae, unnest(evs) AS ev, unnest(l0s) AS l0, "
-            "unnest(dead) AS dead, unnest(n_living) AS n_living, unnest(losses) AS loss, unnest(shares) AS share, shared, "
+            "unnest(deads) AS dead, unnest(n_living) AS n_living, unnest(losses) AS loss, unnest(shares) AS share, shared, "
             "best_cosine FROM PoolPoint WHERE ensemble = $ensemble ORDER BY curve, tokens, sae"
         )
         return self._store.arrow(sql, {"ensemble": ensemble})

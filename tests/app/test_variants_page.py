@@ -112,7 +112,7 @@ def test_only_what_differs_in_one_setting_is_a_sweep(several):
     (sweep,) = data["sweeps"]
     assert (sweep["factor"], sweep["values"]) == ("d_sae", [24, 48])
     assert sweep["ensembles"] == ["wide-d_sae24", "topk"]
-    drawn = figures_of(several.get("/s/several/variants").text)["sweep-0"]
+    drawn = figures_of(several.get("/s/several/variants").text)["sweep_0"]
     stable = next(trace for trace in drawn["data"] if trace["name"] == "stable")
     assert stable["y"] == [lines(several)[name]["stable"]["mean"] for name in sweep["ensembles"]]
 
