@@ -54,9 +54,9 @@ def value_of(row: Ensemble, name: str) -> int | float | str | None:
 def factors(rows: Sequence[Ensemble]) -> dict[str, list[Factor]]:
     """{setting: the sets of ensembles in which it alone differs}, of settings that are numbers and of hook points.
 
-    Controls are left out.
+    Controls are left out, and ensembles with an anchor, whose members do not share their recipe.
     """
-    held = {row.ensemble: settings(row) for row in rows if row.control_of is None}
+    held = {row.ensemble: settings(row) for row in rows if row.control_of is None and row.anchor is None}
     names = list(
         dict.fromkeys(name for one in held.values() for name in one if name in PLACES or _is_number(one[name]))
     )
