@@ -113,7 +113,7 @@ def _slope(pilots: Sequence[Pilot]) -> float:
         a, b = pilots[i], pilots[i - 1]
         if a.n_tokens == b.n_tokens and a.l1 != b.l1 and min(a.l0, b.l0) > 0:
             slope = math.log(a.l0 / b.l0) / math.log(a.l1 / b.l1)
-            return min(max(slope, -4.0), -0.25)
+            return min(max(slope, -4.0), -1.0)
     return TYPICAL
 
 

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -59,6 +60,7 @@ def train(
         recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint, *more], sort_keys=True)
         return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
+    @cache
     def rows() -> np.ndarray:
         place = hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
         with progress.stage(f"training activations at {hookpoint}", "tokens") as report:
