@@ -100,7 +100,7 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                 catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
         settings = {"model": file.model, "tokens": file.tokens, "theta": file.theta, "epsilon": file.epsilon}
         catalogue.write(replace(catalogue.read(folder), **settings), folder)
-        analyse(folder, only=file.analyses, model=model, device=device, progress=progress)
+        analyse(folder, only=file.analyses, loss_tokens=file.loss_tokens, model=model, device=device, progress=progress)
         return _published(folder, progress)
 
 

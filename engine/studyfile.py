@@ -70,6 +70,7 @@ class StudyFile:
     ensembles: tuple[ImportPlan | TrainPlan | AnchorPlan, ...]
     control: str | None = None  # random-weights: what is trained is trained on the re-initialised model as well
     analyses: tuple[str, ...] | None = None  # that are computed; None: all
+    loss_tokens: int | None = None  # that losses are measured on
 
 
 class _Given(NamedTuple):
@@ -88,6 +89,7 @@ class _Settings(NamedTuple):
     epsilon: float = EPSILON
     control: str | None = None
     analyses: tuple[str, ...] | None = None
+    loss_tokens: int | None = None
 
 
 def read(path: Path) -> StudyFile:
@@ -107,7 +109,7 @@ def read(path: Path) -> StudyFile:
         ensembles = _ensembles(top, tables, given)
     return StudyFile(
         study.name, study.theta, study.epsilon, model, hookpoint, tokens, train_source, ensembles, study.control,
-        study.analyses,
+        study.analyses, study.loss_tokens,
     )  # fmt: skip
 
 
@@ -125,6 +127,7 @@ def _study(top: Table) -> _Settings:
             epsilon=table.take("epsilon", values.number("0 to below 0.5", lambda v: 0 <= v < 0.5), EPSILON),
             control=table.take("control", values.one_of((catalogue.CONTROL,))),
             analyses=table.take("analyses", values.some_of(ANALYSES)),
+            loss_tokens=table.take("loss_tokens", values.whole(1)),
         )
 
 
@@ -297,6 +300,6 @@ _HOMES = {
     **dict.fromkeys(("variant", *recipes.KEYS), "train = { } of an [[ensemble]]"),
     **dict.fromkeys(("source", "eval", "n_ctx", "bos", "outliers", "held_out"), "[tokens]"),
     **dict.fromkeys(("import", "train", "anchor", "sweep", "format", "shared_start", "force"), "an [[ensemble]]"),
-    **dict.fromkeys(("theta", "epsilon", "control", "analyses"), "[study]"), "name": "[study] or an [[ensemble]]",
+    **dict.fromkeys(("theta", "epsilon", "control", "analyses", "loss_tokens"), "[study]"), "name": "[study] or an [[ensemble]]",
     "path": "[model]", "hookpoint": "[model] or an [[ensemble]]",
 }  # fmt: skip

@@ -238,8 +238,9 @@ def test_the_packaged_study_of_variants_compares_all_of_them_at_one_l0():
 
 
 def test_analyses_are_some_of_those_there_are(folder: Path):
-    text = IMPORTS.replace('name = "s"', 'name = "s"\nanalyses = ["activity", "match"]')
+    text = IMPORTS.replace('name = "s"', 'name = "s"\nanalyses = ["activity", "match"]\nloss_tokens = 1_024')
     assert read(written(folder, text)).analyses == ("match", "activity")
+    assert read(written(folder, text)).loss_tokens == 1024
     assert told(folder, text.replace('"match"', '"mach"'))[0][1].endswith("did you mean match?")
 
 
