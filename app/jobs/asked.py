@@ -153,7 +153,7 @@ def _explaining_problem(parameters: Mapping[str, str], environment: Mapping[str,
 
 
 KINDS = {
-    "demo": Kind({}, ("--control", "--no-serve"), demo.STUDY.name),
+    "demo": Kind({}, words=("--control", "--no-serve"), study=demo.STUDY.name),
     "analyze": Kind({"only": _some_of(ANALYSES), "rule": _one_of("argmax", "hungarian"), "loss_tokens": _count(2**20)}),
     "explain": Kind(
         {"explainer": _one_of("tokens", "openai"), "limit": _count(MOST_EXPLAINED)},

@@ -278,5 +278,5 @@ def test_a_request_names_no_server_and_one_that_is_not_configured_is_refused(
         answer = client.post("/jobs", data={"kind": "explain", "study": "small"} | fields)
         assert answer.status_code == 422
         assert told in text_of(answer.text)
-        assert client.get("/jobs.json").json() == {"jobs": []}
+        assert client.get("/jobs.json").json() == {"jobs": [], "training": {}}
     assert not (own_root / "jobs").exists() or not list((own_root / "jobs").glob("*/"))

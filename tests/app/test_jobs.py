@@ -220,7 +220,7 @@ def test_where_a_token_is_asked_for_jobs_need_it_too(own_root):
         assert client.post("/jobs", data=LOSS).status_code == 401
         assert client.get("/jobs").status_code == 401
         client.post(f"/jobs?token={TOKEN}", data=LOSS, follow_redirects=True)  # opens the door, starts nothing
-        assert client.get("/jobs.json").json() == {"jobs": []}
+        assert client.get("/jobs.json").json() == {"jobs": [], "training": {}}
         assert client.post("/jobs", data=LOSS).status_code == 303
 
 
@@ -251,7 +251,7 @@ def test_what_no_kind_takes_is_refused_with_what_it_takes(own_root, changed, sai
         as_json = client.post("/jobs", json=LOSS | changed)
         assert (as_form.status_code, as_json.status_code) == (422, 422)
         assert said in text_of(as_form.text)
-        assert client.get("/jobs.json").json() == {"jobs": []}
+        assert client.get("/jobs.json").json() == {"jobs": [], "training": {}}
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_what_cannot_be_read_is_refused(own_root, content, kind, status):
         answer = client.post("/jobs", content=content, headers={"Content-Type": kind})
         assert answer.status_code == status
         assert "Traceback" not in answer.text
-        assert client.get("/jobs.json").json() == {"jobs": []}
+        assert client.get("/jobs.json").json() == {"jobs": [], "training": {}}
 
 
 def test_json_is_answered_with_json_and_unknown_ids_with_404(own_root):
