@@ -25,6 +25,13 @@ def encoded(members: SAE, rows, device: torch.device) -> Iterator[tuple[int, tor
         yield first, batch, Codes(*(None if each is None else each.cpu() for each in codes))
 
 
+def count_active(n_active: Int[np.ndarray, "members d_sae"], codes: Codes) -> None:
+    """Add the rows of a batch on which each feature is active."""
+    for member, counts in enumerate(n_active):
+        fired = codes.indices[:, member][codes.values[:, member] > 0]
+        counts += torch.bincount(fired, minlength=len(counts)).numpy()
+
+
 class Measured(NamedTuple):
     """What SAEs do on rows that no training saw; the first three (members,)."""
 
@@ -44,9 +51,6 @@ def measure(sae: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -
     for _, part, codes in encoded(sae, rows, torch.device(device)):
         total += float((part.double() - torch.from_numpy(mean)).pow(2).sum())
         left += (part[:, None] - sae.decode(codes)).double().pow(2).sum((0, 2)).numpy()
-        fired = codes.values > 0
-        codes_n += fired.sum((0, 2)).numpy()
-        for member in range(sae.n_members):
-            index = codes.indices[:, member][fired[:, member]]
-            n_active[member] += torch.bincount(index, minlength=sae.d_sae).numpy()
+        codes_n += (codes.values > 0).sum((0, 2)).numpy()
+        count_active(n_active, codes)
     return Measured(1 - left / total, codes_n / len(rows), (n_active == 0).mean(1), n_active)

@@ -5,7 +5,7 @@ followed from step 0 (paper B), among all features and among the living ones, be
 the dictionaries' mean direction alone gives. The arrays of the part ARE the columns of the tables, named `Table.column`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from engine import schema
 from engine.ablate import AblationPass
 from engine.assign import DENSE_UP_TO, hungarian
-from engine.encoded import encoded
+from engine.encoded import count_active, encoded
 from engine.fused import best as best_cosines
 from engine.match import HUNGARIAN_UP_TO
 from engine.parts import Part
@@ -109,14 +109,16 @@ def follow(
     valid = directed(members.W_dec.detach()).to(device)
     pairs = compared(n)
     total, matched, count = np.zeros((n, d_sae)), np.zeros((n, d_sae), np.int32), n_compared(n)
-    for i, j in pairs:
-        for m, found in zip((i, j), _best(unit[i][valid[i]], unit[j][valid[j]]), strict=True):
-            at, cosine = valid[m].cpu().numpy(), found.clamp(-1, 1).cpu().numpy()
-            total[m, at] += cosine
-            matched[m, at] += is_match(cosine, theta)
-    best = np.where(valid.cpu().numpy(), total / max(count, 1), NO_MATCH)
-    every = [unit[m][valid[m]] for m in range(n)]
-    whole = alike(every, pairs, assign=assign)
+    every, at = [unit[m][valid[m]] for m in range(n)], [each.cpu().numpy() for each in valid]
+
+    def note(pair: tuple[int, int], both: tuple[Tensor, Tensor]) -> None:
+        for m, found in zip(pair, both, strict=True):
+            cosine = found.clamp(-1, 1).cpu().numpy()
+            total[m, at[m]] += cosine
+            matched[m, at[m]] += is_match(cosine, theta)
+
+    whole = alike(every, pairs, assign=assign, note=note)
+    best = np.where(np.stack(at), total / max(count, 1), NO_MATCH)
     used = use(members, rows, device=device) if rows is not None else None
     living, n_live = None, 0.0
     if used is not None:
@@ -132,11 +134,21 @@ def follow(
     )  # fmt: skip
 
 
-def alike(rows: Sequence[Tensor], pairs: list[tuple[int, int]], *, assign: bool) -> Alike:
-    """Compare members' unit rows (features, d_in) pair by pair; of unequal numbers the smaller side is matched whole."""
+def alike(
+    rows: Sequence[Tensor],
+    pairs: list[tuple[int, int]],
+    *,
+    assign: bool,
+    note: Callable[[tuple[int, int], tuple[Tensor, Tensor]], None] = lambda pair, both: None,
+) -> Alike:
+    """Compare members' unit rows (features, d_in) pair by pair; of unequal numbers the smaller side is matched whole.
+
+    `note` hears of the best cosines of each pair, one way and the other.
+    """
     distances, bests = [], []
     for i, j in pairs:
         forward, back = _best(rows[i], rows[j])
+        note((i, j), (forward, back))
         bests.append(float((forward.mean() + back.mean()) / 2))
         if assign:
             distances.append(1 - float(np.nanmean(hungarian(rows[i], rows[j]).cosine)))
@@ -175,9 +187,7 @@ def use(members: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -
     n_active = np.zeros((members.n_members, members.d_sae), np.int64)
     for _, batch, codes in encoded(members, rows, torch.device(device)):
         ablation.add(batch, codes)
-        for m in range(members.n_members):
-            fired = codes.indices[:, m][codes.values[:, m] > 0]
-            n_active[m] += torch.bincount(fired, minlength=members.d_sae).numpy()
+        count_active(n_active, codes)
     worths = [ablation.finish(m) for m in range(members.n_members)]
     return Used(
         np.array([worth.explained_variance() for worth in worths]), n_active,
