@@ -43,7 +43,7 @@ def demo(
     ] = False,
     full: Annotated[
         bool,
-        typer.Option("--full", help="The variants, starts, synthetic and pool studies as well: about 45 minutes."),
+        typer.Option("--full", help="The variants, starts, synthetic and pool studies as well: most of an hour."),
     ] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
