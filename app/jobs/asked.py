@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from engine import demo
@@ -86,6 +86,7 @@ class Kind:
     parameters: dict[
         str, Callable[[str], str]
     ]  # {name: the value as the command takes it}; ValueError says what it takes
+    _: KW_ONLY
     places: tuple[str, ...] = ()  # parameters that stand behind the study, without a name; they must be given
     words: tuple[str, ...] = ()  # what the command line says instead of the study's name and the device
     study: str | None = None  # the only one that it is for
