@@ -33,6 +33,7 @@ COMPARISONS = 7
 TOKENS = 2_000_000  # that a comparison is trained on, or all that there are
 SAMPLE = 16_384  # tokens that the anchor is tried on
 PROVEN_ON = 256  # rows on which its two forms must agree
+BY_L1 = ("relu", "gated")  # their sparsity is the weight of a penalty, which is found for the anchor's L0
 # The settings of a recipe that can be told: width, variant and sparsity are the anchor's.
 TOLD = ("seeds", "n_tokens", "batch", "lr", "data_order", "warmup_frac", "decay_frac")
 
@@ -86,17 +87,22 @@ def anchor_ensemble(
         )
     rows = _sampled(study, tokens, hookpoint, model, progress)
     variant = _variant(given)
-    anchor, folded = _folded(given, variant, rows)
+    anchor, folded = _folded(given, rows)
     tried = _tried(anchor, rows, device)
     _require_sense(given, tried, hookpoint, force=force)
     n_tokens = settings.pop("n_tokens", None) or min(TOKENS, int(tokens.counted.sum()))
-    k = {"k": anchor.k or max(round(tried.l0), 1)}
+    by_l1 = variant in BY_L1
+    k = {} if by_l1 else {"k": anchor.k or max(round(tried.l0), 1)}
     config = TrainConfig(d_sae=anchor.d_sae, seeds=seeds, n_tokens=n_tokens, variant=variant, **k, **settings)
+    sparsity = f"the l1 that leads to L0 {tried.l0:.1f}" if by_l1 else f"k {config.k}"
     progress.say(
         f"{name}: the anchor has L0 {tried.l0:.1f} and EV {tried.ev:.3f} on {tried.n_tokens:,} tokens of the training text; "
-        f"{len(seeds)} comparisons: {variant}, k {config.k}, {n_tokens:,} tokens each"
+        f"{len(seeds)} comparisons: {variant}, {sparsity}, {n_tokens:,} tokens each"
     )
-    made = train(study, name, config, hookpoint, model, tokens, n_ctx, progress, beside=anchor.digest(0), device=device)
+    made = train(
+        study, name, config, hookpoint, model, tokens, n_ctx, progress, beside=anchor.digest(0), device=device,
+        l0=round(tried.l0, 2) if by_l1 else None,
+    )  # fmt: skip
     anchor.save(
         study / made.folder,
         provenance={key: given.source[key] for key in ("model", "hookpoint") if key in given.source},
@@ -106,7 +112,7 @@ def anchor_ensemble(
         made,
         members=tuple(sorted((member, *made.members), key=lambda each: each.seed)),
         anchor=ANCHOR,
-        remarks=(*_told(given, tried, config, model), *remarks),
+        remarks=(*_told(given, tried, config, model), *made.remarks, *remarks),
     )
 
 
@@ -127,22 +133,19 @@ def _place(given: Imported, told: str | None, *, force: bool) -> tuple[str, list
 
 
 def _variant(given: Imported) -> Variant:
-    """The recipe of its family.
-
-    The weight of an l1 penalty does not say the L0 that it leads to: jumprelu, which aims at one, stands for those variants.
-    """
+    """The recipe of its family."""
     held = given.convention.architecture
     name = given.source.get("architecture", "").lower().replace("_", "").replace("-", "")
     if held == "jumprelu" and "batchtopk" in name:
         return "matryoshka" if "matryoshka" in name else "batchtopk"
-    return "topk" if held == "topk" else "jumprelu"
+    return held
 
 
-def _folded(given: Imported, variant: Variant, rows: np.ndarray) -> tuple[SAE, tuple[str, ...]]:
+def _folded(given: Imported, rows: np.ndarray) -> tuple[SAE, tuple[str, ...]]:
     """The anchor as those trained here are, float32, shown to be the same SAE in double precision."""
     whole = as_sae(given)
     try:
-        found = fold(whole, "topk" if variant == "topk" else "jumprelu")
+        found = fold(whole)
     except ValueError as error:
         raise ValueError(f"{given.source['path']}: {error}") from None
     apart = largest_difference(whole, found.sae, torch.from_numpy(rows[:PROVEN_ON]))
@@ -185,23 +188,19 @@ def _require_sense(given: Imported, tried: Tried, hookpoint: str, *, force: bool
 
 def _told(given: Imported, tried: Tried, config: TrainConfig, model: LanguageModel) -> list[str]:
     """What a reader of the ensemble's numbers should know."""
-    held = given.source.get("architecture") or given.convention.architecture
-    k = (
-        "the anchor’s own"
-        if given.convention.k
-        else f"the anchor’s L0, {tried.l0:.1f} on {tried.n_tokens:,} tokens of the text"
-    )
-    other = "" if _same_family(given, config) else f"; the anchor is {held}, whose L0 no setting of its recipe names"
+    on = f"{tried.l0:.1f} on {tried.n_tokens:,} tokens of the text"
+    if given.convention.k:
+        sparsity = f"k {config.k} (the anchor’s own)"
+    elif config.variant in BY_L1:
+        sparsity = f"the l1 that leads to the anchor’s L0, {on}"
+    else:
+        sparsity = f"k {config.k} (the anchor’s L0, {on})"
     return [
         f"recipe differs: seed {ANCHOR} is {given.source['path']} ({given.library or 'library unknown'}), seeds "
         f"{config.seeds[0]} to {config.seeds[-1]} were trained here to compare it with, on other text, for another length and by "
         f"another recipe: of a feature of seed {ANCHOR}, p counts those; of theirs, one of the {len(config.seeds)} that p counts "
         f"is seed {ANCHOR}",
-        f"comparisons: {config.variant} of the same width and hook point, k {config.k} ({k}), {config.n_tokens:,} tokens of "
-        f"{model.name} each, data order {config.data_order}{other}",
+        f"comparisons: {config.variant} of the same width and hook point, {sparsity}, {config.n_tokens:,} tokens of "
+        f"{model.name} each, data order {config.data_order}",
         f"the anchor explains {tried.ev:.3f} of the variance of {tried.n_tokens:,} tokens of the comparisons’ training text",
     ]
-
-
-def _same_family(given: Imported, config: TrainConfig) -> bool:
-    return given.convention.architecture == ("topk" if config.variant == "topk" else "jumprelu")

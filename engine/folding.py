@@ -12,13 +12,7 @@ from engine.sae import SAE
 
 ONE_NORM = 1e-4  # decoder norms that differ by less are one, and so are those near 1
 AGREES = 1e-9  # largest difference between outputs, of the largest output, in float64
-# What an architecture can be written as, itself first: a ReLU is a threshold of zero, a gate with shared directions is one too.
-WRITTEN_AS = {
-    "topk": ("topk",),
-    "jumprelu": ("jumprelu",),
-    "relu": ("relu", "jumprelu"),
-    "gated": ("gated", "jumprelu"),
-}
+FORMS = ("topk", "jumprelu", "relu", "gated")  # in which training here ends
 
 
 class Folded(NamedTuple):
@@ -29,8 +23,8 @@ class Folded(NamedTuple):
 
 
 @torch.no_grad()
-def fold(given: SAE, architecture: str) -> Folded:
-    """Write an SAE as `architecture` with b_dec subtracted from inputs as they are, and unit decoder rows where codes allow it.
+def fold(given: SAE) -> Folded:
+    """Write an SAE with b_dec subtracted from inputs as they are, and unit decoder rows where codes allow it.
 
     Reconstructions stay as they were; codes are multiplied by the norms that decoder rows had. TopK ranks its codes, so rows of
     different norms stay as they are unless the SAE ranks by codes times norms. Raises ValueError for what no fixed weights can do.
@@ -41,9 +35,9 @@ def fold(given: SAE, architecture: str) -> Folded:
             f"normalize is {c.normalize}: every token is divided by a length of its own, which no fixed weights do, so it cannot "
             "be compared with SAEs trained here; expected none. Import seeds that were trained like it: seedscope import"
         )
-    if architecture not in WRITTEN_AS.get(c.architecture, ()):
+    if c.architecture not in FORMS:
         raise ValueError(
-            f"architecture is {c.architecture}, expected one that can be trained here as {architecture}; import seeds that were "
+            f"architecture is {c.architecture}, expected one that can be trained here ({', '.join(FORMS)}); import seeds that were "
             "trained like it: seedscope import"
         )
     t = {name: getattr(given, name).detach().double() for name in c.tensors}
@@ -57,25 +51,13 @@ def fold(given: SAE, architecture: str) -> Folded:
         if "b_mag" in t:
             t["b_mag"] = t["b_mag"] + shift * t["r_mag"].exp()
         remarks.append("its inputs are not centred at b_dec: folded into the encoder's bias")
-    if architecture != c.architecture:
-        t = _thresholded(t)
-        remarks.append(f"{c.architecture} written as {architecture}, which computes the same")
     _unit_rows(t, c, remarks)
     if "threshold" in t:
         if c.inclusive:  # pre >= threshold, between numbers of the precision that it is computed in
             held = t["threshold"].to(given.W_dec.dtype)
             t["threshold"] = torch.nextafter(held, torch.full_like(held, -torch.inf)).double()
         t["threshold"] = t["threshold"].clamp_min(0)  # below zero the ReLU decides
-    return Folded(saes.assemble(t, Convention(architecture, k=c.k), given.seeds), tuple(remarks))
-
-
-def _thresholded(t: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A relu or gated SAE as a jumprelu: a gate that shares its directions is a threshold (Rajamanoharan et al. 2024a)."""
-    if "r_mag" not in t:
-        return t | {"threshold": torch.zeros_like(t["b_enc"])}
-    gain = t["r_mag"].exp()
-    held = {"W_enc": t["W_enc"] * gain[:, None], "b_enc": t["b_mag"], "threshold": t["b_mag"] - t["b_enc"] * gain}
-    return {name: t[name] for name in ("W_dec", "b_dec")} | held
+    return Folded(saes.assemble(t, Convention(c.architecture, k=c.k), given.seeds), tuple(remarks))
 
 
 def _unit_rows(t: dict[str, Tensor], c: Convention, remarks: list[str]) -> None:

@@ -138,6 +138,12 @@ def codes_of(t: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
     return relu_codes(pre) if name == "relu" else jumprelu_codes(pre, t["threshold"], inclusive=False)
 
 
+def l0_of(rows: np.ndarray, members: sae.SAE, member: int) -> float:
+    """Active features per token of a member, by the format's own forward pass in NumPy."""
+    tensors = {key: each.double().numpy() for key, each in members.member_tensors(member).items()}
+    return float((normalised_forward(rows, tensors, members.convention)[0] > 0).sum(1).mean())
+
+
 def held(root: Path, name: str) -> tuple[catalogue.Ensemble, sae.SAE]:
     entry = catalogue.read(root / "mine").ensemble(name)
     return entry, sae.load(root / "mine" / entry.folder, entry.seeds)
@@ -176,12 +182,14 @@ def test_comparisons_have_its_width_and_sparsity_and_everything_says_where_it_co
     l0 = (codes > 0).sum(1).mean()
     wanted = PUBLIC[name][1].k if name == "topk" else l0
     assert members.d_sae == D_SAE
-    assert abs(entry.recipe["k"] - wanted) <= (0 if name == "topk" else 0.51)
-    assert (entry.variant, entry.shared_start, entry.origin) == (
-        "topk" if name == "topk" else "jumprelu",
-        "no",
-        "trained",
-    )
+    if name == "relu":  # its l1 was found
+        assert abs(entry.recipe["l0"] - l0) < 0.02
+        assert "l1 = " in " ".join(entry.remarks)
+        found = [l0_of(rows, members, i) for i in (1, 2, 3)]
+        assert abs(np.mean(found) / l0 - 1) < 0.1
+    else:
+        assert abs(entry.recipe["k"] - wanted) <= (0 if name == "topk" else 0.51)
+    assert (entry.variant, entry.shared_start, entry.origin) == (name, "no", "trained")
     assert (entry.train_tokens, entry.batch, entry.hookpoint) == (6144, 256, HOOKPOINT)
     anchor, *others = entry.members
     assert anchor.source == str(folder / "public" / name / "seed_5")

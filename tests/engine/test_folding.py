@@ -10,7 +10,7 @@ from golden import jumprelu_codes, normalised_forward, unit_rows
 
 from engine import sae
 from engine.convention import MORE_TENSORS, Convention
-from engine.folding import WRITTEN_AS, fold, largest_difference
+from engine.folding import fold, largest_difference
 
 BASES = [
     Convention("relu"),
@@ -20,10 +20,9 @@ BASES = [
     Convention("jumprelu", inclusive=True),
     Convention("gated"),
 ]
-FORMS = [
-    (replace(base, input_scale=scale, subtract_b_dec=subtract), form)
+CONVENTIONS = [
+    replace(base, input_scale=scale, subtract_b_dec=subtract)
     for base, scale, subtract in product(BASES, (1.0, 0.37), (True, False))
-    for form in WRITTEN_AS[base.architecture]
 ]
 
 
@@ -51,11 +50,11 @@ def x() -> np.ndarray:
     return 3 * np.random.default_rng(1).normal(size=(200, 6)) + 0.5
 
 
-@pytest.mark.parametrize(("convention", "form"), FORMS, ids=str)
-def test_a_folded_sae_computes_what_it_was_folded_from(convention, form, x):
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
+def test_a_folded_sae_computes_what_it_was_folded_from(convention, x):
     given = make(convention)
-    found = fold(given, form).sae
-    assert found.convention == Convention(form, k=convention.k)  # the form that training here ends with
+    found = fold(given).sae
+    assert found.convention == Convention(convention.architecture, k=convention.k)  # the form that training here ends with
     codes, wanted = normalised_forward(x, arrays(given), convention)
     folded_codes, out = normalised_forward(x, arrays(found), found.convention)
     assert (codes > 0).any()
@@ -70,10 +69,10 @@ def test_a_folded_sae_computes_what_it_was_folded_from(convention, form, x):
 
 
 def test_topk_rows_of_one_norm_become_unit_rows_and_others_stay_as_they_are(x):
-    one = fold(make(Convention("topk", k=4), one_norm=True), "topk")
+    one = fold(make(Convention("topk", k=4), one_norm=True))
     np.testing.assert_allclose(np.linalg.norm(arrays(one.sae)["W_dec"], axis=1), 1)
     assert "divided by their norms, 3 to 3" in one.remarks[0]
-    many = fold(make(Convention("topk", k=4)), "topk")
+    many = fold(make(Convention("topk", k=4)))
     assert "keep their norms" in many.remarks[0]
 
 
@@ -84,7 +83,7 @@ def test_an_inclusive_threshold_in_single_precision_lets_pass_what_reaches_it_ex
         eye, torch.zeros(1, 6), eye, torch.zeros(1, 6), more={"threshold": torch.full((1, 6), float(threshold))},
         convention=Convention("jumprelu", inclusive=True), seeds=(0,),
     )  # fmt: skip
-    found = fold(given, "jumprelu").sae.float()
+    found = fold(given).sae.float()
     near = np.array([np.nextafter(threshold, np.float32(0)), threshold, np.nextafter(threshold, np.float32(1))] * 2)
     out = found(torch.from_numpy(near[None].astype(np.float32)))[0, 0].detach().numpy()
     np.testing.assert_array_equal(out, jumprelu_codes(near, threshold, inclusive=True))
@@ -101,4 +100,4 @@ def test_an_inclusive_threshold_in_single_precision_lets_pass_what_reaches_it_ex
 )
 def test_what_no_fixed_weights_can_do_is_refused_by_its_name(convention, said):
     with pytest.raises(ValueError, match=said):
-        fold(make(convention), "topk")
+        fold(make(convention))
