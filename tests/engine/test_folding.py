@@ -54,7 +54,7 @@ def x() -> np.ndarray:
 def test_a_folded_sae_computes_what_it_was_folded_from(convention, x):
     given = make(convention)
     found = fold(given).sae
-    assert found.convention == Convention(convention.architecture, k=convention.k)  # the form that training here ends with
+    assert found.convention == Convention(convention.architecture, k=convention.k)
     codes, wanted = normalised_forward(x, arrays(given), convention)
     folded_codes, out = normalised_forward(x, arrays(found), found.convention)
     assert (codes > 0).any()
