@@ -22,44 +22,37 @@ class TradeOff(NamedTuple):
     variant: str = ""
     stable_sd: float | None = None  # over members
     ev_sd: float | None = None
+    agrees: bool = False  # members share their start, or nobody knows: what comes back may be the start itself
 
 
 def trade_off(ensembles: list[TradeOff], *, measure: str = "stable", judged: str = "each at its own θ and ε") -> Figure:
     """Stability against explained variance, one dot per ensemble, hollow for controls; a click opens it.
 
-    Colour and symbol are the variant's, bars one SD over members. `measure` is `stable`, the share, or `p_hat`, the mean.
+    Colour and symbol are the variant's, bars one SD over members. `measure` is `stable`, the share, or `p_hat`, the mean. Only
+    ensembles whose members began apart are said to come back.
     """
-    own = [e for e in ensembles if not e.is_control] or ensembles
-    most_stable, best = max(own, key=lambda e: e.stable), max(own, key=lambda e: e.ev)
-    title = f"{best.name} reconstructs best, {most_stable.name} comes back most"
-    if len(own) == 1:
-        control = max((e for e in ensembles if e.is_control), key=lambda e: e.stable)
-        title = f"{percent(best.stable)} of {best.name} is stable, {percent(control.stable)} of its control on random weights"
-        if measure == "p_hat":
-            title = f"Mean p̂ of {best.name} is {best.stable:.2f}, of its control on random weights {control.stable:.2f}"
-    elif best.name == most_stable.name:
-        title = f"{best.name} both reconstructs best and comes back most"
+    labelled = len(ensembles) <= MOST_LABELS
     low, high = min(e.ev for e in ensembles), max(e.ev for e in ensembles)
-    room = max(high - low, 0.02) * 0.35  # for the labels beside the outermost dots
-    labelled, variants = len(ensembles) <= MOST_LABELS, list(dict.fromkeys(e.variant for e in ensembles))
+    room = max(high - low, 0.02) * (0.35 if labelled else 0.08)  # for labels beside the outermost dots
+    kinds = list(dict.fromkeys((e.variant, e.agrees) for e in ensembles))
     says, unit = ("stable", ".1%") if measure == "stable" else ("mean p̂", ".3f")
     what = "Share of living features that are stable" if measure == "stable" else "Mean p̂ of living features"
     bars = any(e.ev_sd is not None for e in ensembles)
     return Figure(
         "tradeoff",
-        title,
+        _finding(ensembles, measure),
         f"{what} against explained variance (EV), mean over members{', bars one SD over them' if bars else ''}; "
         f"n = {len(ensembles)} ensembles, {judged}. Click a dot for its ensemble.",
         {
             "data": [
-                _dots([e for e in ensembles if e.variant == variant], i, labelled, says, unit)
-                for i, variant in enumerate(variants)
+                _dots([e for e in ensembles if (e.variant, e.agrees) == kind], i, labelled, says, unit)
+                for i, kind in enumerate(kinds)
             ],
             "layout": layout(
                 "explained variance", "stable share" if measure == "stable" else "mean p̂",
                 xaxis={"range": [low - room, high + room]},
                 yaxis={"tickformat": ".0%" if measure == "stable" else ".2f", "rangemode": "tozero"},
-                showlegend=len(variants) > 1,
+                showlegend=len(kinds) > 1,
                 legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
             ),
         },
@@ -71,11 +64,34 @@ def trade_off(ensembles: list[TradeOff], *, measure: str = "stable", judged: str
     )  # fmt: skip
 
 
+def _finding(ensembles: list[TradeOff], measure: str) -> str:
+    own = [e for e in ensembles if not e.is_control] or ensembles
+    best = max(own, key=lambda e: e.ev)
+    if len(own) == 1:
+        control = max((e for e in ensembles if e.is_control), key=lambda e: e.stable)
+        if measure == "p_hat":
+            return f"Mean p̂ of {best.name} is {best.stable:.2f}, of its control on random weights {control.stable:.2f}"
+        says = "agrees in all members" if best.agrees else "is stable"
+        return (
+            f"{percent(best.stable)} of {best.name} {says}, {percent(control.stable)} of its control on random weights"
+        )
+    apart = [e for e in own if not e.agrees]
+    if len(apart) == 1:  # nothing that it could be compared with
+        return f"{best.name} reconstructs best"
+    most, does = max(apart or own, key=lambda e: e.stable), "comes back" if apart else "agrees"
+    if best.name == most.name:
+        return f"{best.name} both reconstructs best and {does} most"
+    return f"{best.name} reconstructs best, {most.name} {does} most"
+
+
 def _dots(held: list[TradeOff], index: int, labelled: bool, says: str, unit: str) -> dict[str, Any]:
-    """The ensembles of one variant."""
+    """The ensembles of one variant, with starts of their own or without."""
     colour, symbol = f"@seed{index % 8}", SYMBOLS[index % len(SYMBOLS)]
+    name = architecture(held[0].variant, None)
+    if held[0].agrees:
+        name, says = f"{name} (agreement)", f"{says} (agreement)"
     return {
-        "type": "scatter", "mode": "markers+text" if labelled else "markers", "name": architecture(held[0].variant, None),
+        "type": "scatter", "mode": "markers+text" if labelled else "markers", "name": name,
         "x": [e.ev for e in held], "y": [e.stable for e in held], "text": [e.name for e in held],
         "textposition": "top center", "cliponaxis": False,
         "marker": {"color": colour, "size": 11, "symbol": [symbol + "-open" * e.is_control for e in held]},

@@ -129,6 +129,7 @@ def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]
             f"/s/{study}/{each.ensemble.ensemble}",
             each.ensemble.control_of is not None,
             each.ensemble.variant,
+            agrees=each.ensemble.shared_start != "no",
         )
         for each in found
         if each.ev is not None

@@ -292,7 +292,15 @@ def _trade_off(known: list[VariantLine], study: str, judgement: VariantsQuery) -
         link = render.url(f"/s/{study}/{line.ensemble}", **judgement.judgement())
         dots.append(
             figures.TradeOff(
-                line.ensemble, y.mean, line.ev.mean, link, line.control_of is not None, line.variant, y.sd, line.ev.sd
+                line.ensemble,
+                y.mean,
+                line.ev.mean,
+                link,
+                is_control=line.control_of is not None,
+                variant=line.variant,
+                stable_sd=y.sd,
+                ev_sd=line.ev.sd,
+                agrees=line.shared_start != "no",
             )
         )
     judged = f"at θ = {judgement.theta:.2f} and ε = {judgement.epsilon:g}"

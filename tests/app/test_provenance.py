@@ -222,6 +222,22 @@ def test_a_trade_off_is_titled_by_its_finding(evs, title):
     assert [row[0] for row in drawn.table] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("agree", "title"),
+    [
+        ("c", "b reconstructs best, a comes back most"),
+        ("bc", "b reconstructs best"),
+        ("abc", "b reconstructs best, c agrees most"),
+    ],
+)
+def test_only_ensembles_whose_members_began_apart_are_said_to_come_back(agree, title):
+    shares = {"a": (0.5, 0.7), "b": (0.2, 0.9), "c": (0.9, 0.8)}
+    drawn = figures.trade_off([figures.TradeOff(e, *shares[e], "/", agrees=e in agree) for e in shares])
+    assert drawn.title == title
+    named = {trace["name"]: set(trace["text"]) for trace in drawn.plot["data"]}
+    assert {e for name, held in named.items() if "agreement" in name for e in held} == set(agree)
+
+
 def test_a_control_is_no_rival():
     points = [figures.TradeOff("a", 0.5, 0.8, "/"), figures.TradeOff("a-random", 0.01, 0.9, "/", is_control=True)]
     drawn = figures.trade_off(points)
