@@ -30,6 +30,7 @@ OPTIONAL = {
 # What an interrupted run leaves in a study's folder, relative to it.
 LEFTOVERS = (
     "scratch",
+    "checkpoints",
     "*.tmp",
     "*.tmp.wal",
     "sae/.*-unfinished",
@@ -227,7 +228,7 @@ def _studies(root: Path) -> Iterator[Finding]:
 
 
 def _is_study(folder: Path) -> bool:
-    marks = (schema.CURRENT, catalogue.FILE, "sae", "scratch", "parts")
+    marks = (schema.CURRENT, catalogue.FILE, "sae", "scratch", "checkpoints", "parts")
     return any((folder / mark).exists() for mark in marks) or any(folder.glob("study-*"))
 
 

@@ -38,7 +38,7 @@ from engine.synthetic import plan as synthetic
 from engine.synthetic.generator import TRAINING
 from engine.synthetic.samples import draw_rows
 from engine.train import train_ensemble
-from engine.trained import enough
+from engine.trained import checkpoints_of, enough, forget_checkpoints
 from engine.training.stream import Rows
 
 TOKENS = 2_000_000  # of post-training at most unasked; the ensemble's own length where that is shorter
@@ -180,6 +180,7 @@ def pool_ensemble(
         "seedscope_pool_of": [member.digest for member in entry.members],
     })  # fmt: skip
     shutil.rmtree(study / "scratch", ignore_errors=True)
+    forget_checkpoints(study, name)
     return told
 
 
@@ -310,7 +311,7 @@ def _fresh(
     told["fresh"] = as_parameters(recipe)
     with progress.stage(f"{entry.name}: fresh seeds", "tokens") as report:
         fresh = train_ensemble(
-            rows, recipe, device=device, checkpoints=study / "scratch" / f"pool-{entry.name}-fresh", report=report
+            rows, recipe, device=device, checkpoints=checkpoints_of(study, entry.name) / "fresh", report=report
         )
     return {"fresh": [fresh.only(member) for member in range(N_FRESH)]}
 
@@ -335,7 +336,7 @@ def _curves(
             with progress.stage(f"{name}: {len(flat)} SAEs on {n_tokens:,} more tokens", "tokens") as report:
                 now = train_on(
                     flat, rows, replace(config, n_tokens=n_tokens), device=held.device, report=report,
-                    checkpoints=study / "scratch" / f"pool-{name}-{n_tokens}",
+                    checkpoints=checkpoints_of(study, name) / f"pool-{n_tokens}",
                 )  # fmt: skip
         with progress.stage(f"{name}: measured after {n_tokens:,}", "SAEs") as report:
             found = []

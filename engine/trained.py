@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
@@ -31,6 +32,7 @@ from engine.training.telling import in_words, told
 from engine.training.trace import Point, Trace
 from engine.training.trace import read as read_trace
 
+CHECKPOINTS = "checkpoints"  # in the study's folder
 CALIBRATION = "calibration.json"  # in the study's folder: which l1 were tried, with what L0
 
 
@@ -113,7 +115,7 @@ def train_once(
     ensemble = _trained_before(folder, config)
     if ensemble is None:
         found = rows()
-        trace, checkpoints = Trace(), study / "scratch" / f"checkpoints-{name}-{made_from}"
+        trace, checkpoints = Trace(), checkpoints_of(study, name)
         begun = time.time()
 
         def show(newest: Point) -> None:
@@ -124,15 +126,27 @@ def train_once(
         trace.on_point = show
         with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
             ensemble = train_ensemble(
-                found, config, device=named_device(device), checkpoints=checkpoints, trace=trace, report=report,
+                found, config, device=named_device(device), checkpoints=checkpoints / made_from, trace=trace, report=report,
                 snapshots=Snapshots(folder), say=lambda text: progress.say(f"{name}: {text}"),
             )  # fmt: skip
         ensemble.save(folder, provenance=provenance)
         trace.save(folder)
         training_space(found, config).save(folder / ALONG)
         (folder / "complete").touch()
-        shutil.rmtree(checkpoints)
+        forget_checkpoints(study, name)
     return ensemble
+
+
+def checkpoints_of(study: Path, name: str) -> Path:
+    """Where a training of this ensemble that is stopped is kept: outside scratch/, which every analysis empties."""
+    return study / CHECKPOINTS / name
+
+
+def forget_checkpoints(study: Path, name: str) -> None:
+    """Remove those of an ensemble, of recipes that nobody finished as well."""
+    shutil.rmtree(checkpoints_of(study, name), ignore_errors=True)
+    with suppress(OSError):  # others are on their way, or there were none
+        (study / CHECKPOINTS).rmdir()
 
 
 def trained_entry(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from engine.progress import Progress
 from engine.studies import run_study
 
 LOCAL = "http://127.0.0.1"
+# A shell that runs the tests in the background lets them ignore Ctrl-C, and whatever they start with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
