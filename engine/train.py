@@ -26,7 +26,7 @@ from engine.sae import SAE
 from engine.training import memory
 from engine.training.checkpoints import EVERY_S, Checkpoints, State, digest
 from engine.training.decoders import Archetypes, FreeRows
-from engine.training.silence import aux_loss, count
+from engine.training.silence import add_aux, count
 from engine.training.snapshots import Snapshots
 from engine.training.space import Space, space_of
 from engine.training.stream import Rows, batches, require_finite
@@ -235,16 +235,13 @@ class Training:
         moment = Moment(self.step, min((self.step + 1) / warmup, 1.0))
         found = self.recipe.run(self.sae, rows, self.config, moment)
         self._note(found, rows)
-        loss = found.loss.sum()
         count(self.silent_tokens, found.fired, len(rows))
-        if "aux_coefficient" in self.config.uses:
-            silent = self.silent_tokens >= self.config.silent_after
-            if silent.any():
-                aux = aux_loss(self.sae, rows, silent, found.residual.detach(), self.config.aux_k)
-                loss = loss + self.config.aux_coefficient * aux
         before(found)
         self._optimizer.param_groups[0]["lr"] = self._rate = rate
-        loss.backward()
+        found.loss.sum().backward()
+        if "aux_coefficient" in self.config.uses:
+            silent = self.silent_tokens >= self.config.silent_after
+            add_aux(self.sae, rows, silent, found.residual.detach(), self.config.aux_k, self.config.aux_coefficient)
         with torch.no_grad():
             self.decoder.before_step()
             if self.recipe.sparsity:

@@ -8,7 +8,7 @@ from engine.convention import Convention
 from engine.initialization import random_start
 from engine.sae import SAE
 from engine.training.by_hand import largest, topk_step
-from engine.training.silence import aux_loss
+from engine.training.silence import add_aux
 
 
 def members(d_sae: int, k: int, d_in: int = 8) -> SAE:
@@ -56,7 +56,7 @@ def test_the_largest_of_every_row_are_found_whatever_it_holds(d_sae, k, kind):
 
 
 @pytest.mark.parametrize("independent", [False, True])
-def test_auxk_is_what_its_definition_says_of_each_member(independent):
+def test_the_gradient_of_auxk_is_that_of_its_definition_for_each_member(independent):
     """Member by member with all features' pre-activations: none silent, fewer than aux_k, and more."""
     start = random_start(
         (0, 1, 2), 8, 30, center=torch.randn(8, dtype=torch.float64), convention=Convention("topk", k=3)
@@ -75,9 +75,16 @@ def test_auxk_is_what_its_definition_says_of_each_member(independent):
         codes = torch.zeros_like(pre).scatter(1, indices, values.relu())
         left = residual[:, member]
         expected = expected + (left - codes @ sae.W_dec[member]).pow(2).sum() / (left - left.mean(0)).pow(2).sum()
-    found = aux_loss(sae, rows, silent, residual, 5)
-    torch.testing.assert_close(found, expected)
-    mine, other = (torch.autograd.grad(loss, list(sae.parameters())) for loss in (found, expected))
-    for gradient, wanted in zip(mine, other, strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
-    assert aux_loss(sae, rows, torch.zeros_like(silent), residual, 5) == 0
+    wanted = [torch.ones_like(each) + 0.25 * own for each, own in zip(
+        sae.parameters(), torch.autograd.grad(expected, list(sae.parameters())), strict=True
+    )]  # fmt: skip
+    for each in sae.parameters():
+        each.grad = torch.ones_like(each)
+    add_aux(sae, rows, torch.zeros_like(silent), residual, 5, 0.25)
+    assert all(bool((each.grad == 1).all()) for each in sae.parameters())
+    add_aux(sae, rows, silent, residual, 5, 0.25)
+    for each, own in zip(sae.parameters(), wanted, strict=True):
+        torch.testing.assert_close(each.grad, own, rtol=1e-9, atol=1e-12)
+    sae.b_dec.grad = None  # where no gradient moves it
+    add_aux(sae, rows, silent, residual, 5, 0.25)
+    assert sae.b_dec.grad is None
