@@ -83,11 +83,13 @@ class _Step(torch.autograd.Function):
             ctx.out = nn.functional.embedding_bag(
                 index, W_dec.detach().view(-1, d_in), first, per_sample_weights=ctx.values, mode="sum"
             )
-        x_hat = ctx.out.detach().view(-1, n_members, d_in) + b_dec
-        residual = (rows[:, None] if rows.ndim == 2 else rows) - x_hat
-        fired = torch.zeros(n_members * d_sae, dtype=torch.bool, device=rows.device)
-        fired[index[values.detach() > 0]] = True
-        fired = fired.view(n_members, d_sae)
+        residual = (
+            ctx.out.detach().view(-1, n_members, d_in).add_(b_dec).neg_()
+        )  # in its place: memory is what it costs
+        residual += rows[:, None] if rows.ndim == 2 else rows
+        fired = np.zeros(n_members * d_sae, np.bool_)
+        fired[index.numpy()[values.detach().numpy() > 0]] = True
+        fired = torch.from_numpy(fired).view(n_members, d_sae)
         ctx.row = flat // d_sae
         ctx.save_for_backward(rows, index, residual, W_enc, b_dec)
         ctx.mark_non_differentiable(residual, fired)
@@ -110,7 +112,7 @@ class _Step(torch.autograd.Function):
         token = row // n_members if rows.ndim == 2 else row
         encoder = sums.of(rows.reshape(-1, d_in), token, own).view(n_members, d_sae, d_in)
         encoder.baddbmm_(b_enc[:, :, None], b_dec[:, None], alpha=-1)  # the input is x - b_dec
-        centre = back.sum(0) - torch.bmm(W_enc, b_enc[:, :, None])[:, :, 0]
+        centre = back.sum(0) - torch.bmm(b_enc[:, None], W_enc.transpose(1, 2))[:, 0]
         return None, None, None, encoder.transpose(1, 2), b_enc, W_dec, centre
 
 
