@@ -1,6 +1,5 @@
 """Where members begin, and in which space they are trained: laws of the grid of constraint, start and preprocessing."""
 
-import tomllib
 from dataclasses import replace
 from itertools import product
 
@@ -10,7 +9,7 @@ import torch
 from golden import unit_rows
 from safetensors.numpy import load_file
 
-from engine import demo
+from engine import demo, studyfile
 from engine.config import VARIANTS, TrainConfig, as_parameters
 from engine.initialization import kmeans
 from engine.progress import Progress
@@ -197,16 +196,14 @@ def test_given_weights_start_a_training_in_a_centred_space_and_not_where_their_r
 
 
 def test_the_embedded_grid_holds_every_place_once_but_those_that_equal_another():
-    file = tomllib.loads((demo.HERE / "starts.toml").read_text())
-    assert file["tokens"]["source"] == demo.SOURCE
-    assert file["study"] == {"name": "pystdlib-starts", "analyses": ["match", "activity", "trajectory"]}
-    places = []
-    for each in file["ensemble"]:
-        recipe = {("n_tokens" if key == "tokens" else key): value for key, value in each["train"].items()}
-        config = TrainConfig(**recipe | {"seeds": tuple(range(recipe["seeds"]))})
-        assert set(recipe) - {"variant"} <= set(config.uses)
+    study = studyfile.read(demo.HERE / "starts.toml")
+    assert (study.name, study.analyses) == ("pystdlib-starts", ("match", "activity", "trajectory"))
+    places, others = [], set()
+    for config in (each.config for each in study.ensembles):
         start = config.centroids if config.variant == "relaxed-archetypal" else config.start
         places.append((config.variant, start, config.preprocessing))
+        others.add(replace(config, variant="topk", start="random", centroids="shared", preprocessing="raw"))
+    assert len(others) == 1  # nothing else differs
     free = ("kmeans-shared", "kmeans-independent", "random", "mixtures")
     wanted = [("topk", start) for start in free]
     wanted += [("relaxed-archetypal", c) for c in ("shared", "independent", "random")]
