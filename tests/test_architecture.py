@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from jinja2 import meta, nodes
+
+from app.render import templates as pages
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("app/**/*.py")])
@@ -79,3 +82,16 @@ def test_sql_stands_in_the_stores_alone():
 @pytest.mark.parametrize("pattern", [r"<(div|table|section|script)\b", r"\bstyle="])
 def test_pages_are_written_in_templates(pattern):
     assert not names([path for path in SOURCES if re.search(pattern, path.read_text())])
+
+
+@pytest.mark.parametrize("template", sorted(ROOT.glob("templates/*.html")), ids=lambda path: path.stem)
+def test_the_part_that_htmx_asks_for_needs_nothing_that_stands_outside_it(template):
+    """Jinja renders a block alone without what its file sets or defines at the top."""
+    body = pages.parse(template.read_text()).body
+    outside = {each.name for each in body if isinstance(each, nodes.Macro)}
+    outside |= {each.target.name for each in body if isinstance(each, nodes.Assign)}
+    for block in body:
+        if isinstance(block, nodes.Block) and block.name == "main":
+            alone = nodes.Template(block.body, lineno=1)
+            alone.set_environment(pages)
+            assert not outside & meta.find_undeclared_variables(alone)

@@ -43,7 +43,7 @@ def demo(
     ] = False,
     full: Annotated[
         bool,
-        typer.Option("--full", help="The variants, starts, synthetic and pool studies as well: most of an hour."),
+        typer.Option("--full", help="The variants, starts, synthetic and pool studies as well: half an hour."),
     ] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
