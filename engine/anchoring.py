@@ -33,7 +33,6 @@ COMPARISONS = 7
 TOKENS = 2_000_000  # that a comparison is trained on, or all that there are
 SAMPLE = 16_384  # tokens that the anchor is tried on
 PROVEN_ON = 256  # rows on which its two forms must agree
-BY_L1 = ("relu", "gated")  # their sparsity is the weight of a penalty, which is found for the anchor's L0
 # The settings of a recipe that can be told: width, variant and sparsity are the anchor's.
 TOLD = ("seeds", "n_tokens", "batch", "lr", "data_order", "warmup_frac", "decay_frac")
 
@@ -91,7 +90,7 @@ def anchor_ensemble(
     tried = _tried(anchor, rows, device)
     _require_sense(given, tried, hookpoint, force=force)
     n_tokens = settings.pop("n_tokens", None) or min(TOKENS, int(tokens.counted.sum()))
-    by_l1 = variant in BY_L1
+    by_l1 = "l1" in TrainConfig(variant=variant).uses  # the weight of a penalty, which is found for the anchor's L0
     k = {} if by_l1 else {"k": anchor.k or max(round(tried.l0), 1)}
     config = TrainConfig(d_sae=anchor.d_sae, seeds=seeds, n_tokens=n_tokens, variant=variant, **k, **settings)
     sparsity = f"the l1 that leads to L0 {tried.l0:.1f}" if by_l1 else f"k {config.k}"
@@ -191,7 +190,7 @@ def _told(given: Imported, tried: Tried, config: TrainConfig, model: LanguageMod
     on = f"{tried.l0:.1f} on {tried.n_tokens:,} tokens of the text"
     if given.convention.k:
         sparsity = f"k {config.k} (the anchor’s own)"
-    elif config.variant in BY_L1:
+    elif "l1" in config.uses:
         sparsity = f"the l1 that leads to the anchor’s L0, {on}"
     else:
         sparsity = f"k {config.k} (the anchor’s L0, {on})"

@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from engine import demo
 from engine.activations import LanguageModel, harvest, load_model, tokenize
 from engine.bench.harvest import Report
 from engine.bench.outside import ask_peers
-from engine.bench.report import Line
+from engine.bench.report import Line, interleaved
 from engine.bench.trainers import load_optimizers
 from engine.config import VARIANTS, TrainConfig
 from engine.sae import SAE
@@ -150,12 +151,8 @@ def _limit(config: TrainConfig, rows: Rows) -> float:
     """Seconds that the encoder's product takes over all steps, measured on some: no step can do without it."""
     x = torch.from_numpy(rows.train[: config.batch])
     encoder = torch.randn(len(config.seeds) * config.d_sae, x.shape[1])
-    times = []
-    for _ in range(40):
-        began = time.perf_counter()
-        torch.nn.functional.linear(x, encoder)
-        times.append(time.perf_counter() - began)
-    return float(np.median(times[8:])) * (config.n_tokens // config.batch)
+    taken = interleaved({"limit": partial(torch.nn.functional.linear, x, encoder)}, rounds=40)
+    return taken["limit"] * (config.n_tokens // config.batch)
 
 
 def _peers(config: TrainConfig, rows: Rows) -> dict[str, dict[str, Any]]:

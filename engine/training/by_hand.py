@@ -83,10 +83,8 @@ class _Step(torch.autograd.Function):
             ctx.out = nn.functional.embedding_bag(
                 index, W_dec.detach().view(-1, d_in), first, per_sample_weights=ctx.values, mode="sum"
             )
-        residual = (
-            ctx.out.detach().view(-1, n_members, d_in).add_(b_dec).neg_()
-        )  # in its place: memory is what it costs
-        residual += rows[:, None] if rows.ndim == 2 else rows
+        residual = ctx.out.detach().view(-1, n_members, d_in)  # made in its place: memory is what it costs
+        residual.add_(b_dec).neg_().add_(rows[:, None] if rows.ndim == 2 else rows)
         fired = np.zeros(n_members * d_sae, np.bool_)
         fired[index.numpy()[values.detach().numpy() > 0]] = True
         fired = torch.from_numpy(fired).view(n_members, d_sae)

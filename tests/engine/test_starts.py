@@ -197,7 +197,9 @@ def test_given_weights_start_a_training_in_a_centred_space_and_not_where_their_r
 
 def test_the_embedded_grid_holds_every_place_once_but_those_that_equal_another():
     study = studyfile.read(demo.HERE / "starts.toml")
+    assert study.tokens.source == (demo.SOURCE,)
     assert (study.name, study.analyses) == ("pystdlib-starts", ("match", "activity", "trajectory"))
+    assert (study.control, study.loss_tokens) == (None, None)
     places, others = [], set()
     for config in (each.config for each in study.ensembles):
         start = config.centroids if config.variant == "relaxed-archetypal" else config.start
