@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from engine import sockets
-from engine.queries import TIME_LIMIT_S, LiveAnswer, LiveQuery, as_fields
+from seedscope.engine.contract import sockets
+from seedscope.engine.contract.queries import TIME_LIMIT_S, LiveAnswer, LiveQuery, as_fields
 
 MAX_FAILURES = 3  # to start, one after the other
 RETRY_S = 60.0  # after that many
@@ -37,7 +37,7 @@ class EngineBrokenError(Exception):
 
 
 class EngineRefusedError(Exception):
-    """The engine's answer is an error; `cause` is one of engine.queries.CAUSES."""
+    """The engine's answer is an error; `cause` is one of engine.contract.queries.CAUSES."""
 
     def __init__(self, cause: str, error: str) -> None:
         super().__init__(error)
@@ -148,7 +148,7 @@ class LiveEngine:
 
     def _command(self) -> list[str]:
         arguments = [str(self._root), str(self._address), self._device]
-        return [sys.executable, "-W", "ignore", "-m", "engine.live", *arguments]
+        return [sys.executable, "-W", "ignore", "-m", "seedscope.engine.live", *arguments]
 
     def _spawn(self) -> None:
         if self.log.exists() and self.log.stat().st_size > LONGEST_LOG:

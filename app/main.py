@@ -12,38 +12,31 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from app import render
-from app.jobs import JobRefusedError, Jobs
-from app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
-from app.metrics import add_metrics
-from app.routes import (
+from seedscope.app import render
+from seedscope.app.jobs.kinds import JobRefusedError
+from seedscope.app.jobs.queue import Jobs
+from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
+from seedscope.app.metrics import add_metrics
+from seedscope.app.routes import home, jobs
+from seedscope.app.routes.ensemble import (
     ablation,
-    atlas,
     buckets,
     explanations,
-    feature,
-    features,
-    jobs,
+    map,
     members,
-    neighbours,
     overview,
-    pool,
-    projected,
-    projecting,
-    scored,
-    starts,
-    studies,
+    project_set,
     subspaces,
-    synthetic,
+    table,
     trajectory,
-    trying,
-    variants,
-    weights,
-    worth,
+    try_text,
 )
-from app.security import Guard
-from app.settings import STATIC, Settings
-from app.store import BadValue, NotFound, Studies
+from seedscope.app.routes.feature import by_weights, exact_loss, neighbours, permalink, project_feature, scored_contexts
+from seedscope.app.routes.study import pool, starts, synthetic, variants
+from seedscope.app.security import Guard
+from seedscope.app.settings import STATIC, Settings
+from seedscope.app.store.errors import BadValue, NotFound
+from seedscope.app.store.studies import Studies
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
                   for path, verbs in app.openapi()["paths"].items()]  # fmt: skip
         return render.respond(request, "docs.html", DocsPage(routes))
 
-    app.include_router(studies.router)
+    app.include_router(home.router)
     app.include_router(jobs.router)
     app.include_router(starts.router)  # these before an ensemble's page, whose address would swallow them
     app.include_router(variants.router)
@@ -110,18 +103,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(buckets.router)
     app.include_router(explanations.router)
     app.include_router(members.router)  # before the permalink, whose address would swallow members/match
-    app.include_router(atlas.router)  # this and the next likewise
+    app.include_router(map.router)  # this and the next likewise
     app.include_router(subspaces.router)
     app.include_router(trajectory.router)
     app.include_router(neighbours.router)
-    app.include_router(worth.router)
-    app.include_router(projecting.router)
-    app.include_router(projected.router)
-    app.include_router(scored.router)
-    app.include_router(trying.router)
-    app.include_router(features.router)
-    app.include_router(feature.router)
-    app.include_router(weights.router)
+    app.include_router(exact_loss.router)
+    app.include_router(project_set.router)
+    app.include_router(project_feature.router)
+    app.include_router(scored_contexts.router)
+    app.include_router(try_text.router)
+    app.include_router(table.router)
+    app.include_router(permalink.router)
+    app.include_router(by_weights.router)
     app.add_exception_handler(NotFound, _not_found)
     app.add_exception_handler(BadValue, _bad_value)
     app.add_exception_handler(JobRefusedError, _job_refused)

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.jobs import Jobs
-from app.store import Studies
+from seedscope.app.jobs.queue import Jobs
+from seedscope.app.store.studies import Studies
 
 UNMATCHED = "(no route)"  # refused before one was found; addresses themselves would be labels without end
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds; pages aim at a tenth of one

@@ -13,7 +13,9 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from app.formats import (
+from seedscope.app.figures.svg_sparks import members_now, sparks
+from seedscope.app.figures.svg_strips import course, energy_chart, histogram, large_strip, seed_strip
+from seedscope.app.formats import (
     alpha_step,
     architecture,
     density,
@@ -28,9 +30,7 @@ from app.formats import (
     shown_token,
     thousands,
 )
-from app.settings import STATIC, TEMPLATES
-from app.sparks import members_now, sparks
-from app.strips import course, energy_chart, histogram, large_strip, seed_strip
+from seedscope.app.settings import STATIC, TEMPLATES
 
 
 def url(path: str, /, **parameters: Any) -> str:
@@ -101,7 +101,7 @@ class Differs(NamedTuple):
 
 
 def _differs(request: Request) -> Differs | None:
-    """Of the ensemble that the request is about, as app.routes.query left it there; None where one recipe made all."""
+    """Of the ensemble that the request is about, as app.routes.address left it there; None where one recipe made all."""
     row = getattr(request.state, "ensemble", None)
     if row is None or row.anchor is None:
         return None

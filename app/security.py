@@ -10,7 +10,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.settings import Settings
+from seedscope.app.settings import Settings
 
 COOKIE = "seedscope_token"
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -13,14 +13,9 @@ def default_root() -> Path:
     return Path(os.environ.get(ROOT_VARIABLE, "seedscope-data"))
 
 
-def _shipped(name: str) -> Path:
-    """A folder that lies beside this file in an installed wheel, and beside `app/` in a checkout."""
-    installed = Path(__file__).parent / name
-    return installed if installed.is_dir() else Path(__file__).parent.parent / name
-
-
-TEMPLATES = _shipped("templates")
-STATIC = _shipped("static")
+SHIPPED = Path(__file__).parent.parent  # the checkout, or the installed package: templates and static lie beside app
+TEMPLATES = SHIPPED / "templates"
+STATIC = SHIPPED / "static"
 
 
 @dataclass(frozen=True)

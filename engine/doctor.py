@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from engine import catalogue, schema, sockets, store
-from engine.fused import choice
+from seedscope.engine.contract import schema, sockets
+from seedscope.engine.matching.cuda import choice
+from seedscope.engine.store import catalogue, database
 
 FORMAT, FORMAT_VERSION = "seedscope.doctor", 1
 SECTIONS = ("machine", "packages", "device", "places", "studies")
@@ -255,7 +256,7 @@ def _state(folder: Path) -> tuple[str, bool, str]:
         plan = catalogue.read(folder)
     except ValueError as error:
         return "its catalogue is damaged", False, str(error)
-    held = store.published(folder)
+    held = database.published(folder)
     if held:
         return _published(folder, folder / held[0], plan)
     if (folder / schema.CURRENT).exists():
@@ -267,16 +268,16 @@ def _state(folder: Path) -> tuple[str, bool, str]:
 
 def _published(folder: Path, path: Path, plan: catalogue.Study | None) -> tuple[str, bool, str]:
     try:
-        with store.Reader(path) as reader:
+        with database.Reader(path) as reader:
             ensembles = {row.ensemble: row for row in reader.rows(schema.Ensemble)}
             members = reader.rows(schema.Member)
-    except store.OtherSchemaError as error:
+    except database.OtherSchemaError as error:
         return (
             f"of another schema{f': {_planned(plan)}' if plan else ''}",
             False,
             f"{error}: {_publish_again(folder, plan)}",
         )
-    except Exception:  # of DuckDB, which engine.store alone knows
+    except Exception:  # of DuckDB, which engine.store.database alone knows
         return f"damaged, {path.name} cannot be read", False, _publish_again(folder, plan)
     value = ", ".join(
         f"{name} ({row.n_members} x {row.d_sae:,}: {', '.join(row.computed)})" for name, row in ensembles.items()

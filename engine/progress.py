@@ -25,9 +25,9 @@ from rich.progress import (
     Progress as Bars,
 )
 
-from engine.curves import Curves
-from engine.files import write_whole
-from engine.schema import PROGRESS_VARIABLE, StageProgress
+from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.progress_files import Curves
+from seedscope.engine.contract.schema import PROGRESS_VARIABLE, StageProgress
 
 Report = Callable[[int, int], None]
 FILE_S = 0.25  # between two writings of the file

@@ -14,17 +14,18 @@ import duckdb
 import numpy as np
 import pytest
 import torch
-from chat_server import ChatServer
-from recipes import ENSEMBLE, STUDY
 from starlette.testclient import TestClient
 
-from app.main import create_app
-from app.settings import Settings
-from engine import demo, sae
-from engine.activations import LanguageModel, load_model
-from engine.config import StudyConfig
-from engine.progress import Progress
-from engine.studies import run_study
+from seedscope.app.main import create_app
+from seedscope.app.settings import Settings
+from seedscope.engine.activations.harvest import LanguageModel, load_model
+from seedscope.engine.contract.recipe import StudyConfig
+from seedscope.engine.demo import stdlib
+from seedscope.engine.progress import Progress
+from seedscope.engine.saes import sae
+from seedscope.engine.studies.run import run_study
+from support.chat_server import ChatServer
+from support.studies import ENSEMBLE, STUDY
 
 LOCAL = "http://127.0.0.1"
 # A shell that runs the tests in the background lets them ignore Ctrl-C, and whatever they start with them.
@@ -35,17 +36,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def study_config() -> StudyConfig:
     """A recipe that fills every bucket within seconds: few tokens, a rate high enough to kill features, no revival."""
     train = replace(
-        demo.STUDY.train, d_sae=96, k=2, seeds=(0, 1, 2, 3), n_tokens=40_000, batch=512, lr=0.03, silent_after=10**9
+        stdlib.STUDY.train, d_sae=96, k=2, seeds=(0, 1, 2, 3), n_tokens=40_000, batch=512, lr=0.03, silent_after=10**9
     )
     return replace(
-        demo.STUDY, name=STUDY, ensemble=ENSEMBLE, hookpoint="blocks.2.hook_resid_post", n_ctx=64, train=train
+        stdlib.STUDY, name=STUDY, ensemble=ENSEMBLE, hookpoint="blocks.2.hook_resid_post", n_ctx=64, train=train
     )
 
 
 @pytest.fixture(scope="session")
-def corpus() -> demo.Corpus:
+def corpus() -> stdlib.Corpus:
     """Twenty training and two held-out documents of a few thousand characters."""
-    whole = demo.load_corpus()
+    whole = stdlib.load_corpus()
     return whole._replace(
         train=[document for document in whole.train if 3_000 < len(document[1]) < 20_000][:20],
         held_out=[document for document in whole.held_out if 2_000 < len(document[1]) < 9_000][:2],
@@ -53,7 +54,7 @@ def corpus() -> demo.Corpus:
 
 
 @pytest.fixture(scope="session")
-def study_root(tmp_path_factory: pytest.TempPathFactory, study_config: StudyConfig, corpus: demo.Corpus) -> Path:
+def study_root(tmp_path_factory: pytest.TempPathFactory, study_config: StudyConfig, corpus: stdlib.Corpus) -> Path:
     """A root with one published study. Tests read it; those that write take a copy."""
     root = tmp_path_factory.mktemp("root")
     run_study(study_config, corpus, root, built_from="tests", loss_tokens=200, progress=Progress(quiet=True))
@@ -83,7 +84,7 @@ def ensemble_saes(study_root: Path, study_config: StudyConfig) -> sae.SAE:
 @pytest.fixture(scope="session")
 def language_model() -> LanguageModel:
     """The embedded language model."""
-    return load_model(str(demo.MODEL_DIR))
+    return load_model(str(stdlib.MODEL_DIR))
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,14 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from typer.main import get_command
 
-from app.cli import app
+from seedscope.app.cli.main import app
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 COMMANDS = sorted(get_command(app).commands)
 
 
@@ -21,7 +20,7 @@ def readme() -> str:
 
 
 def run_help(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "app.cli", *arguments, "--help"]
+    command = [sys.executable, "-m", "seedscope.app.cli", *arguments, "--help"]
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
 
 

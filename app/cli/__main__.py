@@ -1,5 +1,5 @@
-"""`python -m app.cli`: the same as `seedscope`."""
+"""`python -m seedscope.app.cli`: the same as `seedscope`."""
 
-from app.cli import main
+from seedscope.app.cli.main import main
 
 main()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals, writable
-from app.cli.studies import (
+from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals, writable
+from seedscope.app.cli.study_options import (
     Bos,
     Context,
     EvalTokens,
@@ -22,10 +22,10 @@ from app.cli.studies import (
     tokens_as_told,
     whole_place,
 )
-from app.settings import default_root
+from seedscope.app.settings import default_root
 
 if TYPE_CHECKING:
-    from engine.catalogue import Ensemble
+    from seedscope.engine.store.catalogue import Ensemble
 
 
 class DataOrder(StrEnum):
@@ -85,13 +85,13 @@ def anchor(
 
     Example: seedscope anchor mine public hf:OWNER/REPO/FOLDER --model gpt2 --tokens 'corpus/*.txt' --eval-tokens 200000
     """
-    from engine.progress import Progress
+    from seedscope.engine.progress import Progress
 
     root = writable(root or default_root())
     with refusals():
-        from engine import catalogue
-        from engine.importers import FORMATS
-        from engine.studyfile import AnchorPlan, StudyFile
+        from seedscope.engine.saes.importers.ensemble import FORMATS
+        from seedscope.engine.store import catalogue
+        from seedscope.engine.studies.studyfile.read import AnchorPlan, StudyFile
 
         catalogue.require_name("study", study)
         catalogue.require_name("ensemble", ensemble)
@@ -124,7 +124,7 @@ def anchor(
         settings = {key: value for key, value in told.items() if value is not None}
         settings["seeds"] = tuple(range(1, comparisons + 1))
         wanted = AnchorPlan(ensemble, hookpoint, Path(sae), settings, format, force)
-        from engine.studies import run_file
+        from seedscope.engine.studies.run import run_file
 
         asked = StudyFile(study, held.theta, held.epsilon, name, None, measured, source, (wanted,))
         run_file(asked, root, device=device.value, progress=Progress(quiet=quiet))

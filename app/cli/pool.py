@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
-from app.cli.studies import StudyName, planned
-from app.settings import default_root
+from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
+from seedscope.app.cli.study_options import StudyName, planned
+from seedscope.app.settings import default_root
 
 KINDS = {
     "pool": "pool of all seeds",
@@ -58,15 +58,15 @@ def pool(
 
     Example: seedscope pool pystdlib topk-512 --out pooled
     """
-    from engine.files import only_writer
-    from engine.progress import Progress
+    from seedscope.engine.contract.files import only_writer
+    from seedscope.engine.progress import Progress
 
     root = root or default_root()
     with refusals():
         theta_of_study = planned(root, study).theta
         if out is not None and not out.absolute().parent.is_dir():
             raise Stop(f"found no folder {out.absolute().parent} to make {out.name} in; create it first")
-        from engine.pooling import Asked, pool_ensemble, pool_study
+        from seedscope.engine.studies.pools.build import Asked, pool_ensemble, pool_study
 
         asked = Asked(tokens, tuple(text or ()), theta, loss_tokens, device.value, replace)
         progress = Progress(quiet=quiet)

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import Quiet, Root, app, refusals, writable
-from app.cli.studies import summary
-from app.settings import default_root
+from seedscope.app.cli.options import Quiet, Root, app, refusals, writable
+from seedscope.app.cli.study_options import summary
+from seedscope.app.settings import default_root
 
 NAME = "ground-truth"  # `synthetic` is a page
 WIDER = 64  # latents beyond one for each free feature
@@ -47,8 +47,8 @@ def synthetic(
 
     Example: seedscope synthetic --name narrow --r 8 --no-map
     """
-    from engine.synthetic.generator import SyntheticConfig
-    from engine.synthetic.plan import MAP_RECIPE, RECIPE, Plan
+    from seedscope.engine.studies.synthetic.generator import SyntheticConfig
+    from seedscope.engine.studies.synthetic.plan import MAP_RECIPE, RECIPE, Plan
 
     try:
         config = SyntheticConfig(d_in, n_free, n_low, r, rate_free, rate_low, noise, data_seed)
@@ -62,11 +62,11 @@ def synthetic(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    from engine.progress import Progress
+    from seedscope.engine.progress import Progress
 
     root = writable(root or default_root())
     with refusals():
-        from engine.studies import run_synthetic
+        from seedscope.engine.studies.run import run_synthetic
 
         run_synthetic(made, root, name, with_map=map_, progress=Progress(quiet=quiet))
     _tell(root, name)
@@ -75,7 +75,7 @@ def synthetic(
 
 def _tell(root: Path, name: str) -> None:
     """What was recovered, as the page says it."""
-    from app.routes.synthetic import sentence
-    from app.store import Studies
+    from seedscope.app.routes.study.synthetic import sentence
+    from seedscope.app.store.studies import Studies
 
     print(sentence(Studies(root).get(name).truth))

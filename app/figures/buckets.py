@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from app.figures.drawing import BUCKET_ROLE, Figure, layout
-from app.formats import percent
-from engine import schema
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.formats import percent
+from seedscope.engine.contract import schema
 
 MASK_LABEL = {
     "none": "nothing masked",

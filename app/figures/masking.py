@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
 
 # How each kind of mask is drawn: (colour, dash, marker); kinds that are no bucket are neutral.
 _DRAWN = {

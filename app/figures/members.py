@@ -1,7 +1,7 @@
 """Seed x seed."""
 
-from app.figures.drawing import Figure, layout
-from app.formats import percent
+from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.formats import percent
 
 
 def seed_matrix(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, layout
 
 # {curve: (what it is called, the same for a legend, colour, dash, marker)}; pools in colour, their controls neutral.
 POOL_KINDS = {

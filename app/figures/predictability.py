@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, layout
 
 # {setting: (name, whether it is chance or another control)}, from the figure that papers report down to chance.
 SETTINGS = {

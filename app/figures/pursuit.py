@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
-from app.formats import percent
+from seedscope.app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
+from seedscope.app.formats import percent
 
 _MARKER = {"stable": "circle", "unstable": "diamond"}
 

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from app.figures.drawing import BUCKET_ROLE, Figure, layout
-from engine.stability import BUCKETS
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.engine.contract.stability import BUCKETS
 
 MOST_SVG = 5_000  # points that need no WebGL: some browsers have none, and a picture saved from it is not of lines
 _MIXED = 2654435761  # Knuth's multiplicative hash: neighbouring indices land far apart

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, layout
 
 CHANCE = 0.5  # balanced accuracy of knowing nothing
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from app.figures.drawing import Figure, layout
-from app.formats import percent
+from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.formats import percent
 
 MOST_NAMED = 16  # seeds whose cells hold their numbers
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.figures.drawing import BUCKET_ROLE, Figure, layout
-from app.formats import percent
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.formats import percent
 
 # How each curve is drawn: (label, colour, None: that of the subject, dash).
 _DRAWN = {

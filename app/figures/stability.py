@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
-from app.formats import percent
-from engine.stability import Band
+from seedscope.app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
+from seedscope.app.formats import percent
+from seedscope.engine.contract.stability import Band
 
 
 def stability_distribution(

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from app.figures.drawing import BUCKET_ROLE, Figure, layout
-from app.formats import architecture, percent
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.formats import architecture, percent
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "bowtie")
 MOST_LABELS = 6  # ensembles whose names stand beside their dots; of more the legend and the hover say which is which

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from app.figures.drawing import BUCKET_ROLE, Figure, layout
-from app.formats import percent
-from engine.training_tables import AgreementPoint, Checkpoint, CosineGeometry, TracePoint
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.formats import percent
+from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry, TracePoint
 
 START = 4.0  # on a log axis the start stands this factor before the first point behind it
 MARKERS = {"stable": "circle", "middle": "square", "unstable": "diamond", "dead": "x"}

@@ -24,10 +24,10 @@ from typing import IO
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.jobs.asked import KINDS, Job, JobRefusedError, checked, require_ready, words
-from engine.curves import PATTERN, Curves
-from engine.files import write_whole
-from engine.schema import CURRENT, PROGRESS_VARIABLE, StageProgress
+from seedscope.app.jobs.kinds import KINDS, Job, JobRefusedError, checked, require_ready, words
+from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.progress_files import PATTERN, Curves
+from seedscope.engine.contract.schema import CURRENT, PROGRESS_VARIABLE, StageProgress
 
 FOLDER = "jobs"  # no study can be called that
 ID_PATTERN = r"[0-9a-f]{16}"
@@ -244,7 +244,7 @@ class Jobs:
 
     def _run(self, job: Job) -> None:
         folder = self._folder / job.id
-        command = [sys.executable, "-W", "ignore", "-m", "app.cli", *words(job)]
+        command = [sys.executable, "-W", "ignore", "-m", "seedscope.app.cli", *words(job)]
         command += ["--root", str(self._root)]
         if not KINDS[job.kind].words:
             command += ["--device", self._device]

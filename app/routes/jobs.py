@@ -8,11 +8,13 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from app import render
-from app.jobs import ID_PATTERN, Job, JobRefusedError, Jobs
-from app.routes.query import Plain
-from app.store import NotFound, Studies
-from engine.curves import Curves
+from seedscope.app import render
+from seedscope.app.jobs.kinds import Job, JobRefusedError
+from seedscope.app.jobs.queue import ID_PATTERN, Jobs
+from seedscope.app.routes.address import Plain
+from seedscope.app.store.errors import NotFound
+from seedscope.app.store.studies import Studies
+from seedscope.engine.contract.progress_files import Curves
 
 router = APIRouter()
 FORM, JSON = "application/x-www-form-urlencoded", "application/json"

@@ -4,12 +4,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from app.store.table import FeatureQuery
-from engine.schema import RULE_COLUMN, count_column, theta_index
-from engine.stability import bucket_bounds
+from seedscope.app.store.table import FeatureQuery
+from seedscope.engine.contract.schema import RULE_COLUMN, count_column, theta_index
+from seedscope.engine.contract.stability import bucket_bounds
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from app.store.table import FeatureQuery, FeatureTable
-from engine.schema import TRIGGERS
-from engine.stability import BUCKETS
+from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.engine.contract.schema import TRIGGERS
+from seedscope.engine.contract.stability import BUCKETS
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 JUDGED = BUCKETS[:3]  # a dead feature has nothing to compare
 COMPARED_ROWS = 10_000  # features that quartiles and effect sizes are computed from

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from app.store.compare import JUDGED
-from app.store.errors import BadValue
-from app.store.table import FeatureQuery, FeatureTable
-from engine import schema
-from engine.explanation import words
-from engine.stability import BUCKETS
+from seedscope.app.store.compare import JUDGED
+from seedscope.app.store.errors import BadValue
+from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.stability import BUCKETS
+from seedscope.engine.explanations.explanation import words
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 SCORE_KINDS = ("detection", "fuzzing")
 CHANCE_LABELS = 200  # labels of other features that a label's agreement is compared with

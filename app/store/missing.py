@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from engine import schema
-from engine.schema import ANALYSES
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.schema import ANALYSES
 
 NO_MODEL = "undefined: samples of known true features are made, there is no language model"
 TRAJECTORY = "trajectory: agreement and features along training"

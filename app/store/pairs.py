@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.schema import NO_MATCH, RULE_COLUMN, Pair, theta_index
+from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, Pair, theta_index
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 # The partner that each rule names; `both` and `hungarian` name the decoders' one-to-one partner.
 _PARTNER = {

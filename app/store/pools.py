@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from app.store.claim import DEVIATIONS, FEWEST_PAIRS, Compared, Level, compare
-from engine.pool_tables import FeaturePool, PooledFeature, PoolPoint
+from seedscope.app.store.span_claim import DEVIATIONS, FEWEST_PAIRS, Compared, Level, compare
+from seedscope.engine.contract.tables.pools import FeaturePool, PooledFeature, PoolPoint
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 CONTROLS = ("members", "fresh", "subset")
 EV_KEPT = 0.01  # a pool keeps EV where it loses at most this against members that were trained on as long

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.store.compare import JUDGED, Quartiles, _draw_members, _interval, _quartiles
-from app.store.explanations import Scores
-from engine.stability import BUCKETS
+from seedscope.app.store.compare import JUDGED, Quartiles, _draw_members, _interval, _quartiles
+from seedscope.app.store.explanations import Scores
+from seedscope.engine.contract.stability import BUCKETS
 
 
 @dataclass(frozen=True)

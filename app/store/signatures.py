@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from app.store.starts import Cell, Course
+from seedscope.app.store.starts import Cell, Course
 
 EQUAL_START = 0.01  # distance up to which members begin at the same rows
 Held = tuple[Cell, Course]

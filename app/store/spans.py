@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from app.store.claim import Level
-from engine import schema
-from engine.span_tables import first_energies
+from seedscope.app.store.span_claim import Level
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.spans import first_energies
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 MAP = "map: "  # what the remark on the map begins with
 

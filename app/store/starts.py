@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from app.store.missing import Missing
-from engine import schema
-from engine.training_tables import AgreementPoint, Checkpoint, CosineGeometry
+from seedscope.app.store.missing import Missing
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 CONSTRAINTS = ("none", "A", "RA", "RA unprojected")
 STARTS = ("shared", "independent", "random")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import duckdb
 
-from app.store.errors import NotFound
-from app.store.study import StudyStore
-from engine import schema
+from seedscope.app.store.errors import NotFound
+from seedscope.app.store.study import StudyStore
+from seedscope.engine.contract import schema
 
 CATALOGUE = "study.json"  # what a study consists of; written before anything is analysed
 

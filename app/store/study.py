@@ -10,20 +10,20 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from app.store.atlas import Maps
-from app.store.compare import Comparisons
-from app.store.errors import BadValue, NotFound
-from app.store.explanations import Explanations
-from app.store.missing import Missing, missing
-from app.store.pairs import Pairs
-from app.store.pools import Pools
-from app.store.table import FeatureQuery, FeatureTable
-from app.store.trajectory import Trajectories
-from app.store.truth import Truth
-from app.store.vocabulary import Vocabulary
-from engine import schema
-from engine.schema import RULE_COLUMN, count_column, theta_index
-from engine.stability import count_on_grid
+from seedscope.app.store.compare import Comparisons
+from seedscope.app.store.errors import BadValue, NotFound
+from seedscope.app.store.explanations import Explanations
+from seedscope.app.store.map import Maps
+from seedscope.app.store.missing import Missing, missing
+from seedscope.app.store.pairs import Pairs
+from seedscope.app.store.pools import Pools
+from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.app.store.trajectory import Trajectories
+from seedscope.app.store.truth import Truth
+from seedscope.app.store.vocabulary import Vocabulary
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.schema import RULE_COLUMN, count_column, theta_index
+from seedscope.engine.contract.stability import count_on_grid
 
 SAMPLE_ROWS = 10_000  # features that the band and the sweep are drawn from: their shares are then good to a point
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from app.formats import recipe_remark
-from app.store.errors import BadValue
-from engine.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
-from engine.stability import BUCKETS, EPSILON, THETA, bucket_bounds
+from seedscope.app.formats import recipe_remark
+from seedscope.app.store.errors import BadValue
+from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
+from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA, bucket_bounds
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 SORTS = ("stability", "density", "worth", "loss", "max", "entropy", "score", "feature")
 _SORT_SQL = {

@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from app.store.precedence import QUANTITIES, Lag, Separation, lags, separations
-from engine import schema
-from engine.schema import training_tables
-from engine.stability import BUCKETS, buckets, count_matches
-from engine.training_tables import AgreementPoint, Checkpoint, CosineGeometry, FeatureAlong, TracePoint
+from seedscope.app.store.precedence import QUANTITIES, Lag, Separation, lags, separations
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.stability import BUCKETS, buckets, count_matches
+from seedscope.engine.contract.tables import training as training_tables
+from seedscope.engine.contract.tables.training import (
+    AgreementPoint,
+    Checkpoint,
+    CosineGeometry,
+    FeatureAlong,
+    TracePoint,
+)
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 N_FEATURES = 40_000  # of an ensemble, that averages are of; of more a fixed random choice
 EQUAL_START = 0.01  # distance from which on starts are not one

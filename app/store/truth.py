@@ -5,18 +5,19 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from engine import schema, truth
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables import synthetic
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 # Tables as downloads name them.
 DOWNLOADS = {
-    "features": truth.TrueFeature,
-    "latents": truth.TrueLatent,
-    "groups": truth.TrueGroup,
-    "sets": truth.SpanLevel,
-    "map": truth.PhaseCell,
+    "features": synthetic.TrueFeature,
+    "latents": synthetic.TrueLatent,
+    "groups": synthetic.TrueGroup,
+    "sets": synthetic.SpanLevel,
+    "map": synthetic.PhaseCell,
 }
 
 
@@ -42,21 +43,21 @@ class FoundCount:
 
 
 class Truth:
-    """The tables of engine.truth of one study."""
+    """The tables of engine.contract.tables.synthetic of one study."""
 
     def __init__(self, store: "StudyStore") -> None:
         self._store = store
-        self.row: truth.Synthetic = store.rows(truth.Synthetic)[0]
-        self.groups: dict[str, truth.TrueGroup] = {row.group: row for row in store.rows(truth.TrueGroup)}
-        self.levels: list[truth.SpanLevel] = store.rows(truth.SpanLevel)
-        self.cells: list[truth.PhaseCell] = store.rows(truth.PhaseCell)
+        self.row: synthetic.Synthetic = store.rows(synthetic.Synthetic)[0]
+        self.groups: dict[str, synthetic.TrueGroup] = {row.group: row for row in store.rows(synthetic.TrueGroup)}
+        self.levels: list[synthetic.SpanLevel] = store.rows(synthetic.SpanLevel)
+        self.cells: list[synthetic.PhaseCell] = store.rows(synthetic.PhaseCell)
 
-    def features(self, group: str, *, first: int, n: int) -> list[truth.TrueFeature]:
+    def features(self, group: str, *, first: int, n: int) -> list[synthetic.TrueFeature]:
         """Some of a group's true features by id, from the `first` of the group on."""
         offset = self.groups["free"].n_true if group == "low" else 0
         where = '"group" = $group AND id >= $first AND id < $last'
         found = {"group": group, "first": offset + first, "last": offset + first + n}
-        return self._store.rows(truth.TrueFeature, where, found)
+        return self._store.rows(synthetic.TrueFeature, where, found)
 
     def found(self, theta: float) -> list[FoundCount]:
         """How many true features of each group 0, 1, .. of the members found."""
@@ -78,7 +79,7 @@ class Truth:
     def table(self, name: str) -> pa.Table:
         """A table of DOWNLOADS with every column; true features once for every member, whose nearest latent stands beside."""
         kind = DOWNLOADS[name]
-        if kind is truth.TrueFeature:
+        if kind is synthetic.TrueFeature:
             seeds = [member.seed for member in self._store.members(self.row.ensemble)]
             sql = (
                 'SELECT ensemble, id, "group", rate, n_active, unnest($seeds::INTEGER[]) AS seed, unnest(latents) AS latent, '

@@ -10,13 +10,13 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import stdtr
 
-from app.store.compare import _draw_members, _interval
-from app.store.table import FeatureQuery, FeatureTable
-from engine.explanation import words
-from engine.stability import BUCKETS, clopper_pearson
+from seedscope.app.store.compare import _draw_members, _interval
+from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.engine.contract.stability import BUCKETS, clopper_pearson
+from seedscope.engine.explanations.explanation import words
 
 if TYPE_CHECKING:
-    from app.store.study import StudyStore
+    from seedscope.app.store.study import StudyStore
 
 WORD_ROWS = 50_000  # explained features whose words are compared: all where they are few, else a fixed random choice
 FEWEST_FEATURES = 5  # stable and unstable together, that a word is compared from

@@ -11,8 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from engine.assign import hungarian
-from engine.bench.report import Line, interleaved
+from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.matching.assignment import hungarian
 
 LIMIT = "bare torch.mm of the same product in blocks of 1,024"
 DENSE = "dense scipy linear_sum_assignment (with its matrix)"

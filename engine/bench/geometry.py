@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from engine.bench.report import Line, interleaved
-from engine.subspaces import basis, log_ranks, overlaps, transfer
+from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.geometry.subspaces import basis, log_ranks, overlaps, transfer
 
 BARE_PAIRS = 64  # ordered pairs that are multiplied at most; the others take as long
 BARE_SVDS = 12

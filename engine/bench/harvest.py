@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from engine import demo
-from engine.activations import TokenSet, harvest, load_model, stream, token_texts, tokenize
-from engine.activity import ActivityPass
-from engine.bench.outside import ask_peers
-from engine.bench.report import Line, interleaved
-from engine.encoded import encoded
-from engine.export import saelens
-from engine.models import LanguageModel
-from engine.sae import SAE
-from engine.triggers import Vocabulary
+from seedscope.engine.activations.harvest import TokenSet, harvest, load_model, stream, token_texts, tokenize
+from seedscope.engine.activations.model import LanguageModel
+from seedscope.engine.bench.outside import ask_peers
+from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.demo import stdlib
+from seedscope.engine.export import saelens
+from seedscope.engine.features.activity import ActivityPass
+from seedscope.engine.features.triggers import Vocabulary
+from seedscope.engine.saes.encode import encoded
+from seedscope.engine.saes.sae import SAE
 
 PEERS = {"sae_dashboard": "SAEDashboard", "delphi": "delphi's cache alone"}
 GOAL = "within 1.5 x of the limit"
@@ -39,11 +39,11 @@ class _Work(NamedTuple):
 
 def lines(*, report: Report) -> Iterator[Line]:
     """The embedded study's shape, one wide SAE on a model of GPT-2's size, and one SAE that others measure as well."""
-    model = load_model(str(demo.MODEL_DIR))
-    held_out = demo.load_corpus().held_out
-    tokens = tokenize(held_out, model, n_ctx=demo.STUDY.n_ctx, n_tokens=2**17)
-    place = demo.STUDY.hookpoint
-    train = demo.STUDY.train
+    model = load_model(str(stdlib.MODEL_DIR))
+    held_out = stdlib.load_corpus().held_out
+    tokens = tokenize(held_out, model, n_ctx=stdlib.STUDY.n_ctx, n_tokens=2**17)
+    place = stdlib.STUDY.hookpoint
+    train = stdlib.STUDY.train
     work = _prepared(model, tokens, place, len(train.seeds), train.d_sae, train.k)
     yield _line(work, "the embedded study")
     report(1, 4)
@@ -142,7 +142,7 @@ def _peers(work: _Work) -> dict[str, dict]:
         np.save(folder / "tokens.npy", work.tokens.ids)
         block = int(work.hookpoint.split(".")[1])
         spec = {
-            "model": str(folder / "model"), "tokenizer": str(demo.MODEL_DIR / "tokenizer.json"),
+            "model": str(folder / "model"), "tokenizer": str(stdlib.MODEL_DIR / "tokenizer.json"),
             "sae": str(folder / "sae"), "tokens": str(folder / "tokens.npy"),
             "scratch": str(folder / "cache"), "hookpoint": work.hookpoint, "module": f"model.layers.{block}.self_attn",
             "dashboard_features": DASHBOARD_FEATURES,

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.bench.report import Line, interleaved
-from engine.queries import LiveQuery
-from engine.residents import Resident, neighbours
+from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.contract.queries import LiveQuery
+from seedscope.engine.live.residents import Resident, neighbours
 
 D_SAE, D_IN, K, TOGETHER = 16_384, 768, 5, 32
 ENOUGH_BYTES = 12 * 2**30  # free memory for the rows of 96 members

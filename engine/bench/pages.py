@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.bench.report import Line
-from engine.rows import add_anchor_pairs, add_row, row_keys
-from engine.schema import (
-    RULE_COLUMN,
+from seedscope.engine.bench.report import Line
+from seedscope.engine.contract.schema import (
+    RULE_COLUMN,  # fmt: skip
     SCHEMA_VERSION,
     TRIGGERS,
     Ablation,
@@ -28,8 +27,9 @@ from engine.schema import (
     NullMatch,
     Study,
     Token,
-)  # fmt: skip
-from engine.store import Writer
+)
+from seedscope.engine.store.database import Writer
+from seedscope.engine.studies.rows import add_anchor_pairs, add_row, row_keys
 
 N_MEMBERS, D_SAE, N_NULL = 96, 16_384, 2048
 COSINES = "each feature's cosines are Beta(2, 2) plus normal noise of 0.1, cut to [-1, 1]"
@@ -72,7 +72,7 @@ class _Server:
         self._root = root
 
     def __enter__(self) -> "_Server":
-        command = [sys.executable, "-m", "app.cli", "serve", "--root", str(self._root), "--port", "0"]
+        command = [sys.executable, "-m", "seedscope.app.cli", "serve", "--root", str(self._root), "--port", "0"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._address = re.search(r"http://[^/]+", self._process.stdout.readline())[0]
         return self

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.bench.report import Line, interleaved
-from engine.fused import choice, finish, launch, prepare
-from engine.kernels import best_cosines
+from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.matching.cuda import choice, finish, launch, prepare
+from seedscope.engine.matching.kernels import best_cosines
 
 BARE_BLOCKS = (1024, 2048)
 FULL, RUNNING = "full matrix and max both ways (torch)", "running max and index over 1,024-blocks, no runner-up (torch)"

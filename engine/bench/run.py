@@ -14,10 +14,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from engine.bench import assignment, geometry, harvest, live, pages, products, training
-from engine.bench.report import Line
-from engine.files import write_whole
-from engine.fused import choice
+from seedscope.engine.bench import assignment, geometry, harvest, live, pages, products, training
+from seedscope.engine.bench.report import Line
+from seedscope.engine.contract.files import write_whole
+from seedscope.engine.matching.cuda import choice
 
 FORMAT, FORMAT_VERSION = "seedscope.bench", 1
 Report = Callable[[int, int], None]

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from engine import demo
-from engine.activations import LanguageModel, harvest, load_model, tokenize
-from engine.bench.harvest import Report
-from engine.bench.outside import ask_peers
-from engine.bench.report import Line, interleaved
-from engine.bench.trainers import load_optimizers
-from engine.config import VARIANTS, TrainConfig
-from engine.sae import SAE
-from engine.train import train_ensemble
+from seedscope.engine.activations.harvest import LanguageModel, harvest, load_model, tokenize
+from seedscope.engine.bench.harvest import Report
+from seedscope.engine.bench.outside import ask_peers
+from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.bench.trainers import load_optimizers
+from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
+from seedscope.engine.demo import stdlib
+from seedscope.engine.saes.sae import SAE
+from seedscope.engine.training.ensemble import train_ensemble
 
 PEERS = {"dictionary_learning": "dictionary_learning", "sae_lens": "SAELens", "overcomplete": "overcomplete"}
 GOAL = "a sixth of the faster peer's time; at least its EV at its L0"
@@ -46,9 +46,9 @@ class Quality(NamedTuple):
 
 def lines(*, full: bool, report: Report) -> Iterator[Line]:
     """TopK at the demo's size, and every variant with two seeds; with `full` all of them at the demo's size and tokens."""
-    n_tokens = demo.STUDY.train.n_tokens if full else QUICK_TOKENS
-    rows = activations(load_model(str(demo.MODEL_DIR)), n_tokens)
-    wanted = recipes(n_tokens, demo.STUDY.train.seeds)
+    n_tokens = stdlib.STUDY.train.n_tokens if full else QUICK_TOKENS
+    rows = activations(load_model(str(stdlib.MODEL_DIR)), n_tokens)
+    wanted = recipes(n_tokens, stdlib.STUDY.train.seeds)
     if not full:
         wanted = [wanted[0], *recipes(QUALITY_TOKENS, QUALITY_SEEDS)]
     for done, config in enumerate(wanted):
@@ -64,18 +64,18 @@ def recipes(n_tokens: int, seeds: tuple[int, ...]) -> list[TrainConfig]:
         "relu": {"l1": 0.1, "lr": 8e-3},
         "gated": {"l1": 0.1},
     }
-    demos = replace(demo.STUDY.train, n_tokens=n_tokens, seeds=seeds)
+    demos = replace(stdlib.STUDY.train, n_tokens=n_tokens, seeds=seeds)
     return [replace(demos, variant=variant, **given.get(variant, {})) for variant in VARIANTS]
 
 
 def activations(model: LanguageModel, n_tokens: int) -> Rows:
     """Rows to train on and rows that no training sees, as float32."""
-    corpus = demo.load_corpus()
+    corpus = stdlib.load_corpus()
     found = []
     for texts, wanted in ((corpus.train, n_tokens), (corpus.held_out, HELD_TOKENS)):
-        tokens = tokenize(texts, model, n_ctx=demo.STUDY.n_ctx, n_tokens=int(1.02 * wanted))
+        tokens = tokenize(texts, model, n_ctx=stdlib.STUDY.n_ctx, n_tokens=int(1.02 * wanted))
         with tempfile.TemporaryDirectory() as folder:
-            found.append(np.array(harvest(model, tokens, demo.STUDY.hookpoint, Path(folder)), np.float32))
+            found.append(np.array(harvest(model, tokens, stdlib.STUDY.hookpoint, Path(folder)), np.float32))
     return Rows(*found)
 
 

@@ -1,4 +1,4 @@
-"""Train the embedded language model and its tokenizer: `python -m engine.demo.train_model [--minutes M]`.
+"""Train the embedded language model and its tokenizer: `python -m seedscope.engine.demo.train_model [--minutes M]`.
 
 A Llama-class model (RMSNorm, rotary positions, SwiGLU, tied embeddings) on the training half of the corpus; Muon for
 the hidden matrices, Adam for embeddings and norms, warm-up, constant rate, linear decay over the last 40 %. Writes
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from engine.demo import CORPUS_LIST, MODEL_DIR, Corpus, file_hash, load_corpus, standard_library_files
+from seedscope.engine.demo.stdlib import CORPUS_LIST, MODEL_DIR, Corpus, file_hash, load_corpus, standard_library_files
 
 BOS = "<|bos|>"
 N_CTX = 512

@@ -1,16 +1,16 @@
 """Explanations as delphi leaves them: `ENSEMBLE/seed-N/EXPLAINER/`, a results folder per member and explainer.
 
-`seedscope explain STUDY --ensemble ENSEMBLE --seed N --from FOLDER` reads one of them; see engine.exchange.delphi.
+`seedscope explain STUDY --ensemble ENSEMBLE --seed N --from FOLDER` reads one of them; see engine.explanations.exchange.delphi.
 """
 
 import re
 from pathlib import Path
 
-from engine.exchange import delphi as exchange
-from engine.explanation import Explanation
-from engine.export.explained import batches, is_explained
-from engine.export.opened import Opened
-from engine.progress import Report
+from seedscope.engine.explanations.exchange import delphi as exchange
+from seedscope.engine.explanations.explanation import Explanation
+from seedscope.engine.export.explanations import batches, is_explained
+from seedscope.engine.export.open_study import Opened
+from seedscope.engine.progress import Report
 
 
 def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:

@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine import schema, training_tables
-from engine.export.explained import is_explained
-from engine.export.opened import Opened, Part
-from engine.schema import RULE_COLUMN
-from engine.span_tables import first_energies
-from engine.stability import buckets, count_matches, is_match, score
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.schema import RULE_COLUMN
+from seedscope.engine.contract.stability import buckets, count_matches, is_match, score
+from seedscope.engine.contract.tables import training
+from seedscope.engine.contract.tables.spans import first_energies
+from seedscope.engine.export.explanations import is_explained
+from seedscope.engine.export.open_study import Opened, Part
 
 # Of one comparison: {name in the pages' JSON: column of Match or Feature}; partners below 0 are none.
 PARTNERS = ("partner", "live_partner", "hungarian_partner", "encoder_partner")
@@ -173,7 +174,7 @@ def missing(study: Opened, ensemble: schema.Ensemble) -> list[dict[str, str]]:
         one = "undefined: spans are compared among members, and the ensemble has one"
         found["subspace"] = f"{command} subspaces" if ensemble.n_members > 1 else one
     if "trajectory" not in ensemble.computed:
-        kept = study.store.table(training_tables.Checkpoint, ["step"], ensemble=ensemble.ensemble).num_rows
+        kept = study.store.table(training.Checkpoint, ["step"], ensemble=ensemble.ensemble).num_rows
         none = "undefined: no members were kept along its training, or it was trained elsewhere"
         found["trajectory"] = f"{command} trajectory" if kept and ensemble.n_members > 1 else none
     first = study.members[ensemble.ensemble][0].seed
@@ -205,8 +206,8 @@ def subspace_rows(study: Opened, part: Part) -> dict[int, dict[str, Any]]:
 def trajectory_rows(study: Opened, part: Part) -> dict[int, dict[str, Any]]:
     """{feature: what the pages say of it along training} of a part's features; empty where that was not measured."""
     where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
-    held = study.store.table(training_tables.FeatureAlong, **where).to_pylist()
-    steps = study.store.rows(training_tables.Checkpoint, ensemble=part.ensemble.ensemble) if held else []
+    held = study.store.table(training.FeatureAlong, **where).to_pylist()
+    steps = study.store.rows(training.Checkpoint, ensemble=part.ensemble.ensemble) if held else []
     n = steps[0].n_comparisons if steps else 0
     common = {"steps": [each.step for each in steps], "tokens": [each.tokens for each in steps], "n_comparisons": n}
     return {

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine import catalogue, schema
-from engine.export.explained import explanation_lists, is_explained
-from engine.export.features import (
+from seedscope.engine.contract import schema
+from seedscope.engine.export.explanations import explanation_lists, is_explained
+from seedscope.engine.export.features import (
     ByChance,
     by_chance,
     comparison_columns,
@@ -28,10 +28,11 @@ from engine.export.features import (
     subspace_rows,
     trajectory_rows,
 )
-from engine.export.opened import Opened, Part
-from engine.export.parquet import CURVE_TABLES, SWEEP
-from engine.export.sweeps import sweep_rows
-from engine.progress import Report
+from seedscope.engine.export.open_study import Opened, Part
+from seedscope.engine.export.parquet import CURVE_TABLES, SWEEP
+from seedscope.engine.export.sweeps import sweep_rows
+from seedscope.engine.progress import Report
+from seedscope.engine.store import catalogue
 
 VERSION = 1
 N_ROWS = 2**15  # comparisons and contexts in memory at a time, as Python objects: up to 100 MB

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from engine.export.opened import Opened, SaeFile, inside
-from engine.files import write_whole
-from engine.schema import SCHEMA_VERSION, Ensemble
+from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.schema import SCHEMA_VERSION, Ensemble
+from seedscope.engine.export.open_study import Opened, SaeFile, inside
 
 FILE = "manifest.json"
 FORMAT, FORMAT_VERSION = "seedscope.export", 1

@@ -1,7 +1,8 @@
 """The layout that Neuronpedia's importer reads: one source per SAE, features and activations in batches of 1,024.
 
 `MODEL/LAYER-STUDY-ENSEMBLE__seed-N/{release,model,sourceset,source}.jsonl`, `features/batch-I.jsonl.gz`,
-`activations/batch-I.jsonl.gz`, and where there are any `explanations/batch-I.jsonl.gz` (see engine.exchange.neuronpedia). Of a
+`activations/batch-I.jsonl.gz`, and where there are any `explanations/batch-I.jsonl.gz`
+(see engine.explanations.exchange.neuronpedia). Of a
 feature's line the importer takes the columns it knows; `seedscope` holds what only this project has: stability with its
 interval, bucket, worth, and the counterpart in every other seed with its source.
 
@@ -22,13 +23,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine import schema
-from engine.activity import N_INTERVALS
-from engine.exchange import neuronpedia as exchange
-from engine.export.explained import batches
-from engine.export.features import by_chance, comparison_columns, feature_columns
-from engine.export.opened import Opened, Part
-from engine.progress import Report
+from seedscope.engine.contract import schema
+from seedscope.engine.explanations.exchange import neuronpedia as exchange
+from seedscope.engine.export.explanations import batches
+from seedscope.engine.export.features import by_chance, comparison_columns, feature_columns
+from seedscope.engine.export.open_study import Opened, Part
+from seedscope.engine.features.activity import N_INTERVALS
+from seedscope.engine.progress import Report
 
 BATCH = 1024  # features per file
 N_ROWS = 2**15  # comparisons and contexts in memory at a time, as Python objects: up to 100 MB

@@ -1,4 +1,4 @@
-"""The lossless export: Parquet tables, the SAEs as they are and the plan; what `engine.restore` reads.
+"""The lossless export: Parquet tables, the SAEs as they are and the plan; what `engine.export.restore` reads.
 
 `features.parquet` has a row per feature with the names of the pages' JSON, `matches.parquet` one per comparison, both in
 row groups of the same features; `curves.parquet` what was measured under masks (kind `ablation`), of spans (kind `subspace`),
@@ -15,13 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine import catalogue, pool_tables, schema
-from engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns
-from engine.export.opened import Opened, Part, inside
-from engine.export.sweeps import sweep_rows
-from engine.pooled import place, read
-from engine.progress import Report
-from engine.synthetic import plan as synthetic
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables import pools, training
+from seedscope.engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns
+from seedscope.engine.export.open_study import Opened, Part, inside
+from seedscope.engine.export.sweeps import sweep_rows
+from seedscope.engine.progress import Report
+from seedscope.engine.store import catalogue
+from seedscope.engine.studies.pools.record import place, read
+from seedscope.engine.studies.synthetic import plan as synthetic
 
 FEATURES, MATCHES, CONTEXTS, CURVES = "features.parquet", "matches.parquet", "contexts.parquet", "curves.parquet"
 _NAMES = {
@@ -32,8 +34,8 @@ _NAMES = {
 CURVE_TABLES = {
     "ablation": schema.Ablation,
     "subspace": schema.SpanCurve,
-    "trajectory": schema.training_tables.AgreementPoint,
-    "pool": pool_tables.PoolPoint,
+    "trajectory": training.AgreementPoint,
+    "pool": pools.PoolPoint,
 }
 SWEEP = "sweep"  # the kind of curve that is of no table
 # Tables that are written as the contract has them.
@@ -59,7 +61,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         shutil.copyfile(study.folder / catalogue.FILE, folder / catalogue.FILE)
         if (study.folder / synthetic.FILE).is_file():
             shutil.copyfile(study.folder / synthetic.FILE, folder / synthetic.FILE)
-    for row in study.store.rows(pool_tables.FeaturePool):
+    for row in study.store.rows(pools.FeaturePool):
         _copy_pool(study, row, folder)
     with _Files(folder) as files:
         by_member = [table for table in PLAIN if {"ensemble", "seed"} <= set(schema.columns(table))]
@@ -82,7 +84,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     return named | ({} if study.plan else {catalogue.FILE: "the study has none"})
 
 
-def _copy_pool(study: Opened, row: pool_tables.FeaturePool, folder: Path) -> None:
+def _copy_pool(study: Opened, row: pools.FeaturePool, folder: Path) -> None:
     """A pool's folder as it is; raises ValueError where it is not the pool that the store tells of."""
     held = place(study.folder, inside(row.ensemble).name)
     told = read(held)

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine import sae
-from engine.convention import Convention
-from engine.export.opened import Opened
-from engine.importers.saelens import CONFIG, WEIGHTS
-from engine.progress import Report
+from seedscope.engine.export.open_study import Opened
+from seedscope.engine.progress import Report
+from seedscope.engine.saes import sae
+from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.importers.saelens import CONFIG, WEIGHTS
 
 LAYOUT = "6.0.0"  # the first version of SAELens that reads these files as they are meant
 RUNNER = "runner_cfg.json"

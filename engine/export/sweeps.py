@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from engine import schema
-from engine.export.opened import Opened
-from engine.schema import Feature, Member
-from engine.stability import BUCKETS, buckets, count_matches
-from engine.sweeps import factors
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.schema import Feature, Member
+from seedscope.engine.contract.stability import BUCKETS, buckets, count_matches
+from seedscope.engine.contract.sweeps import factors
+from seedscope.engine.export.open_study import Opened
 
 
 def sweep_rows(study: Opened) -> Iterator[dict[str, Any]]:

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from engine.initialization import Hull
-from engine.sae import SAE
+from seedscope.engine.saes.sae import SAE
+from seedscope.engine.training.starts import Hull
 
 
 class FreeRows:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 
-from engine.checkpoint import GIB
-from engine.config import TrainConfig
-from engine.training.variants import RECIPES
+from seedscope.engine.activations.model_files import GIB
+from seedscope.engine.contract.recipe import TrainConfig
+from seedscope.engine.training.variants import RECIPES
 
 SAFETY = 0.9  # of what is free: others allocate as well
 

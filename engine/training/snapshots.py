@@ -15,8 +15,8 @@ from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from engine.checkpoint import GIB
-from engine.sae import SAE
+from seedscope.engine.activations.model_files import GIB
+from seedscope.engine.saes.sae import SAE
 
 ALONG, SPACE = "along", "space.safetensors"
 MOST = 12
@@ -25,7 +25,7 @@ FIRST_SHARE = 1 / 256  # of all steps, at which log spacing begins: warm-up hard
 
 
 class Snapshot(NamedTuple):
-    """Members as they stood; `folder` is read by `engine.sae.load`."""
+    """Members as they stood; `folder` is read by `engine.saes.sae.load`."""
 
     step: int  # steps that were made: 0 is the start
     tokens: int  # that each member had seen

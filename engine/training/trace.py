@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from engine.files import write_whole
-from engine.sae import SAE
+from seedscope.engine.contract.files import write_whole
+from seedscope.engine.saes.sae import SAE
 
 FILE = "trace.json"
 FORMAT, FORMAT_VERSION = "seedscope.trace", 1

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from engine.config import TrainConfig, Variant
-from engine.convention import Convention
-from engine.sae import SAE
-from engine.training.by_hand import sparse_step, topk_step
-from engine.training.entries import Entries, decoded, largest_of_batch, positions, taken
+from seedscope.engine.contract.recipe import TrainConfig, Variant
+from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.sae import SAE
+from seedscope.engine.training.sparse_codes import Entries, decoded, largest_of_batch, positions, taken
+from seedscope.engine.training.topk_step import sparse_step, topk_step
 
 THRESHOLD_STEPS = 100  # batches that a batchtopk's threshold is averaged over; SAELens takes as many
 FIRST_THRESHOLD = 0.001  # of jumprelu, dictionary_learning's

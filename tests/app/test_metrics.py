@@ -2,11 +2,11 @@
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from recipes import STUDY
 from starlette.testclient import TestClient
 
-from app.main import create_app
-from app.settings import Settings
+from seedscope.app.main import create_app
+from seedscope.app.settings import Settings
+from support.studies import STUDY
 
 NAME = "seedscope_request_seconds"
 

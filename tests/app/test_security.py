@@ -8,9 +8,9 @@ import duckdb
 import pytest
 from starlette.testclient import TestClient
 
-from app.main import create_app
-from app.security import is_loopback
-from app.settings import Settings
+from seedscope.app.main import create_app
+from seedscope.app.security import is_loopback
+from seedscope.app.settings import Settings
 
 LOCAL, TOKEN = "http://127.0.0.1", "a-long-secret"
 EVIL = "<script>alert(1)</script>"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from listening import complaints_of
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from app.main import create_app
-from app.settings import Settings
+from seedscope.app.main import create_app
+from seedscope.app.settings import Settings
+from support.listening import complaints_of
 
 FLAGS = [
     "--no-sandbox",

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from listening import complaints_of
 from playwright.sync_api import Browser, expect
-from recipes import members_that_agree, publish_study
+
+from support.listening import complaints_of
+from support.studies import members_that_agree, publish_study
 
 pytestmark = pytest.mark.browser
 HERE = "/s/mine/topk"

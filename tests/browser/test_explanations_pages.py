@@ -7,8 +7,9 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from listening import complaints_of
 from playwright.sync_api import Browser, Page, expect
+
+from support.listening import complaints_of
 
 pytestmark = pytest.mark.browser
 HOSTILE = (

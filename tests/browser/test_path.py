@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from listening import complaints_of
 from playwright.sync_api import Browser, Page, expect
+
+from support.listening import complaints_of
 
 pytestmark = pytest.mark.browser
 LAYOUT_SHIFT = """() => new Promise((done) => {

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from app.figures import scatter
+from seedscope.app.figures import scatter
 
 pytestmark = pytest.mark.browser
 

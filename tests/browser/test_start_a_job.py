@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from listening import complaints_of
 from playwright.sync_api import Browser, Page, expect
-from recipes import members_that_agree, publish_study
 
-from engine.publish import publish
+from seedscope.engine.studies.publish import publish
+from support.listening import complaints_of
+from support.studies import members_that_agree, publish_study
 
 pytestmark = pytest.mark.browser
 MINUTES = 120_000

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from listening import complaints_of
 from playwright.sync_api import Browser, Page, expect
+
+from support.listening import complaints_of
 
 pytestmark = pytest.mark.browser
 

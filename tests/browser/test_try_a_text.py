@@ -6,8 +6,9 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
-from listening import complaints_of
 from playwright.sync_api import Browser, Dialog, Page, expect
+
+from support.listening import complaints_of
 
 pytestmark = pytest.mark.browser
 STARTS = 60_000  # ms; the engine loads torch and the model

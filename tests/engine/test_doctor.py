@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine import catalogue, doctor, schema, sockets
-from engine.doctor import SECTIONS, Finding, as_json, examine
-from engine.enrol import enrol
-from engine.sae import SAE
+from seedscope.engine import doctor
+from seedscope.engine.contract import schema, sockets
+from seedscope.engine.doctor import SECTIONS, Finding, as_json, examine
+from seedscope.engine.saes.sae import SAE
+from seedscope.engine.store import catalogue
+from seedscope.engine.studies.import_ensemble import enrol
 
 not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 

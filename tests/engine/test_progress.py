@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.progress import FILE_S, Progress
+from seedscope.engine.progress import FILE_S, Progress
 
 
 @pytest.fixture

@@ -1,0 +1,106 @@
+"""`seedscope match` and `seedscope bench`: without a study."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seedscope.app.cli.options import Quiet, app, check_parent, refusals
+
+
+class Rule(StrEnum):
+    """How a partner is found."""
+
+    argmax = "argmax"
+    mutual = "mutual"
+    hungarian = "hungarian"
+    both = "both"
+
+
+class Section(StrEnum):
+    """What `bench` measures."""
+
+    match = "match"
+    harvest = "harvest"
+    geometry = "geometry"
+    train = "train"
+    all = "all"
+
+
+@app.command()
+def match(
+    sae_a: Annotated[Path, typer.Argument(help="An SAE: a file or folder of any library that `import` reads.")],
+    sae_b: Annotated[Path, typer.Argument(help="Another one, of the same model and hook point.")],
+    rule: Annotated[Rule, typer.Option(help="How a partner is found.")] = Rule.argmax,
+    theta: Annotated[float, typer.Option(min=-1, max=1, help="A cosine of at least theta is a match.")] = 0.7,
+    absolute: Annotated[bool, typer.Option("--absolute", help="Compare absolute cosines.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Match SAEs of different models or hook points.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the complete matching to this file.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Match two SAEs without a study: shared features, MCC with a proven gap, and every partner.
+
+    Example: seedscope match a/seed-0.safetensors a/seed-1.safetensors --rule hungarian --json pair.json
+    """
+    from seedscope.engine.matching import pair
+    from seedscope.engine.progress import Progress
+
+    check_parent(json)
+    with refusals(), Progress(quiet=quiet).stage("matching", "pairs") as report:
+        found = pair.compare(sae_a, sae_b, rule=rule.value, theta=theta, absolute=absolute, force=force)
+        report(1, 1)
+    for name, one in (("A", found.a), ("B", found.b)):
+        print(f"{name}: {one}")
+        for remark in one.remarks:
+            print(f"{name}: {remark}")
+    for name, one, way in (("A in B", found.a, found.a_to_b), ("B in A", found.b, found.b_to_a)):
+        excluded = f", {one.n_undirected} rows without a direction left out" if one.n_undirected else ""
+        print(
+            f"{name}: {way.n_matched} of {len(way.feature)} features match ({way.shared:.1%}), MMCS {way.mmcs:.4f}{excluded}"
+        )
+    if found.pw_mcc is None:
+        print("one-to-one: not computed at this size by default; ask for it with --rule hungarian")
+    else:
+        print(f"one-to-one: MCC {found.pw_mcc:.4f}, Hungarian distance {found.hungarian_distance:.4f}, "
+              f"proven within {max(found.gap, 0):.1e} of the best")  # fmt: skip
+    for difference in found.forced:
+        print(f"forced: {difference}")
+    for remark in found.remarks:
+        print(f"remark: {remark}")
+    if json is not None:
+        pair.write(found, json)
+        print(f"complete matching: {json}")
+
+
+@app.command()
+def bench(
+    section: Annotated[Section, typer.Argument(help="What to measure.")] = Section.all,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file as well.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Also what takes many minutes.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure this machine against its limits and, side by side in one run, against the alternatives.
+
+    Example: seedscope bench match --json bench.json
+    """
+    from rich.console import Console
+
+    from seedscope.engine.bench.run import SECTIONS, show, summary, write_json
+    from seedscope.engine.progress import Progress
+
+    check_parent(json)
+    lines = []
+    console = Console(width=160 if not sys.stdout.isatty() else None)
+    for name, measure in SECTIONS.items():
+        if section.value not in (name, "all"):
+            continue
+        with Progress(quiet=quiet).stage(f"bench {name}", "steps") as report:
+            for line in measure(full=full, report=report):
+                lines.append(line)
+                if not quiet:  # as they come: a run takes minutes, and one that is stopped has still said something
+                    print(summary(line), file=sys.stderr, flush=True)
+                if json is not None:
+                    write_json(lines, json)
+    show(lines, console)

@@ -1,0 +1,166 @@
+"""`seedscope demo` and `seedscope serve`."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import threading
+import webbrowser
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seedscope.app.cli.options import Compute, Device, Root, Stop, app, writable
+from seedscope.app.settings import DEFAULT_PORT, Settings, default_root
+
+if TYPE_CHECKING:
+    from seedscope.app.jobs.queue import Jobs
+
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; the next free one if taken.")]
+Host = Annotated[str, typer.Option(help="Address to bind; beyond loopback a token is needed.")]
+Token = Annotated[str | None, typer.Option(help="Secret for a bind beyond loopback; made and printed if not given.")]
+AllowHost = Annotated[list[str] | None, typer.Option(help="Further name that the Host header may hold; repeatable.")]
+Open = Annotated[
+    bool | None,
+    typer.Option(
+        "--open/--no-open", help="Open the page in a browser (default: `demo` does, on a desktop).", show_default=False
+    ),
+]
+N_PORTS_TRIED = 20
+
+
+@app.command()
+def demo(
+    port: Port = DEFAULT_PORT,
+    root: Root = None,
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it once it is built.")] = True,
+    open_browser: Open = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Train it on the model with random weights as well, to compare.")
+    ] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="The variants, starts, synthetic and pool studies as well: half an hour."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> None:
+    """Build the embedded study if it is not there, then serve it.
+
+    With --full everything else that its model can show is built first, one study after the other: variants at equal L0 with
+    sweeps, starts, a feature pool, known true features, the control. Stopped, the same command goes on.
+
+    Example: seedscope demo --port 9000
+    """
+    from seedscope.engine.contract.schema import CURRENT
+    from seedscope.engine.demo import stdlib as embedded  # standard library only
+
+    root = writable(root or default_root())
+    if full or control or not _is_current(root / embedded.STUDY.name / CURRENT, embedded.built_from()):
+        flags = [f"--{name}" for name, given in (("quiet", quiet), ("control", control), ("full", full)) if given]
+        command = [sys.executable, "-W", "ignore", "-m", "seedscope.engine.studies.embedded", str(root), *flags]
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            raise Stop(f"the study could not be built (exit {code}); nothing was published")
+    if serve:
+        open_browser = _on_a_desktop() if open_browser is None else open_browser
+        _serve(Settings(root, port=port), open_browser, follow_up=embedded.STUDY.name)
+    else:
+        print(f"study {embedded.STUDY.name} is published under {root}; look at it with: seedscope serve --root {root}")
+
+
+@app.command()
+def serve(
+    root: Root = None, host: Host = "127.0.0.1", port: Port = DEFAULT_PORT, token: Token = None,
+    allow_host: AllowHost = None, open_browser: Open = None, device: Device = Compute.auto,
+) -> None:  # fmt: skip
+    """Serve the dashboard over every study under the root.
+
+    Example: seedscope serve --root ~/studies --port 9000
+    """
+    root = root or default_root()
+    if not root.is_dir():
+        raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
+    _serve(Settings(root, host, port, token, tuple(allow_host or ()), device.value), bool(open_browser))
+
+
+def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
+    """Measure what takes minutes while people look; it stops with the server and goes on with the next one."""
+    from seedscope.app.jobs.kinds import JobRefusedError
+    from seedscope.engine.store.catalogue import CONTROL
+
+    parts = root / study / "parts"
+    wanted = []
+    kept = any((root / study / "sae").glob("*/*/along/*"))
+    if kept and not any(parts.glob("*/trajectory/*/about.json")):
+        wanted.append(("analyze", {"only": "trajectory"}, "how members came to agree along their training"))
+    if not any(parts.glob("*/loss/*/about.json")):
+        wanted.append(("analyze", {"only": "loss"}, "the next-token loss of features"))
+    if not any(parts.glob(f"*-{CONTROL}")):
+        wanted.append(("demo", {}, "the same on a model with random weights"))
+    with suppress(JobRefusedError):  # another server over this root does it
+        for kind, parameters, _ in wanted:
+            jobs.start(kind, study, parameters)
+        if wanted:
+            told = " and ".join(what for _, _, what in wanted)
+            print(f"{told} follow in the background: see /jobs; the pages say when it is done", flush=True)
+
+
+def _on_a_desktop() -> bool:
+    """Whether somebody sits in front of a screen: a terminal and a display."""
+    displays = sys.platform == "darwin" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    return sys.stdout.isatty() and displays
+
+
+def _is_current(current: Path, wanted: str) -> bool:
+    try:
+        store, built_from = current.read_text().splitlines()
+    except (FileNotFoundError, ValueError):
+        return False
+    return built_from == wanted and (current.parent / store).is_file()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket on the port or the next free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(port, port + N_PORTS_TRIED if port else 1):
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+            listener.listen(128)
+        except OSError as error:
+            listener.close()
+            if not isinstance(error, PermissionError) and candidate < 65535 and error.errno == errno.EADDRINUSE:
+                print(f"port {candidate} is taken, trying {candidate + 1}")
+                continue
+            raise Stop(f"cannot bind {host}:{candidate} ({error.strerror}); choose with --host and --port") from None
+        return listener
+    raise Stop(f"ports {port} to {port + N_PORTS_TRIED - 1} are all taken; choose one with --port")
+
+
+def _serve(settings: Settings, open_browser: bool, follow_up: str | None = None) -> None:
+    """Serve until stopped; `follow_up` names a study whose loss is measured meanwhile."""
+    from dataclasses import replace
+
+    import uvicorn
+
+    from seedscope.app.main import create_app
+    from seedscope.app.security import is_loopback, new_token
+
+    if not is_loopback(settings.host) and not settings.token:
+        settings = replace(settings, token=new_token())
+    listener = _bind(settings.host, settings.port)
+    dashboard = create_app(settings)
+    if follow_up is not None:
+        _follow_up(dashboard.state.jobs, settings.root, follow_up)
+    port = listener.getsockname()[1]
+    shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{shown_host}:{port}/" + (f"?token={settings.token}" if settings.token else "")
+    print(f"SeedScope is at {address} (Ctrl-C stops it)", flush=True)
+    if open_browser:
+        threading.Timer(0.8, webbrowser.open, [address]).start()
+    config = uvicorn.Config(dashboard, log_level="warning", access_log=False)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,1 @@
+"""SeedScope: which features of your sparse autoencoders would come back with another seed?"""

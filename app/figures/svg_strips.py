@@ -1,0 +1,160 @@
+"""Small pictures drawn by the server as inline SVG: seed strip, activation histogram, energy against rank, a course."""
+
+from math import log
+from typing import Any
+
+from markupsafe import Markup
+
+from seedscope.engine.contract.stability import is_match
+
+PROFILE_FROM = 33  # comparisons from which the strip becomes a sorted profile
+
+
+def seed_strip(cosines: tuple[float, ...], theta: float, bucket: str, width: int = 70, height: int = 20) -> Markup:
+    """One bar per comparison seed, in seed order: height = best cosine, solid where it reaches theta.
+
+    From 33 comparisons on a sorted step profile. Three paths whatever the number of seeds.
+    """
+    n = len(cosines)
+    ordered = sorted(cosines, reverse=True) if n >= PROFILE_FROM else list(cosines)
+    step = width / n
+    gap = 0 if n >= PROFILE_FROM else min(2.0, step / 4)
+    track = solid = faded = ""
+    for i, (cosine, solid_here) in enumerate(zip(ordered, is_match(ordered, theta), strict=True)):
+        x, w = i * step, step - gap
+        top = height * (1 - max(cosine, 0.02))
+        track += f"M{x:.1f} 0h{w:.1f}v{height}h-{w:.1f}z"
+        bar = f"M{x:.1f} {top:.1f}h{w:.1f}V{height}h-{w:.1f}z"
+        if solid_here:
+            solid += bar
+        else:
+            faded += bar
+    matched = is_match(cosines, theta).sum()
+    title = f"{matched} of {n} seeds match; best cosines " + ", ".join(f"{c:.2f}" for c in cosines[:96])
+    line = height * (1 - theta)
+    return Markup(
+        f'<svg class="strip {bucket}" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{title}"><title>{title}</title><path class="track" d="{track}"/><path class="solid" d="{solid}"/>'
+        f'<path class="faded" d="{faded}"/><path class="theta" d="M0 {line:.1f}H{width}"/></svg>'
+    )
+
+
+def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, query: str) -> Markup:
+    """The strip at the head of a feature page: every bar is a link to its partner, with a title to hover."""
+    n = len(comparisons)
+    width, height = (n * 26, 64) if n < PROFILE_FROM else (n * 8, 64)
+    step = width / n
+    bars = []
+    for i, c in enumerate(comparisons):
+        x, w, top = i * step, step - (4 if n < PROFILE_FROM else 1), height * (1 - max(c.rule_cosine, 0.02))
+        title = f"seed {c.seed}: #{c.rule_partner}, cosine {c.rule_cosine:.3f}, next best {c.runner_up_cosine:.3f}"
+        href = f'href="{base}/{c.seed}/{c.rule_partner}{query}"'
+        if c.rule_partner is None:
+            title, href = f"seed {c.seed}: no partner under this rule", ""
+        bars.append(
+            f'<a {href} aria-label="{title}"><title>{title}</title>'
+            f'<rect class="track" x="{x:.1f}" y="0" width="{w:.1f}" height="{height}" rx="3"/>'
+            f'<rect class="{"solid" if c.matched else "faded"}" x="{x:.1f}" y="{top:.1f}" width="{w:.1f}" '
+            f'height="{height - top:.1f}" rx="3"/><text x="{x + w / 2:.1f}" y="{height + 13}">{c.seed}</text></a>'
+        )
+    line = height * (1 - theta)
+    return Markup(
+        f'<svg class="strip large {bucket}" width="{width}" height="{height + 16}" viewBox="0 0 {width} {height + 16}" '
+        f'role="group" aria-label="best cosine in each other seed">{"".join(bars)}'
+        f'<path class="theta" d="M0 {line:.1f}H{width}"/></svg>'
+    )
+
+
+def histogram(
+    counts: list[int], edges: list[float], marks: dict[str, float] | None = None, width: int = 280, height: int = 48
+) -> Markup:
+    """Activation histogram over log-spaced bins, as bars with a title each; named values are marked by lines."""
+    largest, step = max(max(counts), 1), width / len(counts)
+    bars = []
+    for i, n in enumerate(counts):
+        tall = height * n / largest
+        title = f"{edges[i]:.3g} to {edges[i + 1]:.3g}: {n:,} tokens"
+        bars.append(
+            f'<rect x="{i * step:.1f}" y="{height - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}">'
+            f"<title>{title}</title></rect>"
+        )
+    span = log(edges[-1] / edges[0]) if edges[-1] > edges[0] > 0 else 1
+    for name, value in (marks or {}).items():
+        if edges[0] <= value <= edges[-1]:
+            x = width * log(value / edges[0]) / span
+            bars.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"><title>{name}: {value:.3g}</title></line>'
+            )
+    return Markup(
+        f'<svg class="histogram" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
+        f'aria-label="activation histogram, {edges[0]:.3g} to {edges[-1]:.3g}, log scale">{"".join(bars)}</svg>'
+    )
+
+
+def energy_chart(
+    ranks: list[int], d: int, rank: int, curves: dict[str, list], width: int = 400, height: int = 190
+) -> Markup:
+    """Shares between 0 and 1 against rank on a log axis: lines, bands given as [low, high], the null r/d, a mark at one rank.
+
+    A curve's key is its class; None ends it.
+    """
+    left, right, top, bottom = 40, 8, 8, 22
+    span = log(ranks[-1]) or 1
+
+    def place(r: float, share: float) -> str:
+        x = left + (width - left - right) * log(r) / span
+        return f"{x:.1f} {top + (height - top - bottom) * (1 - share):.1f}"
+
+    def line(points: list[tuple[int, float]]) -> str:
+        return "M" + "L".join(place(*point) for point in points) if points else ""
+
+    def known(values: list[float | None]) -> list[tuple[int, float]]:
+        return [(r, value) for r, value in zip(ranks, values, strict=True) if value is not None]
+
+    drawn = ""
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x, y = place(1, share).split()
+        drawn += f'<path class="grid" d="M{x} {y}H{width - right}"/>'
+        drawn += f'<text class="end" x="{left - 5}" y="{float(y) + 3.5:.1f}">{100 * share:.0f}\u00a0%</text>'
+    tick = 1
+    while tick <= ranks[-1]:
+        x = place(tick, 0).split()[0]
+        drawn += f'<text x="{x}" y="{height - 6}">{tick:,}</text>'
+        tick *= 4
+    drawn += f'<path class="mark" d="M{place(rank, 0)}L{place(rank, 1)}"/>'
+    for name, values in curves.items():
+        if values and isinstance(values[0], list):
+            low, high = (known(edge) for edge in values)
+            drawn += f'<path class="{name}" d="{line(low + high[::-1])}"/>'
+    drawn += f'<path class="null" d="{line([(r, r / d) for r in ranks])}"/>'
+    for name, values in curves.items():
+        if not (values and isinstance(values[0], list)):
+            drawn += f'<path class="{name}" d="{line(known(values))}"/>'
+    title = f"captured energy against rank, 1 to {ranks[-1]:,}, log scale; the thin line is rank {rank:,}"
+    return Markup(
+        f'<svg class="energy" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"><title>{title}</title>{drawn}</svg>'
+    )
+
+
+def course(tokens: list[int], values: list[float], low: float, high: float, says: str, form: str) -> Markup:
+    """A sparkline against tokens on a log axis, the start in front of it; every point has a title to hover.
+
+    `low` and `high` are the ends of the vertical axis, `says` what is drawn, `form` how a value is written.
+    """
+    width, height, pad = 280, 44, 4
+    first = next((each for each in tokens if each), 1)
+    places = [log(each or first / 4) for each in tokens]
+    span = (places[-1] - places[0]) or 1
+    x = [pad + (width - 2 * pad) * (place - places[0]) / span for place in places]
+    y = [pad + (height - 2 * pad) * (1 - (value - low) / ((high - low) or 1)) for value in values]
+    line = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+    dots = "".join(
+        f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{n:,} tokens: {format(value, form)}</title></circle>'
+        for a, b, n, value in zip(x, y, tokens, values, strict=True)
+    )
+    zero = pad + (height - 2 * pad) * (1 - (0 - low) / ((high - low) or 1))
+    title = f"{says} along training, {format(values[0], form)} at the start, {format(values[-1], form)} at the end"
+    return Markup(
+        f'<svg class="course" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"><title>{title}</title>'
+        f'<path class="zero" d="M0 {zero:.1f}H{width}"/><path class="line" d="M{line}"/>{dots}</svg>'
+    )

@@ -1,0 +1,177 @@
+"""What the pages read from an address: names, and how features are judged."""
+
+import re
+from dataclasses import fields
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from fastapi import Path, Request
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from seedscope.app.store.studies import Studies
+from seedscope.app.store.study import StudyStore
+from seedscope.app.store.table import SORTS, FeatureQuery
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, RULES, TRIGGERS
+from seedscope.engine.contract.stability import Stability, is_match, score
+
+StudyName = Annotated[str, Path(description="study name")]
+EnsembleName = Annotated[str, Path(description="ensemble name")]
+Rule = Literal[RULES]
+Trigger = Literal[TRIGGERS]
+MAX_INDEX = 2**31 - 1  # what the store's integer columns hold
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_INDEX)]
+RULE_SAYS = {
+    "argmax": "its nearest feature there",
+    "live": "its nearest living feature there",
+    "mutual": "each is the other’s nearest",
+    "hungarian": "its partner in the best one-to-one matching",
+    "both": "decoders and encoders are matched to the same partner",
+}
+
+
+class Plain(BaseModel):
+    """An address without a state of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+    embed: bool = False
+
+
+class Judgement(Plain):
+    """How features are judged: what counts as a match, and from when on a feature is stable.
+
+    Empty values count as absent. theta and epsilon default to the ensemble's own.
+    """
+
+    theta: Annotated[float, Field(ge=-1, le=1, description="a cosine of at least theta is a match")] | None = None
+    epsilon: (
+        Annotated[float, Field(ge=0, lt=0.5, description="stable: p >= 1 - epsilon, unstable: p <= epsilon")] | None
+    ) = None
+    rule: Annotated[Rule, Field(description="how a partner is found")] = "argmax"
+    dead: Annotated[Literal["count"] | None, Field(description="count: judge dead features like all others")] = None
+    _own: dict[str, float] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, values: Any) -> Any:
+        return {k: v for k, v in values.items() if v != ""} if isinstance(values, dict) else values
+
+    def judged_by(self, row: schema.Ensemble) -> Self:
+        """Fill in what the address leaves open."""
+        self._own = {"theta": row.theta, "epsilon": row.epsilon}
+        for name, value in self._own.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        return self
+
+    def query(self, ensemble: str) -> FeatureQuery:
+        """The judgement as the store understands it."""
+        return FeatureQuery(ensemble, self.theta, self.epsilon, self.rule, dead=self.dead)
+
+    def parameters(self, **changes: Any) -> dict[str, Any]:
+        """What a link must carry to mean this state with `changes`; defaults are left out."""
+        held = self.model_dump(exclude={"v", "embed", "limit", "after", "before"}) | changes
+        defaults = {name: field.default for name, field in type(self).model_fields.items()} | self._own
+        return {k: v for k, v in held.items() if v is not None and (k not in defaults or v != defaults[k])}
+
+    def cosines(self, found: schema.Feature) -> list[float]:
+        """A feature's cosines under the rule, one per comparison."""
+        return getattr(found, RULE_COLUMN[self.rule])
+
+    def partners(self, found: schema.Feature, match: schema.Match) -> list[int | None]:
+        """A feature's partners under the rule, one per comparison; None where it forms no pair."""
+        named = {"live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners}
+        pairs = zip(named.get(self.rule, match.partners), self.cosines(found), strict=True)
+        return [partner if cosine > NO_MATCH and partner >= 0 else None for partner, cosine in pairs]
+
+    def score(self, found: schema.Feature) -> Stability:
+        """A feature's stability under this judgement."""
+        cosines = self.cosines(found)
+        x, dead = int(is_match(cosines, self.theta).sum()), found.dead is True and self.dead != "count"
+        return score(x, len(cosines), dead=dead, epsilon=self.epsilon)
+
+    def judged(self, *, activity: bool) -> str:
+        """What is judged, in words: without activity nobody knows which features live."""
+        if self.dead == "count":
+            return "features, dead ones included" if activity else "features, those without a direction included"
+        return "living features" if activity else "features"
+
+    def judgement(self) -> dict[str, Any]:
+        """The part of `parameters` that other pages of the ensemble understand."""
+        shared = set(Judgement.model_fields) - {"embed"}
+        kept = {k: v for k, v in self.parameters().items() if k in shared}
+        return kept if kept.get("dead") in (None, "count") else {k: v for k, v in kept.items() if k != "dead"}
+
+
+J = TypeVar("J", bound=Judgement)
+
+
+class Filter(Judgement):
+    """The feature table's state as it stands in the URL."""
+
+    seed: Seed | None = None
+    bucket: Literal["stable", "middle", "unstable", "dead"] | None = None
+    dead: Literal["exclude", "only", "count"] | None = None
+    stability_min: Share | None = None
+    stability_max: Share | None = None
+    density_min: Share | None = None
+    density_max: Share | None = None
+    id: Seed | None = None
+    trigger: Annotated[Trigger, Field(description="what sets a feature that fires off")] | None = None
+    q: (
+        Annotated[str, Field(max_length=100, description="part of a top token, words of an explanation, or #index")]
+        | None
+    ) = None
+    score_min: Annotated[Share, Field(description="of the explanation that lists show")] | None = None
+    sort: Literal[SORTS] = "stability"
+    dir: Literal["asc", "desc"] | None = None
+    view: Annotated[Literal["stacked", "snippet", "full"], Field(description="how a feature's contexts are shown")] = (
+        "stacked"
+    )
+    v: Annotated[str, Field(pattern="^[0-9a-f]{4,16}$")] | None = None
+
+    @model_validator(mode="after")
+    def _id_in_search(self) -> "Filter":
+        """`#117` in the search box means the feature of that index."""
+        if self.q and (match := re.fullmatch(r"#\s*(\d{1,9})", self.q.strip())):
+            self.id, self.q = int(match[1]), None
+        return self
+
+    @property
+    def descending(self) -> bool:
+        """Without `dir`: by index upwards, by anything else downwards."""
+        return self.dir == "desc" if self.dir else self.sort != "feature"
+
+    def query(self, ensemble: str) -> FeatureQuery:
+        """The filter as the store understands it."""
+        values = self.model_dump(include={f.name for f in fields(FeatureQuery)})
+        return FeatureQuery(ensemble, descending=self.descending, **values)
+
+
+def open_ensemble(request: Request, study: str, ensemble: str) -> tuple[StudyStore, schema.Ensemble]:
+    """The study's store and the ensemble's row; raises NotFound."""
+    studies: Studies = request.app.state.studies
+    store = studies.get(study)
+    request.state.ensemble = row = store.ensemble(ensemble)  # what is said on every page about it; see app.render
+    return store, row
+
+
+def open_judged(request: Request, study: str, ensemble: str, asked: J) -> tuple[StudyStore, schema.Ensemble, J]:
+    """As `open_ensemble`, and the judgement asked for with the ensemble's own settings where it leaves them open."""
+    store, row = open_ensemble(request, study, ensemble)
+    return store, row, asked.judged_by(row)
+
+
+def open_feature(
+    request: Request, study: str, ensemble: str, seed: str, feature: str, asked: J
+) -> tuple[StudyStore, schema.Ensemble, J, schema.Member, schema.Feature]:
+    """As `open_judged`, and the feature that the address names with its member; raises NotFound."""
+    store, row, asked = open_judged(request, study, ensemble, asked)
+    member = store.member(ensemble, seed)
+    return store, row, asked, member, store.feature(ensemble, member.seed, feature)
+
+
+def judged_shares(counts: list[tuple[int, str, int, int]]) -> dict[str, float]:
+    """Shares of stable, middle and unstable among the features judged, from (seed, bucket, n_matched, features)."""
+    judged = sum(n for _, bucket, _, n in counts if bucket != "dead") or 1
+    return {b: sum(n for _, bucket, _, n in counts if bucket == b) / judged for b in ("stable", "middle", "unstable")}

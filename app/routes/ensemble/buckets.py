@@ -1,0 +1,160 @@
+"""Buckets compared: what sets stable features apart from unstable ones, metric by metric and feature by feature."""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+
+from seedscope.app import render
+from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.scatter import Cells, Cloud, Dots, metric_scatter
+from seedscope.app.formats import percent
+from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, Share, StudyName, Trigger, open_judged
+from seedscope.app.store.compare import METRICS, Comparison
+from seedscope.app.store.errors import BadValue
+from seedscope.app.store.missing import Missing
+from seedscope.app.store.study import StudyStore
+from seedscope.engine.contract import schema
+
+router = APIRouter()
+
+
+class BucketsQuery(Judgement):
+    """The judgement, the scatter's metric, and the filter that greys its other points."""
+
+    metric: Annotated[Literal[tuple(METRICS)] | None, Field(description="the scatter's; density where it is known")] = (
+        None
+    )
+    bucket: Literal["stable", "middle", "unstable"] | None = None
+    trigger: Trigger | None = None
+    density_min: Share | None = None
+    density_max: Share | None = None
+
+
+@dataclass(frozen=True)
+class ScatterSummary:
+    """A metric against stability, as numbers; `by_p` lists p, features and the median (or its bin)."""
+
+    metric: str
+    n: int
+    n_chosen: int | None  # that the filter finds; None without one
+    is_log: bool
+    n_floored: int  # drawn at the lowest value shown
+    is_binned: bool
+    by_p: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class BucketsPage:
+    """`/s/{study}/{ensemble}/buckets`: metrics and trigger classes by bucket, and a metric against stability."""
+
+    study: schema.Study
+    ensemble: schema.Ensemble
+    theta: float
+    epsilon: float
+    rule: str
+    rules: list[str]
+    dead: str | None
+    null_rates: dict[str, float]
+    null_p999: dict[str, float]
+    comparison: Comparison
+    scatter: ScatterSummary
+    missing: list[Missing]
+    figure_scatter: Figure
+    nav_judgement: dict[str, Any]
+    nav_rules: dict[str, str]
+    nav_judged: str
+    nav_push: str
+    nav_title: str
+    nav_metrics: dict[str, str]
+    nav_filter: dict[str, Any]
+
+
+@render.page(router, "/s/{study}/{ensemble}/buckets", "ensemble/buckets.html", "buckets")
+def buckets(
+    request: Request, study: StudyName, ensemble: EnsembleName, judgement: Annotated[BucketsQuery, Query()]
+) -> BucketsPage:
+    """What sets stable features apart: medians and effect sizes by bucket, trigger classes, a metric against stability."""
+    store, row, judgement = open_judged(request, study, ensemble, judgement)
+    metrics = store.comparisons.metrics(ensemble)
+    drawn, summary = _scatter(store, row, judgement, metrics)
+    comparison = store.comparisons.compare(judgement.query(ensemble))
+    return BucketsPage(
+        study=store.study,
+        ensemble=row,
+        theta=judgement.theta,
+        epsilon=judgement.epsilon,
+        rule=judgement.rule,
+        rules=store.rules(ensemble),
+        dead=judgement.dead,
+        null_rates=store.null_rates(ensemble, judgement.theta),
+        null_p999=store.null_p999(ensemble),
+        comparison=comparison,
+        scatter=summary,
+        missing=list(store.missing(ensemble).values()),
+        figure_scatter=drawn,
+        nav_judgement=judgement.judgement(),
+        nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_judged=judgement.judged(activity=store.has(ensemble, "activity")),
+        nav_push=render.url(f"/s/{study}/{ensemble}/buckets", **judgement.parameters()),
+        nav_title=_comparison_title(comparison),
+        nav_metrics={name: _named(name) for name in metrics},
+        nav_filter={
+            "bucket": judgement.bucket,
+            "trigger": judgement.trigger,
+            "density_min": judgement.density_min,
+            "density_max": judgement.density_max,
+        },
+    )
+
+
+def _scatter(
+    store: StudyStore, row: schema.Ensemble, judgement: BucketsQuery, metrics: list[str]
+) -> tuple[Figure, ScatterSummary]:
+    metric = judgement.metric or metrics[0]
+    lacking, analysis = store.missing(row.ensemble), METRICS[metric].analysis
+    if metric not in metrics:
+        raise BadValue("metric", repr(metric), f"{', '.join(metrics)}, no {metric}: {lacking[analysis]}")
+    for name in ("trigger", "density_min", "density_max"):
+        if getattr(judgement, name) is not None and "activity" in lacking:
+            raise BadValue(name, repr(getattr(judgement, name)), f"no filter by {name}: {lacking['activity']}")
+    query = judgement.query(row.ensemble)
+    marks = {name: getattr(judgement, name) for name in ("bucket", "trigger", "density_min", "density_max")}
+    found = store.comparisons.scatter(query, metric, replace(query, **marks))
+    n, base, at = row.n_comparisons, f"/s/{store.study.study}/{row.ensemble}", judgement.judgement()
+    if found.points is not None:
+        drawn = Dots(*found.points)
+    else:
+        links = []
+        for low, high in pairwise(found.cells.edges):
+            # The table filters by density; of other metrics a cell opens its column.
+            more = {"density_min": float(low), "density_max": min(float(high), 1.0)} if metric == "density" else {}
+            line = [at | marks | more | {"stability_min": x / n, "stability_max": x / n} for x in range(n + 1)]
+            links.append([render.url(f"{base}/features", **parameters) for parameters in line])
+        drawn = Cells(*found.cells, links)
+    cloud = Cloud(found.n, found.n_chosen, found.is_log, found.floor, found.n_floored, drawn)
+    figure = metric_scatter(cloud, _named(metric), METRICS[metric].unit, n, base, render.url("", **at))
+    return figure, ScatterSummary(
+        metric, found.n, found.n_chosen, found.is_log, found.n_floored, found.cells is not None, figure.table
+    )
+
+
+def _named(metric: str) -> str:
+    """A metric in words that tell the two worths apart."""
+    return METRICS[metric].words + {"worth_ev": " (EV)", "worth_loss": " (loss)"}.get(metric, "")
+
+
+def _comparison_title(found: Comparison) -> str:
+    """What tells stable from unstable features best."""
+    told = [line for line in found.metrics if line.auc is not None]
+    if not told:
+        return "What sets stable features apart? One of the two buckets is empty"
+    best = max(told, key=lambda line: abs(line.auc - 0.5))
+    if abs(best.auc - 0.5) < 0.05:
+        return "No metric sets stable features apart from unstable ones"
+    side = "higher" if best.auc > 0.5 else "lower"
+    return (
+        f"A stable feature has the {side} {_named(best.metric)} in {percent(max(best.auc, 1 - best.auc), 0)} of pairs"
+    )

@@ -1,0 +1,310 @@
+"""Seed x seed: how much any two members share, and one pair feature by feature, as stored or matched now."""
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from pydantic import Field
+
+from seedscope.app import render
+from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.members import pair_histogram, seed_matrix
+from seedscope.app.live import LiveEngine
+from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, Seed, StudyName, open_judged
+from seedscope.app.store.missing import Missing
+from seedscope.app.store.pairs import PairRows
+from seedscope.app.store.study import StudyStore
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.queries import LiveQuery
+from seedscope.engine.contract.schema import NO_MATCH
+from seedscope.engine.contract.stability import is_match
+
+router = APIRouter()
+_PAIRS = pa.schema(
+    {"seed": pa.int64(), "other": pa.int64(), "n_anchors": pa.int64(), "n_living": pa.int64(), "n_matched": pa.int64(),
+     "n_matched_living": pa.int64(), "theta": pa.float64(), "mean_cosine": pa.float64(), "gap": pa.float64()}
+)  # fmt: skip
+
+
+class MembersQuery(Judgement):
+    """Which pair, if any, and how many lines of its lists."""
+
+    a: Seed | None = None
+    b: Seed | None = None
+    limit: Annotated[int, Field(ge=1, le=500)] = 20
+
+
+class MatchQuery(Judgement):
+    """A pair to be matched now."""
+
+    a: Seed
+    b: Seed
+    absolute: bool = False
+    limit: Annotated[int, Field(ge=1, le=500)] = 20
+
+
+@dataclass(frozen=True)
+class PairLine:
+    """One anchor feature and its partner."""
+
+    feature: int
+    partner: int | None
+    cosine: float | None  # that theta is compared with; None where the rule forms no pair
+    runner_up: float
+    mutual: bool
+    dead: bool | None  # None where nobody knows
+
+
+@dataclass(frozen=True)
+class Contested:
+    """A feature that several anchor features have as their match; strongest first."""
+
+    partner: int
+    claimants: list[PairLine]
+
+
+@dataclass(frozen=True)
+class PairDetail:
+    """Member a's features in member b; the lists are cut at the limit, the counts are whole."""
+
+    a: int
+    b: int
+    rule: str
+    theta: float
+    n_anchors: int  # features of a that are judged
+    n_matched: int
+    n_contested: int  # features of b that more than one of them matches
+    n_unclaimed: int  # features of b that none of them matches
+    mean_cosine: float  # over the pairs that the rule forms
+    gap: float | None  # proven relative distance of a one-to-one matching to the best one
+    matched: list[PairLine]  # best first
+    unmatched: list[PairLine]  # nearest miss first
+    contested: list[Contested]  # most claimants first
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One cell of the seed x seed matrix."""
+
+    a: int
+    b: int
+    n_anchors: int
+    n_matched: int
+    shared: float
+    mean_cosine: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class MembersPage:
+    """`/s/{study}/{ensemble}/members`: the matrix, and one pair where `a` and `b` are given."""
+
+    study: schema.Study
+    ensemble: schema.Ensemble
+    theta: float
+    rule: str
+    rules: list[str]
+    dead: str | None
+    not_computed: str | None  # how much one-to-one matching of all pairs would be, where it was not done
+    missing: list[Missing]
+    mean_shared: float
+    mean_cosine: float
+    pairs: list[Shared]
+    pair: PairDetail | None
+    figure_matrix: Figure
+    figure_pair: Figure | None
+    nav_query: MembersQuery
+    nav_rules: dict[str, str]
+    nav_judged: str
+    nav_push: str
+
+
+@dataclass(frozen=True)
+class MatchPage:
+    """`/s/{study}/{ensemble}/members/match`: a pair matched now by the live engine."""
+
+    study: schema.Study
+    ensemble: schema.Ensemble
+    theta: float
+    rule: str
+    absolute: bool
+    pair: PairDetail
+    figure_pair: Figure
+    nav_query: MatchQuery
+
+
+@render.page(router, "/s/{study}/{ensemble}/members", "ensemble/members.html", "members")
+def members(
+    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MembersQuery, Query()]
+) -> MembersPage:
+    """Which share of one seed's features comes back in another, for all pairs; with a and b, that pair's lists."""
+    store, row, asked = open_judged(request, study, ensemble, asked)
+    pairs = store.pairs(ensemble, asked.rule)
+    cells = []
+    for pair, n_all, n_living in pairs.summaries(asked.theta):
+        n_anchors, n = (pair.n_anchors, n_all) if asked.dead == "count" else (pair.n_living, n_living)
+        cells.append(Shared(pair.seed, pair.other, n_anchors, n, n / max(n_anchors, 1), pair.mean_cosine, pair.gap))
+    detail = drawn = None
+    base = f"/s/{study}/{ensemble}"
+    if asked.a is not None and asked.b is not None:
+        _check_pair(store, ensemble, asked.a, asked.b)
+        gap = next(cell.gap for cell in cells if (cell.a, cell.b) == (asked.a, asked.b))
+        found = pairs.rows(asked.a, asked.b)
+        detail = _detail(found, row, asked, gap=gap if asked.rule in ("hungarian", "both") else None)
+        drawn = _drawn(found, asked)
+    seeds = [m.seed for m in store.members(ensemble)]
+    here = render.url(f"{base}/members", **asked.parameters(a=None, b=None))
+    here += "&" if "?" in here else "?"  # put together by hand: 96 seeds have 9,120 cells
+    links = {(c.a, c.b): f"{here}a={c.a}&b={c.b}" for c in cells}
+    return MembersPage(
+        study=store.study,
+        ensemble=row,
+        theta=asked.theta,
+        rule=asked.rule,
+        rules=store.rules(ensemble),
+        dead=asked.dead,
+        not_computed=None if "hungarian" in store.rules(ensemble) else _price(row),
+        missing=list(store.missing(ensemble).values()),
+        mean_shared=fmean(c.shared for c in cells),
+        mean_cosine=fmean(c.mean_cosine for c in cells),
+        pairs=cells,
+        pair=detail,
+        figure_matrix=seed_matrix(seeds, {(c.a, c.b): c.shared for c in cells}, links, asked.theta, asked.rule),
+        figure_pair=drawn,
+        nav_query=asked,
+        nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_judged=asked.judged(activity=store.has(ensemble, "activity")),
+        nav_push=render.url(f"{base}/members", **asked.parameters()),
+    )
+
+
+@router.get("/s/{study}/{ensemble}/members.csv", name="members.csv")
+@router.get("/s/{study}/{ensemble}/members.parquet", name="members.parquet")
+def members_download(
+    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MembersQuery, Query()]
+) -> Response:
+    """The complete matching of a pair, or the matrix where no pair is named, as CSV or Parquet."""
+    store, _, asked = open_judged(request, study, ensemble, asked)
+    pairs = store.pairs(ensemble, asked.rule)
+    name = f"{study}-{ensemble}-{asked.rule}"
+    if asked.a is not None and asked.b is not None:
+        _check_pair(store, ensemble, asked.a, asked.b)
+        found, name = pairs.rows(asked.a, asked.b), f"{name}-{asked.a}-{asked.b}"
+        columns = {name: getattr(found, name) for name in ("partner", "cosine", "runner_up", "mutual")}
+        dead = pa.array(found.dead, mask=None if found.activity else ~found.dead)
+        table = pa.table({"feature": np.arange(len(found.cosine))} | columns | {"dead": dead})
+    else:
+        lives = store.has(ensemble, "activity")  # else nobody knows which do
+        lines = [
+            {"seed": p.seed, "other": p.other, "n_anchors": p.n_anchors, "n_living": p.n_living if lives else None,
+             "n_matched": n_all, "n_matched_living": n_living if lives else None, "theta": asked.theta,
+             "mean_cosine": p.mean_cosine, "gap": p.gap}
+            for p, n_all, n_living in pairs.summaries(asked.theta)
+        ]  # fmt: skip
+        table = pa.Table.from_pylist(lines, schema=_PAIRS)
+    return render.download(request, table, name)
+
+
+@render.page(router, "/s/{study}/{ensemble}/members/match", "ensemble/match.html", "match")
+def match(
+    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MatchQuery, Query()]
+) -> MatchPage:
+    """Two members matched now, under any rule, by the live engine."""
+    store, row, asked = open_judged(request, study, ensemble, asked)
+    _check_pair(store, ensemble, asked.a, asked.b)
+    seeds = tuple(m.seed for m in store.members(ensemble))
+    query = LiveQuery(
+        "pair",
+        study,
+        ensemble,
+        row.folder,
+        seeds,
+        seed=asked.a,
+        other=asked.b,
+        rule=asked.rule,
+        absolute=asked.absolute,
+    )
+    engine: LiveEngine = request.app.state.live
+    answer = engine.answer(query)
+    arrays = answer.arrays
+    columns = {name: arrays[name] for name in ("partner", "cosine", "runner_up", "mutual")}
+    found = PairRows(**columns, dead=store.dead(ensemble, asked.a), activity=store.has(ensemble, "activity"))
+    return MatchPage(
+        study=store.study,
+        ensemble=row,
+        theta=asked.theta,
+        rule=asked.rule,
+        absolute=asked.absolute,
+        pair=_detail(found, row, asked, gap=answer.gap),
+        figure_pair=_drawn(found, asked),
+        nav_query=asked,
+    )
+
+
+def _check_pair(store: StudyStore, ensemble: str, a: int, b: int) -> None:
+    store.member(ensemble, a)
+    store.other(ensemble, a, b)
+
+
+def _price(row: schema.Ensemble) -> str:
+    pairs = row.n_members * (row.n_members - 1) // 2
+    return f"{pairs:,} pairs of {row.d_sae:,} × {row.d_sae:,} features"
+
+
+def _judged(found: PairRows, asked: MembersQuery | MatchQuery) -> np.ndarray:
+    """Indices of the anchor's features that count."""
+    return np.arange(len(found.cosine)) if asked.dead == "count" else np.flatnonzero(~found.dead)
+
+
+def _detail(
+    found: PairRows, row: schema.Ensemble, asked: MembersQuery | MatchQuery, *, gap: float | None
+) -> PairDetail:
+    anchors = _judged(found, asked)
+    by_cosine = anchors[np.argsort(-found.cosine[anchors], kind="stable")]
+    hits = is_match(found.cosine[by_cosine], asked.theta)
+    matched, unmatched = by_cosine[hits], by_cosine[~hits]
+    partners, claims = np.unique(found.partner[matched], return_counts=True)
+    contested = partners[claims > 1][np.argsort(-claims[claims > 1], kind="stable")]
+    paired = found.cosine[anchors] > NO_MATCH
+    return PairDetail(
+        a=asked.a,
+        b=asked.b,
+        rule=asked.rule,
+        theta=asked.theta,
+        n_anchors=len(anchors),
+        n_matched=len(matched),
+        n_contested=len(contested),
+        n_unclaimed=row.d_sae - len(partners),
+        mean_cosine=float(found.cosine[anchors][paired].mean()) if paired.any() else 0.0,
+        gap=gap,
+        matched=[_line(found, i) for i in matched[: asked.limit]],
+        unmatched=[_line(found, i) for i in unmatched[: asked.limit]],
+        contested=[
+            Contested(int(p), [_line(found, i) for i in matched[found.partner[matched] == p]])
+            for p in contested[: asked.limit]
+        ],
+    )
+
+
+def _line(found: PairRows, i: int) -> PairLine:
+    paired = bool(found.cosine[i] > NO_MATCH)
+    return PairLine(
+        feature=int(i),
+        partner=int(found.partner[i]) if paired else None,
+        cosine=float(found.cosine[i]) if paired else None,
+        runner_up=float(found.runner_up[i]),
+        mutual=bool(found.mutual[i]),
+        dead=bool(found.dead[i]) if found.activity or found.dead[i] else None,
+    )
+
+
+def _drawn(found: PairRows, asked: MembersQuery | MatchQuery) -> Figure:
+    anchors = _judged(found, asked)
+    counts, _ = np.histogram(found.cosine[anchors], bins=np.arange(-1, 1.0001, 0.02))
+    n_none = int((found.cosine[anchors] <= NO_MATCH).sum())
+    counts[0] -= n_none
+    return pair_histogram(counts.tolist(), n_none, asked.theta, asked.a, asked.b, asked.rule)

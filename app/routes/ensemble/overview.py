@@ -1,0 +1,237 @@
+"""The overview of one ensemble: which share of its features comes back, how sure that is, and what the buckets are worth."""
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+
+from seedscope.app import render
+from seedscope.app.figures import stability
+from seedscope.app.figures.buckets import ablation, density_by_bucket
+from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.masking import CURVES
+from seedscope.app.figures.stability import stability_cdf, stability_distribution, theta_sweep
+from seedscope.app.formats import percent
+from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, StudyName, judged_shares, open_judged
+from seedscope.app.store.ceiling import Ceiling
+from seedscope.app.store.ceiling import ceiling as find_ceiling
+from seedscope.app.store.missing import Missing
+from seedscope.app.store.study import Sample, StudyStore
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.schema import N_THETAS
+from seedscope.engine.contract.stability import (
+    BUCKETS,
+    bucket_bounds,
+    bucket_shares,
+    convergence,
+    dkw_half_width,
+    is_match,
+    score,
+    seed_bootstrap_band,
+)
+
+router = APIRouter()
+SWEEP = [i for i in range(30, 100, 5)]  # grid indices: theta .30 .. .95
+PER_DECADE = 4
+
+
+@dataclass(frozen=True)
+class MemberLine:
+    """A member on the overview; shares are of the features that are judged."""
+
+    seed: int
+    sae_digest: str
+    ev: float | None
+    l0: float | None
+    n_dead: int | None
+    n_undirected: int
+    stable: float
+    middle: float
+    unstable: float
+
+
+@dataclass(frozen=True)
+class EnsemblePage:
+    """`/s/{study}/{ensemble}`: stability distribution, buckets, density and ablation by bucket.
+
+    What was not computed is None, and stands in `missing` with the command that adds it.
+    """
+
+    study: schema.Study
+    ensemble: schema.Ensemble
+    theta: float
+    epsilon: float
+    rule: str
+    rules: list[str]
+    dead: str | None
+    buckets: dict[str, int]
+    bucket_densities: dict[str, tuple[int, float | None]]
+    members: list[MemberLine]
+    pw_mcc: float | None
+    null_rates: dict[str, float]
+    null_p999: dict[str, float]
+    p_stable_at_all: float
+    masked_ev: dict[str, float] | None
+    masked_n: float | None
+    ceiling: Ceiling | None  # of an ensemble with an anchor
+    sentence: str
+    stable_from: int
+    unstable_to: int
+    missing: list[Missing]
+    figure_list: list[Figure]
+    nav_judgement: dict[str, Any]
+    nav_rules: dict[str, str]
+    nav_judged: str
+    nav_push: str
+
+
+@render.page(router, "/s/{study}/{ensemble}", "ensemble/overview.html", "ensemble")
+def ensemble(
+    request: Request, study: StudyName, ensemble: EnsembleName, judgement: Annotated[Judgement, Query()]
+) -> EnsemblePage:
+    """One ensemble: which share of its features is stable, and what the buckets are worth."""
+    store, row, judgement = open_judged(request, study, ensemble, judgement)
+    theta, epsilon = judgement.theta, judgement.epsilon
+    found = store.features(judgement.query(ensemble))
+    counts = found.matched_counts()
+    buckets = {bucket: sum(n for _, b, _, n in counts if b == bucket) for bucket in BUCKETS}
+    # The points of curves stand on the page of what buckets are worth; a mask here has one size per member.
+    ablations = [row for row in store.ablations(ensemble) if row.mask not in CURVES]
+    bounds = bucket_bounds(row.n_comparisons, epsilon)
+    at = judgement.judgement()
+    masked = {mask: [a for a in ablations if a.mask == mask] for mask in {a.mask for a in ablations}}
+    masked_ev = {mask: fmean(a.ev for a in held) for mask, held in sorted(masked.items())}
+    medians = found.bucket_densities()
+    judged = judgement.judged(activity=store.has(ensemble, "activity"))
+    hungarian = store.pairs(ensemble, "hungarian").summaries(theta) if "hungarian" in store.rules(ensemble) else []
+    return EnsemblePage(
+        study=store.study,
+        ensemble=row,
+        theta=theta,
+        epsilon=epsilon,
+        rule=judgement.rule,
+        rules=store.rules(ensemble),
+        dead=judgement.dead,
+        buckets=buckets,
+        bucket_densities=medians,
+        members=_member_lines(store.members(ensemble), counts),
+        pw_mcc=fmean(pair.mean_cosine for pair, _, _ in hungarian) if hungarian else None,
+        null_rates=store.null_rates(ensemble, theta),
+        null_p999=store.null_p999(ensemble),
+        p_stable_at_all=score(row.n_comparisons, row.n_comparisons, epsilon=epsilon).p_stable,
+        masked_ev=masked_ev if store.has(ensemble, "ablate") else None,
+        masked_n=_masked_n(masked) if store.has(ensemble, "ablate") else None,
+        ceiling=find_ceiling(store, judgement.query(ensemble)),
+        sentence=_sentence(buckets, row, masked_ev, at, epsilon, activity=store.has(ensemble, "activity")),
+        stable_from=bounds.stable,
+        unstable_to=bounds.unstable,
+        missing=list(store.missing(ensemble).values()),
+        figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, found.density_histogram(), medians),
+        nav_judgement=at,
+        nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_judged=judged,
+        nav_push=render.url(f"/s/{study}/{ensemble}", **at),
+    )
+
+
+def _figures(
+    store: StudyStore,
+    row: schema.Ensemble,
+    judgement: Judgement,
+    counts: list[tuple[int, str, int, int]],
+    ablations: list[schema.Ablation],
+    masked_ev: dict[str, float],
+    densities: list[tuple[str, int, int]],
+    medians: dict[str, tuple[int, float | None]],
+) -> list[Figure]:
+    """Every figure that can be drawn; what needs whole cosine lists is drawn from the store's sample of features."""
+    theta, epsilon, name = judgement.theta, judgement.epsilon, row.ensemble
+    table = f"/s/{store.study.study}/{name}/features"
+    links = {bucket: render.url(table, bucket=bucket, **judgement.judgement()) for bucket in BUCKETS}
+    null = store.null_counts(name, theta)
+    activity = store.has(name, "activity")
+    judged = judgement.judged(activity=activity)
+    drawn = [stability_distribution(counts, null, row.n_comparisons, links, judged)]
+    if activity:
+        drawn.append(density_by_bucket(densities, medians, PER_DECADE))
+    if "N stable" in masked_ev:
+        drawn.append(ablation(ablations, _ablation_title(masked_ev)))
+    sample = store.sample(name, judgement.rule, judgement.dead == "count")
+    if not len(sample.cosines):
+        return drawn
+    if row.n_comparisons == 1:  # p is 0 or 1, and there is no smaller number of seeds
+        return [*drawn, _sweep(store, row, judgement, sample, judged)]
+    band = seed_bootstrap_band(is_match(sample.cosines, theta), sample.anchor, row.n_members)
+    drawn.append(stability_cdf(counts, null, band, row.n_comparisons, dkw_half_width(row.d_sae)))
+    drawn.append(_sweep(store, row, judgement, sample, judged))
+    by_x = np.zeros(row.n_comparisons + 1, int)
+    for _, bucket, x, n in counts:
+        by_x[x] += n if bucket != "dead" else 0
+    settled = convergence(by_x, epsilon=epsilon)
+    drawn.append(
+        stability.convergence(*(values.tolist() for values in settled), n_features=int(by_x.sum()), judged=judged)
+    )
+    return drawn
+
+
+def _sweep(store: StudyStore, row: schema.Ensemble, judgement: Judgement, sample: Sample, judged: str) -> Figure:
+    shares = bucket_shares(sample.counts[:, SWEEP], row.n_comparisons, judgement.epsilon)
+    thetas = [i / (N_THETAS - 1) for i in SWEEP]
+    rates = [store.null_rates(row.ensemble, theta) for theta in thetas]
+    chance = {kind: [rate[kind] for rate in rates] for kind in rates[0]}
+    return theta_sweep(thetas, shares, chance, judgement.theta, len(sample.cosines), judged)
+
+
+def _member_lines(members: list[schema.Member], counts: list[tuple[int, str, int, int]]) -> list[MemberLine]:
+    per_seed: dict[int, list[tuple[int, str, int, int]]] = {}
+    for entry in counts:
+        per_seed.setdefault(entry[0], []).append(entry)
+    return [
+        MemberLine(
+            m.seed, m.sae_digest, m.ev, m.l0, m.n_dead, m.n_undirected, **judged_shares(per_seed.get(m.seed, []))
+        )
+        for m in members
+    ]
+
+
+def _masked_n(masked: dict[str, list[schema.Ablation]]) -> float:
+    """N of the headline, mean over members; 0 where the buckets hold too few."""
+    return fmean(a.n_masked for a in masked["N stable"]) if "N stable" in masked else 0
+
+
+def _ablation_title(ev: dict[str, float]) -> str:
+    cost = {mask: ev["none"] - ev[mask] for mask in ("N stable", "4N unstable")}
+    dearer, cheaper = max(cost, key=cost.get), min(cost, key=cost.get)
+    if cost[cheaper] <= 0:
+        return f"Masking {dearer} features costs {cost[dearer]:.3f} EV, masking {cheaper} costs nothing"
+    return f"Masking {dearer} features costs {cost[dearer] / cost[cheaper]:.1f} times as much EV as masking {cheaper}"
+
+
+def _sentence(
+    buckets: dict[str, int],
+    row: schema.Ensemble,
+    ev: dict[str, float],
+    at: dict[str, Any],
+    epsilon: float,
+    *,
+    activity: bool,
+) -> str:
+    """The overview in one sentence, made from its numbers."""
+    judged = sum(n for bucket, n in buckets.items() if bucket != "dead") or 1
+    need = bucket_bounds(row.n_comparisons, epsilon).stable
+    n = row.n_comparisons
+    seeds = "every other seed" if need == n else f"at least {need} of {n} other seeds"
+    stable, unstable = (percent(buckets[bucket] / judged, 0) for bucket in ("stable", "unstable"))
+    which = "all features" if at.get("dead") == "count" else "living features" if activity else "features"
+    text = f"{stable} of {which} come back in {seeds}, {unstable} in {'none' if epsilon * n < 1 else 'almost none'}"
+    if n == 1:
+        text = f"{stable} of {which} come back in the other seed, {unstable} do not"
+    if "N stable" not in ev:
+        return text + "."
+    when = f" (buckets at θ = {row.theta:g}, ε = {row.epsilon:g}, argmax)" if at else ""
+    return text + (
+        f"; masking N stable ones lowers explained variance from {ev['none']:.2f} to {ev['N stable']:.2f}, "
+        f"masking four times as many unstable ones to {ev['4N unstable']:.2f}{when}."
+    )

@@ -1,0 +1,371 @@
+"""The geometry of unstable features: do their spans carry over from seed to seed, and more than controls do?"""
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from seedscope.app import render
+from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.predictability import Told, prediction_dots
+from seedscope.app.figures.pursuit import Residual, pursuit_residual
+from seedscope.app.figures.seedspans import angle_matrix, energy_matrix, overlap_matrix
+from seedscope.app.figures.spans import CapturedCurve, captured_figure
+from seedscope.app.figures.spectrum import span_spectrum
+from seedscope.app.formats import percent
+from seedscope.app.routes.address import EnsembleName, StudyName, open_ensemble, open_judged
+from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
+from seedscope.app.store.missing import Missing
+from seedscope.app.store.span_claim import Claim, Level, compare, judge_claim
+from seedscope.app.store.spans import (
+    TABLES,
+    PairSpan,
+    Spans,
+    map_remark,
+    nearest_rank,
+    other_remarks,
+    pairs_at,
+    read_spans,
+    span_table,
+    unrelated_angle,
+)
+from seedscope.app.store.study import StudyStore
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.spans import SPAN_CURVES
+
+router = APIRouter()
+N_SHOWN = 3  # ranks of the table
+CHAINED = 0.5  # share of all rows in one cluster, from which on keeping clusters apart says little
+CURVE_SAYS = {
+    "within": "own seed, held-out half", "cross": "another seed", "random_set": "as many random living features of another seed",
+    "stable": "as many stable features of another seed", "activations": "top PCA of the activations",
+    "random_subspace": "random subspace, r/d",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CurveLine:
+    """One curve at the ranks of the table; None where it stops before a rank."""
+
+    curve: str
+    says: str
+    levels: list[Level | None]
+    n_fitted: int  # the fewest rows that a span was fitted on; 0: none were
+
+
+@dataclass(frozen=True)
+class Side:
+    """The ensemble or its control at one rank, each judged by its own buckets; None: its spans do not reach the rank."""
+
+    ensemble: str
+    is_control: bool
+    n_unstable: int
+    levels: dict[str, Level]
+    claim: Claim | None
+
+
+@dataclass(frozen=True)
+class SubspacesPage:
+    """`/s/{study}/{ensemble}/subspaces`: spans of unstable features across seeds, with every control."""
+
+    study: schema.Study
+    ensemble: schema.Ensemble
+    theta: float  # that the stored buckets were judged by
+    epsilon: float
+    asked_theta: float
+    asked_epsilon: float
+    rank: int | None  # shown: one of `ranks`; None where no spans are compared
+    asked_rank: int | None
+    ranks: list[int]
+    sentence: str
+    claim: Claim | None
+    shown_ranks: list[int]
+    lines: list[CurveLine]
+    sides: list[Side]  # empty without a control
+    curves: list[schema.SpanCurve]
+    pairs: list[PairSpan]  # at the rank
+    members: list[schema.SpanMember]
+    residuals: list[schema.SpanResidual]
+    predictions: list[schema.SpanPrediction]
+    predicted: str | None  # what predictability leaves, in one sentence
+    remarks: list[str]
+    map_remark: str | None
+    missing: list[Missing]
+    figure_captured: Figure | None
+    figure_spectrum: Figure | None
+    figure_matrix: Figure | None
+    figure_pursuit: Figure | None
+    figure_predictability: Figure | None
+    nav_query: SpanFilter
+    nav_choices: dict[str, Any]
+    nav_tables: list[str]
+    nav_push: str
+
+
+@render.page(router, "/s/{study}/{ensemble}/subspaces", "ensemble/subspaces.html", "subspaces")
+def subspaces(
+    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[SpanFilter, Query()]
+) -> SubspacesPage:
+    """Whether spans of unstable features carry over from seed to seed, beside every control; angles, pursuit, map."""
+    store, row, asked = open_judged(request, study, ensemble, asked)
+    lacking = store.missing(ensemble)
+    found = read_spans(store, ensemble)
+    rank = None
+    if row.span_rank is not None:
+        rank = _first_rank(row.span_rank, found) if asked.rank is None else nearest_rank(found.ranks, asked.rank)
+    levels = found.levels(rank) if rank else {}
+    claim = judge_claim(levels)
+    shown = _around(found.ranks, rank) if rank else []
+    pairs = pairs_at(store, ensemble, rank) if rank else []
+    return SubspacesPage(
+        study=store.study,
+        ensemble=row,
+        theta=row.theta,
+        epsilon=row.epsilon,
+        asked_theta=asked.theta,
+        asked_epsilon=asked.epsilon,
+        rank=rank,
+        asked_rank=asked.rank,
+        ranks=found.ranks,
+        sentence=_sentence(row, found, rank, levels, claim, lacking),
+        claim=claim,
+        shown_ranks=shown,
+        lines=_lines(found, shown),
+        sides=_sides(store, row, rank) if rank else [],
+        curves=found.curves,
+        pairs=pairs,
+        members=found.members,
+        residuals=found.residuals,
+        predictions=found.predictions,
+        predicted=_predicted(found.predictions, row),
+        remarks=other_remarks(row),
+        map_remark=map_remark(row),
+        missing=[lacking["subspaces"]] if "subspaces" in lacking else [],
+        figure_captured=_captured(row, found, rank) if rank else None,
+        figure_spectrum=_spectrum(row, found),
+        figure_matrix=_matrix(store, row, asked, rank, pairs) if pairs else None,
+        figure_pursuit=_pursuit(found),
+        figure_predictability=_predictability(found),
+        nav_query=asked,
+        nav_choices=choices(store, ensemble),
+        nav_tables=list(TABLES),
+        nav_push=render.url(f"/s/{study}/{ensemble}/subspaces", **asked.parameters()),
+    )
+
+
+def _download(name: str, table: str) -> None:
+    """Register one table's downloads."""
+
+    def span_download(
+        request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[SpanFilter, Query()]
+    ) -> Response:
+        store, _ = open_ensemble(request, study, ensemble)
+        return render.download(request, span_table(store, ensemble, table), f"{study}-{ensemble}-spans-{table}")
+
+    for kind in ("csv", "parquet"):
+        path = f"/s/{{study}}/{{ensemble}}/{name}.{kind}"
+        router.get(path, name=f"{name}.{kind}", description=f"Spans: the table of {table}, as CSV or Parquet.")(
+            span_download
+        )
+
+
+_download("subspaces", "curves")
+for _table in TABLES:
+    _download(f"subspaces/{_table}", _table)
+
+
+# -- in words ----------------------------------------------------------------------------------------------------
+
+
+def _sentence(
+    row: schema.Ensemble, found: Spans, rank: int | None, levels: dict[str, Level], claim: Claim | None,
+    lacking: dict[str, Missing],
+) -> str:  # fmt: skip
+    """What holds here and what does not, made from the numbers."""
+    if "subspaces" in lacking:
+        return f"What spans of unstable features share was not computed: {lacking['subspaces'].reason}."
+    if rank is None:
+        return "Too few members have unstable features whose spans could be compared, so nothing is said of the claim."
+    if claim is None:
+        reached = _reached(found)
+        way_out = f"the largest rank that all needed curves reach is {reached:,}" if reached else "no rank is reached"
+        return f"At rank {rank:,} no span has that many directions: fitted rows are too few, {way_out}."
+    return f"At rank {rank:,} of {row.d_in:,}, {_measured(levels)}: {_verdict(claim)}{_beside(claim, levels)}."
+
+
+def _measured(levels: dict[str, Level]) -> str:
+    within, cross, chance = (percent(levels[name].mean) for name in ("within", "cross", "random_subspace"))
+    return (
+        f"one seed’s span of unstable features captures {cross} of another seed’s and {within} of its own (held-out half), where "
+        f"chance gives {chance}"
+    )
+
+
+def _verdict(claim: Claim) -> str:
+    """Whether the paper's claim holds."""
+    kept = "" if claim.kept is None else f"{percent(claim.kept, 0)} of what lies above chance"
+    return {
+        "nearly": f"it carries over {'whole' if (claim.kept or 0) >= 1 else f'nearly whole ({kept})'}, as the paper claims",
+        "partly": f"only {kept} carries over, so that the paper’s claim holds in part",
+        "no": "nothing carries over, so that the paper’s claim does not hold here",
+        "nothing": "not even its own lie in it more than by chance, so that there is nothing to share",
+    }[claim.carries]
+
+
+def _beside(claim: Claim, levels: dict[str, Level]) -> str:
+    """What random and stable features of the same number capture."""
+    if any(found is None for found in claim.against.values()):
+        return f", though {levels['cross'].n_pairs} ordered pairs are too few to set it against the controls"
+    if claim.carries in ("no", "nothing"):
+        return ""
+    told = []
+    if "random_set" in levels:
+        value = percent(levels["random_set"].mean)
+        told.append(
+            f", and as many random living features capture less, {value}"
+            if claim.is_particular
+            else f"; but as many random living features capture {_as_much(claim, 'random_set')}, {value}, so that this says little "
+            "about unstable features in particular"
+        )
+    if "stable" in levels:
+        told.append(f"; as many stable ones {_as_much(claim, 'stable')}, {percent(levels['stable'].mean)}")
+    return "".join(told)
+
+
+def _as_much(claim: Claim, name: str) -> str:
+    return {"more": "less", "equal": "as much within the spread", "less": "more"}[claim.against[name]]
+
+
+def _predicted(rows: list[schema.SpanPrediction], row: schema.Ensemble) -> str | None:
+    """What is left of predictability after the controls."""
+    told = {found.setting: found for found in rows}
+    if not {"plain", "isotropic", "always_stable"} <= told.keys():
+        return None
+    plain, copies, always = (told[name] for name in ("plain", "isotropic", "always_stable"))
+    text = (
+        f"From seed to seed the decoder row tells stable from unstable at F1 {plain.f1:.2f} (AUROC {plain.auroc:.2f}); random "
+        f"directions that are copied as closely reach {copies.f1:.2f} ({copies.auroc:.2f}), always saying “stable” {always.f1:.2f}"
+    )
+    if not {"disjoint", "isotropic_disjoint"} <= told.keys():
+        return f"{text}; too few rows are left without shared copies to say more."
+    apart, chance = told["disjoint"], told["isotropic_disjoint"]
+    text += f"; without shared copies AUROC is {apart.auroc:.2f} where random directions give {chance.auroc:.2f}: "
+    text += (
+        f"{apart.auroc - chance.auroc:+.2f} is left" if _is_left(apart, chance) else "nothing beyond the spread is left"
+    )
+    if (row.largest_cluster or 0) > CHAINED:
+        text += f", but one cluster of matches holds {percent(row.largest_cluster, 0)} of the rows: that says little"
+    return f"{text}."
+
+
+def _is_left(apart: schema.SpanPrediction, chance: schema.SpanPrediction) -> bool:
+    levels = (Level(each.auroc, each.auroc_spread, each.n_pairs) for each in (apart, chance))
+    return compare(*levels) == "more"
+
+
+# -- ranks -------------------------------------------------------------------------------------------------------
+
+
+def _first_rank(usual: int, found: Spans) -> int:
+    """The usual rank, or the largest one that curves reach where that is smaller."""
+    return min(usual, _reached(found) or usual)
+
+
+def _reached(found: Spans) -> int | None:
+    """The largest rank at which there is a verdict; None without any."""
+    return max((rank for rank in found.ranks if judge_claim(found.levels(rank))), default=None)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+
+def _around(ranks: list[int], rank: int) -> list[int]:
+    """A rank and its neighbours, as many as the table holds."""
+    first = min(max(ranks.index(rank) - N_SHOWN // 2, 0), max(len(ranks) - N_SHOWN, 0))
+    return ranks[first : first + N_SHOWN]
+
+
+def _lines(found: Spans, shown: list[int]) -> list[CurveLine]:
+    at = {rank: found.levels(rank) for rank in shown}
+    fitted = {row.curve: row.n_fitted for row in found.curves}
+    return [
+        CurveLine(curve, CURVE_SAYS[curve], [at[rank].get(curve) for rank in shown], fitted[curve])
+        for curve in CURVE_SAYS
+        if curve in fitted and shown
+    ]
+
+
+def _sides(store: StudyStore, row: schema.Ensemble, rank: int) -> list[Side]:
+    """The ensemble that was trained on the model and its controls; empty where this one has neither."""
+    original = row.control_of if row.control_of in store.ensembles else row.ensemble
+    controls = [each.ensemble for each in store.ensembles.values() if each.control_of == original]
+    sides = []
+    for name in (original, *controls) if controls else ():
+        found = read_spans(store, name)
+        levels, n_unstable = found.levels(rank), sum(member.n_unstable for member in found.members)
+        sides.append(Side(name, name != original, n_unstable, levels, judge_claim(levels)))
+    return sides
+
+
+# -- figures -----------------------------------------------------------------------------------------------------
+
+
+def _captured(row: schema.Ensemble, found: Spans, rank: int) -> Figure:
+    curves = []
+    for name in SPAN_CURVES:
+        held = [each for each in found.curves if each.curve == name]
+        if name != "overlap" and held:
+            columns = zip(*((c.rank, c.mean, c.spread, c.n_pairs) for c in held), strict=True)
+            curves.append(CapturedCurve(name, *columns))
+    n = sum(member.n_unstable for member in found.members)
+    return captured_figure(
+        curves, d=row.d_in, rank=rank, n=f"{n:,} unstable features of {len(found.members)} members",
+        fitted="half of a member’s unstable rows",
+    )  # fmt: skip
+
+
+def _spectrum(row: schema.Ensemble, found: Spans) -> Figure | None:
+    held = [member for member in found.members if member.n_equal]
+    if not held:
+        return None
+    names = ("random", "stable", "unstable")
+    values = {name: [getattr(member, f"{name}_values") for member in held] for name in names}
+    ranks = {name: fmean(getattr(member, f"{name}_equal") for member in held) for name in names}
+    return span_spectrum(values, ranks, [member.n_equal for member in held], row.d_in)
+
+
+def _matrix(store: StudyStore, row: schema.Ensemble, asked: SpanFilter, rank: int, pairs: list[PairSpan]) -> Figure:
+    seeds = sorted({pair.seed for pair in pairs})
+    base = f"/s/{store.study.study}/{row.ensemble}/members"
+    links = {(p.seed, p.other): f"{base}?a={p.seed}&b={p.other}" for p in pairs if p.seed != p.other}
+    own = asked.matrix == "energy"  # a span is itself, but does not hold all that it was not fitted on
+    cells = {(p.seed, p.other): getattr(p, asked.matrix) for p in pairs if own or p.seed != p.other}
+    if asked.matrix == "angle":
+        return angle_matrix(seeds, cells, links, rank, unrelated_angle(rank, row.d_in))
+    draw = energy_matrix if own else overlap_matrix
+    return draw(seeds, cells, links, rank, row.d_in)
+
+
+def _pursuit(found: Spans) -> Figure | None:
+    rows = [
+        Residual(
+            r.bucket, r.k, r.mean, r.spread, {"haar": r.haar, "second_moment": r.second_moment}, r.n_pairs, r.n_rows
+        )
+        for r in found.residuals
+    ]
+    return pursuit_residual(rows) if rows else None
+
+
+def _predictability(found: Spans) -> Figure | None:
+    if not found.predictions:
+        return None
+    told = {p.setting: p for p in found.predictions}
+    title = "Does the decoder row say whether a feature is stable?"
+    if {"disjoint", "isotropic_disjoint"} <= told.keys():
+        apart, chance = told["disjoint"], told["isotropic_disjoint"]
+        says = "Something of stability shows" if _is_left(apart, chance) else "Nothing of stability shows"
+        title = f"{says} in the decoder row alone: AUROC {apart.auroc:.2f}, random directions {chance.auroc:.2f}"
+    rows = [Told(p.setting, p.f1, p.f1_spread, p.auroc, p.auroc_spread, p.n_pairs) for p in found.predictions]
+    return prediction_dots(rows, title)

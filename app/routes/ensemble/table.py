@@ -1,0 +1,118 @@
+"""The feature table, its downloads, and a random feature."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from pydantic import Field
+
+from seedscope.app import render
+from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, StudyName, open_ensemble, open_judged
+from seedscope.app.store.missing import Missing
+from seedscope.app.store.table import FeatureRow
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.stability import BUCKETS
+
+router = APIRouter()
+
+
+class TableFilter(Filter):
+    """A page of the table: a filter and a keyset position."""
+
+    after: str | None = None
+    before: str | None = None
+    limit: Annotated[int, Field(ge=1, le=500)] = 50
+
+
+@dataclass(frozen=True)
+class TablePage:
+    """`/s/{study}/{ensemble}/features`: one page of the filtered features with facet counts and exact total."""
+
+    study: schema.Study
+    ensemble: schema.Ensemble
+    filter: dict[str, Any]
+    theta: float
+    epsilon: float
+    rule: str
+    rules: list[str]
+    total: int
+    rows: list[FeatureRow]
+    buckets: dict[str, int]
+    seeds: dict[int, int]
+    triggers: dict[str, int] | None  # of features that fire
+    scores: dict[str, int] | None  # features whose explanation scores at least so much
+    null_rates: dict[str, float]
+    null_p999: dict[str, float]
+    missing: list[Missing]  # what the rows hold None for, among others
+    after: str | None
+    before: str | None
+    nav_filter: Filter
+    nav_rules: dict[str, str]
+    nav_push: str
+
+
+@render.page(router, "/s/{study}/{ensemble}/features", "ensemble/table.html", "features")
+def feature_table(
+    request: Request, study: StudyName, ensemble: EnsembleName, filter: Annotated[TableFilter, Query()]
+) -> TablePage:
+    """Features of all members, filtered and sorted, page by page."""
+    store, row, filter = open_judged(request, study, ensemble, filter)
+    if filter.seed is not None:
+        store.member(ensemble, filter.seed)
+    found = store.features(filter.query(ensemble))
+    rows = found.page(limit=filter.limit + 1, after=filter.after, before=filter.before)
+    more = len(rows) > filter.limit
+    if filter.before:
+        rows = rows[-filter.limit :]
+        has_after, has_before = True, more
+    else:
+        rows = rows[: filter.limit]
+        has_after, has_before = more, filter.after is not None
+    facets = found.facets()
+    base = f"/s/{study}/{ensemble}/features"
+    position = {"limit": filter.limit if filter.limit != 50 else None, "after": filter.after, "before": filter.before}
+    return TablePage(
+        study=store.study,
+        ensemble=row,
+        filter=filter.model_dump(exclude={"v", "embed"}),
+        theta=filter.theta,
+        epsilon=filter.epsilon,
+        rule=filter.rule,
+        rules=store.rules(ensemble),
+        total=found.count(),
+        rows=rows,
+        buckets={b: facets["bucket"].get(b, 0) for b in BUCKETS},
+        seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
+        triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has(ensemble, "activity") else None,
+        scores=found.score_facet() if store.has(ensemble, "explain") else None,
+        null_rates=store.null_rates(ensemble, filter.theta),
+        null_p999=store.null_p999(ensemble),
+        missing=list(store.missing(ensemble).values()),
+        after=found.key(rows[-1]) if rows and has_after else None,
+        before=found.key(rows[0]) if rows and has_before else None,
+        nav_filter=filter,
+        nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_push=render.url(base, **filter.parameters(), **position),
+    )
+
+
+@router.get("/s/{study}/{ensemble}/features.csv", name="features.csv")
+@router.get("/s/{study}/{ensemble}/features.parquet", name="features.parquet")
+def feature_download(
+    request: Request, study: StudyName, ensemble: EnsembleName, filter: Annotated[Filter, Query()]
+) -> Response:
+    """All features that the filter finds, as CSV or Parquet."""
+    store, _, filter = open_judged(request, study, ensemble, filter)
+    if filter.seed is not None:
+        store.member(ensemble, filter.seed)
+    table = store.features(filter.query(ensemble)).download()
+    return render.download(request, table, f"{study}-{ensemble}-features")
+
+
+@router.get("/s/{study}/{ensemble}/random", name="random")
+def random_feature(request: Request, study: StudyName, ensemble: EnsembleName) -> RedirectResponse:
+    """Any feature that is not known to be dead."""
+    store, _ = open_ensemble(request, study, ensemble)
+    seed, feature = store.random_feature(ensemble)
+    return RedirectResponse(f"/s/{study}/{ensemble}/{seed}/{feature}", 303)

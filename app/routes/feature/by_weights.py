@@ -1,0 +1,74 @@
+"""Weights by their digest: an address that stays whatever the study is called, and wherever the SAE stands."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import RedirectResponse, Response
+
+from seedscope.app import render
+from seedscope.app.routes.address import Plain
+from seedscope.app.store.errors import NotFound
+from seedscope.app.store.studies import Studies
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One place where the weights stand."""
+
+    study: str
+    ensemble: str
+    seed: int
+    feature: int
+    digest: str  # of the ensemble: its other members and its matching settings
+    n_comparisons: int
+    hookpoint: str | None
+    address: str  # the permalink
+
+
+@dataclass(frozen=True)
+class WeightsPage:
+    """`/f/{sae_digest}/{feature}`: where one decoder row stands, if in several places."""
+
+    sae_digest: str
+    feature: int
+    holders: list[Holder]
+
+
+@router.get("/f/{sae_digest}/{feature}", name="weights")
+@router.get("/f/{sae_digest}/{feature}.json", name="weights.json")  # registered first, or the other would swallow it
+def weights(request: Request, sae_digest: str, feature: str, address: Annotated[Plain, Query()]) -> Response:
+    """One decoder row of one SAE, wherever it stands: a redirect to its permalink, a list where there are several."""
+    context = WeightsPage(sae_digest, *_find(request.app.state.studies, sae_digest, feature))
+    twin = request.url.path.endswith(".json")
+    if len(context.holders) == 1:
+        (one,) = context.holders
+        page = one.address.replace("?", ".json?", 1) if twin else one.address
+        return RedirectResponse(page + ("&embed=true" if address.embed else ""), 307)
+    return render.as_json(context) if twin else render.respond(request, "feature/by_weights.html", context)
+
+
+def _find(studies: Studies, sae_digest: str, feature: str) -> tuple[int, list[Holder]]:
+    """(feature, every place of it); raises NotFound for weights that no study holds and an index out of range."""
+    found = [(store, *held) for store in studies.all() for held in store.holders(sae_digest)]
+    if not found:
+        names: Any = ", ".join(studies.names()) or "none yet: run `seedscope demo`"
+        raise NotFound("SAE", sae_digest, f"the SAEs of these studies: {names}; their pages show each digest")
+    store, row, member = found[0]
+    index = store.feature(row.ensemble, member.seed, feature).feature  # a digest covers the shape: one for all
+    holders = [
+        Holder(
+            study=store.study.study,
+            ensemble=row.ensemble,
+            seed=member.seed,
+            feature=index,
+            digest=row.digest,
+            n_comparisons=row.n_comparisons,
+            hookpoint=row.hookpoint,
+            address=f"/s/{store.study.study}/{row.ensemble}/{member.seed}/{index}?v={row.digest}",
+        )
+        for store, row, member in found
+    ]
+    return index, holders

@@ -1,0 +1,106 @@
+"""What one feature is worth to the next token, exactly: with and without it in the reconstruction, asked of the live engine."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+
+from seedscope.app import render
+from seedscope.app.live import LiveEngine
+from seedscope.app.routes.address import EnsembleName, Filter, StudyName, open_feature
+from seedscope.app.store.errors import NotFound
+from seedscope.app.store.missing import NO_MODEL
+from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, WINDOWS, LiveQuery
+
+router = APIRouter()
+TIME_LIMIT_S = 120.0  # a model that people run on a CPU needs a while
+N_DRAWS = 2000  # of the bootstrap over windows
+SIZES = (4096, 16384, 65536)
+
+
+class WorthQuery(Filter):
+    """On which evaluation windows, and on about how many tokens; the list filter it came from stays for the links."""
+
+    windows: Annotated[Literal[WINDOWS], Field(description="random ones, or those of its strongest contexts")] = (
+        "random"
+    )
+    tokens: Annotated[int, Field(ge=1, le=MAX_LOSS_TOKENS, description="evaluation tokens, about as many")] = 4096
+
+
+@dataclass(frozen=True)
+class WorthPage:
+    """`/s/{study}/{ensemble}/{seed}/{feature}/loss`: the next-token loss that masking the feature alone adds."""
+
+    study: str
+    ensemble: str
+    seed: int
+    feature: int
+    windows: str
+    tokens: int
+    added_nats: float  # per token that is read
+    added_low: float  # 95 %, bootstrap over windows
+    added_high: float
+    added_where_active_nats: float | None  # per token on which it is active; None where it is silent
+    n_tokens: int
+    n_active: int  # of them
+    n_windows: int
+    n_windows_active: int
+    first_order_nats: float | None  # per token on the tokens that losses were measured on; None where that was not done
+    nav_query: WorthQuery
+    nav_sizes: tuple[int, ...]
+
+
+@render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}/loss", "feature/exact_loss.html", "worth")
+def worth(
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    seed: str,
+    feature: str,
+    asked: Annotated[WorthQuery, Query()],
+) -> WorthPage:
+    """A feature's exact worth: both losses are taken with the reconstruction in place, on the same windows."""
+    store, row, asked, member, found = open_feature(request, study, ensemble, seed, feature, asked)
+    if store.study.synthetic:
+        raise NotFound("loss", f"a feature of {study}", f"none in a synthetic study: {NO_MODEL}")
+    if row.control_of is not None:
+        raise NotFound("loss", f"a feature of {ensemble}", f"one of {row.control_of}: controls run on another model")
+    query = LiveQuery(
+        "loss", study, ensemble, row.folder, tuple(m.seed for m in store.members(ensemble)), seed=member.seed,
+        feature=found.feature, windows=asked.windows, n_tokens=asked.tokens, model=store.study.model_digest or "",
+        tokens=store.study.eval_token_digest or "",
+    )  # fmt: skip
+    engine: LiveEngine = request.app.state.live
+    arrays = engine.answer(query, time_limit_s=TIME_LIMIT_S).arrays
+    added, read, active = arrays["added"], arrays["read"], arrays["active"]
+    low, high = _interval(added, read)
+    n_active = int(active.sum())
+    return WorthPage(
+        study=study,
+        ensemble=ensemble,
+        seed=member.seed,
+        feature=found.feature,
+        windows=asked.windows,
+        tokens=asked.tokens,
+        added_nats=float(added.sum() / read.sum()),
+        added_low=low,
+        added_high=high,
+        added_where_active_nats=float(added.sum() / n_active) if n_active else None,
+        n_tokens=int(read.sum()),
+        n_active=n_active,
+        n_windows=len(read),
+        n_windows_active=int((active > 0).sum()),
+        first_order_nats=found.worth_loss,
+        nav_query=asked,
+        nav_sizes=SIZES,
+    )
+
+
+def _interval(added: np.ndarray, read: np.ndarray) -> tuple[float, float]:
+    """95 % of the ratio of sums, windows drawn with replacement (seed 0)."""
+    drawn = np.random.default_rng(0).integers(0, len(read), (N_DRAWS, len(read)))
+    ratios = added[drawn].sum(1) / np.maximum(read[drawn].sum(1), 1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(low), float(high)

@@ -1,0 +1,111 @@
+"""The nearest features of one feature in any members, searched now by the live engine."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field, field_validator
+
+from seedscope.app import render
+from seedscope.app.live import LiveEngine
+from seedscope.app.routes.address import EnsembleName, Filter, StudyName, open_feature
+from seedscope.app.store.errors import BadValue
+from seedscope.app.store.study import StudyStore
+from seedscope.engine.contract.queries import LiveQuery
+
+router = APIRouter()
+
+
+class NeighboursQuery(Filter):
+    """Where to look, for how many, by which vectors; the list filter it came from stays for the links."""
+
+    members: str = ""
+    k: Annotated[int, Field(ge=1, le=100)] = 3
+    by: Literal["decoder", "encoder"] = "decoder"
+    absolute: bool = False
+
+    @field_validator("members")
+    @classmethod
+    def _numbers(cls, value: str) -> str:
+        if not all(part.strip().isdigit() and len(part.strip()) < 10 for part in value.split(",") if part.strip()):
+            raise ValueError("seeds as numbers with commas between them, such as 0,3; empty for all")
+        return value
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One near feature; `cosine` is of decoder rows or encoder columns, as asked for."""
+
+    seed: int
+    feature: int
+    cosine: float
+    bucket: str
+    dead: bool | None
+    top_tokens: list[str] | None  # None without activity, as is dead
+
+
+@dataclass(frozen=True)
+class NeighboursPage:
+    """`/s/{study}/{ensemble}/{seed}/{feature}/neighbours`: its nearest features, the nearest first in every member."""
+
+    study: str
+    ensemble: str
+    seed: int
+    feature: int
+    by: str
+    k: int
+    members: list[int]
+    absolute: bool
+    neighbours: list[Neighbour]
+    nav_query: NeighboursQuery
+    nav_seeds: list[int]
+    nav_links: dict[str, Any]
+
+
+@render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}/neighbours", "feature/neighbours.html", "neighbours")
+def neighbours(
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    seed: str,
+    feature: str,
+    asked: Annotated[NeighboursQuery, Query()],
+) -> NeighboursPage:
+    """The k nearest features in every member asked for, this feature's own included, by decoder or encoder."""
+    store, row, asked, member, found = open_feature(request, study, ensemble, seed, feature, asked)
+    seeds = [m.seed for m in store.members(ensemble)]
+    chosen = sorted({int(part) for part in asked.members.split(",") if part.strip()})
+    unknown = [s for s in chosen if s not in seeds]
+    if unknown:
+        raise BadValue("members", repr(asked.members), "seeds of this ensemble: " + ", ".join(map(str, seeds)))
+    query = LiveQuery(
+        "neighbours", study, ensemble, row.folder, tuple(seeds), seed=member.seed, feature=found.feature, by=asked.by,
+        k=asked.k, members=tuple(chosen), absolute=asked.absolute,
+    )  # fmt: skip
+    engine: LiveEngine = request.app.state.live
+    return NeighboursPage(
+        study=study,
+        ensemble=ensemble,
+        seed=member.seed,
+        feature=found.feature,
+        by=asked.by,
+        k=asked.k,
+        members=chosen or seeds,
+        absolute=asked.absolute,
+        neighbours=_described(store, ensemble, engine.answer(query).rows(), asked),
+        nav_query=asked,
+        nav_seeds=seeds,
+        nav_links=asked.judgement(),
+    )
+
+
+def _described(store: StudyStore, ensemble: str, rows: list[tuple], asked: NeighboursQuery) -> list[Neighbour]:
+    features = store.features_at(ensemble, [row[:2] for row in rows])
+    described = []
+    for seed, feature, cosine in rows:
+        held = features[seed, feature]
+        tokens = None
+        if store.has(ensemble, "activity"):
+            tokens = [store.tokens[i] for i in held.top_token_ids if i >= 0]
+        described.append(Neighbour(seed, feature, cosine, asked.score(held).bucket, held.dead, tokens))
+    return described

@@ -1,0 +1,172 @@
+"""Home, study and the definitions page."""
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from seedscope.app import render
+from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.tradeoff import TradeOff, trade_off
+from seedscope.app.routes.address import Plain, StudyName, judged_shares
+from seedscope.app.store.missing import Missing
+from seedscope.app.store.pools import EV_KEPT
+from seedscope.app.store.precedence import TELLS
+from seedscope.app.store.span_claim import NEARLY
+from seedscope.app.store.starts import Starts
+from seedscope.app.store.studies import Studies, analysis_of
+from seedscope.app.store.study import StudyStore
+from seedscope.app.store.table import FeatureQuery
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.stability import EPSILON, THETA
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class StudyCard:
+    """A study as the home page lists it."""
+
+    study: schema.Study
+    ensembles: list[schema.Ensemble]
+
+
+@dataclass(frozen=True)
+class WaitingStudy:
+    """A study that was imported and has no results yet."""
+
+    study: str
+    command: str  # that computes and publishes them
+
+
+@dataclass(frozen=True)
+class HomePage:
+    """`/`: the studies under the root."""
+
+    studies: list[StudyCard]
+    waiting: list[WaitingStudy]
+
+
+@dataclass(frozen=True)
+class EnsembleSummary:
+    """An ensemble and its members; shares are of living features where activity is known, else of those with a direction.
+
+    What was not computed is None, and stands in `missing` with the command that adds it.
+    """
+
+    ensemble: schema.Ensemble
+    members: list[schema.Member]
+    n_features: int
+    n_dead: int | None
+    n_undirected: int
+    stable: float
+    middle: float
+    unstable: float
+    ev: float | None
+    l0: float | None
+    missing: list[Missing]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What one command adds to a study."""
+
+    command: str
+    reason: str  # why it is not there
+    results: list[str]
+    ensembles: list[str]  # that lack any of them
+    job: dict[str, str] | None  # what a request for the command says; None where only users know the rest
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """`/s/{study}`: its ensembles and what they stand on."""
+
+    study: schema.Study
+    ensembles: list[EnsembleSummary]
+    additions: list[Addition]
+    has_starts: bool  # whether ensembles differ in constraint, start or preprocessing
+    figure_tradeoff: Figure | None  # where at least two ensembles have EV
+
+
+@dataclass(frozen=True)
+class MethodsPage:
+    """`/methods`: what every number means."""
+
+    theta: float
+    epsilon: float
+    nearly: float  # share of its own span's energy that another seed's keeps where a span carries over
+    tells: float  # AUC from which on a quantity is said to tell features apart
+    ev_kept: float  # that a pool may lose against members trained on as long
+
+
+def _studies(request: Request) -> Studies:
+    return request.app.state.studies
+
+
+@render.page(router, "/", "home.html", "home")
+def home(request: Request, address: Annotated[Plain, Query()]) -> HomePage:
+    """All studies: those with results, and those that wait for theirs."""
+    studies = _studies(request)
+    return HomePage(
+        [StudyCard(store.study, list(store.ensembles.values())) for store in studies.all()],
+        [WaitingStudy(name, analysis_of(name)) for name in studies.waiting()],
+    )
+
+
+@render.page(router, "/methods", "methods.html", "methods")
+def methods(address: Annotated[Plain, Query()]) -> MethodsPage:
+    """Definitions of every number on the pages."""
+    return MethodsPage(THETA, EPSILON, NEARLY, TELLS, EV_KEPT)
+
+
+@render.page(router, "/s/{study}", "study/overview.html", "study")
+def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]) -> StudyPage:
+    """One study: its ensembles, where each comes from, and what it all stands on."""
+    store = _studies(request).get(study)
+    found = [_summary(store, row) for row in store.ensembles.values()]
+    compared = [
+        TradeOff(
+            each.ensemble.ensemble,
+            each.stable,
+            each.ev,
+            f"/s/{study}/{each.ensemble.ensemble}",
+            each.ensemble.control_of is not None,
+            each.ensemble.variant,
+            agrees=each.ensemble.shared_start != "no",
+        )
+        for each in found
+        if each.ev is not None
+    ]
+    tradeoff = trade_off(compared) if len(compared) > 1 else None
+    return StudyPage(store.study, found, _additions(found), Starts(store).is_grid, tradeoff)
+
+
+def _additions(ensembles: list[EnsembleSummary]) -> list[Addition]:
+    """Every command that would add something, once."""
+    found: dict[str, Addition] = {}
+    for each in ensembles:
+        for lack in each.missing:
+            if lack.command:
+                held = found.setdefault(lack.command, Addition(lack.command, lack.reason, [], [], lack.job))
+                held.results.extend({lack.result} - set(held.results))
+                held.ensembles.extend({each.ensemble.ensemble} - set(held.ensembles))
+    return list(found.values())
+
+
+def _summary(store: StudyStore, row: schema.Ensemble) -> EnsembleSummary:
+    counts = store.features(FeatureQuery(row.ensemble, row.theta, row.epsilon)).matched_counts()
+    members = store.members(row.ensemble)
+    activity, ablate = (store.has(row.ensemble, analysis) for analysis in ("activity", "ablate"))
+    return EnsembleSummary(
+        ensemble=row,
+        members=members,
+        n_features=row.n_members * row.d_sae,
+        n_dead=sum(m.n_dead for m in members) if activity else None,
+        n_undirected=sum(m.n_undirected for m in members),
+        **judged_shares(counts),
+        ev=fmean(m.ev for m in members) if ablate else None,
+        l0=fmean(m.l0 for m in members) if activity else None,
+        missing=list(store.missing(row.ensemble).values()),
+    )

@@ -1,0 +1,152 @@
+"""A transformers model with its tokenizer: loaded from a folder or a hub id, refused before it can fail halfway."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from seedscope.engine.activations import model_files
+
+BYTE_TOKEN = re.compile(r"^<0x[0-9A-F]{2}>$")
+
+
+class LanguageModel(NamedTuple):
+    """A language model with its tokenizer, in evaluation mode."""
+
+    network: nn.Module
+    tokenizer: object  # None where the folder holds none: then only token ids can be read
+    name: str
+    digest: str  # 16 hex digits over the parameters
+    causal: bool = True  # False: every token sees all others, so there is no next-token loss to measure
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are 0 to this number less one: the rows of the embedding."""
+        return self.network.get_input_embeddings().weight.shape[0]
+
+
+def load_model(path: str, *, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Load a causal or encoder-only language model and its tokenizer from a folder or a hub id.
+
+    Nothing of the folder is executed. Raises ValueError, before weights are read where that is possible, for: no folder,
+    no config.json, a model type that transformers does not know, an encoder-decoder, weights that are missing,
+    truncated or do not belong to the architecture, and a model that does not fit into memory.
+    """
+    import transformers  # seconds to import, needed only here
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder = model_files.local_folder(path)
+    config = _config(path)
+    causal = _is_causal(config)
+    of_its_own = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+    factory = transformers.AutoModelForCausalLM if causal else of_its_own
+    files = model_files.weight_files(folder) if folder else []
+    model_files.require_memory(path, model_files.n_parameters(files) or _n_parameters(config), dtype.itemsize)
+    try:
+        network, info = factory.from_pretrained(str(folder or path), dtype=dtype, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise ValueError(f"the weights of {path!r} do not fit its config.json or cannot be read: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{path!r} lacks {len(missing)} weights of a {type(network).__name__} ({', '.join(missing[:3])}): they would "
+            "be random; save the model with the class its config.json names under architectures"
+        )
+    network.eval()
+    return LanguageModel(network, _tokenizer(path, folder), Path(path).name, _digest(network), causal)
+
+
+def _config(path: str) -> object:
+    from transformers import AutoConfig, __version__
+
+    try:
+        config = AutoConfig.from_pretrained(str(Path(path).expanduser()), trust_remote_code=False)
+    except OSError as error:
+        raise ValueError(
+            f"found no language model at {path!r}, expected a folder written by save_pretrained or a hub id ({error})"
+        ) from error
+    except (ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"transformers {__version__} does not know the model type of {path!r}; upgrade transformers, or name a known "
+            f"model_type in its config.json ({first})"
+        ) from error
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{path!r} is an encoder-decoder ({config.model_type}), expected a causal or an encoder-only model"
+        )
+    return config
+
+
+def _is_causal(config: object) -> bool:
+    """Some families serve as both; there the config's is_decoder says which."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    return type(config) not in MODEL_FOR_MASKED_LM_MAPPING or bool(getattr(config, "is_decoder", False))
+
+
+def _n_parameters(config: object) -> int:
+    """Of the model that a config describes, without allocating it."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
+
+
+def _tokenizer(path: str, folder: Path | None) -> object:
+    from transformers import AutoTokenizer
+
+    if folder and not any((folder / name).is_file() for name in model_files.TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(folder or path), trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise ValueError(f"the tokenizer of {path!r} cannot be read: {error}; copy its files again") from error
+
+
+def randomised(model: LanguageModel, *, seed: int = 0) -> LanguageModel:
+    """The same architecture with the weights of a new initialisation: what its features show is not learned.
+
+    The control of paper A: explanations can score high even there.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = type(model.network)(model.network.config)
+    network = network.to(model.network.dtype).to(model.network.device).eval()
+    return model._replace(network=network, name=f"{model.name} with random weights", digest=_digest(network))
+
+
+@torch.no_grad()
+def _digest(network: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for name, parameter in sorted(network.named_parameters()):
+        sha.update(f"{name}:{tuple(parameter.shape)}".encode())
+        sha.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]
+
+
+def token_texts(model: LanguageModel) -> list[str]:
+    """What each token id looks like: its text, `<0xE2>` style where it is a fragment of a character, else `<17>`."""
+    tokenizer = model.tokenizer
+    n_known = len(tokenizer) if tokenizer else 0
+    texts = tokenizer.batch_decode([[i] for i in range(n_known)], clean_up_tokenization_spaces=False) if n_known else []
+    known = [text if "\ufffd" not in text else _byte_text(tokenizer, i) for i, text in enumerate(texts)]
+    return known + [f"<{i}>" for i in range(n_known, model.vocabulary)]
+
+
+def _byte_text(tokenizer: object, token: int) -> str:
+    """A fragment as its bytes: byte-level alphabets map bytes to printable characters, others spell `<0xE2>` themselves."""
+    raw = tokenizer.convert_ids_to_tokens(token)
+    if BYTE_TOKEN.match(raw):
+        return raw
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    to_byte = {char: byte for byte, char in bytes_to_unicode().items()}
+    return "".join(f"<0x{to_byte[c]:02X}>" if c in to_byte else c for c in raw)

@@ -1,0 +1,95 @@
+"""What differs between the ensembles of a study, and which of them differ in nothing else. Standard library only."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
+from seedscope.engine.contract.schema import Ensemble
+
+_BLOCK = re.compile(r"(.*?)(\d+)(\D*)")  # the last number of a hook point is its layer
+_NAMES = {"n_tokens": "tokens"}
+PLACES = ("site", "hookpoint")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Ensembles that differ in one setting."""
+
+    name: str
+    points: tuple[tuple[int | float | str, str], ...]  # (value, ensemble) in the order of values
+    rest: dict[str, Any]  # what is equal among them and differs between such sets
+
+
+def settings(row: Ensemble) -> dict[str, Any]:
+    """How an ensemble was made, as far as it is known; an l1 that was found for an L0 is a result of it, not a setting."""
+    recipe = json.loads(row.recipe) if row.recipe else {}
+    if recipe and row.variant in VARIANTS:  # what a recipe does not name has its default
+        plain = TrainConfig(variant=row.variant)
+        recipe = {name: getattr(plain, name) for name in plain.uses if name != "seeds"} | recipe
+    if "l0" in recipe:
+        recipe.pop("l1", None)
+    found = {_NAMES.get(name, name): value for name, value in recipe.items()}
+    known = {
+        "variant": row.variant,
+        "d_sae": row.d_sae,
+        "k": row.k,
+        "tokens": row.train_tokens,
+        "members": row.n_members,
+    }
+    found |= {name: value for name, value in known.items() if name not in found or name == "variant"}
+    place = _BLOCK.fullmatch(row.hookpoint or "")
+    found |= {"layer": int(place[2]), "site": place[1] + "N" + place[3]} if place else {"hookpoint": row.hookpoint}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def value_of(row: Ensemble, name: str) -> int | float | str | None:
+    """One setting of an ensemble; lists as text; None where it has none."""
+    value = settings(row).get(name)
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def factors(rows: Sequence[Ensemble]) -> dict[str, list[Factor]]:
+    """{setting: the sets of ensembles in which it alone differs}, of settings that are numbers and of hook points.
+
+    Controls are left out, and ensembles with an anchor, whose members do not share their recipe.
+    """
+    held = {row.ensemble: settings(row) for row in rows if row.control_of is None and row.anchor is None}
+    names = list(
+        dict.fromkeys(name for one in held.values() for name in one if name in PLACES or _is_number(one[name]))
+    )
+    found: dict[str, list[Factor]] = {}
+    for name in names:
+        groups: dict[str, list[tuple[Any, str]]] = {}
+        for ensemble, one in held.items():
+            if name in one:
+                rest = {key: value for key, value in one.items() if key != name}
+                groups.setdefault(json.dumps(rest, sort_keys=True), []).append((one[name], ensemble))
+        sets = [(json.loads(rest), points) for rest, points in groups.items()]
+        sets = [(rest, points) for rest, points in sets if len({json.dumps(value) for value, _ in points}) > 1]
+        if not sets:
+            continue
+        differing = {
+            key for rest, _ in sets for key in rest if any(rest.get(key) != other.get(key) for other, _ in sets)
+        }
+        found[name] = [
+            Factor(name, _ordered(points), {key: rest[key] for key in sorted(differing) if key in rest})
+            for rest, points in sets
+        ]
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _ordered(points: list[tuple[Any, str]]) -> tuple[tuple[int | float | str, str], ...]:
+    numbers = all(_is_number(value) for value, _ in points)
+    shown = (
+        points
+        if numbers
+        else [(value if isinstance(value, str) else json.dumps(value), name) for value, name in points]
+    )
+    return tuple(sorted(shown))

@@ -1,0 +1,281 @@
+"""Explanations of an ensemble's features, from what its activity left behind: contexts are drawn, the model is not needed.
+
+Every explainer leaves a part of its own beside the analyses: `explain` of the token rules, `explain-..` of others.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seedscope.engine.activations.tokens import TokenSet, load_tokens
+from seedscope.engine.explanations import rule_search
+from seedscope.engine.explanations.answer_log import Answers
+from seedscope.engine.explanations.chat import NOT_ASKED, Prices, Refused, Server
+from seedscope.engine.explanations.conditions import Reading
+from seedscope.engine.explanations.explanation import HALVES, KINDS, Examples, Explanation, as_arrays, from_arrays
+from seedscope.engine.explanations.language_model import NO_CONTEXT, Estimate, Plan, estimate, explain_with
+from seedscope.engine.matching.buckets import judge
+from seedscope.engine.progress import Progress
+from seedscope.engine.store import catalogue
+from seedscope.engine.store.parts import VERSION, Part, Parts
+from seedscope.engine.studies.evaluator import Evaluation, measured_from, read_evaluation
+
+ANALYSIS = "explain"
+ANSWERS = "answers.jsonl"  # of language models, in the study's folder: what was paid for
+IMPORTED = "imported"  # origin of parts with explanations that others made
+
+
+def examples_of(held: Mapping[str, np.ndarray]) -> Examples:
+    """The examples that one member's activity holds."""
+    return Examples(*(held[name] for name in _EXAMPLES))
+
+
+_EXAMPLES = [f"example_{name}" for name in Examples._fields]
+
+
+def explain_by_rules(
+    parts: Parts,
+    ensemble: catalogue.Ensemble,
+    activity: Part,
+    tokens: TokenSet,
+    texts: Sequence[str],
+    measured: dict[str, Any],
+    progress: Progress,
+) -> None:
+    """Token rules of every living feature, unless they were found before."""
+    about = measured | {"explainer": rule_search.NAME, "explainer_version": rule_search.VERSION}
+    if parts.find(ANALYSIS, **about):
+        return
+    with progress.stage(f"{ensemble.name}: token rules", "features") as report, parts.write(ANALYSIS, about) as put:
+        reading = None
+        for index, seed in enumerate(ensemble.seeds):
+            held = activity.read(seed, "n_active", "left_out", *_EXAMPLES)
+            reading = reading or Reading(tokens._replace(left_out=held["left_out"]), texts)  # the same for all members
+            n, total = len(held["n_active"]), len(held["n_active"]) * len(ensemble.seeds)
+            found = rule_search.explain_member(
+                examples_of(held), tokens, texts, n, reading=reading,
+                report=lambda done, _, before=index * n, total=total: report(before + done, total),
+            )  # fmt: skip
+            put(seed, as_arrays(found))
+
+
+def part_name(explainer: str) -> str:
+    """The name of the part that holds an explainer's explanations."""
+    if explainer == rule_search.NAME:
+        return ANALYSIS
+    plain = re.sub(r"[^a-z0-9]+", "-", explainer.lower()).strip("-")[:40]
+    return f"{ANALYSIS}-{plain}-{hashlib.sha256(explainer.encode()).hexdigest()[:8]}"
+
+
+def explanations(parts: Parts, **must: Any) -> list[Part]:
+    """Every explainer's part that was made from the same as `must` says; the token rules first."""
+    names = [name for name in parts.analyses() if name == ANALYSIS or name.startswith(f"{ANALYSIS}-")]
+    return [found for name in names if (found := parts.find(name, **must))]
+
+
+def keep(
+    parts: Parts,
+    explainer: str,
+    about: dict[str, Any],
+    found: Mapping[int, Sequence[Explanation]],
+    *,
+    replace: bool = False,
+) -> None:
+    """Put explanations by one explainer, {seed: one per feature}, beside those that its part of the same `about` holds.
+
+    Of two of one feature the new one stays; without `replace` not where it lacks what the former has: a success is never
+    replaced by a failure.
+    """
+    name, about = part_name(explainer), about | {"explainer": explainer}
+    former = parts.find(name, **about)
+    with_former = {seed: from_arrays(former.read(seed)) for seed in former.seeds} if former else {}
+    with parts.write(name, about) as put:
+        for seed in sorted({*with_former, *found}):
+            best = {each.feature: each for each in with_former.get(seed, ())}
+            for each in found.get(seed, ()):
+                if replace or each.feature not in best or _success(each) >= _success(best[each.feature]):
+                    best[each.feature] = each
+            put(seed, as_arrays(best[feature] for feature in sorted(best)))
+
+
+def _success(explanation: Explanation) -> tuple[bool, int]:
+    """How much there is of an explanation: a text, and scores."""
+    return explanation.text is not None, sum(score.value is not None for score in explanation.scores)
+
+
+class Outcome(NamedTuple):
+    """What became of the features that a language model was asked about."""
+
+    n_features: int
+    n_explained: int  # with every score that there are contexts for
+    n_bare: int  # too few contexts to explain or to score: another run would not mend that
+    failures: Counter[str]  # {reason: features}: of all others
+
+    @property
+    def n_failed(self) -> int:
+        """Features that another run asks about again."""
+        return sum(self.failures.values())
+
+
+class _Subjects(NamedTuple):
+    """One ensemble as a language model is asked about it."""
+
+    ensemble: catalogue.Ensemble
+    parts: Parts
+    activity: Part
+    measured: dict[str, Any]
+    chosen: dict[int, list[int]]  # features by seed
+
+
+class Interpretation:
+    """A study's features explained and scored by a language model; raises ValueError where activity is missing.
+
+    Without `limit` every living feature is asked about; with it that many of each ensemble, drawn (seed 0) in turn from
+    stable, unstable and middle ones, so that a larger limit adds to a smaller one; those that nothing can be shown of last.
+    """
+
+    def __init__(
+        self,
+        study: Path,
+        server: Server,
+        *,
+        limit: int | None = None,
+        plan: Plan | None = None,
+        prices: Prices | None = None,
+    ) -> None:
+        held = catalogue.read(study)
+        evaluation, tokens = read_evaluation(study), load_tokens(study / "parts")
+        if evaluation is not None and evaluation.model is None:
+            raise ValueError(
+                f"{study.name} is a synthetic study: its samples are no text that a language model could read; explain a study "
+                "of a language model's SAEs"
+            )
+        way_out = f"measure activity first: seedscope analyze {study.name} --only activity"
+        if held is None or evaluation is None or tokens is None or tokens.digest != evaluation.token_digest:
+            raise ValueError(
+                f"found no evaluation tokens in {study}, which contexts are shown from; {way_out} --model DIR_OR_ID "
+                "--tokens FILES"
+            )
+        self._study, self._server, self._plan, self._prices = study, server, plan, prices
+        self._tokens, self._texts = tokens, list(evaluation.texts)
+        self._subjects = [
+            found for each in held.ensembles if (found := _subjects(study, held, each, evaluation, limit))
+        ]
+        if not self._subjects:
+            raise ValueError(f"no ensemble of {study.name} has activity on its present tokens, and matches; {way_out}")
+        if not self.n_features:
+            raise ValueError(
+                f"no feature of {study.name} is alive on its evaluation tokens; there is nothing to explain"
+            )
+
+    @property
+    def n_features(self) -> int:
+        """Features that are asked about."""
+        return sum(len(each) for subject in self._subjects for each in subject.chosen.values())
+
+    def estimate(self) -> Estimate:
+        """What is still to be asked of the server; asks nothing."""
+        with Answers(self._study / ANSWERS) as cache:
+            found = [
+                estimate(self._server, *asked, **self._options(digest, cache)) for _, _, digest, asked in self._asked()
+            ]
+        cost = None if self._prices is None else sum(each.cost for each in found)
+        numbers = (sum(column) for column in zip(*(each[:4] for each in found), strict=True))
+        return Estimate(*numbers, found[0].counted, cost)
+
+    def run(self, progress: Progress) -> Outcome:
+        """Ask, and keep what comes as parts, member by member; once the server is given up, nothing more is asked.
+
+        What a former run asked costs nothing again. Ctrl-C and llm.Refused, where the server takes no question, are raised
+        after what was answered until then was kept.
+        """
+        explained: list[Explanation] = []
+        with Answers(self._study / ANSWERS) as cache:
+            for subject, seed, digest, asked in self._asked():
+                options = self._options(digest, cache)
+                about = subject.parts, self._server.explainer, subject.measured
+                try:
+                    stage = f"{subject.ensemble.name}: seed {seed}"
+                    found = explain_with(self._server, *asked, **options, progress=progress, stage=stage)
+                except (KeyboardInterrupt, Refused):
+                    quiet = Progress(quiet=True)
+                    known = explain_with(self._server, *asked, **options, progress=quiet, asking=False)
+                    if known := [each for each in known if each.text is not None]:
+                        keep(*about, {seed: known})
+                    raise
+                explained += found
+                if told := [each for each in found if not (each.failure or "").startswith(NOT_ASKED)]:
+                    keep(*about, {seed: told})
+                if any(NOT_ASKED in (failure or "") for each in found for failure in _failures(each)):
+                    break
+        return _outcome(explained, self.n_features)
+
+    def _asked(self) -> Iterator[tuple[_Subjects, int, str, tuple]]:
+        for subject in self._subjects:
+            for member in subject.ensemble.members:
+                if chosen := subject.chosen[member.seed]:
+                    held = subject.activity.read(member.seed, "left_out", *_EXAMPLES)
+                    tokens = self._tokens._replace(left_out=held["left_out"])
+                    yield subject, member.seed, member.digest, (examples_of(held), tokens, self._texts, chosen)
+
+    def _options(self, digest: str, cache: Answers) -> dict[str, Any]:
+        return {"digest": digest, "cache": cache, "plan": self._plan, "prices": self._prices}
+
+
+def _subjects(
+    study: Path, plan: catalogue.Study, ensemble: catalogue.Ensemble, evaluation: Evaluation, limit: int | None
+) -> _Subjects | None:
+    parts, measured = Parts(study, ensemble.name), measured_from(ensemble, evaluation)
+    activity, match = (
+        parts.find("activity", **measured),
+        parts.find("match", version=VERSION, saes=measured["saes"]),
+    )
+    if activity is None or match is None:
+        return None
+    rng, places = np.random.default_rng(0), []  # (seed, feature), in the order in which they are asked about
+    for queues in _by_bucket(ensemble, activity, match, plan):
+        drawn = [[members[i] for i in rng.permutation(len(members))] for members in queues.values()]
+        for turn in range(max(map(len, drawn))):
+            places += [queue[turn] for queue in drawn if turn < len(queue)]
+    chosen: dict[int, list[int]] = {seed: [] for seed in ensemble.seeds}
+    for seed, feature in places[:limit]:
+        chosen[seed].append(feature)
+    return _Subjects(ensemble, parts, activity, measured, {s: sorted(each) for s, each in chosen.items()})
+
+
+def _by_bucket(
+    ensemble: catalogue.Ensemble, activity: Part, match: Part, plan: catalogue.Study
+) -> tuple[dict[str, list[tuple[int, int]]], ...]:
+    """{bucket: living features as (seed, feature)}: those that there is something to show of, and the others."""
+    found = tuple({bucket: [] for bucket in ("stable", "unstable", "middle")} for _ in range(2))
+    for seed, (buckets, n_active) in zip(ensemble.seeds, judge(plan, ensemble, match, activity), strict=True):
+        held = activity.read(seed, *_EXAMPLES[:3])
+        is_shown = (held["example_half"] == HALVES.index("shown")) & (held["example_kind"] == KINDS.index("active"))
+        shown = np.isin(np.arange(len(n_active)), held["example_feature"][is_shown])
+        for queues, such in zip(found, (shown, ~shown), strict=True):
+            for bucket, members in queues.items():
+                members += [(seed, int(feature)) for feature in np.flatnonzero((buckets == bucket) & such)]
+    return found
+
+
+def _failures(explanation: Explanation) -> list[str]:
+    return [each for each in (explanation.failure, *(score.failure for score in explanation.scores)) if each]
+
+
+def _outcome(explained: Sequence[Explanation], n_features: int) -> Outcome:
+    """Counted by the first failure that another run might mend; features that were never come to are failures too."""
+    n_whole, n_bare, failures = 0, 0, Counter()
+    for each in explained:
+        found = _failures(each)
+        if mendable := [failure for failure in found if NO_CONTEXT not in failure]:
+            failures[mendable[0].split("without an answer: ")[-1]] += 1
+        else:
+            n_whole, n_bare = n_whole + (not found), n_bare + bool(found)
+    if n_never := n_features - len(explained):
+        failures[f"{NOT_ASKED}the server was given up"] += n_never
+    return Outcome(n_features, n_whole, n_bare, failures)

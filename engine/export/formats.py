@@ -1,0 +1,46 @@
+"""What users take away: a study's results in one folder, whole or not there, described by a manifest.
+
+parquet: everything, restorable (engine.export.restore). json: the pages' JSON, a line per feature. neuronpedia: the layout that
+Neuronpedia imports. saelens: a folder per SAE that SAELens loads. delphi: explanations alone.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from seedscope.engine.export import delphi, jsonlines, manifest, neuronpedia, parquet, saelens
+from seedscope.engine.export.open_study import Opened, opened
+from seedscope.engine.progress import Report
+from seedscope.engine.store.staged import staged
+
+FORMATS: dict[str, Callable[[Opened, Path, Report], dict[str, str]]] = {
+    "parquet": parquet.write, "json": jsonlines.write, "neuronpedia": neuronpedia.write, "saelens": saelens.write,
+    "delphi": delphi.write,
+}  # fmt: skip
+
+
+def export(
+    root: Path,
+    study: str,
+    folder: Path,
+    *,
+    format: str = "parquet",
+    report: Report = lambda done, total: None,
+) -> list[Path]:
+    """Write the published results of a study into a new folder; returns its files.
+
+    Memory: about one member of the largest ensemble. Raises ValueError for a study that is not there, a folder that holds
+    something, an SAE that is gone or changed, and what the format cannot express; then nothing is left behind.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
+    _require_empty(folder)
+    with opened(root, study) as held, staged(folder) as target:
+        left_out = FORMATS[format](held, target, report)
+        manifest.write(target, held, format, left_out)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        held = "has files in it" if folder.is_dir() else "is a file"
+        raise ValueError(f"{folder} {held}, expected a new or empty folder; name another one, or empty it")

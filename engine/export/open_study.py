@@ -1,0 +1,158 @@
+"""A published study as exports read it: its rows part by part, its plan, its SAE files checked against their digests."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from seedscope.engine.contract import schema
+from seedscope.engine.saes import sae
+from seedscope.engine.store import catalogue
+from seedscope.engine.store.database import Reader, published
+
+CONTEXTS_EACH = 50  # that a feature has at most, near enough
+
+
+class SaeFile(NamedTuple):
+    """One SAE's own file."""
+
+    ensemble: str
+    seed: int
+    digest: str
+    source: str | None  # the path that it was imported from
+    file: str  # relative to the study's folder
+
+
+class Part(NamedTuple):
+    """Consecutive features of one member."""
+
+    ensemble: schema.Ensemble
+    member: schema.Member
+    others: np.ndarray  # seeds of the comparisons, in the order of every list column
+    features: pa.Table
+    matches: pa.Table
+
+    @property
+    def numbers(self) -> range:
+        """The features' indices."""
+        first = self.features["feature"][0].as_py()
+        return range(first, first + len(self.features))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One published study, held open."""
+
+    folder: Path
+    store_name: str
+    built_from: str
+    plan: catalogue.Study | None
+    store: Reader
+
+    @cached_property
+    def study(self) -> schema.Study:
+        return self.store.rows(schema.Study)[0]
+
+    @cached_property
+    def ensembles(self) -> list[schema.Ensemble]:
+        return self.store.rows(schema.Ensemble)
+
+    @cached_property
+    def members(self) -> dict[str, list[schema.Member]]:
+        """{ensemble: members in seed order}."""
+        return {row.ensemble: self.store.rows(schema.Member, ensemble=row.ensemble) for row in self.ensembles}
+
+    @property
+    def n_members(self) -> int:
+        return sum(len(members) for members in self.members.values())
+
+    @cached_property
+    def texts(self) -> pa.Array:
+        """The text of every token id."""
+        held = self.store.table(schema.Token)
+        texts = np.full(max(held["id"].to_pylist(), default=-1) + 1, "", object)
+        texts[held["id"].to_numpy()] = held["text"].to_pylist()
+        return pa.array(texts, pa.string())
+
+    @cached_property
+    def documents(self) -> dict[int, str]:
+        return {row.id: row.name for row in self.store.rows(schema.Document)}
+
+    def parts(self, ensemble: schema.Ensemble, member: schema.Member, *, n_rows: int) -> Iterator[Part]:
+        """A member's features in order, as many at a time as have about `n_rows` comparisons and contexts."""
+        step = max(n_rows // (ensemble.n_comparisons + CONTEXTS_EACH), 1)
+        others = [other.seed for other in self.members[ensemble.ensemble] if other != member]
+        for first in range(0, ensemble.d_sae, step):
+            where = {"ensemble": ensemble.ensemble, "seed": member.seed, "feature": range(first, first + step)}
+            features, matches = (self.store.table(table, **where) for table in (schema.Feature, schema.Match))
+            yield Part(ensemble, member, np.array(others, np.int32), features, matches)
+
+    def contexts(self, part: Part) -> pa.Table:
+        """The contexts of a part's features."""
+        where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
+        return self.store.table(schema.Context, **where)
+
+    def saes(self, ensemble: schema.Ensemble) -> list[SaeFile]:
+        """The SAEs of an ensemble, in seed order."""
+        return [
+            SaeFile(ensemble.ensemble, m.seed, m.sae_digest, m.source, sae_file(ensemble.folder, m.seed))
+            for m in self.members[ensemble.ensemble]
+        ]
+
+    def all_saes(self) -> list[SaeFile]:
+        """Every SAE that the store names, and then those that the plan alone names."""
+        found = {one.file: one for row in self.ensembles for one in self.saes(row)}
+        for each in self.plan.ensembles if self.plan else ():
+            for m in each.members:
+                file = sae_file(each.folder, m.seed)
+                found.setdefault(file, SaeFile(each.name, m.seed, m.digest, m.source, file))
+        return list(found.values())
+
+    def read_sae(self, found: SaeFile) -> sae.SAE:
+        """One SAE; raises ValueError where its file is missing or is not the one that the study was computed on."""
+        path = self.folder / inside(found.file)
+        member, _ = sae.read(path)
+        if member.digest(0) != found.digest:
+            raise ValueError(
+                f"{path} has the digest {member.digest(0)}, the study was computed on {found.digest}; put the former file "
+                f"back, or compute the study again with: seedscope analyze {self.folder.name}"
+            )
+        return member
+
+
+def sae_file(folder: str, seed: int) -> str:
+    """The path of a member's SAE within its study."""
+    return f"{folder}/seed-{seed}.safetensors"
+
+
+def inside(path: str) -> PurePosixPath:
+    """A relative path that stays in its folder; raises ValueError for any other."""
+    found = PurePosixPath(path)
+    if found.is_absolute() or ".." in found.parts or not found.parts:
+        raise ValueError(
+            f"{path!r} leads out of its folder, expected a path within it; the study or export was tampered with"
+        )
+    return found
+
+
+@contextmanager
+def opened(root: Path, study: str) -> Iterator[Opened]:
+    """The published study of a name; raises ValueError naming those there are, and what is wrong with this one."""
+    folder = root / study
+    found = None if schema.name_problem(study) else published(folder)
+    if found is None:
+        there = sorted(path.parent.name for path in root.glob(f"*/{schema.CURRENT}"))
+        there = [name for name in there if not schema.name_problem(name)]  # not what is being imported
+        if not schema.name_problem(study) and (folder / catalogue.FILE).is_file():
+            raise ValueError(f"study {study} has no results yet; compute them with: seedscope analyze {study}")
+        raise ValueError(
+            f"found no study {study!r} under {root}, there is {', '.join(there) or 'none; build one with: seedscope demo'}"
+        )
+    plan = catalogue.read(folder)
+    with Reader(folder / found[0]) as store:
+        yield Opened(folder, *found, plan, store)

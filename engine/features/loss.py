@@ -1,0 +1,219 @@
+"""Next-token loss with a reconstruction in place of the activations at a hook point.
+
+Spliced is what counts: BOS and padding keep the model's own activations. The loss of a window is read at the spliced
+positions whose next token is real. Beside every spliced loss stand the model's own and that with zeros in place; loss
+recovered = (zero - spliced) / (zero - own), 1 for a perfect reconstruction (METHOD of this project).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from seedscope.engine.activations.harvest import hook_module, stream
+from seedscope.engine.activations.model import LanguageModel
+from seedscope.engine.activations.tokens import PADDING, TokenSet
+from seedscope.engine.features.ablation import spread
+from seedscope.engine.saes.sae import SAE, Codes
+
+WINDOWS_AT_ONCE = 8
+LONG = 3e13  # multiply-adds on a CPU that a loss takes unasked at most: minutes on two cores
+
+
+class MaskedLoss(NamedTuple):
+    """Next-token loss with one kind of mask of one size: mean and spread over random draws, nats per token."""
+
+    mask: str
+    n_masked: int
+    loss: float
+    loss_sd: float
+
+
+class Losses(NamedTuple):
+    """What one member's reconstruction costs the model, nats per token."""
+
+    own: float  # the model itself
+    spliced: float
+    zero: float  # zeros in place of the activations
+    n_tokens: int  # whose prediction was read
+    attributed: Float[np.ndarray, " d_sae"]  # loss that masking each feature alone adds, to first order
+
+
+def takes_long(model: LanguageModel, n_passes: int, n_tokens: int) -> bool:
+    """Whether so many passes over so many tokens are more than anybody waits for unasked."""
+    work = n_passes * n_tokens * sum(parameter.numel() for parameter in model.network.parameters())
+    return model.network.device.type == "cpu" and work > LONG
+
+
+class Splice:
+    """A model over some windows, whose activations at one hook point can be replaced.
+
+    Raises ValueError for models without a next-token loss, and where the hook point does not pass one row per token.
+    """
+
+    def __init__(self, model: LanguageModel, tokens: TokenSet, hookpoint: str) -> None:
+        if not model.causal:
+            raise ValueError(
+                f"{model.name} sees all tokens at once, so it has no next-token loss; expected a causal model"
+            )
+        self._model, self._tokens = model, tokens
+        self._module, self._is_input = hook_module(model, hookpoint)
+        self._counted = torch.from_numpy(tokens.counted)
+        self._ids = torch.from_numpy(tokens.ids).long()
+        following = torch.zeros_like(self._counted)
+        following[:, :-1] = self._ids[:, 1:] != PADDING
+        self._read = self._counted & following
+        self.n_tokens = int(self._read.sum())
+        self.device = model.network.device
+
+    def own(self) -> Float[Tensor, " tokens"]:
+        """The model's own loss at every position that is read."""
+        return torch.cat([loss.detach().cpu() for _, _, loss in self._run(None)])
+
+    def spliced(self, member: SAE) -> float:
+        """Mean loss with the reconstruction of an ensemble of one in place, nats per token."""
+        with torch.no_grad():
+            return float(self.losses(lambda rows: member(rows)[:, 0]).double().mean())
+
+    def losses(self, replaced: Callable[[Tensor], Tensor]) -> Float[Tensor, " tokens"]:
+        """The loss at every position that is read with `replaced(rows)` spliced in; rows are (tokens, d_in)."""
+        return torch.cat([loss.detach().cpu() for _, _, loss in self._run(replaced)])
+
+    def gradients(self, replaced: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(rows, d loss / d replaced) of consecutive batches, of the loss summed over all positions that are read."""
+        for rows, spliced, loss in self._run(replaced, gradient=True):
+            (gradient,) = torch.autograd.grad(loss, spliced, torch.ones_like(loss))
+            yield rows, gradient
+
+    def _run(
+        self, replaced: Callable[[Tensor], Tensor] | None, *, gradient: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(rows at the hook point, what was spliced in, losses) batch by batch."""
+        device = self._model.network.device
+        for first in range(0, len(self._ids), WINDOWS_AT_ONCE):
+            window = slice(first, first + WINDOWS_AT_ONCE)
+            ids, keep, read = (tensor[window].to(device) for tensor in (self._ids, self._counted, self._read))
+            seen: dict[str, Tensor] = {}
+
+            def exchange(value: Tensor, keep: Tensor = keep, seen: dict[str, Tensor] = seen) -> Tensor:
+                seen["rows"] = value.detach()[keep]
+                if replaced is None:
+                    return value
+                with torch.no_grad():
+                    new = replaced(seen["rows"].float())
+                seen["spliced"] = new.detach().requires_grad_(gradient)
+                out = value.detach().clone()
+                out[keep] = seen["spliced"].to(out.dtype)
+                return out
+
+            with torch.set_grad_enabled(gradient), self._exchanged(exchange):
+                logits = self._model.network(ids.clamp_min(0), use_cache=False).logits.float()
+                at, to = read[:, :-1], ids[:, 1:]
+                loss = torch.nn.functional.cross_entropy(logits[:, :-1][at], to[at], reduction="none")
+            yield seen["rows"].float(), seen.get("spliced", seen["rows"]), loss
+
+    @contextmanager
+    def _exchanged(self, exchange: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """The model with `exchange` between what passes at the hook point and what comes behind it."""
+
+        def first_of(value: object) -> object:
+            return exchange(value) if isinstance(value, Tensor) else (exchange(value[0]), *value[1:])
+
+        def on_input(_module: object, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+            if inputs:
+                return (exchange(inputs[0]), *inputs[1:]), named
+            return inputs, named | {"hidden_states": exchange(named["hidden_states"])}
+
+        def on_output(_module: object, _inputs: tuple, output: object) -> object:
+            return first_of(output)
+
+        if self._is_input:
+            handle = self._module.register_forward_pre_hook(on_input, with_kwargs=True)
+        else:
+            handle = self._module.register_forward_hook(on_output)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def attributed_loss(splice: Splice, member: SAE) -> Float[np.ndarray, " d_sae"]:
+    """Next-token loss in nats per token when each feature alone is masked, to first order: -sum_t w_i d_i . dL/dx_hat.
+
+    `member` is one SAE (n_members 1); w_i is what multiplies its decoder row (SAE.coefficients). One forward and one
+    backward pass for all features together.
+    """
+    total = torch.zeros(member.d_sae, dtype=torch.float64)
+    decoder = member.W_dec.detach()[0]
+    for rows, gradient in splice.gradients(lambda rows: member(rows)[:, 0]):
+        codes = member.encode(rows)
+        weights, index = member.coefficients(codes)[:, 0], codes.indices[:, 0]
+        along = torch.bmm(decoder[index], gradient[:, :, None])[..., 0]
+        total.index_add_(0, index.flatten().cpu(), -(weights * along).double().flatten().cpu())
+    return (total / splice.n_tokens).numpy()
+
+
+class ExactLoss(NamedTuple):
+    """What masking one feature adds to the loss, window by window."""
+
+    added: Float[np.ndarray, " windows"]  # nats, summed over the tokens that are read; 0 where the feature is silent
+    read: Int[np.ndarray, " windows"]  # tokens whose prediction is read
+    active: Int[np.ndarray, " windows"]  # tokens on which the feature is active
+
+
+def exact_loss(model: LanguageModel, tokens: TokenSet, hookpoint: str, member: SAE, feature: int) -> ExactLoss:
+    """The next-token loss with one feature masked against the whole reconstruction, both spliced in.
+
+    Cost: the model up to the hook point on all windows, and two whole passes over those in which the feature is active.
+    """
+    counted, n_windows = tokens.counted, len(tokens.ids)
+    window = np.repeat(np.arange(n_windows), counted.sum(1))
+    at = 0
+    active = np.zeros(n_windows, np.int32)
+    for batch in stream(model, tokens, hookpoint, windows_per_batch=WINDOWS_AT_ONCE):
+        codes = member.encode(batch.rows.to(member.W_dec.device))
+        fires = ((codes.indices == feature) & (codes.values > 0)).flatten(1).any(1).cpu().numpy()
+        active += np.bincount(window[at : at + len(fires)][fires], minlength=n_windows).astype(np.int32)
+        at += len(fires)
+    read, added = counted.copy(), np.zeros(n_windows)
+    read[:, :-1] &= tokens.ids[:, 1:] != PADDING
+    read[:, -1] = False
+    where = np.flatnonzero(active)
+    if len(where):
+        splice = Splice(model, tokens.only(where), hookpoint)
+        whole, without = (splice.losses(masked(member, np.array(sets, np.int64))).double() for sets in ([], [feature]))
+        owner = np.repeat(np.arange(len(where)), read[where].sum(1))
+        added[where] = np.bincount(owner, weights=(without - whole).numpy(), minlength=len(where))
+    return ExactLoss(added, read.sum(1).astype(np.int32), active)
+
+
+def losses_under(
+    splice: Splice, member: SAE, masks: dict[str, list[np.ndarray]], *, report: Callable[[], None] = lambda: None
+) -> list[MaskedLoss]:
+    """The loss under chosen masks, one result per name and size; one forward pass per different set of features."""
+    results = []
+    for name, sets in masks.items():
+        by_size: dict[int, list[float]] = {}
+        for chosen in sets:
+            loss = splice.losses(masked(member, chosen)).double().mean()
+            by_size.setdefault(len(chosen), []).append(float(loss))
+            report()
+        results += [MaskedLoss(name, n, float(np.mean(v)), spread(v)) for n, v in sorted(by_size.items())]
+    return results
+
+
+def masked(member: SAE, features: np.ndarray) -> Callable[[Tensor], Tensor]:
+    """The reconstruction of one SAE with these features set to zero behind the activation function."""
+    dead = torch.zeros(member.d_sae, dtype=torch.bool)
+    dead[torch.from_numpy(np.asarray(features, np.int64))] = True
+
+    def reconstruct(rows: Tensor) -> Tensor:
+        codes = member.encode(rows)
+        values = codes.values.masked_fill(dead.to(codes.indices.device)[codes.indices], 0)
+        return member.decode(Codes(values, *codes[1:]))[:, 0]
+
+    return reconstruct

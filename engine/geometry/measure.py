@@ -1,0 +1,190 @@
+"""Geometry of one ensemble's buckets: subspaces, pursuit and predictability, as the small arrays that pages show."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from seedscope.engine.contract.stability import EPSILON, THETA, buckets, count_matches
+from seedscope.engine.geometry.predictability import FEWEST, Predictability, match_clusters, predictability
+from seedscope.engine.geometry.pursuit import Residuals, span_residuals
+from seedscope.engine.geometry.subspaces import (
+    Device,
+    FeatureEnergy,
+    MatchedRank,
+    Rows,
+    Transfer,
+    basis,
+    effective_rank,
+    log_ranks,
+    matched_rank,
+    overlaps,
+    principal_angles,
+    projected_energy,
+    random_rank,
+    spectrum,
+    transfer,
+    unit_sets,
+)
+from seedscope.engine.matching.match import Matches
+
+ANGLE_QUANTILES = (0.1, 0.5, 0.9)
+FEWEST_ROWS = 2  # of a bucket; members with fewer are left out of what compares spans
+
+
+class RankRow(NamedTuple):
+    """Effective ranks of one member's stable and unstable rows, as they are and at equal counts."""
+
+    member: int
+    n_stable: int
+    n_unstable: int
+    stable: float  # effective rank of all of them; NaN where there are none
+    unstable: float
+    n: int  # the smaller of the two counts; the next three are of that many rows, None at 0
+    stable_matched: MatchedRank | None
+    unstable_matched: MatchedRank | None
+    random_matched: MatchedRank | None
+    spectra: "Spectra | None"
+
+
+class Spans(NamedTuple):
+    """How the members' unstable spans lie to each other, all unstable rows fitted; NaN where a member has fewer."""
+
+    ranks: np.ndarray
+    overlap: np.ndarray  # (members, members, ranks)
+    angle: np.ndarray  # (members, members, ranks) radians, median of a pair's principal angles; 0 with itself
+    angles: np.ndarray  # (ranks, ANGLE_QUANTILES) radians, quantiles over all angles of all pairs
+    fewest: int  # rows that a span was fitted on
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """(unordered pairs, ranks) overlaps."""
+        return self.overlap[np.triu_indices(len(self.overlap), 1)]
+
+
+class Spectra(NamedTuple):
+    """Singular values, descending, of as many rows each as the smaller bucket has; None where a bucket is empty."""
+
+    stable: np.ndarray
+    unstable: np.ndarray
+    random: np.ndarray  # random unit rows
+
+
+class Geometry(NamedTuple):
+    """Everything of one ensemble at one theta and epsilon. None: too few members have the rows; `remarks` say why."""
+
+    members: np.ndarray  # indices of the members that spans are compared among
+    ranks: list[RankRow]
+    transfer: Transfer | None
+    spans: Spans | None
+    energy: list[FeatureEnergy] | None  # per member of `members`, over its living rows, ascending
+    residuals: dict[str, Residuals]  # of "stable" and "unstable" rows, written with the living rows of the others
+    predictability: Predictability | None
+    remarks: tuple[str, ...]
+
+
+def measure(
+    decoders: Sequence[Rows],
+    matches: Matches,
+    dead: np.ndarray,
+    *,
+    theta: float = THETA,
+    epsilon: float = EPSILON,
+    ranks: Sequence[int] | None = None,
+    covariance: Float[np.ndarray, "d d"] | None = None,
+    device: Device = "cpu",
+    seeds: Sequence[int] | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Geometry:
+    """Geometry of all members' decoder rows (d_sae, d_in) under the argmax rule.
+
+    `dead` (members, d_sae) features count in no bucket; rows without a direction must be among them. `covariance` is of the
+    activations that the SAEs read; `seeds` name the members in remarks. Members with fewer than FEWEST_ROWS unstable rows
+    are left out of what compares spans, and a remark says so. Raises ValueError for fewer than two members.
+    """
+    if len(decoders) < 2:
+        raise ValueError(f"found {len(decoders)} member, expected at least 2: geometry compares members")
+    named = buckets(count_matches(matches.cosine, theta), matches.cosine.shape[-1], dead, epsilon)
+    members = range(len(named))
+    living, stable, unstable = (
+        [_rows(decoder, inside) for decoder, inside in zip(decoders, mask, strict=True)]
+        for mask in (named != "dead", named == "stable", named == "unstable")
+    )
+    ranks = log_ranks(living[0].shape[1]) if ranks is None else sorted(ranks)
+    table = [_rank_row(member, stable[member], unstable[member], device) for member in members]
+    report(1, 4)
+    chosen = [m for m in members if len(unstable[m]) >= FEWEST_ROWS]
+    remarks = [
+        f"seed {m if seeds is None else seeds[m]} has {len(unstable[m])} unstable rows and is left out of what compares spans"
+        for m in members
+        if m not in chosen
+    ]
+    moved = spans = energy = None
+    if len(chosen) > 1:
+        mine, alive, settled = ([rows[m] for m in chosen] for rows in (unstable, living, stable))
+        baseline = settled if all(map(len, settled)) else None
+        if baseline is None:
+            remarks.append("a member has no stable rows: there is no baseline of stable rows")
+        moved = transfer(mine, ranks, living=alive, stable=baseline, covariance=covariance, device=device)
+        if (fewest := int(moved.cross.n_fitted.min())) < ranks[-1]:
+            remarks.append(f"curves are fitted on {fewest} unstable rows or more: from that rank on some members stop")
+        spans = _spans(mine, ranks, device)
+        inside = [(names := named[m])[names != "dead"] == "unstable" for m in chosen]
+        energy = projected_energy(alive, inside, ranks, device=device)
+    report(2, 4)
+    residuals = {}
+    for name, rows in (("stable", stable), ("unstable", unstable)):
+        if len(held := [m for m in members if len(rows[m])]) > 1:
+            residuals[name] = span_residuals([rows[m] for m in held], [living[m] for m in held], device=device)
+    report(3, 4)
+    told = [m for m in members if min(len(stable[m]), len(unstable[m])) >= FEWEST]
+    predicted = None
+    if len(told) > 1:
+        ids = match_clusters(matches.partner, matches.cosine, matches.other, theta)
+        kept = {m: np.isin(named[m], ("stable", "unstable")) for m in told}
+        predicted = predictability(
+            [_rows(decoders[m], kept[m]).cpu().numpy() for m in told],
+            [named[m][kept[m]] == "stable" for m in told],
+            [ids[m][kept[m]] for m in told],
+        )
+    else:
+        remarks.append(f"fewer than two members have {FEWEST} stable and {FEWEST} unstable rows: nothing is predicted")
+    report(4, 4)
+    return Geometry(np.array(chosen, int), table, moved, spans, energy, residuals, predicted, tuple(remarks))
+
+
+def _rows(decoder: Rows, mask: np.ndarray) -> torch.Tensor:
+    decoder = torch.as_tensor(decoder).detach()
+    return decoder[torch.from_numpy(mask).to(decoder.device)]
+
+
+def _rank_row(member: int, stable: torch.Tensor, unstable: torch.Tensor, device: Device) -> RankRow:
+    n = min(len(stable), len(unstable))
+    whole = [effective_rank(rows, device=device).rank if len(rows) else np.nan for rows in (stable, unstable)]
+    matched = [matched_rank(rows, n, device=device) if n else None for rows in (stable, unstable)]
+    random = random_rank(n, stable.shape[1], device=device) if n else None
+    spectra = _spectra(stable, unstable, n, device) if n else None
+    return RankRow(member, len(stable), len(unstable), *whole, n, *matched, random, spectra)
+
+
+def _spectra(stable: torch.Tensor, unstable: torch.Tensor, n: int, device: Device) -> Spectra:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [rows[torch.randperm(len(rows), generator=generator)[:n].to(rows.device)] for rows in (stable, unstable)]
+    random = torch.randn(n, stable.shape[1], generator=generator)
+    return Spectra(*(spectrum(rows, device=device) for rows in (*drawn, random)))
+
+
+def _spans(sets: list[torch.Tensor], ranks: list[int], device: Device) -> Spans:
+    bases = [basis(rows, ranks[-1]) for rows in unit_sets(sets, device)]
+    overlap = overlaps(bases, ranks)
+    angle = np.zeros_like(overlap)
+    angles = np.full((len(ranks), len(ANGLE_QUANTILES)), np.nan)
+    first, second = np.triu_indices(len(bases), 1)
+    for at, rank in enumerate(ranks):
+        found = principal_angles(bases, rank)
+        angle[first, second, at] = angle[second, first, at] = np.median(found, axis=1)
+        if np.isfinite(found).any():
+            angles[at] = np.nanquantile(found, ANGLE_QUANTILES)
+    return Spans(np.array(ranks), overlap, angle, angles, min(map(len, sets)))

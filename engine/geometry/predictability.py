@@ -1,0 +1,239 @@
+"""Can a decoder row tell whether its feature is stable? Logistic regression from seed to seed, and what the answer is worth.
+
+Stable rows are copies across seeds: a classifier that merely remembers directions does well on other seeds. So beside the plain
+figure, which papers report, stand the same without shared copies, and the same on rows without any geometry.
+NumPy and SciPy in float64: fits are small. All definitions but the plain one are this project's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import minimize
+from scipy.sparse.csgraph import connected_components
+from scipy.special import expit
+from scipy.stats import rankdata
+
+from seedscope.engine.contract.stability import THETA, is_match
+
+N_DRAWS = 4  # balanced subsamples and splits that figures are averaged over
+INVERSE_PENALTY = 1.0  # C of |w|^2 / 2 + C sum(log loss), scikit-learn's default
+FEWEST = 2  # rows of each class below which a draw says nothing
+
+
+def match_clusters(partner: np.ndarray, cosine: np.ndarray, other: np.ndarray, theta: float = THETA) -> np.ndarray:
+    """(members, d_sae) cluster ids: connected components of matches at theta across all members, as `engine.matching.match.Matches`
+    names its arrays. One chain of matches makes one cluster; a feature without a match is one of its own.
+    """
+    n, d_sae, _ = partner.shape
+    matched = is_match(cosine, theta) & (partner >= 0)
+    anchor, feature, slot = matched.nonzero()
+    there = other[anchor, slot] * d_sae + partner[anchor, feature, slot]
+    edges = sparse.coo_array((np.ones(len(there), np.int8), (anchor * d_sae + feature, there)), shape=(n * d_sae,) * 2)
+    return connected_components(edges, directed=False)[1].reshape(n, d_sae)
+
+
+class Figures(NamedTuple):
+    """Scores over ordered pairs of members (trained on one, tested on another), each averaged over draws."""
+
+    f1: np.ndarray  # (members, members) positive class stable; NaN on the diagonal and where rows were too few
+    auroc: np.ndarray  # likewise
+    f1_mean: float
+    f1_spread: float  # standard deviation over ordered pairs
+    auroc_mean: float
+    auroc_spread: float
+    n_pairs: int  # ordered pairs that could be scored
+    n_train: float  # rows that a classifier saw, both classes, mean
+    n_test: float
+
+
+class Predictability(NamedTuple):
+    """Stable or unstable, told from the decoder row; train and test rows are balanced by subsampling."""
+
+    plain: Figures  # trained on one member, tested on another [paper A]: copies leak
+    fewer: Figures  # as many rows as `disjoint`, clusters ignored
+    disjoint: Figures  # no matched cluster in both training and test rows
+    isotropic: Figures  # `plain` on random directions, copied across members as closely as the real clusters are
+    isotropic_disjoint: Figures  # `disjoint` on those: chance
+    shuffled: Figures  # `plain` with the training labels shuffled: chance
+    always_stable_f1: float  # 2q / (1 + q) at the positive share q of the test rows: 2/3, as they are balanced
+    n_clusters: int
+    largest_cluster: float  # its share of all rows: near 1, matches chain and `disjoint` says little
+
+    @property
+    def left(self) -> float:
+        """AUROC that is left of `disjoint` above that of directions without geometry."""
+        return self.disjoint.auroc_mean - self.isotropic_disjoint.auroc_mean
+
+
+class _Split(NamedTuple):
+    """Rows of every member to train and to test on, indices; half of each stable."""
+
+    train: list[np.ndarray]
+    test: list[np.ndarray]
+
+
+def predictability(
+    rows: Sequence[np.ndarray],
+    is_stable: Sequence[np.ndarray],
+    clusters: Sequence[np.ndarray],
+    *,
+    n_draws: int = N_DRAWS,
+    inverse_penalty: float = INVERSE_PENALTY,
+    seed: int = 0,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Predictability:
+    """Train on every member, test on every other, with every control; `rows` (n, d) are stable or unstable, none between.
+
+    `is_stable` and `clusters` (n,) belong to the rows. Cost: 6 fits per member and draw. Raises ValueError for fewer than
+    two members and for one with fewer than FEWEST stable or unstable rows.
+    """
+    rows, labels = _checked(rows, is_stable)
+    ids = _numbered(clusters)
+    rng = np.random.default_rng(seed)
+    copies = _isotropic(rows, ids, rng)
+    names = ("plain", "fewer", "disjoint", "isotropic", "isotropic_disjoint", "shuffled")
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    sizes: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for draw in range(n_draws):
+        every = [np.arange(len(one)) for one in labels]
+        plain = _Split(*([_balanced(at, one, rng) for at, one in zip(every, labels, strict=True)] for _ in range(2)))
+        apart = _apart(labels, ids, rng)
+        halves = ([len(at) // 2 for at in side] for side in apart)
+        fewer = _Split(*(
+            [_balanced(at, one, rng, n) for at, one, n in zip(every, labels, half, strict=True)] for half in halves
+        ))  # fmt: skip
+        for name, of, split in (
+            ("plain", rows, plain),
+            ("fewer", rows, fewer),
+            ("disjoint", rows, apart),
+            ("isotropic", copies, plain),
+            ("isotropic_disjoint", copies, apart),
+            ("shuffled", rows, plain),
+        ):
+            mix = rng.permutation if name == "shuffled" else np.asarray
+            found[name].append(_score(of, labels, split, mix, inverse_penalty))
+            sizes[name].append(tuple(float(np.mean([len(at) for at in side])) for side in split))
+        report(draw + 1, n_draws)
+    figures = {name: _figures(np.stack(scores), sizes[name]) for name, scores in found.items()}
+    counts = np.bincount(np.concatenate(ids))
+    return Predictability(**figures, always_stable_f1=_always(0.5), n_clusters=len(counts),
+                          largest_cluster=float(counts.max() / counts.sum()))  # fmt: skip
+
+
+def _always(q: float) -> float:
+    return 2 * q / (1 + q)
+
+
+def _checked(rows: Sequence[np.ndarray], is_stable: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    if len(rows) < 2:
+        raise ValueError(f"found {len(rows)} member, expected at least 2: it is trained on one and tested on another")
+    labels = [np.asarray(one, bool) for one in is_stable]
+    for member, one in enumerate(labels):
+        if min(one.sum(), (~one).sum()) < FEWEST:
+            raise ValueError(
+                f"member {member} has {one.sum()} stable and {(~one).sum()} unstable rows, expected at least {FEWEST} of each:"
+                " leave it out, or move theta or epsilon"
+            )
+    unit = [np.asarray(every, float) for every in rows]
+    return [every / np.linalg.norm(every, axis=1, keepdims=True) for every in unit], labels
+
+
+def _numbered(clusters: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The ids as 0, 1, 2, .."""
+    joined = np.unique(np.concatenate([np.asarray(one) for one in clusters]), return_inverse=True)[1]
+    return np.split(joined, np.cumsum([len(one) for one in clusters])[:-1])
+
+
+def _isotropic(rows: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Random unit rows whose cosine within a cluster is on average that of the real rows.
+
+    sqrt(rho) g + sqrt(1 - rho) h with g the cluster's and h the row's own random unit row; rho from the length of the
+    cluster's sum: |sum|^2 = m + m (m - 1) rho.
+    """
+    joined, at = np.concatenate(rows), np.concatenate(ids)
+    m = np.bincount(at)
+    sums = sparse.csr_array((np.ones(len(at)), (at, np.arange(len(at)))), shape=(len(m), len(at))) @ joined
+    rho = np.where(m > 1, ((sums**2).sum(1) - m) / np.maximum(m * (m - 1), 1), 0).clip(0, 1)[at, None]
+    shared, own = _random_rows(len(m), joined.shape[1], rng)[at], _random_rows(*joined.shape, rng)
+    found = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    return np.split(found, np.cumsum([len(one) for one in ids])[:-1])
+
+
+def _random_rows(n: int, d: int, rng: np.random.Generator) -> np.ndarray:
+    rows = rng.normal(size=(n, d))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _balanced(at: np.ndarray, label: np.ndarray, rng: np.random.Generator, n: int | None = None) -> np.ndarray:
+    """As many stable as unstable rows out of `at`, n of each, or as many as there are of the rarer."""
+    stable, unstable = at[label[at]], at[~label[at]]
+    n = min(len(stable), len(unstable)) if n is None else n
+    return np.concatenate([rng.permutation(stable)[:n], rng.permutation(unstable)[:n]])
+
+
+def _apart(labels: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Generator) -> _Split:
+    """Half of the clusters to train on, the other half to test on, the same for all members."""
+    trained = rng.permutation(max(one.max() for one in ids) + 1) % 2 == 0
+    return _Split(*(
+        [_balanced(np.flatnonzero(trained[one] == side), label, rng) for one, label in zip(ids, labels, strict=True)]
+        for side in (True, False)
+    ))  # fmt: skip
+
+
+def _score(rows, labels, split: _Split, mix: Callable, inverse_penalty: float) -> np.ndarray:
+    """(2, members, members): F1 and AUROC, trained on the first, tested on the second index."""
+    n, d = len(rows), rows[0].shape[1]
+    enough = [np.array([len(at) >= 2 * FEWEST for at in side]) for side in split]
+    weights = np.zeros((n, d + 1))
+    for member in np.flatnonzero(enough[0]):
+        at = split.train[member]
+        weights[member] = fit(rows[member][at], mix(labels[member][at]), inverse_penalty)
+    scores = np.full((2, n, n), np.nan)
+    for member in np.flatnonzero(enough[1]):
+        at = split.test[member]
+        logits = rows[member][at] @ weights[:, :-1].T + weights[:, -1]
+        scores[:, :, member] = f1(logits, labels[member][at]), auroc(logits, labels[member][at])
+    scores[:, ~enough[0]] = np.nan
+    scores[:, np.arange(n), np.arange(n)] = np.nan
+    return scores
+
+
+def fit(rows: np.ndarray, stable: np.ndarray, inverse_penalty: float = INVERSE_PENALTY) -> np.ndarray:
+    """(d + 1,) weights and intercept, the latter not penalised; L-BFGS until the gradient is below 1e-5."""
+    sign = np.where(stable, 1.0, -1.0)
+
+    def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = sign * (rows @ w[:-1] + w[-1])
+        pull = -inverse_penalty * sign * expit(-margin)
+        loss = w[:-1] @ w[:-1] / 2 + inverse_penalty * np.logaddexp(0, -margin).sum()
+        return loss, np.append(w[:-1] + pull @ rows, pull.sum())
+
+    start = np.zeros(rows.shape[1] + 1)
+    return minimize(objective, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-5, "ftol": 0, "maxiter": 500}).x
+
+
+def f1(logits: np.ndarray, stable: np.ndarray) -> np.ndarray:
+    """(classifiers,) F1 of logits (rows, classifiers) above 0; 0 where nothing was called stable."""
+    called = logits > 0
+    hits = (called & stable[:, None]).sum(0)
+    return 2 * hits / (called.sum(0) + stable.sum())
+
+
+def auroc(logits: np.ndarray, stable: np.ndarray) -> np.ndarray:
+    """(classifiers,) probability that a stable row has the larger logit than an unstable one; ties count half."""
+    n = int(stable.sum())
+    return (rankdata(logits, axis=0)[stable].sum(0) - n * (n + 1) / 2) / (n * (len(stable) - n))
+
+
+def _figures(scores: np.ndarray, sizes: list[tuple[float, float]]) -> Figures:
+    """Mean over draws that scored a pair, then over pairs."""
+    said = ~np.isnan(scores)
+    n = said.sum(0)
+    by_pair = np.where(n > 0, np.where(said, scores, 0).sum(0) / np.maximum(n, 1), np.nan)
+    pairs = ~np.isnan(by_pair[0])
+    over = [values[pairs] for values in by_pair]
+    means = [float(stat(values)) if pairs.any() else np.nan for values in over for stat in (np.mean, np.std)]
+    return Figures(*by_pair, *means, int(pairs.sum()), *np.mean(sizes, 0).tolist())

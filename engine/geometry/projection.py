@@ -1,0 +1,253 @@
+"""Spans on demand: any set of features projected on the spans of the other members' sets, asked of the live engine.
+
+Everything is measured by `engine.geometry.subspaces`; here it is asked for in an amount that a page can wait for.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from seedscope.engine.contract.masks import unpacked
+from seedscope.engine.contract.queries import MAX_CONTROLS, LiveAnswer, LiveQuery
+from seedscope.engine.geometry.subspaces import (
+    N_SPLITS,
+    Basis,
+    Curve,
+    Transfer,
+    basis,
+    effective_rank,
+    log_ranks,
+    overlaps,
+    projected_energy,
+    transfer,
+    unit_sets,
+)
+
+FEWEST_ROWS = 2  # of a member's set: one half to fit, one to measure
+SPLIT_WORK = 2**32  # d^2 (d + rows) of all members that one split may cost where a page gets all N_SPLITS
+N_FINE = 40  # ranks of one feature's curve
+
+
+class Projection(NamedTuple):
+    """What a page shows of one set of rows per member."""
+
+    ranks: np.ndarray
+    rank: int  # that `own` and `others` are taken at, one of the ranks
+    members: np.ndarray  # indices of those with FEWEST_ROWS rows or more, which alone are compared
+    n_rows: np.ndarray  # (all members,) rows of each set
+    n_splits: int
+    transfer: Transfer
+    effective_rank: np.ndarray  # (members,)
+    overlap: (
+        np.ndarray
+    )  # (3, ranks) mean and standard deviation over unordered pairs that reach the rank, and their number
+    own: list[
+        np.ndarray
+    ]  # per member (rows,) energy in its own set's span, fitted without the row; NaN: none of that rank
+    others: list[np.ndarray]  # the same in the other members' sets' spans, mean
+
+
+def default_rank(d: int) -> int:
+    """The rank of the usual grid that is nearest to an eighth of the width."""
+    return min(log_ranks(d), key=lambda rank: (abs(rank - d / 8), rank))
+
+
+def project(
+    rows: Float[Tensor, "members d_sae d"],
+    chosen: Bool[np.ndarray, "members d_sae"],
+    *,
+    living: Bool[np.ndarray, "members d_sae"],
+    stable: Bool[np.ndarray, "members d_sae"],
+    rank: int = 0,
+    seed: int = 0,
+) -> Projection:
+    """Captured energies of the chosen unit rows of every member, on the rows' device.
+
+    `living` rows are what random sets of the same size are drawn from; the baseline of `stable` ones is left out where a
+    member has none. rank 0: `default_rank`. As many random splits as SPLIT_WORK allows, at least one. Cost as `transfer` and
+    `projected_energy` have it: 8 eigendecompositions of d x d per member and split, whatever is chosen. Raises ValueError
+    for a rank beyond the width and for fewer than two members that have FEWEST_ROWS rows.
+    """
+    d = rows.shape[2]
+    rank = rank or default_rank(d)
+    if not 1 <= rank <= d:
+        raise ValueError(f"rank is {rank}, expected 1 to {d}, the width of the rows")
+    n_rows = chosen.sum(1)
+    members = np.flatnonzero(n_rows >= FEWEST_ROWS)
+    if len(members) < 2:
+        found = ", ".join(map(str, n_rows))
+        raise ValueError(
+            f"found {found} features in the {len(n_rows)} members, expected {FEWEST_ROWS} or more in at least 2: spans are "
+            "compared across members; take a wider set or more members"
+        )
+    sets = [_taken(rows, member, chosen[member]) for member in members]
+    work = d**2 * (len(members) * d + int(n_rows.sum()))
+    n_splits = int(np.clip(SPLIT_WORK // work, 1, N_SPLITS))
+    ranks = sorted({*log_ranks(d), rank})
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for member in members.tolist():  # a random set of a random set: no more rows are copied than splits can use
+        among = np.flatnonzero(living[member])
+        drawn.append(generator.permutation(among)[: max(n_splits * (n_rows[member] // 2), 1)])
+    has_living, has_stable = all(map(len, drawn)), bool(stable[members].any(1).all())
+    moved = transfer(
+        sets,
+        ranks,
+        living=[_taken(rows, member, some) for member, some in zip(members, drawn, strict=True)]
+        if has_living
+        else None,
+        stable=[_taken(rows, member, stable[member]) for member in members] if has_stable else None,
+        n_splits=n_splits,
+        seed=seed,
+        device=rows.device,
+    )
+    inside = [np.ones(len(each), bool) for each in sets]
+    energy = projected_energy(sets, inside, [rank], n_splits=n_splits, seed=seed, device=rows.device)
+    return Projection(
+        np.array(ranks),
+        rank,
+        members,
+        n_rows,
+        n_splits,
+        moved,
+        np.array([effective_rank(each, device=rows.device).rank for each in sets]),
+        _over_pairs(overlaps([basis(each, ranks[-1]) for each in unit_sets(sets, rows.device)], ranks)),
+        [each.own[:, 0] for each in energy],
+        [each.others[:, 0] for each in energy],
+    )
+
+
+def _taken(rows: Tensor, member: int | np.integer, which: np.ndarray) -> Tensor:
+    """Some rows of a member, by mask or by index."""
+    return rows[member][torch.from_numpy(which).to(rows.device)]
+
+
+def _over_pairs(found: Float[np.ndarray, "members members ranks"]) -> np.ndarray:
+    pairs = found[np.triu_indices(len(found), 1)]
+    n = np.isfinite(pairs).sum(0)
+    mean, spread = np.full((2, len(n)), np.nan)
+    mean[n > 0], spread[n > 0] = np.nanmean(pairs[:, n > 0], 0), np.nanstd(pairs[:, n > 0], 0)
+    return np.stack([mean, spread, n])
+
+
+class Spans(NamedTuple):
+    """All directions of the sets of some members."""
+
+    members: tuple[int, ...]  # seeds
+    bases: list[Basis]
+
+
+def fit_spans(rows: Float[Tensor, "members d_sae d"], chosen: np.ndarray, seeds: Sequence[int]) -> Spans:
+    """The spans of the chosen rows of the members with these seeds; members without such rows have none."""
+    has = np.flatnonzero(chosen.any(1)).tolist()
+    bases = [basis(_taken(rows, member, chosen[member]), rows.shape[2]) for member in has]
+    return Spans(tuple(seeds[member] for member in has), bases)
+
+
+def energy_by_rank(
+    vectors: Float[Tensor, "vectors d"], bases: Sequence[Basis], ranks: Sequence[int]
+) -> Float[np.ndarray, "bases vectors ranks"]:
+    """Squared cosine of every unit vector with every span at ascending ranks; NaN beyond a span's own rank.
+
+    All ranks from one product of the vectors with the directions: d^2 multiply-adds per vector and span.
+    """
+    found = np.full((len(bases), len(vectors), len(ranks)), np.nan)
+    for at, one in enumerate(bases):
+        within = [rank for rank in ranks if rank <= one.rank]
+        captured = (vectors.float() @ one.vectors).double().square().cumsum(1).cpu().numpy()
+        found[at, :, : len(within)] = captured[:, np.array(within, int) - 1]
+    return found.clip(0, 1)
+
+
+# -- queries ---------------------------------------------------------------------------------------------------------
+
+
+def answer(query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.ndarray) -> LiveAnswer:
+    """A `project` query over an ensemble's unit rows, one member below the other; `without` are rows without a direction."""
+    asked, rows, directed = _members(query, seeds, rows, without)
+    masks = {name: unpacked(getattr(query, name), *directed.shape) for name in ("rows", "living", "stable")}
+    chosen = masks["rows"] & directed
+    found = project(rows, chosen, living=masks["living"] & directed, stable=masks["stable"] & directed, rank=query.rank)
+    features = [np.flatnonzero(chosen[member]) for member in found.members]
+    compared = np.array(asked)[found.members]
+    arrays = {
+        "ranks": found.ranks,
+        "rank": np.array([found.rank]),
+        "n_splits": np.array([found.n_splits]),
+        "asked": np.array(asked),
+        "n_rows": found.n_rows,
+        "n_undirected": (masks["rows"] & ~directed).sum(1),
+        "compared": compared,
+        "n_fitted": found.transfer.within.n_fitted,
+        "effective_rank": found.effective_rank,
+        "overlap": found.overlap,
+        "seed": np.repeat(compared, [len(each) for each in features]).astype(np.int32),
+        "feature": np.concatenate(features).astype(np.int32),
+        "own": np.concatenate(found.own).astype(np.float32),
+        "others": np.concatenate(found.others).astype(np.float32),
+    }
+    for name in ("within", "cross", "random_set", "stable"):
+        curve: Curve | None = getattr(found.transfer, name)
+        if curve is not None:
+            arrays[name] = np.stack([curve.mean, curve.spread, curve.n_pairs])
+    return LiveAnswer(arrays)
+
+
+def spans_of(query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.ndarray) -> Spans:
+    """The spans that a `project_feature` query asks about; those of all features of a set are the same."""
+    asked, rows, directed = _members(query, seeds, rows, without)
+    return fit_spans(rows, unpacked(query.rows, *directed.shape) & directed, asked)
+
+
+def answer_feature(
+    query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.ndarray, spans: Spans
+) -> LiveAnswer:
+    """A `project_feature` query: the anchor and its controls in the spans of all members but the anchor's."""
+    if query.seed not in seeds:
+        raise ValueError(f"seed is {query.seed}, expected one of {', '.join(map(str, seeds)):.200}")
+    if len(query.controls) > MAX_CONTROLS:
+        raise ValueError(f"found {len(query.controls)} controls, expected at most {MAX_CONTROLS}")
+    d_sae, d = len(rows) // len(seeds), rows.shape[1]
+    first = seeds.index(query.seed) * d_sae
+    for feature in (query.feature, *query.controls):
+        if not 0 <= feature < d_sae or first + feature in without:
+            raise ValueError(f"feature is {feature}, expected one of 0 to {d_sae - 1} that has a direction")
+    others = [at for at, seed in enumerate(spans.members) if seed != query.seed]
+    if not others:
+        raise ValueError(
+            "found no other member with a feature of this set, expected at least one: take another bucket or more members"
+        )
+    ranks = sorted({*log_ranks(d, N_FINE), *log_ranks(d)})
+    vectors = rows[torch.tensor([first + feature for feature in (query.feature, *query.controls)], device=rows.device)]
+    energy = energy_by_rank(vectors, [spans.bases[at] for at in others], ranks)
+    arrays = {
+        "ranks": np.array(ranks),
+        "rank": np.array([default_rank(d)]),
+        "seed": np.array([spans.members[at] for at in others]),
+        "n_rank": np.array([spans.bases[at].rank for at in others]),
+        "energy": energy[:, 0],
+        "control": energy[:, 1:],
+    }
+    return LiveAnswer(arrays)
+
+
+def _members(
+    query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.ndarray
+) -> tuple[tuple[int, ...], Tensor, np.ndarray]:
+    """The seeds asked for, their rows (members, d_sae, d) without a copy where all are asked for, and which have a direction."""
+    asked = query.members or tuple(seeds)
+    if unknown := [seed for seed in asked if seed not in seeds]:
+        raise ValueError(f"members has {unknown}, expected seeds among {', '.join(map(str, seeds)):.200}")
+    if len(set(asked)) < len(asked):
+        raise ValueError(f"members is {asked}, expected each seed once")
+    directed = np.ones(len(rows), bool)
+    directed[without] = False
+    rows, directed = rows.unflatten(0, (len(seeds), -1)), directed.reshape(len(seeds), -1)
+    if asked == tuple(seeds):
+        return asked, rows, directed
+    at = [seeds.index(seed) for seed in asked]
+    return asked, rows[at], directed[at]

@@ -1,0 +1,55 @@
+"""What one feature is worth to the next token, exactly: asked of the live engine, answered from a study's parts."""
+
+from pathlib import Path
+
+import numpy as np
+
+from seedscope.engine.activations.model import LanguageModel
+from seedscope.engine.activations.tokens import TokenSet, load_tokens
+from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, WINDOWS, LiveAnswer, LiveQuery
+from seedscope.engine.features.loss import exact_loss
+from seedscope.engine.saes.sae import SAE
+from seedscope.engine.store import catalogue
+from seedscope.engine.store.parts import Parts
+from seedscope.engine.studies.evaluator import measured_from, read_evaluation
+
+
+def find_windows(study: Path, query: LiveQuery) -> TokenSet:
+    """The evaluation windows that a query asks for, with what counts at its ensemble's hook point.
+
+    `random`: as many as hold about n_tokens, drawn as for the losses of masks; `contexts`: those of the feature's strongest
+    contexts, the strongest first. Raises ValueError where the study's parts do not have them.
+    """
+    if query.windows not in WINDOWS or not 1 <= query.n_tokens <= MAX_LOSS_TOKENS:
+        raise ValueError(
+            f"windows is {query.windows!r}, n_tokens {query.n_tokens}, expected {' or '.join(WINDOWS)}, 1 to {MAX_LOSS_TOKENS}"
+        )
+    tokens, evaluation = load_tokens(study / "parts"), read_evaluation(study)
+    again = f"measure again with: seedscope analyze {query.study}"
+    if tokens is None or evaluation is None or not tokens.digest == evaluation.token_digest == query.tokens:
+        raise ValueError(f"study {query.study} does not hold the evaluation tokens that it was measured on; {again}")
+    ensemble = catalogue.read(study).ensemble(query.ensemble)
+    activity = Parts(study, query.ensemble).find("activity", **measured_from(ensemble, evaluation))
+    if activity is None:
+        raise ValueError(f"ensemble {query.ensemble} of study {query.study} has no activity; {again}")
+    tokens = tokens._replace(**activity.read(query.seed, "left_out"))
+    if query.windows == "random":
+        return tokens.sample(query.n_tokens)
+    held = activity.read(query.seed, *(f"context_{name}" for name in ("feature", "group", "document", "position")))
+    mine = (held["context_feature"] == query.feature) & (held["context_group"] == 0)
+    # Windows of one document stand in its order: the last that begins at or before a peak holds it.
+    key = tokens.document.astype(np.int64) * (1 << 32) + tokens.start
+    wanted = held["context_document"][mine].astype(np.int64) * (1 << 32) + held["context_position"][mine]
+    found = np.searchsorted(key, wanted, side="right") - 1
+    n_read = np.cumsum(tokens.counted[found].sum(1))
+    return tokens.only(np.sort(found[: int(np.searchsorted(n_read, query.n_tokens)) + 1]))
+
+
+def answer(query: LiveQuery, model: LanguageModel, hookpoint: str, study: Path, member: SAE) -> LiveAnswer:
+    """The exact loss of one feature of `member` (an ensemble of one); raises ValueError as `find_windows` does."""
+    if not 0 <= query.feature < member.d_sae:
+        raise ValueError(f"feature is {query.feature}, expected 0 to {member.d_sae - 1}")
+    windows = find_windows(study, query)
+    if not len(windows.ids):
+        raise ValueError(f"feature {query.feature} of seed {query.seed} fires nowhere: it has no contexts")
+    return LiveAnswer(exact_loss(model, windows, hookpoint, member, query.feature)._asdict())

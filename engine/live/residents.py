@@ -1,0 +1,428 @@
+"""What stays on the device, and what is asked of it: nearest features, pairs matched, texts tried, sets projected.
+
+The unit rows of all members lie one below the other in ONE matrix. Neighbours of a feature are a product of that matrix with
+one vector, which is worth exactly one read of it; queries that wait together share the read. Scores of a few members exist
+at a time, and the k largest of a member lie in the k groups with the largest maxima: two searches among few, none among all.
+"""
+
+import math
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from seedscope.engine.activations.model_files import local_folder, n_parameters, weight_files
+from seedscope.engine.contract.queries import MAX_K, SPACES, LiveAnswer, LiveQuery
+from seedscope.engine.contract.schema import NAME_PATTERN, PAIR_RULES
+from seedscope.engine.geometry import projection
+from seedscope.engine.live import exact_loss, text
+from seedscope.engine.matching.cuda import choice, named_device
+from seedscope.engine.matching.match import PairMatches, dictionaries, match_pair
+from seedscope.engine.saes import sae
+from seedscope.engine.store import database
+
+BLOCK = 2048  # rows multiplied at once on a CPU; 32 queries with a whole member of 16,384 take MKL 40 % longer
+GROUP = 32  # features that share one maximum in the search for the k largest
+SCORES = {"cpu": 2**19, "cuda": 2**28}  # that exist at once: what stays in a CPU's cache, what a GPU can spare
+N_PAIRS = 16  # matched pairs that are kept: another rule or the other direction then costs nothing
+T = TypeVar("T")
+
+
+class Resident(NamedTuple):
+    """Unit rows of all members of an ensemble, one member below the other; rows without a direction are zero."""
+
+    seeds: tuple[int, ...]
+    rows: Float[Tensor, "features d_in"]
+    without: Int[np.ndarray, " some"]  # rows that have no direction, ascending
+
+    @property
+    def d_sae(self) -> int:
+        return len(self.rows) // len(self.seeds)
+
+
+class Held(NamedTuple):
+    """Something on the device: a Resident, a member's SAE, a Reader or a set's Spans."""
+
+    value: Any
+    n_bytes: int
+
+
+class Residents:
+    """Answers queries; holds dictionaries, SAEs and models, bounded in bytes, the least recently used leaves. Thread-safe."""
+
+    def __init__(self, root: Path, device: str = "auto", *, budget: int | None = None) -> None:
+        self._root, self._device = root.resolve(), named_device(device)
+        self._budget = budget or _half_the_memory(self._device)
+        self._held: OrderedDict[tuple, Held] = OrderedDict()  # by (name for the status, what tells it from others)
+        self._loading = 0  # bytes
+        self._pairs: OrderedDict[tuple, tuple] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def version(self, query: LiveQuery) -> str:
+        """Name of the published store that the query's study has now; raises ValueError where there is none."""
+        if not re.fullmatch(NAME_PATTERN, query.study):
+            raise ValueError(f"study is {query.study!r:.80}, expected {NAME_PATTERN}")
+        published = database.published(self._root / query.study)
+        if published is None:
+            raise ValueError(f"found no published study {query.study!r}")
+        return published[0]
+
+    def answer(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        """One answer per query, all of one shared_key; what is wrong with a query stands in its own answer."""
+        by_kind = {"neighbours": self._neighbours, "pair": self._pair, "try": self._try, "loss": self._loss,
+                   "project": self._project, "project_feature": self._project}  # fmt: skip
+        compute = by_kind[queries[0].kind]
+        with torch.inference_mode():
+            return compute(queries)
+
+    def status(self) -> dict[str, Any]:
+        """What is resident where, and which kernel matches pairs. Never waits for a load."""
+        held: dict[str, int] = {}
+        for (name, *_), each in list(self._held.items()):
+            held[name] = held.get(name, 0) + each.n_bytes
+        kernel = ": ".join(choice(self._device))
+        return {"device": str(self._device), "kernel": kernel, "budget": self._budget,
+                "resident": held, "bytes": sum(held.values())}  # fmt: skip
+
+    def _neighbours(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        try:
+            _check_ensemble(queries[0])
+            resident = self._resident(queries[0])
+        except ValueError as error:
+            return [LiveAnswer(error=str(error), cause="query")] * len(queries)
+        answers: list[LiveAnswer | None] = []
+        for query in queries:
+            try:
+                answers.append(_check_neighbours(query, resident))
+            except ValueError as error:
+                answers.append(LiveAnswer(error=str(error), cause="query"))
+        fine = [query for query, answer in zip(queries, answers, strict=True) if answer is None]
+        found = iter(neighbours(resident, fine) if fine else [])
+        return [answer or next(found) for answer in answers]
+
+    def _resident(self, query: LiveQuery) -> Resident:
+        """The query's ensemble; a newly published study is loaded anew."""
+        name = f"{query.study}/{query.folder} {query.by}"
+        files = [_file(self._root, query, seed) for seed in query.seeds]
+        return self._hold(
+            (name, query.study, query.folder, query.seeds, self.version(query), query.by),
+            lambda: _readable(lambda: len(files) * _n_bytes(files[0], "W_dec")),
+            lambda: _readable(lambda: self._load(query, files)),
+        )
+
+    def _hold(self, key: tuple, size: Callable[[], int], load: Callable[[], T]) -> T:
+        """What is held under a key; if nothing is, it is loaded, and what was used least leaves for its `size` in bytes.
+
+        A lane of the engine asks for its own kind of things, one at a time, and does not wait while another lane loads.
+        Raises ValueError for what is larger than all that may be held.
+        """
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key].value
+            n_bytes = size()
+            if n_bytes > self._budget:
+                raise ValueError(f"{key[0]} would take {n_bytes:,} bytes, the engine may hold {self._budget:,}")
+            self._loading += n_bytes
+            self._make_room()
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # modules made in inference mode cannot be converted
+                value = load()
+        finally:
+            with self._lock:
+                self._loading -= n_bytes
+        with self._lock:
+            self._held[key] = Held(value, _bytes_of(value))
+            self._make_room()
+        return value
+
+    def _make_room(self) -> None:
+        """What was used last stays, alone if need be: only a model can be larger than all that may be held."""
+        while self._loading + sum(each.n_bytes for each in self._held.values()) > self._budget:
+            if not self._held or (len(self._held) == 1 and not self._loading):
+                return
+            self._held.popitem(last=False)
+
+    def _use(self, key: tuple) -> None:
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+
+    def _load(self, query: LiveQuery, files: list[Path]) -> Resident:
+        """Memory-mapped, a member at a time, into one matrix on the device."""
+        with safe_open(files[0], "pt") as first:
+            d_sae, d_in = first.get_slice("W_dec").get_shape()
+        rows = torch.empty(len(files) * d_sae, d_in, device=self._device)
+        without = []
+        for file, target in zip(files, rows.split(d_sae), strict=True):
+            with safe_open(file, "pt") as opened:
+                decoder = opened.get_tensor("W_dec").float()
+                directed = sae.directed(decoder)
+                target.copy_(decoder if query.by == "decoder" else opened.get_tensor("W_enc").T)
+            directed &= sae.directed(target).cpu()
+            target.div_(target.norm(dim=1, keepdim=True))
+            target[~directed.to(target.device)] = 0
+            without.append(~directed)
+        return Resident(query.seeds, rows, torch.cat(without).nonzero()[:, 0].numpy())
+
+    def _try(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        query = queries[0]
+        try:
+            _check_ensemble(query)
+            files = {seed: _file(self._root, query, seed) for seed in query.seeds}
+            place = text.find_place(self._root / query.study, query)
+            reader, use = self._reader(place, query)
+
+            def member(seed: int) -> sae.SAE:
+                use()  # where not all SAEs find room, they make it for each other
+                return self._member(query, files[seed])
+
+            return text.answer(queries, reader, place, member)
+        except ValueError as error:
+            return [LiveAnswer(error=str(error), cause="query")] * len(queries)
+
+    def _reader(self, place: text.Place, query: LiveQuery) -> tuple[text.Reader, Callable[[], None]]:
+        """The study's model, and what says that it is used."""
+        key = (place.model, query.model)
+        load = partial(text.load_reader, place.model, digest=query.model, device=self._device)
+        return self._hold(key, lambda: min(_model_bytes(place.model), self._budget), load), lambda: self._use(key)
+
+    def _loss(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        (query,) = queries
+        try:
+            _check_ensemble(query)
+            _check("seed", query.seed, query.seed in query.seeds, f"one of {', '.join(map(str, query.seeds)):.200}")
+            study = self._root / query.study
+            place = text.find_place(study, query)
+            reader, _ = self._reader(place, query)
+            member = self._member(query, _file(self._root, query, query.seed))
+            return [exact_loss.answer(query, reader.model, place.hookpoint, study, member)]
+        except ValueError as error:
+            return [LiveAnswer(error=str(error), cause="query")]
+
+    def _project(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        (query,) = queries
+        try:
+            _check_ensemble(query)
+            resident = self._resident(query)
+            if query.kind == "project":
+                return [projection.answer(query, *resident)]
+            # A set's spans take seconds, a feature's energies in them none: the next feature finds them here.
+            name, asked = f"{query.study}/{query.folder} spans", query.members or query.seeds
+            spans = self._hold(
+                (name, query.study, query.folder, query.seeds, self.version(query), query.by, asked, query.rows),
+                lambda: 4 * len(asked) * resident.rows.shape[1] ** 2,
+                lambda: projection.spans_of(query, *resident),
+            )
+            return [projection.answer_feature(query, *resident, spans)]
+        except ValueError as error:
+            return [LiveAnswer(error=str(error), cause="query")]
+
+    def _member(self, query: LiveQuery, file: Path) -> sae.SAE:
+        """One SAE of the query's ensemble."""
+        name = f"{query.study}/{query.folder} SAEs"
+        seed = int(file.stem.removeprefix("seed-"))
+        return self._hold(
+            (name, query.study, query.folder, seed, self.version(query)),
+            lambda: _readable(lambda: 4 * n_parameters([file])),
+            lambda: _readable(lambda: sae.load(file.parent, (seed,)).float().to(self._device)),
+        )
+
+    def _pair(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        query = queries[0]
+        try:
+            _check_ensemble(query)
+            found, gap = self._matched(query)
+        except ValueError as error:
+            return [LiveAnswer(error=str(error), cause="query")] * len(queries)
+        partner = found.rule_partner(query.rule).astype(np.int32)
+        arrays = {
+            "partner": partner,
+            "cosine": found.rule_cosine(query.rule).astype(np.float32),
+            "runner_up": found.runner_up,
+            "mutual": found.mutual & (partner == found.partner),
+        }
+        return [LiveAnswer(arrays, gap)] * len(queries)
+
+    def _matched(self, query: LiveQuery) -> tuple[PairMatches, float | None]:
+        """The pair from `seed` to `other` and the gap of its one-to-one matching; both directions are kept."""
+        for name, seed in (("seed", query.seed), ("other", query.other)):
+            _check(name, seed, seed in query.seeds, f"one of {', '.join(map(str, query.seeds)):.200}")
+        _check("other", query.other, query.other != query.seed, "another seed than the anchor's")
+        _check("rule", query.rule, query.rule in PAIR_RULES, f"one of {', '.join(PAIR_RULES)}")
+        assign = query.rule in ("hungarian", "both")
+        seeds = tuple(sorted((query.seed, query.other)))
+        key = (query.study, query.folder, self.version(query), query.absolute, seeds)
+        with self._lock:
+            held = self._pairs.get(key)
+        if held is None or (assign and held[2] is None):
+            folder = _file(self._root, query, seeds[0]).parent
+            a, b = dictionaries(_readable(lambda: sae.load(folder, seeds)), device=self._device)
+            held = match_pair(a, b, assign=assign, absolute=query.absolute)
+            with self._lock:
+                self._pairs[key] = held
+                while len(self._pairs) > N_PAIRS:
+                    self._pairs.popitem(last=False)
+        return held[seeds.index(query.seed)], held[2].gap if assign and held[2] else None
+
+
+def neighbours(resident: Resident, queries: list[LiveQuery]) -> list[LiveAnswer]:
+    """The k nearest features of every query's feature, in each of its members, from one read of the members asked for.
+
+    Cost: the bytes of those members' rows at memory bandwidth while few queries share the read, 2 d_in FLOPs per row and
+    query where many do. The queries must be valid.
+    """
+    rows, d_sae = resident.rows, resident.d_sae
+    place = {seed: member for member, seed in enumerate(resident.seeds)}
+    anchors = np.array([place[query.seed] * d_sae + query.feature for query in queries])
+    columns = rows[torch.from_numpy(anchors).to(rows.device)]
+    if len(queries) == 1 and not rows.is_cuda:
+        columns = columns.repeat(2, 1)  # MKL multiplies with two columns at memory bandwidth, with one on one core
+    absolute = torch.tensor([query.absolute for query in queries], device=rows.device).expand(len(columns))
+    depth = min(max(query.k for query in queries), d_sae)
+    wanted = sorted({place[seed] for query in queries for seed in query.members or resident.seeds})
+    at_once = max(SCORES[rows.device.type] // (d_sae * len(columns)), 1)
+    scores = rows.new_empty(min(at_once, len(wanted)) * d_sae, len(columns))
+    parts = []
+    for run in _runs(wanted, at_once):
+        first, last = run[0] * d_sae, (run[-1] + 1) * d_sae
+        _multiply(rows[first:last], columns, scores[: last - first])
+        hidden = resident.without[slice(*np.searchsorted(resident.without, (first, last)))] - first
+        parts.append(_nearest(scores[: last - first], absolute, hidden, anchors - first, d_sae, depth))
+    feature, cosine, key = (np.concatenate(part)[:, :, : len(queries)] for part in zip(*parts, strict=True))
+    order = np.lexsort((feature, -key), axis=1)
+    feature, cosine, key = (np.take_along_axis(part, order, 1) for part in (feature, cosine, key))
+    answers = []
+    for i, query in enumerate(queries):
+        seeds = query.members or resident.seeds
+        at = np.searchsorted(wanted, [place[seed] for seed in seeds])
+        there = np.isfinite(key[at, : query.k, i])
+        arrays = {
+            "seed": np.broadcast_to(np.array(seeds, np.int32)[:, None], there.shape)[there],
+            "feature": feature[at, : query.k, i][there].astype(np.int32),
+            "cosine": cosine[at, : query.k, i][there].clip(-1, 1),
+        }
+        answers.append(LiveAnswer(arrays))
+    return answers
+
+
+def _multiply(rows: Tensor, columns: Tensor, out: Tensor) -> None:
+    """rows @ columns.T into `out`; on a CPU block by block."""
+    block = len(rows) if rows.is_cuda else BLOCK
+    for first in range(0, len(rows), block):
+        torch.mm(rows[first : first + block], columns.T, out=out[first : first + block])
+
+
+def _nearest(
+    scores: Tensor, absolute: Tensor, hidden: np.ndarray, anchors: np.ndarray, d_sae: int, depth: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(feature, cosine, key) of the `depth` largest keys of every member and query, each (members, depth, queries).
+
+    `scores` (members * d_sae, queries) may be overwritten. Hidden rows and every query's own anchor have the key -inf.
+    """
+    keys = torch.where(absolute, scores.abs(), scores) if absolute.any() else scores
+    if len(hidden):
+        keys[torch.from_numpy(hidden)] = -torch.inf
+    own = np.flatnonzero((anchors >= 0) & (anchors < len(keys)))
+    if len(own):
+        keys[torch.from_numpy(anchors[own]), torch.from_numpy(own)] = -torch.inf
+    keys, scores = (tensor.unflatten(0, (-1, d_sae)) for tensor in (keys, scores))
+    if d_sae % GROUP or d_sae < 4 * depth * GROUP:
+        largest, at = keys.topk(depth, dim=1)
+    else:
+        groups = keys.unflatten(1, (-1, GROUP)).amax(2).topk(depth, dim=1, sorted=False).indices
+        inside = groups[:, :, None] * GROUP + torch.arange(GROUP, device=keys.device)[:, None]
+        inside = inside.flatten(1, 2)
+        largest, at = keys.gather(1, inside).topk(depth, dim=1)
+        at = inside.gather(1, at)
+    return tuple(tensor.cpu().numpy() for tensor in (at, scores.gather(1, at), largest))
+
+
+def _runs(members: list[int], longest: int) -> Iterator[list[int]]:
+    """Ascending members cut into runs of neighbours."""
+    run: list[int] = []
+    for member in members:
+        if run and (member != run[-1] + 1 or len(run) == longest):
+            yield run
+            run = []
+        run.append(member)
+    yield run
+
+
+def _check(name: str, found: object, fits: bool, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} is {found!r:.80}, expected {expected}")
+
+
+def _check_ensemble(query: LiveQuery) -> None:
+    _check("seeds", query.seeds, len(query.seeds) == len(set(query.seeds)) > 0, "at least one, each once")
+    _check("by", query.by, query.by in SPACES, " or ".join(SPACES))
+
+
+def _check_neighbours(query: LiveQuery, resident: Resident) -> None:
+    seeds, expected = resident.seeds, f"one of {', '.join(map(str, resident.seeds)):.200}"
+    for seed in (query.seed, *query.members):
+        _check("seed", seed, seed in seeds, expected)
+    _check("members", query.members, len(query.members) == len(set(query.members)), "each seed once")
+    _check("k", query.k, 1 <= query.k <= MAX_K, f"1 to {MAX_K}")
+    _check("feature", query.feature, 0 <= query.feature < resident.d_sae, f"0 to {resident.d_sae - 1}")
+    row = seeds.index(query.seed) * resident.d_sae + query.feature
+    if row in resident.without:
+        raise ValueError(
+            f"feature {query.feature} of seed {query.seed} has no direction: its row is zero or not finite"
+        )
+
+
+def _n_bytes(file: Path, tensor: str) -> int:
+    """What a tensor of a file takes in float32."""
+    with safe_open(file, "pt") as opened:
+        return 4 * math.prod(opened.get_slice(tensor).get_shape())
+
+
+def _model_bytes(path: str) -> int:
+    """What a model takes in float32; 0 where that is known only when it is loaded."""
+    folder = local_folder(path)
+    return 4 * n_parameters(weight_files(folder)) if folder else 0
+
+
+def _bytes_of(value: Resident | projection.Spans | text.Reader | sae.SAE) -> int:
+    if isinstance(value, Resident):
+        return value.rows.nbytes
+    if isinstance(value, projection.Spans):
+        return sum(one.vectors.nbytes for one in value.bases)
+    module = value.model.network if isinstance(value, text.Reader) else value
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def _file(root: Path, query: LiveQuery, seed: int) -> Path:
+    """Where a member lies; raises ValueError for a folder outside the study."""
+    study = (root / query.study).resolve()
+    folder = (study / query.folder).resolve()
+    _check("folder", query.folder, folder.is_relative_to(study), "a folder inside the study")
+    return folder / f"seed-{seed}.safetensors"
+
+
+def _readable(load: Callable[[], T]) -> T:
+    """What a loader returns; raises ValueError where the files are missing or damaged."""
+    try:
+        return load()
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"the ensemble's SAE files cannot be read ({type(error).__name__}); build the study again"
+        ) from None
+
+
+def _half_the_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

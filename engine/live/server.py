@@ -1,0 +1,240 @@
+"""The live engine: one process per root that keeps dictionaries on the device and answers queries in batches.
+
+`python -m seedscope.engine.live ROOT SOCKET [DEVICE]` listens on a Unix socket that only its owner can open, and speaks as
+engine.contract.queries says: one query per connection. It ends when its standard input does, that is with its parent,
+and at once and quietly where another engine holds the lock beside the socket. Started by app.live; engine.live.residents computes.
+"""
+
+import asyncio
+import faulthandler
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from seedscope.engine.contract.queries import KINDS, QUEUE_LIMIT, LiveAnswer, LiveQuery, live_query
+from seedscope.engine.live.crashes import MOST, Deaths
+
+BATCH_LIMIT = 64  # queries that share one product
+KEPT_BYTES = 2**26  # of answers: clicks on the same thing, at once or one after the other, cost one computation
+LINE_LIMIT = 2**23  # bytes of a query: three sets of 96 members of 131,072 features take 6 million
+LONGEST_S = 3600.0
+# Neighbours take a moment and pairs may take a minute: a lane each, so that the moment stays one.
+LANES = tuple(kind for kind in KINDS if kind != "status")
+FAULT = "the engine could not answer this query; its log says why"
+
+
+@runtime_checkable
+class Answerer(Protocol):
+    """What computes: engine.live.residents.Residents."""
+
+    def version(self, query: LiveQuery) -> str: ...  # of the data it is asked of; raises ValueError
+    def answer(self, queries: list[LiveQuery]) -> list[LiveAnswer]: ...  # all of one shared_key, from any thread
+    def status(self) -> dict[str, Any]: ...
+
+
+@dataclass(eq=False)
+class _Work:
+    """A query that waits or runs, and who waits for it."""
+
+    query: LiveQuery
+    done: asyncio.Future[bytes]
+    askers: set[asyncio.StreamWriter] = field(default_factory=set)
+    runs: bool = False
+
+
+class Engine:
+    """Queue, batches and answers; everything but the computing happens in one event loop.
+
+    A query that the engine died of is a suspect, as is every one that was computed beside it. Suspects are computed one at
+    a time and nothing beside them, so that a second death convicts; a convicted query is refused.
+    """
+
+    def __init__(self, answerer: Answerer, deaths: Deaths) -> None:
+        self._answerer, self._deaths = answerer, deaths
+        self._work: dict[tuple, _Work] = {}  # by (query, version), the oldest first
+        self._kept: OrderedDict[tuple, bytes] = OrderedDict()
+        self._kept_bytes = 0
+        self._arrived = {kind: asyncio.Event() for kind in LANES}
+        self._rooms = {kind: asyncio.Lock() for kind in LANES}  # held while a lane computes
+        self._counts = {"asked": 0, "computed": 0, "batches": 0}
+        self._began = time.monotonic()
+
+    async def serve(self, address: str) -> None:
+        """Listen until cancelled; the socket appears at `address` when it accepts."""
+        temporary = address + ".new"
+        Path(temporary).unlink(missing_ok=True)
+        old = os.umask(0o177)
+        server = await asyncio.start_unix_server(self._connected, temporary, limit=LINE_LIMIT, backlog=4 * QUEUE_LIMIT)
+        os.umask(old)
+        os.replace(temporary, address)
+        async with server, asyncio.TaskGroup() as lanes:
+            for kind in LANES:
+                lanes.create_task(self._lane(kind))
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer), suppress(ConnectionError):  # an asker that is gone need not be told
+            writer.write(await self._reply(reader, writer))
+            await writer.drain()
+
+    async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        try:
+            asked = json.loads(await reader.readline())
+            query, limit_s = live_query(asked["query"]), float(asked["time_limit_s"])
+            if not 0 < limit_s <= LONGEST_S:
+                raise ValueError(f"time_limit_s is {limit_s:g}, expected up to {LONGEST_S:g}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            return _encoded(LiveAnswer(error=f"the query cannot be read: {error!r:.200}", cause="query"))
+        if query.kind == "status":
+            return _encoded(LiveAnswer(status=self._status()))
+        self._counts["asked"] += 1
+        try:
+            key = (query, self._answerer.version(query))
+        except ValueError as error:
+            return _encoded(LiveAnswer(error=str(error), cause="query"))
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        if self._deaths.of(key) >= MOST:
+            error = (
+                f"the engine died of this query {MOST} times; it is not computed again before SeedScope is restarted"
+            )
+            return _encoded(LiveAnswer(error=error, cause="deadly"))
+        if self._asking() >= QUEUE_LIMIT:
+            return _encoded(LiveAnswer(error=f"busy: {QUEUE_LIMIT} queries wait; try again in a moment", cause="busy"))
+        if key not in self._work:
+            self._work[key] = _Work(query, asyncio.get_running_loop().create_future())
+            self._arrived[query.kind].set()
+        return await self._wait(self._work[key], reader, writer, limit_s)
+
+    async def _wait(
+        self, work: _Work, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit_s: float
+    ) -> bytes:
+        """Until the work is done, the time is up or the asker hangs up; work that nobody waits for is not begun."""
+        work.askers.add(writer)
+        gone = asyncio.create_task(_hung_up(reader))
+        try:
+            await asyncio.wait({work.done, gone}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            work.askers.discard(writer)
+        if work.done.done():
+            return work.done.result()
+        return _encoded(LiveAnswer(error=f"no answer within {limit_s:g} s", cause="late"))
+
+    async def _lane(self, kind: str) -> None:
+        """Compute what waits of one kind, batch after batch, in a thread of its own."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, kind) as thread:
+            while True:
+                self._arrived[kind].clear()
+                while batch := self._next_batch(kind):
+                    suspect = any(self._deaths.of(key) for key in batch)
+                    async with self._room(LANES if suspect else (kind,)):
+                        for work in batch.values():
+                            work.runs = True
+                        queries = [work.query for work in batch.values()]
+                        with self._deaths.computing(batch):
+                            answers = await loop.run_in_executor(thread, self._compute, queries)
+                    self._counts["computed"] += len(batch)
+                    self._counts["batches"] += 1
+                    for (key, work), answer in zip(batch.items(), answers, strict=True):
+                        del self._work[key]
+                        work.done.set_result(_encoded(answer))
+                        if answer.error is None:
+                            self._keep(key, work.done.result())
+                await self._arrived[kind].wait()
+
+    @asynccontextmanager
+    async def _room(self, lanes: tuple[str, ...]) -> AsyncIterator[None]:
+        """Hold some lanes, in the one order that cannot deadlock, first come first served."""
+        async with AsyncExitStack() as stack:
+            for kind in lanes:
+                await stack.enter_async_context(self._rooms[kind])
+            yield
+
+    def _next_batch(self, kind: str) -> dict[tuple, _Work]:
+        """The oldest waiting query and those that can share its product; forgets those that nobody waits for any more."""
+        waiting = {key: work for key, work in self._work.items() if work.query.kind == kind and not work.runs}
+        for key in [key for key, work in waiting.items() if not work.askers]:
+            del waiting[key], self._work[key]
+        suspects = {key for key in waiting if self._deaths.of(key)}
+        batch: dict[tuple, _Work] = {}
+        for key, work in waiting.items():
+            first = next(iter(batch), key)
+            together = not suspects & {first, key} and waiting[first].query.shared_key() == work.query.shared_key()
+            if key == first or (together and len(batch) < BATCH_LIMIT):
+                batch[key] = work
+        return batch
+
+    def _compute(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        try:
+            return self._answerer.answer(queries)
+        except Exception:
+            traceback.print_exc()
+        if len(queries) == 1:
+            return [LiveAnswer(error=FAULT, cause="fault")]
+        return [self._compute([query])[0] for query in queries]  # one bad query does not spoil the others
+
+    def _keep(self, key: tuple, answer: bytes) -> None:
+        self._kept[key] = answer
+        self._kept_bytes += len(answer)
+        while self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+
+    def _asking(self) -> int:
+        return sum(len(work.askers) for work in self._work.values())
+
+    def _status(self) -> dict[str, Any]:
+        running = sum(work.runs for work in self._work.values())
+        return {
+            "pid": os.getpid(), "up_s": round(time.monotonic() - self._began, 1), "running": running,
+            "waiting": len(self._work) - running, "askers": self._asking(), **self._counts, **self._answerer.status(),
+        }  # fmt: skip
+
+
+async def _hung_up(reader: asyncio.StreamReader) -> None:
+    with suppress(ConnectionError):
+        await reader.read(1)
+
+
+def _encoded(answer: LiveAnswer) -> bytes:
+    named = [{"name": name, "dtype": a.dtype.str, "shape": a.shape} for name, a in answer.arrays.items()]
+    header = {name: value for name, value in vars(answer).items() if name != "arrays"} | {"arrays": named}
+    return b"".join([json.dumps(header).encode() + b"\n", *(a.tobytes() for a in answer.arrays.values())])
+
+
+def _end_with_parent(address: str, deaths: Deaths) -> None:
+    sys.stdin.buffer.read()
+    Path(address).unlink(missing_ok=True)
+    deaths.forget()
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve until the parent goes away."""
+    root, address, *device = sys.argv[1:]
+    lock = os.open(Path(address).with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
+    faulthandler.enable()
+    deaths = Deaths(Path(address).with_suffix(".deaths"))
+    threading.Thread(target=_end_with_parent, args=(address, deaths), daemon=True).start()
+    # Loads torch: after the lock, so that a second engine is gone at once.
+    from seedscope.engine.live.residents import Residents
+
+    asyncio.run(Engine(Residents(Path(root), *device), deaths).serve(address))

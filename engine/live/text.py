@@ -1,0 +1,209 @@
+"""What a text sets off: the study's model reads it, and every member encodes what passes at the ensemble's hook point.
+
+The text is cut as the evaluation tokens were: BOS in front, at most one window. Activations are a_i * ||d_i||, as in
+engine.features.activity, so that they compare with what the pages say of the evaluation tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from seedscope.engine.activations.harvest import (
+    MOST_TOKENS,
+    PADDING,
+    LanguageModel,
+    TokenSet,
+    load_model,
+    stream,
+    token_texts,
+    tokenize,
+)
+from seedscope.engine.contract.queries import MAX_ACTIVE, MAX_TEXT, LiveAnswer, LiveQuery
+from seedscope.engine.saes.sae import SAE
+from seedscope.engine.store import catalogue
+
+
+class Place(NamedTuple):
+    """Where a study says that its texts are read."""
+
+    model: str  # folder or hub id
+    hookpoint: str
+    tokens: catalogue.Tokens  # the settings of the evaluation tokens
+
+
+class Reader(NamedTuple):
+    """A language model, and what each of its tokens looks like."""
+
+    model: LanguageModel
+    texts: list[str]
+
+
+class Window(NamedTuple):
+    """A text as far as the model reads it."""
+
+    ids: Int[np.ndarray, " tokens"]  # with what stands in front of it
+    shown: int  # index of the first token that is shown: BOS is not, unless it counts
+    counts: Bool[np.ndarray, " tokens"]  # of those shown
+    n_read: int  # tokens of the text
+    n_all: int
+
+    @property
+    def rows(self) -> int:
+        """Tokens that are shown."""
+        return len(self.counts)
+
+
+class Active(NamedTuple):
+    """What is active in one member: a run of features per token, the strongest first."""
+
+    count: Int[np.ndarray, " tokens"]
+    feature: Int[np.ndarray, " active"]
+    activation: Float[np.ndarray, " active"]
+
+    def first(self, n_tokens: int) -> "Active":
+        """The same of the first tokens alone."""
+        end = int(self.count[:n_tokens].sum())
+        return Active(self.count[:n_tokens], self.feature[:end], self.activation[:end])
+
+
+def find_place(study: Path, query: LiveQuery) -> Place:
+    """Model, hook point and token settings of a query's ensemble; raises ValueError where the study names none."""
+    plan = catalogue.read(study)
+    analyse = f"seedscope analyze {query.study}"
+    if plan is None:
+        raise ValueError(f"found no {catalogue.FILE} in study {query.study}, which says where its model lies")
+    if plan.model is None:
+        raise ValueError(
+            f"study {query.study} has no model to read a text; give one: {analyse} --model DIR_OR_ID --tokens FILE"
+        )
+    ensemble = plan.ensemble(query.ensemble)
+    if ensemble.folder != query.folder:
+        raise ValueError(f"ensemble {ensemble.name} was replaced after these pages were published; run {analyse}")
+    if ensemble.hookpoint is None:
+        raise ValueError(
+            f"the hook point of ensemble {ensemble.name} is not known; give it: {analyse} --hookpoint NAME"
+        )
+    return Place(plan.model, ensemble.hookpoint, plan.tokens or catalogue.Tokens(()))
+
+
+def load_reader(path: str, *, digest: str, device: torch.device) -> Reader:
+    """The model at a path; raises ValueError as `load_model` does, and where it is another one than `digest` says."""
+    model = load_model(path)
+    if digest and model.digest != digest:
+        raise ValueError(
+            f"the model at {path!r} has the digest {model.digest}, the study was measured with {digest}; put that model "
+            "back, or measure again with: seedscope analyze"
+        )
+    if model.tokenizer is None:
+        raise ValueError(
+            f"the model at {path!r} has no tokenizer to read a text with; copy its tokenizer's files there"
+        )
+    try:
+        model.network.to(device)
+    except torch.OutOfMemoryError:
+        raise ValueError(f"the model at {path!r} does not fit on the device; start with --device cpu") from None
+    return Reader(model, token_texts(model))
+
+
+def answer(
+    queries: Sequence[LiveQuery], reader: Reader, place: Place, member: Callable[[int], SAE], *, most: int = MAX_ACTIVE
+) -> list[LiveAnswer]:
+    """What is active on the text of every query, which share all else; `member` gives the SAE of a seed.
+
+    The model reads all texts together. A text is cut after as many tokens as have `most` active features, at least one.
+    What is wrong with a text stands in its own answer; raises ValueError for what is wrong with model or SAEs.
+    """
+    found: list[Window | LiveAnswer] = []
+    for query in queries:
+        try:
+            found.append(read(reader.model, query.text, place.tokens))
+        except ValueError as error:
+            found.append(LiveAnswer(error=str(error), cause="query"))
+    windows = [window for window in found if isinstance(window, Window)]
+    rows = _rows(reader.model, windows, place.hookpoint) if windows else []
+    active: list[list[Active]] = [[] for _ in windows]
+    for seed in queries[0].seeds:
+        sae = member(seed)
+        for i, window in enumerate(windows):
+            _require_width(rows[i], sae, place, reader.model)
+            active[i].append(encode(sae, rows[i], window.counts[: len(rows[i])]))
+            total = np.cumsum(sum(each.count for each in active[i]))
+            fits = max(int(np.searchsorted(total, most, side="right")), 1)
+            rows[i], active[i] = rows[i][:fits], [each.first(fits) for each in active[i]]
+    answers = iter(_answer(reader, *each) for each in zip(windows, active, strict=True))
+    return [each if isinstance(each, LiveAnswer) else next(answers) for each in found]
+
+
+def read(model: LanguageModel, text: str, settings: catalogue.Tokens) -> Window:
+    """Tokenize a text as the evaluation tokens were; raises ValueError for one that is too long or has no token."""
+    if not 1 <= len(text) <= MAX_TEXT:
+        raise ValueError(f"the text has {len(text):,} characters, expected 1 to {MAX_TEXT:,}")
+    text = text.encode(errors="replace").decode()  # a lone surrogate is no character
+    if not model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
+        raise ValueError(f"the tokenizer of {model.name} makes no token of this text; try other characters")
+    found = tokenize([("the text", text)], model, n_ctx=settings.n_ctx, bos=settings.bos)
+    ids = found.ids[0][found.ids[0] != PADDING]
+    in_front = int(found.bos is not None)
+    shown = 0 if found.bos_counts else in_front
+    n_all = int((found.ids != PADDING).sum()) - in_front * len(found.ids)
+    return Window(ids, shown, found.counted[0][: len(ids)][shown:], len(ids) - in_front, n_all)
+
+
+@torch.no_grad()
+def encode(sae: SAE, rows: Float[Tensor, "tokens d_in"], counts: Bool[np.ndarray, " tokens"]) -> Active:
+    """What is active in a member (an ensemble of one) where tokens count; rows without a direction never are."""
+    norms = sae.unit_norms()[0]
+    codes = sae.encode(rows.to(norms))
+    indices = codes.indices[:, 0]
+    values = codes.values[:, 0] * norms[indices]
+    active = (values > 0) & values.isfinite() & torch.from_numpy(counts).to(values.device)[:, None]
+    values, order = values.where(active, 0).sort(dim=1, descending=True, stable=True)
+    active = values > 0
+    return Active(
+        active.sum(1).cpu().numpy().astype(np.int32),
+        indices.gather(1, order)[active].cpu().numpy().astype(np.int32),
+        values[active].cpu().numpy().astype(np.float32),
+    )
+
+
+def _rows(model: LanguageModel, windows: list[Window], hookpoint: str) -> list[Tensor]:
+    """(tokens shown, d_in) of every window, on the CPU."""
+    longest = max(len(window.ids) for window in windows)
+    ids = np.full((len(windows), longest), PADDING, np.int32)
+    for row, window in zip(ids, windows, strict=True):
+        row[: len(window.ids)] = window.ids
+    places = np.arange(len(windows), dtype=np.int32)
+    everything = TokenSet(ids, places, np.zeros_like(places), [], None)
+    source = stream(model, everything, hookpoint, windows_per_batch=max(MOST_TOKENS // longest, 1))
+    with closing(source):
+        rows = torch.cat([batch.rows for batch in source])
+    parts = rows.split([len(window.ids) for window in windows])
+    return [part[window.shown :] for part, window in zip(parts, windows, strict=True)]
+
+
+def _require_width(rows: Tensor, sae: SAE, place: Place, model: LanguageModel) -> None:
+    if rows.shape[1] != sae.d_in:
+        raise ValueError(
+            f"at {place.hookpoint} {model.name} has {rows.shape[1]} numbers per token, the SAEs read {sae.d_in}: they were "
+            "trained on another model or hook point"
+        )
+
+
+def _answer(reader: Reader, window: Window, active: list[Active]) -> LiveAnswer:
+    n_shown = len(active[0].count)
+    ids = window.ids[window.shown :][:n_shown]
+    arrays = {
+        "id": ids.astype(np.int32),
+        "counts": window.counts[:n_shown],
+        "extent": np.array([window.n_read - (window.rows - n_shown), window.n_all], np.int32),
+        "count": np.stack([each.count for each in active]),
+        "feature": np.concatenate([each.feature for each in active]),
+        "activation": np.concatenate([each.activation for each in active]),
+    }
+    return LiveAnswer(arrays, texts=[reader.texts[i] for i in ids])

@@ -1,0 +1,330 @@
+"""Partners of all features in all other members under every rule, and what the same search finds by chance.
+
+Rules: *argmax* of paper A (the feature with the largest signed cosine, one-directional, many-to-one), *mutual* (each is
+the other's argmax), *hungarian* (one to one, largest summed cosine; paper B), *both* (decoder and encoder assignments
+agree; Paulo and Belrose 2025). All by signed cosine, or by its absolute value where asked. Everything is kept unthresholded,
+so that theta moves without matching again.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from seedscope.engine.contract.schema import NO_MATCH, RULES
+from seedscope.engine.matching.assignment import Assignment, hungarian
+from seedscope.engine.matching.cuda import best as best_cosines
+from seedscope.engine.matching.kernels import Best
+from seedscope.engine.saes.sae import SAE, directed
+
+NULL_KINDS = ("haar", "second_moment")
+NULL_ANCHORS = 2048  # anchor features per member that the nulls look at: their match rates are then good to 0.1 points
+HUNGARIAN_UP_TO = 2e11  # pairs * d_sae^2 * d_in multiply-adds that are spent by default: minutes on two cores
+
+
+class Matches(NamedTuple):
+    """Partners of every anchor feature in every other member; comparisons in seed order, the anchor left out.
+
+    All arrays are (members, d_sae, comparisons) but two: `other` (members, comparisons) names the comparison's member
+    index, `gap` (members, comparisons) the proven distance of its one-to-one matching to the optimum. Rows without a
+    direction (zero or not finite) match nothing: partner -1, cosine NO_MATCH. Without one-to-one matching the last four,
+    and without known activity the live ones, have no comparisons: (members, d_sae, 0).
+    """
+
+    other: np.ndarray
+    gap: np.ndarray
+    partner: np.ndarray
+    cosine: np.ndarray
+    runner_up: np.ndarray
+    mutual: np.ndarray
+    encoder_cosine: np.ndarray  # cosine of the two encoder columns, at the decoder's partner
+    live_partner: np.ndarray  # best partner among the comparison's living features
+    live_cosine: np.ndarray
+    hungarian_partner: np.ndarray  # -1: stays alone
+    hungarian_cosine: np.ndarray
+    hungarian_encoder_cosine: np.ndarray
+    encoder_partner: np.ndarray  # partner under the assignment of the encoders
+
+
+class PairMatches(NamedTuple):
+    """One direction of one pair: the fields of Matches, each (d_sae of the anchor,); the last six may be None."""
+
+    partner: np.ndarray
+    cosine: np.ndarray
+    runner_up: np.ndarray
+    mutual: np.ndarray
+    encoder_cosine: np.ndarray
+    live_partner: np.ndarray | None
+    live_cosine: np.ndarray | None
+    hungarian_partner: np.ndarray | None
+    hungarian_cosine: np.ndarray | None
+    hungarian_encoder_cosine: np.ndarray | None
+    encoder_partner: np.ndarray | None
+
+    def rule_cosine(self, rule: str) -> Float[np.ndarray, " d_sae"]:
+        """The cosine that theta is compared with under a rule; see the function of the same name."""
+        return rule_cosine(rule, self)
+
+    def rule_partner(self, rule: str) -> np.ndarray:
+        """The partner that a rule forms; -1 where it forms none."""
+        if rule == "live":
+            return self.live_partner
+        partner = self.hungarian_partner if rule in ("hungarian", "both") else self.partner
+        return np.where(self.rule_cosine(rule) > NO_MATCH, partner, -1)
+
+
+class Dictionary(NamedTuple):
+    """Unit decoder rows and encoder columns of one member; `valid` and `live` are ascending feature indices."""
+
+    decoder: Float[Tensor, "d_sae d_in"]
+    encoder: Float[Tensor, "d_sae d_in"]
+    valid: Tensor  # rows that have a direction
+    live: Tensor  # valid rows that fired
+
+
+def dictionaries(
+    sae: SAE, live: Bool[np.ndarray, "members d_sae"] | None = None, *, device: torch.device | str = "cpu"
+) -> list[Dictionary]:
+    """Every member's directions; without `live`, all features count as living."""
+    result = []
+    for member in range(sae.n_members):
+        decoder = sae.W_dec.detach()[member].float()
+        valid = directed(decoder).nonzero()[:, 0]
+        fired = torch.ones(sae.d_sae, dtype=torch.bool) if live is None else torch.from_numpy(live[member])
+        encoder = sae.W_enc.detach()[member].float().T
+        found = Dictionary(_unit(decoder), _unit(encoder), valid, valid[fired[valid]])
+        result.append(Dictionary(*(tensor.to(device) for tensor in found)))
+    return result
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of norm 1; rows without a direction become zero."""
+    return torch.nn.functional.normalize(torch.nan_to_num(rows, 0.0, 0.0, 0.0), dim=-1)
+
+
+def match_pair(
+    a: Dictionary, b: Dictionary, *, assign: bool = True, absolute: bool = False
+) -> tuple[PairMatches, PairMatches, Assignment | None]:
+    """Match two members in both directions: one product for argmax (two if `absolute`), two assignments if `assign`.
+
+    Raises ValueError where the widths d_in differ.
+    """
+    if a.decoder.shape[1] != b.decoder.shape[1]:
+        raise ValueError(
+            f"d_in is {a.decoder.shape[1]} and {b.decoder.shape[1]}, expected the same: the SAEs read different activations"
+        )
+    ab, ba = _best(a.decoder, a.valid, b.decoder, b.valid, absolute)
+    live_ab, live_ba = ab, ba
+    if len(b.live) < len(b.valid):
+        live_ab = _best(a.decoder, a.valid, b.decoder, b.live, absolute)[0]
+    if len(a.live) < len(a.valid):
+        live_ba = _best(b.decoder, b.valid, a.decoder, a.live, absolute)[0]
+    one_to_one = encoders = None
+    if assign and len(a.valid) and len(b.valid):
+        one_to_one = hungarian(a.decoder[a.valid], b.decoder[b.valid], absolute=absolute)
+        encoders = hungarian(a.encoder[a.valid], b.encoder[b.valid], absolute=absolute)
+    forward = _direction(a, b, ab, ba, live_ab)
+    backward = _direction(b, a, ba, ab, live_ba)
+    if one_to_one is not None:
+        forward = forward._replace(**_one_to_one(a, b, one_to_one, encoders, reverse=False))
+        backward = backward._replace(**_one_to_one(b, a, one_to_one, encoders, reverse=True))
+    if absolute:
+        forward, backward = (_without_sign(found) for found in (forward, backward))
+    return forward, backward, one_to_one
+
+
+def _best(rows_a: Tensor, of_a: Tensor, rows_b: Tensor, of_b: Tensor, absolute: bool = False) -> tuple[Best, Best]:
+    """best_cosines between the chosen rows, in full-size arrays; rows left out get partner -1 and cosine NO_MATCH."""
+    if not len(of_a) or not len(of_b):
+        return _none(rows_a), _none(rows_b)
+    whole = len(of_a) == len(rows_a) and len(of_b) == len(rows_b)
+    a, b = (rows_a, rows_b) if whole else (rows_a[of_a], rows_b[of_b])
+    found = best_cosines(a, b)
+    if absolute:
+        found = tuple(map(_larger, found, best_cosines(a, -b)))
+    full = []
+    for best, size, mine, theirs in zip(found, (rows_a, rows_b), (of_a, of_b), (of_b, of_a), strict=True):
+        spread = _none(size)
+        spread.cosine[mine] = best.cosine.clamp(-1, 1)
+        spread.partner[mine] = theirs[best.partner]
+        spread.runner_up[mine] = best.runner_up.clamp(-1, 1)
+        full.append(spread)
+    return full[0], full[1]
+
+
+def _without_sign(found: PairMatches) -> PairMatches:
+    """The encoder cosines at the partners, absolute as all else; NO_MATCH stays."""
+    at = {"encoder_cosine": found.partner, "hungarian_encoder_cosine": found.hungarian_partner}
+    held = {name: getattr(found, name) for name, partner in at.items() if partner is not None}
+    return found._replace(**{n: np.where(at[n] >= 0, np.abs(cosine), cosine) for n, cosine in held.items()})
+
+
+def _larger(signed: Best, negated: Best) -> Best:
+    """The best by absolute cosine, from the best of b and of -b; on a tie the signed one."""
+    flip = negated.cosine > signed.cosine
+    won = [torch.where(flip, n, s) for s, n in zip(signed, negated, strict=True)]
+    lost = [torch.where(flip, s, n) for s, n in zip(signed, negated, strict=True)]
+    loser = torch.where(lost[1] == won[1], lost[2], lost[0])  # the winner's own partner is not its rival
+    return Best(won[0], won[1], torch.maximum(won[2], loser))
+
+
+def _none(rows: Tensor) -> Best:
+    worst = rows.new_full((len(rows),), NO_MATCH)
+    return Best(worst, torch.full_like(worst, -1, dtype=torch.long), worst.clone())
+
+
+def _direction(a: Dictionary, b: Dictionary, best: Best, back: Best, live: Best) -> PairMatches:
+    found = best.partner >= 0
+    mutual = found & (back.partner[best.partner] == torch.arange(len(best.partner), device=found.device))
+    encoder_cosine = torch.where(found, (a.encoder * b.encoder[best.partner]).sum(-1).clamp(-1, 1), NO_MATCH)
+    columns = (best.partner.int(), best.cosine, best.runner_up, mutual, encoder_cosine, live.partner.int(), live.cosine)
+    return PairMatches(*(column.cpu().numpy() for column in columns), None, None, None, None)
+
+
+def _one_to_one(
+    a: Dictionary, b: Dictionary, decoders: Assignment, encoders: Assignment, *, reverse: bool
+) -> dict[str, np.ndarray]:
+    """The fields of PairMatches that come from the assignments; `reverse`: they were made from b to a."""
+    partner, cosine = _assigned(decoders, a, b, reverse)
+    to = torch.from_numpy(partner).to(a.encoder.device)
+    at_partner = torch.where(to >= 0, (a.encoder * b.encoder[to]).sum(-1).clamp(-1, 1), NO_MATCH)
+    return {
+        "hungarian_partner": partner.astype(np.int32),
+        "hungarian_cosine": cosine.astype(np.float32),
+        "hungarian_encoder_cosine": at_partner.cpu().numpy(),
+        "encoder_partner": _assigned(encoders, a, b, reverse)[0].astype(np.int32),
+    }
+
+
+def _assigned(found: Assignment, a: Dictionary, b: Dictionary, reverse: bool) -> tuple[np.ndarray, np.ndarray]:
+    """An assignment of the valid rows as full-size partner and cosine arrays of `a`."""
+    partner, cosine = np.full(len(a.decoder), -1), np.full(len(a.decoder), NO_MATCH)
+    mine, theirs = a.valid.cpu().numpy(), b.valid.cpu().numpy()
+    matched = found.partner >= 0
+    left, right = np.flatnonzero(matched), found.partner[matched]
+    at, to = (mine[right], theirs[left]) if reverse else (mine[left], theirs[right])
+    partner[at], cosine[at] = to, np.clip(found.cosine[matched], -1, 1)
+    return partner, cosine
+
+
+def rule_cosine(rule: str, matches: Matches | PairMatches) -> np.ndarray:
+    """The cosine that theta is compared with under a rule, shaped like the matches' arrays; NO_MATCH without a pair.
+
+    `live` is argmax among the comparison's living features. `both` needs the two assignments to agree and both cosines
+    to reach theta: the smaller of them decides. Raises ValueError for an unknown rule.
+    """
+    if rule == "argmax":
+        return matches.cosine
+    if rule == "live":
+        return matches.live_cosine
+    if rule == "mutual":
+        return np.where(matches.mutual, matches.cosine, np.float32(NO_MATCH))
+    if rule == "hungarian":
+        return matches.hungarian_cosine
+    if rule == "both":
+        agree = (matches.hungarian_partner >= 0) & (matches.hungarian_partner == matches.encoder_partner)
+        smaller = np.minimum(matches.hungarian_cosine, matches.hungarian_encoder_cosine)
+        return np.where(agree, smaller, np.float32(NO_MATCH))
+    raise ValueError(f"rule is {rule!r}, expected one of {', '.join(RULES)}")
+
+
+def affordable(n_members: int, d_sae: int, d_in: int) -> bool:
+    """Whether one-to-one matching of all pairs is done without being asked for."""
+    return n_members * (n_members - 1) / 2 * d_sae**2 * d_in <= HUNGARIAN_UP_TO
+
+
+def match_ensemble(
+    sae: SAE,
+    live: Bool[np.ndarray, "members d_sae"] | None,
+    *,
+    assign: bool | None = None,
+    device: torch.device | str = "cpu",
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Matches:
+    """Match every member with every other; a product a pair serves both directions.
+
+    `live` says which features fired on the evaluation tokens; None where nobody knows: then there are no live partners.
+    `assign` asks for one-to-one matching; by default it is
+    done where it is cheap. Cost: members^2 / 2 * d_sae^2 * d_in multiply-adds, twice where dead features exist; memory
+    25 bytes per (anchor feature, comparison), 13 more with one-to-one. Raises ValueError for fewer than two members.
+    """
+    n, d_sae = sae.n_members, sae.d_sae
+    if n < 2:
+        raise ValueError(f"found {n} member, expected at least 2: stability compares independently trained SAEs")
+    assign = affordable(n, d_sae, sae.d_in) if assign is None else assign
+    members = dictionaries(sae, live, device=device)
+    other = np.array([[j for j in range(n) if j != i] for i in range(n)])
+    gap = np.zeros((n, n - 1))
+    held: dict[str, np.ndarray] = {}
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    for done, (i, j) in enumerate(pairs):
+        forward, backward, assignment = match_pair(members[i], members[j], assign=assign)
+        for anchor, comparison, found in ((i, j, forward), (j, i, backward)):
+            found = found if live is not None else found._replace(live_partner=None, live_cosine=None)
+            slot = comparison - (comparison > anchor)
+            gap[anchor, slot] = assignment.gap if assignment else 0
+            for name, values in found._asdict().items():
+                if name not in held:
+                    fill = False if name == "mutual" else -1  # no partner, no match
+                    kind = np.int32 if name.endswith("partner") else bool if name == "mutual" else np.float32
+                    computed = values is not None or (assign and "live" not in name)
+                    held[name] = np.full((n, d_sae, n - 1 if computed else 0), fill, kind)
+                if values is not None:
+                    held[name][anchor, :, slot] = values
+        report(done + 1, len(pairs))
+    return Matches(other, gap, **held)
+
+
+class Chance(NamedTuple):
+    """Best cosines that chance alone gives to some features of every member."""
+
+    feature: Int[np.ndarray, " anchors"]  # the same for all members, ascending
+    cosine: Float[np.ndarray, "members anchors comparisons"]
+
+
+def null_cosines(
+    sae: SAE, kind: str, *, seed: int = 0, n_anchors: int = NULL_ANCHORS, device: torch.device | str = "cpu"
+) -> Chance:
+    """Match against chance: every comparison dictionary is replaced by a random one.
+
+    `haar` rotates it by a random orthogonal matrix: geometry within it stays, its place does not. `second_moment`
+    draws unit rows with its own uncentred second moment S (S^(1/2) times Gaussian, normalised): a mean direction and
+    anisotropy that the members share stay, which Haar destroys. Definitions of this project (the first is also used by
+    re-implementations of paper A). Of more than `n_anchors` features a random choice is matched. Anchor rows without a
+    direction get NO_MATCH. Raises ValueError for an unknown kind.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    members = dictionaries(sae, device=device)
+    n = sae.n_members
+    chosen = torch.randperm(sae.d_sae, generator=generator)[:n_anchors].sort().values
+    cosines = np.zeros((n, len(chosen), n - 1), np.float32)
+    for comparison, anchor in _ordered_pairs(n):
+        random = random_dictionary(members[comparison].decoder[members[comparison].valid], kind, generator)
+        rows = members[anchor].decoder[chosen]
+        best, _ = _best(rows, rows.any(-1).nonzero()[:, 0], random, torch.arange(len(random), device=rows.device))
+        cosines[anchor, :, comparison - (comparison > anchor)] = best.cosine.cpu()
+    return Chance(chosen.numpy(), cosines)
+
+
+def _ordered_pairs(n: int) -> Iterator[tuple[int, int]]:
+    return ((i, j) for i in range(n) for j in range(n) if i != j)
+
+
+def random_dictionary(rows: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """As many random rows as there are unit rows, of a kind that `null_cosines` explains. Raises ValueError for another."""
+    d_sae, d_in = rows.shape
+
+    def gaussian(n_rows: int) -> Tensor:
+        return torch.randn(n_rows, d_in, generator=generator).to(rows)
+
+    if kind == "haar":
+        q, r = torch.linalg.qr(gaussian(d_in))
+        return rows @ (q * r.diagonal().sign())  # the sign makes the distribution exactly Haar (Mezzadri 2007)
+    if kind == "second_moment":
+        values, vectors = torch.linalg.eigh(rows.T @ rows / max(d_sae, 1))
+        root = vectors * values.clamp_min(0).sqrt()
+        return torch.nn.functional.normalize(gaussian(d_sae) @ root.T, dim=-1)
+    raise ValueError(f"null kind is {kind!r}, expected one of {', '.join(NULL_KINDS)}")

@@ -1,0 +1,209 @@
+"""Two SAEs of any library, matched without a study: what they share, and every partner, with where it all comes from."""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.schema import NO_MATCH
+from seedscope.engine.contract.stability import is_match
+from seedscope.engine.matching.match import Dictionary, PairMatches, affordable, dictionaries, match_pair
+from seedscope.engine.saes.importers.ensemble import read
+from seedscope.engine.saes.importers.imported import Imported
+from seedscope.engine.saes.sae import SAE, assemble
+
+FORMAT, FORMAT_VERSION = "seedscope.match", 1
+UNKNOWN = "unknown"  # a seed that no file records
+_COMPARED = ("model", "hookpoint")  # what two SAEs must share beside d_in for their directions to mean the same
+_DIGEST = re.compile(r"[0-9a-f]{16}")  # of a model's weights: what our own files name it by
+# Of the convention, what a reader should know to differ; the rest says how units are scaled and biases used.
+_TOLD = ("architecture", "k", "normalize")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two SAEs, and where it comes from; None where its files do not say."""
+
+    path: str
+    digest: str  # over tensors and convention: the same as in a study that holds this SAE
+    seed: str
+    d_in: int
+    d_sae: int
+    n_undirected: int  # decoder rows that are zero or not finite: excluded
+    model: str | None
+    hookpoint: str | None
+    library: str | None  # with its version where it is recorded
+    architecture: str
+    variant: str | None  # what its library calls it
+    convention: dict[str, Any] = field(repr=False)  # the forward pass, the fields of engine.saes.convention.Convention
+    remarks: list[str]
+
+    def __str__(self) -> str:
+        place = [f"model {self.model}" if self.model else "", f"at {self.hookpoint}" if self.hookpoint else ""]
+        words = [
+            self.library or "library not recorded",
+            ", read as ".join(dict.fromkeys(filter(None, (self.variant, self.architecture)))),
+            f"{self.d_sae:,} features of {self.d_in:,} numbers",
+            f"seed {self.seed}", " ".join(filter(None, place)) or "model not recorded", f"digest {self.digest}",
+        ]  # fmt: skip
+        return f"{self.path}: {', '.join(words)}"
+
+
+@dataclass(frozen=True)
+class Direction:
+    """The features of one side and their partners on the other; lists are over features with a direction."""
+
+    n_matched: int
+    shared: float  # n_matched over the features with a direction
+    mmcs: float  # mean max cosine
+    feature: list[int] = field(repr=False)
+    partner: list[int | None] = field(repr=False)  # None: the rule forms no pair
+    cosine: list[float | None] = field(repr=False)
+    runner_up_cosine: list[float] = field(repr=False)
+    mutual: list[bool] = field(repr=False)
+    encoder_cosine: list[float] = field(repr=False)  # at the nearest decoder row
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """Everything `seedscope match` says."""
+
+    rule: str
+    theta: float
+    absolute: bool
+    forced: list[str]  # differences that --force passed over
+    remarks: list[str]  # what a reader of the pair should know; each side has its own
+    a: Side
+    b: Side
+    pw_mcc: (
+        float | None
+    )  # mean cosine of the one-to-one matching; of one pair, so PW-MCC is its MCC. None: not computed
+    hungarian_distance: float | None  # mean(1 - cosine)
+    gap: float | None  # proven relative distance of that matching to the best one
+    a_to_b: Direction
+    b_to_a: Direction
+
+    def as_json(self) -> dict[str, Any]:
+        """The report with the name and version of its format."""
+        head = {"format": FORMAT, "version": FORMAT_VERSION, "seedscope": version("seedscope")}
+        rules = {"sign": "absolute" if self.absolute else "signed", "ties": "lowest index", "precision": "float32"}
+        return head | rules | asdict(self)
+
+
+def compare(
+    path_a: Path, path_b: Path, *, rule: str = "argmax", theta: float = 0.7, absolute: bool = False, force: bool = False
+) -> PairReport:
+    """Match the SAEs at two paths: files or folders of any library that engine.importers reads, or names on a hub.
+
+    One-to-one matching is done where it is cheap or the rule needs it. Raises ValueError where one cannot be read or they
+    cannot be compared: another d_in always, another model or hook point unless `force`, and a side without any feature
+    that has a direction.
+    """
+    one, other = read(path_a), read(path_b)
+    if one.d_in != other.d_in:
+        raise ValueError(
+            f"{path_a} has d_in {one.d_in}, {path_b} has {other.d_in}: they read different activations and cannot be matched"
+        )
+    forced, remarks = _differences(path_a, one, path_b, other)
+    if forced and not force:
+        raise ValueError(
+            f"{'; '.join(forced)}: such SAEs are not comparable, unless these are two names of the same; "
+            "--force matches them all the same"
+        )
+    side_a, a = _prepared(path_a, one)
+    side_b, b = _prepared(path_b, other)
+    del one, other  # the largest SAEs take gigabytes, and the two dictionaries are all that is matched
+    if side_a.digest == side_b.digest:
+        remarks.append(f"both hold the same SAE (digest {side_a.digest}): every feature is its own partner")
+    elif side_a.seed == side_b.seed != UNKNOWN:
+        remarks.append(f"both record seed {side_a.seed}: they may share their start")
+    assign = rule in ("hungarian", "both") or affordable(2, max(side_a.d_sae, side_b.d_sae), side_a.d_in)
+    forward, backward, one_to_one = match_pair(a, b, assign=assign, absolute=absolute)
+    mcc = float(np.mean(one_to_one.cosine[one_to_one.partner >= 0])) if one_to_one else None
+    return PairReport(
+        rule=rule,
+        theta=theta,
+        absolute=absolute,
+        forced=forced,
+        remarks=remarks,
+        a=side_a,
+        b=side_b,
+        pw_mcc=mcc,
+        hungarian_distance=None if mcc is None else 1 - mcc,
+        gap=one_to_one.gap if one_to_one else None,
+        a_to_b=_direction(forward, a.valid.numpy(), rule, theta),
+        b_to_a=_direction(backward, b.valid.numpy(), rule, theta),
+    )
+
+
+def write(report: PairReport, path: Path) -> None:
+    """Write the report as JSON."""
+    write_whole(path, json.dumps(report.as_json(), allow_nan=False))
+
+
+def _differences(path_a: Path, a: Imported, path_b: Path, b: Imported) -> tuple[list[str], list[str]]:
+    """(what makes the two incomparable, what a reader should know)."""
+    refused, told = [], []
+    for name in _COMPARED:
+        one, another = a.source.get(name), b.source.get(name)
+        if one is None or another is None or one == another:
+            continue
+        if name == "model" and bool(_DIGEST.fullmatch(one)) != bool(_DIGEST.fullmatch(another)):
+            told.append(f"model not compared: {one} in {path_a}, {another} in {path_b}, one by digest and one by name")
+        else:
+            refused.append(f"{name} is {one!r} in {path_a} and {another!r} in {path_b}")
+    for name in _TOLD:
+        one, another = getattr(a.convention, name), getattr(b.convention, name)
+        if one != another and (name != "k" or a.convention.architecture == b.convention.architecture):
+            told.append(f"{name} is {one} in {path_a} and {another} in {path_b}")
+    return refused, told
+
+
+def _prepared(path: Path, one: Imported) -> tuple[Side, Dictionary]:
+    """One side and its directions; raises ValueError where it has none."""
+    sae = assemble({name: tensor[None] for name, tensor in one.tensors.items()}, one.convention, (one.seed or 0,))
+    (directions,) = dictionaries(sae)
+    if not len(directions.valid):
+        raise ValueError(f"{path}: all {sae.d_sae} decoder rows are zero or not finite; nothing can be matched")
+    return _side(path, one, sae, len(directions.valid)), directions
+
+
+def _side(path: Path, one: Imported, sae: SAE, n_directed: int) -> Side:
+    source = one.source
+    return Side(
+        path=str(path),
+        digest=sae.digest(0),
+        seed=UNKNOWN if one.seed is None else str(one.seed),
+        d_in=sae.d_in,
+        d_sae=sae.d_sae,
+        n_undirected=sae.d_sae - n_directed,
+        model=source.get("model"),
+        hookpoint=source.get("hookpoint"),
+        library=one.library,
+        architecture=one.convention.architecture,
+        variant=source.get("architecture"),
+        convention=one.convention.as_json(),
+        remarks=list(one.remarks),
+    )
+
+
+def _direction(found: PairMatches, valid: np.ndarray, rule: str, theta: float) -> Direction:
+    cosine, partner = found.rule_cosine(rule)[valid], found.rule_partner(rule)[valid]
+    paired = cosine > NO_MATCH
+    n_matched = int((paired & is_match(cosine, theta)).sum())
+    return Direction(
+        n_matched=n_matched,
+        shared=n_matched / len(valid),
+        mmcs=float(found.cosine[valid].mean()),
+        feature=valid.tolist(),
+        partner=[int(p) if held else None for p, held in zip(partner, paired, strict=True)],
+        cosine=[float(c) if held else None for c, held in zip(cosine, paired, strict=True)],
+        runner_up_cosine=found.runner_up[valid].tolist(),
+        mutual=found.mutual[valid].tolist(),
+        encoder_cosine=found.encoder_cosine[valid].tolist(),
+    )

@@ -1,0 +1,1 @@
+"""SAE checkpoints of the field's libraries, in one neutral form."""

@@ -1,0 +1,109 @@
+"""Plain safetensors files: this project's own `seed-N.safetensors`, and files with a few settings beside them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seedscope.engine.saes.convention import ARCHITECTURES, NORMALIZATIONS, Convention
+from seedscope.engine.saes.importers.imported import (
+    Imported,
+    imported,
+    peek_safetensors,
+    read_json,
+    read_safetensors,
+    seed_of,
+    vector,
+    whole,
+)
+
+OWN, BARE = "seedscope", "safetensors"
+_BESIDE = ("cfg.json", "config.json")
+_EXAMPLE = '{"architecture": "topk", "k": 32, "subtract_b_dec": true}'
+# Names that others use for the same setting.
+_ALIASES = {"apply_b_dec_to_input": "subtract_b_dec", "normalize_activations": "normalize"}
+_SHOWN = ("model", "model_name", "hookpoint", "hook_name", "dataset", "library", "library_version")
+
+
+def kind(path: Path) -> str:
+    """Which of the two a file is, "" if it holds no SAE. Raises ValueError where it is truncated."""
+    names, metadata = peek_safetensors(path)
+    if not {"W_enc", "W_dec"} <= names:
+        return ""
+    return OWN if path.stem.startswith("seed-") and "architecture" in metadata else BARE
+
+
+def read(path: Path) -> Imported:
+    """The SAE in a safetensors file; its settings are in the file's metadata or in a JSON file beside it.
+
+    Raises ValueError where they are missing or contradict the tensors.
+    """
+    held, metadata = read_safetensors(path)
+    if missing := [name for name in ("W_enc", "b_enc", "W_dec", "b_dec") if name not in held]:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}, expected W_enc, b_enc, W_dec, b_dec; found {', '.join(sorted(held))}. "
+            "Rename the tensors, and write zeros where the SAE has no such bias"
+        )
+    settings, where = _settings(path, metadata)
+    convention = _convention(settings, where, no_bias=not held["b_dec"].any())
+    own = kind(path) == OWN
+    seed = settings.get("seed")
+    source = {"format": OWN if own else BARE} | {name: settings.get(name) for name in _SHOWN}
+    source["model"], source["hookpoint"] = (
+        source.pop("model_name") or source["model"],
+        source.pop("hook_name") or source["hookpoint"],
+    )
+    return imported(
+        path,
+        held | vector(held, "threshold", "b_enc"),
+        convention,
+        seed=seed_of(int(seed) if isinstance(seed, str) and seed.isdigit() else seed),
+        source=source,
+    )
+
+
+def _settings(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
+    if "architecture" in metadata:
+        return dict(metadata), path
+    for beside in (path.with_suffix(".json"), *(path.parent / name for name in _BESIDE)):
+        if beside.is_file():
+            return {**metadata, **read_json(beside)}, beside
+    raise ValueError(
+        f"found nothing that says how {path} is used: no architecture in its metadata, no {path.stem}.json, "
+        f"{' or '.join(_BESIDE)} beside it. Write {path.with_suffix('.json')} such as {_EXAMPLE}"
+    )
+
+
+def _convention(settings: Mapping[str, Any], where: Path, *, no_bias: bool) -> Convention:
+    known = {_ALIASES.get(name, name): value for name, value in settings.items()}
+    architecture = known.get("architecture")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"{where} has architecture = {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+    fields: dict[str, Any] = {"architecture": architecture}
+    if architecture in ("topk", "groupmax"):
+        fields["k"] = whole(known.get("k"), "k", where)
+    for name in ("subtract_b_dec", "layer_norm_eps_out", "inclusive", "rescale_by_decoder_norm"):
+        if name in known:
+            fields[name] = _truth(known[name], name, where)
+    if "subtract_b_dec" not in fields:
+        if not no_bias:
+            raise ValueError(
+                f"{where} does not say whether b_dec is subtracted before encoding, and b_dec is not zero; "
+                'write "subtract_b_dec": true or false into it'
+            )
+        fields["subtract_b_dec"] = False
+    if (normalize := known.get("normalize", "none")) not in NORMALIZATIONS:
+        raise ValueError(f"{where} has normalize = {normalize!r}, expected one of {', '.join(NORMALIZATIONS)}")
+    fields["normalize"] = normalize
+    if "input_scale" in known:
+        try:
+            fields["input_scale"] = float(known["input_scale"])
+        except (TypeError, ValueError):
+            raise ValueError(f"{where} has input_scale = {known['input_scale']!r}, expected a number") from None
+    return Convention(**fields)
+
+
+def _truth(value: Any, name: str, where: Path) -> bool:
+    truth = {"true": True, "false": False}.get(str(value).lower())
+    if truth is None:
+        raise ValueError(f"{where} has {name} = {value!r}, expected true or false")
+    return truth

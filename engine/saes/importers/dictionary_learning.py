@@ -1,0 +1,138 @@
+"""dictionary_learning (Marks et al.): `trainSAE` writes config.json and ae.pt; read in dictionary-learning 0.1.0."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.importers import unpickle
+from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, vector, whole
+
+CONFIG, WEIGHTS = "config.json", "ae.pt"
+_LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
+# Tensor names that differ from the convention's.
+_NAMES: dict[str, dict[str, str]] = {
+    "AutoEncoder": {**_LINEAR, "bias": "b_dec"},
+    "AutoEncoderNew": {**_LINEAR, "decoder.bias": "b_dec"},
+    "AutoEncoderTopK": _LINEAR,
+    "BatchTopKSAE": _LINEAR,
+    "MatryoshkaBatchTopKSAE": {},
+    "JumpReluAutoEncoder": {},
+    "GatedAutoEncoder": {**_LINEAR, "decoder_bias": "b_dec", "gate_bias": "b_enc", "mag_bias": "b_mag"},
+}
+_ARCHITECTURES = {
+    "AutoEncoder": "relu",
+    "AutoEncoderNew": "relu",
+    "AutoEncoderTopK": "topk",
+    "BatchTopKSAE": "jumprelu",
+    "MatryoshkaBatchTopKSAE": "jumprelu",
+    "JumpReluAutoEncoder": "jumprelu",
+    "GatedAutoEncoder": "gated",
+}
+_CENTRED = frozenset(_NAMES) - {"AutoEncoderNew", "JumpReluAutoEncoder"}
+# What scripts write as `submodule_name`, which is free text: a site and a layer instead of a module's path.
+_SITE = re.compile(r"(resid_pre|resid_post|attn_out|mlp_out)_layer_(\d+)")
+
+
+def is_state(value: Any) -> bool:
+    """Whether a `torch.save` file's content looks like one of this library's state dicts."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return False
+    if "latent_bias" in value or any(name.startswith("dictionary.") for name in value):
+        return False
+    return {"encoder.weight", "decoder.weight"} <= value.keys() or {"W_enc", "W_dec", "threshold"} <= value.keys()
+
+
+def read(path: Path) -> Imported:
+    """The SAE in a trainer's folder, or in one state dict such as `checkpoints/ae_500.pt` of such a folder.
+
+    Activations are those of the stored weights: the library's own loader rescales AutoEncoder's decoder rows to unit norm.
+    Raises ValueError for classes that are not known, and for TopK and BatchTopK files without a config: their tensors
+    have the same names.
+    """
+    file = path / WEIGHTS if path.is_dir() else path
+    step = file.parent.name == "checkpoints"
+    folder = file.parent.parent if step else file.parent
+    held = unpickle.read(file)
+    if not is_state(held) or not all(isinstance(tensor, Tensor) for tensor in held.values()):
+        found = ", ".join(sorted(held)) if isinstance(held, Mapping) else unpickle.named(held) or type(held).__name__
+        raise ValueError(f"{file} holds {found}, expected a state dict of dictionary_learning")
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    trainer = config["trainer"] if isinstance(config.get("trainer"), dict) else config
+    name = trainer.get("dict_class") or _by_keys(held, file)
+    if name not in _NAMES:
+        raise ValueError(f"{folder / CONFIG} has dict_class = {name!r}, expected one of {', '.join(_NAMES)}")
+    tensors = {_NAMES[name].get(key, key): tensor for key, tensor in held.items()}
+    for matrix, linear in (("W_enc", "encoder.weight"), ("W_dec", "decoder.weight")):
+        if linear in held:  # a Linear's weight is (out, in)
+            tensors[matrix] = tensors[matrix].T
+    remarks = _remarks(name, tensors)
+    if trainer.get("layer") is not None and not trainer.get("submodule_name"):
+        remarks.append(f"its {CONFIG} says layer {trainer['layer']}, and not where in it")
+    if name != "AutoEncoderTopK" and "b_enc" in tensors:
+        tensors |= vector(tensors, "threshold", "b_enc")
+    k = whole(held.get("k", trainer.get("k")), "k", file) if name == "AutoEncoderTopK" else 0
+    return imported(
+        path,
+        tensors,
+        Convention(_ARCHITECTURES[name], k=k, subtract_b_dec=name in _CENTRED),
+        seed=seed_of(trainer.get("seed")),
+        source={
+            "format": "dictionary_learning",
+            "library": "dictionary-learning",
+            "architecture": name,
+            "model": trainer.get("lm_name"),
+            "hookpoint": _hookpoint(trainer.get("submodule_name")),
+            "run": folder if step else None,
+        },
+        remarks=remarks,
+    )
+
+
+def _hookpoint(submodule: str | None) -> str | None:
+    """TransformerLens' name where the text is a site and a layer, else the text."""
+    found = _SITE.fullmatch(submodule or "")
+    return f"blocks.{found[2]}.hook_{found[1]}" if found else submodule
+
+
+def _by_keys(held: Mapping[str, Tensor], file: Path) -> str:
+    """The class of a file without config, where its tensors tell."""
+    keys = held.keys()
+    if "gate_bias" in keys:
+        return "GatedAutoEncoder"
+    if "group_sizes" in keys:
+        return "MatryoshkaBatchTopKSAE"
+    if {"W_enc", "threshold"} <= keys and held["threshold"].ndim == 1:
+        return "JumpReluAutoEncoder"
+    if "decoder.bias" in keys:
+        return "AutoEncoderNew"
+    if {"encoder.weight", "bias"} <= keys:
+        return "AutoEncoder"
+    example = '{"trainer": {"dict_class": "AutoEncoderTopK"}}'
+    kinds = "AutoEncoderTopK and BatchTopKSAE have these same tensors" if "k" in keys else "no class has these tensors"
+    raise ValueError(
+        f"{file} holds {', '.join(sorted(keys))} without a {CONFIG} that names its dict_class: {kinds}. Copy the {CONFIG} "
+        f"that the trainer wrote beside it, or write one such as {example}"
+    )
+
+
+def _remarks(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
+    remarks = []
+    if "BatchTopK" in name:
+        remarks.append(f"trained with {'Matryoshka ' if 'Matryoshka' in name else ''}BatchTopK")
+        threshold = tensors.get("threshold")
+        if threshold is not None and threshold.numel() == 1 and threshold.item() < 0:
+            remarks.append("its threshold was never set, as training was short: every positive activation passes")
+    if name == "AutoEncoder" and "W_dec" in tensors:
+        norms = tensors["W_dec"].float().norm(dim=1)
+        if not torch.allclose(norms, torch.ones_like(norms), atol=1e-4):
+            remarks.append(
+                "decoder rows are not of unit norm; the library's load_dictionary rescales them, this does not"
+            )
+    if name == "JumpReluAutoEncoder":
+        remarks.append("the library's JumpReLU trainer ignores the seed that it records")
+    return remarks

@@ -1,0 +1,167 @@
+"""The neutral form of an SAE that another library wrote, and the checks that every format shares."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from seedscope.engine.saes.convention import Convention
+
+# Their presence changes the forward pass in a way that no convention holds.
+FOREIGN = ("W_skip", "affine_skip_connection")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """One SAE, float32, in SAELens orientation: decoder rows are the features.
+
+    `tensors`: W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,) and what the convention needs beside
+    them, (d_sae,) each; the gate's bias is b_enc. `seed` is the one that the library recorded. `source` says where it
+    comes from, `remarks` what a reader of its numbers should know.
+    """
+
+    tensors: dict[str, Tensor]
+    convention: Convention
+    seed: int | None
+    source: dict[str, str]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def library(self) -> str | None:
+        """The library that wrote it, with its version where it is recorded; None where the files do not say."""
+        return " ".join(self.source[name] for name in ("library", "library_version") if name in self.source) or None
+
+    @property
+    def d_in(self) -> int:
+        return self.tensors["W_dec"].shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        return self.tensors["W_dec"].shape[0]
+
+
+def imported(
+    path: Path,
+    held: Mapping[str, Tensor],
+    convention: Convention,
+    *,
+    seed: int | None = None,
+    source: Mapping[str, Any],
+    remarks: Iterable[str] = (),
+) -> Imported:
+    """Check and orient tensors that already have the convention's names; values of `source` that are None are left out.
+
+    The lengths of b_dec and b_enc say which axis is d_in; a matrix that lies the other way round is transposed.
+    Raises ValueError where a tensor is missing or its shape disagrees.
+    """
+    remarks = list(remarks)
+    tensors = {name: held[name] for name in convention.tensors if name in held}
+    if missing := [name for name in convention.tensors if name not in tensors]:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}, expected the tensors {', '.join(convention.tensors)} for "
+            f"{convention.architecture}; found {', '.join(sorted(held))}. Save the whole SAE again"
+        )
+    if foreign := [name for name in FOREIGN if name in held]:
+        raise ValueError(
+            f"{path} holds {foreign[0]}, a skip connection past the features: not an SAE that can be scored"
+        )
+    d_in, d_sae = _lengths(path, tensors)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{path}: {name} has the type {tensor.dtype}, expected floating-point numbers")
+        expected = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}.get(name, (d_sae,))
+        found = tuple(tensor.shape)
+        if found != expected and tensor.ndim == 2 and found == expected[::-1]:
+            tensors[name] = tensor.T
+            remarks.append(f"{name} was stored as {found} and is transposed: its biases say d_in {d_in}, d_sae {d_sae}")
+        elif found != expected:
+            raise ValueError(
+                f"{path}: {name} has the shape {found}, expected {expected}, as b_dec has {d_in} entries and b_enc "
+                f"{d_sae}. Check that all tensors come from one SAE"
+            )
+    if convention.rescale_by_decoder_norm and convention.architecture != "topk":
+        raise ValueError(
+            f"{path} has rescale_by_decoder_norm with {convention.architecture}, expected it with topk alone"
+        )
+    if convention.k > d_sae:
+        raise ValueError(f"{path} has k = {convention.k}, expected at most its {d_sae} features")
+    if convention.architecture == "groupmax" and d_sae % convention.k:
+        raise ValueError(f"{path} has {d_sae} features in k = {convention.k} groups, expected groups of one size")
+    for dtype in sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()} - {"float32"}):
+        remarks.append(f"weights cast from {dtype}")
+    # Transposed views are copied: what is written to files later must own its memory.
+    tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    kept = {name: str(value) for name, value in source.items() if value not in (None, "")}
+    return Imported(tensors, convention, seed, kept | {"path": str(path)}, tuple(remarks))
+
+
+def _lengths(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    for name in ("b_dec", "b_enc"):
+        if tensors[name].ndim != 1:
+            raise ValueError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}, expected one dimension")
+    return len(tensors["b_dec"]), len(tensors["b_enc"])
+
+
+def vector(held: Mapping[str, Tensor], name: str, like: str) -> dict[str, Tensor]:
+    """A scalar of this name as one value per feature, as {name: (d_sae,)}; as it is where it has an axis, {} if absent."""
+    if name not in held:
+        return {}
+    value = held[name]
+    return {name: value.reshape(()).expand(len(held[like])) if value.numel() == 1 and value.ndim < 1 else value}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises ValueError naming the file where it is missing or is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"found no {path.name} in {path.parent}, expected it beside the weights: copy it there"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); copy it again from where the SAE was saved") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object with the SAE's settings")
+    return value
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file; raises ValueError naming it where it is missing or truncated."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ValueError(f"found no file {path}, expected the SAE's weights") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
+
+
+def peek_safetensors(path: Path) -> tuple[set[str], dict[str, str]]:
+    """Names of the tensors, and the metadata; no tensor is read. Raises ValueError as `read_safetensors`."""
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys()), file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
+
+
+def whole(value: Any, name: str, path: Path) -> int:
+    """A whole number from JSON, metadata or a 0-d tensor; raises ValueError naming the field and the file otherwise."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    try:
+        if not isinstance(value, bool) and float(value) == int(float(value)):
+            return int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{path} has {name} = {value!r}, expected a whole number")
+
+
+def seed_of(value: Any) -> int | None:
+    """A recorded seed, None where it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

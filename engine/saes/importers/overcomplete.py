@@ -1,0 +1,182 @@
+"""overcomplete (archetypal SAEs, Fel et al. 2025): modules written with `torch.save`; read in overcomplete 0.3.0.
+
+The library has no format of its own. A whole module holds everything, and is read without running it; a state dict lacks
+what are plain attributes, which a JSON file beside it may give.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.importers import unpickle
+from seedscope.engine.saes.importers.encoders import linear_encoder
+from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, whole
+
+_CLASSES = ("SAE", "TopKSAE", "BatchTopKSAE", "JumpSAE", "RATopKSAE", "RAJumpSAE")
+_REFUSED = {
+    "QSAE": "its activations are quantised",
+    "MpSAE": "it has no encoder: its codes come from matching pursuit",
+    "OMPSAE": "it has no encoder: its codes come from orthogonal matching pursuit",
+}
+_NEEDED = {
+    "SAE": (),
+    "TopKSAE": ("top_k",),
+    "BatchTopKSAE": ("running_threshold",),
+    "JumpSAE": (),
+    "RATopKSAE": ("top_k",),
+    "RAJumpSAE": (),
+}
+_EXAMPLES = {"top_k": "8", "running_threshold": "0.25", "delta": "1.0", "normalization": '"l2"'}
+_NORMALIZATIONS = ("l2", "max_l2", "l1", "max_l1", "identity")
+
+
+@dataclass
+class Parts:
+    """A module's tensors under their state dict names, and its plain attributes."""
+
+    name: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)  # class of every submodule, where known
+
+
+def is_state(value: Any) -> bool:
+    """Whether a `torch.save` file's content is a module of this library, or looks like a state dict of one."""
+    if isinstance(value, Mapping):
+        return any(isinstance(name, str) and name.startswith("dictionary.") for name in value)
+    return unpickle.named(value).startswith("overcomplete.")
+
+
+def read(path: Path) -> Imported:
+    """The SAE in a module or state dict; its dictionary is fused as `.eval()` would, BatchNorm is in the encoder.
+
+    Raises ValueError for kinds whose forward pass a convention does not hold, and for state dicts that lack attributes.
+    """
+    value = unpickle.read(path)
+    if not is_state(value):
+        found = unpickle.named(value) or type(value).__name__
+        raise ValueError(f"{path} holds a {found}, expected an SAE of overcomplete or its state dict")
+    parts = _from_state(value, path) if isinstance(value, Mapping) else _from_module(value)
+    if parts.name in _REFUSED:
+        raise ValueError(f"{path} is an overcomplete {parts.name}, which cannot be scored: {_REFUSED[parts.name]}")
+    if parts.name not in _CLASSES:
+        raise ValueError(f"{path} is a {parts.name}, expected one of {', '.join(_CLASSES)} of overcomplete")
+    remarks: list[str] = []
+    W_dec, points = _dictionary(parts, path, remarks)
+    W_enc, b_enc = linear_encoder(parts.tensors, parts.attributes, parts.kinds, W_dec, path)
+    tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": torch.zeros(W_dec.shape[1])}
+    convention = Convention("relu", subtract_b_dec=False)
+    if "TopK" in parts.name and parts.name != "BatchTopKSAE":
+        convention = Convention("topk", k=whole(parts.attributes["top_k"], "top_k", path), subtract_b_dec=False)
+    elif parts.name == "BatchTopKSAE":
+        remarks.append("trained with BatchTopK")
+        tensors["threshold"] = torch.full((len(W_dec),), _threshold(parts.attributes, path))
+        convention = Convention("jumprelu", subtract_b_dec=False, inclusive=True)
+    elif "Jump" in parts.name:
+        if "thresholds" not in parts.tensors:
+            raise ValueError(
+                f"{path} lacks thresholds, expected one per feature for {parts.name}; save the module again"
+            )
+        tensors["threshold"] = parts.tensors["thresholds"].exp()
+        convention = Convention("jumprelu", subtract_b_dec=False, inclusive=True)
+    source = {"format": "overcomplete", "library": "overcomplete", "architecture": parts.name, "archetypes": points}
+    return imported(
+        path, tensors, convention, seed=seed_of(parts.attributes.get("seed")), source=source, remarks=remarks
+    )
+
+
+def _from_module(module: Any) -> Parts:
+    parts = Parts(type(module).name)
+    _walk(module, "", parts, depth=8)
+    return parts
+
+
+def _walk(module: Any, prefix: str, parts: Parts, depth: int) -> None:
+    state = module.__dict__
+    parts.kinds[prefix.removesuffix(".")] = type(module).name
+    for group in ("_parameters", "_buffers"):
+        for name, tensor in (state.get(group) or {}).items():
+            if isinstance(tensor, Tensor):
+                parts.tensors[prefix + name] = tensor.detach()
+    for name, value in state.items():
+        if isinstance(value, type) and issubclass(value, unpickle.Stub):
+            parts.attributes[prefix + name] = value.name
+        elif value is None or isinstance(value, bool | int | float | str | Tensor):
+            parts.attributes[prefix + name] = value
+    for name, child in (state.get("_modules") or {}).items():
+        if isinstance(child, unpickle.Stub) and depth:
+            _walk(child, f"{prefix}{name}.", parts, depth - 1)
+
+
+def _from_state(state: Mapping[str, Tensor], path: Path) -> Parts:
+    beside = path.with_suffix(".json")
+    given = read_json(beside) if beside.is_file() else {}
+    relaxed = "dictionary.C" in state
+    name = given.get("class") or ("Q" in state and "QSAE") or ("thresholds" in state and "JumpSAE")
+    name = name and name.replace("JumpSAE", "RAJumpSAE" if relaxed and "RA" not in name else "JumpSAE")
+    if name in _REFUSED:
+        return Parts(name)
+    needed = ["class"] if not name else list(_NEEDED.get(name, ()))
+    needed += ["delta"] if relaxed else ["normalization"]
+    if missing := [key for key in needed if key not in given]:
+        example = ", ".join(f'"{key}": {_EXAMPLES.get(key, "..")}' for key in ("top_k", *needed) if key != "class")
+        raise ValueError(
+            f"{path} is a state dict of overcomplete, which does not record {', '.join(missing)}. Save the whole module "
+            f'instead (torch.save(model, path)), or write {beside} such as {{"class": "{name or "TopKSAE"}", {example}}}'
+        )
+    attributes = dict(given)
+    attributes |= {f"dictionary.{key}": given[key] for key in ("delta", "normalization") if key in given}
+    return Parts(str(name), dict(state), attributes)
+
+
+def _threshold(attributes: Mapping[str, Any], path: Path) -> float:
+    value = attributes.get("running_threshold")
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(
+            f"{path} is a BatchTopKSAE with running_threshold = {value!r}, expected a number: it is set by training, so "
+            "save the module after at least one forward pass in training mode"
+        )
+    return float(value)
+
+
+def _dictionary(parts: Parts, path: Path, remarks: list[str]) -> tuple[Tensor, str | None]:
+    """Decoder rows as in evaluation mode, and a digest of the archetypes' points, None without any."""
+    prefix = "dictionary."
+    held = {name.removeprefix(prefix): value for name, value in parts.tensors.items() if name.startswith(prefix)}
+    scale = held.get("multiplier", torch.zeros(())).exp()
+    points = None
+    if {"C", "W", "Relax"} <= held.keys():
+        weights = held["W"].relu()
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-8)
+        delta = float(parts.attributes["dictionary.delta"])
+        relax = held["Relax"] * (delta / held["Relax"].norm(dim=-1, keepdim=True)).clamp(max=1)
+        fused = (weights @ held["C"] + relax) * scale
+        points = hashlib.sha256(held["C"].contiguous().numpy().tobytes()).hexdigest()[:16]
+    elif "_weights" in held:
+        fused = _normalized(held["_weights"], parts.attributes.get("dictionary.normalization"), path) * scale
+    else:
+        raise ValueError(f"{path} holds no dictionary that is known: {', '.join(sorted(held)) or 'nothing'} in it")
+    stored = parts.attributes.get("dictionary._fused_dictionary")
+    if isinstance(stored, Tensor) and not parts.attributes.get("dictionary.training", True):
+        if stored.shape == fused.shape and torch.allclose(stored, fused, rtol=1e-4, atol=1e-5, equal_nan=True):
+            fused = stored.detach()
+        else:
+            remarks.append("the module's fused dictionary is out of date with its weights; the weights are used")
+    return fused, points
+
+
+def _normalized(weights: Tensor, function: Any, path: Path) -> Tensor:
+    name = str(function).removeprefix("normalize_")
+    if name not in _NORMALIZATIONS:
+        raise ValueError(f"{path} normalises its dictionary with {name}, expected one of {', '.join(_NORMALIZATIONS)}")
+    if name == "identity":
+        return weights
+    norms = weights.norm(p=2 if name.endswith("l2") else 1, dim=1, keepdim=True)
+    return weights / (norms.amax() if name.startswith("max") else norms + 1e-8)

@@ -1,0 +1,128 @@
+"""SAEs that were published without a library: Gemma Scope, Gemma Scope 2, OpenAI.
+
+Gemma Scope: Lieberum et al. 2024, params.npz. Gemma Scope 2: params.safetensors with config.json. OpenAI: Gao et al. 2024,
+`Autoencoder.state_dict()` of openai/sparse_autoencoder.
+"""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.importers import unpickle
+from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, vector, whole
+
+GEMMA_SCOPE, GEMMA_SCOPE_2 = "params.npz", "params.safetensors"
+_GEMMA = {"w_enc": "W_enc", "w_dec": "W_dec"}
+_OPENAI = {"encoder.weight": "W_enc", "decoder.weight": "W_dec", "pre_bias": "b_dec", "latent_bias": "b_enc"}
+
+
+def read_gemma_scope(path: Path) -> Imported:
+    """JumpReLU without centring from a folder or file of either release; model, layer and L0 are in the path alone.
+
+    Embedding SAEs take rescaled weights: they were trained on embeddings before the model multiplies them by sqrt(d_in).
+    Raises ValueError for transcoders and cross-layer transcoders.
+    """
+    file = path
+    if path.is_dir():
+        file = path / (GEMMA_SCOPE if (path / GEMMA_SCOPE).is_file() else GEMMA_SCOPE_2)
+    held = _read_npz(file) if file.suffix == ".npz" else read_safetensors(file)[0]
+    held = {_GEMMA.get(name, name): tensor for name, tensor in held.items()}
+    where = "/".join(file.resolve().parts)
+    beside = file.parent / "config.json"
+    config = read_json(beside) if file.suffix != ".npz" and beside.is_file() else {}
+    _refuse_transcoder(held, config, path)
+    remarks = []
+    if file.suffix != ".npz" and not config:
+        remarks.append("without the config.json that belongs to it")
+    if re.search(r"(^|[/_-])embedding", where):
+        if {"W_enc", "W_dec"} <= held.keys():
+            scale = held["W_dec"].shape[1] ** 0.5
+            held["W_enc"], held["W_dec"] = held["W_enc"] / scale, held["W_dec"] * scale
+        remarks.append("an embedding SAE, rescaled to embeddings that are multiplied by sqrt(d_in)")
+    return imported(
+        path,
+        held | vector(held, "threshold", "b_enc"),
+        Convention("jumprelu", subtract_b_dec=False),
+        source={
+            "format": "gemma_scope",
+            "library": "Gemma Scope" if file.suffix == ".npz" else "Gemma Scope 2",
+            "model": config.get("model_name") or _match(r"(gemma-scope-[^/]+)", where),
+            "hookpoint": config.get("hf_hook_point_in") or _match(r"/((?:layer_\d+|embedding)[^/]*)/", where),
+            "width": _match(r"width_(\w+?)(?=[_/])", where),
+            "l0": config.get("l0") or _match(r"average_l0_(\d+)", where),
+        },
+        remarks=remarks,
+    )
+
+
+def _refuse_transcoder(held: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
+    inside, outside = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+    if (
+        config.get("affine_connection")
+        or "affine_skip_connection" in held
+        or (inside and outside and inside != outside)
+    ):
+        raise ValueError(
+            f"{path} is a transcoder ({inside} to {outside}), expected an SAE, which reads what it rebuilds"
+        )
+    if "W_dec" in held and held["W_dec"].ndim == 3:
+        raise ValueError(f"{path} is a cross-layer transcoder: W_dec has the shape {tuple(held['W_dec'].shape)}")
+    if (architecture := config.get("architecture", "jump_relu")) not in ("jump_relu", "jumprelu"):
+        raise ValueError(f"{path} has architecture = {architecture!r} in config.json, expected jump_relu")
+
+
+def _match(pattern: str, text: str) -> str | None:
+    found = re.search(pattern, text)
+    return found[1] if found else None
+
+
+def _read_npz(file: Path) -> dict[str, Tensor]:
+    try:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as held:
+            return {name: torch.from_numpy(held[name]) for name in held.files}
+    except FileNotFoundError:
+        raise ValueError(f"found no file {file}, expected the SAE's weights") from None
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} is not a complete .npz file of numbers ({error}); download it again") from None
+
+
+def is_openai(value: Any) -> bool:
+    """Whether a `torch.save` file's content looks like OpenAI's state dict."""
+    return isinstance(value, Mapping) and {"pre_bias", "latent_bias"} <= value.keys()
+
+
+def read_openai(path: Path) -> Imported:
+    """OpenAI's state dict; its TopK models normalise every token and undo it, its ReLU models do not.
+
+    Raises ValueError for activations other than these two.
+    """
+    value = unpickle.read(path)
+    if not is_openai(value):
+        found = sorted(map(str, value)) if isinstance(value, Mapping) else unpickle.named(value) or type(value).__name__
+        raise ValueError(
+            f"{path} holds {found}, expected pre_bias, latent_bias, encoder.weight, decoder.weight, activation"
+        )
+    activation, state = value.get("activation"), value.get("activation_state_dict") or {}
+    if activation not in ("TopK", "ReLU"):
+        raise ValueError(f"{path} has activation = {activation!r}, expected 'TopK' or 'ReLU'")
+    if activation == "TopK":
+        if (after := state.get("postact_fn", "ReLU")) != "ReLU":
+            raise ValueError(f"{path} applies {after!r} after its top-k, expected 'ReLU'")
+        convention = Convention(
+            "topk", k=whole(state.get("k"), "activation_state_dict.k", path), normalize="layer_norm"
+        )
+    else:
+        convention = Convention("relu")
+    held = {_OPENAI.get(name, name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+    for name in ("W_enc", "W_dec"):  # Linear weights are (out, in)
+        if name in held:
+            held[name] = held[name].T
+    source = {"format": "openai", "library": "openai/sparse_autoencoder", "architecture": activation}
+    return imported(path, held, convention, source=source)

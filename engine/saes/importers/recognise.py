@@ -1,0 +1,151 @@
+"""What lies at a path, by its files."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seedscope.engine.saes.importers import (
+    bare,
+    dictionary_learning,
+    overcomplete,
+    published,
+    saelens,
+    sparsify,
+    unpickle,
+)
+from seedscope.engine.saes.importers.imported import Imported, peek_safetensors
+
+READERS: dict[str, Callable[[Path], Imported]] = {
+    "seedscope": bare.read,
+    "safetensors": bare.read,
+    "saelens": saelens.read,
+    "sparsify": sparsify.read,
+    "dictionary_learning": dictionary_learning.read,
+    "overcomplete": overcomplete.read,
+    "gemma_scope": published.read_gemma_scope,
+    "openai": published.read_openai,
+}
+# A folder that holds one of these is one SAE.
+_FOLDERS = {
+    saelens.WEIGHTS: "saelens",
+    sparsify.WEIGHTS: "sparsify",
+    dictionary_learning.WEIGHTS: "dictionary_learning",
+    published.GEMMA_SCOPE: "gemma_scope",
+    published.GEMMA_SCOPE_2: "gemma_scope",
+}
+_DEPTH = 6  # folders inside folders: <runs>/<run>/<hookpoint>/<seed> with room to spare
+_TRAINING_STATE = re.compile(r"(optimizer(_\d+)?|(lr_)?scheduler(_\d+)?|rank_\d+_state|(trainer_)?state)\.(pt|pth)")
+_NOT_A_SEED = re.compile(r"(layers?|blocks?|h|average_l0|width|final|steps?|ae|l0)?[._-]?\d+")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One SAE on disk: its folder or file, its format, and the name whose trailing number may be its seed."""
+
+    path: Path
+    format: str
+    name: str = ""
+
+    @property
+    def number(self) -> int | None:
+        """The trailing number of `name`, None where it has none or numbers something else, such as a layer."""
+        match = re.search(r"(\d+)$", self.name)
+        return int(match[1]) if match and not _NOT_A_SEED.fullmatch(self.name) else None
+
+
+def recognise(path: Path | str) -> list[Found]:
+    """The SAEs at a path (a file, a folder, a folder of such folders), in the order of their names.
+
+    Raises ValueError where there is none, and where a file that could hold one is truncated.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"found no file or folder {path}, expected an SAE or a folder of SAEs")
+    found = list(_folder(path, _DEPTH)) if path.is_dir() else [found for found in [_file(path)] if found]
+    if not found:
+        raise ValueError(
+            f"{path} holds no SAE: {_contents(path)}; expected one of {', '.join(_FOLDERS)}, a .pt or .safetensors file of "
+            f"an SAE, or folders of them (formats: {', '.join(READERS)})"
+        )
+    return found
+
+
+def _contents(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        held = sorted(peek_safetensors(path)[0])
+        return (
+            f"found the tensors {', '.join(held[:8])}{', ..' if len(held) > 8 else ''}" if held else "found no tensor"
+        )
+    if path.is_file():
+        return f"found a {path.suffix or 'plain'} file of {path.stat().st_size} bytes"
+    names = sorted(entry.name for entry in path.iterdir())
+    return f"found {', '.join(names[:8])}{', ..' if len(names) > 8 else ''}" if names else "found an empty folder"
+
+
+def _folder(folder: Path, depth: int) -> Iterator[Found]:
+    here = of_folder(folder)
+    if here:
+        yield here
+        return
+    entries = sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=_natural)
+    folders = [entry for entry in entries if entry.is_dir()]
+    # sparsify keeps a second copy of each hookpoint's best state.
+    best = [entry for entry in folders if entry.name == "best" and (folder / "config.json").is_file()]
+    # SeedScope keeps its members as they stood along their training beside them.
+    along = [entry for entry in folders if entry.name == "along" and next(folder.glob("seed-*.safetensors"), None)]
+    for entry in entries:
+        if entry.is_dir():
+            if depth and entry not in along and (entry not in best or len(folders) == 1):
+                yield from _folder(entry, depth - 1)
+        elif found := _file(entry):
+            yield found
+
+
+def of_folder(folder: Path) -> Found | None:
+    """The SAE whose files lie in this very folder."""
+    for weights, format in _FOLDERS.items():
+        if (folder / weights).is_file():
+            return Found(folder, format, _name(folder, format))
+    return None
+
+
+def is_main(path: Path) -> bool:
+    """Whether a file's name says that its folder is one SAE."""
+    return path.name in _FOLDERS
+
+
+def _name(folder: Path, format: str) -> str:
+    folder = folder.resolve()
+    if format == "sparsify":  # the folder is named after its hookpoint, whose number is a layer
+        return folder.parent.name
+    trainer = format == "saelens" and (folder / saelens.SCALER).exists()  # named after its number of samples
+    return "" if trainer or format == "gemma_scope" else folder.name
+
+
+def _file(path: Path) -> Found | None:
+    if is_main(path):
+        return of_folder(path.parent)
+    if path.suffix == ".npz":
+        return Found(path, "gemma_scope") if path.name.endswith(published.GEMMA_SCOPE) else None
+    if path.suffix == ".safetensors":
+        kind = bare.kind(path)
+        return Found(path, kind, path.stem) if kind else None
+    if path.suffix in (".pt", ".pth", ".bin", ".pkl") and not _TRAINING_STATE.fullmatch(path.name):
+        kind = _of_pickle(unpickle.peek(path))
+        return Found(path, kind, path.stem) if kind else None
+    return None
+
+
+def _of_pickle(value: Any) -> str:
+    if isinstance(value, Mapping) and published.is_openai(value):
+        return "openai"
+    if overcomplete.is_state(value):
+        return "overcomplete"
+    return "dictionary_learning" if dictionary_learning.is_state(value) else ""
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Orders seed2 before seed10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -1,0 +1,218 @@
+"""SAELens checkpoints: 6 (`SAE.save_model`, `save_inference_model`), 3 to 5 (flat config), and trainer checkpoints.
+
+Read in sae-lens 6.54.12: sae_lens/saes, sae_lens/loading/pretrained_sae_loaders.py, sae_lens/training.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seedscope.engine.saes.convention import NORMALIZATIONS, Convention
+from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, seed_of, whole
+
+CONFIG, WEIGHTS, SCALER, WHITENING = (
+    "cfg.json",
+    "sae_weights.safetensors",
+    "activation_scaler.json",
+    "activation_whitening.safetensors",
+)
+_BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
+_ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"} | dict.fromkeys(
+    _BATCH_TOPK, "jumprelu"
+)
+_REFUSED = {
+    "transcoder": "it maps one site to another, so its decoder rows do not span what it reads",
+    "abstopk": "its activations may be negative",
+    "matching_pursuit": "it has no encoder: its codes come from an iterative search",
+    "temporal": "it attends to earlier tokens",
+}
+
+
+def read(folder: Path) -> Imported:
+    """The SAE in a folder with cfg.json and sae_weights.safetensors.
+
+    Trainer checkpoints become what SAELens itself exports at the end of training: the activation scale or whitening and,
+    where the library ranks by them, the decoder norms are folded into the weights. Raises ValueError for architectures
+    whose forward pass a convention does not hold.
+    """
+    config = read_json(folder / CONFIG)
+    held, _ = read_safetensors(folder / WEIGHTS)
+    metadata = config.get("metadata") if isinstance(config.get("metadata"), dict) else config
+    version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "")
+    details = config.get("activation_fn_kwargs") or {}
+    name = _architecture(config, folder)
+    k = whole(config.get("k", details.get("k")), "k", folder / CONFIG) if name == "topk" else 0
+    remarks = []
+    held = _renamed(held, name, folder, remarks)
+    folded = _folded(held, config, folder, remarks)
+    trained_as = str(metadata.get("training_architecture") or name)
+    if trained_as in _BATCH_TOPK:
+        remarks.append(f"trained with {'Matryoshka ' if 'matryoshka' in trained_as else ''}BatchTopK")
+    if _reshape(config, metadata) != "none":
+        remarks.append("reads the heads' outputs z, flattened to (heads * d_head)")
+    convention = Convention(
+        _ARCHITECTURES[name],
+        k=k,
+        subtract_b_dec=_subtracts(config),
+        normalize=_normalize(config, folder, folded=folded),
+        rescale_by_decoder_norm=name == "topk" and not folded and bool(config.get("rescale_acts_by_decoder_norm")),
+    )
+    return imported(
+        folder,
+        held,
+        convention,
+        seed=_seed(folder, config),
+        source={
+            "format": "saelens",
+            "library": "sae-lens",
+            "library_version": version or metadata.get("sae_lens_training_version"),
+            "architecture": trained_as,
+            "model": metadata.get("model_name"),
+            "hookpoint": metadata.get("hook_name") or metadata.get("hook_point"),
+            "dataset": metadata.get("dataset_path"),
+            "recorded_l0": metadata.get("l0"),
+            "run": folder.parent if (folder / SCALER).exists() else None,
+        },
+        remarks=remarks,
+    )
+
+
+def _architecture(config: Mapping[str, Any], folder: Path) -> str:
+    name = config.get("architecture") or "standard"
+    if name == "standard" and (config.get("activation_fn_str") or config.get("activation_fn")) == "topk":
+        name = "topk"  # what version 3 wrote
+    for refused, reason in _REFUSED.items():
+        if refused in str(name):
+            raise ValueError(f"{folder} is a SAELens {name}, which cannot be scored: {reason}. Import an SAE instead")
+    if name not in _ARCHITECTURES:
+        raise ValueError(f"{folder / CONFIG} has architecture = {name!r}, expected one of {', '.join(_ARCHITECTURES)}")
+    activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
+    if activation not in ("relu", "topk"):
+        raise ValueError(f"{folder / CONFIG} has the activation function {activation!r}, expected relu or topk")
+    return name
+
+
+def _subtracts(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("apply_b_dec_to_input", True))
+
+
+def _renamed(held: dict[str, Tensor], name: str, folder: Path, remarks: list[str]) -> dict[str, Tensor]:
+    """The tensors under the convention's names, a fine-tuned scale of the features in the decoder."""
+    held = dict(held)
+    if "b_gate" in held:
+        held["b_enc"] = held.pop("b_gate")
+    if "log_threshold" in held:
+        held["threshold"] = held.pop("log_threshold").exp()
+    if name in _BATCH_TOPK and "topk_threshold" in held:
+        held["threshold"] = held.pop("topk_threshold").reshape(()).expand(len(held["b_enc"]))
+    scale = held.pop("scaling_factor", held.pop("finetuning_scaling_factor", None))
+    if scale is not None and "W_dec" in held and not torch.allclose(scale, torch.ones_like(scale)):
+        if scale.shape != held["W_dec"].shape[:1]:
+            raise ValueError(
+                f"{folder / WEIGHTS}: scaling_factor has the shape {tuple(scale.shape)}, expected one value for each of "
+                f"the {len(held['W_dec'])} decoder rows"
+            )
+        held["W_dec"] = held["W_dec"] * scale[:, None]
+        remarks.append("the fine-tuned scale of the features is in the decoder")
+    return held
+
+
+def _normalize(config: Mapping[str, Any], folder: Path, *, folded: bool) -> str:
+    value = config.get("normalize_activations")
+    if isinstance(value, bool):  # up to version 2
+        value = "expected_average_only_in" if value else None
+    value = value or "none"
+    if value in NORMALIZATIONS:
+        return value
+    if folded:
+        return "none"
+    missing = {"expected_average_only_in": SCALER, "covariance_whitening": WHITENING}.get(value)
+    if missing is None:
+        raise ValueError(
+            f"{folder / CONFIG} has normalize_activations = {value!r}, expected one of {', '.join(NORMALIZATIONS)}"
+        )
+    raise ValueError(
+        f"{folder} was trained on activations that were scaled ({value}), and the scale is not in its files: found no "
+        f"usable {missing} beside the weights. Export it with SAELens' save_inference_model after folding, or copy that "
+        "file from the trainer checkpoint"
+        + (' or write {"scaling_factor": sqrt(d_in) / mean norm of the activations}' if missing == SCALER else "")
+    )
+
+
+def _folded(held: dict[str, Tensor], config: Mapping[str, Any], folder: Path, remarks: list[str]) -> bool:
+    """Fold a trainer checkpoint's preprocessing into the tensors, in place; False where there is none to fold."""
+    value = config.get("normalize_activations")
+    trainer = (folder / SCALER).exists() or config.get("architecture") in _BATCH_TOPK
+    if not trainer or not {"W_enc", "b_enc", "W_dec", "b_dec"} <= held.keys():
+        return False
+    scaler = read_json(folder / SCALER) if (folder / SCALER).exists() else {}
+    rescale = bool(config.get("rescale_acts_by_decoder_norm"))
+    factor = scaler.get("scaling_factor")
+    whiten = value == "covariance_whitening" and (folder / WHITENING).exists()
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        held[name] = held[name].double()
+    if whiten:
+        # Whitening mixes the columns, so the norms that rank the features are those before it.
+        if rescale:
+            _fold_norms(held)
+        _fold_whitening(held, read_safetensors(folder / WHITENING)[0], folder, subtract=_subtracts(config))
+        remarks.append("whitening of the activations folded into the weights")
+    elif factor is not None and value in (True, "expected_average_only_in"):
+        factor = _number(factor, folder)
+        held["W_enc"] = held["W_enc"] * factor
+        held["W_dec"], held["b_dec"] = held["W_dec"] / factor, held["b_dec"] / factor
+        if rescale and "threshold" in held:
+            held["threshold"] = held["threshold"] / factor
+        remarks.append(f"activation scale {factor:.6g} folded into the weights")
+    if rescale and not whiten:
+        _fold_norms(held)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if "threshold" in held else [])):
+        held[name] = held[name].float()
+    remarks.append("a trainer checkpoint, as SAELens would export it")
+    return whiten or factor is not None or value in (None, "none")
+
+
+def _number(value: Any, folder: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{folder / SCALER} has scaling_factor = {value!r}, expected a positive number")
+    return float(value)
+
+
+def _fold_norms(held: dict[str, Tensor]) -> None:
+    norms = held["W_dec"].norm(dim=-1).clamp(min=1e-8)
+    held["W_enc"], held["b_enc"] = held["W_enc"] * norms, held["b_enc"] * norms
+    held["W_dec"] = held["W_dec"] / norms[:, None]
+
+
+def _fold_whitening(held: dict[str, Tensor], whitening: dict[str, Tensor], folder: Path, *, subtract: bool) -> None:
+    """z = (x - mean) @ matrix is what was encoded, x_hat = z_hat @ inverse_matrix + mean what was decoded."""
+    d_in = len(held["b_dec"])
+    shapes = {"mean": (d_in,), "matrix": (d_in, d_in), "inverse_matrix": (d_in, d_in)}
+    found = {name: tuple(whitening[name].shape) for name in shapes if name in whitening}
+    if found != shapes:
+        raise ValueError(f"{folder / WHITENING} holds {found}, expected {shapes}")
+    mean, matrix, inverse = (whitening[name].double() for name in shapes)
+    held["W_enc"] = matrix @ held["W_enc"]
+    if not subtract:
+        shift = mean @ held["W_enc"]
+        held["b_enc"] = held["b_enc"] - shift
+        if "b_mag" in held:
+            held["b_mag"] = held["b_mag"] - shift * held["r_mag"].exp()
+    held["W_dec"] = held["W_dec"] @ inverse
+    held["b_dec"] = held["b_dec"] @ inverse + mean
+
+
+def _reshape(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    hook = str(metadata.get("hook_name") or metadata.get("hook_point") or "")
+    return str(config.get("reshape_activations") or ("hook_z" if hook.endswith("hook_z") else "none"))
+
+
+def _seed(folder: Path, config: Mapping[str, Any]) -> int | None:
+    """The runner's config lies beside the weights, or one level up where one runner trained several SAEs."""
+    for path in (folder / "runner_cfg.json", folder.parent / "runner_cfg.json"):
+        if path.is_file() and (seed := seed_of(read_json(path).get("seed"))) is not None:
+            return seed
+    return seed_of(config.get("seed"))

@@ -1,0 +1,68 @@
+"""EleutherAI's sparsify (and its older name, sae): `SparseCoder.save_to_disk`; read in eai-sparsify 1.3.3."""
+
+import re
+from pathlib import Path
+
+from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, seed_of, whole
+
+CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+_ACTIVATIONS = ("topk", "groupmax")
+_DEFAULT_EXPANSION = 32  # of the library, for files that leave it out
+
+
+def read(folder: Path) -> Imported:
+    """The SAE in a folder with cfg.json and sae.safetensors; its seed is the folder's, `seed<k>`, or the run's only one.
+
+    Raises ValueError for transcoders, skip connections, encoders without decoder and signed top-k.
+    """
+    where, config = folder / CONFIG, read_json(folder / CONFIG)
+    held, _ = read_safetensors(folder / WEIGHTS)
+    activation = config.get("activation") or "topk"
+    if config.get("transcode"):
+        raise ValueError(
+            f"{folder} is a transcoder (transcode in {CONFIG}); expected an SAE, which reads what it rebuilds"
+        )
+    if config.get("skip_connection"):
+        raise ValueError(f"{folder} has a skip connection past the features; expected an SAE without one")
+    if config.get("signed"):
+        raise ValueError(f"{folder} has signed activations (signed in {CONFIG}); expected activations of at least zero")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"{where} has activation = {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
+    if "W_dec" not in held and "encoder.weight" in held:
+        raise ValueError(f"{folder / WEIGHTS} has no decoder (W_dec); save the SparseCoder with decoder=True")
+    names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
+    if {*names, "W_dec", "b_dec"} - held.keys():
+        raise ValueError(
+            f"{folder / WEIGHTS} holds {', '.join(sorted(held)) or 'no tensors'}, expected encoder.weight, encoder.bias, "
+            "W_dec, b_dec as sparsify's SparseCoder.save_to_disk writes them"
+        )
+    tensors = {names.get(name, name): tensor for name, tensor in held.items()}
+    d_in = whole(config.get("d_in"), "d_in", where)
+    n_latents = whole(config.get("num_latents") or 0, "num_latents", where)
+    d_sae = n_latents or d_in * whole(config.get("expansion_factor", _DEFAULT_EXPANSION), "expansion_factor", where)
+    if (len(tensors["b_dec"]), len(tensors["b_enc"])) != (d_in, d_sae):
+        raise ValueError(
+            f"{folder / WEIGHTS} has {len(tensors['b_enc'])} features of {len(tensors['b_dec'])} dimensions, but {CONFIG} "
+            f"says {d_sae} of {d_in}; the two files are not of one SAE"
+        )
+    # Its rows are features, on both sides: transposed here, so that a square encoder is not mistaken.
+    tensors["W_enc"] = tensors["W_enc"].T
+    hook = folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder
+    return imported(
+        folder,
+        tensors,
+        Convention(activation, k=whole(config.get("k"), "k", where)),
+        seed=_seed(folder),
+        source={"format": "sparsify", "library": "eai-sparsify", "hookpoint": hook.name},
+        remarks=["trained with Multi-TopK"] if config.get("multi_topk") else (),
+    )
+
+
+def _seed(folder: Path) -> int | None:
+    if match := re.fullmatch(r"seed(\d+)", folder.name):
+        return int(match[1])
+    if (run := folder.parent / "config.json").is_file():
+        seeds = read_json(run).get("init_seeds")
+        return seed_of(seeds[0]) if isinstance(seeds, list) and len(seeds) == 1 else None
+    return None

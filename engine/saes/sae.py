@@ -1,0 +1,358 @@
+"""Sparse autoencoders with a leading member axis: encode, decode, digest, save, load; every convention, one class.
+
+SAELens orientation: `W_enc (members, d_in, d_sae)`, `W_dec (members, d_sae, d_in)`; decoder rows are the features. What
+the tensors mean is a `Convention`; all members of an ensemble share it.
+"""
+
+import hashlib
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from seedscope.engine.matching.kernels import topk
+from seedscope.engine.saes.convention import MORE_TENSORS, TENSORS, Convention
+
+DENSE = 2**25  # pre-activations that exist at once while encoding, 128 MiB; with all that is made of them up to 2 GiB
+LAYER_NORM_EPS = 1e-5
+# What these fields were called in the files written before there were conventions.
+_FORMERLY = {"subtract_b_dec": "apply_b_dec_to_input", "normalize": "normalize_activations"}
+
+
+class Codes(NamedTuple):
+    """Sparse feature activations of a batch; entries that are zero are no firings, whatever their index is.
+
+    The width is k for topk and groupmax, else the largest number of active features of any (token, member), at least 1.
+    """
+
+    values: Float[Tensor, "tokens members width"]  # non-negative, the library's own activations
+    indices: Int[Tensor, "tokens members width"]  # feature index within its member
+    # How the reconstruction goes back to the units of x: times scale, plus shift. None: it is in them already.
+    scale: Float[Tensor, "tokens members"] | None = None
+    shift: Float[Tensor, "tokens members"] | None = None
+
+
+class SAE(nn.Module):
+    """An ensemble of SAEs that share shape and convention; `len(seeds)` members, one is allowed.
+
+    `k` alone is short for the convention of a plain TopK SAE. `more` holds what else the architecture needs, each
+    (members, d_sae). Raises ValueError where tensors and convention do not fit.
+    """
+
+    def __init__(
+        self,
+        W_enc: Float[Tensor, "members d_in d_sae"],
+        b_enc: Float[Tensor, "members d_sae"],
+        W_dec: Float[Tensor, "members d_sae d_in"],
+        b_dec: Float[Tensor, "members d_in"],
+        *,
+        seeds: tuple[int, ...],
+        convention: Convention | None = None,
+        k: int | None = None,
+        more: dict[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if (convention is None) == (k is None):
+            raise ValueError(f"convention is {convention} and k is {k}, expected exactly one of them")
+        self.convention = convention or Convention("topk", k=k)
+        self.seeds = seeds
+        more = more or {}
+        _check(self.convention, W_dec.shape[:2], more)
+        # Copies, always: a start may give the decoder's transpose as encoder, and the two must not share memory.
+        # Stored feature-major, seen in SAELens orientation: one product then serves all members.
+        own = torch.contiguous_format
+        self.W_enc = nn.Parameter(W_enc.transpose(1, 2).clone(memory_format=own).transpose(1, 2))
+        self.b_enc = nn.Parameter(b_enc.clone())
+        self.W_dec = nn.Parameter(W_dec.clone(memory_format=own))
+        self.b_dec = nn.Parameter(b_dec.clone())
+        for name, tensor in more.items():
+            setattr(self, name, nn.Parameter(tensor.clone()))
+
+    @property
+    def n_members(self) -> int:
+        return self.W_dec.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def d_in(self) -> int:
+        return self.W_dec.shape[2]
+
+    @property
+    def k(self) -> int:
+        """The convention's k; 0 where the architecture has none."""
+        return self.convention.k
+
+    def encode(self, x: Tensor) -> Codes:
+        """Sparse codes of x, (tokens, d_in) or (tokens, members, d_in) with its own rows for every member.
+
+        Cost: 2 d_in d_sae FLOPs per token and member. Memory: the codes, 12 bytes per (token, member, width) in float32
+        and twice that while they are joined, and 1 to 2 GiB (half or all features active) of work on DENSE pre-activations,
+        or on one token's, if they are more: of SAEs with wide codes, pass fewer tokens.
+        """
+        x, scale, shift = self._normalize(x)
+        at_once = max(DENSE // (self.n_members * self.d_sae), 1)
+        return _joined([self.activate(self._linear(part)) for part in x.split(at_once)])._replace(
+            scale=scale, shift=shift
+        )
+
+    def pre_activations(self, x: Tensor) -> Float[Tensor, "tokens members d_sae"]:
+        """What the activation function sees of x, (tokens, d_in) or (tokens, members, d_in); dense."""
+        return self._linear(self._normalize(x)[0])
+
+    def _normalize(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The SAE's own inputs, and the scale and shift (tokens, members) that lead back to the units of x."""
+        c = self.convention
+        x = x * c.input_scale if c.input_scale != 1 else x
+        if c.normalize == "layer_norm":
+            shift = x.mean(-1, keepdim=True)
+            x = x - shift
+            scale = x.std(-1, keepdim=True)
+            x = x / (scale + LAYER_NORM_EPS)
+            scale = scale + LAYER_NORM_EPS if c.layer_norm_eps_out else scale
+        elif c.normalize == "constant_norm_rescale":
+            shift, scale = None, x.norm(dim=-1, keepdim=True) / self.d_in**0.5
+            x = x / scale.clamp_min(torch.finfo(x.dtype).tiny)  # a zero row stays zero, and so does what comes back
+        else:
+            shift, scale = None, None if c.input_scale == 1 else x.new_ones(*x.shape[:-1], 1)
+        scale, shift = (
+            None if t is None else (t[..., 0] / c.input_scale).view(len(x), -1).expand(-1, self.n_members)
+            for t in (scale, shift)
+        )
+        return x, scale, shift
+
+    def _linear(self, x: Tensor) -> Float[Tensor, "tokens members d_sae"]:
+        """`(x - b_dec) @ W_enc + b_enc`, or without b_dec; the biases are folded, so that members share one product."""
+        bias = self.b_enc
+        if self.convention.subtract_b_dec:
+            bias = bias - torch.einsum("mi,mis->ms", self.b_dec, self.W_enc)
+        if x.ndim == 2:
+            flat = self.W_enc.transpose(1, 2).reshape(-1, self.d_in)
+            return nn.functional.linear(x, flat, bias.flatten()).view(len(x), self.n_members, self.d_sae)
+        return torch.baddbmm(bias[:, None], x.transpose(0, 1), self.W_enc).transpose(0, 1)
+
+    def activate(self, pre: Float[Tensor, "tokens members d_sae"]) -> Codes:
+        """The activation function of the architecture; the codes are in the SAE's own units, without scale and shift."""
+        c = self.convention
+        if c.architecture == "topk":
+            values, indices = topk(pre * self.W_dec.norm(dim=-1) if c.rescale_by_decoder_norm else pre, c.k)
+            return Codes(values.relu(), indices)
+        if c.architecture == "groupmax":
+            values, indices = pre.unflatten(-1, (c.k, -1)).max(-1)
+            first = torch.arange(c.k, device=pre.device) * (self.d_sae // c.k)
+            return Codes(values.relu(), indices + first)
+        if c.architecture == "relu":
+            return _packed(pre.relu())
+        if c.architecture == "jumprelu":
+            passed = pre >= self.threshold if c.inclusive else pre > self.threshold
+            return _packed(pre.relu() * passed)
+        # gated: the magnitudes are the same product with other gains and biases.
+        gain = self.r_mag.exp()
+        magnitude = torch.addcmul(self.b_mag - self.b_enc * gain, pre, gain)
+        return _packed(magnitude.relu() * (pre > 0))
+
+    def coefficients(self, codes: Codes) -> Float[Tensor, "tokens members width"]:
+        """What decoder rows are multiplied with to give the features' share of the reconstruction, in the units of x."""
+        values = codes.values
+        if self.convention.rescale_by_decoder_norm:
+            norms = self.W_dec.norm(dim=-1)
+            inverse = torch.where(norms > 0, 1 / norms, 0)
+            values = values * inverse.flatten()[self._flat_indices(codes)]
+        return values if codes.scale is None else values * codes.scale[..., None]
+
+    def decode(self, codes: Codes, *, bias: bool = True) -> Float[Tensor, "tokens members d_in"]:
+        """Reconstruction, in the units of x; costs `width` rows per token and member instead of d_sae.
+
+        Without `bias` the features' share of it alone: no decoder bias, no shift.
+        """
+        n_tokens, n_members, width = codes.indices.shape
+        out = nn.functional.embedding_bag(
+            self._flat_indices(codes).view(-1, width),
+            self.W_dec.reshape(-1, self.d_in),
+            per_sample_weights=self.coefficients(codes).reshape(-1, width),
+            mode="sum",
+        ).view(n_tokens, n_members, self.d_in)
+        if bias:
+            out = out + (self.b_dec if codes.scale is None else codes.scale[..., None] * self.b_dec)
+            out = out if codes.shift is None else out + codes.shift[..., None]
+        return out
+
+    def _flat_indices(self, codes: Codes) -> Tensor:
+        """Indices into the features of all members, one member below the other."""
+        return codes.indices + torch.arange(self.n_members, device=codes.indices.device)[:, None] * self.d_sae
+
+    def forward(self, x: Tensor) -> Float[Tensor, "tokens members d_in"]:
+        return self.decode(self.encode(x))
+
+    def directions(self) -> Float[Tensor, "members d_sae d_in"]:
+        """Unit decoder rows, float32: the feature vectors that are matched."""
+        return nn.functional.normalize(self.W_dec.detach().float(), dim=-1)
+
+    def unit_norms(self) -> Float[Tensor, "members d_sae"]:
+        """Norm of what one unit of activation adds before unnormalising: the decoder row's, or 1 where that is divided out."""
+        norms = self.W_dec.detach().norm(dim=-1)
+        return (norms > 0).to(norms.dtype) if self.convention.rescale_by_decoder_norm else norms
+
+    def only(self, member: int) -> "SAE":
+        """One member as an ensemble of its own, without gradients; copies its tensors."""
+        tensors = {name: tensor[None] for name, tensor in self.member_tensors(member).items()}
+        return assemble(tensors, self.convention, (self.seeds[member],)).requires_grad_(False)
+
+    def member_tensors(self, member: int) -> dict[str, Tensor]:
+        """All tensors of one member by name, contiguous."""
+        return {name: getattr(self, name).detach()[member].contiguous() for name in self.convention.tensors}
+
+    def digest(self, member: int) -> str:
+        """16 hex digits over one member's tensors (name, dtype, shape, bytes) and the convention."""
+        sha = hashlib.sha256(json.dumps(self.convention.as_json(), sort_keys=True).encode())
+        for name, tensor in sorted(self.member_tensors(member).items()):
+            sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            sha.update(tensor.cpu().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+    def save(self, folder: Path, *, provenance: dict[str, str] | None = None) -> None:
+        """Write one `seed-N.safetensors` per member, each complete or absent.
+
+        The metadata hold every field of the convention, the seed and `provenance`, which cannot change the former.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = self.convention.as_json().items()
+        convention = {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain}
+        for member, seed in enumerate(self.seeds):
+            target = folder / f"seed-{seed}.safetensors"
+            temporary = target.with_suffix(".tmp")
+            metadata = (provenance or {}) | convention | {"seed": str(seed)}
+            save_file(self.member_tensors(member), temporary, metadata)
+            temporary.replace(target)
+
+
+def directed(rows: Tensor) -> Tensor:
+    """Which of the rows (..., d_in) have a direction: neither zero nor anywhere not finite."""
+    norms = rows.norm(dim=-1)
+    return torch.isfinite(norms) & (norms > 0)
+
+
+def _check(convention: Convention, shape: tuple[int, int], more: dict[str, Tensor]) -> None:
+    """Raise ValueError where tensors and convention do not fit; `shape` is (members, d_sae)."""
+    architecture, k, d_sae = convention.architecture, convention.k, shape[1]
+    wanted = MORE_TENSORS.get(architecture, ())
+    if set(more) != set(wanted):
+        raise ValueError(f"further tensors are {sorted(more)}, expected {sorted(wanted)} for {architecture}")
+    for name, tensor in more.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {tuple(shape)}: (members, d_sae)")
+    if architecture in ("topk", "groupmax") and k > d_sae:
+        raise ValueError(f"k is {k}, expected 1 to d_sae ({d_sae})")
+    if architecture == "groupmax" and d_sae % k:
+        raise ValueError(f"k is {k}, expected a divisor of d_sae ({d_sae}): groupmax takes groups of d_sae / k")
+    if convention.rescale_by_decoder_norm and architecture != "topk":
+        raise ValueError(f"rescale_by_decoder_norm is defined for topk, found it with {architecture}")
+
+
+def _packed(dense: Float[Tensor, "tokens members d_sae"]) -> Codes:
+    """The positive entries of dense activations, by ascending index, padded with zeros of index 0."""
+    n_tokens, n_members, d_sae = dense.shape
+    rows = dense.reshape(-1, d_sae)
+    row, feature = (rows > 0).nonzero(as_tuple=True)
+    counts = row.bincount(minlength=len(rows))
+    width = max(int(counts.max()) if len(counts) else 0, 1)
+    slot = torch.arange(len(row), device=row.device).sub_((counts.cumsum(0) - counts)[row])
+    values = rows.new_zeros(len(rows), width).index_put_((row, slot), rows[row, feature])
+    indices = feature.new_zeros(len(rows), width).index_put_((row, slot), feature)
+    return Codes(values.view(n_tokens, n_members, width), indices.view(n_tokens, n_members, width))
+
+
+def _joined(parts: list[Codes]) -> Codes:
+    """Codes of consecutive tokens as one, padded to the width of the widest."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.values.shape[-1] for part in parts)
+    columns = zip(*(part[:2] for part in parts), strict=True)
+    return Codes(*(torch.cat([nn.functional.pad(t, (0, width - t.shape[-1])) for t in column]) for column in columns))
+
+
+def read(path: Path) -> tuple[SAE, dict[str, str]]:
+    """One member's file as an ensemble of one, and the file's metadata.
+
+    Raises ValueError naming the file where it is missing, is no safetensors file, or does not hold an SAE.
+    """
+    try:
+        tensors, convention, metadata = _member(path)
+    except FileNotFoundError:
+        raise ValueError(f"found no file {path}, expected an SAE such as seed-0.safetensors") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a safetensors file ({error}); expected an SAE such as seed-0.safetensors"
+        ) from None
+    seed = int(metadata["seed"]) if metadata.get("seed", "").isdigit() else 0
+    try:
+        return _stacked([tensors], convention, (seed,)), metadata
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def load(folder: Path, seeds: tuple[int, ...]) -> SAE:
+    """Read the members with these seeds back.
+
+    Raises FileNotFoundError where one is missing, ValueError where their conventions differ or a file holds no SAE.
+    """
+    members = [_member(folder / f"seed-{seed}.safetensors") for seed in seeds]
+    convention = members[0][1]
+    for name, value in convention.as_json().items():
+        values = {value, *(getattr(other, name) for _, other, _ in members)}
+        if len(values) > 1:
+            raise ValueError(
+                f"members in {folder} have {name} = {sorted(values)}, expected one value for the whole ensemble"
+            )
+    return _stacked([tensors for tensors, _, _ in members], convention, seeds)
+
+
+def _stacked(members: list[dict[str, Tensor]], convention: Convention, seeds: tuple[int, ...]) -> SAE:
+    return assemble({n: torch.stack([member[n] for member in members]) for n in convention.tensors}, convention, seeds)
+
+
+def assemble(tensors: dict[str, Tensor], convention: Convention, seeds: tuple[int, ...]) -> SAE:
+    """An SAE of the convention's tensors by name, each with a leading member axis; it shares their memory."""
+    of_all = {name: tensors[name] for name in TENSORS}
+    more = {name: tensors[name] for name in convention.tensors if name not in TENSORS}
+    return SAE(**of_all, more=more, convention=convention, seeds=seeds)
+
+
+def _member(path: Path) -> tuple[dict[str, Tensor], Convention, dict[str, str]]:
+    """Tensors, convention and metadata of one file; ValueError names the file and what it lacks."""
+    with safe_open(path, "pt") as file:
+        held, metadata = set(file.keys()), file.metadata() or {}
+        if not set(TENSORS) <= held:
+            raise ValueError(f"{path} holds the tensors {sorted(held)}, expected {', '.join(TENSORS)}")
+        convention = _convention(path, metadata)
+        if not set(convention.tensors) <= held:
+            raise ValueError(f"{path} holds the tensors {sorted(held)}, expected {', '.join(convention.tensors)}")
+        return {name: file.get_tensor(name) for name in convention.tensors}, convention, metadata
+
+
+def _convention(path: Path, metadata: dict[str, str]) -> Convention:
+    """The convention that a file's metadata spell out; fields that they do not name have their defaults."""
+    found = {}
+    kinds = {bool: ("true or false", {"true": True, "false": False}.__getitem__), int: ("a whole number", int),
+             float: ("a number", float), str: ("a word", str)}  # fmt: skip
+    for field in fields(Convention):
+        text = metadata.get(field.name, metadata.get(_FORMERLY.get(field.name, "")))
+        if text is None and not (field.name == "k" and metadata.get("architecture", "topk") in ("topk", "groupmax")):
+            continue
+        wanted, restore = kinds[type(field.default)]
+        try:
+            found[field.name] = restore(text)
+        except (KeyError, ValueError, TypeError):
+            raise ValueError(f"{path} has {field.name} = {text!r} in its metadata, expected {wanted}") from None
+    try:
+        return Convention(**found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,164 @@
+"""What a study consists of, as `study.json` in its folder: its model, its tokens, its ensembles and where each came from.
+
+The catalogue is the plan that `import` and `run` write and `analyze` follows; results stand in `parts/` and in the store.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.schema import name_problem
+from seedscope.engine.contract.stability import EPSILON, THETA
+
+FILE = "study.json"
+FORMAT, FORMAT_VERSION = "seedscope.study", 1
+MATCHING = "argmax, signed cosine, ties to the lowest index"
+YesNo = Literal["yes", "no", "unknown"]
+DataOrder = Literal["shared", "independent", "unknown"]
+
+CONTROL = "random-weights"  # ends the name of an ensemble that is a control
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The evaluation tokens: which documents, how they are cut, and how many count."""
+
+    source: tuple[str, ...]
+    """Files, globs or `hf:NAME`; see engine.activations.documents.documents."""
+    n_eval: int | None = None
+    """Tokens that are measured, a random choice of windows; all of them if not given."""
+    n_ctx: int | None = None
+    """Tokens per window, BOS included; the model's longest context, at most 2,048, if not given."""
+    bos: Literal["exclude", "include"] = "exclude"
+    """Whether activations at BOS count."""
+    outliers: Literal["exclude", "include"] = "exclude"
+    """Whether tokens count whose activations are far longer than the others'; see engine.activations.outliers."""
+    part: Literal["all", "held-out"] = "all"
+    """`held-out`: only documents that training in this study does not see."""
+    remark: str | None = None
+    """For the page: what text this is."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One SAE of an ensemble and where its file comes from."""
+
+    seed: int
+    digest: str
+    source: str | None = None
+    library: str | None = None
+    trained_on: str | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Members that differ only in their seed."""
+
+    name: str
+    origin: Literal["trained", "imported"]
+    folder: str
+    """Of the members' files, relative to the study's folder."""
+    members: tuple[Member, ...]
+    """In seed order."""
+    variant: str | None = None
+    """As its library calls the architecture; what the forward pass is called if not given."""
+    hookpoint: str | None = None
+    shared_start: YesNo = "unknown"
+    data_order: DataOrder = "unknown"
+    train_token_digest: str | None = None
+    n_train_tokens: int | None = None
+    train_tokens: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    recipe: dict[str, Any] | None = None
+    """How it was trained here: the settings that its variant uses, without the seeds; `l0` where l1 was found for it."""
+    anchor: int | None = None
+    """The seed of the member whose recipe differs from the others', such as a public SAE."""
+    remarks: tuple[str, ...] = ()
+    control_of: str | None = None
+    """The ensemble whose recipe this one repeats on the model with random weights."""
+    made_from: str | None = None
+    """Digest of the files or the recipe that it was made from: what is unchanged is not made again."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(member.seed for member in self.members)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's plan."""
+
+    name: str
+    model: str | None = None
+    """Folder or hub id of a transformers model; without one, results come from decoders alone."""
+    tokens: Tokens | None = None
+    theta: float = THETA
+    epsilon: float = EPSILON
+    built_from: str = "catalogue"
+    """Line 2 of CURRENT: what a rebuild of the embedded study is decided by."""
+    ensembles: tuple[Ensemble, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        require_name("study", self.name)
+        for each in self.ensembles:
+            require_name("ensemble", each.name)
+        if not -1 <= self.theta <= 1:
+            raise ValueError(f"theta is {self.theta}, expected a cosine from -1 to 1")
+        if not 0 <= self.epsilon < 0.5:
+            raise ValueError(f"epsilon is {self.epsilon}, expected 0 to below 0.5")
+
+    def ensemble(self, name: str) -> Ensemble:
+        """An ensemble by name; raises ValueError naming those there are."""
+        for each in self.ensembles:
+            if each.name == name:
+                return each
+        raise ValueError(f"study {self.name} has no ensemble {name!r}, it has {self._names()}")
+
+    def with_ensemble(self, ensemble: Ensemble) -> "Study":
+        """The same study with this ensemble instead of the one of its name, if any, in the order of names."""
+        others = [each for each in self.ensembles if each.name != ensemble.name]
+        return replace(self, ensembles=tuple(sorted([*others, ensemble], key=lambda each: each.name)))
+
+    def _names(self) -> str:
+        return ", ".join(each.name for each in self.ensembles) or "none"
+
+
+def require_name(kind: str, name: str) -> None:
+    """Raise ValueError for a name of a study or ensemble that no address can hold."""
+    if problem := name_problem(name):
+        raise ValueError(f"{kind} name is {name!r}, {problem}")
+
+
+_STUDY = TypeAdapter(Study)
+
+
+def read(folder: Path) -> Study | None:
+    """The catalogue of a study's folder, None where there is none; raises ValueError naming the file if it is damaged."""
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text())
+        found = {key: content.pop(key) for key in ("format", "version")}
+        if found != {"format": FORMAT, "version": FORMAT_VERSION}:
+            raise ValueError(f"{path} is {found}, expected {FORMAT} version {FORMAT_VERSION}")
+        return _STUDY.validate_python(content)
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{path} is damaged ({wrong}); import the study's ensembles again under another name")
+
+
+def write(study: Study, folder: Path) -> None:
+    """Replace the catalogue in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"format": FORMAT, "version": FORMAT_VERSION} | _STUDY.dump_python(study, mode="json")
+    write_whole(folder / FILE, json.dumps(content, indent=1))

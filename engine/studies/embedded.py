@@ -1,0 +1,79 @@
+"""The embedded studies, built by `python -m seedscope.engine.studies.embedded ROOT`, which `seedscope demo` runs as a process."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from seedscope.engine.demo import stdlib
+from seedscope.engine.progress import Progress
+from seedscope.engine.studies.pools.build import Asked, pool_study
+from seedscope.engine.studies.run import CORE, run_file, run_study, run_synthetic
+from seedscope.engine.studies.studyfile.read import read_study_file
+from seedscope.engine.studies.synthetic.plan import NAME as GROUND_TRUTH
+from seedscope.engine.studies.synthetic.plan import Plan
+
+POOL_TOKENS = 250_000  # that pools are trained on for: twice as many at the end of their curve
+FILES = ("variants.toml", "starts.toml")  # beside the model, in the order in which they are built
+
+
+def build(
+    root: Path, corpus: stdlib.Corpus, *, n_tokens: int, only: tuple[str, ...] | None, control: bool, progress: Progress
+) -> None:
+    """The embedded study: what people wait for first, with `only`; all of it without."""
+    config = replace(stdlib.STUDY, train=replace(stdlib.STUDY.train, n_tokens=n_tokens))
+    made_from = stdlib.built_from(corpus) if config == stdlib.STUDY else f"{n_tokens} tokens"
+    run_study(config, corpus, root, built_from=made_from, only=only, control=control, progress=progress)
+
+
+def build_all(root: Path, corpus: stdlib.Corpus, progress: Progress) -> None:
+    """Every study that the embedded model can show, one after the other; what is there already is kept."""
+    name = stdlib.STUDY.name
+    steps: dict[str, Callable[[], object]] = {
+        f"{name} with its control": lambda: build(
+            root, corpus, n_tokens=stdlib.STUDY.train.n_tokens, only=None, control=True, progress=progress
+        ),
+        f"the feature pool of {name}": lambda: pool_study(
+            root / name, stdlib.STUDY.ensemble, Asked(tokens=POOL_TOKENS), progress=progress
+        ),
+    }
+    for file in FILES:
+        found = read_study_file(stdlib.HERE / file)
+        steps[found.name] = lambda found=found: run_file(found, root, progress=progress)
+    steps[GROUND_TRUTH] = lambda: run_synthetic(Plan(), root, GROUND_TRUTH, progress=progress)
+    for done, (what, run) in enumerate(steps.items()):
+        progress.say(f"{done + 1} of {len(steps)}: {what}")
+        begin = time.monotonic()
+        run()
+        progress.say(f"{what}: {(time.monotonic() - begin) / 60:.1f} min")
+
+
+def main() -> None:
+    """Build the embedded study: `python -m seedscope.engine.studies.embedded ROOT [--quiet] [--tokens N] [--control] [--full]`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--tokens", type=int, default=stdlib.STUDY.train.n_tokens, help="training tokens per member")
+    parser.add_argument("--control", action="store_true", help="the same on the model with random weights as well")
+    parser.add_argument("--full", action="store_true", help="the variants, starts, synthetic and pool studies as well")
+    args = parser.parse_args()
+    progress = Progress(quiet=args.quiet)
+    try:
+        corpus = stdlib.load_corpus()
+        if not args.quiet:
+            print(f"corpus: {corpus.remark}", file=sys.stderr)
+        if args.full:
+            build_all(args.root, corpus, progress)
+        else:
+            only = None if args.control else CORE
+            build(args.root, corpus, n_tokens=args.tokens, only=only, control=args.control, progress=progress)
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(f"seedscope: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

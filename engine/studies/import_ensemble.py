@@ -1,0 +1,185 @@
+"""SAE files of any library -> an ensemble of a study: checked together, kept in our own format, entered in the catalogue."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+from seedscope.engine.saes import sae
+from seedscope.engine.saes.importers.ensemble import read_many
+from seedscope.engine.saes.importers.imported import Imported
+from seedscope.engine.store import catalogue
+
+# Rows that two members share to the last bit have never been trained in either: they still stand where both began.
+EQUAL_ROWS_SHOWN = 3
+# Names of what leaves a block: `layers.6`, `transformer.h.6`, `blocks.6.hook_resid_post`; Gemma Scope's folders say no site.
+BLOCK = re.compile(r"(?:.*\.)?(?:layers?|h|blocks)\.(\d+)(?:\.hook_resid_post)?")
+LAYER = re.compile(r"layer_(\d+)")
+
+
+def enrol(
+    root: Path,
+    study: str,
+    ensemble: str,
+    paths: Sequence[Path | str],
+    *,
+    format: str = "auto",
+    seeds: Sequence[int] | None = None,
+    model: str | None = None,
+    hookpoint: str | None = None,
+    tokens: catalogue.Tokens | None = None,
+    shared_start: catalogue.YesNo | None = None,
+    force: bool = False,
+    replaced: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> catalogue.Ensemble:
+    """Add SAE files as an ensemble to a study under the root, which begins with it if need be.
+
+    `model`, `tokens` become the study's where given; `hookpoint` is the ensemble's, by default the one that the files
+    name. Nothing is written before everything is checked; the catalogue is written last. Raises ValueError for files that
+    cannot be read, fewer than two SAEs, SAEs that are not members of one ensemble, the same SAE twice, a claim about
+    the start that the weights refute, a name in use (unless `replaced`), and a hook point other than the files' (unless
+    `force`, which is remembered).
+    """
+    catalogue.require_name("study", study)
+    folder = root / study
+    held = catalogue.read(folder) or catalogue.Study(study)
+    plan = replace(held, model=model or held.model, tokens=tokens or held.tokens)
+    catalogue.require_name("ensemble", ensemble)
+    if not replaced and any(each.name == ensemble for each in held.ensembles):
+        raise ValueError(
+            f"study {study} has an ensemble {ensemble} already; choose another name, or give --replace to put the new one "
+            "in its place"
+        )
+    members = read_many(paths, format, seeds, force=force)
+    if len(members) < 2:
+        raise ValueError(
+            f"found one SAE ({members[0].source['path']}), expected at least 2: the stability of a single SAE is undefined; "
+            "name SAEs of the same recipe with other seeds as well"
+        )
+    members.sort(key=lambda member: member.seed or 0)
+    remarks = []
+    named = members[0].source.get("hookpoint")
+    if hookpoint and named and not same_place(hookpoint, named):
+        told = f"hook point {hookpoint} was given, {members[0].source['path']} says {named}"
+        if not force:
+            raise ValueError(f"{told}; leave --hookpoint out, or give --force to go on and have it remembered")
+        remarks.append(f"forced: {told}")
+    kept = [described(member) for member in members]
+    _refuse_copies(kept)
+    start, evidence = _start(members, shared_start)
+    remarks += evidence
+    target = folder / "sae" / ensemble
+    name = hashlib.sha256(" ".join(f"{m.seed}:{m.digest}" for m in kept).encode()).hexdigest()[:16]
+    with _unfinished(folder / "sae" / f".{ensemble}-unfinished") as unfinished:
+        for done, member in enumerate(members):
+            told = {key: member.source[key] for key in ("model", "hookpoint") if key in member.source}
+            as_sae(member).save(unfinished, provenance=told)
+            report(done + 1, len(members))
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target / name, ignore_errors=True)  # the same SAEs again: mended, whatever became of their files
+        unfinished.replace(target / name)
+    found = catalogue.Ensemble(
+        name=ensemble,
+        origin="imported",
+        folder=str((target / name).relative_to(folder)),
+        members=tuple(kept),
+        variant=_agreed(member.source.get("architecture") for member in members) or members[0].convention.architecture,
+        hookpoint=hookpoint or named,
+        shared_start=start,
+        remarks=tuple(remarks),
+    )
+    # What it replaces stays on disk until the next publish: the store that people look at still names it.
+    catalogue.write(plan.with_ensemble(found), folder)
+    return found
+
+
+@contextmanager
+def _unfinished(folder: Path):
+    """A folder that vanishes unless it was given its final name, and so do the folders above it that it leaves empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()
+
+
+def as_sae(member: Imported) -> sae.SAE:
+    """One SAE in our own form."""
+    return sae.assemble(
+        {name: tensor[None] for name, tensor in member.tensors.items()}, member.convention, (member.seed,)
+    )
+
+
+def described(member: Imported) -> catalogue.Member:
+    """What the catalogue says of an SAE; its digest covers tensors and convention, not the file."""
+    source = member.source
+    trained_on = [source[name] for name in ("model", "hookpoint") if name in source]
+    return catalogue.Member(
+        seed=member.seed,
+        digest=as_sae(member).digest(0),
+        source=source["path"],
+        library=member.library,
+        trained_on=" at ".join(trained_on) or None,
+        remarks=member.remarks,
+    )
+
+
+def _agreed(values) -> str | None:
+    found = set(values)
+    return found.pop() if len(found) == 1 else None
+
+
+def same_place(given: str, named: str) -> bool:
+    """Whether the hook point given can be the one that the files name, each in the spelling of its library."""
+    if given == named or given.endswith("." + named) or named.endswith("." + given):
+        return True
+    if layer := LAYER.fullmatch(named):
+        return layer[1] in re.findall(r"\d+", given)[:1]
+    blocks = [found and found[1] for found in map(BLOCK.fullmatch, (given, named))]
+    return blocks[0] is not None and blocks[0] == blocks[1]
+
+
+def _start(members: list[Imported], claimed: catalogue.YesNo | None) -> tuple[catalogue.YesNo, list[str]]:
+    """Whether members share a start, and what says so: the files, or rows that are equal and hence still at theirs."""
+    if any("start shared" in remark for member in members for remark in member.remarks):
+        evidence = ["members share a start: all were built from the same archetypes"]
+    else:
+        evidence = [_equal_rows(members)]
+    evidence = [text for text in evidence if text]
+    if evidence and claimed == "no":
+        raise ValueError(f"--shared-start no was given, but {evidence[0]}; give --shared-start yes, or leave it out")
+    return ("yes" if evidence else claimed or "unknown"), evidence
+
+
+def _equal_rows(members: list[Imported]) -> str | None:
+    # Equal rows have equal sums: 4,560 pairs of 96 members compare one number per row, and few whole rows.
+    sums = [member.tensors["W_dec"].double().sum(1) for member in members]
+    for (first, one), (second, other) in combinations(enumerate(members), 2):
+        alike = (sums[first] == sums[second]).nonzero()[:, 0]
+        a, b = one.tensors["W_dec"][alike], other.tensors["W_dec"][alike]
+        equal = alike[(a == b).all(1) & sae.directed(a)]
+        if len(equal):
+            shown = ", ".join(str(int(row)) for row in equal[:EQUAL_ROWS_SHOWN])
+            return (
+                f"members share a start: {len(equal):,} decoder rows ({shown}{', ..' if len(equal) > EQUAL_ROWS_SHOWN else ''}) "
+                f"are equal in seeds {one.seed} and {other.seed}"
+            )
+    return None
+
+
+def _refuse_copies(members: list[catalogue.Member]) -> None:
+    for one, other in combinations(members, 2):
+        if one.digest == other.digest:
+            raise ValueError(
+                f"{one.source} and {other.source} hold the same SAE (digest {one.digest}), expected independently trained "
+                "ones; leave one out"
+            )

@@ -1,0 +1,110 @@
+"""What a study file names: models, texts and SAE files; local ones are sought from the folder that the file lies in."""
+
+import glob
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from seedscope.engine.activations.documents import OPTIONS, documents
+from seedscope.engine.demo import stdlib
+from seedscope.engine.saes.importers.hub import PREFIX
+from seedscope.engine.studies.studyfile.toml import Check, Unfit, shown
+from seedscope.engine.studies.studyfile.values import text, texts
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def model_in(folder: Path) -> Check:
+    """A transformers model: a folder, or a hub id that is left alone."""
+
+    def check(value: Any) -> str:
+        name = text(value)
+        local = folder / Path(name).expanduser()
+        if local.is_dir():
+            if not (local / "config.json").is_file():
+                raise Unfit(f"expected a folder of a transformers model, found no config.json in {local}")
+            return str(local)
+        if local.exists() or not _HUB_ID.fullmatch(name):
+            found = "which is a file" if local.exists() else "which does not exist"
+            raise Unfit(f"expected a folder, or a hub id such as EleutherAI/pythia-70m; it reads as {local}, {found}")
+        return name
+
+    return check
+
+
+def sources_in(folder: Path) -> Check:
+    """{token source as written: as it is used}, local ones relative to a folder; their first document must be readable."""
+
+    def check(value: Any) -> dict[str, str]:
+        if stdlib.SOURCE in (named := texts(value)) and len(named) > 1:
+            raise Unfit(f"expected {stdlib.SOURCE} by itself: it has a train and a held-out part of its own")
+        return {each: _source_in(folder, each) for each in named}
+
+    return check
+
+
+def _source_in(folder: Path, source: str) -> str:
+    if source == stdlib.SOURCE:
+        return source
+    if source.startswith(PREFIX):
+        if find_spec("datasets") is None:
+            raise Unfit("expected the datasets library for it, which is missing; pip install 'seedscope[hub]'")
+        return source
+    options = OPTIONS.match(source)
+    is_name = (folder / Path(options["source"] if options else source).expanduser()).exists()
+    local = str(folder / Path(source).expanduser()) if is_name else _anchored(folder, source)
+    try:
+        next(documents(local))
+    except (ValueError, OSError) as error:
+        raise Unfit(f"expected documents that can be read: {error}") from None
+    return local
+
+
+def paths_in(folder: Path) -> Check:
+    """Files and folders of SAEs: names first, patterns second; the matches of a pattern in natural order."""
+
+    def check(value: Any) -> tuple[Path, ...]:
+        found: list[Path] = []
+        for pattern in texts(value):
+            if pattern.startswith(PREFIX):
+                found.append(_on_hub(pattern))
+                continue
+            named = folder / Path(pattern).expanduser()
+            names = [str(named)] if named.exists() else glob.glob(_anchored(folder, pattern), recursive=True)
+            if not names:
+                raise Unfit(f"expected SAE files or folders, {pattern!r} matches none{_what_there_is(named)}")
+            found += map(Path, sorted(names, key=_natural))
+        if twice := sorted({str(path) for path in found if found.count(path) > 1}):
+            raise Unfit(f"expected every SAE once, {twice[0]} is matched twice; narrow the patterns")
+        return tuple(found)
+
+    return check
+
+
+def _on_hub(name: str) -> Path:
+    """A name on a hub as a path, which engine.importers downloads."""
+    if not re.fullmatch(rf"{PREFIX}[\w.-]+/[\w.-]+(@[\w./-]+)?(/[^/]+)*/?", name):
+        raise Unfit(f"expected {PREFIX}OWNER/REPO or {PREFIX}OWNER/REPO/FOLDER, found {shown(name)}")
+    return Path(name)
+
+
+def _anchored(folder: Path, pattern: str) -> str:
+    """A pattern that means the same from anywhere; the folder's own name is no pattern."""
+    path = Path(pattern).expanduser()
+    return str(path) if path.is_absolute() else str(Path(glob.escape(str(folder))) / path)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Orders seed2 before seed10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _what_there_is(path: Path) -> str:
+    """The content of the nearest folder on the way to a path that does not exist."""
+    folder = next(each for each in path.parents if each.is_dir())
+    try:
+        names = sorted((each.name for each in folder.iterdir() if not each.name.startswith(".")), key=_natural)
+    except OSError as error:
+        return f"; {folder} cannot be listed ({error.strerror})"
+    return f"; {folder} holds {', '.join(names[:4]) or 'nothing'}{', ..' if len(names) > 4 else ''}"

@@ -1,0 +1,174 @@
+"""Where low-rank features are found as a span and not one by one: one small ensemble for every cell of two grids."""
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.recipe import TrainConfig, as_parameters
+from seedscope.engine.contract.stability import EPSILON, THETA
+from seedscope.engine.contract.tables.synthetic import PhaseCell
+from seedscope.engine.matching.match import match_ensemble
+from seedscope.engine.saes.encode import measure as evaluate
+from seedscope.engine.studies.synthetic.generator import EVALUATION, FREE, LOW, TRAINING, SyntheticConfig, draw_truth
+from seedscope.engine.studies.synthetic.recovery import Recovery, measure, verdict
+from seedscope.engine.studies.synthetic.samples import draw_rows
+from seedscope.engine.training.ensemble import train_ensemble
+
+VERSION = 1  # of what a cell holds; older ones are computed again
+MOST_WORKERS = 8  # processes that cells are computed in: half a gigabyte each
+EVALUATED = 16_384  # samples that say which latents of a cell live, and how much is explained
+AT_ONCE = (0.5, 1.0, 2.0, 3.0, 4.0, 8.0)  # low-rank features active at once: n_low * rate_low
+RANKS = (4, 8, 16, 24, 32, 48, 64)
+COUNTS = (24, 48, 96, 200, 600)  # low-rank features, by how many of which the span is filled
+COUNTED_RANKS = (8, 16, 24, 32, 48)
+Number = int | float
+GRIDS = ("rate", "n_low")
+# r against the rate at the study's n_low; r against n_low at the study's number active at once
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a cell is computed from."""
+
+    grid: str
+    samples: SyntheticConfig
+    recipe: TrainConfig
+    theta: float = THETA
+    epsilon: float = EPSILON
+
+    @property
+    def key(self) -> str:
+        """16 hex digits over everything that a cell depends on."""
+        content = [VERSION, asdict(self.samples), as_parameters(self.recipe), self.theta, self.epsilon, EVALUATED]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def places(
+    samples: SyntheticConfig, recipe: TrainConfig, *, theta: float = THETA, epsilon: float = EPSILON
+) -> list[Place]:
+    """Every cell of both grids that a study's settings allow, its own among them; all else is as in the study."""
+    found, active, n_low = [], samples.active_low, samples.n_low
+    if not n_low:
+        return []
+    for r in _with(RANKS, samples.r, most=samples.d_in):
+        for at_once in _with(AT_ONCE, active, most=n_low):
+            found.append(("rate", replace(samples, r=int(r), rate_low=at_once / n_low)))
+    for r in _with(COUNTED_RANKS, samples.r, most=samples.d_in):
+        for n in _with(COUNTS, n_low, least=active):
+            found.append(("n_low", replace(samples, r=int(r), n_low=int(n), rate_low=active / n)))
+    return [Place(grid, each, recipe, theta, epsilon) for grid, each in found]
+
+
+def _with(values: Sequence[Number], own: Number, *, least: Number = 0, most: Number = np.inf) -> list[Number]:
+    return sorted({each for each in (*values, own) if least <= each <= most})
+
+
+def draw_map(
+    folder: Path,
+    wanted: Sequence[Place],
+    *,
+    workers: int | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[PhaseCell]:
+    """All cells, computed where the folder does not hold them; each is there as soon as it is done. Seconds a cell.
+
+    Cells are computed side by side in `workers` processes, one per core unless said, with a thread each: steps of such
+    small SAEs gain little from a second one, and wait for it where others use the machine. With 1 in this process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lacking = list({place.key: place for place in wanted if _read(folder, place) is None}.values())
+    workers = min(os.cpu_count() or 1, MOST_WORKERS, len(lacking)) if workers is None else workers
+    n_held = len({place.key for place in wanted}) - len(lacking)
+    report(n_held, n_held + len(lacking))
+    if workers <= 1:
+        for done, place in enumerate(lacking):
+            _compute_into(folder, place)
+            report(n_held + done + 1, n_held + len(lacking))
+        return read_map(folder, wanted)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
+    try:
+        futures = [pool.submit(_compute_into, folder, place) for place in lacking]
+        for done, future in enumerate(as_completed(futures)):
+            future.result()
+            report(n_held + done + 1, n_held + len(lacking))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return read_map(folder, wanted)
+
+
+def _begin() -> None:
+    """What a process does first: one thread, and stopping is its parent's to do."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _compute_into(folder: Path, place: Place) -> None:
+    write_whole(folder / f"{place.key}.json", json.dumps(asdict(compute(place)), indent=1), durable=False)
+
+
+def read_map(folder: Path, wanted: Sequence[Place]) -> list[PhaseCell]:
+    """Those cells that are there."""
+    return [cell for place in wanted if (cell := _read(folder, place))]
+
+
+def _read(folder: Path, place: Place) -> PhaseCell | None:
+    """A cell, on the grid that it is asked for: the two meet at the study's own settings."""
+    try:
+        told = json.loads((folder / f"{place.key}.json").read_text())
+        return PhaseCell(**told | {"ensemble": "", "grid": place.grid})
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+
+
+def compute(place: Place) -> PhaseCell:
+    """Train one cell's ensemble and say what it recovered."""
+    samples, recipe = place.samples, place.recipe
+    members = train_ensemble(draw_rows(samples, recipe.n_tokens, stream=TRAINING), recipe)
+    held = evaluate(members, draw_rows(samples, EVALUATED, stream=EVALUATION))
+    live = held.n_active > 0
+    matches = match_ensemble(members, live, assign=False)
+    truth = draw_truth(samples)
+    found = measure(
+        truth, list(members.W_dec), matches.cosine, ~live, theta=place.theta, epsilon=place.epsilon, seed=samples.seed
+    )
+    return summarise(place, found, float(held.ev.mean()), verdict(found, truth))
+
+
+def summarise(place: Place, found: Recovery, ev: float, says: str) -> PhaseCell:
+    """A cell of what was recovered there."""
+    samples, free, low = place.samples, found.groups[FREE], found.groups[LOW]
+    unstable, living = found.levels.get("unstable"), found.levels.get("living")
+    return PhaseCell(
+        ensemble="",
+        grid=place.grid,
+        r=samples.r,
+        n_low=samples.n_low,
+        rate_low=samples.rate_low,
+        n_members=len(place.recipe.seeds),
+        n_samples=place.recipe.n_tokens,
+        ev=ev,
+        free_found=free.found,
+        free_p=free.p_hat,
+        n_free_latents=free.n_latents,
+        low_found=low.found,
+        low_p=low.p_hat,
+        n_low_latents=low.n_latents,
+        chance=low.chance,
+        n_unstable=unstable and unstable.n_rows,
+        energy=unstable and unstable.energy,
+        living_energy=living and living.energy,
+        random_energy=samples.r / samples.d_in,
+        span_overlap=unstable and unstable.span_overlap,
+        cross_overlap=unstable and unstable.cross_overlap,
+        verdict=says,
+    )

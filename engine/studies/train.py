@@ -1,0 +1,192 @@
+"""Ensembles trained once for a study, on a model's activations or on any rows: what is there is loaded.
+
+A training that was stopped goes on from its last checkpoint.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from seedscope.engine.activations.documents import Document
+from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harvest, tokenize
+from seedscope.engine.contract.progress_files import Curves
+from seedscope.engine.contract.recipe import TrainConfig, as_parameters
+from seedscope.engine.matching.cuda import named_device
+from seedscope.engine.progress import Progress
+from seedscope.engine.saes import sae
+from seedscope.engine.store import catalogue
+from seedscope.engine.training.calibrate import NEAR, Calibration, calibrated
+from seedscope.engine.training.ensemble import train_ensemble, training_space
+from seedscope.engine.training.snapshots import ALONG, Snapshots
+from seedscope.engine.training.summary import in_words, told
+from seedscope.engine.training.trace import Point, Trace
+from seedscope.engine.training.trace import read as read_trace
+
+CHECKPOINTS = "checkpoints"  # in the study's folder
+CALIBRATION = "calibration.json"  # in the study's folder: which l1 were tried, with what L0
+
+
+def train(
+    study: Path,
+    name: str,
+    config: TrainConfig,
+    hookpoint: str,
+    model: LanguageModel,
+    texts: Iterable[Document] | TokenSet,
+    n_ctx: int | None,
+    progress: Progress,
+    *,
+    beside: str | None = None,
+    device: str = "cpu",
+    l0: float | None = None,
+) -> catalogue.Ensemble:
+    """Train an ensemble on a model's activations, or load it if exactly this one was trained before.
+
+    `beside` names an SAE that will stand with the members, in a folder that no other one shares. Where an `l0` is asked for,
+    its l1 is found first and stands in the recipe; members that miss it by more than a tenth are remarked on.
+    """
+    tokens = texts if isinstance(texts, TokenSet) else tokenize(texts, model, n_ctx=n_ctx)
+    tokens = enough(tokens, config.n_tokens)
+
+    def made_from(config: TrainConfig, *more: float | str) -> str:
+        recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint, *more], sort_keys=True)
+        return hashlib.sha256(recipe.encode()).hexdigest()[:16]
+
+    @cache
+    def rows() -> np.ndarray:
+        place = hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
+        with progress.stage(f"training activations at {hookpoint}", "tokens") as report:
+            return harvest(model, tokens, hookpoint, study / "scratch" / f"train-{place}", report=report)
+
+    found = None
+    if l0 is not None:
+        found = calibrated(
+            rows, config, l0, name=name, kept=study / CALIBRATION, key=made_from(config, l0), device=named_device(device),
+            progress=progress,
+        )  # fmt: skip
+        config = replace(config, l1=found.l1)
+    provenance, made = {"model": model.digest, "hookpoint": hookpoint}, made_from(config, *([beside] if beside else []))
+    ensemble = train_once(study, name, config, made, rows, provenance, progress, device=device)
+    entry = trained_entry(
+        study, name, config, made, ensemble, hookpoint=hookpoint, train_token_digest=tokens.digest,
+        n_train_tokens=int(tokens.counted.sum()),
+    )  # fmt: skip
+    return entry if found is None else _as_asked(entry, found, study, name, progress)
+
+
+def _as_asked(
+    entry: catalogue.Ensemble, found: Calibration, study: Path, name: str, progress: Progress
+) -> catalogue.Ensemble:
+    """The entry with the L0 that was asked for, and a word where its members miss it."""
+    points = read_trace(study / entry.folder)
+    last = max(point.step for point in points)
+    mean, remarks = fmean(l0 for point in points if point.step == last for l0 in point.l0), [found.says]
+    if abs(mean / found.asked - 1) > NEAR:
+        remarks.append(
+            f"L0 = {found.asked:g} was asked for and missed: its members end with {mean:.2f} active features"
+        )
+        progress.say(f"{name}: {remarks[-1]}")
+    return replace(entry, recipe=entry.recipe | {"l0": found.asked}, remarks=tuple(remarks))
+
+
+def train_once(
+    study: Path,
+    name: str,
+    config: TrainConfig,
+    made_from: str,
+    rows: Callable[[], np.ndarray],
+    provenance: dict[str, str],
+    progress: Progress,
+    *,
+    device: str = "cpu",
+) -> sae.SAE:
+    """Train on rows, or load what was trained from the same before."""
+    folder = study / "sae" / name / made_from
+    ensemble = _trained_before(folder, config)
+    if ensemble is None:
+        found = rows()
+        trace, checkpoints = Trace(), checkpoints_of(study, name)
+        begun = time.time()
+
+        def show(newest: Point) -> None:
+            moments = told(trace.points, config.seeds)
+            curves = Curves(study.name, name, config.variant, begun, len(config.seeds), config.n_tokens, moments)
+            progress.show(curves, in_words(newest))
+
+        trace.on_point = show
+        with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
+            ensemble = train_ensemble(
+                found, config, device=named_device(device), checkpoints=checkpoints / made_from, trace=trace, report=report,
+                snapshots=Snapshots(folder), say=lambda text: progress.say(f"{name}: {text}"),
+            )  # fmt: skip
+        ensemble.save(folder, provenance=provenance)
+        trace.save(folder)
+        training_space(found, config).save(folder / ALONG)
+        (folder / "complete").touch()
+        forget_checkpoints(study, name)
+    return ensemble
+
+
+def checkpoints_of(study: Path, name: str) -> Path:
+    """Where a training of this ensemble that is stopped is kept: outside scratch/, which every analysis empties."""
+    return study / CHECKPOINTS / name
+
+
+def forget_checkpoints(study: Path, name: str) -> None:
+    """Remove those of an ensemble, of recipes that nobody finished as well."""
+    shutil.rmtree(checkpoints_of(study, name), ignore_errors=True)
+    with suppress(OSError):  # others are on their way, or there were none
+        (study / CHECKPOINTS).rmdir()
+
+
+def trained_entry(
+    study: Path, name: str, config: TrainConfig, made_from: str, ensemble: sae.SAE, **more: Any
+) -> catalogue.Ensemble:
+    """What the catalogue says of an ensemble that was trained here."""
+    library = f"seedscope {version('seedscope')}"
+    members = [catalogue.Member(seed, ensemble.digest(i), None, library) for i, seed in enumerate(ensemble.seeds)]
+    return catalogue.Ensemble(
+        name=name,
+        origin="trained",
+        folder=str((study / "sae" / name / made_from).relative_to(study)),
+        members=tuple(members),
+        variant=config.variant,
+        shared_start="yes" if config.shares_start else "no",
+        data_order=config.data_order,
+        train_tokens=config.n_tokens,
+        batch=config.batch,
+        lr=config.lr,
+        recipe={name: value for name, value in as_parameters(config).items() if name != "seeds"},
+        made_from=made_from,
+        **more,
+    )
+
+
+def _trained_before(folder: Path, config: TrainConfig) -> sae.SAE | None:
+    if not (folder / "complete").exists():
+        return None
+    try:
+        return sae.load(folder, config.seeds)
+    except FileNotFoundError:  # somebody tidied up: train again
+        (folder / "complete").unlink()
+        return None
+
+
+def enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
+    """A random choice of windows (seed 0) that holds about the tokens that training will see."""
+    n_windows = int(np.ceil(1.02 * n_tokens / tokens.counted.sum() * len(tokens.ids)))  # windows differ in length
+    if n_windows >= len(tokens.ids):
+        return tokens
+    chosen = np.sort(np.random.default_rng(0).permutation(len(tokens.ids))[:n_windows])
+    return tokens.only(chosen)

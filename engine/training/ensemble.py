@@ -1,0 +1,420 @@
+"""train_ensemble: all members in lockstep on one stream of activations.
+
+Recipe (dictionary_learning's, as Song et al. use it): inputs preprocessed as asked and scaled to unit mean square norm,
+unit decoder rows with the parallel part of their gradient removed, AuxK for silent features, Adam, warm-up, decay over
+the last fifth.
+What differs between variants stands in engine.training.variants.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seedscope.engine.activations.model_files import GIB, available_memory
+from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.recipe import Centroids, TrainConfig, as_parameters
+from seedscope.engine.saes import sae as saes
+from seedscope.engine.saes.sae import SAE
+from seedscope.engine.training import memory
+from seedscope.engine.training.auxk import add_aux, count
+from seedscope.engine.training.batches import Rows, batches, require_finite
+from seedscope.engine.training.checkpoints import EVERY_S, Checkpoints, State, digest
+from seedscope.engine.training.decoders import Archetypes, FreeRows
+from seedscope.engine.training.preprocessing import Space, space_of
+from seedscope.engine.training.snapshots import Snapshots
+from seedscope.engine.training.starts import geometric_median, hull, random_start
+from seedscope.engine.training.trace import EVALUATED_ROWS, Trace, measured, points_of
+from seedscope.engine.training.trace import read as read_trace
+from seedscope.engine.training.variants import RECIPES, Moment, Step
+
+SAMPLE_ROWS = 16_384  # enough for the scale and the centre of the data to three digits
+ROWS_PER_CENTROID = 16
+CLIPPED = 1.0  # dictionary_learning's; a settled member's gradient is a tenth of it
+EXPLODED = 1e4  # squared error per token, in units of the batch's mean square norm; a reconstruction of zeros has 1
+UNIT = 1e-3  # how far a given decoder row's norm may be from 1
+STARTS = {"kmeans-shared": "shared", "kmeans-independent": "independent", "mixtures": "random"}  # {start: centroids}
+Report = Callable[[int, int], None]
+
+
+class DivergedError(ValueError):
+    """Training went to infinity, or far on the way there; the message says at which step and why, most likely."""
+
+
+def learning_rate_factor(step: int, n_steps: int, config: TrainConfig) -> float:
+    """Linear warm-up, plateau, linear decay to zero at the end; in (0, 1]."""
+    warmup = max(config.warmup_frac * n_steps, 1)
+    decay = max(config.decay_frac * n_steps, 1)
+    return min((step + 1) / warmup, 1.0, (n_steps - step) / decay)
+
+
+def train_ensemble(
+    activations: Rows,
+    config: TrainConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    report: Report = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
+    checkpoints: Path | None = None,
+    every_s: float = EVERY_S,
+    trace: Trace | None = None,
+    snapshots: Snapshots | None = None,
+    available: int | None = None,
+    start: SAE | None = None,
+) -> SAE:
+    """Train one SAE of the config's variant per seed on `activations` (rows, d_in), all members in each step.
+
+    Members never exchange anything: training them one by one gives the same weights up to rounding. The returned SAE
+    lies on the CPU and takes raw activations; what is done to them before training is folded into it, exactly. With one
+    standard deviation per dimension its decoder rows then are no unit vectors.
+
+    With `checkpoints`, a folder, the state is kept there every `every_s` seconds, and a training of the same recipe and
+    rows goes on from it: to the same weights, bit for bit, on the same machine. The folder is the caller's to remove when
+    the members are safe. `trace` hears of the points it asks for, `snapshots` keeps whole members at its steps, `say` hears
+    of the memory and disk that will be taken. Members that do not fit into `available` bytes together (what is free, if not
+    given) are trained in groups, one after another; their agreement in the trace is then that inside groups.
+    `start` takes the place of random weights: SAEs for raw activations with the config's seeds and the variant's convention,
+    whose decoder rows are unit vectors in the space of training, which keeps them so.
+
+    Cost per member and token: 4 d_in d_sae FLOPs for the encoder, 4 d_in per active feature for the decoder. Raises
+    ValueError for too few rows or rows that are not finite, and for a start that does not fit; DivergedError; and
+    OutOfMemoryError where a single member does not fit or memory runs out against expectation.
+    """
+    device, sample = torch.device(device), _sample(activations, config, dtype)
+    space = space_of(sample, config.preprocessing)
+    d_in = activations.shape[1]
+    if start is not None:
+        _require_start(start, config, space)
+    begun = {} if start is None else {"start": [start.digest(member) for member in range(start.n_members)]}
+    identity = digest(as_parameters(config) | begun, sample, len(activations)) if checkpoints else ""
+    need = memory.predicted(config, d_in, dtype=dtype, sample_rows=len(sample), keeps=checkpoints is not None)
+    available = _free(device) if available is None else available
+    groups = _groups(checkpoints, identity) or memory.in_groups(config, d_in, need, available)
+    most = max(map(len, groups))
+    at_once = (
+        "all members at once" if len(groups) == 1 else f"{len(groups)} groups of at most {most} members, one by one"
+    )
+    say(f"{at_once}, about {need.of(most) / GIB:.2f} of the {available / GIB:.1f} GiB of memory that are free")
+    if checkpoints:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_whole(checkpoints / "groups.json", json.dumps({"made_from": identity, "groups": groups}))
+    if snapshots is not None:
+        n_bytes = len(config.seeds) * memory.n_weights(config, d_in) * dtype.itemsize
+        n = len(snapshots.begin(config.n_tokens // config.batch, n_bytes))
+        say(f"members are kept at {n} steps along training, which takes {n * n_bytes / GIB:.2f} GiB of disk")
+    done: list[SAE] = []
+    for seeds in groups:
+        part = replace(config, seeds=seeds)
+        place = checkpoints and checkpoints / f"from-seed-{seeds[0]}"
+        kept = Checkpoints(place, identity, every_s=every_s) if place else None
+        made, total = sum(len(each.seeds) for each in done), len(config.seeds)
+
+        def told(tokens: int, all_tokens: int, behind: int = made, n: int = len(seeds), of: int = total) -> None:
+            report((behind * all_tokens + n * tokens) // of, all_tokens)
+
+        if place and len(groups) > 1 and (place / identity).exists():
+            done.append(saes.load(place / identity, seeds))
+            if trace is not None:
+                trace.points += read_trace(place / identity)
+            continue
+        try:
+            done.append(_train(activations, part, sample, space, device, told, kept, trace, snapshots, start))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise _out_of_memory(need, len(seeds), _free(device)) from None
+        if place and len(groups) > 1:
+            unfinished = place / "unfinished"
+            done[-1].save(unfinished)
+            if trace is not None:
+                Trace(points=[point for point in trace.points if point.seeds == seeds]).save(unfinished)
+            unfinished.replace(place / identity)
+    return done[0] if len(done) == 1 else _joined(done)
+
+
+def _train(
+    activations: Rows,
+    config: TrainConfig,
+    sample: Tensor,
+    space: Space,
+    device: torch.device,
+    report: Report,
+    checkpoints: Checkpoints | None,
+    trace: Trace | None,
+    snapshots: Snapshots | None,
+    start: SAE | None,
+) -> SAE:
+    """One group of members from their start, or their checkpoint, to their end."""
+    begun = None if start is None else _begun(start, config.seeds, space)
+    training = Training(config, space.enter(sample), device, begun)
+    state = checkpoints.newest() if checkpoints else None
+    if state is not None:
+        training.restore(state)
+        if trace is not None:
+            trace.points += [point for point in points_of(state.told) if point not in trace.points]
+    n_steps = config.n_tokens // config.batch
+    traced = trace.steps(n_steps) if trace is not None else set()
+    fixed = sample[:: max(len(sample) // EVALUATED_ROWS, 1)][:EVALUATED_ROWS]
+    fixed, space = space.enter(fixed).to(device), space.to(device)
+
+    def point(step: Step | None) -> None:
+        if training.step in traced:
+            dead, loss = training.silent_tokens >= config.silent_after, None if step is None else step.loss.detach()
+            tokens = training.step * config.batch
+            found = measured(training.sae, fixed, step=training.step, tokens=tokens, loss=loss, dead=dead)
+            trace.add(found)
+        if snapshots is not None and training.step in snapshots.steps:
+            snapshots.keep(training.standing(space), training.step, training.step * config.batch)
+
+    dtype = sample.dtype
+    try:
+        for rows in batches(activations, config, dtype=dtype, first_step=training.step):
+            if checkpoints and training.step and checkpoints.due() and training.is_finite():
+                own = [each for each in trace.as_json() if each["seeds"] == config.seeds] if trace is not None else []
+                checkpoints.keep(training.state(own))
+            rate = config.lr * learning_rate_factor(training.step, n_steps, config)
+            training.advance(space.enter(rows.to(device)), rate, n_steps, before=point)
+            report(training.step * config.batch, n_steps * config.batch)
+        training.require_convergence()
+    except DivergedError as error:
+        good = checkpoints.newest() if checkpoints else None
+        kept = f"; the last good checkpoint, of step {good.step}, is kept in {checkpoints.folder}" if good else ""
+        raise DivergedError(f"{error}{kept}") from None
+    point(None)
+    return training.finished(space)
+
+
+class Training:
+    """Members in training: weights, optimizer, silent features. Rows and weights are in the units of training."""
+
+    def __init__(
+        self, config: TrainConfig, sample: Float[Tensor, "n d_in"], device: torch.device, start: SAE | None = None
+    ) -> None:
+        self.config, self.recipe, self.step = config, RECIPES[config.variant], 0
+        given, fixed = start is not None, self.recipe.fixed
+        if config.decoder_bias == "none":
+            fixed = (*fixed, "b_dec")
+        start = start or random_start(
+            config.seeds,
+            sample.shape[1],
+            config.d_sae,
+            center=_center(sample, config),
+            convention=self.recipe.convention(config),
+            more=self.recipe.more,
+        )
+        self.sae = start.to(device)
+        for name in fixed:
+            getattr(self.sae, name).requires_grad_(False)
+        # Encoders begin at the seed's own random directions wherever decoders do: members that share a start still differ.
+        made_of = None if given else _centroids(config)
+        rows = made_of and hull(sample.to(device), config.d_sae, config.seeds, made_of)
+        if self.recipe.archetypal:
+            self.decoder = Archetypes(self.sae, rows, config.delta if config.variant == "relaxed-archetypal" else None)
+        else:
+            self.decoder = FreeRows(self.sae, rows)
+        named = {name: p for name, p in self.sae.named_parameters() if p.requires_grad and name != "W_dec"}
+        self._optimised = named | self.decoder.parameters()
+        self._optimizer = torch.optim.Adam(self._optimised.values(), lr=config.lr, betas=(0.9, 0.999), fused=True)
+        self.silent_tokens = torch.zeros(self.sae.n_members, self.sae.d_sae, dtype=torch.long, device=device)
+        self._worst = torch.zeros(self.sae.n_members, device=device)
+        self._rate = 0.0
+
+    def advance(self, rows: Tensor, rate: float, n_steps: int, *, before: Callable[[Step], None]) -> None:
+        """One step on a batch; `before` sees what the weights gave, before they move.
+
+        Raises DivergedError: on a CPU in the step that diverges, elsewhere within 32 of it, for looking waits for the device.
+        """
+        warmup = max(self.config.sparsity_warmup_frac * n_steps, 1)
+        moment = Moment(self.step, min((self.step + 1) / warmup, 1.0))
+        found = self.recipe.run(self.sae, rows, self.config, moment)
+        self._note(found, rows)
+        count(self.silent_tokens, found.fired, len(rows))
+        before(found)
+        self._optimizer.param_groups[0]["lr"] = self._rate = rate
+        found.loss.sum().backward()
+        if "aux_coefficient" in self.config.uses:
+            silent = self.silent_tokens >= self.config.silent_after
+            add_aux(self.sae, rows, silent, found.residual.detach(), self.config.aux_k, self.config.aux_coefficient)
+        with torch.no_grad():
+            self.decoder.before_step()
+            if self.recipe.sparsity:
+                self._clip()
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            self.decoder.after_step()
+            if self.config.variant == "jumprelu":
+                self.sae.threshold.clamp_min_(0)
+        self.step += 1
+
+    def _clip(self) -> None:
+        """Shorten each member's whole gradient to at most CLIPPED, for Adam remembers the largest for thousands of steps."""
+        held = [p.grad for p in self._optimised.values()]
+        lengths = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in held]).norm(dim=0)
+        shorter = (CLIPPED / lengths.clamp_min(CLIPPED)).to(held[0].dtype)
+        for gradient in held:
+            gradient *= shorter.view(-1, *[1] * (gradient.ndim - 1))
+
+    def _note(self, found: Step, rows: Tensor) -> None:
+        """Remember the worst there was: infinity stays, and a NaN becomes it."""
+        size = rows.detach().pow(2).sum(-1).mean().clamp_min(torch.finfo(rows.dtype).tiny)
+        now = torch.where(found.loss.detach().isfinite(), found.error.detach() / size, torch.inf)
+        self._worst = torch.maximum(self._worst, now.to(self._worst.dtype))
+        if self._worst.device.type == "cpu" or self.step % 32 == 0:
+            self.require_convergence()
+
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(p.isfinite().all()) for p in self._optimised.values())
+
+    def require_convergence(self) -> None:
+        """Raise DivergedError where an error was far from anything that training leads to."""
+        gone = (self._worst > EXPLODED).nonzero()[:, 0].tolist()
+        if not gone:
+            return
+        config = self.config
+        seeds = ", ".join(str(config.seeds[member]) for member in gone)
+        why = (
+            f"the learning rate, {self._rate:.3g} at that step, is most likely too high: lower lr or raise warmup_frac"
+        )
+        if self.step == 0:
+            why = "the start alone does that, so the activations are most likely too far apart in size: look at their norms"
+        elif "sparsity_warmup_frac" in config.uses and self.step < config.sparsity_warmup_frac * (
+            config.n_tokens // config.batch
+        ):
+            why += "; the sparsity term is still rising: raise sparsity_warmup_frac or lower its weight"
+        raise DivergedError(
+            f"training diverged at step {self.step} of {config.n_tokens // config.batch} (seeds {seeds}; {config.variant}): "
+            f"{why}"
+        )
+
+    def state(self, told: list[dict]) -> State:
+        """All that the next step depends on."""
+        tensors = {f"sae.{name}": p for name, p in self.sae.named_parameters()} | {"silent_tokens": self.silent_tokens}
+        tensors |= {f"decoder.{name}": p for name, p in self.decoder.parameters().items() if name != "W_dec"}
+        for name, parameter in self._optimised.items():
+            held = self._optimizer.state[parameter]
+            tensors |= {f"adam.{key}.{name}": held[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        return State(self.step, tensors, told)
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Go back to a state of the same recipe."""
+        self.step = state.step
+        for name, parameter in self.sae.named_parameters():
+            parameter.copy_(state.tensors[f"sae.{name}"])
+        for name, parameter in self.decoder.parameters().items():
+            if name != "W_dec":
+                parameter.copy_(state.tensors[f"decoder.{name}"])
+        for name, parameter in self._optimised.items():
+            moments = {
+                key: torch.empty_like(parameter).copy_(state.tensors[f"adam.{key}.{name}"])
+                for key in ("exp_avg", "exp_avg_sq")
+            }
+            step = state.tensors[f"adam.step.{name}"].to(parameter.device)
+            self._optimizer.state[parameter] = {"step": step} | moments
+        self.silent_tokens.copy_(state.tensors["silent_tokens"])
+
+    def standing(self, space: Space) -> SAE:
+        """A copy of the members as `finished` would hand them over now; training goes on untouched."""
+        twin = copy.copy(self)
+        twin.sae = copy.deepcopy(self.sae)
+        return twin.finished(space)
+
+    def finished(self, space: Space) -> SAE:
+        """The members for raw activations."""
+        return space.leave(self.sae).cpu().requires_grad_(True)
+
+
+def training_space(activations: Rows, config: TrainConfig, *, dtype: torch.dtype = torch.float32) -> Space:
+    """The space that `train_ensemble` trains in, from the same rows."""
+    return space_of(_sample(activations, config, dtype), config.preprocessing)
+
+
+def _centroids(config: TrainConfig) -> Centroids | None:
+    """What rows that begin at points of the data are made of; None where they do not."""
+    return config.centroids if RECIPES[config.variant].archetypal else STARTS.get(config.start)
+
+
+def _center(sample: Tensor, config: TrainConfig) -> Tensor:
+    """Where decoder biases begin."""
+    if config.decoder_bias == "none":
+        return sample.new_zeros(sample.shape[1])
+    return geometric_median(sample[:: max(len(sample) // SAMPLE_ROWS, 1)][:SAMPLE_ROWS])
+
+
+def _sample(activations: Rows, config: TrainConfig, dtype: torch.dtype) -> Tensor:
+    """Evenly spaced rows; enough of them for centroids where those are needed."""
+    most = max(SAMPLE_ROWS, ROWS_PER_CENTROID * config.d_sae) if _centroids(config) else SAMPLE_ROWS
+    stride = max(len(activations) // most, 1)
+    sample = torch.from_numpy(np.array(activations[::stride][:most])).to(dtype)
+    require_finite(activations, np.arange(len(sample)) * stride, sample)
+    return sample
+
+
+def _require_start(start: SAE, config: TrainConfig, space: Space) -> None:
+    """Raise ValueError where training cannot go on from these weights."""
+    recipe, d_in = RECIPES[config.variant], len(space.std)
+    if recipe.archetypal:
+        raise ValueError(
+            f"variant is {config.variant}, expected one with free decoder rows to begin with given weights"
+        )
+    found = (start.seeds, start.d_sae, start.d_in, start.convention)
+    wanted = (config.seeds, config.d_sae, d_in, recipe.convention(config))
+    for name, has, expected in zip(("seeds", "d_sae", "d_in", "the convention"), found, wanted, strict=True):
+        if has != expected:
+            raise ValueError(f"of the start {name} is {has}, expected {expected} as training has it")
+    norms = (start.W_dec.detach() / space.std.to(start.W_dec)).norm(dim=-1)
+    if not bool((norms - 1).abs().max() < UNIT):
+        where = " once standardised" if config.preprocessing == "standardised" else ""
+        raise ValueError(
+            f"decoder rows of the start have norms from {norms.min():.4g} to {norms.max():.4g}{where}, expected 1: training "
+            "keeps them there"
+        )
+
+
+def _begun(start: SAE, seeds: tuple[int, ...], space: Space) -> SAE:
+    """These members of a start in the units of training: what `Training.finished` undoes."""
+    at = [start.seeds.index(seed) for seed in seeds]
+    tensors = {name: getattr(start, name).detach()[at].to(space.scale.dtype) for name in start.convention.tensors}
+    return space.come_back(saes.assemble(tensors, start.convention, seeds))
+
+
+def _groups(checkpoints: Path | None, identity: str) -> list[tuple[int, ...]] | None:
+    """How members were grouped when this training began: rounding depends on it."""
+    try:
+        held = json.loads((checkpoints / "groups.json").read_text()) if checkpoints else {}
+    except (FileNotFoundError, ValueError):
+        return None
+    return [tuple(seeds) for seeds in held["groups"]] if held.get("made_from") == identity else None
+
+
+def _free(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(need: memory.Need, members: int, free: int) -> memory.OutOfMemoryError:
+    """Memory ran out against expectation: what was expected, and the largest group that fits."""
+    most = min(need.fits(free), members - 1)
+    return memory.OutOfMemoryError(
+        f"memory ran out while {members} members were trained at once, which should take {need.of(members) / GIB:.2f} GiB; "
+        f"{free / GIB:.2f} GiB are free now: the largest group that fits is {most} members of {need.member / GIB:.2f} GiB "
+        "each; train fewer seeds at a time, lower batch or d_sae, or stop what else needs memory"
+    )
+
+
+def _joined(parts: list[SAE]) -> SAE:
+    """Groups of members as one ensemble."""
+    convention = parts[0].convention
+    tensors = {name: torch.cat([getattr(part, name).detach() for part in parts]) for name in convention.tensors}
+    return saes.assemble(tensors, convention, tuple(seed for part in parts for seed in part.seeds))

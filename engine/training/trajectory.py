@@ -1,0 +1,322 @@
+"""How members come to agree while they train, and what each feature is worth meanwhile: snapshot by snapshot.
+
+Endpoint agreement alone cannot tell convergence from a common start, so the Hungarian distance and the mean best cosine are
+followed from step 0 (paper B), among all features and among the living ones, beside random dictionaries and beside what
+the dictionaries' mean direction alone gives. The arrays of the part ARE the columns of the tables, named `Table.column`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.schema import NO_MATCH
+from seedscope.engine.contract.stability import is_match
+from seedscope.engine.contract.tables.training import (
+    POPULATIONS,
+    AgreementPoint,
+    Checkpoint,
+    CosineGeometry,
+    FeatureAlong,
+    TracePoint,
+)
+from seedscope.engine.features.ablation import AblationPass
+from seedscope.engine.matching.assignment import DENSE_UP_TO, hungarian
+from seedscope.engine.matching.cuda import best as best_cosines
+from seedscope.engine.matching.match import HUNGARIAN_UP_TO
+from seedscope.engine.saes.encode import count_active, encoded
+from seedscope.engine.saes.sae import SAE, directed
+from seedscope.engine.store.database import Writer
+from seedscope.engine.store.parts import Part
+from seedscope.engine.training.snapshots import Snapshot
+from seedscope.engine.training.trace import Point
+
+ANALYSIS = "trajectory"
+N_TOKENS = 16_384  # evaluation tokens, in whole windows, that activity and worth are measured on at every snapshot
+REACH = (
+    4  # members on either side, in seed order and round the end, that each is compared with: all, up to nine members
+)
+N_RANDOM = 3  # pairs of random dictionaries; one where they are matched sparsely, for they spread by thousandths
+
+
+class Alike(NamedTuple):
+    """Pairs of dictionaries."""
+
+    distance: Float[np.ndarray, " pairs"] | None  # mean 1 - cosine over the one-to-one matching
+    best: Float[np.ndarray, " pairs"]  # mean best cosine, of both directions
+
+
+class Common(NamedTuple):
+    """What all rows of a dictionary have in common; means over members or pairs."""
+
+    mean_cosine: float
+    mean_share: float
+    centred: Alike
+
+
+class Used(NamedTuple):
+    """What members do with tokens."""
+
+    evs: Float[np.ndarray, " members"]
+    n_active: Int[np.ndarray, "members d_sae"]
+    worth: Float[np.ndarray, "members d_sae"]  # EV lost when each feature alone is masked
+
+
+class Followed(NamedTuple):
+    """One snapshot; `live` and `used` are None without tokens, `live` also where a member has no living feature."""
+
+    all: Alike
+    n_all: float  # features per member that have a direction
+    live: Alike | None
+    n_live: float
+    common: Common
+    matched: Int[np.ndarray, "members d_sae"]  # comparisons whose best cosine reaches theta
+    best: Float[np.ndarray, "members d_sae"]  # mean best cosine over comparisons; NO_MATCH for rows without a direction
+    used: Used | None
+
+
+def compared(n_members: int) -> list[tuple[int, int]]:
+    """Pairs of members that are compared: every member with the REACH next ones, which makes all pairs of up to nine."""
+    steps = ((i, (i + step) % n_members) for i in range(n_members) for step in range(1, REACH + 1))
+    return sorted({(min(pair), max(pair)) for pair in steps if pair[0] != pair[1]})
+
+
+def n_compared(n_members: int) -> int:
+    """Comparisons of each member."""
+    return min(n_members - 1, 2 * REACH)
+
+
+def affordable(n_snapshots: int, n_members: int, d_sae: int, d_in: int) -> bool:
+    """Whether pairs are matched one to one at every snapshot without being asked for."""
+    return n_snapshots * len(compared(n_members)) * d_sae**2 * d_in <= HUNGARIAN_UP_TO
+
+
+@torch.no_grad()
+def follow(
+    members: SAE,
+    rows: np.ndarray | None,
+    *,
+    units: Float[Tensor, " d_in"],
+    theta: float,
+    assign: bool,
+    device: torch.device | str = "cpu",
+) -> Followed:
+    """Measure members as they stand at one snapshot; `rows` (tokens, d_in) are activations that no training saw.
+
+    Cosines are those of decoder rows in the space of training, whose `units` x has per dimension. Cost: 2 d_sae^2 d_in
+    FLOPs per pair, up to four assignments per pair with `assign`, and a pass over the rows.
+    """
+    n, d_sae = members.n_members, members.d_sae
+    device = torch.device(device)
+    unit = _unit((members.W_dec.detach().float() / units).to(device))
+    valid = directed(members.W_dec.detach()).to(device)
+    pairs = compared(n)
+    total, matched, count = np.zeros((n, d_sae)), np.zeros((n, d_sae), np.int32), n_compared(n)
+    every, at = [unit[m][valid[m]] for m in range(n)], [each.cpu().numpy() for each in valid]
+
+    def note(pair: tuple[int, int], both: tuple[Tensor, Tensor]) -> None:
+        for m, found in zip(pair, both, strict=True):
+            cosine = found.clamp(-1, 1).cpu().numpy()
+            total[m, at[m]] += cosine
+            matched[m, at[m]] += is_match(cosine, theta)
+
+    whole = alike(every, pairs, assign=assign, note=note)
+    best = np.where(np.stack(at), total / max(count, 1), NO_MATCH)
+    used = use(members, rows, device=device) if rows is not None else None
+    living, n_live = None, 0.0
+    if used is not None:
+        live = valid & torch.from_numpy(used.n_active > 0).to(device)
+        n_live = float(live.sum(1).double().mean())
+        if bool((live == valid).all()):
+            living = whole
+        elif bool(live.any(1).all()):
+            living = alike([unit[m][live[m]] for m in range(n)], pairs, assign=assign)
+    return Followed(
+        whole, float(valid.sum(1).double().mean()), living, n_live, common(every, pairs, assign=assign), matched,
+        best.astype(np.float32), used,
+    )  # fmt: skip
+
+
+def alike(
+    rows: Sequence[Tensor],
+    pairs: list[tuple[int, int]],
+    *,
+    assign: bool,
+    note: Callable[[tuple[int, int], tuple[Tensor, Tensor]], None] = lambda pair, both: None,
+) -> Alike:
+    """Compare members' unit rows (features, d_in) pair by pair; of unequal numbers the smaller side is matched whole.
+
+    `note` hears of the best cosines of each pair, one way and the other.
+    """
+    distances, bests = [], []
+    for i, j in pairs:
+        forward, back = _best(rows[i], rows[j])
+        note((i, j), (forward, back))
+        bests.append(float((forward.mean() + back.mean()) / 2))
+        if assign:
+            distances.append(1 - float(np.nanmean(hungarian(rows[i], rows[j]).cosine)))
+    # Rounding may put the cosine of two equal rows above 1.
+    return Alike(np.clip(distances, 0, 2) if assign else None, np.clip(bests, -1, 1))
+
+
+def common(rows: Sequence[Tensor], pairs: list[tuple[int, int]], *, assign: bool) -> Common:
+    """What unit rows of each member share, and how alike members are when its direction is taken out of every row.
+
+    Of n unit rows with the mean m, the mean cosine of two different ones is (n |m|^2 - 1) / (n - 1).
+    """
+    means = [each.double().mean(0) for each in rows]
+    shares = np.array([float(mean @ mean) for mean in means])
+    n = np.array([len(each) for each in rows])
+    directions = [torch.nn.functional.normalize(mean, dim=0).to(each) for mean, each in zip(means, rows, strict=True)]
+    centred = [
+        _unit(each - (each @ direction)[:, None] * direction) for each, direction in zip(rows, directions, strict=True)
+    ]
+    cosines = (n * shares - 1) / np.maximum(n - 1, 1)
+    return Common(float(cosines.mean()), float(shares.mean()), alike(centred, pairs, assign=assign))
+
+
+def random_level(d_sae: int, d_in: int, *, assign: bool, seed: int = 0) -> Alike:
+    """How alike random unit dictionaries of this size are."""
+    generator = torch.Generator().manual_seed(seed)
+    n = N_RANDOM if d_sae <= DENSE_UP_TO else 1
+    rows = [_unit(torch.randn(d_sae, d_in, generator=generator)) for _ in range(2 * n)]
+    return alike(rows, [(2 * i, 2 * i + 1) for i in range(n)], assign=assign)
+
+
+@torch.no_grad()
+def use(members: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -> Used:
+    """Run rows through members: explained variance, firings and every feature's marginal worth, exact."""
+    ablation = AblationPass(members, pair_numbers=0)
+    n_active = np.zeros((members.n_members, members.d_sae), np.int64)
+    for _, batch, codes in encoded(members, rows, torch.device(device)):
+        ablation.add(batch, codes)
+        count_active(n_active, codes)
+    worths = [ablation.finish(m) for m in range(members.n_members)]
+    return Used(
+        np.array([worth.explained_variance() for worth in worths]), n_active,
+        np.stack([worth.marginal_worth() for worth in worths]),
+    )  # fmt: skip
+
+
+def _best(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Best cosine of every row of each side in the other; whole products are quicker while they are small."""
+    if max(len(a), len(b)) <= DENSE_UP_TO:
+        cosines = a @ b.T
+        return cosines.amax(1), cosines.amax(0)
+    forward, back = best_cosines(a, b)
+    return forward.cosine, back.cosine
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of norm 1; what has no direction becomes zero."""
+    return torch.nn.functional.normalize(torch.nan_to_num(rows, 0.0, 0.0, 0.0), dim=-1)
+
+
+# -- as rows -------------------------------------------------------------------------------------------------------
+
+
+def as_arrays(
+    snapshots: Sequence[Snapshot],
+    followed: Sequence[Followed],
+    level: Alike,
+    seeds: Sequence[int],
+    n_tokens: int | None,
+) -> dict[int, dict[str, Any]]:
+    """{seed: arrays of its part}: features by member, and under the first seed what is the ensemble's."""
+    tables: dict[type, list[dict[str, Any]]] = {Checkpoint: [], AgreementPoint: [], CosineGeometry: []}
+    for snapshot, found in zip(snapshots, followed, strict=True):
+        evs = [] if found.used is None else found.used.evs
+        told = {"n_tokens": np.nan if n_tokens is None else n_tokens, "n_comparisons": n_compared(len(seeds))}
+        tables[Checkpoint].append({"step": snapshot.step, "tokens": snapshot.tokens} | told | {"evs": evs})
+        for population, n_features in zip(POPULATIONS, (found.n_all, found.n_live), strict=True):
+            if (pairs := getattr(found, population)) is not None:
+                row = {"step": snapshot.step, "population": population, "n_features": n_features}
+                tables[AgreementPoint].append(
+                    row
+                    | {"n_pairs": len(pairs.best)}
+                    | _spread("distance", pairs.distance)
+                    | _spread("best_cosine", pairs.best)
+                )
+        geometry = {"mean_cosine": found.common.mean_cosine, "mean_share": found.common.mean_share}
+        geometry |= {"centred_distance": _mean(found.common.centred.distance)}
+        geometry |= {"centred_best_cosine": _mean(found.common.centred.best)}
+        geometry |= {"random_distance": _mean(level.distance), "random_best_cosine": _mean(level.best)}
+        tables[CosineGeometry].append({"step": snapshot.step} | geometry)
+    shared = {
+        f"{table.__name__}.{column}": np.array([row[column] for row in rows])
+        for table, rows in tables.items()
+        for column in rows[0]
+    }
+    nothing = np.zeros((followed[0].best.shape[1], 0))
+    found: dict[int, dict[str, Any]] = {}
+    for m, seed in enumerate(seeds):
+        along = {"matched": [each.matched[m] for each in followed], "best_cosines": [each.best[m] for each in followed]}
+        if n_tokens is not None:
+            along |= {"worth_ev": [each.used.worth[m] for each in followed]}
+            along |= {"n_active": [each.used.n_active[m] for each in followed]}
+        columns = {name: np.stack(values, 1) for name, values in along.items()}
+        columns = {"worth_ev": nothing, "n_active": nothing.astype(int)} | columns
+        found[seed] = {f"{FeatureAlong.__name__}.{name}": values for name, values in columns.items()}
+    found[seeds[0]] |= shared
+    return found
+
+
+def _mean(values: np.ndarray | None) -> float:
+    return np.nan if values is None else float(values.mean())
+
+
+def _spread(name: str, values: np.ndarray | None) -> dict[str, float]:
+    if values is None:
+        return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
+    return {name: float(values.mean()), f"{name}_low": float(values.min()), f"{name}_high": float(values.max())}
+
+
+def add_trajectory(
+    writer: Writer,
+    ensemble: str,
+    seeds: Sequence[int],
+    points: Iterable[Point],
+    snapshots: Sequence[Snapshot],
+    part: Part | None,
+) -> None:
+    """Add how training went, which snapshots there are, and what was measured on them."""
+    told = [
+        TracePoint(
+            ensemble, seed, point.step, point.tokens, None if point.loss is None else point.loss[m], point.ev[m],
+            point.l0[m], point.dead_frac[m],
+        )
+        for point in points
+        for m, seed in enumerate(point.seeds)
+    ]  # fmt: skip
+    if told:
+        writer.add(TracePoint, {name: [getattr(row, name) for row in told] for name in schema.columns(TracePoint)})
+    if part is None:
+        if snapshots:
+            n = len(snapshots)
+            columns = {"step": [each.step for each in snapshots], "tokens": [each.tokens for each in snapshots]}
+            columns |= {"n_tokens": None, "n_comparisons": [n_compared(len(seeds))] * n, "evs": [[]] * n}
+            writer.add(Checkpoint, {"ensemble": ensemble} | columns)
+        return
+    shared = part.read(seeds[0])
+    for table in (Checkpoint, AgreementPoint, CosineGeometry):
+        _add(writer, table, {"ensemble": ensemble}, shared)
+    for seed in seeds:
+        held = part.read(seed)
+        n = len(held[f"{FeatureAlong.__name__}.matched"])
+        _add(writer, FeatureAlong, {"ensemble": ensemble, "seed": [seed] * n, "feature": np.arange(n)}, held)
+
+
+def _add(writer: Writer, table: type, keys: dict[str, Any], held: dict[str, np.ndarray]) -> None:
+    """Add a table's columns to its keys; NaN says None."""
+    prefix, kinds = f"{table.__name__}.", schema.columns(table)
+    found = {name.removeprefix(prefix): values for name, values in held.items() if name.startswith(prefix)}
+    for name, values in found.items():
+        if kinds[name].optional:
+            found[name] = [None if np.isnan(value) else kinds[name].kind(value) for value in values.tolist()]
+        elif not kinds[name].is_list:
+            found[name] = values.tolist()
+    writer.add(table, keys | found)

@@ -1,0 +1,189 @@
+"""Hook points of every family against hooks and hidden states written down here by hand; refusals name what there is."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from seedscope.engine.activations.harvest import stream
+from seedscope.engine.activations.hookpoints import block_list, find, names
+from seedscope.engine.activations.tokens import tokenize
+from support.tiny_models import FAMILIES, LAYERS, VOCABULARY, WIDTH, network, tiny
+
+DOCUMENTS = [("a", np.arange(2, 40)), ("b", np.array([5, 9, 5, 96, 3])), ("c", np.arange(2, 97) % 50 + 2)]
+# Where the blocks of each family are, relative to the whole model, and its attention, as its authors call them.
+LAYOUT = {
+    "gpt2": ("transformer.h", "attn"),
+    "gptj": ("transformer.h", "attn"),
+    "gpt_neox": ("gpt_neox.layers", "attention"),
+    "opt": ("model.decoder.layers", "self_attn"),
+    "bloom": ("transformer.h", "self_attention"),
+    "falcon": ("transformer.h", "self_attention"),
+    "mpt": ("transformer.blocks", "attn"),
+}
+EVERY = sorted(FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """One of each family, made when first asked for."""
+    made = {}
+    return lambda family: made.setdefault(family, tiny(family))
+
+
+def layout(family: str) -> tuple[str, str]:
+    return LAYOUT.get(family, ("model.layers", "self_attn"))
+
+
+def windows(model):
+    return tokenize(DOCUMENTS, model, n_ctx=16)
+
+
+def read(model, hookpoint: str) -> torch.Tensor:
+    return torch.cat([batch.rows for batch in stream(model, windows(model), hookpoint, windows_per_batch=5)])
+
+
+@torch.no_grad()
+def by_hand(model, path: str, *, entering: bool = False) -> torch.Tensor:
+    """Each window alone and unpadded, whole forward pass, a plain hook on `path` of the whole model."""
+    rows, tokens = [], windows(model)
+
+    def keep(_module, inputs, named, output):
+        value = (inputs[0] if inputs else named["hidden_states"]) if entering else output
+        value = value[0] if isinstance(value, tuple) else value
+        rows.append(value.detach().clone().reshape(-1, value.shape[-1])[1:])
+
+    handle = model.network.get_submodule(path).register_forward_hook(keep, with_kwargs=True)
+    for ids in tokens.ids:
+        model.network(torch.from_numpy(ids[ids >= 0]).long()[None])
+    handle.remove()
+    return torch.cat(rows)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_block_is_found_under_every_spelling_and_gives_the_hidden_states_of_transformers(model, family):
+    path, _ = layout(family)
+    with torch.no_grad():
+        ids = [torch.from_numpy(ids[ids >= 0]).long()[None] for ids in windows(model(family)).ids]
+        states = [model(family).network(each, output_hidden_states=True).hidden_states for each in ids]
+    expected = torch.cat([state[2][0, 1:] for state in states])  # entry L enters block L
+    within = path.split(".", 1)[1]
+    for spelling in ("blocks.1.hook_resid_post", "blocks.2.hook_resid_pre", f"{path}.1", f"{within}.1"):
+        close(read(model(family), spelling), expected)
+    assert find(model(family).network, f"{path.rsplit('.', 1)[1]}.1")[0] is model(family).network.get_submodule(
+        f"{path}.1"
+    )
+    close(read(model(family), "blocks.0.hook_resid_pre"), by_hand(model(family), f"{path}.0", entering=True))
+    last = f"blocks.{LAYERS - 1}.hook_resid_post"  # transformers' own last entry is behind the final norm
+    close(read(model(family), last), by_hand(model(family), f"{path}.{LAYERS - 1}"))
+
+
+@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("layer", [0, LAYERS - 1])
+def test_attention_and_mlp_outputs_are_what_is_added_to_the_residual_stream(model, family, layer):
+    """Families with norms behind attention and MLP, parallel ones and ones that add within their modules included."""
+    pre, attention, mlp, post = (
+        read(model(family), f"blocks.{layer}.hook_{site}")
+        for site in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    )
+    assert min(attention.abs().max(), mlp.abs().max()) > 1e-3
+    close(pre + attention + mlp, post)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_module_paths_reach_any_part(model, family):
+    path, attention = layout(family)
+    for part in (f"{path}.1.{attention}", f"{path}.2"):
+        close(read(model(family), part), by_hand(model(family), part))
+    assert read(model(family), "lm_head").shape[1] == VOCABULARY  # not in the base model
+
+
+def test_opt_that_normalises_after_adding_is_read_before_the_sum(model):
+    late = tiny("opt", do_layer_norm_before=False)
+    close(read(late, "blocks.1.hook_mlp_out"), by_hand(late, "model.decoder.layers.1.fc2"))
+    close(read(late, "blocks.1.hook_resid_post"), by_hand(late, "model.decoder.layers.1"))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_encoders_are_read_with_padding_masked(family):
+    settings = {"dim": WIDTH, "n_layers": LAYERS, "n_heads": 2, "hidden_dim": 24} if family == "distilbert" else {}
+    encoder = tiny(family, **settings)
+    assert not encoder.causal
+    blocks = "transformer.layer" if family == "distilbert" else "encoder.layer"
+    for hookpoint, path in (("blocks.1.hook_resid_post", f"{blocks}.1"), (f"{family}.{blocks}.0", f"{blocks}.0")):
+        close(read(encoder, hookpoint), by_hand(encoder, path))
+    mlp = f"{blocks}.1.ffn" if family == "distilbert" else f"{blocks}.1.output.dense"
+    close(read(encoder, "blocks.1.hook_mlp_out"), by_hand(encoder, mlp))
+    attention = f"{blocks}.1.attention" if family == "distilbert" else f"{blocks}.1.attention.output.dense"
+    close(read(encoder, "blocks.1.hook_attn_out"), by_hand(encoder, attention))
+
+
+def test_a_model_without_its_head_takes_the_same_names(model):
+    whole = model("gpt2")
+    bare = whole._replace(network=whole.network.transformer)
+    for spelling in ("transformer.h.1", "h.1", "h.1.mlp", "blocks.1.hook_resid_pre"):
+        torch.testing.assert_close(read(bare, spelling), read(whole, spelling), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "bloom"])
+def test_every_name_that_is_offered_is_found(model, family):
+    lens, paths = names(model(family).network)
+    assert len(lens) == 4 * LAYERS
+    for name in lens + paths:
+        assert isinstance(find(model(family).network, name)[0], nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("hookpoint", "nearest"),
+    [
+        ("h.1", "layers.1"),
+        ("blocks.3.hook_resid_post", "blocks.2.hook_resid_post"),
+        ("blocks.1.hook_resid_mid", "blocks.1.hook_resid_pre"),
+        ("layers.1.attn", "layers.1.self_attn"),
+        ("model.layers.1.mpl", "layers.1.mlp"),
+        ("mlp", "layers.0.mlp"),
+        ("layers", "layers.0"),
+        ("", "layers.0"),
+    ],
+)
+def test_an_unknown_hook_point_is_refused_with_the_nearest_names_and_their_number(model, hookpoint, nearest):
+    network = model("llama").network
+    n_paths = sum(1 for n, m in network.model.named_modules() if n and not isinstance(m, nn.ModuleList))
+    with pytest.raises(ValueError, match=r"is not in this model \(LlamaForCausalLM\)") as refusal:
+        find(network, hookpoint)
+    message = str(refusal.value)
+    assert f"{hookpoint!r} is" in message
+    if hookpoint:
+        assert nearest in message.split("nearest: ")[1].split("; ")[0].split(", ")
+    assert "12 TransformerLens names (blocks.0.hook_resid_pre to blocks.2.hook_resid_post)" in message
+    assert f"{n_paths} module paths (layers.0 to layers.2 and their parts)" in message
+
+
+def test_a_recurrent_model_has_residual_names_only():
+    settings = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 4}
+    from transformers import MambaConfig, MambaForCausalLM
+
+    network = MambaForCausalLM(
+        MambaConfig(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, pad_token_id=1, **settings)
+    )
+    assert len(names(network)[0]) == 2 * LAYERS
+    with pytest.raises(ValueError, match=r"nearest: layers\.1"):
+        find(network, "blocks.1.hook_mlp_out")
+
+
+def test_modules_without_a_row_per_token_are_refused(model):
+    with pytest.raises(ValueError, match="passes"):
+        read(tiny("bert"), "pooler")
+    extended = network("llama")
+    extended.model.layers[1].unused = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"never reaches 'layers\.1\.unused'"):
+        read(model("llama")._replace(network=extended), "layers.1.unused")
+
+
+def test_the_list_of_blocks_is_the_one_as_long_as_the_model_is_deep(model):
+    name, blocks = block_list(model("mixtral").network)
+    assert (name, len(blocks)) == ("layers", LAYERS)

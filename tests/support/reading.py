@@ -1,0 +1,80 @@
+"""How tests read the dashboard: as text, as JSON, as figures; and how they publish a changed study."""
+
+import html
+import json
+import re
+import shutil
+import time
+from html.parser import HTMLParser
+
+import duckdb
+import httpx2
+import plotly.graph_objects
+from starlette.testclient import TestClient
+
+from seedscope.app.main import create_app
+from seedscope.app.settings import Settings
+
+
+class _Text(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, one space between words."""
+    parser = _Text()
+    parser.feed(page)
+    return " ".join(" ".join(parser.parts).replace("\u202f", " ").split())
+
+
+def twin(path: str) -> str:
+    """The `.json` address of a page address."""
+    path, _, query = path.partition("?")
+    return ("/index.json" if path == "/" else f"{path}.json") + (f"?{query}" if query else "")
+
+
+def links(page: str, pattern: str = r"href") -> list[str]:
+    return [html.unescape(found) for found in re.findall(rf'{pattern}="([^"]*)"', page)]
+
+
+def answered(client: TestClient, path: str, **options: object) -> httpx2.Response:
+    """A page, asked for again while the live engine starts, as the page itself would."""
+    until = time.monotonic() + 60
+    while (answer := client.get(path, **options)).status_code in (202, 503) and time.monotonic() < until:
+        time.sleep(float(answer.headers["retry-after"]) / 5)
+    return answer
+
+
+def figures_of(page: str) -> dict[str, dict]:
+    """{figure id: its Plotly dictionary}."""
+    ids = re.findall(r'id="fig-(\w+)"', page)
+    return dict(zip(ids, (json.loads(figure) for figure in links(page, "data-figure")), strict=True))
+
+
+def assert_valid_plotly(figure: dict) -> None:
+    roles = r'"@(stable|middle|unstable|dead|null|ink|soft|accent|member|band|track|seed[0-7])"'
+    valid = json.loads(re.sub(roles, '"#000"', json.dumps(figure)))
+    assert '"@' not in json.dumps(valid)
+    assert plotly.graph_objects.Figure(valid).data
+
+
+def browse(root) -> TestClient:
+    return TestClient(create_app(Settings(root)), base_url="http://127.0.0.1")
+
+
+def republish(root, *statements: str) -> None:
+    """Publish a changed copy of the small study under a new name, as the engine does."""
+    folder = root / "small"
+    name, built_from = (folder / "CURRENT").read_text().splitlines()
+    changed = folder / f"study-changed-{name}"
+    shutil.copy(folder / name, changed)
+    with duckdb.connect(str(changed)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    (folder / "CURRENT.tmp").write_text(f"{changed.name}\n{built_from}\n")
+    (folder / "CURRENT.tmp").replace(folder / "CURRENT")
