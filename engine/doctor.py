@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 
-from seedscope.engine.contract import schema, sockets
+from seedscope.engine.contract import sockets
+from seedscope.engine.contract.names import name_problem
+from seedscope.engine.contract.published import CURRENT, published
+from seedscope.engine.contract.tables.study import Ensemble, Member
 from seedscope.engine.matching.cuda import choice
 from seedscope.engine.store import catalogue, database
 
@@ -229,14 +232,14 @@ def _studies(root: Path) -> Iterator[Finding]:
 
 
 def _is_study(folder: Path) -> bool:
-    marks = (schema.CURRENT, catalogue.FILE, "sae", "scratch", "checkpoints", "parts")
+    marks = (CURRENT, catalogue.FILE, "sae", "scratch", "checkpoints", "parts")
     return any((folder / mark).exists() for mark in marks) or any(folder.glob("study-*"))
 
 
 def _study(folder: Path) -> Iterator[Finding]:
     name, size = folder.name, _size(_bytes(folder))
     building = _locked(folder / ".lock")
-    if problem := schema.name_problem(name):
+    if problem := name_problem(name):
         yield Finding("studies", name, f"no name of a study, {size}", False, f"{problem}; rename the folder")
     value, fine, remark = _state(folder)
     if building:
@@ -256,10 +259,10 @@ def _state(folder: Path) -> tuple[str, bool, str]:
         plan = catalogue.read(folder)
     except ValueError as error:
         return "its catalogue is damaged", False, str(error)
-    held = database.published(folder)
+    held = published(folder)
     if held:
         return _published(folder, folder / held[0], plan)
-    if (folder / schema.CURRENT).exists():
+    if (folder / CURRENT).exists():
         return "damaged, its store is gone", False, _publish_again(folder, plan)
     if plan:
         return f"imported, not analysed: {_planned(plan)}", True, _publish_again(folder, plan)
@@ -269,8 +272,8 @@ def _state(folder: Path) -> tuple[str, bool, str]:
 def _published(folder: Path, path: Path, plan: catalogue.Study | None) -> tuple[str, bool, str]:
     try:
         with database.Reader(path) as reader:
-            ensembles = {row.ensemble: row for row in reader.rows(schema.Ensemble)}
-            members = reader.rows(schema.Member)
+            ensembles = {row.ensemble: row for row in reader.rows(Ensemble)}
+            members = reader.rows(Member)
     except database.OtherSchemaError as error:
         return (
             f"of another schema{f': {_planned(plan)}' if plan else ''}",

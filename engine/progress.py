@@ -26,8 +26,7 @@ from rich.progress import (
 )
 
 from seedscope.engine.contract.files import write_whole
-from seedscope.engine.contract.progress_files import Curves
-from seedscope.engine.contract.schema import PROGRESS_VARIABLE, StageProgress
+from seedscope.engine.contract.progress_files import PROGRESS_VARIABLE, Curves, StageProgress
 
 Report = Callable[[int, int], None]
 FILE_S = 0.25  # between two writings of the file

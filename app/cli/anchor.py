@@ -18,10 +18,10 @@ from seedscope.app.cli.study_options import (
     StudyName,
     TokenSource,
     cut_as_told,
-    summary,
     tokens_as_told,
     whole_place,
 )
+from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
-from seedscope.app.cli.study_options import StudyName, planned, summary
+from seedscope.app.cli.study_options import StudyName, planned
+from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ def _require_belonging(
 
 
 def _server(base_url: str | None, model: str | None, patience: dict[str, Any]) -> "Server":
-    from seedscope.engine.explanations.chat import MODEL, URL, Server
+    from seedscope.engine.contract.environment import MODEL, URL
+    from seedscope.engine.explanations.chat import Server
 
     base_url, model = base_url or os.environ.get(URL), model or os.environ.get(MODEL)
     for held, what, option, variable in ((base_url, "server", "--base-url", URL), (model, "model", "--model", MODEL)):

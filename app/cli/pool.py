@@ -66,7 +66,8 @@ def pool(
         theta_of_study = planned(root, study).theta
         if out is not None and not out.absolute().parent.is_dir():
             raise Stop(f"found no folder {out.absolute().parent} to make {out.name} in; create it first")
-        from seedscope.engine.studies.pools.build import Asked, pool_ensemble, pool_study
+        from seedscope.engine.studies.pools.build import Asked, pool_ensemble
+        from seedscope.engine.studies.run import pool_study
 
         asked = Asked(tokens, tuple(text or ()), theta, loss_tokens, device.value, replace)
         progress = Progress(quiet=quiet)

@@ -3,7 +3,6 @@
 import errno
 import os
 import socket
-import subprocess
 import sys
 import threading
 import webbrowser
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seedscope.app.cli.options import Compute, Device, Root, Stop, app, writable
+from seedscope.app.cli.options import Compute, Device, Root, Stop, app
 from seedscope.app.settings import DEFAULT_PORT, Settings, default_root
 
 if TYPE_CHECKING:
@@ -30,45 +29,6 @@ Open = Annotated[
     ),
 ]
 N_PORTS_TRIED = 20
-
-
-@app.command()
-def demo(
-    port: Port = DEFAULT_PORT,
-    root: Root = None,
-    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it once it is built.")] = True,
-    open_browser: Open = None,
-    control: Annotated[
-        bool, typer.Option("--control", help="Train it on the model with random weights as well, to compare.")
-    ] = False,
-    full: Annotated[
-        bool,
-        typer.Option("--full", help="The variants, starts, synthetic and pool studies as well: half an hour."),
-    ] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
-) -> None:
-    """Build the embedded study if it is not there, then serve it.
-
-    With --full everything else that its model can show is built first, one study after the other: variants at equal L0 with
-    sweeps, starts, a feature pool, known true features, the control. Stopped, the same command goes on.
-
-    Example: seedscope demo --port 9000
-    """
-    from seedscope.engine.contract.schema import CURRENT
-    from seedscope.engine.demo import stdlib as embedded  # standard library only
-
-    root = writable(root or default_root())
-    if full or control or not _is_current(root / embedded.STUDY.name / CURRENT, embedded.built_from()):
-        flags = [f"--{name}" for name, given in (("quiet", quiet), ("control", control), ("full", full)) if given]
-        command = [sys.executable, "-W", "ignore", "-m", "seedscope.engine.studies.embedded", str(root), *flags]
-        code = subprocess.run(command, check=False).returncode
-        if code:
-            raise Stop(f"the study could not be built (exit {code}); nothing was published")
-    if serve:
-        open_browser = _on_a_desktop() if open_browser is None else open_browser
-        _serve(Settings(root, port=port), open_browser, follow_up=embedded.STUDY.name)
-    else:
-        print(f"study {embedded.STUDY.name} is published under {root}; look at it with: seedscope serve --root {root}")
 
 
 @app.command()
@@ -112,14 +72,6 @@ def _on_a_desktop() -> bool:
     """Whether somebody sits in front of a screen: a terminal and a display."""
     displays = sys.platform == "darwin" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     return sys.stdout.isatty() and displays
-
-
-def _is_current(current: Path, wanted: str) -> bool:
-    try:
-        store, built_from = current.read_text().splitlines()
-    except (FileNotFoundError, ValueError):
-        return False
-    return built_from == wanted and (current.parent / store).is_file()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from seedscope.app.cli.options import Quiet, Root, app, refusals, writable
-from seedscope.app.cli.study_options import summary
+from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
 
 NAME = "ground-truth"  # `synthetic` is a page

@@ -4,7 +4,7 @@ from typing import Any
 
 from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
 from seedscope.app.formats import percent
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.features import Ablation
 
 MASK_LABEL = {
     "none": "nothing masked",
@@ -72,7 +72,7 @@ def density_by_bucket(
     )  # fmt: skip
 
 
-def ablation(rows: list[schema.Ablation], headline: str) -> Figure:
+def ablation(rows: list[Ablation], headline: str) -> Figure:
     """Explained variance under each mask: a thin dot per member, a large one for their mean."""
     names = [name for name in reversed(MASK_LABEL) if any(r.mask == name for r in rows)]
     data: list[dict[str, Any]] = []

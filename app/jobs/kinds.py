@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
-from seedscope.engine.contract.schema import ANALYSES, StageProgress, name_problem
+from seedscope.engine.contract.environment import MODEL, URL
+from seedscope.engine.contract.names import name_problem
+from seedscope.engine.contract.progress_files import StageProgress
+from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.demo import stdlib
-from seedscope.engine.explanations.chat import MODEL, URL
 
 MOST_POOLED = 100_000_000  # tokens that a pool is trained on
 MOST_EXPLAINED = 100_000  # features of each ensemble, by a language model

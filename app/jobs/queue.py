@@ -26,8 +26,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from seedscope.app.jobs.kinds import KINDS, Job, JobRefusedError, checked, require_ready, words
 from seedscope.engine.contract.files import write_whole
-from seedscope.engine.contract.progress_files import PATTERN, Curves
-from seedscope.engine.contract.schema import CURRENT, PROGRESS_VARIABLE, StageProgress
+from seedscope.engine.contract.progress_files import PATTERN, PROGRESS_VARIABLE, Curves, StageProgress
+from seedscope.engine.contract.published import CURRENT
 
 FOLDER = "jobs"  # no study can be called that
 ID_PATTERN = r"[0-9a-f]{16}"

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from seedscope.app.store.studies import Studies
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import SORTS, FeatureQuery
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, RULES, TRIGGERS
 from seedscope.engine.contract.stability import Stability, is_match, score
+from seedscope.engine.contract.tables.features import Feature, Match
+from seedscope.engine.contract.tables.study import Ensemble, Member
 
 StudyName = Annotated[str, Path(description="study name")]
 EnsembleName = Annotated[str, Path(description="ensemble name")]
@@ -56,7 +57,7 @@ class Judgement(Plain):
     def _drop_empty(cls, values: Any) -> Any:
         return {k: v for k, v in values.items() if v != ""} if isinstance(values, dict) else values
 
-    def judged_by(self, row: schema.Ensemble) -> Self:
+    def judged_by(self, row: Ensemble) -> Self:
         """Fill in what the address leaves open."""
         self._own = {"theta": row.theta, "epsilon": row.epsilon}
         for name, value in self._own.items():
@@ -74,17 +75,17 @@ class Judgement(Plain):
         defaults = {name: field.default for name, field in type(self).model_fields.items()} | self._own
         return {k: v for k, v in held.items() if v is not None and (k not in defaults or v != defaults[k])}
 
-    def cosines(self, found: schema.Feature) -> list[float]:
+    def cosines(self, found: Feature) -> list[float]:
         """A feature's cosines under the rule, one per comparison."""
         return getattr(found, RULE_COLUMN[self.rule])
 
-    def partners(self, found: schema.Feature, match: schema.Match) -> list[int | None]:
+    def partners(self, found: Feature, match: Match) -> list[int | None]:
         """A feature's partners under the rule, one per comparison; None where it forms no pair."""
         named = {"live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners}
         pairs = zip(named.get(self.rule, match.partners), self.cosines(found), strict=True)
         return [partner if cosine > NO_MATCH and partner >= 0 else None for partner, cosine in pairs]
 
-    def score(self, found: schema.Feature) -> Stability:
+    def score(self, found: Feature) -> Stability:
         """A feature's stability under this judgement."""
         cosines = self.cosines(found)
         x, dead = int(is_match(cosines, self.theta).sum()), found.dead is True and self.dead != "count"
@@ -148,7 +149,7 @@ class Filter(Judgement):
         return FeatureQuery(ensemble, descending=self.descending, **values)
 
 
-def open_ensemble(request: Request, study: str, ensemble: str) -> tuple[StudyStore, schema.Ensemble]:
+def open_ensemble(request: Request, study: str, ensemble: str) -> tuple[StudyStore, Ensemble]:
     """The study's store and the ensemble's row; raises NotFound."""
     studies: Studies = request.app.state.studies
     store = studies.get(study)
@@ -156,7 +157,7 @@ def open_ensemble(request: Request, study: str, ensemble: str) -> tuple[StudySto
     return store, row
 
 
-def open_judged(request: Request, study: str, ensemble: str, asked: J) -> tuple[StudyStore, schema.Ensemble, J]:
+def open_judged(request: Request, study: str, ensemble: str, asked: J) -> tuple[StudyStore, Ensemble, J]:
     """As `open_ensemble`, and the judgement asked for with the ensemble's own settings where it leaves them open."""
     store, row = open_ensemble(request, study, ensemble)
     return store, row, asked.judged_by(row)
@@ -164,7 +165,7 @@ def open_judged(request: Request, study: str, ensemble: str, asked: J) -> tuple[
 
 def open_feature(
     request: Request, study: str, ensemble: str, seed: str, feature: str, asked: J
-) -> tuple[StudyStore, schema.Ensemble, J, schema.Member, schema.Feature]:
+) -> tuple[StudyStore, Ensemble, J, Member, Feature]:
     """As `open_judged`, and the feature that the address names with its member; raises NotFound."""
     store, row, asked = open_judged(request, study, ensemble, asked)
     member = store.member(ensemble, seed)

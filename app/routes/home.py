@@ -18,8 +18,8 @@ from seedscope.app.store.starts import Starts
 from seedscope.app.store.studies import Studies, analysis_of
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import FeatureQuery
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.stability import EPSILON, THETA
+from seedscope.engine.contract.tables.study import Ensemble, Member, Study
 
 router = APIRouter()
 
@@ -28,8 +28,8 @@ router = APIRouter()
 class StudyCard:
     """A study as the home page lists it."""
 
-    study: schema.Study
-    ensembles: list[schema.Ensemble]
+    study: Study
+    ensembles: list[Ensemble]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class EnsembleSummary:
     What was not computed is None, and stands in `missing` with the command that adds it.
     """
 
-    ensemble: schema.Ensemble
-    members: list[schema.Member]
+    ensemble: Ensemble
+    members: list[Member]
     n_features: int
     n_dead: int | None
     n_undirected: int
@@ -83,7 +83,7 @@ class Addition:
 class StudyPage:
     """`/s/{study}`: its ensembles and what they stand on."""
 
-    study: schema.Study
+    study: Study
     ensembles: list[EnsembleSummary]
     additions: list[Addition]
     has_starts: bool  # whether ensembles differ in constraint, start or preprocessing
@@ -155,7 +155,7 @@ def _additions(ensembles: list[EnsembleSummary]) -> list[Addition]:
     return list(found.values())
 
 
-def _summary(store: StudyStore, row: schema.Ensemble) -> EnsembleSummary:
+def _summary(store: StudyStore, row: Ensemble) -> EnsembleSummary:
     counts = store.features(FeatureQuery(row.ensemble, row.theta, row.epsilon)).matched_counts()
     members = store.members(row.ensemble)
     activity, ablate = (store.has(row.ensemble, analysis) for analysis in ("activity", "ablate"))

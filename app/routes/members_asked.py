@@ -10,7 +10,7 @@ from seedscope.app.formats import thousands
 from seedscope.app.routes.address import Filter
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.study import Ensemble
 
 TIME_LIMIT_S = 60.0
 MEMBER_WORK = 6e11  # multiply-adds of all members: what a page takes by default, about ten seconds on two cores
@@ -32,7 +32,7 @@ class Members(Filter):
         return ",".join(map(str, sorted({int(part) for part in parts if part})))
 
 
-def chosen_members(store: StudyStore, row: schema.Ensemble, asked: Members) -> list[int]:
+def chosen_members(store: StudyStore, row: Ensemble, asked: Members) -> list[int]:
     """The seeds asked for; without any, as many as a page can wait for."""
     seeds = [m.seed for m in store.members(row.ensemble)]
     chosen = [int(part) for part in asked.members.split(",") if part]
@@ -44,7 +44,7 @@ def chosen_members(store: StudyStore, row: schema.Ensemble, asked: Members) -> l
     return chosen or usual
 
 
-def usual_members(row: schema.Ensemble) -> int:
+def usual_members(row: Ensemble) -> int:
     """How many members are projected by default: eigendecompositions cost about 10 d^3, products 3 rows d^2, both twice."""
     return max(int(MEMBER_WORK // (2 * row.d_in**2 * (10 * row.d_in + 3 * row.d_sae))), 2)
 

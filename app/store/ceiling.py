@@ -2,14 +2,12 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from seedscope.app.store.database import Database
 from seedscope.app.store.table import FeatureQuery
 from seedscope.engine.contract.schema import RULE_COLUMN, count_column, theta_index
 from seedscope.engine.contract.stability import bucket_bounds
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Ceiling:
     means: list[float]  # mean p of each comparison's features, in seed order
 
 
-def ceiling(store: "StudyStore", query: FeatureQuery) -> Ceiling | None:
+def ceiling(store: Database, query: FeatureQuery) -> Ceiling | None:
     """Both levels under a query's rule, theta, epsilon and place of dead features; None for an ensemble without an anchor.
 
     The anchor's shares are what is to be expected when one of its comparisons, any of them, is left out.
@@ -69,7 +67,7 @@ def ceiling(store: "StudyStore", query: FeatureQuery) -> Ceiling | None:
     return Ceiling(row.anchor, n, level(without_one), level(together), means)
 
 
-def _counts(store: "StudyStore", query: FeatureQuery, anchor: int) -> list[tuple[int, int, int, int]]:
+def _counts(store: Database, query: FeatureQuery, anchor: int) -> list[tuple[int, int, int, int]]:
     """(seed, matches, whether the anchor is among them, features); of the anchor's own, the third says nothing."""
     index = theta_index(query.theta)
     column = RULE_COLUMN[query.rule]

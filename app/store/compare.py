@@ -3,16 +3,14 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from seedscope.app.store.database import Database
 from seedscope.app.store.table import FeatureQuery, FeatureTable
 from seedscope.engine.contract.schema import TRIGGERS
 from seedscope.engine.contract.stability import BUCKETS
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
 
 JUDGED = BUCKETS[:3]  # a dead feature has nothing to compare
 COMPARED_ROWS = 10_000  # features that quartiles and effect sizes are computed from
@@ -122,7 +120,7 @@ class Scatter(NamedTuple):
 class Comparisons:
     """The comparisons of one study's ensembles; what was computed last is kept."""
 
-    def __init__(self, store: "StudyStore") -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
         self.compare = lru_cache(64)(self._compare)
         self.scatter = lru_cache(16)(self._scatter)
@@ -146,10 +144,10 @@ class Comparisons:
         table, names = FeatureTable(self._store, query), self.metrics(query.ensemble)
         columns = ", ".join(METRICS[name].column for name in names)
         # In the order of the keys: ties and sums then fall the same way in every run.
-        rows = self._store.arrow(
-            f"{table._cte} SELECT seed, bucket, {columns} FROM filtered WHERE line IN (SELECT unnest($lines::BIGINT[])) "
+        rows = table.select_arrow(
+            f"SELECT seed, bucket, {columns} FROM filtered WHERE line IN (SELECT unnest($lines::BIGINT[])) "
             "ORDER BY seed, feature",
-            table._parameters | {"lines": self._lines(query.ensemble, query.dead == "count")},
+            {"lines": self._lines(query.ensemble, query.dead == "count")},
         )
         seeds = [member.seed for member in self._store.members(query.ensemble)]
         member = np.searchsorted(seeds, rows["seed"].to_numpy())
@@ -161,8 +159,8 @@ class Comparisons:
                 values = values.round(5)
             lines.append(_metric_line(name, values, bucket, member, len(seeds)))
         # One scan for all that is counted.
-        counted = table._fetch(
-            f"{table._cte} SELECT seed, bucket, CASE WHEN n_active > 0 THEN trigger END AS class, count(*) FROM filtered "
+        counted = table.select(
+            f"SELECT seed, bucket, CASE WHEN n_active > 0 THEN trigger END AS class, count(*) FROM filtered "
             f"WHERE bucket < {len(JUDGED)} GROUP BY ALL"
         )
         triggers = _trigger_lines(counted, seeds) if self._store.has(query.ensemble, "activity") else None
@@ -185,17 +183,17 @@ class Comparisons:
         low, high, positive, least = self._range(query.ensemble, column, query.dead == "count")
         is_log = positive is not None and high / max(low, positive) >= 100
         floor = 10.0 ** math.floor(math.log10(max(low, positive))) if is_log else -math.inf
-        n, n_chosen, n_floored = table._fetch(
-            f"{table._cte} SELECT count(*), count(*) FILTER ({where}), count(*) FILTER ({column} < $floor) FROM filtered "
+        n, n_chosen, n_floored = table.select(
+            f"SELECT count(*), count(*) FILTER ({where}), count(*) FILTER ({column} < $floor) FROM filtered "
             f"WHERE {judged}",
             parameters | {"floor": floor},
         )[0]
         points = cells = None
         if n <= MOST_POINTS:
-            rows = self._store.arrow(
-                f"{table._cte} SELECT seed, feature, bucket, n_matched, {column} AS value, ({where}) AS chosen FROM filtered "
+            rows = table.select_arrow(
+                f"SELECT seed, feature, bucket, n_matched, {column} AS value, ({where}) AS chosen FROM filtered "
                 f"WHERE {judged} ORDER BY seed, feature",
-                table._parameters | parameters,
+                parameters,
             )
             points = Points(*(rows[name].to_numpy() for name in Points._fields))
         else:
@@ -213,12 +211,12 @@ class Comparisons:
         else:
             at, first, last = f"log10(greatest({column}, $floor))", math.log10(floor), math.log10(high)
         given = {"first": first, "step": (last - first) / _BINS, "floor": floor}
-        rows = table._fetch(
-            f"{table._cte} SELECT n_matched, least({_BINS - 1}, floor(({at} - $first) / $step))::INTEGER AS bin, count(*), "
+        rows = table.select(
+            f"SELECT n_matched, least({_BINS - 1}, floor(({at} - $first) / $step))::INTEGER AS bin, count(*), "
             f"count(*) FILTER ({where}) FROM filtered WHERE {judged} GROUP BY ALL",
             parameters | given,
         )
-        n = self._store.ensembles[table._query.ensemble].n_comparisons
+        n = self._store.ensembles[table.query.ensemble].n_comparisons
         counts, chosen = np.zeros((_BINS, n + 1), np.int64), np.zeros((_BINS, n + 1), np.int64)
         for x, bin, held, marked in rows:
             counts[bin, x], chosen[bin, x] = held, marked

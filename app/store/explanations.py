@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from seedscope.app.store.compare import JUDGED
+from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.table import FeatureQuery, FeatureTable
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.names import words
 from seedscope.engine.contract.stability import BUCKETS
-from seedscope.engine.explanations.explanation import words
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
+from seedscope.engine.contract.tables.explanations import Explanation, Score, Scored
+from seedscope.engine.contract.tables.features import Feature
+from seedscope.engine.contract.tables.study import TokenWindow
 
 SCORE_KINDS = ("detection", "fuzzing")
 CHANCE_LABELS = 200  # labels of other features that a label's agreement is compared with
@@ -84,7 +84,7 @@ class Scores(NamedTuple):
 class Explanations:
     """The explanations of one study; what was computed last is kept."""
 
-    def __init__(self, store: "StudyStore") -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
         self.explainers = lru_cache(64)(self._explainers)
         self.scores = lru_cache(16)(self._scores)
@@ -111,28 +111,26 @@ class Explanations:
         held = {kind for (kind,) in self._store.fetch(sql, [ensemble, explainer])}
         return [kind for kind in SCORE_KINDS if kind in held] + sorted(held - set(SCORE_KINDS))
 
-    def of(self, found: schema.Feature) -> list[Told]:
+    def of(self, found: Feature) -> list[Told]:
         """Every explanation of a feature, the one that lists show first, each with its scores."""
         at, where = [found.ensemble, found.seed, found.feature], "ensemble = ? AND seed = ? AND feature = ?"
-        texts = self._store.rows(schema.Explanation, where, at)
+        texts = self._store.rows(Explanation, where, at)
         scores: dict[str, list[ToldScore]] = {}
         names = list(ToldScore.__dataclass_fields__)
-        for row in self._store.rows(schema.Score, where, at):
+        for row in self._store.rows(Score, where, at):
             scores.setdefault(row.explainer, []).append(ToldScore(*(getattr(row, name) for name in names)))
         texts.sort(key=lambda row: (row.explainer != found.explainer, row.text is None, row.explainer))
         return [Told(row.explainer, row.text, row.failure, scores.get(row.explainer, [])) for row in texts]
 
-    def contexts(self, found: schema.Feature) -> list[ScoredContext]:
+    def contexts(self, found: Feature) -> list[ScoredContext]:
         """The contexts that a feature's explanations are scored on, in the order of Score.said; empty without any."""
         where = "ensemble = ? AND seed = ? AND feature = ?"
-        held = self._store.rows(schema.Scored, where, [found.ensemble, found.seed, found.feature])
+        held = self._store.rows(Scored, where, [found.ensemble, found.seed, found.feature])
         if not held:
             return []
         (row,) = held
         chosen = sorted(set(row.windows))
-        windows = {
-            w.id: w for w in self._store.rows(schema.TokenWindow, "id IN (SELECT unnest(?::INTEGER[]))", [chosen])
-        }
+        windows = {w.id: w for w in self._store.rows(TokenWindow, "id IN (SELECT unnest(?::INTEGER[]))", [chosen])}
         contexts = []
         for kind, window, offset, length, mask in zip(
             row.kinds, row.windows, row.offsets, row.lengths, row.masks, strict=True
@@ -142,22 +140,20 @@ class Explanations:
             contexts.append(ScoredContext(kind, ids, active, windows[window].document))
         return contexts
 
-    def said(self, found: schema.Feature, explainer: str, kind: str) -> list[int]:
+    def said(self, found: Feature, explainer: str, kind: str) -> list[int]:
         """What an explainer said of every one of `contexts`: 1 active, 0 silent, -1 no answer; empty where it is not known."""
         where = "ensemble = ? AND seed = ? AND feature = ? AND explainer = ? AND kind = ?"
         at = [found.ensemble, found.seed, found.feature, explainer, kind]
-        return next((row.said for row in self._store.rows(schema.Score, where, at)), [])
+        return next((row.said for row in self._store.rows(Score, where, at)), [])
 
     # -- labels beside each other ----------------------------------------------------------------------------------
 
-    def agreement(
-        self, found: schema.Feature, bucket: str, query: FeatureQuery, matched: list[tuple[int, int]]
-    ) -> Agreement:
+    def agreement(self, found: Feature, bucket: str, query: FeatureQuery, matched: list[tuple[int, int]]) -> Agreement:
         """How alike the label that lists show of a feature and those of its matched counterparts are."""
         if found.explanation is None or found.explainer is None:
             return Agreement(None, 0, len(matched), None, 0, None)
         own = words(found.explanation)
-        rows = self._store._rows_at(schema.Explanation, found.ensemble, matched)
+        rows = self._store.rows_at(Explanation, found.ensemble, matched)
         theirs = [words(row.text) for row in rows if row.explainer == found.explainer and row.text is not None]
         drawn = [
             said
@@ -172,8 +168,8 @@ class Explanations:
         """(seed, words) of labels of a bucket's features: enough that CHANCE_LABELS remain without any one seed."""
         table = FeatureTable(self._store, query)
         n = self._store.ensembles[query.ensemble].n_members
-        rows = table._fetch(
-            f"{table._cte} SELECT seed, explanation FROM filtered WHERE bucket = $in_bucket AND explainer = $by "
+        rows = table.select(
+            "SELECT seed, explanation FROM filtered WHERE bucket = $in_bucket AND explainer = $by "
             "ORDER BY hash(seed * 1000003 + feature), seed, feature LIMIT $n_labels",
             {"in_bucket": BUCKETS.index(bucket), "by": explainer, "n_labels": 2 * CHANCE_LABELS * n // (n - 1)},
         )
@@ -184,8 +180,8 @@ class Explanations:
     def _scores(self, query: FeatureQuery, explainer: str, kind: str) -> Scores:
         """Every feature that `query` judges, with what one explainer and one kind of score say of it."""
         table = FeatureTable(self._store, query)
-        rows = self._store.arrow(
-            f"{table._cte} SELECT f.seed, f.bucket, f.n_matched, e.text IS NOT NULL AS explained, "
+        rows = table.select_arrow(
+            f"SELECT f.seed, f.bucket, f.n_matched, e.text IS NOT NULL AS explained, "
             "e.explainer IS NOT NULL AS attempted, s.value, s.shuffled_p95, "
             "(e.failure IS NOT NULL OR s.failure IS NOT NULL) AS failed FROM filtered f "
             "LEFT JOIN (SELECT seed, feature, explainer, text, failure FROM Explanation "
@@ -193,7 +189,7 @@ class Explanations:
             "LEFT JOIN (SELECT seed, feature, value, shuffled_p95, failure FROM Score "
             "WHERE ensemble = $ensemble AND explainer = $by AND kind = $kind) s USING (seed, feature) "
             f"WHERE f.bucket < {len(JUDGED)} ORDER BY f.seed, f.feature",
-            table._parameters | {"by": explainer, "kind": kind},
+            {"by": explainer, "kind": kind},
         )
         columns = {name: rows[name].to_numpy() for name in rows.column_names}
         for name in ("value", "shuffled_p95"):

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from seedscope.engine.contract import schema
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
-    from seedscope.app.store.table import FeatureQuery
+from seedscope.app.store.database import Database
+from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.engine.contract.tables.features import Feature
 
 
 class FeatureSets(NamedTuple):
@@ -21,7 +19,7 @@ class FeatureSets(NamedTuple):
     stable: np.ndarray  # the stable ones under the query's judgement
 
 
-def feature_sets(store: "StudyStore", query: "FeatureQuery", seeds: Sequence[int]) -> FeatureSets:
+def feature_sets(store: Database, query: FeatureQuery, seeds: Sequence[int]) -> FeatureSets:
     """A query's features in some members whatever seed or index it names, beside the sets they are compared with."""
     judged = type(query)(query.ensemble, query.theta, query.epsilon, query.rule)
     count_dead = query.dead if query.dead == "count" else None
@@ -33,15 +31,15 @@ def feature_sets(store: "StudyStore", query: "FeatureQuery", seeds: Sequence[int
     return FeatureSets(*(_mask(store, each, seeds) for each in asked))
 
 
-def _mask(store: "StudyStore", query: "FeatureQuery", seeds: Sequence[int]) -> np.ndarray:
-    seed, feature = store.features(query).places()
+def _mask(store: Database, query: FeatureQuery, seeds: Sequence[int]) -> np.ndarray:
+    seed, feature = FeatureTable(store, query).places()
     masks = np.zeros((len(seeds), store.ensembles[query.ensemble].d_sae), bool)
     for mask, wanted in zip(masks, seeds, strict=True):
         mask[feature[seed == wanted]] = True
     return masks
 
 
-def alike_in_density(store: "StudyStore", found: schema.Feature, n: int) -> list[int]:
+def alike_in_density(store: Database, found: Feature, n: int) -> list[int]:
     """The n living features of a feature's member whose densities are nearest to its own in the logarithm, nearest first.
 
     Any of them, always the same, for a feature that never fires or where nobody knows.

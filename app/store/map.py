@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from seedscope.app.store.database import Database
 from seedscope.app.store.table import FeatureQuery, FeatureTable
 from seedscope.engine.contract.stability import BUCKETS
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
 
 N_NEAR = 10  # points around one that say in which company it is
 _ROWS = 512  # whose distances are held at once
@@ -45,21 +43,20 @@ class Company:
 class Maps:
     """The maps of one study's ensembles; who is near whom is kept."""
 
-    def __init__(self, store: "StudyStore") -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
         self._nearest = lru_cache(8)(self._find_nearest)
 
     def places(self, judged: FeatureQuery, asked: FeatureQuery) -> Places:
         """Every feature that is drawn, judged by one query; `asked` chooses. In order of seed and index."""
         table = FeatureTable(self._store, judged)
-        rows = self._store.arrow(
-            f"{table._cte} SELECT seed, feature, x, y, bucket, n_matched, top_token_ids[1] AS token, explanation FROM "
+        rows = table.select_arrow(
+            "SELECT seed, feature, x, y, bucket, n_matched, top_token_ids[1] AS token, explanation FROM "
             "filtered JOIN (SELECT seed, feature, x, y FROM FeatureSpan WHERE ensemble = $ensemble AND x IS NOT NULL) "
             "USING (seed, feature) ORDER BY seed, feature",
-            table._parameters,
         )
         finder = FeatureTable(self._store, asked)
-        found = self._store.arrow(f"{finder._cte} SELECT seed, feature FROM filtered", finder._parameters)
+        found = finder.select_arrow("SELECT seed, feature FROM filtered")
         numbers = {name: rows[name].to_numpy() for name in ("seed", "feature", "x", "y", "bucket", "n_matched")}
         chosen = np.isin(_keys(rows), _keys(found))
         tokens = self._store.tokens

@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import ANALYSES
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 NO_MODEL = "undefined: samples of known true features are made, there is no language model"
 TRAJECTORY = "trajectory: agreement and features along training"
@@ -25,7 +25,7 @@ class Missing:
 
 
 def missing(
-    study: schema.Study, ensemble: schema.Ensemble, rules: Collection[str], *, logits: bool, snapshots: bool
+    study: Study, ensemble: Ensemble, rules: Collection[str], *, logits: bool, snapshots: bool
 ) -> dict[str, Missing]:
     """{result: why it is not there and what adds it} of an ensemble; `rules` are those that its pairs were matched by.
 
@@ -96,7 +96,7 @@ def missing(
     return found
 
 
-def pool_missing(study: schema.Study, ensemble: schema.Ensemble) -> list[Missing]:
+def pool_missing(study: Study, ensemble: Ensemble) -> list[Missing]:
     """What adds an ensemble's feature pool: trained on where its recipe and text to train on are known here, or alone."""
     pool = "feature pool: the unique features of all members as one SAE, trained on beside its controls"
     alone = "the pool without training on: which features it has and where they come from"

@@ -1,14 +1,12 @@
 """Pairs of members under one rule: the seed x seed matrix, and one pair feature by feature."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, Pair, theta_index
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
+from seedscope.app.store.database import Database
+from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, theta_index
+from seedscope.engine.contract.tables.features import Pair
 
 # The partner that each rule names; `both` and `hungarian` name the decoders' one-to-one partner.
 _PARTNER = {
@@ -32,7 +30,7 @@ class PairRows:
 class Pairs:
     """The ordered pairs of an ensemble's members under one rule."""
 
-    def __init__(self, store: "StudyStore", ensemble: str, rule: str) -> None:
+    def __init__(self, store: Database, ensemble: str, rule: str) -> None:
         self._store, self._ensemble, self._rule = store, ensemble, rule
 
     def summaries(self, theta: float) -> list[tuple[Pair, int, int]]:

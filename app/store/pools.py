@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from seedscope.app.store.database import Database
+from seedscope.app.store.pairs import Pairs
 from seedscope.app.store.span_claim import DEVIATIONS, FEWEST_PAIRS, Compared, Level, compare
 from seedscope.engine.contract.tables.pools import FeaturePool, PooledFeature, PoolPoint
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
 
 CONTROLS = ("members", "fresh", "subset")
 EV_KEPT = 0.01  # a pool keeps EV where it loses at most this against members that were trained on as long
@@ -53,7 +51,7 @@ class PoolVerdict:
 class Pools:
     """The pools of one study's ensembles."""
 
-    def __init__(self, store: "StudyStore") -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
         self.rows: dict[str, FeaturePool] = {row.ensemble: row for row in store.rows(FeaturePool)}
 
@@ -103,7 +101,7 @@ class Pools:
         """How much members agree as they are, at the ensemble's own theta; None for one member."""
         theta = self._store.ensemble(ensemble).theta
         sums: dict[tuple[int, ...], list[int]] = {}
-        for pair, _, living in self._store.pairs(ensemble, "argmax").summaries(theta):
+        for pair, _, living in Pairs(self._store, ensemble, "argmax").summaries(theta):
             held = sums.setdefault(tuple(sorted((pair.seed, pair.other))), [0, 0])
             held[0], held[1] = held[0] + living, held[1] + pair.n_living
         shares = [matched / n for matched, n in sums.values() if n]

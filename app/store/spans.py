@@ -2,17 +2,16 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from seedscope.app.store.database import Database
 from seedscope.app.store.span_claim import Level
 from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.features import Feature
 from seedscope.engine.contract.tables.spans import first_energies
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
+from seedscope.engine.contract.tables.study import Ensemble
 
 MAP = "map: "  # what the remark on the map begins with
 
@@ -65,7 +64,7 @@ class PairSpan:
     angle: float | None  # degrees, median of the principal angles
 
 
-def feature_subspace(store: "StudyStore", ensemble: schema.Ensemble, found: schema.Feature) -> FeatureSubspace | None:
+def feature_subspace(store: Database, ensemble: Ensemble, found: Feature) -> FeatureSubspace | None:
     """A living feature's energies; None where there are none."""
     spans = store.rows(
         schema.FeatureSpan, "ensemble = ? AND seed = ? AND feature = ?", [found.ensemble, found.seed, found.feature]
@@ -78,18 +77,18 @@ def feature_subspace(store: "StudyStore", ensemble: schema.Ensemble, found: sche
     return FeatureSubspace(ranks, span.own, span.others, random, rank, own, others, span.x, span.y)
 
 
-def span_ranks(store: "StudyStore", ensemble: str) -> list[int]:
+def span_ranks(store: Database, ensemble: str) -> list[int]:
     """The ranks that curves and lists run over."""
     sql = "SELECT DISTINCT rank FROM SpanCurve WHERE ensemble = ? ORDER BY rank"
     return [rank for (rank,) in store.fetch(sql, [ensemble])]
 
 
-def map_remark(ensemble: schema.Ensemble) -> str | None:
+def map_remark(ensemble: Ensemble) -> str | None:
     """How the map was drawn; None where there is none."""
     return next((told[len(MAP) :] for told in ensemble.span_remarks if told.startswith(MAP)), None)
 
 
-def other_remarks(ensemble: schema.Ensemble) -> list[str]:
+def other_remarks(ensemble: Ensemble) -> list[str]:
     """What else was left out, and why."""
     return [told for told in ensemble.span_remarks if not told.startswith(MAP)]
 
@@ -99,13 +98,13 @@ def nearest_rank(ranks: list[int], asked: int) -> int:
     return min(ranks, key=lambda rank: abs(math.log(rank / asked)))
 
 
-def read_spans(store: "StudyStore", ensemble: str) -> Spans:
+def read_spans(store: Database, ensemble: str) -> Spans:
     """All tables of an ensemble that have a row per curve, member, bucket or setting."""
     tables = (schema.SpanCurve, schema.SpanMember, schema.SpanResidual, schema.SpanPrediction)
     return Spans(span_ranks(store, ensemble), *(store.rows(table, "ensemble = ?", [ensemble]) for table in tables))
 
 
-def pairs_at(store: "StudyStore", ensemble: str, rank: int) -> list[PairSpan]:
+def pairs_at(store: Database, ensemble: str, rank: int) -> list[PairSpan]:
     """Every ordered pair of members at one of the ranks, and every member with itself."""
     at = span_ranks(store, ensemble).index(rank) + 1  # lists count from 1
     rows = store.fetch(
@@ -155,6 +154,6 @@ TABLES = {
 }  # fmt: skip
 
 
-def span_table(store: "StudyStore", ensemble: str, name: str) -> pa.Table:
+def span_table(store: Database, ensemble: str, name: str) -> pa.Table:
     """One of TABLES whole, for downloads."""
     return store.arrow(TABLES[name], {"ensemble": ensemble})

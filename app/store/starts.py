@@ -3,16 +3,13 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from seedscope.app.store.database import Database
 from seedscope.app.store.missing import Missing
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.study import Ensemble
 from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
 
 CONSTRAINTS = ("none", "A", "RA", "RA unprojected")
 STARTS = ("shared", "independent", "random")
@@ -69,7 +66,7 @@ class Course:
 class Starts:
     """The grid of a study."""
 
-    def __init__(self, store: "StudyStore") -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
         rows = [row for row in store.ensembles.values() if row.recipe and row.control_of is None]
         groups = list(dict.fromkeys(map(_rest, rows)))
@@ -168,7 +165,7 @@ class Starts:
         return pa.Table.from_pylist(lines) if lines else pa.table({name: pa.nulls(0) for name in names})
 
 
-def _cell(row: schema.Ensemble, group: int) -> Cell:
+def _cell(row: Ensemble, group: int) -> Cell:
     """An ensemble's place; fields that a recipe does not name are at their defaults."""
     recipe = json.loads(row.recipe)
     variant = recipe.get("variant", "topk")
@@ -178,7 +175,7 @@ def _cell(row: schema.Ensemble, group: int) -> Cell:
     return Cell(constraint, start, preprocessing, row.ensemble, variant, group, False, row.shared_start)
 
 
-def _rest(row: schema.Ensemble) -> str:
+def _rest(row: Ensemble) -> str:
     """All that makes an ensemble beside the factors of the grid; archetypal ones are TopK with a constraint."""
     told = json.loads(row.recipe)
     recipe = {name: value for name, value in told.items() if name not in _FACTORS}

@@ -8,7 +8,8 @@ import duckdb
 
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.names import NAME_PATTERN
+from seedscope.engine.contract.published import CURRENT
 
 CATALOGUE = "study.json"  # what a study consists of; written before anything is analysed
 
@@ -28,17 +29,13 @@ class Studies:
 
     def names(self) -> list[str]:
         """Names of all published studies, sorted."""
-        pattern = f"*/{schema.CURRENT}"
-        return sorted(
-            p.parent.name for p in self._root.glob(pattern) if re.fullmatch(schema.NAME_PATTERN, p.parent.name)
-        )
+        pattern = f"*/{CURRENT}"
+        return sorted(p.parent.name for p in self._root.glob(pattern) if re.fullmatch(NAME_PATTERN, p.parent.name))
 
     def waiting(self) -> list[str]:
         """Names of the studies that were imported and have nothing published yet, sorted."""
         folders = (p.parent for p in self._root.glob(f"*/{CATALOGUE}"))
-        return sorted(
-            f.name for f in folders if re.fullmatch(schema.NAME_PATTERN, f.name) and not (f / schema.CURRENT).exists()
-        )
+        return sorted(f.name for f in folders if re.fullmatch(NAME_PATTERN, f.name) and not (f / CURRENT).exists())
 
     def get(self, study: str) -> StudyStore:
         """The published store of a study; raises NotFound naming the studies there are."""
@@ -69,10 +66,10 @@ class Studies:
         return stores
 
     def _published(self, study: str) -> Path | None:
-        if not re.fullmatch(schema.NAME_PATTERN, study):
+        if not re.fullmatch(NAME_PATTERN, study):
             return None
         try:
-            name = (self._root / study / schema.CURRENT).read_text().splitlines()[0]
+            name = (self._root / study / CURRENT).read_text().splitlines()[0]
         except (OSError, IndexError, UnicodeDecodeError):
             return None
         path = self._root / study / name

@@ -1,20 +1,19 @@
-"""One published study, read-only, without external access, its configuration locked."""
+"""One published study, as pages ask for it: features, contexts, chance matches, and what helpers compute from it."""
 
 import re
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from seedscope.app.store.compare import Comparisons
-from seedscope.app.store.errors import BadValue, NotFound
+from seedscope.app.store.database import Database
+from seedscope.app.store.errors import NotFound
 from seedscope.app.store.explanations import Explanations
 from seedscope.app.store.map import Maps
-from seedscope.app.store.missing import Missing, missing
 from seedscope.app.store.pairs import Pairs
 from seedscope.app.store.pools import Pools
 from seedscope.app.store.table import FeatureQuery, FeatureTable
@@ -24,6 +23,8 @@ from seedscope.app.store.vocabulary import Vocabulary
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import RULE_COLUMN, count_column, theta_index
 from seedscope.engine.contract.stability import count_on_grid
+from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Logit, Match
+from seedscope.engine.contract.tables.study import Ensemble, Member
 
 SAMPLE_ROWS = 10_000  # features that the band and the sweep are drawn from: their shares are then good to a point
 
@@ -36,24 +37,11 @@ class Sample(NamedTuple):
     counts: np.ndarray  # (features, thetas) matches at every theta of the grid
 
 
-class StudyStore:
+class StudyStore(Database):
     """One published study, read-only; methods are safe to call from several threads."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._connection = duckdb.connect(
-            str(path), read_only=True, config={"enable_external_access": "false", "lock_configuration": "true"}
-        )
-        name, found = self.fetch("SELECT study, schema_version FROM Study")[0]
-        if found != schema.SCHEMA_VERSION:
-            expected = f"schema {found} in the file, {schema.SCHEMA_VERSION} is read; build the study again"
-            raise NotFound("study of this version", name, expected)
-        # Addresses and commands name a study by its folder, which people copy and rename.
-        self.study: schema.Study = replace(self.rows(schema.Study)[0], study=path.parent.name)
-        self.ensembles: dict[str, schema.Ensemble] = {e.ensemble: e for e in self.rows(schema.Ensemble)}
-        self._members = {name: self.rows(schema.Member, "ensemble = ?", [name]) for name in self.ensembles}
-        self.tokens = [row.text for row in self.rows(schema.Token)]
-        self.documents = {row.id: row.name for row in self.rows(schema.Document)}
+        super().__init__(path)
         self.null_counts = lru_cache(512)(self._null_counts)
         self.null_p999 = lru_cache(64)(self._null_p999)
         self.sample = lru_cache(8)(self._sample)
@@ -64,28 +52,8 @@ class StudyStore:
         self.vocabulary = Vocabulary(self)
         self.trajectories = Trajectories(self)
         self.truth = Truth(self) if self.study.synthetic else None
-        self._rules = {
-            name: tuple(row[0] for row in self.fetch("SELECT DISTINCT rule FROM Pair WHERE ensemble = ?", [name]))
-            for name in self.ensembles
-        }
-        self._with_logits = {
-            name for name in self.ensembles if self.fetch("SELECT 1 FROM Logit WHERE ensemble = ? LIMIT 1", [name])
-        }
-        self._with_snapshots = {name for (name,) in self.fetch("SELECT DISTINCT ensemble FROM Checkpoint")}
 
-    # -- what there is -------------------------------------------------------------------------------------------
-
-    def ensemble(self, name: str) -> schema.Ensemble:
-        """An ensemble's row; raises NotFound naming the ensembles there are."""
-        if name not in self.ensembles:
-            raise NotFound("ensemble", name, ", ".join(self.ensembles))
-        return self.ensembles[name]
-
-    def members(self, ensemble: str) -> list[schema.Member]:
-        """All members in seed order."""
-        return self._members[ensemble]
-
-    def holders(self, sae_digest: str) -> list[tuple[schema.Ensemble, schema.Member]]:
+    def holders(self, sae_digest: str) -> list[tuple[Ensemble, Member]]:
         """Every member with these weights."""
         return [
             (self.ensembles[name], member)
@@ -93,53 +61,6 @@ class StudyStore:
             for member in members
             if member.sae_digest == sae_digest
         ]
-
-    def member(self, ensemble: str, seed: str | int) -> schema.Member:
-        """The member with a seed; raises NotFound naming the seeds there are."""
-        by_seed = {str(m.seed): m for m in self._members[ensemble]}
-        if str(seed) not in by_seed:
-            raise NotFound("seed", seed, "seeds " + ", ".join(by_seed))
-        return by_seed[str(seed)]
-
-    def other_seeds(self, ensemble: str, seed: int) -> list[int]:
-        """The seeds of an anchor's comparisons, in the order of every list column."""
-        return [m.seed for m in self._members[ensemble] if m.seed != seed]
-
-    def other(self, ensemble: str, seed: int, other: int) -> int:
-        """A comparison of an anchor; raises NotFound naming the seeds there are."""
-        seeds = self.other_seeds(ensemble, seed)
-        if other not in seeds:
-            raise NotFound("comparison", other, "seeds " + ", ".join(map(str, seeds)))
-        return other
-
-    def dead(self, ensemble: str, seed: int) -> np.ndarray:
-        """(d_sae,) whether each of a member's features is known to be dead."""
-        sql = "SELECT dead IS TRUE AS dead FROM Feature WHERE ensemble = $ensemble AND seed = $seed ORDER BY feature"
-        return self.arrow(sql, {"ensemble": ensemble, "seed": seed}).column("dead").to_numpy()
-
-    def missing(self, ensemble: str) -> dict[str, Missing]:
-        """What an ensemble lacks, and what adds it; see the function of the same name."""
-        return missing(
-            self.study, self.ensembles[ensemble], self._rules[ensemble], logits=ensemble in self._with_logits,
-            snapshots=ensemble in self._with_snapshots,
-        )  # fmt: skip
-
-    def has(self, ensemble: str, analysis: str) -> bool:
-        """Whether an analysis (schema.ANALYSES) of an ensemble was computed."""
-        return analysis in self.ensembles[ensemble].computed
-
-    def rules(self, ensemble: str) -> list[str]:
-        """The matching rules that were computed for all pairs of an ensemble."""
-        return [rule for rule in schema.RULES if rule in self._rules[ensemble]]
-
-    def check_rule(self, ensemble: str, rule: str) -> None:
-        """Raise BadValue where a rule was not computed for an ensemble."""
-        if rule not in self._rules[ensemble]:
-            computed = ", ".join(self.rules(ensemble))
-            way_out = f"{computed}; for all pairs of {ensemble} no other was computed"
-            if rule == "live":
-                raise BadValue("rule", repr(rule), f"{way_out}: {self.missing(ensemble)['live']}")
-            raise BadValue("rule", repr(rule), f"{way_out}, single pairs are matched on demand on the members page")
 
     def features(self, query: FeatureQuery) -> FeatureTable:
         """What a query finds."""
@@ -152,35 +73,35 @@ class StudyStore:
 
     # -- one feature ---------------------------------------------------------------------------------------------
 
-    def feature(self, ensemble: str, seed: int, feature: str | int) -> schema.Feature:
+    def feature(self, ensemble: str, seed: int, feature: str | int) -> Feature:
         """One feature; raises NotFound with the range of indices."""
         d_sae = self.ensembles[ensemble].d_sae
         if not re.fullmatch(r"0|[1-9]\d{0,8}", str(feature)) or int(feature) >= d_sae:
             raise NotFound("feature", feature, f"0 to {d_sae - 1}")
         where = "ensemble = ? AND seed = ? AND feature = ?"
-        return self.rows(schema.Feature, where, [ensemble, seed, int(feature)])[0]
+        return self.rows(Feature, where, [ensemble, seed, int(feature)])[0]
 
-    def features_at(self, ensemble: str, places: list[tuple[int, int]]) -> dict[tuple[int, int], schema.Feature]:
+    def features_at(self, ensemble: str, places: list[tuple[int, int]]) -> dict[tuple[int, int], Feature]:
         """Features by (seed, feature), read together: a page with 95 counterparts asks once."""
-        rows = self._rows_at(schema.Feature, ensemble, places)
+        rows = self.rows_at(Feature, ensemble, places)
         return {(row.seed, row.feature): row for row in rows}
 
     def contexts_at(
         self, ensemble: str, places: list[tuple[int, int]], *, n: int
-    ) -> dict[tuple[int, int], list[schema.Context]]:
+    ) -> dict[tuple[int, int], list[Context]]:
         """The n strongest contexts of several features, read together."""
-        found: dict[tuple[int, int], list[schema.Context]] = {}
-        for row in self._rows_at(schema.Context, ensemble, places, f'AND "group" = 0 AND rank < {n:d}'):
+        found: dict[tuple[int, int], list[Context]] = {}
+        for row in self.rows_at(Context, ensemble, places, f'AND "group" = 0 AND rank < {n:d}'):
             found.setdefault((row.seed, row.feature), []).append(row)
         return found
 
-    def matches(self, ensemble: str, seed: int, feature: int) -> schema.Match:
+    def matches(self, ensemble: str, seed: int, feature: int) -> Match:
         """One feature's partners."""
-        return self.rows(schema.Match, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])[0]
+        return self.rows(Match, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])[0]
 
-    def contexts(self, ensemble: str, seed: int, feature: int) -> list[schema.Context]:
+    def contexts(self, ensemble: str, seed: int, feature: int) -> list[Context]:
         """A feature's contexts, strongest group first."""
-        return self.rows(schema.Context, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
+        return self.rows(Context, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
 
     def random_feature(self, ensemble: str) -> tuple[int, int]:
         """(seed, index) of any feature that is not known to be dead; raises NotFound where all are."""
@@ -190,11 +111,11 @@ class StudyStore:
             raise NotFound("living feature", ensemble, "only features that never fire or have no direction")
         return found[0]
 
-    def logits(self, ensemble: str, seed: int, feature: int) -> list[schema.Logit]:
+    def logits(self, ensemble: str, seed: int, feature: int) -> list[Logit]:
         """The next tokens that a feature lowers, then those that it raises, the strongest first; empty without logits."""
-        return self.rows(schema.Logit, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
+        return self.rows(Logit, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
 
-    def worth_rank(self, found: schema.Feature, column: str = "worth_ev") -> int:
+    def worth_rank(self, found: Feature, column: str = "worth_ev") -> int:
         """1-based rank of a feature's marginal worth within its member, largest first."""
         sql = f'SELECT count(*) + 1 FROM Feature WHERE ensemble = ? AND seed = ? AND "{column}" > ?'
         return self.fetch(sql, [found.ensemble, found.seed, getattr(found, column)])[0][0]
@@ -231,9 +152,9 @@ class StudyStore:
             counts.setdefault(kind, [0] * (n + 1))[x] = features
         return counts
 
-    def ablations(self, ensemble: str) -> list[schema.Ablation]:
+    def ablations(self, ensemble: str) -> list[Ablation]:
         """Explained variance under every mask, all members."""
-        return self.rows(schema.Ablation, "ensemble = ?", [ensemble])
+        return self.rows(Ablation, "ensemble = ?", [ensemble])
 
     def null_rates(self, ensemble: str, theta: float) -> dict[str, float]:
         """{null kind: share of chance comparisons that reach theta}."""
@@ -253,8 +174,8 @@ class StudyStore:
 
     def ablation_table(self, ensemble: str) -> pa.Table:
         """The same with every column, for downloads."""
-        names = ", ".join(f.name for f in fields(schema.Ablation))
-        order = ", ".join(schema.SORT_KEYS[schema.Ablation])
+        names = ", ".join(f.name for f in fields(Ablation))
+        order = ", ".join(schema.SORT_KEYS[Ablation])
         sql = f"SELECT {names} FROM Ablation WHERE ensemble = $ensemble ORDER BY {order}"
         return self.arrow(sql, {"ensemble": ensemble})
 

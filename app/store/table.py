@@ -4,18 +4,16 @@ import math
 import re
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from seedscope.app.formats import recipe_remark
+from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
 from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA, bucket_bounds
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
 
 SORTS = ("stability", "density", "worth", "loss", "max", "entropy", "score", "feature")
 _SORT_SQL = {
@@ -104,11 +102,11 @@ class Place(NamedTuple):
 class FeatureTable:
     """What a query finds in one study; raises BadValue where what it asks for was not computed."""
 
-    def __init__(self, store: "StudyStore", query: FeatureQuery) -> None:
+    def __init__(self, store: Database, query: FeatureQuery) -> None:
         store.check_rule(query.ensemble, query.rule)
         _check_computed(store, query)
-        self._store, self._query = store, query
-        self._scored, self._cte, self._parameters = self._statement(query)
+        self._store, self.query = store, query
+        self._scored, self._filtered, self._parameters = self._statement(query)
 
     def page(self, *, limit: int, after: str | None = None, before: str | None = None) -> list[FeatureRow]:
         """One page by keyset: the rows behind `after` (or those in front of `before`), in the query's order."""
@@ -116,16 +114,16 @@ class FeatureTable:
         condition, keys = self._beyond(after or before, backwards) if after or before else ("", {})
         order = self._order(backwards)
         # Row ids first, then the wide columns of those rows alone: a tenth of the time of sorting whole rows.
-        lines = self._fetch(
-            f"{self._cte} SELECT line FROM filtered {condition} ORDER BY {order} LIMIT $limit", keys | {"limit": limit}
+        lines = self.select(
+            f"SELECT line FROM filtered {condition} ORDER BY {order} LIMIT $limit", keys | {"limit": limit}
         )
         rows = self._fetch(
-            f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self._query.rule]}, decoder_norm, density, n_active, "
+            f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self.query.rule]}, decoder_norm, density, n_active, "
             "max_activation, worth_ev, worth_loss, trigger, trigger_share, trigger_what, token_entropy, top_token_ids, "
             f"explanation, explainer, score FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
             {"lines": [line for (line,) in lines]},
         )
-        anchor = self._store.ensembles[self._query.ensemble].anchor
+        anchor = self._store.ensembles[self.query.ensemble].anchor
         found = [
             FeatureRow(
                 *row[:2],
@@ -153,20 +151,20 @@ class FeatureTable:
         return {(seed, feature): BUCKETS[code] for seed, feature, code in rows}
 
     def _words(self, top_token_ids: list[int]) -> tuple[str, ...] | None:
-        if not self._store.has(self._query.ensemble, "activity"):
+        if not self._store.has(self.query.ensemble, "activity"):
             return None
         return tuple(self._store.tokens[i] for i in top_token_ids if i >= 0)
 
     def key(self, row: FeatureRow) -> str:
         """The keyset position of a row: sort value, seed, feature."""
-        value = getattr(row, _SORT_SQL[self._query.sort])
+        value = getattr(row, _SORT_SQL[self.query.sort])
         value = float(self._last) if value is None else value
         return f"{value!r}_{row.seed}_{row.feature}"
 
     def place(self, seed: int, feature: int) -> Place | None:
         """Position, previous and next of a feature in the list; None where the filter leaves it out."""
-        here = self._fetch(
-            f"{self._cte} SELECT {self._value} FROM filtered WHERE seed = $at_seed AND feature = $at_feature",
+        here = self.select(
+            f"SELECT {self._value} FROM filtered WHERE seed = $at_seed AND feature = $at_feature",
             {"at_seed": seed, "at_feature": feature},
         )
         if not here:
@@ -175,42 +173,36 @@ class FeatureTable:
         ends = []
         for backwards in (True, False):
             condition, keys = self._beyond(key, backwards)
-            sql = (
-                f"{self._cte} SELECT seed, feature FROM filtered {condition} ORDER BY {self._order(backwards)} LIMIT 1"
-            )
-            ends.append(next(iter(self._fetch(sql, keys)), None))
+            sql = f"SELECT seed, feature FROM filtered {condition} ORDER BY {self._order(backwards)} LIMIT 1"
+            ends.append(next(iter(self.select(sql, keys)), None))
         condition, keys = self._beyond(key, True)
-        total, n_before = self._fetch(
-            f"{self._cte} SELECT count(*), count(*) FILTER ({condition}) FROM filtered", keys
-        )[0]
+        total, n_before = self.select(f"SELECT count(*), count(*) FILTER ({condition}) FROM filtered", keys)[0]
         return Place(n_before + 1, total, *ends)
 
     def facets(self) -> dict[str, dict[Any, int]]:
         """Counts per bucket, per seed and, of features that fire, per trigger, each under all other filters of the query."""
         counts = {}
         for column in ("bucket", "seed", "trigger"):
-            wider = FeatureTable(self._store, replace(self._query, **{column: None}))
+            wider = FeatureTable(self._store, replace(self.query, **{column: None}))
             where = "WHERE n_active > 0" if column == "trigger" else ""
-            counts[column] = dict(
-                wider._fetch(f"{wider._cte} SELECT {column}, count(*) FROM filtered {where} GROUP BY {column}")
-            )
+            counts[column] = dict(wider.select(f"SELECT {column}, count(*) FROM filtered {where} GROUP BY {column}"))
         counts["bucket"] = {BUCKETS[code]: n for code, n in counts["bucket"].items()}
         return counts
 
     def score_facet(self) -> dict[str, int]:
         """{score: features that reach it}, under all other filters of the query."""
-        wider = FeatureTable(self._store, replace(self._query, score_min=None))
+        wider = FeatureTable(self._store, replace(self.query, score_min=None))
         counted = ", ".join(f"count(*) FILTER (score >= {step}::FLOAT)" for step in SCORE_STEPS)
-        found = wider._fetch(f"{wider._cte} SELECT {counted} FROM filtered")[0]
+        found = wider.select(f"SELECT {counted} FROM filtered")[0]
         return {f"{step:.1f}": n for step, n in zip(SCORE_STEPS, found, strict=True)}
 
     def count(self) -> int:
         """Exact number of features that the query finds."""
-        return self._fetch(f"{self._cte} SELECT count(*) FROM filtered")[0][0]
+        return self.select("SELECT count(*) FROM filtered")[0][0]
 
     def download(self) -> pa.Table:
         """All features that the query finds, for downloads."""
-        row = self._store.ensembles[self._query.ensemble]
+        row = self._store.ensembles[self.query.ensemble]
         n, told = row.n_comparisons, {}
         for name, seed in (("of_anchor", row.anchor), ("of_others", -1)):
             told[name] = recipe_remark(row.anchor, n, seed)
@@ -218,30 +210,30 @@ class FeatureTable:
             "density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, worth_loss, trigger, "
             "trigger_share, trigger_what, token_entropy, top_token_share, explanation, explainer, score"
         )
-        return self._store.arrow(
-            f"{self._cte} SELECT ensemble, seed, feature, n_matched / {n:d} AS stability, n_matched, {n:d} AS n_comparisons, "
+        return self.select_arrow(
+            f"SELECT ensemble, seed, feature, n_matched / {n:d} AS stability, n_matched, {n:d} AS n_comparisons, "
             f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns}, coalesce(seed = $anchor::INTEGER, false) AS anchor, "
             f"CASE WHEN seed = $anchor::INTEGER THEN $of_anchor::VARCHAR ELSE $of_others::VARCHAR END AS remark "
             f"FROM filtered ORDER BY {self._order(False)}",
-            self._parameters | told | {"anchor": row.anchor},
+            told | {"anchor": row.anchor},
         )
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """(seeds, features) of all that the query finds, in no order."""
-        found = self._store.arrow(f"{self._cte} SELECT seed, feature FROM filtered", self._parameters)
+        found = self.select_arrow("SELECT seed, feature FROM filtered")
         return found.column("seed").to_numpy(), found.column("feature").to_numpy()
 
     # -- distributions -------------------------------------------------------------------------------------------
 
     def matched_counts(self) -> list[tuple[int, str, int, int]]:
         """(seed, bucket, n_matched, features)."""
-        rows = self._fetch(f"{self._cte} SELECT seed, bucket, n_matched, count(*) FROM filtered GROUP BY ALL")
+        rows = self.select("SELECT seed, bucket, n_matched, count(*) FROM filtered GROUP BY ALL")
         return [(seed, BUCKETS[code], x, n) for seed, code, x, n in sorted(rows)]
 
     def density_histogram(self, *, per_decade: int = 4) -> list[tuple[str, int, int]]:
         """(bucket, bin, living features); bin b holds densities in [10^(b/per_decade), 10^((b+1)/per_decade))."""
-        rows = self._fetch(
-            f"{self._cte} SELECT bucket, floor(log10(density) * $per_decade)::INTEGER AS bin, count(*) FROM filtered "
+        rows = self.select(
+            "SELECT bucket, floor(log10(density) * $per_decade)::INTEGER AS bin, count(*) FROM filtered "
             "WHERE density > 0 GROUP BY ALL",
             {"per_decade": per_decade},
         )
@@ -249,15 +241,27 @@ class FeatureTable:
 
     def bucket_densities(self) -> dict[str, tuple[int, float | None]]:
         """{bucket: (features, median density, None without activity)}."""
-        rows = self._fetch(f"{self._cte} SELECT bucket, count(*), median(density) FROM filtered GROUP BY bucket")
+        rows = self.select("SELECT bucket, count(*), median(density) FROM filtered GROUP BY bucket")
         return {BUCKETS[code]: (n, density) for code, n, density in sorted(rows)}
 
     # -- SQL -----------------------------------------------------------------------------------------------------
 
+    def select(self, sql: str, more: dict[str, Any] | None = None) -> list[tuple]:
+        """Rows of a statement on `filtered`: what the query finds, with `line` (row id), `n_matched` and `bucket` (a number)."""
+        return self._fetch(f"{self._filtered} {sql}", more)
+
+    def select_arrow(self, sql: str, more: dict[str, Any] | None = None) -> pa.Table:
+        """The same as an Arrow table."""
+        sql = f"{self._filtered} {sql}"
+        return self._store.arrow(sql, self._named(sql, more))
+
     def _fetch(self, sql: str, more: dict[str, Any] | None = None) -> list[tuple]:
+        return self._store.fetch(sql, self._named(sql, more))
+
+    def _named(self, sql: str, more: dict[str, Any] | None) -> dict[str, Any]:
+        """The values that a statement names; DuckDB refuses others."""
         given = self._parameters | (more or {})
-        named = set(re.findall(r"\$(\w+)", sql))  # DuckDB refuses values that a statement does not name
-        return self._store.fetch(sql, {name: value for name, value in given.items() if name in named})
+        return {name: given[name] for name in set(re.findall(r"\$(\w+)", sql)) if name in given}
 
     def _statement(self, query: FeatureQuery) -> tuple[str, str, dict[str, Any]]:
         """All features with n_matched and bucket; the CTE `filtered` of those that the query finds; the parameters."""
@@ -311,7 +315,7 @@ class FeatureTable:
 
     def _order(self, backwards: bool) -> str:
         """The query's order with seed and feature as tie-breakers."""
-        query = self._query
+        query = self.query
         value = "DESC" if query.descending != backwards else "ASC"
         ties = "DESC" if backwards else "ASC"
         return f"{self._value} {value}, seed {ties}, feature {ties}"
@@ -319,23 +323,23 @@ class FeatureTable:
     @property
     def _last(self) -> str:
         """The value of what has none: behind all others in either direction."""
-        return "-inf" if self._query.descending else "inf"
+        return "-inf" if self.query.descending else "inf"
 
     @property
     def _kind(self) -> str:
-        return "FLOAT" if self._query.sort in _SINGLE else "DOUBLE"
+        return "FLOAT" if self.query.sort in _SINGLE else "DOUBLE"
 
     @property
     def _value(self) -> str:
         """What the query sorts by."""
-        column = _SORT_SQL[self._query.sort]
-        if self._query.sort not in _RESULT:
+        column = _SORT_SQL[self.query.sort]
+        if self.query.sort not in _RESULT:
             return column
         return f"coalesce({column}, '{self._last}'::{self._kind})"
 
     def _beyond(self, key: str, backwards: bool) -> tuple[str, dict[str, Any]]:
         """WHERE clause for rows behind (or in front of) a key; raises BadValue for a malformed key."""
-        query = self._query
+        query = self.query
         match = re.fullmatch(r"(-?(?:inf|\d{1,18}(?:\.\d{1,20})?(?:e-?\d{1,3})?))_(\d{1,9})_(\d{1,9})", key)
         if not match:
             name = "before" if backwards else "after"
@@ -372,7 +376,7 @@ def _mean_cosine(cosines: list[float]) -> float | None:
     return fmean(paired) if paired else None
 
 
-def _check_computed(store: "StudyStore", query: FeatureQuery) -> None:
+def _check_computed(store: Database, query: FeatureQuery) -> None:
     """Raise BadValue where a query sorts or filters by what an ensemble does not have: an empty page would be a lie."""
     lacking = store.missing(query.ensemble)
 

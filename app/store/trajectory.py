@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
+from seedscope.app.store.database import Database
 from seedscope.app.store.precedence import QUANTITIES, Lag, Separation, lags, separations
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.stability import BUCKETS, buckets, count_matches
 from seedscope.engine.contract.tables import training as training_tables
+from seedscope.engine.contract.tables.features import Feature
 from seedscope.engine.contract.tables.training import (
     AgreementPoint,
     Checkpoint,
@@ -18,9 +19,6 @@ from seedscope.engine.contract.tables.training import (
     FeatureAlong,
     TracePoint,
 )
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
 
 N_FEATURES = 40_000  # of an ensemble, that averages are of; of more a fixed random choice
 EQUAL_START = 0.01  # distance from which on starts are not one
@@ -103,7 +101,7 @@ class FeatureTrajectory:
 class Trajectories:
     """The trajectories of one study's ensembles; what was read of features is kept."""
 
-    def __init__(self, store: "StudyStore") -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
         self.features = lru_cache(8)(self._features)
 
@@ -112,7 +110,7 @@ class Trajectories:
         tables = (TracePoint, Checkpoint, AgreementPoint, CosineGeometry)
         return Trajectory(*(self._store.rows(table, "ensemble = ?", [ensemble]) for table in tables))
 
-    def feature(self, found: schema.Feature) -> FeatureTrajectory | None:
+    def feature(self, found: Feature) -> FeatureTrajectory | None:
         """One feature along training; None where that was not measured."""
         where = "ensemble = ? AND seed = ? AND feature = ?"
         held = self._store.rows(FeatureAlong, where, [found.ensemble, found.seed, found.feature])

@@ -1,15 +1,12 @@
 """What is known of a synthetic study: its true features, their recovery, and the map of where that holds."""
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from seedscope.app.store.database import Database
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.tables import synthetic
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
 
 # Tables as downloads name them.
 DOWNLOADS = {
@@ -45,7 +42,7 @@ class FoundCount:
 class Truth:
     """The tables of engine.contract.tables.synthetic of one study."""
 
-    def __init__(self, store: "StudyStore") -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
         self.row: synthetic.Synthetic = store.rows(synthetic.Synthetic)[0]
         self.groups: dict[str, synthetic.TrueGroup] = {row.group: row for row in store.rows(synthetic.TrueGroup)}

@@ -4,19 +4,17 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import stdtr
 
 from seedscope.app.store.compare import _draw_members, _interval
+from seedscope.app.store.database import Database
 from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.engine.contract.names import words
 from seedscope.engine.contract.stability import BUCKETS, clopper_pearson
-from seedscope.engine.explanations.explanation import words
-
-if TYPE_CHECKING:
-    from seedscope.app.store.study import StudyStore
 
 WORD_ROWS = 50_000  # explained features whose words are compared: all where they are few, else a fixed random choice
 FEWEST_FEATURES = 5  # stable and unstable together, that a word is compared from
@@ -82,7 +80,7 @@ class _Terms(NamedTuple):
 class Vocabulary:
     """The words of one study's explanations; what was computed last is kept."""
 
-    def __init__(self, store: "StudyStore") -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
         self.contrast = lru_cache(32)(self._contrast)
         self._terms = lru_cache(8)(self._read)
@@ -107,9 +105,9 @@ class Vocabulary:
         """Words of one explainer's texts of unstable against stable features, as `query` judges them."""
         told, kinds, n_explained = self._terms(query.ensemble, explainer)
         table = FeatureTable(self._store, query)
-        rows = self._store.arrow(
-            f"{table._cte} SELECT line, seed, bucket FROM filtered WHERE line IN (SELECT unnest($lines::BIGINT[])) ORDER BY line",
-            table._parameters | {"lines": told.lines},
+        rows = table.select_arrow(
+            "SELECT line, seed, bucket FROM filtered WHERE line IN (SELECT unnest($lines::BIGINT[])) ORDER BY line",
+            {"lines": told.lines},
         )
         seeds = [member.seed for member in self._store.members(query.ensemble)]
         at = np.searchsorted(told.lines, rows["line"].to_numpy())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from seedscope.engine.activations import model_files
+from seedscope.engine.machine import require_memory
 
 BYTE_TOKEN = re.compile(r"^<0x[0-9A-F]{2}>$")
 
@@ -46,7 +47,7 @@ def load_model(path: str, *, dtype: torch.dtype = torch.float32) -> LanguageMode
     of_its_own = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
     factory = transformers.AutoModelForCausalLM if causal else of_its_own
     files = model_files.weight_files(folder) if folder else []
-    model_files.require_memory(path, model_files.n_parameters(files) or _n_parameters(config), dtype.itemsize)
+    require_memory(path, model_files.n_parameters(files) or _n_parameters(config), dtype.itemsize)
     try:
         network, info = factory.from_pretrained(str(folder or path), dtype=dtype, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import struct
 from pathlib import Path
 
@@ -10,7 +9,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
-GIB = 2**30
 
 
 def local_folder(path: str) -> Path | None:
@@ -77,27 +75,3 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
 def n_parameters(files: list[Path]) -> int:
     """Parameters in safetensors files, from their headers."""
     return sum(math.prod(shape) for file in files for shape in tensor_shapes(file).values())
-
-
-def available_memory() -> int:
-    """Bytes that can be allocated without swapping; where the system does not say (macOS), all physical memory."""
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:  # a container may have less than its host
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
-        return available
-    return min(available, max(limit - used, 0))
-
-
-def require_memory(path: str, parameters: int, item_size: int) -> None:
-    """Raise ValueError where a model's weights do not fit into memory; activations of a batch come on top."""
-    needed, available = parameters * item_size, available_memory()
-    if needed > available:
-        raise ValueError(
-            f"{path!r} needs {needed / GIB:.1f} GiB of memory ({parameters:,} parameters in {8 * item_size} bits), "
-            f"{available / GIB:.1f} GiB are available; use a smaller model, a narrower dtype or a larger machine"
-        )

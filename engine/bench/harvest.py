@@ -15,11 +15,11 @@ from seedscope.engine.activations.model import LanguageModel
 from seedscope.engine.bench.outside import ask_peers
 from seedscope.engine.bench.report import Line, interleaved
 from seedscope.engine.demo import stdlib
-from seedscope.engine.export import saelens
 from seedscope.engine.features.activity import ActivityPass
 from seedscope.engine.features.triggers import Vocabulary
 from seedscope.engine.saes.encode import encoded
 from seedscope.engine.saes.sae import SAE
+from seedscope.engine.saes.saelens import save
 
 PEERS = {"sae_dashboard": "SAEDashboard", "delphi": "delphi's cache alone"}
 GOAL = "within 1.5 x of the limit"
@@ -138,7 +138,7 @@ def _peers(work: _Work) -> dict[str, dict]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         work.model.network.save_pretrained(folder / "model")
-        saelens.save(work.saes, folder / "sae", {"hook_name": work.hookpoint, "model_name": "embedded"})
+        save(work.saes, folder / "sae", {"hook_name": work.hookpoint, "model_name": "embedded"})
         np.save(folder / "tokens.npy", work.tokens.ids)
         block = int(work.hookpoint.split(".")[1])
         spec = {

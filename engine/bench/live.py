@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seedscope.engine.bench.report import Line, interleaved
 from seedscope.engine.contract.queries import LiveQuery
-from seedscope.engine.live.residents import Resident, neighbours
+from seedscope.engine.live.neighbours import Resident, neighbours
 
 D_SAE, D_IN, K, TOGETHER = 16_384, 768, 5, 32
 ENOUGH_BYTES = 12 * 2**30  # free memory for the rows of 96 members

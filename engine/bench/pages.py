@@ -13,23 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from seedscope.engine.bench.report import Line
-from seedscope.engine.contract.schema import (
-    RULE_COLUMN,  # fmt: skip
-    SCHEMA_VERSION,
-    TRIGGERS,
-    Ablation,
-    Context,
-    Document,
-    Ensemble,
-    Feature,
-    Match,
-    Member,
-    NullMatch,
-    Study,
-    Token,
-)
+from seedscope.engine.contract.schema import RULE_COLUMN, SCHEMA_VERSION, TRIGGERS
+from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Match, NullMatch
+from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
+from seedscope.engine.matching.rows import add_anchor_pairs
 from seedscope.engine.store.database import Writer
-from seedscope.engine.studies.rows import add_anchor_pairs, add_row, row_keys
+from seedscope.engine.store.rows import add_row, row_keys
 
 N_MEMBERS, D_SAE, N_NULL = 96, 16_384, 2048
 COSINES = "each feature's cosines are Beta(2, 2) plus normal noise of 0.1, cut to [-1, 1]"

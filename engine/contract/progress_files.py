@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+PROGRESS_VARIABLE = (
+    "SEEDSCOPE_PROGRESS"  # environment: a file in which running commands keep their StageProgress, as JSON
+)
 MOST_MEMBERS = 32  # whose values are told; of more, evenly spaced ones
 PATTERN = "training.*.json"  # names of the files
 
@@ -41,3 +44,14 @@ class Curves:
     def file(self) -> str:
         """Name of its file."""
         return f"training.{self.study}.{self.ensemble}.json"
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far the stage is that a command works on."""
+
+    stage: str
+    unit: str  # of done and total
+    done: int
+    total: int | None  # None before the first report
+    rate: float  # units per second since the stage began

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
-from seedscope.engine.contract.schema import Ensemble
+from seedscope.engine.contract.tables.study import Ensemble
 
 _BLOCK = re.compile(r"(.*?)(\d+)(\D*)")  # the last number of a hook point is its layer
 _NAMES = {"n_tokens": "tokens"}

@@ -20,14 +20,10 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from seedscope.engine.contract.environment import KEY, OPENAI_KEY
 from seedscope.engine.explanations.answer_log import Answer, Answers, Usage
 from seedscope.engine.explanations.prompts import PROMPT_VERSION, Message, ask_again
 
-KEY, OPENAI_KEY = "SEEDSCOPE_LLM_KEY", "OPENAI_API_KEY"
-URL, MODEL = (
-    "SEEDSCOPE_LLM_URL",
-    "SEEDSCOPE_LLM_MODEL",
-)  # environment: the server and the model where no others are named
 NOT_ASKED = "not asked: "  # how the reason of a question begins that was never put
 OPENAI_HOST = "api.openai.com"
 SHORTEST_KEY = 8  # characters; shorter ones are the "none" and "EMPTY" of local servers, and words of answers too

@@ -4,33 +4,10 @@ A context is a run of at most LENGTH tokens. A feature's contexts come from two 
 the first half, scores are taken on the second.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-
-LENGTH = 16  # tokens of a context
-N_CONTEXTS = 50  # active and as many silent ones per feature and half, at most
-HALVES = ("shown", "scored")
-KINDS = (
-    "active",
-    "near miss",
-    "silent",
-)  # near miss: silent, though it holds tokens that set the feature off elsewhere
-
-
-class Examples(NamedTuple):
-    """Contexts of one member's features: equally long columns, sorted by (feature, half, kind), drawn at random within."""
-
-    feature: np.ndarray  # int32
-    half: np.ndarray  # uint8, index into HALVES
-    kind: np.ndarray  # uint8, index into KINDS
-    start: np.ndarray  # int64, flat index of the first token into TokenSet.ids
-    length: np.ndarray  # uint8, tokens, 1 .. LENGTH
-    mask: np.ndarray  # uint16: bit i is set where the feature is active on token i; 0 where silent
-    peak: np.ndarray  # float32, the largest activation (a_i ||d_i||); 0 where silent
-    peak_at: np.ndarray  # uint8, the token it stands on
 
 
 class Score(NamedTuple):
@@ -98,11 +75,6 @@ def from_arrays(held: Mapping[str, np.ndarray]) -> list[Explanation]:
         Explanation(feature, explainer, text if has_text else None, tuple(scores[i]), failure or None)
         for i, (feature, explainer, text, has_text, failure) in enumerate(rows)
     ]
-
-
-def words(text: str) -> set[str]:
-    """What a text is found by: its runs of letters, digits and underscores, in lower case."""
-    return set(re.findall(r"\w+", text.lower()))
 
 
 def _texts(values: Iterable[str | None]) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.explanations.answer_log import Answers, Usage
 from seedscope.engine.explanations.chat import Asker, Prices, Question, Server
-from seedscope.engine.explanations.explanation import HALVES, KINDS, N_CONTEXTS, Examples, Explanation, Score
+from seedscope.engine.explanations.explanation import Explanation, Score
 from seedscope.engine.explanations.prompts import (
     ask_detection,
     ask_explanation,
@@ -31,6 +31,7 @@ from seedscope.engine.explanations.prompts import (
     read_fuzzing,
 )
 from seedscope.engine.explanations.scoring import score
+from seedscope.engine.features.examples import HALVES, KINDS, N_CONTEXTS, Examples
 from seedscope.engine.progress import Progress, Report
 
 T = TypeVar("T")

@@ -17,13 +17,14 @@ from seedscope.engine.explanations import rule_search
 from seedscope.engine.explanations.answer_log import Answers
 from seedscope.engine.explanations.chat import NOT_ASKED, Prices, Refused, Server
 from seedscope.engine.explanations.conditions import Reading
-from seedscope.engine.explanations.explanation import HALVES, KINDS, Examples, Explanation, as_arrays, from_arrays
+from seedscope.engine.explanations.explanation import Explanation, as_arrays, from_arrays
 from seedscope.engine.explanations.language_model import NO_CONTEXT, Estimate, Plan, estimate, explain_with
+from seedscope.engine.features.examples import HALVES, KINDS, Examples
 from seedscope.engine.matching.buckets import judge
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
+from seedscope.engine.store.evaluation import Evaluation, measured_from, read_evaluation
 from seedscope.engine.store.parts import VERSION, Part, Parts
-from seedscope.engine.studies.evaluator import Evaluation, measured_from, read_evaluation
 
 ANALYSIS = "explain"
 ANSWERS = "answers.jsonl"  # of language models, in the study's folder: what was paid for

@@ -13,9 +13,10 @@ import numpy as np
 
 from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.explanations.conditions import Reading
-from seedscope.engine.explanations.explanation import HALVES, LENGTH, Examples, Explanation
+from seedscope.engine.explanations.explanation import Explanation
 from seedscope.engine.explanations.rules import BEFORE, HERE, PLACE, PLACES, Atom, Rule, sentence
 from seedscope.engine.explanations.scoring import score
+from seedscope.engine.features.examples import HALVES, LENGTH, Examples
 
 NAME = "token rule"
 VERSION = 2  # of the language and the search: what older ones found is searched again

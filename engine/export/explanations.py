@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seedscope.engine.activations.tokens import PADDING, TokenSet
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables import explanations as tables
+from seedscope.engine.contract.tables.study import Ensemble, TokenWindow
 from seedscope.engine.explanations.exchange.records import Scored
-from seedscope.engine.explanations.explanation import HALVES, Examples, Explanation, Score
+from seedscope.engine.explanations.explanation import Explanation, Score
 from seedscope.engine.export.open_study import Opened
+from seedscope.engine.features.examples import HALVES, Examples
 
 BATCH = 1024  # features in memory at a time, with 100 contexts each: 300 MB as records
 OF_SCORE = ("kind", "value", "shuffled", "shuffled_p95", "n_active", "n_silent", "failure")
@@ -22,18 +24,18 @@ class Batch(NamedTuple):
     scored: Scored | None  # None where no context is known
 
 
-def batches(study: Opened, row: schema.Ensemble, seed: int) -> Iterator[Batch]:
+def batches(study: Opened, row: Ensemble, seed: int) -> Iterator[Batch]:
     """One member's explanations, BATCH features at a time; none of features without any."""
     tokens, texts = window_tokens(study), study.texts.to_pylist()
     for first in range(0, row.d_sae, BATCH):
         where = {"ensemble": row.ensemble, "seed": seed, "feature": range(first, first + BATCH)}
         scores: dict[tuple[int, str], list[Score]] = {}
-        for held in study.store.table(schema.Score, **where).to_pylist():
+        for held in study.store.table(tables.Score, **where).to_pylist():
             said = np.array(held["said"], np.int8)
             found = Score(**{name: held[name] for name in OF_SCORE}, said=said)
             scores.setdefault((held["feature"], held["explainer"]), []).append(found)
         explanations: dict[int, list[Explanation]] = {}
-        for held in study.store.table(schema.Explanation, **where).to_pylist():
+        for held in study.store.table(tables.Explanation, **where).to_pylist():
             feature, explainer = held["feature"], held["explainer"]
             mine = tuple(scores.get((feature, explainer), ()))
             explanations.setdefault(feature, []).append(
@@ -45,7 +47,7 @@ def batches(study: Opened, row: schema.Ensemble, seed: int) -> Iterator[Batch]:
 
 def window_tokens(study: Opened) -> TokenSet | None:
     """The evaluation tokens as the store has them; None where it has none."""
-    held = study.store.table(schema.TokenWindow)
+    held = study.store.table(TokenWindow)
     if not len(held):
         return None
     ids = np.full((len(held), study.study.n_ctx), PADDING, np.int32)
@@ -54,32 +56,30 @@ def window_tokens(study: Opened) -> TokenSet | None:
     return TokenSet(ids, held["document"].to_numpy(), held["start"].to_numpy(), [], None)
 
 
-def explanation_lists(
-    study: Opened, row: schema.Ensemble, seed: int, features: range
-) -> dict[int, list[dict[str, Any]]]:
+def explanation_lists(study: Opened, row: Ensemble, seed: int, features: range) -> dict[int, list[dict[str, Any]]]:
     """{feature: its `explanations` as the pages' JSON names them}; features without any are left out."""
     where = {"ensemble": row.ensemble, "seed": seed, "feature": features}
     scores: dict[tuple[int, str], list[dict[str, Any]]] = {}
     names = ["feature", "explainer", *OF_SCORE]
-    for held in study.store.table(schema.Score, names, **where).to_pylist():
+    for held in study.store.table(tables.Score, names, **where).to_pylist():
         scores.setdefault((held.pop("feature"), held.pop("explainer")), []).append(held)
     found: dict[int, list[dict[str, Any]]] = {}
     names = ["feature", "explainer", "text", "failure"]
-    for held in study.store.table(schema.Explanation, names, **where).to_pylist():
+    for held in study.store.table(tables.Explanation, names, **where).to_pylist():
         feature = held.pop("feature")
         found.setdefault(feature, []).append(held | {"scores": scores.get((feature, held["explainer"]), [])})
     return found
 
 
-def is_explained(study: Opened, row: schema.Ensemble) -> bool:
+def is_explained(study: Opened, row: Ensemble) -> bool:
     """Whether anybody said anything of an ensemble's features."""
     where = [{"ensemble": row.ensemble, "seed": member.seed} for member in study.members[row.ensemble]]
-    return any(study.store.table(schema.Explanation, ["feature"], **each).num_rows for each in where)
+    return any(study.store.table(tables.Explanation, ["feature"], **each).num_rows for each in where)
 
 
 def _examples(study: Opened, where: dict[str, Any]) -> Examples:
     """The scored contexts of some features, in the order of their answers; of activations it is known where, not how strong."""
-    held = study.store.table(schema.Scored, **where)
+    held = study.store.table(tables.Scored, **where)
     sizes = held["kinds"].combine_chunks().value_lengths().to_numpy()
     kinds, windows, offsets, lengths, masks = (
         held[name].combine_chunks().flatten().to_numpy() for name in ("kinds", "windows", "offsets", "lengths", "masks")

@@ -10,7 +10,9 @@ from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import RULE_COLUMN
 from seedscope.engine.contract.stability import buckets, count_matches, is_match, score
 from seedscope.engine.contract.tables import training
+from seedscope.engine.contract.tables.features import Logit, NullMatch
 from seedscope.engine.contract.tables.spans import first_energies
+from seedscope.engine.contract.tables.study import Ensemble
 from seedscope.engine.export.explanations import is_explained
 from seedscope.engine.export.open_study import Opened, Part
 
@@ -36,13 +38,13 @@ class ByChance(NamedTuple):
     p999: dict[str, float]  # 99.9th percentile of the best cosine
 
 
-def by_chance(study: Opened, ensemble: schema.Ensemble) -> ByChance:
+def by_chance(study: Opened, ensemble: Ensemble) -> ByChance:
     """Both figures of every null of an ensemble; one null's cosines are in memory at a time."""
     where = {"ensemble": ensemble.ensemble, "seed": study.members[ensemble.ensemble][0].seed}
-    kinds = study.store.table(schema.NullMatch, ["kind"], **where)["kind"].unique().to_pylist()
+    kinds = study.store.table(NullMatch, ["kind"], **where)["kind"].unique().to_pylist()
     rate, p999 = {}, {}
     for kind in sorted(kinds):
-        held = study.store.table(schema.NullMatch, ["cosines"], ensemble=ensemble.ensemble, kind=kind)
+        held = study.store.table(NullMatch, ["cosines"], ensemble=ensemble.ensemble, kind=kind)
         cosines = matrix(held["cosines"])
         rate[kind] = float(is_match(cosines, ensemble.theta).mean())
         p999[kind] = float(np.quantile(cosines, 0.999))
@@ -140,7 +142,7 @@ def comparison_keys(part: Part) -> dict[str, pa.Array]:
 def logit_lists(study: Opened, part: Part) -> dict[int, dict[str, list[dict[str, Any]]]]:
     """{feature: its `positive_logits` and `negative_logits`, the strongest first}; features without any are left out."""
     where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
-    held = study.store.table(schema.Logit, ["feature", "sign", "token", "logit"], **where)
+    held = study.store.table(Logit, ["feature", "sign", "token", "logit"], **where)
     texts = study.texts.take(held["token"].combine_chunks()).to_pylist()
     found: dict[int, dict[str, list[dict[str, Any]]]] = {}
     for row, text in zip(held.to_pylist(), texts, strict=True):
@@ -151,7 +153,7 @@ def logit_lists(study: Opened, part: Part) -> dict[int, dict[str, list[dict[str,
     return found
 
 
-def missing(study: Opened, ensemble: schema.Ensemble) -> list[dict[str, str]]:
+def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     """Which fields are null throughout an ensemble, and what computes them."""
     command, blind = f"seedscope analyze {study.study.study} --only", study.study.causal is False
     undefined = f"undefined: in {study.study.model} every token sees the tokens after it"
@@ -178,7 +180,7 @@ def missing(study: Opened, ensemble: schema.Ensemble) -> list[dict[str, str]]:
         none = "undefined: no members were kept along its training, or it was trained elsewhere"
         found["trajectory"] = f"{command} trajectory" if kept and ensemble.n_members > 1 else none
     first = study.members[ensemble.ensemble][0].seed
-    if not study.store.table(schema.Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
+    if not study.store.table(Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
         width = "the hook point does not have the residual stream's width"
         needs = undefined if blind else f"{command} activity" if "activity" not in ensemble.computed else width
         found |= dict.fromkeys(("positive_logits", "negative_logits"), needs)

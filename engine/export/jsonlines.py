@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.features import Feature, NullMatch, Pair
+from seedscope.engine.contract.tables.study import Ensemble, Member
 from seedscope.engine.export.explanations import explanation_lists, is_explained
 from seedscope.engine.export.features import (
     ByChance,
@@ -57,7 +58,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     (folder / "tables.json").write_text(json.dumps(tables, allow_nan=False))
     done = 0
 
-    def features(row: schema.Ensemble) -> Iterator[dict[str, Any]]:
+    def features(row: Ensemble) -> Iterator[dict[str, Any]]:
         nonlocal done
         chance, explained = by_chance(study, row), is_explained(study, row)
         for member in study.members[row.ensemble]:
@@ -67,7 +68,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
             done += 1
             report(done, study.n_members)
 
-    def rows_of(table: type, row: schema.Ensemble) -> Iterator[dict[str, Any]]:
+    def rows_of(table: type, row: Ensemble) -> Iterator[dict[str, Any]]:
         for member in study.members[row.ensemble]:
             yield from study.store.table(table, ensemble=row.ensemble, seed=member.seed).to_pylist()
 
@@ -75,7 +76,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         head = {"study": study.study.study, "ensemble": row.ensemble, "digest": row.digest}
         lacks = {"missing": missing(study, row)}
         _write_lines(folder, "features", row.ensemble, head | lacks, features(row))
-        for name, table in (("pairs", schema.Pair), ("nulls", schema.NullMatch)):
+        for name, table in (("pairs", Pair), ("nulls", NullMatch)):
             _write_lines(folder, name, row.ensemble, head, rows_of(table, row))
     return {"SAEs": "JSON cannot hold them; --format parquet or saelens does"}
 
@@ -135,9 +136,9 @@ def _ablation(
             "marginal_loss_nats": worth["worth_loss"], "loss_rank": place["worth_loss"]}  # fmt: skip
 
 
-def _worth_ranks(study: Opened, row: schema.Ensemble, member: schema.Member, column: str) -> np.ndarray:
+def _worth_ranks(study: Opened, row: Ensemble, member: Member, column: str) -> np.ndarray:
     """(d_sae,) 1-based rank of every feature's worth within its member, the largest first; empty if not computed."""
-    held = study.store.table(schema.Feature, [column], ensemble=row.ensemble, seed=member.seed)[column]
+    held = study.store.table(Feature, [column], ensemble=row.ensemble, seed=member.seed)[column]
     if held.null_count:
         return np.zeros(0, np.int64)
     worth = held.to_numpy()

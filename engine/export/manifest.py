@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from seedscope.engine.contract.files import write_whole
-from seedscope.engine.contract.schema import SCHEMA_VERSION, Ensemble
+from seedscope.engine.contract.schema import SCHEMA_VERSION
+from seedscope.engine.contract.tables.study import Ensemble
 from seedscope.engine.export.open_study import Opened, SaeFile, inside
 
 FILE = "manifest.json"

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.study import Ensemble, Study
 from seedscope.engine.explanations.exchange import neuronpedia as exchange
 from seedscope.engine.export.explanations import batches
 from seedscope.engine.export.features import by_chance, comparison_columns, feature_columns
@@ -64,23 +64,23 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     return failed | ({", ".join(without): "no activity was computed"} if without else {})
 
 
-def model_id(study: schema.Study) -> str:
+def model_id(study: Study) -> str:
     """The model's name as Neuronpedia writes names: lower case, digits and dashes."""
     return _slug((study.model or "unknown").rsplit("/", 1)[-1])
 
 
-def source_set(study: schema.Study, ensemble: schema.Ensemble) -> str:
+def source_set(study: Study, ensemble: Ensemble) -> str:
     """The set that holds an ensemble's members."""
     return f"{_slug(study.study)}-{_slug(ensemble.ensemble)}"
 
 
-def source_id(study: schema.Study, ensemble: schema.Ensemble, seed: int) -> str:
+def source_id(study: Study, ensemble: Ensemble, seed: int) -> str:
     """The source of one member; its layer is the first number in the hook point, 0 where there is none."""
     layer = re.search(r"\d+", ensemble.hookpoint or "0")
     return f"{layer[0] if layer else 0}-{source_set(study, ensemble)}__seed-{seed}"
 
 
-def _explanations(study: Opened, folder: Path, row: schema.Ensemble, seed: int) -> int:
+def _explanations(study: Opened, folder: Path, row: Ensemble, seed: int) -> int:
     """Write one member's explanations; returns how many are left out because they failed."""
     model, sources = model_id(study.study), {seed: source_id(study.study, row, seed)}
     n_failed = 0
@@ -98,7 +98,7 @@ def _slug(name: str) -> str:
 class _Source:
     """The files of one member, a new batch every BATCH features."""
 
-    def __init__(self, study: schema.Study, folder: Path, row: schema.Ensemble, seed: int) -> None:
+    def __init__(self, study: Study, folder: Path, row: Ensemble, seed: int) -> None:
         name = source_id(study, row, seed)
         self._folder = folder / model_id(study) / name
         for kind in _KINDS:
@@ -135,7 +135,7 @@ class _Source:
             )  # no time in it: the same bytes always
 
 
-def _about(study: schema.Study, row: schema.Ensemble, source: str) -> dict[str, dict[str, Any]]:
+def _about(study: Study, row: Ensemble, source: str) -> dict[str, dict[str, Any]]:
     """The one-line files of a source: what the importer must find in front of its features."""
     model, whole, by = model_id(study), source_set(study, row), {"creatorId": CREATOR}
     told = (

@@ -10,10 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.names import name_problem
+from seedscope.engine.contract.published import CURRENT, published
+from seedscope.engine.contract.tables.features import Context, Feature, Match
+from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue
-from seedscope.engine.store.database import Reader, published
+from seedscope.engine.store.database import Reader
 
 CONTEXTS_EACH = 50  # that a feature has at most, near enough
 
@@ -31,8 +34,8 @@ class SaeFile(NamedTuple):
 class Part(NamedTuple):
     """Consecutive features of one member."""
 
-    ensemble: schema.Ensemble
-    member: schema.Member
+    ensemble: Ensemble
+    member: Member
     others: np.ndarray  # seeds of the comparisons, in the order of every list column
     features: pa.Table
     matches: pa.Table
@@ -55,17 +58,17 @@ class Opened:
     store: Reader
 
     @cached_property
-    def study(self) -> schema.Study:
-        return self.store.rows(schema.Study)[0]
+    def study(self) -> Study:
+        return self.store.rows(Study)[0]
 
     @cached_property
-    def ensembles(self) -> list[schema.Ensemble]:
-        return self.store.rows(schema.Ensemble)
+    def ensembles(self) -> list[Ensemble]:
+        return self.store.rows(Ensemble)
 
     @cached_property
-    def members(self) -> dict[str, list[schema.Member]]:
+    def members(self) -> dict[str, list[Member]]:
         """{ensemble: members in seed order}."""
-        return {row.ensemble: self.store.rows(schema.Member, ensemble=row.ensemble) for row in self.ensembles}
+        return {row.ensemble: self.store.rows(Member, ensemble=row.ensemble) for row in self.ensembles}
 
     @property
     def n_members(self) -> int:
@@ -74,30 +77,30 @@ class Opened:
     @cached_property
     def texts(self) -> pa.Array:
         """The text of every token id."""
-        held = self.store.table(schema.Token)
+        held = self.store.table(Token)
         texts = np.full(max(held["id"].to_pylist(), default=-1) + 1, "", object)
         texts[held["id"].to_numpy()] = held["text"].to_pylist()
         return pa.array(texts, pa.string())
 
     @cached_property
     def documents(self) -> dict[int, str]:
-        return {row.id: row.name for row in self.store.rows(schema.Document)}
+        return {row.id: row.name for row in self.store.rows(Document)}
 
-    def parts(self, ensemble: schema.Ensemble, member: schema.Member, *, n_rows: int) -> Iterator[Part]:
+    def parts(self, ensemble: Ensemble, member: Member, *, n_rows: int) -> Iterator[Part]:
         """A member's features in order, as many at a time as have about `n_rows` comparisons and contexts."""
         step = max(n_rows // (ensemble.n_comparisons + CONTEXTS_EACH), 1)
         others = [other.seed for other in self.members[ensemble.ensemble] if other != member]
         for first in range(0, ensemble.d_sae, step):
             where = {"ensemble": ensemble.ensemble, "seed": member.seed, "feature": range(first, first + step)}
-            features, matches = (self.store.table(table, **where) for table in (schema.Feature, schema.Match))
+            features, matches = (self.store.table(table, **where) for table in (Feature, Match))
             yield Part(ensemble, member, np.array(others, np.int32), features, matches)
 
     def contexts(self, part: Part) -> pa.Table:
         """The contexts of a part's features."""
         where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
-        return self.store.table(schema.Context, **where)
+        return self.store.table(Context, **where)
 
-    def saes(self, ensemble: schema.Ensemble) -> list[SaeFile]:
+    def saes(self, ensemble: Ensemble) -> list[SaeFile]:
         """The SAEs of an ensemble, in seed order."""
         return [
             SaeFile(ensemble.ensemble, m.seed, m.sae_digest, m.source, sae_file(ensemble.folder, m.seed))
@@ -144,11 +147,11 @@ def inside(path: str) -> PurePosixPath:
 def opened(root: Path, study: str) -> Iterator[Opened]:
     """The published study of a name; raises ValueError naming those there are, and what is wrong with this one."""
     folder = root / study
-    found = None if schema.name_problem(study) else published(folder)
+    found = None if name_problem(study) else published(folder)
     if found is None:
-        there = sorted(path.parent.name for path in root.glob(f"*/{schema.CURRENT}"))
-        there = [name for name in there if not schema.name_problem(name)]  # not what is being imported
-        if not schema.name_problem(study) and (folder / catalogue.FILE).is_file():
+        there = sorted(path.parent.name for path in root.glob(f"*/{CURRENT}"))
+        there = [name for name in there if not name_problem(name)]  # not what is being imported
+        if not name_problem(study) and (folder / catalogue.FILE).is_file():
             raise ValueError(f"study {study} has no results yet; compute them with: seedscope analyze {study}")
         raise ValueError(
             f"found no study {study!r} under {root}, there is {', '.join(there) or 'none; build one with: seedscope demo'}"

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.tables import pools, training
+from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Match, NullMatch, Pair
+from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
 from seedscope.engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns
 from seedscope.engine.export.open_study import Opened, Part, inside
 from seedscope.engine.export.sweeps import sweep_rows
@@ -27,12 +29,12 @@ from seedscope.engine.studies.synthetic import plan as synthetic
 
 FEATURES, MATCHES, CONTEXTS, CURVES = "features.parquet", "matches.parquet", "contexts.parquet", "curves.parquet"
 _NAMES = {
-    schema.Study: "study", schema.Ensemble: "ensembles", schema.Member: "members", schema.Pair: "pairs",
-    schema.NullMatch: "nulls", schema.Token: "tokens", schema.Document: "documents",
+    Study: "study", Ensemble: "ensembles", Member: "members", Pair: "pairs",
+    NullMatch: "nulls", Token: "tokens", Document: "documents",
 }  # fmt: skip
 # {kind of a curve: table}; in one file, where what a kind does not have is null.
 CURVE_TABLES = {
-    "ablation": schema.Ablation,
+    "ablation": Ablation,
     "subspace": schema.SpanCurve,
     "trajectory": training.AgreementPoint,
     "pool": pools.PoolPoint,
@@ -42,7 +44,7 @@ SWEEP = "sweep"  # the kind of curve that is of no table
 PLAIN = {
     table: f"{_NAMES.get(table, table.__name__.lower())}.parquet"
     for table in schema.TABLES
-    if table not in (schema.Feature, schema.Match, schema.Context, *CURVE_TABLES.values())
+    if table not in (Feature, Match, Context, *CURVE_TABLES.values())
 }
 N_ROWS = 2**18  # comparisons and contexts in memory at a time, and in a row group: up to 150 MB
 

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import RULE_COLUMN
+from seedscope.engine.contract.tables.features import Context, Feature, Match
+from seedscope.engine.contract.tables.study import Ensemble, Member, Study
 from seedscope.engine.export import manifest
 from seedscope.engine.export.features import COMPARISON, PARTNERS
 from seedscope.engine.export.open_study import sae_file
@@ -73,11 +75,11 @@ def _add_tables(writer: Writer, folder: Path, name: str, told: manifest.Manifest
     for table, file in PLAIN.items():
         for group in _groups(folder / file):
             columns = _columns(group, table)
-            if table is schema.Study:
+            if table is Study:
                 columns["study"] = [name]
-            if table is schema.Ensemble:
+            if table is Ensemble:
                 folders |= dict(zip(columns["ensemble"], columns["folder"], strict=True))
-            if table is schema.Member:
+            if table is Member:
                 wanted = zip(columns["ensemble"], columns["seed"], strict=True)
                 _require_saes([sae_file(folders[ensemble], int(seed)) for ensemble, seed in wanted], folder, told)
             writer.add(table, columns)
@@ -87,7 +89,7 @@ def _add_tables(writer: Writer, folder: Path, name: str, told: manifest.Manifest
                 writer.add(table, _columns(rows, table))
     for group in _groups(folder / CONTEXTS):
         held = group.drop_columns(["document"]).rename_columns({"document_id": "document"})
-        writer.add(schema.Context, _columns(held, schema.Context))
+        writer.add(Context, _columns(held, Context))
     with pq.ParquetFile(folder / FEATURES) as features, pq.ParquetFile(folder / MATCHES) as matches:
         for i in range(features.num_row_groups):
             _add_features(writer, features.read_row_group(i), matches.read_row_group(i))
@@ -119,11 +121,11 @@ def _add_features(writer: Writer, features: pa.Table, matches: pa.Table) -> None
     renamed = {name.replace("runner_up_cosine", "runner_up"): values for name, values in held.items()}
     found = Matches(other=none, gap=none, **renamed)
     cosines = {column: rule_cosine(rule, found) for rule, column in RULE_COLUMN.items()}
-    own = {column for column in schema.columns(schema.Feature) if column not in cosines}
-    writer.add(schema.Feature, _columns(features, schema.Feature, own) | cosines)
-    keys = _columns(features, schema.Match, {"ensemble", "seed", "feature"})
-    in_match = {column: held[name] for name, column in COMPARISON.items() if column in schema.columns(schema.Match)}
-    writer.add(schema.Match, keys | in_match)
+    own = {column for column in schema.columns(Feature) if column not in cosines}
+    writer.add(Feature, _columns(features, Feature, own) | cosines)
+    keys = _columns(features, Match, {"ensemble", "seed", "feature"})
+    in_match = {column: held[name] for name, column in COMPARISON.items() if column in schema.columns(Match)}
+    writer.add(Match, keys | in_match)
 
 
 def _groups(path: Path) -> Iterator[pa.Table]:

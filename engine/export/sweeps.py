@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from seedscope.engine.contract import schema
-from seedscope.engine.contract.schema import Feature, Member
 from seedscope.engine.contract.stability import BUCKETS, buckets, count_matches
 from seedscope.engine.contract.sweeps import factors
+from seedscope.engine.contract.tables.features import Feature
+from seedscope.engine.contract.tables.study import Ensemble, Member
 from seedscope.engine.export.open_study import Opened
 
 
@@ -35,7 +35,7 @@ def sweep_rows(study: Opened) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _shares(study: Opened, row: schema.Ensemble) -> dict[str, float | None]:
+def _shares(study: Opened, row: Ensemble) -> dict[str, float | None]:
     members = study.members[row.ensemble]
     held = [_of_member(study, row, member) for member in members]
     known: dict[str, list[float | None]] = {bucket: [one[bucket] for one in held] for bucket in BUCKETS}
@@ -51,7 +51,7 @@ def _shares(study: Opened, row: schema.Ensemble) -> dict[str, float | None]:
     return found
 
 
-def _of_member(study: Opened, row: schema.Ensemble, member: Member) -> dict[str, float]:
+def _of_member(study: Opened, row: Ensemble, member: Member) -> dict[str, float]:
     table = study.store.table(Feature, ["dead", "cosines"], ensemble=row.ensemble, seed=member.seed)
     cosines = table["cosines"].combine_chunks().flatten().to_numpy().reshape(len(table), row.n_comparisons)
     dead = np.array([value is True for value in table["dead"].to_pylist()])

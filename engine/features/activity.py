@@ -18,8 +18,7 @@ from scipy import sparse
 from torch import Tensor
 
 from seedscope.engine.activations.harvest import TokenSet
-from seedscope.engine.explanations.explanation import Examples
-from seedscope.engine.features.examples import ContextGrid
+from seedscope.engine.features.examples import ContextGrid, Examples
 from seedscope.engine.features.triggers import FIRST_TOKENS, Triggers, Vocabulary, count_pairs
 from seedscope.engine.saes.sae import SAE, Codes
 

@@ -6,16 +6,39 @@ they explained; a single document is cut in two by position.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from seedscope.engine.activations.tokens import PADDING, TokenSet
-from seedscope.engine.explanations.explanation import HALVES, KINDS, LENGTH, N_CONTEXTS, Examples
 from seedscope.engine.features.triggers import family
 
+LENGTH = 16  # tokens of a context
+N_CONTEXTS = 50  # active and as many silent ones per feature and half, at most
+HALVES = ("shown", "scored")
+KINDS = (
+    "active",
+    "near miss",
+    "silent",
+)  # near miss: silent, though it holds tokens that set the feature off elsewhere
 N_NEAR = N_CONTEXTS // 2  # silent contexts that are near misses, at most
 BEGINNING = 3  # characters that words alike begin with
 ACTIVE, NEAR_MISS, SILENT = range(len(KINDS))
+
+
+class Examples(NamedTuple):
+    """Contexts of one member's features: equally long columns, sorted by (feature, half, kind), drawn at random within."""
+
+    feature: np.ndarray  # int32
+    half: np.ndarray  # uint8, index into HALVES
+    kind: np.ndarray  # uint8, index into KINDS
+    start: np.ndarray  # int64, flat index of the first token into TokenSet.ids
+    length: np.ndarray  # uint8, tokens, 1 .. LENGTH
+    mask: np.ndarray  # uint16: bit i is set where the feature is active on token i; 0 where silent
+    peak: np.ndarray  # float32, the largest activation (a_i ||d_i||); 0 where silent
+    peak_at: np.ndarray  # uint8, the token it stands on
+
+
 EMPTY = Examples(
     *(np.zeros(0, kind) for kind in (np.int32, np.uint8, np.uint8, np.int64, np.uint8, np.uint16, np.float32, np.uint8))
 )

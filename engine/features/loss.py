@@ -20,6 +20,9 @@ from seedscope.engine.activations.tokens import PADDING, TokenSet
 from seedscope.engine.features.ablation import spread
 from seedscope.engine.saes.sae import SAE, Codes
 
+LOSS_TOKENS = 4096  # that spliced losses are measured on: windows of the evaluation tokens, drawn at random
+
+
 WINDOWS_AT_ONCE = 8
 LONG = 3e13  # multiply-adds on a CPU that a loss takes unasked at most: minutes on two cores
 

@@ -10,8 +10,8 @@ from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, WINDOWS, LiveAnsw
 from seedscope.engine.features.loss import exact_loss
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
+from seedscope.engine.store.evaluation import measured_from, read_evaluation
 from seedscope.engine.store.parts import Parts
-from seedscope.engine.studies.evaluator import measured_from, read_evaluation
 
 
 def find_windows(study: Path, query: LiveQuery) -> TokenSet:

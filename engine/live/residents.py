@@ -10,44 +10,31 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from seedscope.engine.activations.model_files import local_folder, n_parameters, weight_files
-from seedscope.engine.contract.queries import MAX_K, SPACES, LiveAnswer, LiveQuery
-from seedscope.engine.contract.schema import NAME_PATTERN, PAIR_RULES
-from seedscope.engine.geometry import projection
-from seedscope.engine.live import exact_loss, text
-from seedscope.engine.matching.cuda import choice, named_device
+from seedscope.engine.contract.names import NAME_PATTERN
+from seedscope.engine.contract.published import published
+from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
+from seedscope.engine.contract.schema import PAIR_RULES
+from seedscope.engine.geometry.projection import Spans
+from seedscope.engine.live import exact_loss, projection, text
+from seedscope.engine.live.neighbours import Resident, _check, _check_ensemble, _check_neighbours, neighbours
+from seedscope.engine.live.projection import answer_feature, spans_of
+from seedscope.engine.machine import named_device
+from seedscope.engine.matching.cuda import choice
 from seedscope.engine.matching.match import PairMatches, dictionaries, match_pair
 from seedscope.engine.saes import sae
-from seedscope.engine.store import database
 
-BLOCK = 2048  # rows multiplied at once on a CPU; 32 queries with a whole member of 16,384 take MKL 40 % longer
-GROUP = 32  # features that share one maximum in the search for the k largest
-SCORES = {"cpu": 2**19, "cuda": 2**28}  # that exist at once: what stays in a CPU's cache, what a GPU can spare
 N_PAIRS = 16  # matched pairs that are kept: another rule or the other direction then costs nothing
 T = TypeVar("T")
-
-
-class Resident(NamedTuple):
-    """Unit rows of all members of an ensemble, one member below the other; rows without a direction are zero."""
-
-    seeds: tuple[int, ...]
-    rows: Float[Tensor, "features d_in"]
-    without: Int[np.ndarray, " some"]  # rows that have no direction, ascending
-
-    @property
-    def d_sae(self) -> int:
-        return len(self.rows) // len(self.seeds)
 
 
 class Held(NamedTuple):
@@ -72,10 +59,10 @@ class Residents:
         """Name of the published store that the query's study has now; raises ValueError where there is none."""
         if not re.fullmatch(NAME_PATTERN, query.study):
             raise ValueError(f"study is {query.study!r:.80}, expected {NAME_PATTERN}")
-        published = database.published(self._root / query.study)
-        if published is None:
+        store = published(self._root / query.study)
+        if store is None:
             raise ValueError(f"found no published study {query.study!r}")
-        return published[0]
+        return store[0]
 
     def answer(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         """One answer per query, all of one shared_key; what is wrong with a query stands in its own answer."""
@@ -222,9 +209,9 @@ class Residents:
             spans = self._hold(
                 (name, query.study, query.folder, query.seeds, self.version(query), query.by, asked, query.rows),
                 lambda: 4 * len(asked) * resident.rows.shape[1] ** 2,
-                lambda: projection.spans_of(query, *resident),
+                lambda: spans_of(query, *resident),
             )
-            return [projection.answer_feature(query, *resident, spans)]
+            return [answer_feature(query, *resident, spans)]
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")]
 
@@ -276,113 +263,6 @@ class Residents:
         return held[seeds.index(query.seed)], held[2].gap if assign and held[2] else None
 
 
-def neighbours(resident: Resident, queries: list[LiveQuery]) -> list[LiveAnswer]:
-    """The k nearest features of every query's feature, in each of its members, from one read of the members asked for.
-
-    Cost: the bytes of those members' rows at memory bandwidth while few queries share the read, 2 d_in FLOPs per row and
-    query where many do. The queries must be valid.
-    """
-    rows, d_sae = resident.rows, resident.d_sae
-    place = {seed: member for member, seed in enumerate(resident.seeds)}
-    anchors = np.array([place[query.seed] * d_sae + query.feature for query in queries])
-    columns = rows[torch.from_numpy(anchors).to(rows.device)]
-    if len(queries) == 1 and not rows.is_cuda:
-        columns = columns.repeat(2, 1)  # MKL multiplies with two columns at memory bandwidth, with one on one core
-    absolute = torch.tensor([query.absolute for query in queries], device=rows.device).expand(len(columns))
-    depth = min(max(query.k for query in queries), d_sae)
-    wanted = sorted({place[seed] for query in queries for seed in query.members or resident.seeds})
-    at_once = max(SCORES[rows.device.type] // (d_sae * len(columns)), 1)
-    scores = rows.new_empty(min(at_once, len(wanted)) * d_sae, len(columns))
-    parts = []
-    for run in _runs(wanted, at_once):
-        first, last = run[0] * d_sae, (run[-1] + 1) * d_sae
-        _multiply(rows[first:last], columns, scores[: last - first])
-        hidden = resident.without[slice(*np.searchsorted(resident.without, (first, last)))] - first
-        parts.append(_nearest(scores[: last - first], absolute, hidden, anchors - first, d_sae, depth))
-    feature, cosine, key = (np.concatenate(part)[:, :, : len(queries)] for part in zip(*parts, strict=True))
-    order = np.lexsort((feature, -key), axis=1)
-    feature, cosine, key = (np.take_along_axis(part, order, 1) for part in (feature, cosine, key))
-    answers = []
-    for i, query in enumerate(queries):
-        seeds = query.members or resident.seeds
-        at = np.searchsorted(wanted, [place[seed] for seed in seeds])
-        there = np.isfinite(key[at, : query.k, i])
-        arrays = {
-            "seed": np.broadcast_to(np.array(seeds, np.int32)[:, None], there.shape)[there],
-            "feature": feature[at, : query.k, i][there].astype(np.int32),
-            "cosine": cosine[at, : query.k, i][there].clip(-1, 1),
-        }
-        answers.append(LiveAnswer(arrays))
-    return answers
-
-
-def _multiply(rows: Tensor, columns: Tensor, out: Tensor) -> None:
-    """rows @ columns.T into `out`; on a CPU block by block."""
-    block = len(rows) if rows.is_cuda else BLOCK
-    for first in range(0, len(rows), block):
-        torch.mm(rows[first : first + block], columns.T, out=out[first : first + block])
-
-
-def _nearest(
-    scores: Tensor, absolute: Tensor, hidden: np.ndarray, anchors: np.ndarray, d_sae: int, depth: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(feature, cosine, key) of the `depth` largest keys of every member and query, each (members, depth, queries).
-
-    `scores` (members * d_sae, queries) may be overwritten. Hidden rows and every query's own anchor have the key -inf.
-    """
-    keys = torch.where(absolute, scores.abs(), scores) if absolute.any() else scores
-    if len(hidden):
-        keys[torch.from_numpy(hidden)] = -torch.inf
-    own = np.flatnonzero((anchors >= 0) & (anchors < len(keys)))
-    if len(own):
-        keys[torch.from_numpy(anchors[own]), torch.from_numpy(own)] = -torch.inf
-    keys, scores = (tensor.unflatten(0, (-1, d_sae)) for tensor in (keys, scores))
-    if d_sae % GROUP or d_sae < 4 * depth * GROUP:
-        largest, at = keys.topk(depth, dim=1)
-    else:
-        groups = keys.unflatten(1, (-1, GROUP)).amax(2).topk(depth, dim=1, sorted=False).indices
-        inside = groups[:, :, None] * GROUP + torch.arange(GROUP, device=keys.device)[:, None]
-        inside = inside.flatten(1, 2)
-        largest, at = keys.gather(1, inside).topk(depth, dim=1)
-        at = inside.gather(1, at)
-    return tuple(tensor.cpu().numpy() for tensor in (at, scores.gather(1, at), largest))
-
-
-def _runs(members: list[int], longest: int) -> Iterator[list[int]]:
-    """Ascending members cut into runs of neighbours."""
-    run: list[int] = []
-    for member in members:
-        if run and (member != run[-1] + 1 or len(run) == longest):
-            yield run
-            run = []
-        run.append(member)
-    yield run
-
-
-def _check(name: str, found: object, fits: bool, expected: str) -> None:
-    if not fits:
-        raise ValueError(f"{name} is {found!r:.80}, expected {expected}")
-
-
-def _check_ensemble(query: LiveQuery) -> None:
-    _check("seeds", query.seeds, len(query.seeds) == len(set(query.seeds)) > 0, "at least one, each once")
-    _check("by", query.by, query.by in SPACES, " or ".join(SPACES))
-
-
-def _check_neighbours(query: LiveQuery, resident: Resident) -> None:
-    seeds, expected = resident.seeds, f"one of {', '.join(map(str, resident.seeds)):.200}"
-    for seed in (query.seed, *query.members):
-        _check("seed", seed, seed in seeds, expected)
-    _check("members", query.members, len(query.members) == len(set(query.members)), "each seed once")
-    _check("k", query.k, 1 <= query.k <= MAX_K, f"1 to {MAX_K}")
-    _check("feature", query.feature, 0 <= query.feature < resident.d_sae, f"0 to {resident.d_sae - 1}")
-    row = seeds.index(query.seed) * resident.d_sae + query.feature
-    if row in resident.without:
-        raise ValueError(
-            f"feature {query.feature} of seed {query.seed} has no direction: its row is zero or not finite"
-        )
-
-
 def _n_bytes(file: Path, tensor: str) -> int:
     """What a tensor of a file takes in float32."""
     with safe_open(file, "pt") as opened:
@@ -395,10 +275,10 @@ def _model_bytes(path: str) -> int:
     return 4 * n_parameters(weight_files(folder)) if folder else 0
 
 
-def _bytes_of(value: Resident | projection.Spans | text.Reader | sae.SAE) -> int:
+def _bytes_of(value: Resident | Spans | text.Reader | sae.SAE) -> int:
     if isinstance(value, Resident):
         return value.rows.nbytes
-    if isinstance(value, projection.Spans):
+    if isinstance(value, Spans):
         return sum(one.vectors.nbytes for one in value.bases)
     module = value.model.network if isinstance(value, text.Reader) else value
     return sum(parameter.nbytes for parameter in module.parameters())

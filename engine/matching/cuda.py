@@ -83,11 +83,6 @@ def best(a: Float[Tensor, "rows_a d_in"], b: Float[Tensor, "rows_b d_in"]) -> tu
     return (fused_best_cosines if choice(a.device)[0] == "fused" else best_cosines)(a, b)
 
 
-def named_device(name: str) -> torch.device:
-    """The device of a name; `auto` is the GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
 @cache
 def choice(device: torch.device) -> tuple[str, str]:
     """Name of the kernel for a device, "plain" or "fused", and the reason in words."""

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from seedscope.engine.matching.kernels import topk
 from seedscope.engine.saes.convention import MORE_TENSORS, TENSORS, Convention
+from seedscope.engine.saes.topk import topk
 
 DENSE = 2**25  # pre-activations that exist at once while encoding, 128 MiB; with all that is made of them up to 2 GiB
 LAYER_NORM_EPS = 1e-5

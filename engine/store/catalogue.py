@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from seedscope.engine.contract.files import write_whole
-from seedscope.engine.contract.schema import name_problem
+from seedscope.engine.contract.names import name_problem
 from seedscope.engine.contract.stability import EPSILON, THETA
 
 FILE = "study.json"

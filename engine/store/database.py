@@ -14,8 +14,11 @@ import pyarrow as pa
 
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.published import CURRENT, published
 from seedscope.engine.contract.stability import count_on_grid
 from seedscope.engine.contract.tables import pools, synthetic
+from seedscope.engine.contract.tables.features import Ablation, Feature, Pair
+from seedscope.engine.contract.tables.study import Ensemble, Member
 
 BATCH_ROWS = 65_536
 MEMORY_LIMIT = "4GB"  # of what DuckDB holds before it writes to the file
@@ -25,11 +28,11 @@ HEADERS = 3 * 4096  # bytes of a DuckDB file in front of its blocks
 _ARROW = {int: pa.int32(), float: pa.float32(), bool: pa.bool_(), str: pa.string()}
 _SQL = {int: "INTEGER", float: "FLOAT", bool: "BOOLEAN", str: "VARCHAR"}
 # Sums over tokens and settings keep their digits; cosines and activations are float32 as computed.
-_DOUBLE = {(schema.Ensemble, "lr"), (schema.Ensemble, "theta"), (schema.Ensemble, "epsilon"), (schema.Member, "ev"),
-           (schema.Member, "l0"), (schema.Ablation, "ev"), (schema.Ablation, "ev_sd"), (schema.Feature, "density"),
-           (schema.Feature, "worth_ev"), (schema.Feature, "worth_loss"),
-           (schema.Member, "loss_own"), (schema.Member, "loss_spliced"), (schema.Member, "loss_zero"),
-           (schema.Ablation, "loss"), (schema.Ablation, "loss_sd"), (schema.Pair, "mean_cosine"), (schema.Pair, "gap"),
+_DOUBLE = {(Ensemble, "lr"), (Ensemble, "theta"), (Ensemble, "epsilon"), (Member, "ev"),
+           (Member, "l0"), (Ablation, "ev"), (Ablation, "ev_sd"), (Feature, "density"),
+           (Feature, "worth_ev"), (Feature, "worth_loss"),
+           (Member, "loss_own"), (Member, "loss_spliced"), (Member, "loss_zero"),
+           (Ablation, "loss"), (Ablation, "loss_sd"), (Pair, "mean_cosine"), (Pair, "gap"),
            (synthetic.Synthetic, "rate_free"), (synthetic.Synthetic, "rate_low"), (synthetic.TrueFeature, "rate"),
            (synthetic.PhaseCell, "rate_low"), (pools.FeaturePool, "theta"), (pools.PooledFeature, "density")}  # fmt: skip
 
@@ -192,18 +195,9 @@ def _sql_columns(table: type) -> dict[str, str]:
     return found
 
 
-def published(folder: Path) -> tuple[str, str] | None:
-    """(store file name, what it was built from) of a study folder, or None where nothing is published."""
-    try:
-        name, built_from = (folder / schema.CURRENT).read_text().splitlines()
-    except (FileNotFoundError, ValueError):
-        return None
-    return (name, built_from) if (folder / name).is_file() else None
-
-
 def _point_current(folder: Path, name: str, built_from: str) -> None:
     previous = published(folder)
-    write_whole(folder / schema.CURRENT, f"{name}\n{built_from}\n")
+    write_whole(folder / CURRENT, f"{name}\n{built_from}\n")
     keep = {name, previous[0] if previous else name}
     for store in folder.glob("study-*"):
         if store.name not in keep:

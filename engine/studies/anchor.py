@@ -17,7 +17,7 @@ from seedscope.engine.activations.documents import Document
 from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harvest, hook_module, tokenize, width
 from seedscope.engine.activations.outliers import find_outliers
 from seedscope.engine.contract.recipe import TrainConfig, Variant
-from seedscope.engine.matching.cuda import named_device
+from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes.encode import measure
 from seedscope.engine.saes.folding import AGREES, fold, largest_difference

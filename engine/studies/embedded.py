@@ -9,8 +9,8 @@ from pathlib import Path
 
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
-from seedscope.engine.studies.pools.build import Asked, pool_study
-from seedscope.engine.studies.run import CORE, run_file, run_study, run_synthetic
+from seedscope.engine.studies.pools.build import Asked
+from seedscope.engine.studies.run import CORE, pool_study, run_file, run_study, run_synthetic
 from seedscope.engine.studies.studyfile.read import read_study_file
 from seedscope.engine.studies.synthetic.plan import NAME as GROUND_TRUTH
 from seedscope.engine.studies.synthetic.plan import Plan

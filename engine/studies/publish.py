@@ -10,39 +10,37 @@ from pathlib import Path
 import numpy as np
 
 from seedscope.engine.activations.tokens import PADDING, load_tokens
-from seedscope.engine.contract.schema import ANALYSES, SCHEMA_VERSION, Document, Ensemble, Study, Token, TokenWindow
-from seedscope.engine.explanations.explanation import Examples, from_arrays
+from seedscope.engine.contract.schema import ANALYSES, SCHEMA_VERSION
+from seedscope.engine.contract.tables.study import Document, Ensemble, Study, Token, TokenWindow
+from seedscope.engine.explanations.explanation import from_arrays
 from seedscope.engine.explanations.of_study import ANALYSIS as RULES
 from seedscope.engine.explanations.of_study import IMPORTED, explanations
+from seedscope.engine.explanations.rows import add_explanations
 from seedscope.engine.features.ablation import Masking, Worth
 from seedscope.engine.features.activity import Activity, Contexts
+from seedscope.engine.features.examples import Examples
 from seedscope.engine.features.logits import Logits
 from seedscope.engine.features.loss import Losses, MaskedLoss
+from seedscope.engine.features.rows import add_ablation
 from seedscope.engine.features.triggers import Triggers
 from seedscope.engine.geometry.rows import ANALYSIS as SUBSPACES
 from seedscope.engine.geometry.rows import add_spans
 from seedscope.engine.matching.match import NULL_KINDS, Chance, Matches
+from seedscope.engine.matching.rows import add_null
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.database import Writer
+from seedscope.engine.store.evaluation import Evaluation, measured_from, read_evaluation
 from seedscope.engine.store.parts import VERSION, Part, Parts
-from seedscope.engine.studies.evaluator import Evaluation, measured_from, read_evaluation
+from seedscope.engine.store.rows import add_row
 from seedscope.engine.studies.pools.record import add_pool, current
-from seedscope.engine.studies.rows import (
-    add_ablation,
-    add_explanations,
-    add_member,
-    add_null,
-    add_pairs,
-    add_row,
-    dead_features,
-)
+from seedscope.engine.studies.rows import add_member, add_pairs, dead_features
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.rows import add_truth
+from seedscope.engine.training.rows import add_trajectory
 from seedscope.engine.training.snapshots import kept
 from seedscope.engine.training.trace import read as read_trace
 from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
-from seedscope.engine.training.trajectory import add_trajectory
 
 
 def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, total: None) -> Path:

@@ -4,35 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seedscope.engine.contract import schema
-from seedscope.engine.contract.schema import (
-    RULE_COLUMN,
-    RULES,
-    TRIGGERS,
-    Ablation,
-    Context,
-    Feature,
-    Logit,
-    Match,
-    Member,
-    NullMatch,
-    Pair,
-)
-from seedscope.engine.contract.stability import count_on_grid
-from seedscope.engine.explanations.explanation import HALVES, Examples, Explanation, Score, words
-from seedscope.engine.explanations.rule_search import NAME as TOKEN_RULE
-from seedscope.engine.features.ablation import Masking, Worth
-from seedscope.engine.features.activity import Activity, Contexts
+from seedscope.engine.contract.schema import RULE_COLUMN, RULES, TRIGGERS
+from seedscope.engine.contract.tables.features import Feature, Match
+from seedscope.engine.contract.tables.study import Member
+from seedscope.engine.explanations.explanation import Explanation
+from seedscope.engine.explanations.rows import _shown
+from seedscope.engine.features.ablation import Worth
+from seedscope.engine.features.activity import Activity
 from seedscope.engine.features.logits import Logits
-from seedscope.engine.features.loss import Losses, MaskedLoss
-from seedscope.engine.matching.match import Chance, Matches, rule_cosine
+from seedscope.engine.features.loss import Losses
+from seedscope.engine.features.rows import _add_contexts, _add_logits
+from seedscope.engine.matching.match import Matches, rule_cosine
+from seedscope.engine.matching.rows import add_anchor_pairs
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.database import Writer
-
-
-def add_row(writer: Writer, row: object) -> None:
-    """One dataclass row of any table."""
-    writer.add(type(row), {name: [value] for name, value in vars(row).items()})
+from seedscope.engine.store.rows import add_row, row_keys
 
 
 def add_member(
@@ -121,70 +107,6 @@ def dead_features(norms: np.ndarray, activity: Activity | None) -> np.ndarray:
     return (norms == 0) | (activity.n_active == 0) if activity else norms == 0
 
 
-def _shown(explanations: Sequence[Explanation], d_sae: int) -> dict[str, list]:
-    """The explanation of each feature that lists show, and its detection score: others come before token rules."""
-    found: dict[str, list] = {name: [None] * d_sae for name in ("explanation", "explainer", "score")}
-    for each in sorted(explanations, key=lambda each: (each.explainer != TOKEN_RULE, each.explainer)):
-        if each.text is not None:
-            detection = next((score.value for score in each.scores if score.kind == "detection"), None)
-            for name, value in (("explanation", each.text), ("explainer", each.explainer), ("score", detection)):
-                found[name][each.feature] = value
-    return found
-
-
-def add_explanations(
-    writer: Writer, ensemble: str, seed: int, explanations: Sequence[Explanation], examples: Examples | None, n_ctx: int
-) -> None:
-    """One member's explanations with their scores, the words they are found by, and the contexts they were scored on.
-
-    Without activity there are no contexts: then all explanations are of others.
-    """
-    found = sorted(explanations, key=lambda each: (each.feature, each.explainer))
-    columns = {name: [getattr(each, name) for each in found] for name in ("explainer", "text", "failure")}
-    writer.add(schema.Explanation, row_keys(ensemble, seed, np.array([each.feature for each in found])) | columns)
-    scores = [(each, score) for each in found for score in sorted(each.scores, key=lambda score: score.kind)]
-    if scores:
-        keys = row_keys(ensemble, seed, np.array([each.feature for each, _ in scores]))
-        named = {name: [getattr(score, name) for _, score in scores] for name in Score._fields}
-        writer.add(schema.Score, keys | {"explainer": [each.explainer for each, _ in scores]} | named)
-    pairs = sorted({(word, each.feature) for each in found if each.text for word in words(each.text)})
-    if pairs:
-        keys = row_keys(ensemble, seed, np.array([feature for _, feature in pairs]))
-        writer.add(schema.Word, keys | {"word": [word for word, _ in pairs]})
-    if examples is not None and len(scored := np.flatnonzero(examples.half == HALVES.index("scored"))):
-        features, first = np.unique(examples.feature[scored], return_index=True)
-        lists = {
-            "kinds": examples.kind, "windows": examples.start // n_ctx, "offsets": examples.start % n_ctx,
-            "lengths": examples.length, "masks": examples.mask,
-        }  # fmt: skip
-        split = {name: np.split(column[scored].astype(np.int32), first[1:]) for name, column in lists.items()}
-        writer.add(schema.Scored, row_keys(ensemble, seed, features) | split)
-
-
-def _add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None:
-    if not len(c.feature):
-        return
-    columns = {
-        "group": c.group,
-        "rank": c.rank,
-        "document": c.document,
-        "position": c.position,
-        "peak": c.peak,
-        "token_ids": [ids[:length] for ids, length in zip(c.token_ids, c.length, strict=True)],
-        "activations": [acts[:length] for acts, length in zip(c.activations, c.length, strict=True)],
-    }
-    writer.add(Context, row_keys(ensemble, seed, c.feature) | columns)
-
-
-def _add_logits(writer: Writer, ensemble: str, seed: int, logits: Logits) -> None:
-    for sign, ids, values in ((1, logits.positive_ids, logits.positive), (-1, logits.negative_ids, logits.negative)):
-        n_features, n = ids.shape
-        keys = row_keys(ensemble, seed, np.repeat(np.arange(n_features), n))
-        found = {"sign": np.full(n_features * n, sign), "rank": np.tile(np.arange(n), n_features),
-                 "token": np.ravel(ids), "logit": np.ravel(values)}  # fmt: skip
-        writer.add(Logit, keys | found)
-
-
 def add_pairs(
     writer: Writer,
     ensemble: str,
@@ -202,52 +124,3 @@ def add_pairs(
         if cosines.shape[-1]:
             gap = matches.gap if rule in ("hungarian", "both") else np.zeros(len(others))
             add_anchor_pairs(writer, ensemble, rule, seeds[index], others, cosines, dead, norms > 0, gap)
-
-
-def add_anchor_pairs(
-    writer: Writer,
-    ensemble: str,
-    rule: str,
-    seed: int,
-    others: list[int],
-    cosines: np.ndarray,
-    dead: np.ndarray,
-    directed: np.ndarray,
-    gap: np.ndarray,
-) -> None:
-    """One anchor's pairs under one rule; `cosines` is (d_sae, comparisons), NO_MATCH where the rule forms no pair."""
-    living = directed & ~dead
-    mine = np.ascontiguousarray(cosines.T)
-    paired = mine > schema.NO_MATCH
-    n = len(others)
-    columns = {
-        "seed": np.full(n, seed),
-        "other": others,
-        "n_anchors": np.full(n, directed.sum()),
-        "n_living": np.full(n, living.sum()),
-        "n_paired": paired.sum(1),
-        "mean_cosine": (mine * paired).sum(1, dtype=np.float64) / np.maximum(paired.sum(1), 1),
-        "gap": gap,
-        "matched": count_on_grid(mine[:, directed]),
-        "matched_living": count_on_grid(mine[:, living]),
-    }
-    writer.add(Pair, {"ensemble": ensemble, "rule": rule} | columns)
-
-
-def add_null(writer: Writer, ensemble: str, seed: int, kind: str, chance: Chance) -> None:
-    """What one null finds for one member; `chance.cosine` is (anchors, comparisons)."""
-    keys = row_keys(ensemble, seed, chance.feature)
-    writer.add(NullMatch, keys | {"kind": kind, "cosines": chance.cosine})
-
-
-def add_ablation(writer: Writer, ensemble: str, seed: int, maskings: list[Masking], losses: list[MaskedLoss]) -> None:
-    """Explained variance of one member under every kind and size of mask, with the loss where that was measured."""
-    found = {(each.mask, each.n_masked): each for each in losses}
-    for masking in maskings:
-        loss = found.get((masking.mask, masking.n_masked))
-        add_row(writer, Ablation(ensemble, seed, *masking, loss and loss.loss, loss and loss.loss_sd))
-
-
-def row_keys(ensemble: str, seed: int, feature: np.ndarray) -> dict[str, object]:
-    """The key columns of rows that belong to features of one member."""
-    return {"ensemble": ensemble, "seed": np.full(len(feature), seed), "feature": feature}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +15,21 @@ from seedscope.engine.activations.documents import Document, documents, split
 from seedscope.engine.activations.harvest import LanguageModel, TokenSet, load_model, tokenize
 from seedscope.engine.activations.model import randomised
 from seedscope.engine.contract.files import only_writer
+from seedscope.engine.contract.published import published
 from seedscope.engine.contract.recipe import StudyConfig, as_parameters
 from seedscope.engine.contract.schema import ANALYSES
+from seedscope.engine.contract.tables.pools import FeaturePool
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes.importers.hub import local
 from seedscope.engine.saes.importers.recognise import recognise
 from seedscope.engine.store import catalogue
+from seedscope.engine.store.database import Reader
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.anchor import anchor_ensemble
 from seedscope.engine.studies.import_ensemble import enrol
+from seedscope.engine.studies.pools.build import Asked, pool_ensemble
+from seedscope.engine.studies.pools.record import place
 from seedscope.engine.studies.publish import publish
 from seedscope.engine.studies.studyfile.read import AnchorPlan, ImportPlan, StudyFile, TrainPlan
 from seedscope.engine.studies.synthetic import plan as synthetic
@@ -229,3 +235,32 @@ def _files_digest(wanted: ImportPlan) -> str:
             files += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inside if p.is_file()]
     content = [files, wanted.format, wanted.seeds, wanted.hookpoint, wanted.shared_start, wanted.force]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def pool_study(
+    study: Path, name: str, asked: Asked | None = None, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Pool an ensemble of a study where the study keeps it, and publish it; at once where exactly that is done already.
+
+    Takes the study's lock. Raises ValueError as `pool_ensemble` does. A study without results is not published.
+    """
+    progress = progress or Progress()
+    with only_writer(study):
+        told = pool_ensemble(study, name, place(study, name), asked, progress=progress)
+        store = published(study)
+        if store is None:
+            progress.say(f"{name}: published with the study's results: seedscope analyze {study.name}")
+            return told
+        if not _shown(study / store[0], told):
+            with progress.stage("publishing", "members") as report:
+                publish(study, report=report)
+        return told
+
+
+def _shown(store: Path, told: dict[str, Any]) -> bool:
+    """Whether a store has this very pool."""
+    try:
+        with Reader(store) as held:
+            return told["digest"] in [row.sae_digest for row in held.rows(FeaturePool, ensemble=told["ensemble"])]
+    except ValueError:  # of another version
+        return False

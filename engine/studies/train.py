@@ -22,7 +22,7 @@ from seedscope.engine.activations.documents import Document
 from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harvest, tokenize
 from seedscope.engine.contract.progress_files import Curves
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
-from seedscope.engine.matching.cuda import named_device
+from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue

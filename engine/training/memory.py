@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from seedscope.engine.activations.model_files import GIB
 from seedscope.engine.contract.recipe import TrainConfig
+from seedscope.engine.machine import GIB
 from seedscope.engine.training.variants import RECIPES
 
 SAFETY = 0.9  # of what is free: others allocate as well

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from seedscope.engine.activations.model_files import GIB
+from seedscope.engine.machine import GIB
 from seedscope.engine.saes.sae import SAE
 
 ALONG, SPACE = "along", "space.safetensors"

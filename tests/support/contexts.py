@@ -3,7 +3,7 @@
 import numpy as np
 
 from seedscope.engine.activations.tokens import TokenSet
-from seedscope.engine.explanations.explanation import HALVES, KINDS, LENGTH, Examples
+from seedscope.engine.features.examples import HALVES, KINDS, LENGTH, Examples
 
 TEXTS = [" cat", " dog", " the", " a", " sat", " ran", " on", " mat", "\n", " <<", ">>", " é"]
 ID = {text.strip() or text: i for i, text in enumerate(TEXTS)}

@@ -16,7 +16,8 @@ from seedscope.app.figures.masking import CURVES, EV, LOSS, CurvePoint, Level, m
 from seedscope.app.routes.address import EnsembleName, Judgement, Plain, StudyName, judged_shares, open_ensemble
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.features import Ablation
+from seedscope.engine.contract.tables.study import Ensemble, Member, Study
 
 router = APIRouter()
 MASKS = MASK_LABEL | {mask: mask for mask in ("all stable", "all middle", "all unstable")}
@@ -84,8 +85,8 @@ class Side:
 class AblationPage:
     """`/s/{study}/{ensemble}/ablation`: what is lost when stable, unstable or any other features are masked."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     theta: float  # that the masks' buckets were judged by
     epsilon: float
     sentence: str
@@ -145,7 +146,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return None if not values or any(value is None for value in values) else fmean(values)
 
 
-def _mask_lines(rows: list[schema.Ablation]) -> list[MaskLine]:
+def _mask_lines(rows: list[Ablation]) -> list[MaskLine]:
     whole = {row.seed: row for row in rows if row.mask == "none"}
     lines = []
     for mask, label in MASKS.items():
@@ -184,19 +185,19 @@ class _Place:
     loss: list[float] | None
 
 
-def _places(rows: list[schema.Ablation]) -> list[_Place]:
+def _places(rows: list[Ablation]) -> list[_Place]:
     """The places of one kind's curve from one feature to all of them.
 
     Sizes differ between members, so that members are read at the same place of their own sizes, first to last; a small
     bucket has fewer sizes and is read between two of them.
     """
-    curves: dict[int, list[schema.Ablation]] = {}
+    curves: dict[int, list[Ablation]] = {}
     for row in rows:
         curves.setdefault(row.seed, []).append(row)
     n_places = max(map(len, curves.values()), default=0)
     measured = all(row.loss is not None for row in rows)
 
-    def read(of: Callable[[schema.Ablation], float]) -> np.ndarray:
+    def read(of: Callable[[Ablation], float]) -> np.ndarray:
         """(members, places)."""
         at = np.linspace(0, 1, n_places)
         return np.array(
@@ -226,7 +227,7 @@ def _curve_line(kind: str, place: _Place) -> CurveLine:
     )
 
 
-def _member_line(member: schema.Member) -> MemberLine:
+def _member_line(member: Member) -> MemberLine:
     own, spliced, zero = member.loss_own, member.loss_spliced, member.loss_zero
     known = own is not None and zero > own
     recovered = (zero - spliced) / (zero - own) if known else None
@@ -272,7 +273,7 @@ def _costs(line: MaskLine) -> str:
 # -- the control -------------------------------------------------------------------------------------------------
 
 
-def _sides(store: StudyStore, row: schema.Ensemble) -> list[Side]:
+def _sides(store: StudyStore, row: Ensemble) -> list[Side]:
     """The ensemble that was trained on the model and its controls; empty where this one has neither."""
     original = row.control_of if row.control_of in store.ensembles else row.ensemble
     controls = [each.ensemble for each in store.ensembles.values() if each.control_of == original]
@@ -292,7 +293,7 @@ def _side(store: StudyStore, name: str, *, is_control: bool) -> Side:
 
 
 def _figures(
-    n_tokens: int | None, rows: list[schema.Ablation], points: dict[str, list[_Place]], members: list[MemberLine]
+    n_tokens: int | None, rows: list[Ablation], points: dict[str, list[_Place]], members: list[MemberLine]
 ) -> list[Figure]:
     whole = [row for row in rows if row.mask == "none"]
     if not whole or not any(points.values()):

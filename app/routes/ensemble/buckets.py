@@ -16,7 +16,7 @@ from seedscope.app.store.compare import METRICS, Comparison
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 
@@ -50,8 +50,8 @@ class ScatterSummary:
 class BucketsPage:
     """`/s/{study}/{ensemble}/buckets`: metrics and trigger classes by bucket, and a metric against stability."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     theta: float
     epsilon: float
     rule: str
@@ -111,7 +111,7 @@ def buckets(
 
 
 def _scatter(
-    store: StudyStore, row: schema.Ensemble, judgement: BucketsQuery, metrics: list[str]
+    store: StudyStore, row: Ensemble, judgement: BucketsQuery, metrics: list[str]
 ) -> tuple[Figure, ScatterSummary]:
     metric = judgement.metric or metrics[0]
     lacking, analysis = store.missing(row.ensemble), METRICS[metric].analysis

@@ -19,7 +19,7 @@ from seedscope.app.store.missing import Missing
 from seedscope.app.store.scores import BucketScores, ScorePoint, by_bucket, by_stability
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.vocabulary import Contrast, WordLine
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 OPENAI = "openai:"  # in front of a language model's name
@@ -51,8 +51,8 @@ class Control:
 class ExplanationsPage:
     """`/s/{study}/{ensemble}/explanations`: what explanations score by bucket, and which words set buckets apart."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     theta: float
     epsilon: float
     rule: str
@@ -148,16 +148,14 @@ def _kind(asked: ExplanationsQuery, kinds: list[str]) -> str | None:
 
 
 def _scored(
-    store: StudyStore, row: schema.Ensemble, asked: ExplanationsQuery, explainer: str, kind: str
+    store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explainer: str, kind: str
 ) -> tuple[list[BucketScores], list[ScorePoint]]:
     found = store.explanations.scores(asked.query(row.ensemble), explainer, kind)
     seeds = [member.seed for member in store.members(row.ensemble)]
     return by_bucket(found), by_stability(found, seeds, row.n_comparisons)
 
 
-def _control(
-    store: StudyStore, row: schema.Ensemble, asked: ExplanationsQuery, explainer: str, kind: str
-) -> Control | None:
+def _control(store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explainer: str, kind: str) -> Control | None:
     """The random-weights control of an ensemble, or what an ensemble is the control of; None without the same scores there."""
     for name, other in store.ensembles.items():
         if row.ensemble not in (name, other.control_of) and row.control_of != name:
@@ -170,7 +168,7 @@ def _control(
 
 
 def _drawn(
-    row: schema.Ensemble, points: list[ScorePoint], control: Control | None, kind: str, buckets: list[BucketScores]
+    row: Ensemble, points: list[ScorePoint], control: Control | None, kind: str, buckets: list[BucketScores]
 ) -> Figure:
     ends = [point for point in points if point.mean is not None]
     first, last = ends[0], ends[-1]

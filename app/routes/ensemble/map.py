@@ -21,8 +21,8 @@ from seedscope.app.store.map import N_NEAR, Company, Places
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.spans import map_remark
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.stability import BUCKETS
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 LONGEST = 70  # characters of an explanation in a point's hover
@@ -32,8 +32,8 @@ LONGEST = 70  # characters of an explanation in a point's hover
 class MapPage:
     """`/s/{study}/{ensemble}/subspaces/map`: every feature that is drawn, with its place and whether the filter finds it."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     filter: dict[str, Any]
     theta: float
     epsilon: float
@@ -111,7 +111,7 @@ def _push(request: Request, asked: SpanFilter, base: str) -> str | None:
     return render.url(base if inside else f"{base}/map", **asked.parameters())
 
 
-def _columns(places: Places, row: schema.Ensemble) -> dict[str, list]:
+def _columns(places: Places, row: Ensemble) -> dict[str, list]:
     return {
         "seed": places.seed.tolist(),
         "feature": places.feature.tolist(),
@@ -124,7 +124,7 @@ def _columns(places: Places, row: schema.Ensemble) -> dict[str, list]:
 
 
 def _drawn(
-    store: StudyStore, row: schema.Ensemble, asked: SpanFilter, places: Places, company: list[Company], n_chosen: int | None
+    store: StudyStore, row: Ensemble, asked: SpanFilter, places: Places, company: list[Company], n_chosen: int | None
 ) -> Figure:  # fmt: skip
     columns = (places.seed, places.feature, places.bucket, places.n_matched)
     each = zip(*(column.tolist() for column in columns), places.token, places.explanation, strict=True)

@@ -18,10 +18,10 @@ from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, See
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.pairs import PairRows
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.queries import LiveQuery
 from seedscope.engine.contract.schema import NO_MATCH
 from seedscope.engine.contract.stability import is_match
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 _PAIRS = pa.schema(
@@ -103,8 +103,8 @@ class Shared:
 class MembersPage:
     """`/s/{study}/{ensemble}/members`: the matrix, and one pair where `a` and `b` are given."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     theta: float
     rule: str
     rules: list[str]
@@ -127,8 +127,8 @@ class MembersPage:
 class MatchPage:
     """`/s/{study}/{ensemble}/members/match`: a pair matched now by the live engine."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     theta: float
     rule: str
     absolute: bool
@@ -250,7 +250,7 @@ def _check_pair(store: StudyStore, ensemble: str, a: int, b: int) -> None:
     store.other(ensemble, a, b)
 
 
-def _price(row: schema.Ensemble) -> str:
+def _price(row: Ensemble) -> str:
     pairs = row.n_members * (row.n_members - 1) // 2
     return f"{pairs:,} pairs of {row.d_sae:,} × {row.d_sae:,} features"
 
@@ -260,9 +260,7 @@ def _judged(found: PairRows, asked: MembersQuery | MatchQuery) -> np.ndarray:
     return np.arange(len(found.cosine)) if asked.dead == "count" else np.flatnonzero(~found.dead)
 
 
-def _detail(
-    found: PairRows, row: schema.Ensemble, asked: MembersQuery | MatchQuery, *, gap: float | None
-) -> PairDetail:
+def _detail(found: PairRows, row: Ensemble, asked: MembersQuery | MatchQuery, *, gap: float | None) -> PairDetail:
     anchors = _judged(found, asked)
     by_cosine = anchors[np.argsort(-found.cosine[anchors], kind="stable")]
     hits = is_match(found.cosine[by_cosine], asked.theta)

@@ -19,7 +19,6 @@ from seedscope.app.store.ceiling import Ceiling
 from seedscope.app.store.ceiling import ceiling as find_ceiling
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import Sample, StudyStore
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import N_THETAS
 from seedscope.engine.contract.stability import (
     BUCKETS,
@@ -31,6 +30,8 @@ from seedscope.engine.contract.stability import (
     score,
     seed_bootstrap_band,
 )
+from seedscope.engine.contract.tables.features import Ablation
+from seedscope.engine.contract.tables.study import Ensemble, Member, Study
 
 router = APIRouter()
 SWEEP = [i for i in range(30, 100, 5)]  # grid indices: theta .30 .. .95
@@ -59,8 +60,8 @@ class EnsemblePage:
     What was not computed is None, and stands in `missing` with the command that adds it.
     """
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     theta: float
     epsilon: float
     rule: str
@@ -138,10 +139,10 @@ def ensemble(
 
 def _figures(
     store: StudyStore,
-    row: schema.Ensemble,
+    row: Ensemble,
     judgement: Judgement,
     counts: list[tuple[int, str, int, int]],
-    ablations: list[schema.Ablation],
+    ablations: list[Ablation],
     masked_ev: dict[str, float],
     densities: list[tuple[str, int, int]],
     medians: dict[str, tuple[int, float | None]],
@@ -176,7 +177,7 @@ def _figures(
     return drawn
 
 
-def _sweep(store: StudyStore, row: schema.Ensemble, judgement: Judgement, sample: Sample, judged: str) -> Figure:
+def _sweep(store: StudyStore, row: Ensemble, judgement: Judgement, sample: Sample, judged: str) -> Figure:
     shares = bucket_shares(sample.counts[:, SWEEP], row.n_comparisons, judgement.epsilon)
     thetas = [i / (N_THETAS - 1) for i in SWEEP]
     rates = [store.null_rates(row.ensemble, theta) for theta in thetas]
@@ -184,7 +185,7 @@ def _sweep(store: StudyStore, row: schema.Ensemble, judgement: Judgement, sample
     return theta_sweep(thetas, shares, chance, judgement.theta, len(sample.cosines), judged)
 
 
-def _member_lines(members: list[schema.Member], counts: list[tuple[int, str, int, int]]) -> list[MemberLine]:
+def _member_lines(members: list[Member], counts: list[tuple[int, str, int, int]]) -> list[MemberLine]:
     per_seed: dict[int, list[tuple[int, str, int, int]]] = {}
     for entry in counts:
         per_seed.setdefault(entry[0], []).append(entry)
@@ -196,7 +197,7 @@ def _member_lines(members: list[schema.Member], counts: list[tuple[int, str, int
     ]
 
 
-def _masked_n(masked: dict[str, list[schema.Ablation]]) -> float:
+def _masked_n(masked: dict[str, list[Ablation]]) -> float:
     """N of the headline, mean over members; 0 where the buckets hold too few."""
     return fmean(a.n_masked for a in masked["N stable"]) if "N stable" in masked else 0
 
@@ -211,7 +212,7 @@ def _ablation_title(ev: dict[str, float]) -> str:
 
 def _sentence(
     buckets: dict[str, int],
-    row: schema.Ensemble,
+    row: Ensemble,
     ev: dict[str, float],
     at: dict[str, Any],
     epsilon: float,

@@ -21,9 +21,9 @@ from seedscope.app.routes.members_asked import TIME_LIMIT_S, Members, chosen_mem
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_sets import FeatureSets, feature_sets
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.masks import packed
 from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
+from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()
 PAGE_ROWS = 25
@@ -219,7 +219,7 @@ def _table(columns: dict[str, Any]) -> pa.Table:
     return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
 
 
-def _sets(store: StudyStore, row: schema.Ensemble, asked: ProjectQuery) -> tuple[list[int], FeatureSets]:
+def _sets(store: StudyStore, row: Ensemble, asked: ProjectQuery) -> tuple[list[int], FeatureSets]:
     """The members asked for and their sets; raises BadValue for a rank or members that there are not."""
     if asked.rank is not None and asked.rank > row.d_in:
         raise BadValue("rank", str(asked.rank), f"1 to {row.d_in}, the width of the decoder rows")
@@ -242,7 +242,7 @@ def _unfit(chosen: list[int], sets: FeatureSets, asked: ProjectQuery) -> str | N
 
 
 def _ask(
-    request: Request, store: StudyStore, row: schema.Ensemble, asked: ProjectQuery, chosen: list[int], sets: FeatureSets
+    request: Request, store: StudyStore, row: Ensemble, asked: ProjectQuery, chosen: list[int], sets: FeatureSets
 ) -> LiveAnswer:
     """The engine's answer; what it would refuse is refused before it is asked."""
     if unfit := _unfit(chosen, sets, asked):
@@ -327,7 +327,7 @@ def _sentence(curves: dict[str, CapturedCurve], rank: int, d: int, subject: str,
 
 
 def _remarks(
-    row: schema.Ensemble, asked: ProjectQuery, arrays: dict[str, np.ndarray], members: list[MemberSpan], rank: int
+    row: Ensemble, asked: ProjectQuery, arrays: dict[str, np.ndarray], members: list[MemberSpan], rank: int
 ) -> list[str]:
     """What a reader of these numbers should know."""
     remarks = []

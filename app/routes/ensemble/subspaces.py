@@ -34,6 +34,7 @@ from seedscope.app.store.spans import (
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.tables.spans import SPAN_CURVES
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 N_SHOWN = 3  # ranks of the table
@@ -70,8 +71,8 @@ class Side:
 class SubspacesPage:
     """`/s/{study}/{ensemble}/subspaces`: spans of unstable features across seeds, with every control."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     theta: float  # that the stored buckets were judged by
     epsilon: float
     asked_theta: float
@@ -180,7 +181,7 @@ for _table in TABLES:
 
 
 def _sentence(
-    row: schema.Ensemble, found: Spans, rank: int | None, levels: dict[str, Level], claim: Claim | None,
+    row: Ensemble, found: Spans, rank: int | None, levels: dict[str, Level], claim: Claim | None,
     lacking: dict[str, Missing],
 ) -> str:  # fmt: skip
     """What holds here and what does not, made from the numbers."""
@@ -238,7 +239,7 @@ def _as_much(claim: Claim, name: str) -> str:
     return {"more": "less", "equal": "as much within the spread", "less": "more"}[claim.against[name]]
 
 
-def _predicted(rows: list[schema.SpanPrediction], row: schema.Ensemble) -> str | None:
+def _predicted(rows: list[schema.SpanPrediction], row: Ensemble) -> str | None:
     """What is left of predictability after the controls."""
     told = {found.setting: found for found in rows}
     if not {"plain", "isotropic", "always_stable"} <= told.keys():
@@ -297,7 +298,7 @@ def _lines(found: Spans, shown: list[int]) -> list[CurveLine]:
     ]
 
 
-def _sides(store: StudyStore, row: schema.Ensemble, rank: int) -> list[Side]:
+def _sides(store: StudyStore, row: Ensemble, rank: int) -> list[Side]:
     """The ensemble that was trained on the model and its controls; empty where this one has neither."""
     original = row.control_of if row.control_of in store.ensembles else row.ensemble
     controls = [each.ensemble for each in store.ensembles.values() if each.control_of == original]
@@ -312,7 +313,7 @@ def _sides(store: StudyStore, row: schema.Ensemble, rank: int) -> list[Side]:
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
-def _captured(row: schema.Ensemble, found: Spans, rank: int) -> Figure:
+def _captured(row: Ensemble, found: Spans, rank: int) -> Figure:
     curves = []
     for name in SPAN_CURVES:
         held = [each for each in found.curves if each.curve == name]
@@ -326,7 +327,7 @@ def _captured(row: schema.Ensemble, found: Spans, rank: int) -> Figure:
     )  # fmt: skip
 
 
-def _spectrum(row: schema.Ensemble, found: Spans) -> Figure | None:
+def _spectrum(row: Ensemble, found: Spans) -> Figure | None:
     held = [member for member in found.members if member.n_equal]
     if not held:
         return None
@@ -336,7 +337,7 @@ def _spectrum(row: schema.Ensemble, found: Spans) -> Figure | None:
     return span_spectrum(values, ranks, [member.n_equal for member in held], row.d_in)
 
 
-def _matrix(store: StudyStore, row: schema.Ensemble, asked: SpanFilter, rank: int, pairs: list[PairSpan]) -> Figure:
+def _matrix(store: StudyStore, row: Ensemble, asked: SpanFilter, rank: int, pairs: list[PairSpan]) -> Figure:
     seeds = sorted({pair.seed for pair in pairs})
     base = f"/s/{store.study.study}/{row.ensemble}/members"
     links = {(p.seed, p.other): f"{base}?a={p.seed}&b={p.other}" for p in pairs if p.seed != p.other}

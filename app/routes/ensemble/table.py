@@ -13,6 +13,7 @@ from seedscope.app.store.missing import Missing
 from seedscope.app.store.table import FeatureRow
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.stability import BUCKETS
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 
@@ -29,8 +30,8 @@ class TableFilter(Filter):
 class TablePage:
     """`/s/{study}/{ensemble}/features`: one page of the filtered features with facet counts and exact total."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     filter: dict[str, Any]
     theta: float
     epsilon: float

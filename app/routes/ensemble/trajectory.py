@@ -23,7 +23,7 @@ from seedscope.app.routes.address import EnsembleName, Plain, StudyName, open_en
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.precedence import QUANTITIES, TELLS, Lag, Separation
 from seedscope.app.store.trajectory import BucketPoint, Features, Stabilization, Trajectory, judge_stabilization
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.study import Ensemble, Study
 from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry, TracePoint
 
 router = APIRouter()
@@ -39,8 +39,8 @@ QUANTITY_DRAWN = {
 class TrajectoryPage:
     """`/s/{study}/{ensemble}/trajectory`: training, agreement from step 0 on, and features by where they end."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     theta: float  # that features' matches were counted by, and the buckets in which they end
     epsilon: float
     sentence: str
@@ -110,7 +110,7 @@ def trajectory_download(
     return render.download(request, store.trajectories.table(ensemble), f"{study}-{ensemble}-trajectory")
 
 
-def _word(row: schema.Ensemble) -> str:
+def _word(row: Ensemble) -> str:
     return "stability" if row.shared_start == "no" else "agreement"
 
 
@@ -171,7 +171,7 @@ def _geometry_says(geometry: list[CosineGeometry]) -> str:
     )
 
 
-def _answer(features: Features, row: schema.Ensemble) -> list[str]:
+def _answer(features: Features, row: Ensemble) -> list[str]:
     """Which comes first, as far as the numbers say."""
     if not features.lags:
         return ["Worth was not measured along training, so that nothing can be said of what comes first."]

@@ -14,9 +14,9 @@ from seedscope.app.routes.address import EnsembleName, Judgement, Seed, StudyNam
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import NO_MODEL, Missing
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
 from seedscope.engine.contract.stability import BUCKETS, is_match
+from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()
 LONGEST_ADDRESS = 8192  # bytes behind the question mark: what browsers, proxies and chat programs carry
@@ -232,7 +232,7 @@ def try_text(
     )
 
 
-def _ask(request: Request, store: StudyStore, row: schema.Ensemble, asked: TryQuery) -> LiveAnswer:
+def _ask(request: Request, store: StudyStore, row: Ensemble, asked: TryQuery) -> LiveAnswer:
     n_bytes = len(render.url("", **asked.parameters())) - 1  # as this page writes it, however the browser did
     if n_bytes > LONGEST_ADDRESS:
         raise BadValue("text", f"an address of {n_bytes:,} bytes", f"at most {LONGEST_ADDRESS:,}: shorten the text")
@@ -265,7 +265,7 @@ def _instead(error: Exception) -> tuple[str, bool, int]:
 class _Answered:
     """The engine's answer, judged and put in order for the page."""
 
-    def __init__(self, store: StudyStore, row: schema.Ensemble, asked: TryQuery, seed: int, answer: LiveAnswer) -> None:
+    def __init__(self, store: StudyStore, row: Ensemble, asked: TryQuery, seed: int, answer: LiveAnswer) -> None:
         self._store, self._row, self._asked, self._seed, self._answer = store, row, asked, seed, answer
         self.n_read, self.n_all = answer.arrays["extent"].tolist()
         self.n_tokens = len(answer.texts)

@@ -14,9 +14,10 @@ from seedscope.app.store.spans import FeatureSubspace, feature_subspace
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import FeatureQuery, Place
 from seedscope.app.store.trajectory import FeatureTrajectory
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import NO_MATCH
 from seedscope.engine.contract.stability import is_match
+from seedscope.engine.contract.tables.features import Context, Feature
+from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()
 PARTNER_CONTEXTS = 2
@@ -287,7 +288,7 @@ def feature(
     )
 
 
-def _lacks(lacking: dict[str, Missing], found: schema.Feature) -> list[Lack]:
+def _lacks(lacking: dict[str, Missing], found: Feature) -> list[Lack]:
     """Every field that is null for want of a result; a row without a direction is known to be dead without any."""
     whole = {"ablate", "loss"} <= set(lacking)
     return [
@@ -298,12 +299,12 @@ def _lacks(lacking: dict[str, Missing], found: schema.Feature) -> list[Lack]:
     ]
 
 
-def _top_tokens(store: StudyStore, found: schema.Feature) -> list[tuple[str, int]]:
+def _top_tokens(store: StudyStore, found: Feature) -> list[tuple[str, int]]:
     counted = zip(found.top_token_ids, found.top_token_counts, strict=True)
     return [(store.tokens[i], n) for i, n in counted if i >= 0]
 
 
-def _ablation(store: StudyStore, row: schema.Ensemble, found: schema.Feature) -> dict[str, float | None] | None:
+def _ablation(store: StudyStore, row: Ensemble, found: Feature) -> dict[str, float | None] | None:
     """What masking the feature alone costs; None where neither kind of worth was computed."""
     ranks = [
         None if getattr(found, column) is None else store.worth_rank(found, column)
@@ -315,15 +316,13 @@ def _ablation(store: StudyStore, row: schema.Ensemble, found: schema.Feature) ->
             "loss_rank": ranks[1]}  # fmt: skip
 
 
-def _logits(store: StudyStore, found: schema.Feature, sign: int) -> list[ShownLogit]:
+def _logits(store: StudyStore, found: Feature, sign: int) -> list[ShownLogit]:
     """The next tokens that the feature raises (sign 1) or lowers (-1), the strongest first."""
     held = store.logits(found.ensemble, found.seed, found.feature)
     return [ShownLogit(store.tokens[row.token], row.logit) for row in held if row.sign == sign]
 
 
-def _living_counterpart(
-    store: StudyStore, row: schema.Ensemble, found: schema.Feature
-) -> tuple[int, int, float] | None:
+def _living_counterpart(store: StudyStore, row: Ensemble, found: Feature) -> tuple[int, int, float] | None:
     """(seed, feature, cosine) of the nearest living feature of all other seeds; None where none is known."""
     partners = store.matches(row.ensemble, found.seed, found.feature).live_partners
     seeds = store.other_seeds(row.ensemble, found.seed)
@@ -343,13 +342,13 @@ def _groups(contexts: list[ShownContext]) -> list[ContextGroup]:
     return [ContextGroup(*titles[group], shown) for group, shown in held.items() if shown]
 
 
-def _shown(store: StudyStore, context: schema.Context) -> ShownContext:
+def _shown(store: StudyStore, context: Context) -> ShownContext:
     texts = [store.tokens[i] for i in context.token_ids]
     document = store.documents[context.document]
     return ShownContext(context.group, texts, context.activations, document, context.position, context.peak)
 
 
-def _comparisons(store: StudyStore, row: schema.Ensemble, found: schema.Feature, filter: Filter) -> list[Comparison]:
+def _comparisons(store: StudyStore, row: Ensemble, found: Feature, filter: Filter) -> list[Comparison]:
     match = store.matches(row.ensemble, found.seed, found.feature)
     cosines = filter.cosines(found)
     matched = is_match(cosines, filter.theta)
@@ -392,7 +391,7 @@ def _comparisons(store: StudyStore, row: schema.Ensemble, found: schema.Feature,
 
 
 def _label_agreement(
-    store: StudyStore, found: schema.Feature, bucket: str, filter: Filter, comparisons: list[Comparison]
+    store: StudyStore, found: Feature, bucket: str, filter: Filter, comparisons: list[Comparison]
 ) -> Agreement:
     """How alike the labels of the feature and its matches are, beside chance."""
     matched = [(c.seed, c.rule_partner) for c in comparisons if c.matched and c.rule_partner is not None]
@@ -404,7 +403,7 @@ def _index(partner: int) -> int | None:
     return partner if partner >= 0 else None
 
 
-def _undirected(found: schema.Feature) -> str | None:
+def _undirected(found: Feature) -> str | None:
     """Why a feature whose row has no direction is what it is; None for all others."""
     if found.decoder_norm > 0:
         return None

@@ -12,9 +12,9 @@ from seedscope.app.live import LiveEngine
 from seedscope.app.routes.address import EnsembleName, StudyName, open_feature
 from seedscope.app.routes.members_asked import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.feature_sets import alike_in_density, feature_sets
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.masks import packed
 from seedscope.engine.contract.queries import LiveQuery
+from seedscope.engine.contract.tables.features import Feature
 
 router = APIRouter()
 N_CONTROLS = 20
@@ -143,7 +143,7 @@ def _quantile(values: np.ndarray, share: float) -> np.ndarray:
 
 
 def _feature_sentence(
-    at: dict[str, float | None], rank: int, d: int, bucket: str, n_seeds: int, n_controls: int, found: schema.Feature
+    at: dict[str, float | None], rank: int, d: int, bucket: str, n_seeds: int, n_controls: int, found: Feature
 ) -> str:
     of = f"the spans of {n_seeds} other seed{'s’' * (n_seeds > 1) or '’s'} {bucket} features"
     if at["mean"] is None:

@@ -19,9 +19,9 @@ from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import Missing, pool_missing
 from seedscope.app.store.pools import EV_KEPT, PairSpread, PoolVerdict, judge_pool, least_difference
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.stability import buckets, is_match
 from seedscope.engine.contract.tables.pools import FeaturePool, PoolPoint
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 PER_PAGE = 50
@@ -83,8 +83,8 @@ class PooledLine:
 class PoolPage:
     """`/s/{study}/pool`: the feature pool of one of its ensembles, beside what adds it where there is none."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble
+    study: Study
+    ensemble: Ensemble
     ensembles: dict[str, bool]  # all of the study's, and whether there is a pool
     pool: FeaturePool | None
     sentence: str
@@ -160,7 +160,7 @@ def pool_download(request: Request, study: StudyName, asked: Annotated[TableQuer
     return render.download(request, table, f"{study}-{name}-pool-{asked.table}")
 
 
-def _chosen(store: StudyStore, asked: EnsembleQuery) -> schema.Ensemble:
+def _chosen(store: StudyStore, asked: EnsembleQuery) -> Ensemble:
     """The ensemble that was asked for, else the first with a pool, else the first that is no control."""
     if asked.ensemble is not None:
         return store.ensemble(asked.ensemble)
@@ -177,7 +177,7 @@ def _at(points: list[PoolPoint], tokens: int) -> list[PoolPoint]:
 # -- in words ----------------------------------------------------------------------------------------------------
 
 
-def sentence(row: schema.Ensemble, held: FeaturePool | None, verdicts: list[PoolVerdict]) -> str:
+def sentence(row: Ensemble, held: FeaturePool | None, verdicts: list[PoolVerdict]) -> str:
     """The page in one sentence, made from its numbers."""
     if held is None:
         return f"The unique features of {row.ensemble}’s {row.n_members} members were not pooled."
@@ -196,9 +196,7 @@ def sentence(row: schema.Ensemble, held: FeaturePool | None, verdicts: list[Pool
     return f"{unique}; {stable}, {joined} {kept}."
 
 
-def _says(
-    row: schema.Ensemble, held: FeaturePool | None, verdicts: list[PoolVerdict], pairs: PairSpread | None
-) -> list[str]:
+def _says(row: Ensemble, held: FeaturePool | None, verdicts: list[PoolVerdict], pairs: PairSpread | None) -> list[str]:
     asked = next((each for each in verdicts if held and each.tokens == held.tokens), None)
     if asked is None or asked.against[0].shared is None:
         return []
@@ -251,7 +249,7 @@ def _lengths(held: list[int], verdicts: list[PoolVerdict]) -> str:
 # -- where features came from ------------------------------------------------------------------------------------
 
 
-def _given(store: StudyStore, row: schema.Ensemble, counts: list[tuple[int, int, int]]) -> list[Given]:
+def _given(store: StudyStore, row: Ensemble, counts: list[tuple[int, int, int]]) -> list[Given]:
     found = []
     for member in store.members(row.ensemble):
         own = {holders: n for seed, holders, n in counts if seed == member.seed}
@@ -259,7 +257,7 @@ def _given(store: StudyStore, row: schema.Ensemble, counts: list[tuple[int, int,
     return found
 
 
-def _lines(store: StudyStore, row: schema.Ensemble, asked: PoolQuery) -> tuple[list[PooledLine], int]:
+def _lines(store: StudyStore, row: Ensemble, asked: PoolQuery) -> tuple[list[PooledLine], int]:
     if asked.seed is not None:
         store.member(row.ensemble, asked.seed)
     held, total = store.pools.features(
@@ -304,7 +302,7 @@ def _holders(held: FeaturePool, counts: list[tuple[int, int, int]], study: str) 
 
 
 def _figures(
-    row: schema.Ensemble,
+    row: Ensemble,
     held: FeaturePool,
     points: list[PoolPoint],
     verdicts: list[PoolVerdict],

@@ -14,7 +14,7 @@ from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.signatures import REFERENCE, REFERENCE_RANDOM, Reference, Signature, signatures
 from seedscope.app.store.starts import CONSTRAINTS, PREPROCESSING, Cell, Course, Starts
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.study import Study
 
 router = APIRouter()
 COMMAND = "seedscope demo --full"
@@ -49,7 +49,7 @@ class CellLine:
 class StartsPage:
     """`/s/{study}/starts`: the grid, its trajectories and what they say of paper B's signatures."""
 
-    study: schema.Study
+    study: Study
     is_grid: bool  # whether any two ensembles differ in constraint, start or preprocessing
     sentence: str | None
     lines: list[CellLine]

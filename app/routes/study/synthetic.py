@@ -16,9 +16,9 @@ from seedscope.app.routes.address import Plain, StudyName
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.truth import DOWNLOADS as TRUTH_TABLES
 from seedscope.app.store.truth import Truth
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.stability import buckets, is_match
 from seedscope.engine.contract.tables import synthetic as truth
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 PER_PAGE = 50
@@ -71,8 +71,8 @@ class MapCount:
 class SyntheticPage:
     """`/s/{study}/synthetic`: known true features against what members found; without them, what the page is for."""
 
-    study: schema.Study
-    ensemble: schema.Ensemble | None  # None where the study is not synthetic, as are the next
+    study: Study
+    ensemble: Ensemble | None  # None where the study is not synthetic, as are the next
     synthetic: truth.Synthetic | None
     active_free: float | None  # free true features active at once, on average
     active_low: float | None
@@ -142,7 +142,7 @@ def synthetic(request: Request, study: StudyName, asked: Annotated[SyntheticQuer
     )
 
 
-def _without(study: schema.Study, asked: SyntheticQuery) -> SyntheticPage:
+def _without(study: Study, asked: SyntheticQuery) -> SyntheticPage:
     """The page of a study whose true features nobody knows."""
     unknown = ("ensemble", "synthetic", "active_free", "active_low", "random_energy", "sentence", "theta", "epsilon")
     empty = ("seeds", "groups", "levels", "features", "cells", "verdicts", "figure_list", "figure_maps")
@@ -228,7 +228,7 @@ def _pages(study: str, asked: SyntheticQuery, n_true: int) -> dict[str, str]:
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
-def _latents(known: Truth, row: schema.Ensemble, study: str) -> Figure:
+def _latents(known: Truth, row: Ensemble, study: str) -> Figure:
     spots, held = [], known.latents(row.theta)
     n_matched = np.array([each.n_matched for each in held], int)
     named = buckets(n_matched, row.n_comparisons, np.zeros(len(held), bool), row.epsilon).tolist()

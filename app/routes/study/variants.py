@@ -19,6 +19,7 @@ from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.sweeps import Factor, factors, value_of
+from seedscope.engine.contract.tables.study import Ensemble, Member, Study
 
 router = APIRouter()
 NEAR = 0.1  # ensembles whose L0 differ by less than this share are compared at matched L0
@@ -92,7 +93,7 @@ class SweepLine:
 class VariantsPage:
     """`/s/{study}/variants`: what is stable, reconstructed and lost, ensemble by ensemble, and along sweeps."""
 
-    study: schema.Study
+    study: Study
     theta: float
     epsilon: float
     rule: str
@@ -165,7 +166,7 @@ def variants_download(request: Request, study: StudyName, judgement: Annotated[V
 # -- one ensemble ------------------------------------------------------------------------------------------------
 
 
-def _line(store: StudyStore, row: schema.Ensemble, judgement: VariantsQuery) -> VariantLine:
+def _line(store: StudyStore, row: Ensemble, judgement: VariantsQuery) -> VariantLine:
     by_seed: dict[int, dict[str, int]] = {}
     matched: dict[int, int] = {}
     for seed, bucket, x, n in store.features(judgement.query(row.ensemble)).matched_counts():
@@ -179,7 +180,7 @@ def _line(store: StudyStore, row: schema.Ensemble, judgement: VariantsQuery) -> 
     def share(bucket: str) -> Spread:
         return _spread([held.get(bucket, 0) / max(judged[seed], 1) for seed, held in by_seed.items()])
 
-    def recovered(m: schema.Member) -> float | None:
+    def recovered(m: Member) -> float | None:
         known = m.loss_own is not None and m.loss_zero > m.loss_own
         return (m.loss_zero - m.loss_spliced) / (m.loss_zero - m.loss_own) if known else None
 
@@ -216,7 +217,7 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def _known(members: list[schema.Member], of: Callable[[schema.Member], float | None]) -> Spread | None:
+def _known(members: list[Member], of: Callable[[Member], float | None]) -> Spread | None:
     """None where any member's is not known."""
     values = [of(member) for member in members]
     return None if not values or any(value is None for value in values) else _spread(values)
@@ -272,7 +273,7 @@ def _column(held: list[Any]) -> pa.Array:
     return pa.array(held)
 
 
-def _lacks(store: StudyStore, rows: list[schema.Ensemble]) -> list[Missing]:
+def _lacks(store: StudyStore, rows: list[Ensemble]) -> list[Missing]:
     """What the page's columns lack, once, with the ensembles that lack it."""
     found: dict[str, tuple[Missing, list[str]]] = {}
     for row in rows:
@@ -311,7 +312,7 @@ def _trade_off(known: list[VariantLine], study: str, judgement: VariantsQuery) -
 
 
 def _sweeps(
-    rows: list[schema.Ensemble], lines: list[VariantLine], study: str, judgement: VariantsQuery
+    rows: list[Ensemble], lines: list[VariantLine], study: str, judgement: VariantsQuery
 ) -> tuple[list[SweepLine], list[Figure]]:
     """Every factor that varies while all else is equal, and its figure."""
     held = {line.ensemble: line for line in lines}

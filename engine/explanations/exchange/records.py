@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seedscope.engine.activations.tokens import TokenSet
-from seedscope.engine.explanations.explanation import HALVES, KINDS, Examples, Explanation, Score
+from seedscope.engine.explanations.explanation import Explanation, Score
 from seedscope.engine.explanations.scoring import score
+from seedscope.engine.features.examples import HALVES, KINDS, Examples
 
 Found = dict[tuple[int, int], list[Explanation]]  # {(seed, feature): in the order of the files}
 Seeds = Mapping[str, int] | int  # {source or hook point: seed}, or the seed of the only one

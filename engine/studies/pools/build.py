@@ -16,22 +16,19 @@ import torch
 
 from seedscope.engine.activations.documents import Document, documents, split
 from seedscope.engine.activations.harvest import harvest, tokenize
-from seedscope.engine.contract.files import only_writer
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
-from seedscope.engine.contract.tables.pools import FeaturePool
 from seedscope.engine.demo import stdlib
-from seedscope.engine.export import saelens
-from seedscope.engine.features.loss import Splice, takes_long
-from seedscope.engine.matching.cuda import named_device
+from seedscope.engine.features.loss import LOSS_TOKENS, Splice, takes_long
+from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.encode import Measured, measure
 from seedscope.engine.saes.sae import SAE
+from seedscope.engine.saes.saelens import refusal, save
 from seedscope.engine.store import catalogue
-from seedscope.engine.store.database import Reader, published
 from seedscope.engine.store.staged import staged
-from seedscope.engine.studies.analyse import LOSS_TOKENS
-from seedscope.engine.studies.evaluator import Bench, Place, open_bench
+from seedscope.engine.studies.evaluator import Bench, Place
+from seedscope.engine.studies.open_evaluator import open_bench
 from seedscope.engine.studies.pools.pool import Pool, pool
 from seedscope.engine.studies.pools.posttrain import (
     agreement_of,
@@ -42,8 +39,7 @@ from seedscope.engine.studies.pools.posttrain import (
     train_on,
     two_pools,
 )
-from seedscope.engine.studies.pools.record import FORMAT, FORMAT_VERSION, RECORD, SAE_FOLDER, members_of, place, read
-from seedscope.engine.studies.publish import publish
+from seedscope.engine.studies.pools.record import FORMAT, FORMAT_VERSION, RECORD, SAE_FOLDER, members_of, read
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.generator import TRAINING
 from seedscope.engine.studies.synthetic.samples import draw_rows
@@ -82,35 +78,6 @@ class _Held(NamedTuple):
     device: torch.device
 
 
-def pool_study(
-    study: Path, name: str, asked: Asked | None = None, *, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Pool an ensemble of a study where the study keeps it, and publish it; at once where exactly that is done already.
-
-    Takes the study's lock. Raises ValueError as `pool_ensemble` does. A study without results is not published.
-    """
-    progress = progress or Progress()
-    with only_writer(study):
-        told = pool_ensemble(study, name, place(study, name), asked, progress=progress)
-        store = published(study)
-        if store is None:
-            progress.say(f"{name}: published with the study's results: seedscope analyze {study.name}")
-            return told
-        if not _shown(study / store[0], told):
-            with progress.stage("publishing", "members") as report:
-                publish(study, report=report)
-        return told
-
-
-def _shown(store: Path, told: dict[str, Any]) -> bool:
-    """Whether a store has this very pool."""
-    try:
-        with Reader(store) as held:
-            return told["digest"] in [row.sae_digest for row in held.rows(FeaturePool, ensemble=told["ensemble"])]
-    except ValueError:  # of another version
-        return False
-
-
 def pool_ensemble(
     study: Path, name: str, folder: Path, asked: Asked | None = None, *, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -144,7 +111,7 @@ def pool_ensemble(
                 f"{folder} is there already, of other members or settings; pass --replace to put the new pool in its place, or "
                 "another --out"
             )
-    if reason := saelens.refusal(members.convention):
+    if reason := refusal(members.convention):
         raise ValueError(f"ensemble {name} cannot be saved for SAELens as a pool: {reason}")
     device = named_device(asked.device)
     measurable = bool(entry.hookpoint) and bool(synthetic.read(study) or (plan.model and plan.tokens))
@@ -429,7 +396,7 @@ def _write(folder: Path, told: dict[str, Any], saved: SAE, metadata: dict[str, A
     former = folder.with_name(f".{folder.name}-former.tmp")
     shutil.rmtree(former, ignore_errors=True)
     with staged(folder) as unfinished:
-        saelens.save(saved, unfinished / SAE_FOLDER, metadata)
+        save(saved, unfinished / SAE_FOLDER, metadata)
         (unfinished / RECORD).write_text(json.dumps(told, indent=1, allow_nan=False))
         if folder.exists():
             folder.replace(former)

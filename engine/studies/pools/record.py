@@ -8,8 +8,8 @@ from seedscope.engine.contract.tables.pools import FeaturePool, PooledFeature, P
 from seedscope.engine.saes.importers.saelens import CONFIG, WEIGHTS
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.database import Writer
-from seedscope.engine.studies.evaluator import Evaluation, measured_from
-from seedscope.engine.studies.rows import add_row
+from seedscope.engine.store.evaluation import Evaluation, measured_from
+from seedscope.engine.store.rows import add_row
 
 FORMAT, FORMAT_VERSION = "seedscope.pool", 2
 FOLDER, RECORD, SAE_FOLDER = "pool", "pool.json", "sae"

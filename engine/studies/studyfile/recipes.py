@@ -5,6 +5,7 @@ from itertools import product
 from math import prod
 from typing import Any, NamedTuple, get_args
 
+from seedscope.engine.contract.names import name_problem
 from seedscope.engine.contract.recipe import (
     VARIANTS,
     Centroids,
@@ -14,7 +15,6 @@ from seedscope.engine.contract.recipe import (
     Start,
     TrainConfig,
 )
-from seedscope.engine.contract.schema import name_problem
 from seedscope.engine.studies.studyfile.toml import Check, Table, any_of
 from seedscope.engine.studies.studyfile.values import (
     AT_LEAST_0,

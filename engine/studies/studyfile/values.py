@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from seedscope.engine.activations.hookpoints import SITES, TRANSFORMER_LENS
-from seedscope.engine.contract.schema import name_problem
+from seedscope.engine.contract.names import name_problem
 from seedscope.engine.studies.studyfile.toml import Check, Unfit, any_of, shown
 
 MOST_MEMBERS = 1000

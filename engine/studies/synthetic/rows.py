@@ -9,7 +9,7 @@ from seedscope.engine.contract.tables.synthetic import SpanLevel, Synthetic, Tru
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.database import Writer
-from seedscope.engine.studies.rows import add_row, row_keys
+from seedscope.engine.store.rows import add_row, row_keys
 from seedscope.engine.studies.synthetic.generator import EVALUATION, FREE, LOW, draw_samples, draw_truth
 from seedscope.engine.studies.synthetic.phase_map import read_map
 from seedscope.engine.studies.synthetic.plan import CELLS, Plan

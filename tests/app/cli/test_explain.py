@@ -19,8 +19,8 @@ from starlette.testclient import TestClient
 from seedscope.app.jobs.queue import Jobs
 from seedscope.app.main import create_app
 from seedscope.app.settings import Settings
-from seedscope.engine.explanations.chat import KEY, MODEL, OPENAI_KEY, URL
-from seedscope.engine.store.database import published
+from seedscope.engine.contract.environment import KEY, MODEL, OPENAI_KEY, URL
+from seedscope.engine.contract.published import published
 from support.chat_server import ChatServer
 from support.paths import ROOT
 from support.reading import text_of

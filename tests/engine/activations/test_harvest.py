@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from seedscope.engine.activations import model_files, shards
 from seedscope.engine.activations.harvest import PADDING, harvest, load_model, stream, token_texts, tokenize
 from seedscope.engine.activations.shards import Shards
+from seedscope.engine.machine import available_memory
 from support.tiny_models import VOCABULARY, WIDTH, save, tiny
 
 DOCUMENTS = [("a.py", "import os\n\ndef main():\n    print(os.getcwd())\n" * 3), ("b.py", "x = 'é ☃'\n"), ("c.py", "")]
@@ -378,6 +379,6 @@ def test_a_shard_of_a_large_model_that_is_missing_is_named(tmp_path):
 
 def test_available_memory_is_positive_and_no_more_than_the_machine_has(monkeypatch):
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < model_files.available_memory() <= physical
+    assert 0 < available_memory() <= physical
     monkeypatch.setattr(Path, "read_text", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
-    assert model_files.available_memory() == physical
+    assert available_memory() == physical

@@ -6,8 +6,9 @@ from time import time
 
 import pytest
 
+from seedscope.engine.contract.environment import KEY, OPENAI_KEY
 from seedscope.engine.explanations.answer_log import Answers
-from seedscope.engine.explanations.chat import KEY, OPENAI_KEY, Asker, Prices, Question, Server, read_key, retry_after
+from seedscope.engine.explanations.chat import Asker, Prices, Question, Server, read_key, retry_after
 from seedscope.engine.explanations.prompts import ask_detection, read_detection
 
 HERE = "http://localhost:11434/v1"

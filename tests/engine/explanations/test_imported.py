@@ -9,13 +9,13 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from seedscope.engine.contract.published import published
 from seedscope.engine.explanations import rule_search
 from seedscope.engine.explanations.explanation import Explanation, from_arrays
 from seedscope.engine.explanations.imported import LONGEST, take_explanations
 from seedscope.engine.explanations.of_study import explanations, part_name
 from seedscope.engine.export.formats import export
 from seedscope.engine.export.restore import restore
-from seedscope.engine.store.database import published
 from seedscope.engine.store.parts import Parts
 from seedscope.engine.studies.publish import publish
 

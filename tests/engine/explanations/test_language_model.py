@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seedscope.engine.contract.environment import KEY, OPENAI_KEY
 from seedscope.engine.explanations.answer_log import Answers, Usage
-from seedscope.engine.explanations.chat import KEY, OPENAI_KEY, Prices, Refused, Server
+from seedscope.engine.explanations.chat import Prices, Refused, Server
 from seedscope.engine.explanations.explanation import Explanation
 from seedscope.engine.explanations.language_model import Plan, estimate, explain_with
 from seedscope.engine.progress import Progress

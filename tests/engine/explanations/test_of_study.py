@@ -10,14 +10,17 @@ import duckdb
 import numpy as np
 import pytest
 
+from seedscope.engine.contract.environment import KEY, OPENAI_KEY
+from seedscope.engine.contract.names import words
+from seedscope.engine.contract.published import published
 from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.stability import bucket_bounds
 from seedscope.engine.explanations import rule_search
-from seedscope.engine.explanations.chat import KEY, OPENAI_KEY, Prices, Refused, Server
-from seedscope.engine.explanations.explanation import KINDS, Explanation, Score, from_arrays, words
+from seedscope.engine.explanations.chat import Prices, Refused, Server
+from seedscope.engine.explanations.explanation import Explanation, Score, from_arrays
 from seedscope.engine.explanations.of_study import ANSWERS, Interpretation, Outcome, explanations, keep, part_name
+from seedscope.engine.features.examples import KINDS
 from seedscope.engine.progress import Progress
-from seedscope.engine.store.database import published
 from seedscope.engine.store.parts import Parts
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.publish import publish

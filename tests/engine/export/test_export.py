@@ -13,9 +13,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from seedscope.engine.contract import schema
+from seedscope.engine.contract.published import published
 from seedscope.engine.export.formats import FORMATS, export
 from seedscope.engine.saes import sae
-from seedscope.engine.store.database import published
 
 STUDY, ENSEMBLE = "small", "topk-96"
 # The scalar fields of a feature's JSON that users are promised.

@@ -12,11 +12,11 @@ from starlette.testclient import TestClient
 
 from seedscope.app.main import create_app
 from seedscope.app.settings import Settings
+from seedscope.engine.contract.published import published
 from seedscope.engine.export.formats import export
 from seedscope.engine.export.restore import restore
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue
-from seedscope.engine.store.database import published
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.import_ensemble import enrol
 from seedscope.engine.studies.publish import publish

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from seedscope.engine.activations.harvest import PADDING, TokenSet
-from seedscope.engine.explanations.explanation import KINDS, LENGTH, N_CONTEXTS
-from seedscope.engine.features.examples import N_NEAR, ContextGrid
+from seedscope.engine.features.examples import KINDS, LENGTH, N_CONTEXTS, N_NEAR, ContextGrid
 
 N_CTX, N_WINDOWS, BOS = 41, 160, 0
 TEXTS = [

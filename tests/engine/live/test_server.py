@@ -20,7 +20,8 @@ from scipy.optimize import linear_sum_assignment
 
 from seedscope.engine.contract.queries import QUEUE_LIMIT, LiveAnswer, LiveQuery, as_fields, live_query
 from seedscope.engine.live.crashes import Deaths
-from seedscope.engine.live.residents import Residents, neighbours
+from seedscope.engine.live.neighbours import neighbours
+from seedscope.engine.live.residents import Residents
 from seedscope.engine.live.server import Engine
 from seedscope.engine.saes.sae import SAE
 from support.golden import unit_rows

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from seedscope.engine.export import saelens
+from seedscope.engine.saes import saelens
 from seedscope.engine.saes.convention import MORE_TENSORS, Convention
 from seedscope.engine.saes.importers.ensemble import read
 from seedscope.engine.saes.sae import SAE
+from seedscope.engine.saes.saelens import refusal
 from support.importer_checks import forward
 
 D_IN, D_SAE, K = 8, 24, 4
@@ -29,7 +30,7 @@ EVERY = [
         (1.0, 0.37),
     )
 ]
-EXPRESSED = [c for c in EVERY if saelens.refusal(c) is None]
+EXPRESSED = [c for c in EVERY if refusal(c) is None]
 FOLDED = [c for c in EXPRESSED if c.inclusive or (c.input_scale != 1 and c.normalize == "none")]
 
 
@@ -95,7 +96,7 @@ def test_what_is_expressed_and_what_is_refused_is_all_there_is():
     ],
 )
 def test_a_refusal_says_what_saelens_cannot_express(convention, reason):
-    assert re.search(reason, saelens.refusal(convention))
+    assert re.search(reason, refusal(convention))
 
 
 @pytest.mark.parametrize("convention", EXPRESSED, ids=name)

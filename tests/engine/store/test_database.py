@@ -10,7 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seedscope.engine.contract import schema
-from seedscope.engine.store.database import Writer, published
+from seedscope.engine.contract.published import published
+from seedscope.engine.contract.tables.features import Context, Feature
+from seedscope.engine.contract.tables.study import Member, Token
+from seedscope.engine.store.database import Writer
 
 N = 5
 
@@ -48,19 +51,19 @@ def files(folder: Path) -> set[str]:
 
 
 def test_missing_and_unknown_columns_are_both_named(tmp_path):
-    columns = content(schema.Member)
+    columns = content(Member)
     columns["evil"] = columns.pop("ev")
     with pytest.raises(ValueError, match=r"table Member: missing columns \['ev'\], unknown columns \['evil'\]"):
-        Writer(tmp_path).add(schema.Member, columns)
+        Writer(tmp_path).add(Member, columns)
 
 
 def test_columns_of_unequal_length_are_refused(tmp_path):
     with pytest.raises(ValueError, match="table Token: columns of unequal length"):
-        Writer(tmp_path).add(schema.Token, {"id": [0, 1, 2], "text": ["a", "b"]})
+        Writer(tmp_path).add(Token, {"id": [0, 1, 2], "text": ["a", "b"]})
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(("table", "column"), [(schema.Member, "ev"), (schema.Feature, "cosines")])
+@pytest.mark.parametrize(("table", "column"), [(Member, "ev"), (Feature, "cosines")])
 def test_a_number_that_is_not_finite_is_refused_by_its_column(tmp_path, table, column, bad):
     columns = content(table)
     columns[column][1, ...] = bad
@@ -70,7 +73,7 @@ def test_a_number_that_is_not_finite_is_refused_by_its_column(tmp_path, table, c
 
 def test_a_table_without_rows_keeps_everything_from_being_published(tmp_path):
     writer = Writer(tmp_path)
-    writer.add(schema.Token, content(schema.Token))
+    writer.add(Token, content(Token))
     with pytest.raises(ValueError, match="has no rows; nothing is published"):
         writer.publish(built_from="x")
     assert files(tmp_path) == set()
@@ -78,14 +81,14 @@ def test_a_table_without_rows_keeps_everything_from_being_published(tmp_path):
 
 def test_a_writer_that_is_left_takes_its_rows_along(tmp_path):
     with Writer(tmp_path) as writer:
-        writer.add(schema.Token, content(schema.Token))
+        writer.add(Token, content(Token))
     assert files(tmp_path) == set()
 
 
 def test_lists_that_are_counted_have_one_length(tmp_path):
-    columns = content(schema.Feature) | {"cosines": [[0.5] * (i + 1) for i in range(N)]}
+    columns = content(Feature) | {"cosines": [[0.5] * (i + 1) for i in range(N)]}
     with Writer(tmp_path) as writer, pytest.raises(ValueError, match="column cosines: lists of unequal length"):
-        writer.add(schema.Feature, columns)
+        writer.add(Feature, columns)
 
 
 # -- what is written ---------------------------------------------------------------------------------------------
@@ -96,7 +99,7 @@ def test_every_table_is_read_back_as_it_was_added(tmp_path):
     path = publish(tmp_path, Context__token_ids=ragged, order=[3, 0, 4, 1, 2])
     with duckdb.connect(str(path), read_only=True) as connection:
         for table in schema.TABLES:
-            wanted = content(table) | ({"token_ids": ragged} if table is schema.Context else {})
+            wanted = content(table) | ({"token_ids": ragged} if table is Context else {})
             names = ", ".join(f'"{name}"' for name in wanted)
             keys = ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
             read = connection.sql(f"SELECT {names} FROM {table.__name__} ORDER BY {keys}").fetchall()

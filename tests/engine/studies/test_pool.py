@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from seedscope.engine.export import saelens
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.sae import SAE
+from seedscope.engine.saes.saelens import refusal
 from seedscope.engine.studies.pools.pool import pool, taken_from, unique_features
 
 THETA = 0.7
@@ -124,7 +124,7 @@ def test_what_else_a_feature_has_comes_along(architecture, names):
     for name in names:
         member = found.seed - 10
         assert torch.equal(getattr(found.sae, name)[0], more[name][member, found.feature])
-    assert saelens.refusal(found.sae.convention) is None
+    assert refusal(found.sae.convention) is None
 
 
 def test_too_few_unique_features_make_a_narrower_pool_or_none():

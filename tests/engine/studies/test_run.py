@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from seedscope.engine.contract.published import published
 from seedscope.engine.contract.recipe import StudyConfig
 from seedscope.engine.progress import Progress
-from seedscope.engine.store.database import published
 from seedscope.engine.studies.run import run_study
 from support.golden import explained_variance, topk_codes, unit_rows
 from support.studies import DiesInStage, Killed, ask

@@ -5,17 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.published import CURRENT
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.contract.tables import synthetic
+from seedscope.engine.contract.tables.features import Feature, Logit
+from seedscope.engine.contract.tables.study import Ensemble, Study, Token
 from seedscope.engine.explanations.chat import Server
 from seedscope.engine.explanations.of_study import Interpretation
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.database import Reader
+from seedscope.engine.store.evaluation import read_evaluation
 from seedscope.engine.studies.analyse import analyse
-from seedscope.engine.studies.evaluator import read_evaluation
 from seedscope.engine.studies.publish import publish
 from seedscope.engine.studies.run import run_synthetic
 from seedscope.engine.studies.synthetic.generator import EVALUATION, SyntheticConfig, draw_samples, draw_truth
@@ -37,7 +39,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reader(root):
-    name = (root / "made" / schema.CURRENT).read_text().split()[0]
+    name = (root / "made" / CURRENT).read_text().split()[0]
     with Reader(root / "made" / name) as reader:
         yield reader
 
@@ -69,21 +71,21 @@ def test_activity_is_that_of_the_evaluation_samples(reader, members):
     for index, seed in enumerate(members.seeds):
         fired = codes.indices[:, index][codes.values[:, index] > 0].numpy()
         wanted = np.bincount(fired, minlength=20)
-        found = reader.rows(schema.Feature, seed=seed)
+        found = reader.rows(Feature, seed=seed)
         assert [row.n_active for row in found] == wanted.tolist()
         assert [row.dead for row in found] == (wanted == 0).tolist()
         assert {row.n_tokens for row in found} == {3_000}
 
 
 def test_the_study_says_that_there_is_no_model_and_what_it_is_made_of(reader):
-    (study,), (row,) = reader.rows(schema.Study), reader.rows(synthetic.Synthetic)
+    (study,), (row,) = reader.rows(Study), reader.rows(synthetic.Synthetic)
     assert (study.synthetic, study.model, study.causal, study.n_eval_tokens) == (True, None, None, 3_000)
     assert (row.r, row.n_low, row.n_samples, row.n_evaluated) == (5, 60, 12_288, 3_000)
     assert row.verdict in synthetic.VERDICTS
-    (ensemble,) = reader.rows(schema.Ensemble)
+    (ensemble,) = reader.rows(Ensemble)
     assert ensemble.computed == ["match", "activity", "ablate", "explain", "subspaces", "trajectory"]
-    assert not reader.rows(schema.Logit)
-    assert {t.text for t in reader.rows(schema.Token)} >= {" free 0", " low 59", " nothing"}
+    assert not reader.rows(Logit)
+    assert {t.text for t in reader.rows(Token)} >= {" free 0", " low 59", " nothing"}
     groups = {row.group: row for row in reader.rows(synthetic.TrueGroup)}
     latents = reader.rows(synthetic.TrueLatent)
     for name, group in groups.items():
@@ -93,10 +95,10 @@ def test_the_study_says_that_there_is_no_model_and_what_it_is_made_of(reader):
 
 def test_the_same_command_again_changes_nothing_and_the_map_is_added(root):
     before = {path: path.stat().st_mtime_ns for path in (root / "made").rglob("*.safetensors")}
-    store = (root / "made" / schema.CURRENT).read_text()
+    store = (root / "made" / CURRENT).read_text()
     run_synthetic(PLAN, root, "made", with_map=False, progress=QUIET)
     assert {path: path.stat().st_mtime_ns for path in (root / "made").rglob("*.safetensors")} == before
-    assert (root / "made" / schema.CURRENT).read_text() == store
+    assert (root / "made" / CURRENT).read_text() == store
 
 
 def test_other_settings_take_the_place_of_the_former_ones_and_theta_stays(root, tmp_path):
@@ -107,9 +109,9 @@ def test_other_settings_take_the_place_of_the_former_ones_and_theta_stays(root, 
     plan = catalogue.read(tmp_path / "made")
     assert plan.theta == 0.6
     assert len(list((tmp_path / "made" / "sae").glob("*/*"))) == 1
-    with Reader(tmp_path / "made" / (tmp_path / "made" / schema.CURRENT).read_text().split()[0]) as reader:
+    with Reader(tmp_path / "made" / (tmp_path / "made" / CURRENT).read_text().split()[0]) as reader:
         assert [row.r for row in reader.rows(synthetic.Synthetic)] == [3]
-        assert [row.theta for row in reader.rows(schema.Ensemble)] == [0.6]
+        assert [row.theta for row in reader.rows(Ensemble)] == [0.6]
 
 
 def test_cells_that_are_there_are_published(root, tmp_path):

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seedscope.engine.activations.model_files import GIB
 from seedscope.engine.activations.shards import Shards
 from seedscope.engine.contract.recipe import VARIANTS
+from seedscope.engine.machine import GIB
 from seedscope.engine.training import memory, trace
 from seedscope.engine.training.checkpoints import Checkpoints, State
-from seedscope.engine.training.ensemble import DivergedError, train_ensemble
+from seedscope.engine.training.ensemble import train_ensemble
+from seedscope.engine.training.members import DivergedError
 from seedscope.engine.training.trace import Trace, agreement
 from support.golden import explained_variance
 from support.stopped_training import CONFIG, Stop, same, stop_at

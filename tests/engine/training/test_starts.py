@@ -13,7 +13,8 @@ from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
 from seedscope.engine.studies.studyfile.read import read_study_file
 from seedscope.engine.studies.train import train_once, trained_entry
-from seedscope.engine.training.ensemble import Training, train_ensemble, training_space
+from seedscope.engine.training.ensemble import train_ensemble, training_space
+from seedscope.engine.training.members import Training
 from seedscope.engine.training.preprocessing import space_of
 from seedscope.engine.training.snapshots import kept, units
 from seedscope.engine.training.starts import kmeans

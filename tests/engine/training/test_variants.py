@@ -10,7 +10,8 @@ from seedscope.engine.contract.recipe import VARIANTS, StudyConfig, TrainConfig,
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.training.decoders import Archetypes
-from seedscope.engine.training.ensemble import Training, train_ensemble
+from seedscope.engine.training.ensemble import train_ensemble
+from seedscope.engine.training.members import Training
 from seedscope.engine.training.sparse_codes import Entries, decoded, largest_of_batch
 from seedscope.engine.training.starts import Hull, kmeans, random_start
 from seedscope.engine.training.trace import measured

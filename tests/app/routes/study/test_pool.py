@@ -18,15 +18,15 @@ from seedscope.app.routes.study.pool import PoolPage
 from seedscope.app.store.missing import pool_missing
 from seedscope.app.store.pools import EV_KEPT, PairSpread, judge_pool, least_difference
 from seedscope.engine.contract.recipe import TrainConfig
-from seedscope.engine.contract.schema import Ensemble, Study
 from seedscope.engine.contract.tables.pools import PoolPoint
+from seedscope.engine.contract.tables.study import Ensemble, Study
 from seedscope.engine.export.formats import export
 from seedscope.engine.export.restore import restore
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
-from seedscope.engine.studies.pools.build import Asked, pool_study
+from seedscope.engine.studies.pools.build import Asked
 from seedscope.engine.studies.publish import publish
-from seedscope.engine.studies.run import run_synthetic
+from seedscope.engine.studies.run import pool_study, run_synthetic
 from seedscope.engine.studies.synthetic.generator import SyntheticConfig
 from seedscope.engine.studies.synthetic.plan import Plan
 from support.reading import assert_valid_plotly, browse, figures_of, links, text_of

@@ -11,7 +11,7 @@ import pytest
 
 from seedscope.app.routes.study.variants import Spread, VariantLine, VariantsPage, sentence
 from seedscope.app.store.studies import Studies
-from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.features import Feature
 from seedscope.engine.demo import stdlib
 from seedscope.engine.export.formats import export
 from seedscope.engine.progress import Progress
@@ -89,7 +89,7 @@ def test_shares_are_those_of_the_stored_cosines_at_any_judgement(several, root, 
     store = Studies(root).get("several")
     asked = {"theta": theta, "epsilon": epsilon} | ({"dead": dead} if dead else {})
     for name, line in lines(several, **asked).items():
-        rows = store.rows(schema.Feature, "ensemble = ?", [name])
+        rows = store.rows(Feature, "ensemble = ?", [name])
         shares = []
         for seed in range(3):
             judged = [row for row in rows if row.seed == seed and (dead or not row.dead)]

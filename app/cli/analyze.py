@@ -1,0 +1,128 @@
+"""`seedscope analyze`."""
+
+from dataclasses import replace
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
+from seedscope.app.cli.study_options import (
+    Bos,
+    Context,
+    EvalTokens,
+    HookPoint,
+    Model,
+    Outliers,
+    StudyName,
+    TokenSource,
+    cut_as_told,
+    planned,
+    tokens_as_told,
+    whole_place,
+)
+from seedscope.app.cli.summary import summary
+from seedscope.app.settings import default_root
+
+
+class AllPairsRule(StrEnum):
+    """Which matching of all pairs is asked for."""
+
+    argmax = "argmax"
+    hungarian = "hungarian"
+
+
+@app.command()
+def analyze(
+    study: StudyName,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of match,activity,ablate,explain,loss,subspaces,trajectory, comma-separated; what they need comes too.",
+            show_default="all",
+        ),
+    ] = None,
+    rule: Annotated[
+        AllPairsRule | None,
+        typer.Option(
+            help="Match all pairs one to one as well, however long it takes.", show_default="where it is cheap"
+        ),
+    ] = None,
+    theta: Annotated[float | None, typer.Option(min=-1, max=1, help="The study's θ.", show_default="0.7")] = None,
+    epsilon: Annotated[float | None, typer.Option(min=0, max=0.499, help="The study's ε.", show_default="0.05")] = None,
+    model: Model = None,
+    hookpoint: HookPoint = None,
+    tokens: TokenSource = None,
+    eval_tokens: EvalTokens = None,
+    n_ctx: Context = None,
+    bos: Bos = None,
+    outliers: Outliers = None,
+    loss_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Measure losses on this many tokens.", show_default="4096")
+    ] = None,
+    device: Device = Compute.auto,
+    root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compute what is missing of a study (matching, activity, worth, explanations) and publish it.
+
+    Example: seedscope analyze mine --model gpt2 --tokens 'corpus/*.txt' --eval-tokens 2000000
+    """
+    from seedscope.engine.contract.files import only_writer
+    from seedscope.engine.progress import Progress
+    from seedscope.engine.store import catalogue
+
+    root = root or default_root()
+    folder, progress = root / study, Progress(quiet=quiet)
+    with refusals():
+        plan = planned(root, study)
+        with only_writer(folder):
+            from seedscope.engine.studies.analyse import analyse
+            from seedscope.engine.studies.publish import publish
+
+            cut = cut_as_told(eval_tokens, n_ctx, bos, outliers)
+            catalogue.write(_changed(plan, theta, epsilon, model, hookpoint, tokens, cut), folder)
+            try:
+                analyse(
+                    folder, only=_analyses(only), one_to_one=None if rule is None else rule is AllPairsRule.hungarian,
+                    loss_tokens=loss_tokens, device=device.value, progress=progress,
+                )  # fmt: skip
+            except ValueError:  # settings that cannot be followed are not kept for the next time
+                catalogue.write(plan, folder)
+                raise
+            with progress.stage("publishing", "members") as report:
+                publish(folder, report=report)
+    summary(root, study)
+
+
+def _analyses(only: str | None) -> tuple[str, ...] | None:
+    from seedscope.engine.contract.schema import ANALYSES
+
+    if only is None:
+        return None
+    names = {"match" if name == "stability" else name for name in only.replace(" ", "").split(",")}
+    if unknown := names - set(ANALYSES):
+        raise Stop(f"--only names {', '.join(sorted(unknown))}, this version computes {', '.join(ANALYSES)}, stability")
+    return tuple(name for name in ANALYSES if name in names)
+
+
+def _changed(plan, theta, epsilon, model, hookpoint, tokens, cut):
+    """The catalogue with what the command line says; without a word everything stays."""
+    if hookpoint and plan.ensembles and not any(each.hookpoint in (None, hookpoint) for each in plan.ensembles):
+        known = ", ".join(f"{each.name} {each.hookpoint}" for each in plan.ensembles)
+        raise Stop(
+            f"--hookpoint {hookpoint} was given, but every ensemble has its own ({known}); to change it, import the ensemble "
+            "again with --replace"
+        )
+    before = plan.tokens
+    if tokens and before:  # another text, cut as before
+        cut = {name: getattr(before, name) for name in ("n_eval", "n_ctx", "bos", "outliers")} | cut
+    found = tokens_as_told(tokens, cut) if tokens or not before else replace(before, **cut)
+    return replace(
+        plan,
+        theta=plan.theta if theta is None else theta,
+        epsilon=plan.epsilon if epsilon is None else epsilon,
+        model=whole_place(model) or plan.model,
+        tokens=found,
+        ensembles=tuple(replace(each, hookpoint=each.hookpoint or hookpoint) for each in plan.ensembles),
+    )

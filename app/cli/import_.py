@@ -1,0 +1,129 @@
+"""`seedscope import`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seedscope.app.cli.options import Quiet, Root, Stop, app, refusals, writable
+from seedscope.app.cli.study_options import (
+    Bos,
+    Context,
+    EvalTokens,
+    HookPoint,
+    Model,
+    Outliers,
+    StudyName,
+    TokenSource,
+    cut_as_told,
+    tokens_as_told,
+    whole_place,
+)
+from seedscope.app.cli.summary import summary
+from seedscope.app.settings import default_root
+
+if TYPE_CHECKING:
+    from seedscope.engine.store.catalogue import Ensemble
+
+
+class Known(StrEnum):
+    """Whether something is known to be so."""
+
+    yes = "yes"
+    no = "no"
+    unknown = "unknown"
+
+
+@app.command("import")
+def import_(
+    study: StudyName,
+    ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name; or a folder that `export` wrote.")],
+    path: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH...", help="SAE files, folders of them, or hf:OWNER/REPO/FOLDER of a hub."),
+    ] = None,
+    format: Annotated[str, typer.Option(help="The library that wrote them; auto recognises it by the files.")] = "auto",
+    seeds: Annotated[
+        str | None, typer.Option(help="Their seeds, in this order, such as 0,1,2.", show_default=False)
+    ] = None,
+    model: Model = None,
+    hookpoint: HookPoint = None,
+    tokens: TokenSource = None,
+    eval_tokens: EvalTokens = None,
+    n_ctx: Context = None,
+    bos: Bos = None,
+    outliers: Outliers = None,
+    shared_start: Annotated[
+        Known | None, typer.Option(help="Whether members began with the same weights.", show_default="unknown")
+    ] = None,
+    replace_: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of an ensemble of this name.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Import what names another model or hook point.")] = False,
+    root: Root = None,
+    quiet: Quiet = False,
+) -> None:
+    """Add SAEs of any library to a study, as an ensemble that differs by its seeds; or a study that `export` wrote.
+
+    Example: seedscope import mine topk-16k runs/seed0 runs/seed1 runs/seed2 --model gpt2 --tokens 'corpus/*.txt'
+    """
+    from seedscope.engine.contract.files import only_writer
+    from seedscope.engine.progress import Progress
+    from seedscope.engine.store import catalogue
+
+    root = writable(root or default_root())
+    progress, cut = Progress(quiet=quiet), cut_as_told(eval_tokens, n_ctx, bos, outliers)
+    if not path:
+        _restore(study, Path(ensemble), root, progress)
+        return
+    with refusals():
+        catalogue.require_name("study", study)
+        with only_writer(root / study):
+            from seedscope.engine.studies.import_ensemble import enrol
+
+            with progress.stage("importing", "SAEs") as report:
+                found = enrol(
+                    root, study, ensemble, path, format=format, seeds=_numbers(seeds), model=whole_place(model),
+                    hookpoint=hookpoint, tokens=tokens_as_told(tokens, cut),
+                    shared_start=shared_start.value if shared_start else None,
+                    force=force, replaced=replace_, report=report,
+                )  # fmt: skip
+            plan = catalogue.read(root / study)
+    _describe(found)
+    needed = {"--model DIR_OR_ID": plan.model, "--tokens FILES": plan.tokens, "--hookpoint H": found.hookpoint}
+    lacks = [name for name, held in needed.items() if not held]
+    command = f"seedscope analyze {study}" + (f" --root {root}" if root != default_root() else "")
+    print(f"next: {command}" + (f"   (activity needs {' and '.join(lacks)} as well)" if lacks else ""))
+
+
+def _restore(study: str, folder: Path, root: Path, progress) -> None:
+    if not (folder / "manifest.json").is_file():
+        raise Stop(
+            f"found no manifest.json in {folder}: expected ENSEMBLE PATH.., or one folder that `seedscope export` wrote; "
+            "see seedscope import --help"
+        )
+    with refusals(), progress.stage(f"importing {study}", "steps") as report:
+        from seedscope.engine.export.restore import restore
+
+        restore(folder, root, study, report=report)
+    summary(root, study)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(each) for each in text.split(",")]
+    except ValueError:
+        raise Stop(f"--seeds is {text!r}, expected whole numbers such as 0,1,2") from None
+
+
+def _describe(found: "Ensemble") -> None:
+    """What was imported, member by member."""
+    print(f"ensemble {found.name}: {len(found.members)} members, {found.variant}, "
+          f"hook point {found.hookpoint or 'unknown'}, shared start {found.shared_start}")  # fmt: skip
+    for member in found.members:
+        print(f"  seed {member.seed}  {member.digest}  {member.library or 'library unknown'}  {member.source}")
+        for remark in member.remarks:
+            print(f"    {remark}")
+    for remark in found.remarks:
+        print(f"  {remark}")

@@ -1,0 +1,129 @@
+"""One published study as read-only tables: what there is, and statements on it. DuckDB's configuration is locked."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from seedscope.app.store.errors import BadValue, NotFound
+from seedscope.app.store.missing import Missing, missing
+from seedscope.engine.contract import schema
+from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
+
+
+class Database:
+    """A study's ensembles, members, tokens and rules, read once; rows and columns on demand. Safe to call from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection = duckdb.connect(
+            str(path), read_only=True, config={"enable_external_access": "false", "lock_configuration": "true"}
+        )
+        name, found = self.fetch("SELECT study, schema_version FROM Study")[0]
+        if found != schema.SCHEMA_VERSION:
+            expected = f"schema {found} in the file, {schema.SCHEMA_VERSION} is read; build the study again"
+            raise NotFound("study of this version", name, expected)
+        # Addresses and commands name a study by its folder, which people copy and rename.
+        self.study: Study = replace(self.rows(Study)[0], study=path.parent.name)
+        self.ensembles: dict[str, Ensemble] = {e.ensemble: e for e in self.rows(Ensemble)}
+        self._members: dict[str, list[Member]] = {
+            name: self.rows(Member, "ensemble = ?", [name]) for name in self.ensembles
+        }
+        self.tokens: list[str] = [row.text for row in self.rows(Token)]
+        self.documents: dict[int, str] = {row.id: row.name for row in self.rows(Document)}
+        self._rules = {
+            name: tuple(row[0] for row in self.fetch("SELECT DISTINCT rule FROM Pair WHERE ensemble = ?", [name]))
+            for name in self.ensembles
+        }
+        self._with_logits = {
+            name for name in self.ensembles if self.fetch("SELECT 1 FROM Logit WHERE ensemble = ? LIMIT 1", [name])
+        }
+        self._with_snapshots = {name for (name,) in self.fetch("SELECT DISTINCT ensemble FROM Checkpoint")}
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    def ensemble(self, name: str) -> Ensemble:
+        """An ensemble's row; raises NotFound naming the ensembles there are."""
+        if name not in self.ensembles:
+            raise NotFound("ensemble", name, ", ".join(self.ensembles))
+        return self.ensembles[name]
+
+    def members(self, ensemble: str) -> list[Member]:
+        """All members in seed order."""
+        return self._members[ensemble]
+
+    def member(self, ensemble: str, seed: str | int) -> Member:
+        """The member with a seed; raises NotFound naming the seeds there are."""
+        by_seed = {str(m.seed): m for m in self._members[ensemble]}
+        if str(seed) not in by_seed:
+            raise NotFound("seed", seed, "seeds " + ", ".join(by_seed))
+        return by_seed[str(seed)]
+
+    def other_seeds(self, ensemble: str, seed: int) -> list[int]:
+        """The seeds of an anchor's comparisons, in the order of every list column."""
+        return [m.seed for m in self._members[ensemble] if m.seed != seed]
+
+    def other(self, ensemble: str, seed: int, other: int) -> int:
+        """A comparison of an anchor; raises NotFound naming the seeds there are."""
+        seeds = self.other_seeds(ensemble, seed)
+        if other not in seeds:
+            raise NotFound("comparison", other, "seeds " + ", ".join(map(str, seeds)))
+        return other
+
+    def dead(self, ensemble: str, seed: int) -> np.ndarray:
+        """(d_sae,) whether each of a member's features is known to be dead."""
+        sql = "SELECT dead IS TRUE AS dead FROM Feature WHERE ensemble = $ensemble AND seed = $seed ORDER BY feature"
+        return self.arrow(sql, {"ensemble": ensemble, "seed": seed}).column("dead").to_numpy()
+
+    def missing(self, ensemble: str) -> dict[str, Missing]:
+        """What an ensemble lacks, and what adds it; see the function of the same name."""
+        return missing(
+            self.study, self.ensembles[ensemble], self._rules[ensemble], logits=ensemble in self._with_logits,
+            snapshots=ensemble in self._with_snapshots,
+        )  # fmt: skip
+
+    def has(self, ensemble: str, analysis: str) -> bool:
+        """Whether an analysis (schema.ANALYSES) of an ensemble was computed."""
+        return analysis in self.ensembles[ensemble].computed
+
+    def rules(self, ensemble: str) -> list[str]:
+        """The matching rules that were computed for all pairs of an ensemble."""
+        return [rule for rule in schema.RULES if rule in self._rules[ensemble]]
+
+    def check_rule(self, ensemble: str, rule: str) -> None:
+        """Raise BadValue where a rule was not computed for an ensemble."""
+        if rule not in self._rules[ensemble]:
+            computed = ", ".join(self.rules(ensemble))
+            way_out = f"{computed}; for all pairs of {ensemble} no other was computed"
+            if rule == "live":
+                raise BadValue("rule", repr(rule), f"{way_out}: {self.missing(ensemble)['live']}")
+            raise BadValue("rule", repr(rule), f"{way_out}, single pairs are matched on demand on the members page")
+
+    # -- SQL -----------------------------------------------------------------------------------------------------
+
+    def rows(self, table: type, where: str = "true", parameters: Any = None) -> list[Any]:
+        """Rows of one table in the order of its keys."""
+        names = ", ".join(f'"{f.name}"' for f in fields(table))
+        order = ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
+        sql = f"SELECT {names} FROM {table.__name__} WHERE {where} ORDER BY {order}"
+        return [table(*row) for row in self.fetch(sql, parameters)]
+
+    def rows_at(self, table: type, ensemble: str, places: list[tuple[int, int]], more: str = "") -> list[Any]:
+        """Rows of a few (seed, feature): their row ids from the two key columns, then the wide columns of those alone."""
+        where = (
+            f"rowid IN (SELECT t.rowid FROM {table.__name__} t JOIN (SELECT unnest($seeds::INTEGER[]) AS seed, "
+            f"unnest($features::INTEGER[]) AS feature) USING (seed, feature) WHERE ensemble = $ensemble {more})"
+        )
+        seeds, features = ([int(place[i]) for place in places] for i in (0, 1))
+        return self.rows(table, where, {"seeds": seeds, "features": features, "ensemble": ensemble})
+
+    def fetch(self, sql: str, parameters: Any = None) -> list[tuple]:
+        """All rows of a statement."""
+        return self._connection.cursor().execute(sql, parameters or []).fetchall()
+
+    def arrow(self, sql: str, parameters: Any) -> pa.Table:
+        """All rows of a statement as an Arrow table."""
+        return self._connection.cursor().sql(sql, params=parameters).to_arrow_table()

@@ -1,0 +1,31 @@
+"""Names that studies and ensembles may have, because addresses hold them. Standard library only."""
+
+import re
+
+NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
+
+
+# What addresses already mean; a study or ensemble of such a name could not be opened.
+PAGE_NAMES = frozenset(
+    {"features", "members", "subspaces", "ablation", "trajectory", "variants", "starts", "synthetic", "pool", "compare",
+     "neighbours", "match", "project", "try", "random", "methods", "jobs", "healthz", "metrics", "docs", "static", "index"}
+)  # fmt: skip
+
+
+PAGE_SUFFIXES = (".json", ".csv", ".parquet")
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with a study's or ensemble's name; None for one that addresses can hold."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        return f"expected {NAME_PATTERN}"
+    if name in PAGE_NAMES:
+        return "expected another name: this one is a page"
+    if name.endswith(PAGE_SUFFIXES):
+        return f"expected a name that does not end in {', '.join(PAGE_SUFFIXES)}: these are other forms of a page"
+    return None
+
+
+def words(text: str) -> set[str]:
+    """What a text is found by: its runs of letters, digits and underscores, in lower case."""
+    return set(re.findall(r"\w+", text.lower()))

@@ -1,0 +1,37 @@
+"""What this machine has: memory, and the device that a name stands for."""
+
+import os
+from pathlib import Path
+
+import torch
+
+GIB = 2**30
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping; where the system does not say (macOS), all physical memory."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:  # a container may have less than its host
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        return available
+    return min(available, max(limit - used, 0))
+
+
+def require_memory(path: str, parameters: int, item_size: int) -> None:
+    """Raise ValueError where a model's weights do not fit into memory; activations of a batch come on top."""
+    needed, available = parameters * item_size, available_memory()
+    if needed > available:
+        raise ValueError(
+            f"{path!r} needs {needed / GIB:.1f} GiB of memory ({parameters:,} parameters in {8 * item_size} bits), "
+            f"{available / GIB:.1f} GiB are available; use a smaller model, a narrower dtype or a larger machine"
+        )
+
+
+def named_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

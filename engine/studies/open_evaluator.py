@@ -1,0 +1,99 @@
+"""Opens what activity is measured on: model, hook point and evaluation tokens of a study."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from seedscope.engine.activations.documents import Document, documents, split
+from seedscope.engine.activations.harvest import LanguageModel, hook_module, load_model, token_texts, tokenize
+from seedscope.engine.activations.model import randomised
+from seedscope.engine.activations.outliers import TIMES
+from seedscope.engine.demo import stdlib
+from seedscope.engine.progress import Progress
+from seedscope.engine.store import catalogue
+from seedscope.engine.store.evaluation import Evaluation
+from seedscope.engine.studies.evaluator import Bench, _keep
+from seedscope.engine.studies.synthetic import plan as synthetic
+from seedscope.engine.studies.synthetic.evaluator import open_samples
+
+
+def open_bench(
+    study: Path,
+    plan: catalogue.Study,
+    model: LanguageModel | None,
+    texts: Iterable[Document] | None,
+    device: torch.device,
+    progress: Progress,
+) -> Bench | None:
+    """Model and tokens as the catalogue names them, or a synthetic study's samples; None, with a word, without either."""
+    if made := synthetic.read(study):
+        return open_samples(study, made, plan, progress)
+    if plan.model is None or (plan.tokens is None and texts is None):
+        lacks = " and ".join(name for name, held in (("--model", plan.model), ("--tokens", plan.tokens)) if not held)
+        progress.say(f"activity, ablate: left out, no {lacks} was given for {plan.name}")
+        return None
+    settings = plan.tokens or catalogue.Tokens(())
+    model = model or load_model(plan.model)
+    if device.type != "cpu":
+        model.network.to(device)
+    for ensemble in plan.ensembles:
+        if ensemble.hookpoint:
+            _require_place(model, ensemble)
+        else:
+            progress.say(f"{ensemble.name}: no hook point is known, so no activity; give one with --hookpoint")
+    with progress.stage("tokenizing", "tokens") as report:
+        found = tokenize(
+            documents_of(settings) if texts is None else texts, model, n_ctx=settings.n_ctx, bos=settings.bos,
+            n_tokens=settings.n_eval,
+        )  # fmt: skip
+        n_tokens = int(found.counted.sum())
+        report(n_tokens, n_tokens)
+    found = found._replace(names=short_names(found.names))
+    outliers = TIMES if settings.outliers == "exclude" else None
+    control = randomised(model) if any(each.control_of for each in plan.ensembles) else None
+    record = Evaluation(
+        model=model.name,
+        model_digest=model.digest,
+        control_digest=control.digest if control else None,
+        causal=model.causal,
+        n_ctx=found.ids.shape[1],
+        policy=f"{found.policy}; tokens with activations longer than {outliers:g} times the median excluded"
+        if outliers
+        else f"{found.policy}; norm outliers counted",
+        token_digest=found.digest,
+        n_tokens=n_tokens,
+        remark=settings.remark or ", ".join(settings.source),
+        texts=tuple(token_texts(model)),
+        documents=tuple(found.names),
+        outliers=outliers,
+    )
+    _keep(study, record, found)
+    where = found, record
+    twin = control and Bench(control, *where, study / "scratch" / "control", progress)
+    return Bench(model, *where, study / "scratch", progress, control=twin)
+
+
+def _require_place(model: LanguageModel, ensemble: catalogue.Ensemble) -> None:
+    try:
+        hook_module(model, ensemble.hookpoint)
+    except ValueError as error:
+        raise ValueError(f"ensemble {ensemble.name}: {error}") from None
+
+
+def documents_of(tokens: catalogue.Tokens) -> Iterator[Document]:
+    """The documents that a catalogue's evaluation tokens name."""
+    if tokens.source == (stdlib.SOURCE,):
+        return iter(stdlib.load_corpus().held_out)
+    found = documents(tokens.source)
+    return split(found, tokens.part) if tokens.part != "all" else found
+
+
+def short_names(names: list[str]) -> list[str]:
+    """Names of documents without the folder that all of them share: where a corpus lies says nothing about it."""
+    if not names or not all(name.startswith("/") for name in names):
+        return names
+    shared = names[0].rsplit("/", 1)[0] + "/"
+    while not all(name.startswith(shared) for name in names):
+        shared = shared.rstrip("/").rsplit("/", 1)[0] + "/"
+    return [name.removeprefix(shared) for name in names]

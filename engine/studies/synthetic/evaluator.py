@@ -1,0 +1,66 @@
+"""Samples of known true features in the place of a model and tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from seedscope.engine.activations.harvest import LanguageModel
+from seedscope.engine.progress import Progress
+from seedscope.engine.store import catalogue
+from seedscope.engine.store.evaluation import Evaluation
+from seedscope.engine.studies.evaluator import Bench, Place, _keep
+from seedscope.engine.studies.synthetic import plan as synthetic
+from seedscope.engine.studies.synthetic.samples import Labelled, label
+
+
+class SampleBench(Bench):
+    """Evaluation samples of known true features: each stands for a token that names its strongest one."""
+
+    def __init__(self, samples: synthetic.SyntheticConfig, held: Labelled) -> None:
+        # No model made them: what stands in its place computes nothing and predicts no token.
+        model = LanguageModel(torch.nn.Identity(), None, "a generator of samples", samples.digest, causal=False)
+        evaluation = Evaluation(
+            model=None,
+            model_digest=model.digest,
+            control_digest=None,
+            causal=False,
+            n_ctx=held.tokens.ids.shape[1],
+            policy="every sample counts; a sample is shown as the name of its strongest true feature",
+            token_digest=held.tokens.digest,
+            n_tokens=int(held.tokens.counted.sum()),
+            remark="samples of known true features that training did not see",
+            texts=tuple(held.texts),
+            documents=tuple(held.tokens.names),
+        )
+        self.model, self.tokens, self.evaluation, self.control, self._held = model, held.tokens, evaluation, None, held
+        self.texts = held.texts
+
+    def place(self, hookpoint: str, d_in: int) -> Place:
+        """The samples themselves, whatever the hook point is called; raises ValueError for SAEs of another width."""
+        if self._held.rows.shape[1] != d_in:
+            raise ValueError(
+                f"samples have {self._held.rows.shape[1]} numbers, the SAEs at {hookpoint} read {d_in}: they were trained on "
+                "something else; import them into a study of their own"
+            )
+        return Place(self._held.rows, self.tokens)
+
+    def sample(self, hookpoint: str, n: int, left_out: np.ndarray) -> np.ndarray:
+        """Some of the samples themselves."""
+        window = np.flatnonzero(self.tokens.counted) // self.tokens.ids.shape[1]
+        return self._held.rows[np.isin(window, self.tokens.draw(n))]
+
+
+def open_samples(study: Path, made: synthetic.Plan, plan: catalogue.Study, progress: Progress) -> SampleBench:
+    """The evaluation samples of a synthetic study; raises ValueError where its catalogue names a model or text."""
+    if plan.model or plan.tokens:
+        raise ValueError(
+            f"{plan.name} is a synthetic study, measured on samples of its own, and was given "
+            f"{'a model' if plan.model else 'text'}; leave out --model, --tokens and what belongs to them"
+        )
+    with progress.stage("evaluation samples", "samples") as report:
+        held = label(made.samples, made.n_evaluated)
+        report(len(held.rows), len(held.rows))
+    bench = SampleBench(made.samples, held)
+    _keep(study, bench.evaluation, held.tokens)
+    return bench
