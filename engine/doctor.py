@@ -269,9 +269,9 @@ def _state(folder: Path) -> tuple[str, bool, str]:
     return "nothing published", False, "a run was interrupted: the same command goes on; or remove the folder"
 
 
-def _published(folder: Path, path: Path, plan: catalogue.Study | None) -> tuple[str, bool, str]:
+def _published(folder: Path, path: Path, plan: catalogue.StudyPlan | None) -> tuple[str, bool, str]:
     try:
-        with database.Reader(path) as reader:
+        with database.StoreReader(path) as reader:
             ensembles = {row.ensemble: row for row in reader.rows(Ensemble)}
             members = reader.rows(Member)
     except database.OtherSchemaError as error:
@@ -293,11 +293,11 @@ def _published(folder: Path, path: Path, plan: catalogue.Study | None) -> tuple[
     return value, True, remark
 
 
-def _planned(plan: catalogue.Study) -> str:
+def _planned(plan: catalogue.StudyPlan) -> str:
     return ", ".join(f"{each.name} ({len(each.members)} SAEs)" for each in plan.ensembles)
 
 
-def _publish_again(folder: Path, plan: catalogue.Study | None) -> str:
+def _publish_again(folder: Path, plan: catalogue.StudyPlan | None) -> str:
     """The command that computes what is missing, and publishes."""
     return (
         f"run: seedscope analyze {folder.name}" if plan else "build it again; the embedded study with: seedscope demo"

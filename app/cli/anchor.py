@@ -25,7 +25,7 @@ from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
 
 if TYPE_CHECKING:
-    from seedscope.engine.store.catalogue import Ensemble
+    from seedscope.engine.store.catalogue import EnsemblePlan
 
 
 class DataOrder(StrEnum):
@@ -97,7 +97,7 @@ def anchor(
         catalogue.require_name("ensemble", ensemble)
         if format not in FORMATS:
             raise Stop(f"--format is {format!r}, expected one of {', '.join(FORMATS)}")
-        held = catalogue.read(root / study) or catalogue.Study(study)
+        held = catalogue.read(root / study) or catalogue.StudyPlan(study)
         if not replace_ and any(each.name == ensemble and not _goes_on(each, sae) for each in held.ensembles):
             raise Stop(
                 f"study {study} has an ensemble {ensemble} already; choose another name, or give --replace to put the new one in "
@@ -131,7 +131,7 @@ def anchor(
     summary(root, study)
 
 
-def _goes_on(held: "Ensemble", sae: str) -> bool:
+def _goes_on(held: "EnsemblePlan", sae: str) -> bool:
     """Whether an ensemble has this SAE as its anchor already."""
     sources = [member.source for member in held.members if member.seed == held.anchor and member.source]
     return any(Path(source).is_relative_to(Path(sae).expanduser()) for source in sources)

@@ -24,7 +24,7 @@ from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
 
 if TYPE_CHECKING:
-    from seedscope.engine.store.catalogue import Ensemble
+    from seedscope.engine.store.catalogue import EnsemblePlan
 
 
 class Known(StrEnum):
@@ -117,7 +117,7 @@ def _numbers(text: str | None) -> list[int] | None:
         raise Stop(f"--seeds is {text!r}, expected whole numbers such as 0,1,2") from None
 
 
-def _describe(found: "Ensemble") -> None:
+def _describe(found: "EnsemblePlan") -> None:
     """What was imported, member by member."""
     print(f"ensemble {found.name}: {len(found.members)} members, {found.variant}, "
           f"hook point {found.hookpoint or 'unknown'}, shared start {found.shared_start}")  # fmt: skip

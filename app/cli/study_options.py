@@ -9,7 +9,7 @@ import typer
 from seedscope.app.cli.options import Stop
 
 if TYPE_CHECKING:
-    from seedscope.engine.store.catalogue import Study, Tokens
+    from seedscope.engine.store.catalogue import StudyPlan, Tokens
 
 
 class Counting(StrEnum):
@@ -19,7 +19,7 @@ class Counting(StrEnum):
     include = "include"
 
 
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Study name.", show_default=False)]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="StudyPlan name.", show_default=False)]
 Model = Annotated[str | None, typer.Option(help="Folder or hub id of the transformers model.", show_default=False)]
 TokenSource = Annotated[
     list[str] | None,
@@ -44,7 +44,7 @@ Outliers = Annotated[
 ]
 
 
-def planned(root: Path, study: str) -> "Study":
+def planned(root: Path, study: str) -> "StudyPlan":
     """A study's catalogue; Stop where there is none."""
     from seedscope.engine.store import catalogue
 

@@ -48,14 +48,14 @@ def synthetic(
     Example: seedscope synthetic --name narrow --r 8 --no-map
     """
     from seedscope.engine.studies.synthetic.generator import SyntheticConfig
-    from seedscope.engine.studies.synthetic.plan import MAP_RECIPE, RECIPE, Plan
+    from seedscope.engine.studies.synthetic.plan import MAP_RECIPE, RECIPE, SyntheticPlan
 
     try:
         config = SyntheticConfig(d_in, n_free, n_low, r, rate_free, rate_low, noise, data_seed)
         width = n_free + WIDER if d_sae is None else d_sae
         active = min(max(round(config.active_free + config.active_low) + SPARE, 1), width) if k is None else k
         trained = {"d_sae": width, "k": active}
-        made = Plan(
+        made = SyntheticPlan(
             samples=config,
             recipe=replace(RECIPE, seeds=tuple(range(seeds)), n_tokens=samples, **trained),
             map_recipe=replace(MAP_RECIPE, n_tokens=min(samples, MAP_RECIPE.n_tokens), **trained),

@@ -25,7 +25,7 @@ class Around(NamedTuple):
     same_bucket_by_chance: float
 
 
-class Points(NamedTuple):
+class MapPoints(NamedTuple):
     """One entry per feature that is drawn."""
 
     seed: np.ndarray
@@ -38,7 +38,7 @@ class Points(NamedTuple):
 
 
 def direction_map(
-    points: Points,
+    points: MapPoints,
     around: Sequence[Around],
     *,
     by_seed: bool,
@@ -103,7 +103,7 @@ def _title(around: Sequence[Around], near: int) -> str:
 
 
 def _trace(
-    points: Points, name: str, colour: str, sign: str, which: np.ndarray, base: str, query: str
+    points: MapPoints, name: str, colour: str, sign: str, which: np.ndarray, base: str, query: str
 ) -> dict[str, Any]:
     at = np.flatnonzero(which)
     grey = name == "not in the filter"

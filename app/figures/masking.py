@@ -31,7 +31,7 @@ class CurvePoint(NamedTuple):
     spread: float | None  # SD over members; None for one
 
 
-class Level(NamedTuple):
+class ReferenceLine(NamedTuple):
     """A horizontal line to read a curve against."""
 
     label: str
@@ -39,7 +39,7 @@ class Level(NamedTuple):
     below: bool = False  # where the label stands
 
 
-class Measured(NamedTuple):
+class MaskingAxis(NamedTuple):
     """What stands on the vertical axis."""
 
     id: str
@@ -49,12 +49,17 @@ class Measured(NamedTuple):
     on: str  # the tokens, in words
 
 
-EV = Measured("masked_ev", "explained variance", "EV", -1, "evaluation tokens")
-LOSS = Measured("masked_loss", "next-token loss, nats per token", "loss", 1, "tokens")
+EV = MaskingAxis("masked_ev", "explained variance", "EV", -1, "evaluation tokens")
+LOSS = MaskingAxis("masked_loss", "next-token loss, nats per token", "loss", 1, "tokens")
 
 
 def masking_curves(
-    what: Measured, points: Sequence[CurvePoint], levels: Sequence[Level], untouched: float, n_tokens: int, n_draws: str
+    what: MaskingAxis,
+    points: Sequence[CurvePoint],
+    levels: Sequence[ReferenceLine],
+    untouched: float,
+    n_tokens: int,
+    n_draws: str,
 ) -> Figure:
     """One line per kind of mask, with a band over members; `untouched` is the value with nothing masked."""
     data: list[dict[str, Any]] = []
@@ -120,7 +125,7 @@ def masking_curves(
     )  # fmt: skip
 
 
-def _title(what: Measured, by_kind: dict[str, list[CurvePoint]], untouched: float) -> str:
+def _title(what: MaskingAxis, by_kind: dict[str, list[CurvePoint]], untouched: float) -> str:
     """What as many stable and unstable features cost, where both curves still reach."""
     if not {"stable", "unstable"} <= set(by_kind):
         return f"What does masking features cost in {what.cost}?"

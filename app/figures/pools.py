@@ -34,7 +34,7 @@ class PoolAt(NamedTuple):
     parts: list[float]
 
 
-class Band(NamedTuple):
+class AxisBand(NamedTuple):
     """A stretch of the vertical axis to read curves against."""
 
     label: str
@@ -76,7 +76,7 @@ def holders_figure(unique: Sequence[int], pooled: Sequence[int], theta: float, l
 
 
 def pool_figure(
-    what: PoolMeasure, points: Sequence[PoolAt], asked: int, bands: Sequence[Band], n_tokens: int | None
+    what: PoolMeasure, points: Sequence[PoolAt], asked: int, bands: Sequence[AxisBand], n_tokens: int | None
 ) -> Figure:
     """One line per curve against the tokens that were trained on further, with the value of every SAE."""
     data: list[dict[str, Any]] = []

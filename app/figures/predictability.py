@@ -18,7 +18,7 @@ SETTINGS = {
 _SCORES = {"auroc": ("AUROC", "circle"), "f1": ("F1", "diamond")}
 
 
-class Told(NamedTuple):
+class PredictionScore(NamedTuple):
     """Scores in one setting, mean over ordered pairs."""
 
     setting: str  # of SETTINGS
@@ -29,7 +29,7 @@ class Told(NamedTuple):
     n_pairs: int
 
 
-def prediction_dots(rows: Sequence[Told], title: str) -> Figure:
+def prediction_dots(rows: Sequence[PredictionScore], title: str) -> Figure:
     """A dot per setting and score with its spread; controls hollow and grey."""
     held = sorted(rows, key=lambda row: list(SETTINGS).index(row.setting))
     names = [SETTINGS[row.setting][0] for row in held]

@@ -22,7 +22,7 @@ class Dots(NamedTuple):
     chosen: np.ndarray  # whether the filter finds it
 
 
-class Cells(NamedTuple):
+class ScatterCells(NamedTuple):
     """Features counted by bins of the metric and by X: (bins, N + 1)."""
 
     edges: np.ndarray
@@ -39,7 +39,7 @@ class Cloud(NamedTuple):
     is_log: bool
     floor: float  # what is smaller is drawn here
     n_floored: int
-    drawn: Dots | Cells
+    drawn: Dots | ScatterCells
 
 
 def metric_scatter(found: Cloud, words: str, unit: str, n_comparisons: int, base: str, query: str) -> Figure:
@@ -48,7 +48,7 @@ def metric_scatter(found: Cloud, words: str, unit: str, n_comparisons: int, base
     Features stand at `base`/seed/feature + `query`.
     """
     x = [i / n_comparisons for i in range(n_comparisons + 1)]
-    is_binned = isinstance(found.drawn, Cells)
+    is_binned = isinstance(found.drawn, ScatterCells)
     if not is_binned:
         data = _dots(found, found.drawn, words, n_comparisons, base, query)
         table = _table_of_points(found.drawn, n_comparisons)
@@ -114,7 +114,7 @@ def _dots(found: Cloud, points: Dots, words: str, n_comparisons: int, base: str,
     ]  # fmt: skip
 
 
-def _heat(found: Cloud, cells: Cells, words: str, x: list[float]) -> list[dict[str, Any]]:
+def _heat(found: Cloud, cells: ScatterCells, words: str, x: list[float]) -> list[dict[str, Any]]:
     def layer(counts: np.ndarray, role: str) -> dict[str, Any]:
         return {
             "type": "heatmap", "x": x, "y": [float(f"{edge:.5g}") for edge in cells.edges],
@@ -137,7 +137,7 @@ def _table_of_points(points: Dots, n_comparisons: int) -> tuple[tuple[Any, ...],
     return tuple(rows)
 
 
-def _table_of_cells(cells: Cells, x: list[float]) -> tuple[tuple[Any, ...], ...]:
+def _table_of_cells(cells: ScatterCells, x: list[float]) -> tuple[tuple[Any, ...], ...]:
     rows = []
     for i, p in enumerate(x):
         held = cells.counts[:, i].cumsum()

@@ -4,7 +4,7 @@ from typing import Any
 
 from seedscope.app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
 from seedscope.app.formats import percent
-from seedscope.engine.contract.stability import Band
+from seedscope.engine.contract.stability import CdfBand
 
 
 def stability_distribution(
@@ -73,7 +73,7 @@ def stability_distribution(
 def stability_cdf(
     counts: list[tuple[int, str, int, int]],
     null: dict[str, list[int]],
-    band: Band,
+    band: CdfBand,
     n_comparisons: int,
     one_anchor: float,
 ) -> Figure:

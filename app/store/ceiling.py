@@ -11,7 +11,7 @@ from seedscope.engine.contract.stability import bucket_bounds
 
 
 @dataclass(frozen=True)
-class Level:
+class StabilityLevel:
     """Stability of some features, each over the same number of comparisons."""
 
     n_features: int
@@ -26,8 +26,8 @@ class Ceiling:
 
     anchor: int
     n_comparisons: int  # that both are counted over: one less than there are, for a comparison has that many others
-    of_anchor: Level
-    of_comparisons: Level
+    of_anchor: StabilityLevel
+    of_comparisons: StabilityLevel
     means: list[float]  # mean p of each comparison's features, in seed order
 
 
@@ -43,10 +43,10 @@ def ceiling(store: Database, query: FeatureQuery) -> Ceiling | None:
     counts = _counts(store, query, row.anchor)
     bounds = bucket_bounds(n, query.epsilon)
 
-    def level(held: dict[int, float]) -> Level:
+    def level(held: dict[int, float]) -> StabilityLevel:
         total = sum(held.values())
         share = total or 1
-        return Level(
+        return StabilityLevel(
             round(total),
             sum(x * c for x, c in held.items()) / share / n,
             sum(c for x, c in held.items() if x >= bounds.stable) / share,

@@ -76,7 +76,7 @@ class TriggerLine:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BucketComparison:
     """What sets the buckets of an ensemble apart; triggers are counted over all features that fire."""
 
     n_features: int
@@ -85,7 +85,7 @@ class Comparison:
     triggers: list[TriggerLine] | None
 
 
-class Points(NamedTuple):
+class JudgedPoints(NamedTuple):
     """Every judged feature, one entry each."""
 
     seed: np.ndarray
@@ -96,7 +96,7 @@ class Points(NamedTuple):
     chosen: np.ndarray  # whether the filter finds it
 
 
-class Cells(NamedTuple):
+class CountedCells(NamedTuple):
     """Judged features counted by X and by bins of a metric: (bins, N + 1)."""
 
     edges: np.ndarray  # (bins + 1,); the outermost bins also hold what lies beyond them
@@ -113,8 +113,8 @@ class Scatter(NamedTuple):
     is_log: bool
     floor: float  # on a log axis: what is smaller is drawn here
     n_floored: int
-    points: Points | None
-    cells: Cells | None
+    points: JudgedPoints | None
+    cells: CountedCells | None
 
 
 class Comparisons:
@@ -140,7 +140,7 @@ class Comparisons:
         )
         return [line for (line,) in self._store.fetch(sql, {"ensemble": ensemble, "n_rows": COMPARED_ROWS})]
 
-    def _compare(self, query: FeatureQuery) -> Comparison:
+    def _compare(self, query: FeatureQuery) -> BucketComparison:
         table, names = FeatureTable(self._store, query), self.metrics(query.ensemble)
         columns = ", ".join(METRICS[name].column for name in names)
         # In the order of the keys: ties and sums then fall the same way in every run.
@@ -164,7 +164,7 @@ class Comparisons:
             f"WHERE bucket < {len(JUDGED)} GROUP BY ALL"
         )
         triggers = _trigger_lines(counted, seeds) if self._store.has(query.ensemble, "activity") else None
-        return Comparison(sum(n for *_, n in counted), int((bucket < len(JUDGED)).sum()), lines, triggers)
+        return BucketComparison(sum(n for *_, n in counted), int((bucket < len(JUDGED)).sum()), lines, triggers)
 
     def _measure_range(self, ensemble: str, column: str, count_dead: bool) -> tuple[float | None, ...]:
         """A metric's lowest half percent of what is above 0, largest, smallest above 0, and smallest; the same for any theta."""
@@ -195,7 +195,7 @@ class Comparisons:
                 f"WHERE {judged} ORDER BY seed, feature",
                 parameters,
             )
-            points = Points(*(rows[name].to_numpy() for name in Points._fields))
+            points = JudgedPoints(*(rows[name].to_numpy() for name in JudgedPoints._fields))
         else:
             cells = self._cells(table, column, where, parameters, judged, floor if is_log else None, (least, high))
         marked = n_chosen if where != "true" else None
@@ -204,7 +204,7 @@ class Comparisons:
     def _cells(
         self, table: FeatureTable, column: str, where: str, parameters: dict, judged: str, floor: float | None,
         span: tuple[float, float],
-    ) -> Cells:  # fmt: skip
+    ) -> CountedCells:  # fmt: skip
         low, high = span
         if floor is None:
             at, first, last = column, low, max(high, low + 1e-6)
@@ -221,7 +221,7 @@ class Comparisons:
         for x, bin, held, marked in rows:
             counts[bin, x], chosen[bin, x] = held, marked
         edges = np.linspace(first, last, _BINS + 1)
-        return Cells(edges if floor is None else 10**edges, counts, chosen)
+        return CountedCells(edges if floor is None else 10**edges, counts, chosen)
 
 
 def _marks(query: FeatureQuery) -> tuple[str, dict[str, object]]:

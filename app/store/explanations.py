@@ -35,7 +35,7 @@ class ToldScore:
 
 
 @dataclass(frozen=True)
-class Told:
+class StoredExplanation:
     """What one explainer says of a feature; text is None where explaining failed, and `failure` says why."""
 
     explainer: str
@@ -45,7 +45,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class LabelAgreement:
     """How alike a feature's label and those of its counterparts are: words shared over words used (Jaccard), mean.
 
     `chance` is the same with up to CHANCE_LABELS features of other seeds and of the feature's own bucket, drawn at random.
@@ -111,7 +111,7 @@ class Explanations:
         held = {kind for (kind,) in self._store.fetch(sql, [ensemble, explainer])}
         return [kind for kind in SCORE_KINDS if kind in held] + sorted(held - set(SCORE_KINDS))
 
-    def of(self, found: Feature) -> list[Told]:
+    def of(self, found: Feature) -> list[StoredExplanation]:
         """Every explanation of a feature, the one that lists show first, each with its scores."""
         at, where = [found.ensemble, found.seed, found.feature], "ensemble = ? AND seed = ? AND feature = ?"
         texts = self._store.rows(Explanation, where, at)
@@ -120,7 +120,7 @@ class Explanations:
         for row in self._store.rows(Score, where, at):
             scores.setdefault(row.explainer, []).append(ToldScore(*(getattr(row, name) for name in names)))
         texts.sort(key=lambda row: (row.explainer != found.explainer, row.text is None, row.explainer))
-        return [Told(row.explainer, row.text, row.failure, scores.get(row.explainer, [])) for row in texts]
+        return [StoredExplanation(row.explainer, row.text, row.failure, scores.get(row.explainer, [])) for row in texts]
 
     def contexts(self, found: Feature) -> list[ScoredContext]:
         """The contexts that a feature's explanations are scored on, in the order of Score.said; empty without any."""
@@ -148,10 +148,12 @@ class Explanations:
 
     # -- labels beside each other ----------------------------------------------------------------------------------
 
-    def agreement(self, found: Feature, bucket: str, query: FeatureQuery, matched: list[tuple[int, int]]) -> Agreement:
+    def agreement(
+        self, found: Feature, bucket: str, query: FeatureQuery, matched: list[tuple[int, int]]
+    ) -> LabelAgreement:
         """How alike the label that lists show of a feature and those of its matched counterparts are."""
         if found.explanation is None or found.explainer is None:
-            return Agreement(None, 0, len(matched), None, 0, None)
+            return LabelAgreement(None, 0, len(matched), None, 0, None)
         own = words(found.explanation)
         rows = self._store.rows_at(Explanation, found.ensemble, matched)
         theirs = [words(row.text) for row in rows if row.explainer == found.explainer and row.text is not None]
@@ -160,7 +162,7 @@ class Explanations:
             for seed, said in self._chance_labels(query, bucket, found.explainer)
             if seed != found.seed
         ][:CHANCE_LABELS]  # fmt: skip
-        return Agreement(
+        return LabelAgreement(
             found.explainer, len(theirs), len(matched), _likeness(own, theirs), len(drawn), _likeness(own, drawn)
         )
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from seedscope.app.store.database import Database
 from seedscope.app.store.pairs import Pairs
-from seedscope.app.store.span_claim import DEVIATIONS, FEWEST_PAIRS, Compared, Level, compare
+from seedscope.app.store.span_claim import DEVIATIONS, FEWEST_PAIRS, Compared, EnergyAtRank, compare
 from seedscope.engine.contract.tables.pools import FeaturePool, PooledFeature, PoolPoint
 
 CONTROLS = ("members", "fresh", "subset")
@@ -137,7 +137,7 @@ def _is_more(against: list[Against]) -> bool | None:
 def _against(pools: PoolPoint, control: PoolPoint, pairs: PairSpread | None) -> Against:
     told = None
     if None not in (pools.shared, control.shared) and pairs and pairs.spread is not None:
-        told = compare(*(Level(each.shared, pairs.spread, pairs.n_pairs) for each in (pools, control)))
+        told = compare(*(EnergyAtRank(each.shared, pairs.spread, pairs.n_pairs) for each in (pools, control)))
     ev, control_ev = fmean(pools.evs), fmean(control.evs)
     keeps = ev >= control_ev - EV_KEPT
     return Against(control.curve, pools.shared, control.shared, told, ev, control_ev, keeps)

@@ -14,7 +14,7 @@ Compared = Literal["more", "equal", "less"]
 
 
 @dataclass(frozen=True)
-class Level:
+class EnergyAtRank:
     """Captured energy at one rank."""
 
     mean: float
@@ -42,7 +42,7 @@ class Claim:
         return None if found is None else found == "more"
 
 
-def judge_claim(levels: Mapping[str, Level]) -> Claim | None:
+def judge_claim(levels: Mapping[str, EnergyAtRank]) -> Claim | None:
     """The verdict on curves of SpanCurve at one rank; None where a curve it needs stops before that rank."""
     if not {"within", "cross", "random_subspace"} <= levels.keys():
         return None
@@ -57,7 +57,7 @@ def judge_claim(levels: Mapping[str, Level]) -> Claim | None:
     return Claim("nearly" if kept >= NEARLY else "partly", kept, against)
 
 
-def compare(a: Level, b: Level) -> Compared:
+def compare(a: EnergyAtRank, b: EnergyAtRank) -> Compared:
     """More or less where the means differ by over DEVIATIONS of both spreads together."""
     difference, noise = a.mean - b.mean, DEVIATIONS * hypot(a.spread or 0, b.spread or 0)
     return "more" if difference > noise else "less" if difference < -noise else "equal"

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from seedscope.app.store.database import Database
-from seedscope.app.store.span_claim import Level
+from seedscope.app.store.span_claim import EnergyAtRank
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.tables.features import Feature
 from seedscope.engine.contract.tables.spans import first_energies
@@ -35,7 +35,7 @@ class FeatureSubspace:
 
 
 @dataclass(frozen=True)
-class Spans:
+class EnsembleSpans:
     """Everything of one ensemble but what single features and pairs of members have."""
 
     ranks: list[int]
@@ -44,10 +44,10 @@ class Spans:
     residuals: list[schema.SpanResidual]
     predictions: list[schema.SpanPrediction]
 
-    def levels(self, rank: int) -> dict[str, Level]:
+    def levels(self, rank: int) -> dict[str, EnergyAtRank]:
         """{curve: its energy at a rank}, of the curves that reach it; overlap is none of them."""
         return {
-            row.curve: Level(row.mean, row.spread, row.n_pairs)
+            row.curve: EnergyAtRank(row.mean, row.spread, row.n_pairs)
             for row in self.curves
             if row.rank == rank and row.mean is not None and row.curve != "overlap"
         }
@@ -98,10 +98,12 @@ def nearest_rank(ranks: list[int], asked: int) -> int:
     return min(ranks, key=lambda rank: abs(math.log(rank / asked)))
 
 
-def read_spans(store: Database, ensemble: str) -> Spans:
+def read_spans(store: Database, ensemble: str) -> EnsembleSpans:
     """All tables of an ensemble that have a row per curve, member, bucket or setting."""
     tables = (schema.SpanCurve, schema.SpanMember, schema.SpanResidual, schema.SpanPrediction)
-    return Spans(span_ranks(store, ensemble), *(store.rows(table, "ensemble = ?", [ensemble]) for table in tables))
+    return EnsembleSpans(
+        span_ranks(store, ensemble), *(store.rows(table, "ensemble = ?", [ensemble]) for table in tables)
+    )
 
 
 def pairs_at(store: Database, ensemble: str, rank: int) -> list[PairSpan]:

@@ -18,7 +18,7 @@ from seedscope.app.store.pairs import Pairs
 from seedscope.app.store.pools import Pools
 from seedscope.app.store.table import FeatureQuery, FeatureTable
 from seedscope.app.store.trajectory import Trajectories
-from seedscope.app.store.truth import Truth
+from seedscope.app.store.truth import KnownTruth
 from seedscope.app.store.vocabulary import Vocabulary
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import RULE_COLUMN, count_column, theta_index
@@ -51,7 +51,7 @@ class StudyStore(Database):
         self.explanations = Explanations(self)
         self.vocabulary = Vocabulary(self)
         self.trajectories = Trajectories(self)
-        self.truth = Truth(self) if self.study.synthetic else None
+        self.truth = KnownTruth(self) if self.study.synthetic else None
 
     def holders(self, sae_digest: str) -> list[tuple[Ensemble, Member]]:
         """Every member with these weights."""

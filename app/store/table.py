@@ -90,7 +90,7 @@ class FeatureRow:
     anchor: bool = False  # of a member whose recipe is not the others'
 
 
-class Place(NamedTuple):
+class ListPosition(NamedTuple):
     """Where a feature stands in a filtered list."""
 
     position: int  # 1-based
@@ -161,7 +161,7 @@ class FeatureTable:
         value = float(self._last) if value is None else value
         return f"{value!r}_{row.seed}_{row.feature}"
 
-    def place(self, seed: int, feature: int) -> Place | None:
+    def place(self, seed: int, feature: int) -> ListPosition | None:
         """Position, previous and next of a feature in the list; None where the filter leaves it out."""
         here = self.select(
             f"SELECT {self._value} FROM filtered WHERE seed = $at_seed AND feature = $at_feature",
@@ -177,7 +177,7 @@ class FeatureTable:
             ends.append(next(iter(self.select(sql, keys)), None))
         condition, keys = self._beyond(key, True)
         total, n_before = self.select(f"SELECT count(*), count(*) FILTER ({condition}) FROM filtered", keys)[0]
-        return Place(n_before + 1, total, *ends)
+        return ListPosition(n_before + 1, total, *ends)
 
     def facets(self) -> dict[str, dict[Any, int]]:
         """Counts per bucket, per seed and, of features that fire, per trigger, each under all other filters of the query."""

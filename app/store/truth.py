@@ -39,7 +39,7 @@ class FoundCount:
     n: int
 
 
-class Truth:
+class KnownTruth:
     """The tables of engine.contract.tables.synthetic of one study."""
 
     def __init__(self, store: Database) -> None:

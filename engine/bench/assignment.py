@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.matching.assignment import hungarian
 
 LIMIT = "bare torch.mm of the same product in blocks of 1,024"
@@ -19,16 +19,16 @@ DENSE = "dense scipy linear_sum_assignment (with its matrix)"
 BLOCK = 1024
 
 
-def lines(*, full: bool = False, n: int = 16_384, n_full: int = 131_072, d_in: int = 256) -> Iterator[Line]:
+def lines(*, full: bool = False, n: int = 16_384, n_full: int = 131_072, d_in: int = 256) -> Iterator[BenchLine]:
     """`hungarian` on the processor, n rows with n rows; with `full` also the largest size, in a process of its own."""
     yield _small(n, d_in)
     goal = "under 8 GB and 60 minutes on 2 cores, gap proven"
     if not full:
-        yield Line(_work(n_full, d_in), None, goal=goal, remark="not measured in this run: add --full")
+        yield BenchLine(_work(n_full, d_in), None, goal=goal, remark="not measured in this run: add --full")
         return
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         ours, bare, gap, peak = fresh.submit(_large, n_full, d_in).result()
-    yield Line(
+    yield BenchLine(
         work=_work(n_full, d_in),
         ours_s=ours,
         limit=LIMIT,
@@ -39,7 +39,7 @@ def lines(*, full: bool = False, n: int = 16_384, n_full: int = 131_072, d_in: i
     )
 
 
-def _small(n: int, d_in: int) -> Line:
+def _small(n: int, d_in: int) -> BenchLine:
     a, b = _dictionaries(n, d_in)
     gaps = []
     runs = {"ours": lambda: gaps.append(hungarian(a, b).gap), LIMIT: lambda: _bare(a, b)}
@@ -47,7 +47,7 @@ def _small(n: int, d_in: int) -> Line:
     began = time.perf_counter()
     linear_sum_assignment((a @ b.T).numpy(), maximize=True)
     dense = time.perf_counter() - began
-    return Line(
+    return BenchLine(
         work=_work(n, d_in),
         ours_s=taken["ours"],
         limit=LIMIT,

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.geometry.subspaces import basis, log_ranks, overlaps, transfer
 
 BARE_PAIRS = 64  # ordered pairs that are multiplied at most; the others take as long
@@ -20,7 +20,7 @@ def lines(
     n_rows: int | None = None,
     d: int = 768,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[Line]:
+) -> Iterator[BenchLine]:
     """One split of `transfer` and `overlaps`; 24 x 1,000 rows by default, 96 x 4,000 in full, on the best device."""
     n_members, n_rows = n_members or (96 if full else 24), n_rows or (4000 if full else 1000)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,7 +43,7 @@ def lines(
     report(2, 2)
     svds = taken["SVDs"] * n_members / min(BARE_SVDS, n_members)
     products = taken["products"] * len(pairs) / len(some)
-    yield Line(
+    yield BenchLine(
         work=f"captured energy within and across, one split, all {len(pairs):,} ordered pairs of {size}",
         ours_s=taken["ours"],
         limit="torch.linalg.svd of every half in float32, and D(t) V(s) of every ordered pair",
@@ -52,7 +52,7 @@ def lines(
         goal="all ordered pairs of 96 members x 4,000 unstable rows x 768 at 12 ranks",
         remark=f"limit from {min(BARE_SVDS, n_members)} SVDs and {len(some)} products, for all at their rate",
     )
-    yield Line(
+    yield BenchLine(
         work=f"overlap of all {len(pairs) // 2:,} pairs of spans of {size}",
         ours_s=taken["overlaps"],
         limit="V(s)^T V(t) of every pair at the largest rank",

@@ -13,10 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from seedscope.engine.activations.harvest import TokenSet, harvest, load_model, stream, token_texts, tokenize
 from seedscope.engine.activations.model import LanguageModel
 from seedscope.engine.bench.outside import ask_peers
-from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.demo import stdlib
 from seedscope.engine.features.activity import ActivityPass
-from seedscope.engine.features.triggers import Vocabulary
+from seedscope.engine.features.triggers import TokenClasses
 from seedscope.engine.saes.encode import encoded
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.saes.saelens import save
@@ -29,15 +29,15 @@ DASHBOARD_FEATURES = 256  # that SAEDashboard is timed on; all of them would tak
 Report = Callable[[int, int], None]
 
 
-class _Work(NamedTuple):
+class _HarvestWork(NamedTuple):
     model: LanguageModel
     tokens: TokenSet
     hookpoint: str
     saes: SAE
-    vocabulary: Vocabulary
+    vocabulary: TokenClasses
 
 
-def lines(*, report: Report) -> Iterator[Line]:
+def lines(*, report: Report) -> Iterator[BenchLine]:
     """The embedded study's shape, one wide SAE on a model of GPT-2's size, and one SAE that others measure as well."""
     model = load_model(str(stdlib.MODEL_DIR))
     held_out = stdlib.load_corpus().held_out
@@ -57,7 +57,7 @@ def lines(*, report: Report) -> Iterator[Line]:
     yield _peers_line(_prepared(model, whole, place, 1, 2048, 32), report)
 
 
-def _prepared(model: LanguageModel, tokens: TokenSet, hookpoint: str, members: int, d_sae: int, k: int) -> _Work:
+def _prepared(model: LanguageModel, tokens: TokenSet, hookpoint: str, members: int, d_sae: int, k: int) -> _HarvestWork:
     """Members whose rows are activations of the model, so that features fire as trained ones do, more or less."""
     rows = torch.cat(
         [batch.rows for batch in stream(model, tokens.only(np.arange(min(len(tokens.ids), 256))), hookpoint)]
@@ -74,10 +74,12 @@ def _prepared(model: LanguageModel, tokens: TokenSet, hookpoint: str, members: i
         seeds=tuple(range(members)),
     )  # fmt: skip
     texts = token_texts(model) if model.tokenizer is not None else [f"<{i}>" for i in range(model.vocabulary)]
-    return _Work(model, tokens, hookpoint, saes.requires_grad_(False), Vocabulary(texts, tokens.ids[tokens.counted]))
+    return _HarvestWork(
+        model, tokens, hookpoint, saes.requires_grad_(False), TokenClasses(texts, tokens.ids[tokens.counted])
+    )
 
 
-def _ours(work: _Work) -> None:
+def _ours(work: _HarvestWork) -> None:
     """All that `seedscope analyze` does for activity: activations to disk, codes, firings, contexts and triggers."""
     with tempfile.TemporaryDirectory() as folder:
         rows = harvest(work.model, work.tokens, work.hookpoint, Path(folder))
@@ -88,16 +90,16 @@ def _ours(work: _Work) -> None:
             pass
 
 
-def _limit(work: _Work) -> None:
+def _limit(work: _HarvestWork) -> None:
     encoder = work.saes.W_enc.transpose(1, 2).reshape(-1, work.saes.d_in)
     for batch in stream(work.model, work.tokens, work.hookpoint):
         torch.nn.functional.linear(batch.rows, encoder)
 
 
-def _line(work: _Work, name: str) -> Line:
+def _line(work: _HarvestWork, name: str) -> BenchLine:
     taken = interleaved({"ours": partial(_ours, work), "limit": partial(_limit, work)}, rounds=3)
     n, saes = int(work.tokens.counted.sum()), work.saes
-    return Line(
+    return BenchLine(
         work=f"activity of {saes.n_members} x {saes.d_sae:,} features, d_in {saes.d_in}, k {saes.k}, on {n:,} tokens ({name})",
         ours_s=taken["ours"],
         limit="the bare model up to the hook point and the encoder's product",
@@ -107,7 +109,7 @@ def _line(work: _Work, name: str) -> Line:
     )
 
 
-def _peers_line(work: _Work, report: Report) -> Line:
+def _peers_line(work: _HarvestWork, report: Report) -> BenchLine:
     """One SAE, the same windows, by everybody; compared per feature."""
     taken = interleaved({"ours": partial(_ours, work), "limit": partial(_limit, work)}, rounds=3)
     each = taken["ours"] / work.saes.d_sae
@@ -119,7 +121,7 @@ def _peers_line(work: _Work, report: Report) -> Line:
         if "seconds" in answer
     ]
     n = int(work.tokens.counted.sum())
-    return Line(
+    return BenchLine(
         work=f"activity of one SAE of {work.saes.d_sae:,} features, d_in {work.saes.d_in}, k {work.saes.k}, on {n:,} tokens",
         ours_s=taken["ours"],
         limit="the bare model up to the hook point and the encoder's product",
@@ -133,7 +135,7 @@ def _peers_line(work: _Work, report: Report) -> Line:
     )
 
 
-def _peers(work: _Work) -> dict[str, dict]:
+def _peers(work: _HarvestWork) -> dict[str, dict]:
     """What each peer said, one after the other, each in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

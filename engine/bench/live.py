@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.contract.queries import LiveQuery
 from seedscope.engine.live.neighbours import Resident, neighbours
 
@@ -18,14 +18,14 @@ ENOUGH_BYTES = 12 * 2**30  # free memory for the rows of 96 members
 PLAIN = "torch.mv and torch.topk, member by member"
 
 
-def lines() -> Iterator[Line]:
+def lines() -> Iterator[BenchLine]:
     """What the engine does for a page, in this process, on the processor and on the device where there is one."""
     yield from _lines("cpu", 96 if _free_bytes() >= ENOUGH_BYTES else 24, f"{torch.get_num_threads()} threads")
     if torch.cuda.is_available():
         yield from _lines("cuda", 96, torch.cuda.get_device_name())
 
 
-def _lines(device: str, n_members: int, where: str) -> Iterator[Line]:
+def _lines(device: str, n_members: int, where: str) -> Iterator[BenchLine]:
     rows = _rows(n_members, device)
     resident = Resident(tuple(range(n_members)), rows, np.array([], np.int64))
     ask = LiveQuery("neighbours", seeds=resident.seeds, k=K)
@@ -39,7 +39,7 @@ def _lines(device: str, n_members: int, where: str) -> Iterator[Line]:
         }
     )
     size = f"{K} nearest in each of {n_members} members of {D_SAE:,} rows of {D_IN}, float32, {where}"
-    yield Line(
+    yield BenchLine(
         work=f"neighbours of one feature, the {size}",
         ours_s=taken["one"],
         limit=f"one read of the same {rows.nbytes / 1e9:.1f} GB: torch.sum of them, {rows.nbytes / taken['read'] / 1e9:.1f} GB/s",
@@ -50,7 +50,7 @@ def _lines(device: str, n_members: int, where: str) -> Iterator[Line]:
         + ("" if n_members == 96 else "; 24 members because less than 12 GiB are free"),
     )
     rate = 2 * TOGETHER * rows.numel() / taken["together"] / 1e9
-    yield Line(
+    yield BenchLine(
         work=f"neighbours of {TOGETHER} features at once, the {size}",
         ours_s=taken["together"],
         limit="neighbours of one feature",

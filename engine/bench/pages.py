@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seedscope.engine.bench.report import Line
+from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.schema import RULE_COLUMN, SCHEMA_VERSION, TRIGGERS
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Match, NullMatch
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
@@ -29,7 +29,7 @@ GOAL_S = 0.2
 
 def lines(
     *, n_members: int = N_MEMBERS, d_sae: int = D_SAE, report: Callable[[int, int], None] = lambda done, total: None
-) -> Iterator[Line]:
+) -> Iterator[BenchLine]:
     """One line per page: server time while theta moves in steps of 0.01, every figure and number of the page drawn."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -45,7 +45,7 @@ def lines(
                 first = time.perf_counter() - began
                 taken = [server.get(f"{path}?theta={theta:.2f}") for theta in THETAS]
                 off_grid = statistics.median(server.get(f"{path}?theta={theta + 0.005:.3f}") for theta in THETAS[::10])
-                yield Line(
+                yield BenchLine(
                     work=f"theta moved on the {name} page, {n_members} x {d_sae:,}",
                     ours_s=statistics.median(taken),
                     goal=f"under {GOAL_S} s of server time",

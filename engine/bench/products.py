@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.matching.cuda import choice, finish, launch, prepare
 from seedscope.engine.matching.kernels import best_cosines
 
@@ -20,7 +20,7 @@ FULL, RUNNING = "full matrix and max both ways (torch)", "running max and index 
 FAISS = "two faiss IndexFlatIP searches"
 
 
-def lines(*, n: int = 16_384, d_in: int = 768) -> Iterator[Line]:
+def lines(*, n: int = 16_384, d_in: int = 768) -> Iterator[BenchLine]:
     """`best_cosines` of n rows with n rows on the processor, and on the device where there is one."""
     yield _line("cpu", n, d_in, f"{torch.get_num_threads()} threads", _host_memory(n, d_in))
     if torch.cuda.is_available():
@@ -31,14 +31,14 @@ def lines(*, n: int = 16_384, d_in: int = 768) -> Iterator[Line]:
 N_PAIRS = 12  # measured one behind the other; all pairs of 96 members are 4,560 of them
 
 
-def _all_pairs(n: int, d_in: int) -> Line:
+def _all_pairs(n: int, d_in: int) -> BenchLine:
     """The fused kernel on pair after pair against the float16 product alone."""
     work = f"fused kernel, one of all pairs of 96 x {n:,} x {d_in:,}"
     goal = "70 % of the measured half-precision product rate, the float32 partners"
     device = torch.device("cuda")
     name, reason = choice(device) if torch.cuda.is_available() else ("plain", "no CUDA device")
     if name != "fused":
-        return Line(work, None, goal=goal, remark=f"not measured: {reason}")
+        return BenchLine(work, None, goal=goal, remark=f"not measured: {reason}")
     a, b = (prepare(rows) for rows in _dictionaries(n, d_in, "cuda"))
 
     def pairs() -> None:
@@ -56,7 +56,7 @@ def _all_pairs(n: int, d_in: int) -> Line:
     taken = interleaved({"ours": partial(_finished, pairs), "limit": partial(_finished, products)}, rounds=3)
     certificate = finish(launch(a, b))[2]
     per_pair = taken["ours"] / N_PAIRS
-    return Line(
+    return BenchLine(
         work=work,
         ours_s=per_pair,
         limit="torch.mm of the same product in float16",
@@ -66,7 +66,7 @@ def _all_pairs(n: int, d_in: int) -> Line:
     )
 
 
-def _line(device: str, n: int, d_in: int, where: str, memory: str) -> Line:
+def _line(device: str, n: int, d_in: int, where: str, memory: str) -> BenchLine:
     a, b = _dictionaries(n, d_in, device)
     bare = {f"bare torch.mm of the same product in blocks of {block:,}": block for block in BARE_BLOCKS}
     runs: dict[str, Callable] = {name: partial(_bare, a, b, block) for name, block in bare.items()}
@@ -81,7 +81,7 @@ def _line(device: str, n: int, d_in: int, where: str, memory: str) -> Line:
     peers: dict[str, float | str] = {name: taken[name] for name in (FULL, RUNNING)}
     if device == "cpu":
         peers[FAISS] = taken[FAISS] if faiss_runs else "not installed"
-    return Line(
+    return BenchLine(
         work=f"best partner, cosine and runner-up both ways, {n:,} x {n:,} rows of {d_in:,}, float32, {where}",
         ours_s=taken["ours"],
         limit=limit,

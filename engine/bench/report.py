@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Line:
+class BenchLine:
     """One piece of work, measured. Times are medians in seconds; None: not measured, and `remark` says why."""
 
     work: str  # what was computed, with its sizes
@@ -25,7 +25,7 @@ class Line:
         return self.ours_s / self.limit_s if self.ours_s and self.limit_s else None
 
 
-Section = Callable[[], Iterator[Line]]
+Section = Callable[[], Iterator[BenchLine]]
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], *, rounds: int = 5) -> dict[str, float]:

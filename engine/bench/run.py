@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seedscope.engine.bench import assignment, geometry, harvest, live, pages, products, training
-from seedscope.engine.bench.report import Line
+from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.matching.cuda import choice
 
@@ -54,7 +54,7 @@ def machine() -> Machine:
     )
 
 
-def match_lines(*, full: bool, report: Report) -> Iterator[Line]:
+def match_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """Matching: products, one-to-one assignment, live queries, and theta moved on the pages."""
     yield from products.lines()
     yield from assignment.lines(full=full)
@@ -62,22 +62,22 @@ def match_lines(*, full: bool, report: Report) -> Iterator[Line]:
     yield from pages.lines(report=report)
 
 
-def harvest_lines(*, full: bool, report: Report) -> Iterator[Line]:
+def harvest_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """Activity: the pass over the tokens, and what others take for it."""
     yield from harvest.lines(report=report)
 
 
-def geometry_lines(*, full: bool, report: Report) -> Iterator[Line]:
+def geometry_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """Geometry: what spans of unstable features capture of one another."""
     yield from geometry.lines(full=full, report=report)
 
 
-def train_lines(*, full: bool, report: Report) -> Iterator[Line]:
+def train_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """Training: members in lockstep, and what others take for the same seeds and reach with them."""
     yield from training.lines(full=full, report=report)
 
 
-SECTIONS: dict[str, Callable[..., Iterator[Line]]] = {
+SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "match": match_lines,
     "harvest": harvest_lines,
     "geometry": geometry_lines,
@@ -85,19 +85,19 @@ SECTIONS: dict[str, Callable[..., Iterator[Line]]] = {
 }
 
 
-def as_json(lines: list[Line]) -> dict[str, Any]:
+def as_json(lines: list[BenchLine]) -> dict[str, Any]:
     """Machine and lines with the name and version of the format."""
     measured = [asdict(line) | {"ratio": line.ratio} for line in lines]
     head = {"format": FORMAT, "version": FORMAT_VERSION, "seedscope": version("seedscope")}
     return head | {"machine": asdict(machine()), "lines": measured}
 
 
-def write_json(lines: list[Line], path: Path) -> None:
+def write_json(lines: list[BenchLine], path: Path) -> None:
     """Write the lines as JSON."""
     write_whole(path, json.dumps(as_json(lines), indent=1))
 
 
-def show(lines: list[Line], console: Console) -> None:
+def show(lines: list[BenchLine], console: Console) -> None:
     """Print machine and lines; ratios are to the limit of the same run."""
     here = machine()
     console.print(f"{here.processor}, {here.n_cores} cores, {here.memory_gib} GiB; GPU {here.gpu}", highlight=False)
@@ -113,7 +113,7 @@ def show(lines: list[Line], console: Console) -> None:
     console.print(table, highlight=False)
 
 
-def summary(line: Line) -> str:
+def summary(line: BenchLine) -> str:
     """A line on one line."""
     ratio = f", {line.ratio:.2f} x the limit" if line.ratio else ""
     return f"{line.work}: {_time(line.ours_s)}{ratio}"

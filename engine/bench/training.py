@@ -14,7 +14,7 @@ import torch
 from seedscope.engine.activations.harvest import LanguageModel, harvest, load_model, tokenize
 from seedscope.engine.bench.harvest import Report
 from seedscope.engine.bench.outside import ask_peers
-from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.bench.trainers import load_optimizers
 from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
 from seedscope.engine.demo import stdlib
@@ -44,7 +44,7 @@ class Quality(NamedTuple):
     ev: float
 
 
-def lines(*, full: bool, report: Report) -> Iterator[Line]:
+def lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """TopK at the demo's size, and every variant with two seeds; with `full` all of them at the demo's size and tokens."""
     n_tokens = stdlib.STUDY.train.n_tokens if full else QUICK_TOKENS
     rows = activations(load_model(str(stdlib.MODEL_DIR)), n_tokens)
@@ -79,7 +79,7 @@ def activations(model: LanguageModel, n_tokens: int) -> Rows:
     return Rows(*found)
 
 
-def line(config: TrainConfig, rows: Rows, *, rounds: int = 1) -> Line:
+def line(config: TrainConfig, rows: Rows, *, rounds: int = 1) -> BenchLine:
     """One variant: ours, the bare encoder products, and every peer that has it; medians of rounds, in turns."""
     load_optimizers()
     taken, answers = [], []
@@ -104,7 +104,7 @@ def line(config: TrainConfig, rows: Rows, *, rounds: int = 1) -> Line:
             f"{PEERS[name]} {answer['version']}: {n / answer['seconds']:,.0f} member-tokens/s, EV {there.ev:.4f} at L0 "
             f"{there.l0:.2f}, where ours has {here:.4f}; {answer['seconds'] / ours_s:.1f} x our time"
         )
-    return Line(
+    return BenchLine(
         work=f"training {len(config.seeds)} x {config.d_sae:,} {config.variant}, d_in {rows.train.shape[1]}, "
         f"{config.n_tokens:,} tokens each, batch {config.batch}",
         ours_s=ours_s,

@@ -100,7 +100,7 @@ class Convergence(NamedTuple):
     error: np.ndarray  # mean |p_n - p_N|
 
 
-class Band(NamedTuple):
+class CdfBand(NamedTuple):
     """Empirical CDF of p_hat over features with a 95 % band; arrays over p = 0 / N .. N / N."""
 
     p: np.ndarray
@@ -171,7 +171,7 @@ def _fewer(n_comparisons: int) -> tuple[np.ndarray, ...]:
 
 def seed_bootstrap_band(
     matched: np.ndarray, anchor: np.ndarray, n_members: int, *, n_draws: int = 200, seed: int = 0
-) -> Band:
+) -> CdfBand:
     """Empirical CDF of p_hat over features, with a 95 % band from a bootstrap over seeds [definition of this project].
 
     `matched` (features, comparisons) bool in seed order without the anchor, `anchor` (features,) the member's index.
@@ -196,11 +196,11 @@ def seed_bootstrap_band(
     cdf = np.bincount(matched.sum(1), minlength=n_grid + 1).cumsum() / max(len(matched), 1)
     draws = counts.cumsum(1)[totals > 0] / totals[totals > 0, None]
     if not len(draws):
-        return Band(np.arange(n_grid + 1) / n_grid, cdf, cdf, cdf)
+        return CdfBand(np.arange(n_grid + 1) / n_grid, cdf, cdf, cdf)
     # Drawn seeds repeat, so drawn p are coarser and more often 0 or 1: the draws' spread is kept, their shift is not.
     edges = (cdf + np.quantile(draws, (0.025, 0.975), axis=0) - draws.mean(0)).clip(0, 1)
     low, high = np.maximum.accumulate(edges, axis=1)
-    return Band(np.arange(n_grid + 1) / n_grid, cdf, low, high)
+    return CdfBand(np.arange(n_grid + 1) / n_grid, cdf, low, high)
 
 
 def dkw_half_width(n_features: int, confidence: float = 0.95) -> float:

@@ -110,7 +110,7 @@ class Question(NamedTuple):
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
 
-class Told(NamedTuple):
+class Answered(NamedTuple):
     """What became of a question: a value, or the reason why there is none."""
 
     value: Any
@@ -170,7 +170,7 @@ class Asker:
         """Wait until no request is under way."""
         await self._idle.wait()
 
-    async def ask(self, question: Question) -> Told:
+    async def ask(self, question: Question) -> Answered:
         """The answer, from disk where there is one; every answer that was paid for is on disk when this returns.
 
         Raises Refused where no question can succeed, OSError where an answer cannot be written.
@@ -181,7 +181,7 @@ class Asker:
             with suppress(ValueError):  # a stricter reading than then: ask again
                 value = question.read(held)
                 self.n_reused += 1
-                return Told(value)
+                return Answered(value)
         messages, n_faults, n_unreadable = question.messages, 0, 0
         while True:
             try:
@@ -193,7 +193,7 @@ class Asker:
                     continue
                 return self._without(question, key, fault.reason)
             if reply is None:
-                return Told(None, f"{NOT_ASKED}{self._stopped}")
+                return Answered(None, f"{NOT_ASKED}{self._stopped}")
             value, failure = None, reply.failure
             if failure is None:
                 try:
@@ -202,10 +202,10 @@ class Asker:
                     failure = str(error)
             self._keep(question, key, reply, failure)
             if failure is None:
-                return Told(value)
+                return Answered(value)
             n_unreadable += 1
             if n_unreadable > self._server.unreadable_retries:
-                return Told(None, f"unreadable {n_unreadable} times, the last time: {failure}")
+                return Answered(None, f"unreadable {n_unreadable} times, the last time: {failure}")
             messages = question.messages if reply.failure else ask_again(question.messages, reply.text, failure)
 
     def _keep(self, question: Question, key: str, reply: _Reply, failure: str | None) -> None:
@@ -215,13 +215,13 @@ class Asker:
             Answer(key, question.kind, question.feature, self._server.model, reply.text, reply.usage, failure)
         )
 
-    def _without(self, question: Question, key: str, reason: str) -> Told:
+    def _without(self, question: Question, key: str, reason: str) -> Answered:
         """Remember a question that got no answer, and whether there is still a point in asking."""
         self._in_row += 1
         if self._in_row >= self._server.give_up_after:
             self.stop(f"{self._in_row} questions in a row had no answer, the last one: {reason}")
         self._answers.add(Answer(key, question.kind, question.feature, self._server.model, None, Usage(), reason))
-        return Told(None, reason)
+        return Answered(None, reason)
 
     async def _wait(self, n_faults: int, wait_s: float | None) -> None:
         if wait_s is not None:  # holds for everybody: the server counts all requests

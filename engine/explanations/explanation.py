@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class Score(NamedTuple):
+class ExplanationScore(NamedTuple):
     """How well an explanation tells a feature's active contexts from silent ones that its explainer did not see."""
 
     kind: str  # detection: which contexts hold the feature; fuzzing: which contexts have the right tokens marked
@@ -23,17 +23,17 @@ class Score(NamedTuple):
     failure: str | None = None  # why there is no value
 
 
-class Explanation(NamedTuple):
+class FeatureExplanation(NamedTuple):
     """One explanation of one feature."""
 
     feature: int
     explainer: str  # "token rule", or "openai:" and the model's name
     text: str | None  # None where explaining failed
-    scores: tuple[Score, ...]
+    scores: tuple[ExplanationScore, ...]
     failure: str | None = None  # why there is no text
 
 
-def as_arrays(explanations: Iterable[Explanation]) -> dict[str, np.ndarray]:
+def as_arrays(explanations: Iterable[FeatureExplanation]) -> dict[str, np.ndarray]:
     """Explanations as named arrays of numbers and text, for a file without pickles; `from_arrays` is its inverse."""
     found = list(explanations)
     scores = [(i, score) for i, each in enumerate(found) for score in each.scores]
@@ -58,21 +58,21 @@ def as_arrays(explanations: Iterable[Explanation]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def from_arrays(held: Mapping[str, np.ndarray]) -> list[Explanation]:
+def from_arrays(held: Mapping[str, np.ndarray]) -> list[FeatureExplanation]:
     """The explanations that `as_arrays` was given."""
-    scores: list[list[Score]] = [[] for _ in held["feature"]]
+    scores: list[list[ExplanationScore]] = [[] for _ in held["feature"]]
     parts = np.split(held["score_said"], np.cumsum(held["score_length"])[:-1]) if len(held["score_length"]) else []
     for i, (owner, said) in enumerate(zip(held["score_of"], parts, strict=True)):
         numbers = (held[f"score_{name}"][i] for name in ("value", "shuffled", "shuffled_p95"))
         scores[owner].append(
-            Score(
+            ExplanationScore(
                 str(held["score_kind"][i]), *(None if np.isnan(value) else float(value) for value in numbers),
                 int(held["score_n_active"][i]), int(held["score_n_silent"][i]), said, str(held["score_failure"][i]) or None,
             )
         )  # fmt: skip
     rows = zip(*(held[name].tolist() for name in ("feature", "explainer", "text", "has_text", "failure")), strict=True)
     return [
-        Explanation(feature, explainer, text if has_text else None, tuple(scores[i]), failure or None)
+        FeatureExplanation(feature, explainer, text if has_text else None, tuple(scores[i]), failure or None)
         for i, (feature, explainer, text, has_text, failure) in enumerate(rows)
     ]
 

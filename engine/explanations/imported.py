@@ -11,7 +11,7 @@ from typing import NamedTuple
 from seedscope.engine.explanations import rule_search
 from seedscope.engine.explanations.exchange import delphi, neuronpedia
 from seedscope.engine.explanations.exchange.records import Found, Seeds, SeedsInNames
-from seedscope.engine.explanations.explanation import Explanation
+from seedscope.engine.explanations.explanation import FeatureExplanation
 from seedscope.engine.explanations.of_study import IMPORTED, keep
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.parts import VERSION, Parts
@@ -67,7 +67,7 @@ def take_explanations(
     return Taken(format, counts, len(found), left_out)
 
 
-def _seeds(ensemble: catalogue.Ensemble, seed: int | None, sources: Mapping[str, int]) -> Seeds:
+def _seeds(ensemble: catalogue.EnsemblePlan, seed: int | None, sources: Mapping[str, int]) -> Seeds:
     for name, each in (("--seed", seed), *((f"--source {name}", each) for name, each in sources.items())):
         if each is not None and each not in ensemble.seeds:
             known = ", ".join(map(str, ensemble.seeds))
@@ -91,9 +91,9 @@ def _format(path: Path, format: str) -> str:
     return "delphi" if path.is_dir() and any((path / "explanations").glob("*.txt")) else "neuronpedia"
 
 
-def _sorted(found: Found) -> tuple[dict[str, dict[int, list[Explanation]]], list[str]]:
+def _sorted(found: Found) -> tuple[dict[str, dict[int, list[FeatureExplanation]]], list[str]]:
     """{explainer: {seed: ascending features}}, one explanation each, and what is left out."""
-    by_explainer: dict[str, dict[int, list[Explanation]]] = {}
+    by_explainer: dict[str, dict[int, list[FeatureExplanation]]] = {}
     left_out = []
     for (seed, feature), explanations in sorted(found.items()):
         held: dict[str, str | None] = {}

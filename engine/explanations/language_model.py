@@ -20,7 +20,7 @@ import numpy as np
 from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.explanations.answer_log import Answers, Usage
 from seedscope.engine.explanations.chat import Asker, Prices, Question, Server
-from seedscope.engine.explanations.explanation import Explanation, Score
+from seedscope.engine.explanations.explanation import ExplanationScore, FeatureExplanation
 from seedscope.engine.explanations.prompts import (
     ask_detection,
     ask_explanation,
@@ -47,7 +47,7 @@ Count = Callable[[str], int]  # tokens of a text, as the model's tokenizer count
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class AskPlan:
     """How much is shown and asked of every feature."""
 
     n_active: int = 20  # contexts shown with marks: spread evenly from the strongest to the weakest drawn
@@ -93,7 +93,7 @@ def estimate(
     *,
     digest: str,
     cache: Answers,
-    plan: Plan | None = None,
+    plan: AskPlan | None = None,
     prices: Prices | None = None,
     count: Count | None = None,
 ) -> Estimate:
@@ -102,7 +102,7 @@ def estimate(
     count = count or (lambda text: -(-len(text) // CHARACTERS_PER_TOKEN))
     requests = answered = n_in = n_out = 0
     for feature in features:
-        subject = _Subject(examples, tokens, texts, feature, digest=digest, plan=plan or Plan())
+        subject = _Subject(examples, tokens, texts, feature, digest=digest, plan=plan or AskPlan())
         if not subject.active:
             continue
         first = subject.explain()
@@ -130,12 +130,12 @@ def explain_with(
     digest: str,
     cache: Answers,
     progress: Progress,
-    plan: Plan | None = None,
+    plan: AskPlan | None = None,
     prices: Prices | None = None,
     count: Count | None = None,
     asking: bool = True,
     stage: str = "Ask the model",
-) -> list[Explanation]:
+) -> list[FeatureExplanation]:
     """Explain one member's features and score what was said; one explanation per feature, in their order.
 
     `digest` is the SAE's, `texts` the tokens'. Answers are kept in `cache` as they come and never asked for again; what
@@ -143,7 +143,7 @@ def explain_with(
     way, at most server.drain_s, a second one does not. Raises llm.Refused where the server takes no question at all,
     ValueError without the openai library, OSError where an answer cannot be written.
     """
-    plan = plan or Plan()
+    plan = plan or AskPlan()
     asker = Asker(server, cache)
     asked = {"digest": digest, "cache": cache, "plan": plan, "prices": prices, "count": count}
     if not asking:
@@ -166,7 +166,7 @@ class _Subject:
     """One feature, as it is shown and asked about."""
 
     def __init__(
-        self, examples: Examples, tokens: TokenSet, texts: Sequence[str], feature: int, *, digest: str, plan: Plan
+        self, examples: Examples, tokens: TokenSet, texts: Sequence[str], feature: int, *, digest: str, plan: AskPlan
     ) -> None:
         self.feature = int(feature)
         self._plan, self._texts, self._ids = plan, texts, tokens.ids.reshape(-1)
@@ -200,13 +200,13 @@ class _Subject:
                 part = slice(start, start + self._plan.per_request)
                 yield _Batch(self, kind, mixed[part], shown[part])
 
-    def scores(self, said: dict[str, np.ndarray], failures: dict[str, list[str]]) -> tuple[Score, ...]:
+    def scores(self, said: dict[str, np.ndarray], failures: dict[str, list[str]]) -> tuple[ExplanationScore, ...]:
         """The scores of what was said, {kind: per row of this feature, -1 without an answer}."""
         is_active = self._rows.kind[self.scored] == KINDS.index("active")
         if is_active.all() or not is_active.any():
             why = f"found no {'silent' if is_active.any() else 'active'} {NO_CONTEXT} to score on"
             none = np.full(len(is_active), -1, np.int8)
-            return tuple(Score(kind, None, None, None, 0, 0, none, why) for kind in self._plan.scores)
+            return tuple(ExplanationScore(kind, None, None, None, 0, 0, none, why) for kind in self._plan.scores)
         found = []
         for kind in self._plan.scores:
             one = score(kind, is_active, said[kind][self.scored], seed=int(self.about[:8], 16))
@@ -312,9 +312,9 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 async def _explain_all(
     server: Server, asker: Asker, subjects: Iterator[_Subject], n: int, tally: _Tally
-) -> list[Explanation]:
+) -> list[FeatureExplanation]:
     """A few features at a time, so that a stop leaves whole features behind rather than questions of all."""
-    found: list[Explanation | None] = [None] * n
+    found: list[FeatureExplanation | None] = [None] * n
     numbered = enumerate(subjects)
 
     async def work() -> None:
@@ -342,14 +342,14 @@ async def _explain_all(
     return found
 
 
-async def _explain(server: Server, asker: Asker, subject: _Subject, tally: _Tally) -> Explanation:
+async def _explain(server: Server, asker: Asker, subject: _Subject, tally: _Tally) -> FeatureExplanation:
     if not subject.active:
-        return Explanation(subject.feature, server.explainer, None, (), NOTHING_SHOWN)
+        return FeatureExplanation(subject.feature, server.explainer, None, (), NOTHING_SHOWN)
     batches = list(subject.batches())
     told = await asker.ask(subject.explain())
     if told.failure is not None:
         tally.add(1 + len(batches))
-        return Explanation(subject.feature, server.explainer, None, (), told.failure)
+        return FeatureExplanation(subject.feature, server.explainer, None, (), told.failure)
     tally.add(1)
     said, failures = subject.nothing_said(), {}
 
@@ -362,7 +362,7 @@ async def _explain(server: Server, asker: Asker, subject: _Subject, tally: _Tall
             failures.setdefault(batch.kind, []).append(answer.failure)
 
     await asyncio.gather(*map(ask, batches))  # unlike a task group it lets the others finish: they are paid for
-    return Explanation(subject.feature, server.explainer, told.value, subject.scores(said, failures))
+    return FeatureExplanation(subject.feature, server.explainer, told.value, subject.scores(said, failures))
 
 
 def _rows_of(examples: Examples, feature: int) -> slice:
@@ -375,7 +375,7 @@ def _spread(n: int, most: int) -> np.ndarray:
     return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(int)
 
 
-def _n_questions(examples: Examples, feature: int, plan: Plan) -> int:
+def _n_questions(examples: Examples, feature: int, plan: AskPlan) -> int:
     rows = _rows_of(examples, feature)
     is_active = examples.kind[rows] == KINDS.index("active")
     shown = examples.half[rows] == HALVES.index("shown")

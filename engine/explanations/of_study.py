@@ -17,8 +17,8 @@ from seedscope.engine.explanations import rule_search
 from seedscope.engine.explanations.answer_log import Answers
 from seedscope.engine.explanations.chat import NOT_ASKED, Prices, Refused, Server
 from seedscope.engine.explanations.conditions import Reading
-from seedscope.engine.explanations.explanation import Explanation, as_arrays, from_arrays
-from seedscope.engine.explanations.language_model import NO_CONTEXT, Estimate, Plan, estimate, explain_with
+from seedscope.engine.explanations.explanation import FeatureExplanation, as_arrays, from_arrays
+from seedscope.engine.explanations.language_model import NO_CONTEXT, AskPlan, Estimate, estimate, explain_with
 from seedscope.engine.features.examples import HALVES, KINDS, Examples
 from seedscope.engine.matching.buckets import judge
 from seedscope.engine.progress import Progress
@@ -41,7 +41,7 @@ _EXAMPLES = [f"example_{name}" for name in Examples._fields]
 
 def explain_by_rules(
     parts: Parts,
-    ensemble: catalogue.Ensemble,
+    ensemble: catalogue.EnsemblePlan,
     activity: Part,
     tokens: TokenSet,
     texts: Sequence[str],
@@ -83,7 +83,7 @@ def keep(
     parts: Parts,
     explainer: str,
     about: dict[str, Any],
-    found: Mapping[int, Sequence[Explanation]],
+    found: Mapping[int, Sequence[FeatureExplanation]],
     *,
     replace: bool = False,
 ) -> None:
@@ -104,7 +104,7 @@ def keep(
             put(seed, as_arrays(best[feature] for feature in sorted(best)))
 
 
-def _success(explanation: Explanation) -> tuple[bool, int]:
+def _success(explanation: FeatureExplanation) -> tuple[bool, int]:
     """How much there is of an explanation: a text, and scores."""
     return explanation.text is not None, sum(score.value is not None for score in explanation.scores)
 
@@ -126,7 +126,7 @@ class Outcome(NamedTuple):
 class _Subjects(NamedTuple):
     """One ensemble as a language model is asked about it."""
 
-    ensemble: catalogue.Ensemble
+    ensemble: catalogue.EnsemblePlan
     parts: Parts
     activity: Part
     measured: dict[str, Any]
@@ -146,7 +146,7 @@ class Interpretation:
         server: Server,
         *,
         limit: int | None = None,
-        plan: Plan | None = None,
+        plan: AskPlan | None = None,
         prices: Prices | None = None,
     ) -> None:
         held = catalogue.read(study)
@@ -195,7 +195,7 @@ class Interpretation:
         What a former run asked costs nothing again. Ctrl-C and llm.Refused, where the server takes no question, are raised
         after what was answered until then was kept.
         """
-        explained: list[Explanation] = []
+        explained: list[FeatureExplanation] = []
         with Answers(self._study / ANSWERS) as cache:
             for subject, seed, digest, asked in self._asked():
                 options = self._options(digest, cache)
@@ -229,7 +229,7 @@ class Interpretation:
 
 
 def _subjects(
-    study: Path, plan: catalogue.Study, ensemble: catalogue.Ensemble, evaluation: Evaluation, limit: int | None
+    study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, evaluation: Evaluation, limit: int | None
 ) -> _Subjects | None:
     parts, measured = Parts(study, ensemble.name), measured_from(ensemble, evaluation)
     activity, match = (
@@ -250,7 +250,7 @@ def _subjects(
 
 
 def _by_bucket(
-    ensemble: catalogue.Ensemble, activity: Part, match: Part, plan: catalogue.Study
+    ensemble: catalogue.EnsemblePlan, activity: Part, match: Part, plan: catalogue.StudyPlan
 ) -> tuple[dict[str, list[tuple[int, int]]], ...]:
     """{bucket: living features as (seed, feature)}: those that there is something to show of, and the others."""
     found = tuple({bucket: [] for bucket in ("stable", "unstable", "middle")} for _ in range(2))
@@ -264,11 +264,11 @@ def _by_bucket(
     return found
 
 
-def _failures(explanation: Explanation) -> list[str]:
+def _failures(explanation: FeatureExplanation) -> list[str]:
     return [each for each in (explanation.failure, *(score.failure for score in explanation.scores)) if each]
 
 
-def _outcome(explained: Sequence[Explanation], n_features: int) -> Outcome:
+def _outcome(explained: Sequence[FeatureExplanation], n_features: int) -> Outcome:
     """Counted by the first failure that another run might mend; features that were never come to are failures too."""
     n_whole, n_bare, failures = 0, 0, Counter()
     for each in explained:

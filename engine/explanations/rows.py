@@ -7,14 +7,14 @@ import numpy as np
 from seedscope.engine.contract.names import words
 from seedscope.engine.contract.tables import explanations as tables
 from seedscope.engine.contract.tables.explanations import Scored, Word
-from seedscope.engine.explanations.explanation import Explanation, Score
+from seedscope.engine.explanations.explanation import ExplanationScore, FeatureExplanation
 from seedscope.engine.explanations.rule_search import NAME as TOKEN_RULE
 from seedscope.engine.features.examples import HALVES, Examples
 from seedscope.engine.store.database import Writer
 from seedscope.engine.store.rows import row_keys
 
 
-def _shown(explanations: Sequence[Explanation], d_sae: int) -> dict[str, list]:
+def _shown(explanations: Sequence[FeatureExplanation], d_sae: int) -> dict[str, list]:
     """The explanation of each feature that lists show, and its detection score: others come before token rules."""
     found: dict[str, list] = {name: [None] * d_sae for name in ("explanation", "explainer", "score")}
     for each in sorted(explanations, key=lambda each: (each.explainer != TOKEN_RULE, each.explainer)):
@@ -26,7 +26,12 @@ def _shown(explanations: Sequence[Explanation], d_sae: int) -> dict[str, list]:
 
 
 def add_explanations(
-    writer: Writer, ensemble: str, seed: int, explanations: Sequence[Explanation], examples: Examples | None, n_ctx: int
+    writer: Writer,
+    ensemble: str,
+    seed: int,
+    explanations: Sequence[FeatureExplanation],
+    examples: Examples | None,
+    n_ctx: int,
 ) -> None:
     """One member's explanations with their scores, the words they are found by, and the contexts they were scored on.
 
@@ -38,7 +43,7 @@ def add_explanations(
     scores = [(each, score) for each in found for score in sorted(each.scores, key=lambda score: score.kind)]
     if scores:
         keys = row_keys(ensemble, seed, np.array([each.feature for each, _ in scores]))
-        named = {name: [getattr(score, name) for _, score in scores] for name in Score._fields}
+        named = {name: [getattr(score, name) for _, score in scores] for name in ExplanationScore._fields}
         writer.add(tables.Score, keys | {"explainer": [each.explainer for each, _ in scores]} | named)
     pairs = sorted({(word, each.feature) for each in found if each.text for word in words(each.text)})
     if pairs:

@@ -13,7 +13,7 @@ import numpy as np
 
 from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.explanations.conditions import Reading
-from seedscope.engine.explanations.explanation import Explanation
+from seedscope.engine.explanations.explanation import FeatureExplanation
 from seedscope.engine.explanations.rules import BEFORE, HERE, PLACE, PLACES, Atom, Rule, sentence
 from seedscope.engine.explanations.scoring import score
 from seedscope.engine.features.examples import HALVES, LENGTH, Examples
@@ -43,7 +43,7 @@ def explain_member(
     *,
     reading: Reading | None = None,
     report: Callable[[int, int], None] | None = None,
-) -> list[Explanation]:
+) -> list[FeatureExplanation]:
     """Explain every feature of one member that ever fires, with its detection score; ascending features.
 
     `texts` are those of all token ids; a reading of the same tokens and texts saves the second it takes to make one.
@@ -79,16 +79,16 @@ def says(reading: Reading, rule: Rule, start: np.ndarray, length: np.ndarray) ->
     return bits
 
 
-def _explain(search: "_Search", reading: Reading, feature: int, mine: Examples) -> Explanation:
+def _explain(search: "_Search", reading: Reading, feature: int, mine: Examples) -> FeatureExplanation:
     shown, scored = (Examples(*(column[mine.half == half] for column in mine)) for half in range(len(HALVES)))
     n_active = int((shown.kind == 0).sum())
     n_silent = len(shown.kind) - n_active
     if min(n_active, n_silent) < FEWEST:
         told = f"{n_active} active and {n_silent} silent contexts to learn from, at least {FEWEST} of each are needed"
-        return Explanation(feature, NAME, None, (), told)
+        return FeatureExplanation(feature, NAME, None, (), told)
     rule = search.best(shown)
     said = (says(reading, rule, scored.start, scored.length) != 0).astype(np.int8)
-    return Explanation(
+    return FeatureExplanation(
         feature, NAME, sentence(rule), (score("detection", scored.kind == 0, said, seed=feature, fewest=FEWEST),)
     )
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from seedscope.engine.explanations.explanation import Score
+from seedscope.engine.explanations.explanation import ExplanationScore
 
 N_SHUFFLES = 200
 SELDOM = 0.95  # of the shuffled labels give less than Score.shuffled_p95
 
 
-def score(kind: str, is_active: np.ndarray, said: np.ndarray, *, seed: int = 0, fewest: int = 1) -> Score:
+def score(kind: str, is_active: np.ndarray, said: np.ndarray, *, seed: int = 0, fewest: int = 1) -> ExplanationScore:
     """Score what was said (1, 0, or -1 for no answer) of contexts with known labels; contexts without answer do not count.
 
     The labels are shuffled N_SHUFFLES times: how many of a fixed number said to be active fall among the active ones is then
@@ -20,7 +20,7 @@ def score(kind: str, is_active: np.ndarray, said: np.ndarray, *, seed: int = 0, 
     said = said.astype(np.int8)
     if min(n_active, n_silent) < fewest:
         told = f"{n_active} active and {n_silent} silent contexts to score on, at least {fewest} of each are needed"
-        return Score(kind, None, None, None, n_active, n_silent, said, told)
+        return ExplanationScore(kind, None, None, None, n_active, n_silent, said, told)
 
     def balanced(hits):
         return (hits / n_active + 1 - (n_said - hits) / n_silent) / 2
@@ -28,4 +28,4 @@ def score(kind: str, is_active: np.ndarray, said: np.ndarray, *, seed: int = 0, 
     rng = np.random.default_rng((seed, n_said))
     shuffled = balanced(rng.hypergeometric(n_active, n_silent, n_said, N_SHUFFLES))
     value, high = float(balanced(int(answers[labels].sum()))), float(np.quantile(shuffled, SELDOM, method="higher"))
-    return Score(kind, value, float(shuffled.mean()), high, n_active, n_silent, said)
+    return ExplanationScore(kind, value, float(shuffled.mean()), high, n_active, n_silent, said)

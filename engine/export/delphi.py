@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from seedscope.engine.explanations.exchange import delphi as exchange
-from seedscope.engine.explanations.explanation import Explanation
+from seedscope.engine.explanations.explanation import FeatureExplanation
 from seedscope.engine.export.explanations import batches, is_explained
 from seedscope.engine.export.open_study import Opened
 from seedscope.engine.progress import Report
@@ -25,7 +25,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     names: dict[str, str] = {}
     for done, (row, member) in enumerate(members):
         for batch in batches(study, row, member.seed):
-            by_explainer: dict[str, list[Explanation]] = {}
+            by_explainer: dict[str, list[FeatureExplanation]] = {}
             for explanation in (each for held in batch.explanations.values() for each in held):
                 by_explainer.setdefault(explanation.explainer, []).append(explanation)
             for explainer, held in by_explainer.items():

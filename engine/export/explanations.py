@@ -8,8 +8,8 @@ import numpy as np
 from seedscope.engine.activations.tokens import PADDING, TokenSet
 from seedscope.engine.contract.tables import explanations as tables
 from seedscope.engine.contract.tables.study import Ensemble, TokenWindow
-from seedscope.engine.explanations.exchange.records import Scored
-from seedscope.engine.explanations.explanation import Explanation, Score
+from seedscope.engine.explanations.exchange.records import ScoredExamples
+from seedscope.engine.explanations.explanation import ExplanationScore, FeatureExplanation
 from seedscope.engine.export.open_study import Opened
 from seedscope.engine.features.examples import HALVES, Examples
 
@@ -20,8 +20,8 @@ OF_SCORE = ("kind", "value", "shuffled", "shuffled_p95", "n_active", "n_silent",
 class Batch(NamedTuple):
     """What is said of consecutive features of one member."""
 
-    explanations: dict[int, list[Explanation]]  # by feature, ascending; of one feature by explainer
-    scored: Scored | None  # None where no context is known
+    explanations: dict[int, list[FeatureExplanation]]  # by feature, ascending; of one feature by explainer
+    scored: ScoredExamples | None  # None where no context is known
 
 
 def batches(study: Opened, row: Ensemble, seed: int) -> Iterator[Batch]:
@@ -29,20 +29,20 @@ def batches(study: Opened, row: Ensemble, seed: int) -> Iterator[Batch]:
     tokens, texts = window_tokens(study), study.texts.to_pylist()
     for first in range(0, row.d_sae, BATCH):
         where = {"ensemble": row.ensemble, "seed": seed, "feature": range(first, first + BATCH)}
-        scores: dict[tuple[int, str], list[Score]] = {}
+        scores: dict[tuple[int, str], list[ExplanationScore]] = {}
         for held in study.store.table(tables.Score, **where).to_pylist():
             said = np.array(held["said"], np.int8)
-            found = Score(**{name: held[name] for name in OF_SCORE}, said=said)
+            found = ExplanationScore(**{name: held[name] for name in OF_SCORE}, said=said)
             scores.setdefault((held["feature"], held["explainer"]), []).append(found)
-        explanations: dict[int, list[Explanation]] = {}
+        explanations: dict[int, list[FeatureExplanation]] = {}
         for held in study.store.table(tables.Explanation, **where).to_pylist():
             feature, explainer = held["feature"], held["explainer"]
             mine = tuple(scores.get((feature, explainer), ()))
             explanations.setdefault(feature, []).append(
-                Explanation(feature, explainer, held["text"], mine, held["failure"])
+                FeatureExplanation(feature, explainer, held["text"], mine, held["failure"])
             )
         if explanations:
-            yield Batch(explanations, tokens and Scored(_examples(study, where), tokens, texts))
+            yield Batch(explanations, tokens and ScoredExamples(_examples(study, where), tokens, texts))
 
 
 def window_tokens(study: Opened) -> TokenSet | None:

@@ -14,7 +14,7 @@ from seedscope.engine.contract.tables.features import Logit, NullMatch
 from seedscope.engine.contract.tables.spans import first_energies
 from seedscope.engine.contract.tables.study import Ensemble
 from seedscope.engine.export.explanations import is_explained
-from seedscope.engine.export.open_study import Opened, Part
+from seedscope.engine.export.open_study import FeatureBlock, Opened
 
 # Of one comparison: {name in the pages' JSON: column of Match or Feature}; partners below 0 are none.
 PARTNERS = ("partner", "live_partner", "hungarian_partner", "encoder_partner")
@@ -57,7 +57,7 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
     return values.reshape(len(column), -1) if len(values) else np.zeros((len(column), 0), values.dtype)
 
 
-def feature_columns(study: Opened, part: Part, chance: ByChance) -> dict[str, pa.Array]:
+def feature_columns(study: Opened, part: FeatureBlock, chance: ByChance) -> dict[str, pa.Array]:
     """One row per feature: the scalars of the pages' JSON, judged by argmax and the ensemble's own theta and epsilon.
 
     And all else that the store has of it, but the cosines: those are in `comparison_columns`.
@@ -111,7 +111,7 @@ def _top_tokens(study: Opened, ids: pa.ChunkedArray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), study.texts.take(pa.array(held[kept], pa.int32())))
 
 
-def comparison_columns(part: Part) -> dict[str, pa.Array]:
+def comparison_columns(part: FeatureBlock) -> dict[str, pa.Array]:
     """One row per comparison; what was not computed is null, and so is a partner that does not exist."""
     shape = len(part.features), len(part.others)
     found: dict[str, pa.Array] = {}
@@ -128,7 +128,7 @@ def comparison_columns(part: Part) -> dict[str, pa.Array]:
     return found
 
 
-def comparison_keys(part: Part) -> dict[str, pa.Array]:
+def comparison_keys(part: FeatureBlock) -> dict[str, pa.Array]:
     """Ensemble, seed, feature and other seed of every row of `comparison_columns`."""
     n, others = len(part.features), part.others
     return {
@@ -139,7 +139,7 @@ def comparison_keys(part: Part) -> dict[str, pa.Array]:
     }
 
 
-def logit_lists(study: Opened, part: Part) -> dict[int, dict[str, list[dict[str, Any]]]]:
+def logit_lists(study: Opened, part: FeatureBlock) -> dict[int, dict[str, list[dict[str, Any]]]]:
     """{feature: its `positive_logits` and `negative_logits`, the strongest first}; features without any are left out."""
     where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
     held = study.store.table(Logit, ["feature", "sign", "token", "logit"], **where)
@@ -187,7 +187,7 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     return [{"field": field, "needs": needs} for field, needs in found.items()]
 
 
-def subspace_rows(study: Opened, part: Part) -> dict[int, dict[str, Any]]:
+def subspace_rows(study: Opened, part: FeatureBlock) -> dict[int, dict[str, Any]]:
     """{feature: what the pages say of it in the spans of unstable features} of a part's living features."""
     ensemble, where = part.ensemble, {"seed": part.member.seed, "feature": part.numbers}
     held = study.store.table(schema.FeatureSpan, ensemble=ensemble.ensemble, **where).to_pylist()
@@ -205,7 +205,7 @@ def subspace_rows(study: Opened, part: Part) -> dict[int, dict[str, Any]]:
     return found
 
 
-def trajectory_rows(study: Opened, part: Part) -> dict[int, dict[str, Any]]:
+def trajectory_rows(study: Opened, part: FeatureBlock) -> dict[int, dict[str, Any]]:
     """{feature: what the pages say of it along training} of a part's features; empty where that was not measured."""
     where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
     held = study.store.table(training.FeatureAlong, **where).to_pylist()

@@ -29,7 +29,7 @@ from seedscope.engine.export.features import (
     subspace_rows,
     trajectory_rows,
 )
-from seedscope.engine.export.open_study import Opened, Part
+from seedscope.engine.export.open_study import FeatureBlock, Opened
 from seedscope.engine.export.parquet import CURVE_TABLES, SWEEP
 from seedscope.engine.export.sweeps import sweep_rows
 from seedscope.engine.progress import Report
@@ -90,7 +90,7 @@ def _write_lines(folder: Path, name: str, ensemble: str, head: dict[str, Any], l
 
 
 def feature_lines(
-    study: Opened, part: Part, chance: ByChance, ranks: dict[str, np.ndarray], *, explained: bool
+    study: Opened, part: FeatureBlock, chance: ByChance, ranks: dict[str, np.ndarray], *, explained: bool
 ) -> Iterator[dict[str, Any]]:
     """What the JSON of every feature's page says; `ranks` are those of either worth within the member, empty if not computed.
 
@@ -127,7 +127,7 @@ def feature_lines(
 
 
 def _ablation(
-    part: Part, feature: int, worth: dict[str, float | None], ranks: dict[str, np.ndarray]
+    part: FeatureBlock, feature: int, worth: dict[str, float | None], ranks: dict[str, np.ndarray]
 ) -> dict[str, float | int | None] | None:
     place = {name: int(held[feature]) if len(held) else None for name, held in ranks.items()}
     if set(place.values()) == {None}:
@@ -145,7 +145,7 @@ def _worth_ranks(study: Opened, row: Ensemble, member: Member, column: str) -> n
     return len(worth) - np.searchsorted(np.sort(worth), worth, side="right") + 1
 
 
-def _contexts(study: Opened, part: Part) -> dict[int, list[dict[str, Any]]]:
+def _contexts(study: Opened, part: FeatureBlock) -> dict[int, list[dict[str, Any]]]:
     """{feature: its contexts as the pages show them}."""
     found: dict[int, list[dict[str, Any]]] = {}
     for row in study.contexts(part).to_pylist():

@@ -27,7 +27,7 @@ from seedscope.engine.contract.tables.study import Ensemble, Study
 from seedscope.engine.explanations.exchange import neuronpedia as exchange
 from seedscope.engine.export.explanations import batches
 from seedscope.engine.export.features import by_chance, comparison_columns, feature_columns
-from seedscope.engine.export.open_study import Opened, Part
+from seedscope.engine.export.open_study import FeatureBlock, Opened
 from seedscope.engine.features.activity import N_INTERVALS
 from seedscope.engine.progress import Report
 
@@ -151,7 +151,7 @@ def _about(study: Study, row: Ensemble, source: str) -> dict[str, dict[str, Any]
     }  # fmt: skip
 
 
-def _features(study: Opened, part: Part, columns: dict[str, pa.Array]) -> Iterator[dict[str, Any]]:
+def _features(study: Opened, part: FeatureBlock, columns: dict[str, pa.Array]) -> Iterator[dict[str, Any]]:
     row, told = part.ensemble, study.study
     here = {"modelId": model_id(told), "layer": source_id(told, row, part.member.seed)}
     edges = np.array(part.member.histogram_edges)
@@ -179,7 +179,7 @@ def _features(study: Opened, part: Part, columns: dict[str, pa.Array]) -> Iterat
         }
 
 
-def _activations(study: Opened, part: Part, columns: dict[str, pa.Array]) -> dict[int, list[dict[str, Any]]]:
+def _activations(study: Opened, part: FeatureBlock, columns: dict[str, pa.Array]) -> dict[int, list[dict[str, Any]]]:
     """{feature: its contexts as activations}; group 0 is the top, the others are fifths of (0, max], the strongest first."""
     told, found = study.study, {}
     layer = source_id(told, part.ensemble, part.member.seed)

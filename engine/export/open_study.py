@@ -16,7 +16,7 @@ from seedscope.engine.contract.tables.features import Context, Feature, Match
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue
-from seedscope.engine.store.database import Reader
+from seedscope.engine.store.database import StoreReader
 
 CONTEXTS_EACH = 50  # that a feature has at most, near enough
 
@@ -31,7 +31,7 @@ class SaeFile(NamedTuple):
     file: str  # relative to the study's folder
 
 
-class Part(NamedTuple):
+class FeatureBlock(NamedTuple):
     """Consecutive features of one member."""
 
     ensemble: Ensemble
@@ -54,8 +54,8 @@ class Opened:
     folder: Path
     store_name: str
     built_from: str
-    plan: catalogue.Study | None
-    store: Reader
+    plan: catalogue.StudyPlan | None
+    store: StoreReader
 
     @cached_property
     def study(self) -> Study:
@@ -86,16 +86,16 @@ class Opened:
     def documents(self) -> dict[int, str]:
         return {row.id: row.name for row in self.store.rows(Document)}
 
-    def parts(self, ensemble: Ensemble, member: Member, *, n_rows: int) -> Iterator[Part]:
+    def parts(self, ensemble: Ensemble, member: Member, *, n_rows: int) -> Iterator[FeatureBlock]:
         """A member's features in order, as many at a time as have about `n_rows` comparisons and contexts."""
         step = max(n_rows // (ensemble.n_comparisons + CONTEXTS_EACH), 1)
         others = [other.seed for other in self.members[ensemble.ensemble] if other != member]
         for first in range(0, ensemble.d_sae, step):
             where = {"ensemble": ensemble.ensemble, "seed": member.seed, "feature": range(first, first + step)}
             features, matches = (self.store.table(table, **where) for table in (Feature, Match))
-            yield Part(ensemble, member, np.array(others, np.int32), features, matches)
+            yield FeatureBlock(ensemble, member, np.array(others, np.int32), features, matches)
 
-    def contexts(self, part: Part) -> pa.Table:
+    def contexts(self, part: FeatureBlock) -> pa.Table:
         """The contexts of a part's features."""
         where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
         return self.store.table(Context, **where)
@@ -157,5 +157,5 @@ def opened(root: Path, study: str) -> Iterator[Opened]:
             f"found no study {study!r} under {root}, there is {', '.join(there) or 'none; build one with: seedscope demo'}"
         )
     plan = catalogue.read(folder)
-    with Reader(folder / found[0]) as store:
+    with StoreReader(folder / found[0]) as store:
         yield Opened(folder, *found, plan, store)

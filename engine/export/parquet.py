@@ -20,7 +20,7 @@ from seedscope.engine.contract.tables import pools, training
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Match, NullMatch, Pair
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
 from seedscope.engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns
-from seedscope.engine.export.open_study import Opened, Part, inside
+from seedscope.engine.export.open_study import FeatureBlock, Opened, inside
 from seedscope.engine.export.sweeps import sweep_rows
 from seedscope.engine.progress import Report
 from seedscope.engine.store import catalogue
@@ -106,7 +106,7 @@ def _curves(study: Opened) -> pa.Table:
     return pa.concat_tables([*named, *([swept] if len(swept) else [])], promote_options="default")
 
 
-def _contexts(study: Opened, part: Part) -> pa.Table:
+def _contexts(study: Opened, part: FeatureBlock) -> pa.Table:
     """Contexts with their texts; `document` is its name, as on the pages, `document_id` its id."""
     held = study.contexts(part)
     documents = [study.documents[i] for i in held["document"].to_pylist()]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from seedscope.engine.activations.harvest import TokenSet
 from seedscope.engine.features.examples import ContextGrid, Examples
-from seedscope.engine.features.triggers import FIRST_TOKENS, Triggers, Vocabulary, count_pairs
+from seedscope.engine.features.triggers import FIRST_TOKENS, TokenClasses, Triggers, count_pairs
 from seedscope.engine.saes.sae import SAE, Codes
 
 N_TOP = 20  # strongest contexts, one per window
@@ -129,7 +129,7 @@ class ActivityPass:
         member: int,
         tokens: TokenSet,
         *,
-        vocabulary: Vocabulary | None = None,
+        vocabulary: TokenClasses | None = None,
         grid: ContextGrid | None = None,
         seed: int = 0,
     ) -> Activity:
@@ -171,7 +171,7 @@ class ActivityPass:
         self,
         tokens: TokenSet,
         *,
-        vocabulary: Vocabulary | None = None,
+        vocabulary: TokenClasses | None = None,
         grid: ContextGrid | None = None,
         at_once: int = AT_ONCE,
     ) -> Iterator[Activity]:
@@ -239,7 +239,7 @@ def _summarise(
     first: int,
     edges: np.ndarray,
     tokens: TokenSet,
-    vocabulary: Vocabulary | None,
+    vocabulary: TokenClasses | None,
     grid: ContextGrid | None,
     rng: tuple[np.random.Generator, np.random.Generator],
 ) -> _Part:
@@ -283,7 +283,7 @@ def _triggers(
     position: np.ndarray,
     d_sae: int,
     tokens: TokenSet,
-    vocabulary: Vocabulary,
+    vocabulary: TokenClasses,
 ) -> Triggers:
     n_ctx = tokens.ids.shape[1]
     has_bos = int(tokens.bos is not None)

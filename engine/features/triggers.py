@@ -39,7 +39,7 @@ class Triggers(NamedTuple):
     top_share: np.ndarray  # of the most frequent type
 
 
-class Vocabulary:
+class TokenClasses:
     """Token texts as the classes see them, and how common each class is among all tokens."""
 
     def __init__(self, texts: Sequence[str], tokens: np.ndarray) -> None:

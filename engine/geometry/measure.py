@@ -49,7 +49,7 @@ class RankRow(NamedTuple):
     spectra: "Spectra | None"
 
 
-class Spans(NamedTuple):
+class SpanGeometry(NamedTuple):
     """How the members' unstable spans lie to each other, all unstable rows fitted; NaN where a member has fewer."""
 
     ranks: np.ndarray
@@ -78,7 +78,7 @@ class Geometry(NamedTuple):
     members: np.ndarray  # indices of the members that spans are compared among
     ranks: list[RankRow]
     transfer: Transfer | None
-    spans: Spans | None
+    spans: SpanGeometry | None
     energy: list[FeatureEnergy] | None  # per member of `members`, over its living rows, ascending
     residuals: dict[str, Residuals]  # of "stable" and "unstable" rows, written with the living rows of the others
     predictability: Predictability | None
@@ -176,7 +176,7 @@ def _spectra(stable: torch.Tensor, unstable: torch.Tensor, n: int, device: Devic
     return Spectra(*(spectrum(rows, device=device) for rows in (*drawn, random)))
 
 
-def _spans(sets: list[torch.Tensor], ranks: list[int], device: Device) -> Spans:
+def _spans(sets: list[torch.Tensor], ranks: list[int], device: Device) -> SpanGeometry:
     bases = [basis(rows, ranks[-1]) for rows in unit_sets(sets, device)]
     overlap = overlaps(bases, ranks)
     angle = np.zeros_like(overlap)
@@ -187,4 +187,4 @@ def _spans(sets: list[torch.Tensor], ranks: list[int], device: Device) -> Spans:
         angle[first, second, at] = angle[second, first, at] = np.median(found, axis=1)
         if np.isfinite(found).any():
             angles[at] = np.nanquantile(found, ANGLE_QUANTILES)
-    return Spans(np.array(ranks), overlap, angle, angles, min(map(len, sets)))
+    return SpanGeometry(np.array(ranks), overlap, angle, angles, min(map(len, sets)))

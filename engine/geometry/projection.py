@@ -131,18 +131,18 @@ def _over_pairs(found: Float[np.ndarray, "members members ranks"]) -> np.ndarray
     return np.stack([mean, spread, n])
 
 
-class Spans(NamedTuple):
+class FittedSpans(NamedTuple):
     """All directions of the sets of some members."""
 
     members: tuple[int, ...]  # seeds
     bases: list[Basis]
 
 
-def fit_spans(rows: Float[Tensor, "members d_sae d"], chosen: np.ndarray, seeds: Sequence[int]) -> Spans:
+def fit_spans(rows: Float[Tensor, "members d_sae d"], chosen: np.ndarray, seeds: Sequence[int]) -> FittedSpans:
     """The spans of the chosen rows of the members with these seeds; members without such rows have none."""
     has = np.flatnonzero(chosen.any(1)).tolist()
     bases = [basis(_taken(rows, member, chosen[member]), rows.shape[2]) for member in has]
-    return Spans(tuple(seeds[member] for member in has), bases)
+    return FittedSpans(tuple(seeds[member] for member in has), bases)
 
 
 def energy_by_rank(

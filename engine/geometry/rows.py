@@ -20,7 +20,7 @@ from seedscope.engine.contract.tables.spans import (
     SpanResidual,
 )
 from seedscope.engine.geometry.map import Atlas
-from seedscope.engine.geometry.measure import Geometry, Spans
+from seedscope.engine.geometry.measure import Geometry, SpanGeometry
 from seedscope.engine.geometry.subspaces import Curve, FeatureEnergy, Transfer
 from seedscope.engine.store.database import Writer
 from seedscope.engine.store.parts import Part
@@ -127,7 +127,7 @@ def _curve(name: str, ranks: np.ndarray, curve: Curve) -> Columns:
     }  # fmt: skip
 
 
-def _overlapping(spans: Spans | None) -> list[Columns]:
+def _overlapping(spans: SpanGeometry | None) -> list[Columns]:
     if spans is None:
         return []
     n_pairs = np.isfinite(spans.pairs).sum(0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seedscope.engine.contract.masks import unpacked
 from seedscope.engine.contract.queries import MAX_CONTROLS, LiveAnswer, LiveQuery
-from seedscope.engine.geometry.projection import N_FINE, Spans, default_rank, energy_by_rank, fit_spans, project
+from seedscope.engine.geometry.projection import N_FINE, FittedSpans, default_rank, energy_by_rank, fit_spans, project
 from seedscope.engine.geometry.subspaces import Curve, log_ranks
 
 
@@ -43,14 +43,14 @@ def answer(query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.nda
     return LiveAnswer(arrays)
 
 
-def spans_of(query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.ndarray) -> Spans:
+def spans_of(query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.ndarray) -> FittedSpans:
     """The spans that a `project_feature` query asks about; those of all features of a set are the same."""
     asked, rows, directed = _members(query, seeds, rows, without)
     return fit_spans(rows, unpacked(query.rows, *directed.shape) & directed, asked)
 
 
 def answer_feature(
-    query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.ndarray, spans: Spans
+    query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.ndarray, spans: FittedSpans
 ) -> LiveAnswer:
     """A `project_feature` query: the anchor and its controls in the spans of all members but the anchor's."""
     if query.seed not in seeds:

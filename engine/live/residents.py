@@ -24,7 +24,7 @@ from seedscope.engine.contract.names import NAME_PATTERN
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
 from seedscope.engine.contract.schema import PAIR_RULES
-from seedscope.engine.geometry.projection import Spans
+from seedscope.engine.geometry.projection import FittedSpans
 from seedscope.engine.live import exact_loss, projection, text
 from seedscope.engine.live.neighbours import Resident, _check, _check_ensemble, _check_neighbours, neighbours
 from seedscope.engine.live.projection import answer_feature, spans_of
@@ -178,7 +178,7 @@ class Residents:
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")] * len(queries)
 
-    def _reader(self, place: text.Place, query: LiveQuery) -> tuple[text.Reader, Callable[[], None]]:
+    def _reader(self, place: text.TextHook, query: LiveQuery) -> tuple[text.TextReader, Callable[[], None]]:
         """The study's model, and what says that it is used."""
         key = (place.model, query.model)
         load = partial(text.load_reader, place.model, digest=query.model, device=self._device)
@@ -275,12 +275,12 @@ def _model_bytes(path: str) -> int:
     return 4 * n_parameters(weight_files(folder)) if folder else 0
 
 
-def _bytes_of(value: Resident | Spans | text.Reader | sae.SAE) -> int:
+def _bytes_of(value: Resident | FittedSpans | text.TextReader | sae.SAE) -> int:
     if isinstance(value, Resident):
         return value.rows.nbytes
-    if isinstance(value, Spans):
+    if isinstance(value, FittedSpans):
         return sum(one.vectors.nbytes for one in value.bases)
-    module = value.model.network if isinstance(value, text.Reader) else value
+    module = value.model.network if isinstance(value, text.TextReader) else value
     return sum(parameter.nbytes for parameter in module.parameters())
 
 

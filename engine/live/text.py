@@ -29,7 +29,7 @@ from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
 
 
-class Place(NamedTuple):
+class TextHook(NamedTuple):
     """Where a study says that its texts are read."""
 
     model: str  # folder or hub id
@@ -37,7 +37,7 @@ class Place(NamedTuple):
     tokens: catalogue.Tokens  # the settings of the evaluation tokens
 
 
-class Reader(NamedTuple):
+class TextReader(NamedTuple):
     """A language model, and what each of its tokens looks like."""
 
     model: LanguageModel
@@ -59,20 +59,20 @@ class Window(NamedTuple):
         return len(self.counts)
 
 
-class Active(NamedTuple):
+class ActiveFeatures(NamedTuple):
     """What is active in one member: a run of features per token, the strongest first."""
 
     count: Int[np.ndarray, " tokens"]
     feature: Int[np.ndarray, " active"]
     activation: Float[np.ndarray, " active"]
 
-    def first(self, n_tokens: int) -> "Active":
+    def first(self, n_tokens: int) -> "ActiveFeatures":
         """The same of the first tokens alone."""
         end = int(self.count[:n_tokens].sum())
-        return Active(self.count[:n_tokens], self.feature[:end], self.activation[:end])
+        return ActiveFeatures(self.count[:n_tokens], self.feature[:end], self.activation[:end])
 
 
-def find_place(study: Path, query: LiveQuery) -> Place:
+def find_place(study: Path, query: LiveQuery) -> TextHook:
     """Model, hook point and token settings of a query's ensemble; raises ValueError where the study names none."""
     plan = catalogue.read(study)
     analyse = f"seedscope analyze {query.study}"
@@ -89,10 +89,10 @@ def find_place(study: Path, query: LiveQuery) -> Place:
         raise ValueError(
             f"the hook point of ensemble {ensemble.name} is not known; give it: {analyse} --hookpoint NAME"
         )
-    return Place(plan.model, ensemble.hookpoint, plan.tokens or catalogue.Tokens(()))
+    return TextHook(plan.model, ensemble.hookpoint, plan.tokens or catalogue.Tokens(()))
 
 
-def load_reader(path: str, *, digest: str, device: torch.device) -> Reader:
+def load_reader(path: str, *, digest: str, device: torch.device) -> TextReader:
     """The model at a path; raises ValueError as `load_model` does, and where it is another one than `digest` says."""
     model = load_model(path)
     if digest and model.digest != digest:
@@ -108,11 +108,16 @@ def load_reader(path: str, *, digest: str, device: torch.device) -> Reader:
         model.network.to(device)
     except torch.OutOfMemoryError:
         raise ValueError(f"the model at {path!r} does not fit on the device; start with --device cpu") from None
-    return Reader(model, token_texts(model))
+    return TextReader(model, token_texts(model))
 
 
 def answer(
-    queries: Sequence[LiveQuery], reader: Reader, place: Place, member: Callable[[int], SAE], *, most: int = MAX_ACTIVE
+    queries: Sequence[LiveQuery],
+    reader: TextReader,
+    place: TextHook,
+    member: Callable[[int], SAE],
+    *,
+    most: int = MAX_ACTIVE,
 ) -> list[LiveAnswer]:
     """What is active on the text of every query, which share all else; `member` gives the SAE of a seed.
 
@@ -127,7 +132,7 @@ def answer(
             found.append(LiveAnswer(error=str(error), cause="query"))
     windows = [window for window in found if isinstance(window, Window)]
     rows = _rows(reader.model, windows, place.hookpoint) if windows else []
-    active: list[list[Active]] = [[] for _ in windows]
+    active: list[list[ActiveFeatures]] = [[] for _ in windows]
     for seed in queries[0].seeds:
         sae = member(seed)
         for i, window in enumerate(windows):
@@ -156,7 +161,7 @@ def read(model: LanguageModel, text: str, settings: catalogue.Tokens) -> Window:
 
 
 @torch.no_grad()
-def encode(sae: SAE, rows: Float[Tensor, "tokens d_in"], counts: Bool[np.ndarray, " tokens"]) -> Active:
+def encode(sae: SAE, rows: Float[Tensor, "tokens d_in"], counts: Bool[np.ndarray, " tokens"]) -> ActiveFeatures:
     """What is active in a member (an ensemble of one) where tokens count; rows without a direction never are."""
     norms = sae.unit_norms()[0]
     codes = sae.encode(rows.to(norms))
@@ -165,7 +170,7 @@ def encode(sae: SAE, rows: Float[Tensor, "tokens d_in"], counts: Bool[np.ndarray
     active = (values > 0) & values.isfinite() & torch.from_numpy(counts).to(values.device)[:, None]
     values, order = values.where(active, 0).sort(dim=1, descending=True, stable=True)
     active = values > 0
-    return Active(
+    return ActiveFeatures(
         active.sum(1).cpu().numpy().astype(np.int32),
         indices.gather(1, order)[active].cpu().numpy().astype(np.int32),
         values[active].cpu().numpy().astype(np.float32),
@@ -187,7 +192,7 @@ def _rows(model: LanguageModel, windows: list[Window], hookpoint: str) -> list[T
     return [part[window.shown :] for part, window in zip(parts, windows, strict=True)]
 
 
-def _require_width(rows: Tensor, sae: SAE, place: Place, model: LanguageModel) -> None:
+def _require_width(rows: Tensor, sae: SAE, place: TextHook, model: LanguageModel) -> None:
     if rows.shape[1] != sae.d_in:
         raise ValueError(
             f"at {place.hookpoint} {model.name} has {rows.shape[1]} numbers per token, the SAEs read {sae.d_in}: they were "
@@ -195,7 +200,7 @@ def _require_width(rows: Tensor, sae: SAE, place: Place, model: LanguageModel) -
         )
 
 
-def _answer(reader: Reader, window: Window, active: list[Active]) -> LiveAnswer:
+def _answer(reader: TextReader, window: Window, active: list[ActiveFeatures]) -> LiveAnswer:
     n_shown = len(active[0].count)
     ids = window.ids[window.shown :][:n_shown]
     arrays = {

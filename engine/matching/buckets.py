@@ -17,7 +17,7 @@ class Judged(NamedTuple):
     n_active: np.ndarray  # (d_sae,) tokens that each fires on
 
 
-def judge(plan: catalogue.Study, ensemble: catalogue.Ensemble, match: Part, activity: Part) -> Iterator[Judged]:
+def judge(plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, match: Part, activity: Part) -> Iterator[Judged]:
     """Every member's features at the study's theta and epsilon; rows without a direction count as dead."""
     for seed in ensemble.seeds:
         matched = match.read(seed, "cosine", "partner")

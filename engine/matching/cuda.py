@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
     worst: Float[Tensor, "2"]  # the largest residual and the largest length
 
 
-class Found(NamedTuple):
+class Reranked(NamedTuple):
     """What reranking wrote for one direction."""
 
     best: Best
@@ -61,8 +61,8 @@ class Pending(NamedTuple):
 
     a: Prepared
     b: Prepared
-    forward: Found
-    backward: Found
+    forward: Reranked
+    backward: Reranked
 
 
 class Certificate(NamedTuple):
@@ -211,7 +211,7 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _search(a: Prepared, b: Prepared, maxima: Tensor, others: Tensor, group: int) -> Found:
+def _search(a: Prepared, b: Prepared, maxima: Tensor, others: Tensor, group: int) -> Reranked:
     """Rerank the rows of `a`: `maxima` (rows of a, groups of b) over columns, `others` (groups of a, rows of b) over rows."""
     (n, d_in), columns = a.full.shape, len(b.full)
     groups = -(-columns // group)
@@ -225,7 +225,7 @@ def _search(a: Prepared, b: Prepared, maxima: Tensor, others: Tensor, group: int
         **{"D": d_in, "GROUP": group, "LIMIT": LIMIT, **widths},
         num_warps=min(max(max(widths.values()) // 1024, 1), 8),
     )
-    return Found(found, computed)
+    return Reranked(found, computed)
 
 
 @no_type_check

@@ -26,7 +26,7 @@ _TOLD = ("architecture", "k", "normalize")
 
 
 @dataclass(frozen=True)
-class Side:
+class PairSide:
     """One of the two SAEs, and where it comes from; None where its files do not say."""
 
     path: str
@@ -78,8 +78,8 @@ class PairReport:
     absolute: bool
     forced: list[str]  # differences that --force passed over
     remarks: list[str]  # what a reader of the pair should know; each side has its own
-    a: Side
-    b: Side
+    a: PairSide
+    b: PairSide
     pw_mcc: (
         float | None
     )  # mean cosine of the one-to-one matching; of one pair, so PW-MCC is its MCC. None: not computed
@@ -164,7 +164,7 @@ def _differences(path_a: Path, a: Imported, path_b: Path, b: Imported) -> tuple[
     return refused, told
 
 
-def _prepared(path: Path, one: Imported) -> tuple[Side, Dictionary]:
+def _prepared(path: Path, one: Imported) -> tuple[PairSide, Dictionary]:
     """One side and its directions; raises ValueError where it has none."""
     sae = assemble({name: tensor[None] for name, tensor in one.tensors.items()}, one.convention, (one.seed or 0,))
     (directions,) = dictionaries(sae)
@@ -173,9 +173,9 @@ def _prepared(path: Path, one: Imported) -> tuple[Side, Dictionary]:
     return _side(path, one, sae, len(directions.valid)), directions
 
 
-def _side(path: Path, one: Imported, sae: SAE, n_directed: int) -> Side:
+def _side(path: Path, one: Imported, sae: SAE, n_directed: int) -> PairSide:
     source = one.source
-    return Side(
+    return PairSide(
         path=str(path),
         digest=sae.digest(0),
         seed=UNKNOWN if one.seed is None else str(one.seed),

@@ -32,7 +32,7 @@ def count_active(n_active: Int[np.ndarray, "members d_sae"], codes: Codes) -> No
         counts += torch.bincount(fired, minlength=len(counts)).numpy()
 
 
-class Measured(NamedTuple):
+class HeldOutMeasures(NamedTuple):
     """What SAEs do on rows that no training saw; the first three (members,)."""
 
     ev: Float[np.ndarray, " members"]  # 1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 
 
 @torch.no_grad()
-def measure(sae: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -> Measured:
+def measure(sae: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -> HeldOutMeasures:
     """Run rows (tokens, d_in) through all members."""
     left, codes_n = np.zeros(sae.n_members), np.zeros(sae.n_members)
     n_active = np.zeros((sae.n_members, sae.d_sae), np.int64)
@@ -53,4 +53,4 @@ def measure(sae: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -
         left += (part[:, None] - sae.decode(codes)).double().pow(2).sum((0, 2)).numpy()
         codes_n += (codes.values > 0).sum((0, 2)).numpy()
         count_active(n_active, codes)
-    return Measured(1 - left / total, codes_n / len(rows), (n_active == 0).mean(1), n_active)
+    return HeldOutMeasures(1 - left / total, codes_n / len(rows), (n_active == 0).mean(1), n_active)

@@ -44,7 +44,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Member:
+class MemberPlan:
     """One SAE of an ensemble and where its file comes from."""
 
     seed: int
@@ -56,14 +56,14 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class EnsemblePlan:
     """Members that differ only in their seed."""
 
     name: str
     origin: Literal["trained", "imported"]
     folder: str
     """Of the members' files, relative to the study's folder."""
-    members: tuple[Member, ...]
+    members: tuple[MemberPlan, ...]
     """In seed order."""
     variant: str | None = None
     """As its library calls the architecture; what the forward pass is called if not given."""
@@ -91,7 +91,7 @@ class Ensemble:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyPlan:
     """A study's plan."""
 
     name: str
@@ -102,7 +102,7 @@ class Study:
     epsilon: float = EPSILON
     built_from: str = "catalogue"
     """Line 2 of CURRENT: what a rebuild of the embedded study is decided by."""
-    ensembles: tuple[Ensemble, ...] = field(default=())
+    ensembles: tuple[EnsemblePlan, ...] = field(default=())
 
     def __post_init__(self) -> None:
         require_name("study", self.name)
@@ -113,14 +113,14 @@ class Study:
         if not 0 <= self.epsilon < 0.5:
             raise ValueError(f"epsilon is {self.epsilon}, expected 0 to below 0.5")
 
-    def ensemble(self, name: str) -> Ensemble:
+    def ensemble(self, name: str) -> EnsemblePlan:
         """An ensemble by name; raises ValueError naming those there are."""
         for each in self.ensembles:
             if each.name == name:
                 return each
         raise ValueError(f"study {self.name} has no ensemble {name!r}, it has {self._names()}")
 
-    def with_ensemble(self, ensemble: Ensemble) -> "Study":
+    def with_ensemble(self, ensemble: EnsemblePlan) -> "StudyPlan":
         """The same study with this ensemble instead of the one of its name, if any, in the order of names."""
         others = [each for each in self.ensembles if each.name != ensemble.name]
         return replace(self, ensembles=tuple(sorted([*others, ensemble], key=lambda each: each.name)))
@@ -135,10 +135,10 @@ def require_name(kind: str, name: str) -> None:
         raise ValueError(f"{kind} name is {name!r}, {problem}")
 
 
-_STUDY = TypeAdapter(Study)
+_STUDY = TypeAdapter(StudyPlan)
 
 
-def read(folder: Path) -> Study | None:
+def read(folder: Path) -> StudyPlan | None:
     """The catalogue of a study's folder, None where there is none; raises ValueError naming the file if it is damaged."""
     path = folder / FILE
     try:
@@ -157,7 +157,7 @@ def read(folder: Path) -> Study | None:
     raise ValueError(f"{path} is damaged ({wrong}); import the study's ensembles again under another name")
 
 
-def write(study: Study, folder: Path) -> None:
+def write(study: StudyPlan, folder: Path) -> None:
     """Replace the catalogue in one step."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "version": FORMAT_VERSION} | _STUDY.dump_python(study, mode="json")

@@ -139,7 +139,7 @@ class OtherSchemaError(ValueError):
     """A whole store that another version of SeedScope wrote."""
 
 
-class Reader:
+class StoreReader:
     """A published store, read-only: the columns of the contract, without the counts that the Writer derives.
 
     Used as a context manager, it is closed at the end. Raises ValueError for a file that is damaged or of another schema.
@@ -161,7 +161,7 @@ class Reader:
                 f"{path} has schema {found}, this version reads {schema.SCHEMA_VERSION}; build the study again"
             )
 
-    def __enter__(self) -> "Reader":
+    def __enter__(self) -> "StoreReader":
         return self
 
     def __exit__(self, *raised: object) -> None:

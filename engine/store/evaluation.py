@@ -38,7 +38,7 @@ def read_evaluation(study: Path) -> Evaluation | None:
     return Evaluation(**held | {name: tuple(held[name]) for name in ("texts", "documents")})
 
 
-def measured_from(ensemble: catalogue.Ensemble, evaluation: Evaluation) -> dict[str, Any]:
+def measured_from(ensemble: catalogue.EnsemblePlan, evaluation: Evaluation) -> dict[str, Any]:
     """What the parts of an ensemble's activity, and all that follows from it, say that they were computed from."""
     return {
         "version": VERSION,

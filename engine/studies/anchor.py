@@ -60,7 +60,7 @@ def anchor_ensemble(
     format: str = "auto",
     force: bool = False,
     device: str = "cpu",
-) -> catalogue.Ensemble:
+) -> catalogue.EnsemblePlan:
     """Import one SAE, train comparisons like it on a model's activations, and say of both what a catalogue says.
 
     `settings` are fields of TrainConfig, some of TOLD. The hook point is by default the one that the SAE's files name. What was

@@ -13,7 +13,7 @@ from seedscope.engine.studies.pools.build import Asked
 from seedscope.engine.studies.run import CORE, pool_study, run_file, run_study, run_synthetic
 from seedscope.engine.studies.studyfile.read import read_study_file
 from seedscope.engine.studies.synthetic.plan import NAME as GROUND_TRUTH
-from seedscope.engine.studies.synthetic.plan import Plan
+from seedscope.engine.studies.synthetic.plan import SyntheticPlan
 
 POOL_TOKENS = 250_000  # that pools are trained on for: twice as many at the end of their curve
 FILES = ("variants.toml", "starts.toml")  # beside the model, in the order in which they are built
@@ -42,7 +42,7 @@ def build_all(root: Path, corpus: stdlib.Corpus, progress: Progress) -> None:
     for file in FILES:
         found = read_study_file(stdlib.HERE / file)
         steps[found.name] = lambda found=found: run_file(found, root, progress=progress)
-    steps[GROUND_TRUTH] = lambda: run_synthetic(Plan(), root, GROUND_TRUTH, progress=progress)
+    steps[GROUND_TRUTH] = lambda: run_synthetic(SyntheticPlan(), root, GROUND_TRUTH, progress=progress)
     for done, (what, run) in enumerate(steps.items()):
         progress.say(f"{done + 1} of {len(steps)}: {what}")
         begin = time.monotonic()

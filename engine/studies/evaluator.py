@@ -20,19 +20,19 @@ from seedscope.engine.activations.outliers import Without, find_outliers
 from seedscope.engine.activations.shards import Shards
 from seedscope.engine.activations.tokens import save_tokens
 from seedscope.engine.contract.files import write_whole
-from seedscope.engine.features.triggers import Vocabulary
+from seedscope.engine.features.triggers import TokenClasses
 from seedscope.engine.progress import Progress
 from seedscope.engine.store.evaluation import EVALUATION, Evaluation
 
 
-class Place(NamedTuple):
+class HookActivations(NamedTuple):
     """Activations at a hook point, and the tokens that count there, in their order."""
 
     rows: np.ndarray | Shards | Without  # (tokens, d_in)
     tokens: TokenSet
 
 
-class Bench:
+class Evaluator:
     """A model with its evaluation tokens, and activations of it at any hook point."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Bench:
         scratch: Path,
         progress: Progress,
         *,
-        control: "Bench | None" = None,
+        control: "Evaluator | None" = None,
     ) -> None:
         self.model, self.tokens, self.evaluation = model, tokens, evaluation
         self.control = control  # the same tokens on the model with random weights, where an ensemble asks for it
@@ -61,11 +61,11 @@ class Bench:
             return harvest(self.model, self.loss_tokens(n, left_out), hookpoint, folder, dtype="float32", report=report)
 
     @cached_property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> TokenClasses:
         """What the classes of triggers need to know of the tokens."""
-        return Vocabulary(self.texts, self.tokens.ids[self.tokens.counted])
+        return TokenClasses(self.texts, self.tokens.ids[self.tokens.counted])
 
-    def place(self, hookpoint: str, d_in: int) -> Place:
+    def place(self, hookpoint: str, d_in: int) -> HookActivations:
         """Activations from disk, in float32 where float16 cannot hold them; without outliers unless they count."""
         found = width(self.model, self.tokens, hookpoint)
         if found != d_in:
@@ -84,7 +84,7 @@ class Bench:
                     raise
                 self._progress.say(f"{error}: taken in float32")
         if (outliers := self.evaluation.outliers) is None:
-            return Place(rows, self.tokens)
+            return HookActivations(rows, self.tokens)
         with self._progress.stage(f"outliers at {hookpoint}", "tokens") as report:
             found = find_outliers(rows, times=outliers, report=report)
         if len(found):
@@ -93,10 +93,11 @@ class Bench:
                 f"{outliers:g} times the median"
             )
         tokens = self.tokens._replace(left_out=np.flatnonzero(self.tokens.counted)[found])
-        return Place(Without(rows, found) if len(found) else rows, tokens)
+        return HookActivations(Without(rows, found) if len(found) else rows, tokens)
 
 
-def _keep(study: Path, record: Evaluation, tokens: TokenSet) -> None:
+def keep_evaluation(study: Path, record: Evaluation, tokens: TokenSet) -> None:
+    """Keep beside a study's parts what they are measured on."""
     (study / "parts").mkdir(parents=True, exist_ok=True)
     write_whole(study / "parts" / EVALUATION, json.dumps(asdict(record)))
     save_tokens(tokens, study / "parts")

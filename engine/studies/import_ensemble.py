@@ -36,7 +36,7 @@ def enrol(
     force: bool = False,
     replaced: bool = False,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> catalogue.Ensemble:
+) -> catalogue.EnsemblePlan:
     """Add SAE files as an ensemble to a study under the root, which begins with it if need be.
 
     `model`, `tokens` become the study's where given; `hookpoint` is the ensemble's, by default the one that the files
@@ -47,7 +47,7 @@ def enrol(
     """
     catalogue.require_name("study", study)
     folder = root / study
-    held = catalogue.read(folder) or catalogue.Study(study)
+    held = catalogue.read(folder) or catalogue.StudyPlan(study)
     plan = replace(held, model=model or held.model, tokens=tokens or held.tokens)
     catalogue.require_name("ensemble", ensemble)
     if not replaced and any(each.name == ensemble for each in held.ensembles):
@@ -83,7 +83,7 @@ def enrol(
         target.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target / name, ignore_errors=True)  # the same SAEs again: mended, whatever became of their files
         unfinished.replace(target / name)
-    found = catalogue.Ensemble(
+    found = catalogue.EnsemblePlan(
         name=ensemble,
         origin="imported",
         folder=str((target / name).relative_to(folder)),
@@ -119,11 +119,11 @@ def as_sae(member: Imported) -> sae.SAE:
     )
 
 
-def described(member: Imported) -> catalogue.Member:
+def described(member: Imported) -> catalogue.MemberPlan:
     """What the catalogue says of an SAE; its digest covers tensors and convention, not the file."""
     source = member.source
     trained_on = [source[name] for name in ("model", "hookpoint") if name in source]
-    return catalogue.Member(
+    return catalogue.MemberPlan(
         seed=member.seed,
         digest=as_sae(member).digest(0),
         source=source["path"],
@@ -176,7 +176,7 @@ def _equal_rows(members: list[Imported]) -> str | None:
     return None
 
 
-def _refuse_copies(members: list[catalogue.Member]) -> None:
+def _refuse_copies(members: list[catalogue.MemberPlan]) -> None:
     for one, other in combinations(members, 2):
         if one.digest == other.digest:
             raise ValueError(

@@ -13,19 +13,19 @@ from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import Evaluation
-from seedscope.engine.studies.evaluator import Bench, _keep
+from seedscope.engine.studies.evaluator import Evaluator, keep_evaluation
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.evaluator import open_samples
 
 
-def open_bench(
+def open_evaluator(
     study: Path,
-    plan: catalogue.Study,
+    plan: catalogue.StudyPlan,
     model: LanguageModel | None,
     texts: Iterable[Document] | None,
     device: torch.device,
     progress: Progress,
-) -> Bench | None:
+) -> Evaluator | None:
     """Model and tokens as the catalogue names them, or a synthetic study's samples; None, with a word, without either."""
     if made := synthetic.read(study):
         return open_samples(study, made, plan, progress)
@@ -68,13 +68,13 @@ def open_bench(
         documents=tuple(found.names),
         outliers=outliers,
     )
-    _keep(study, record, found)
+    keep_evaluation(study, record, found)
     where = found, record
-    twin = control and Bench(control, *where, study / "scratch" / "control", progress)
-    return Bench(model, *where, study / "scratch", progress, control=twin)
+    twin = control and Evaluator(control, *where, study / "scratch" / "control", progress)
+    return Evaluator(model, *where, study / "scratch", progress, control=twin)
 
 
-def _require_place(model: LanguageModel, ensemble: catalogue.Ensemble) -> None:
+def _require_place(model: LanguageModel, ensemble: catalogue.EnsemblePlan) -> None:
     try:
         hook_module(model, ensemble.hookpoint)
     except ValueError as error:

@@ -74,7 +74,7 @@ def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, to
     return path
 
 
-def _forget_replaced(study: Path, plan: catalogue.Study) -> None:
+def _forget_replaced(study: Path, plan: catalogue.StudyPlan) -> None:
     """Remove SAEs of imported ensembles that others were put in the place of; what was trained is kept."""
     for ensemble in plan.ensembles:
         kept, held = study / ensemble.folder, study / "sae" / ensemble.name
@@ -88,7 +88,7 @@ class _Found:
     """The parts of one ensemble that belong to its present members, the present tokens and thresholds."""
 
     def __init__(
-        self, study: Path, plan: catalogue.Study, ensemble: catalogue.Ensemble, evaluation: Evaluation | None
+        self, study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, evaluation: Evaluation | None
     ) -> None:
         parts = Parts(study, ensemble.name)
         saes = [member.digest for member in ensemble.members]
@@ -124,7 +124,7 @@ class _Found:
 
 
 def _add_study(
-    writer: Writer, plan: catalogue.Study, evaluation: Evaluation | None, parts: Path, devices: set[str]
+    writer: Writer, plan: catalogue.StudyPlan, evaluation: Evaluation | None, parts: Path, devices: set[str]
 ) -> None:
     found = evaluation
     row = Study(
@@ -154,7 +154,9 @@ def _add_study(
                                 "token_ids": [ids[ids != PADDING] for ids in tokens.ids]})  # fmt: skip
 
 
-def _add_ensemble(writer: Writer, study: Path, plan: catalogue.Study, ensemble: catalogue.Ensemble, found: _Found):
+def _add_ensemble(
+    writer: Writer, study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, found: _Found
+):
     """Add an ensemble's rows member by member, and yield after each."""
     members = sae.load(study / ensemble.folder, ensemble.seeds)
     convention, name, seeds = members.convention, ensemble.name, ensemble.seeds
@@ -251,7 +253,7 @@ def _rows(held: dict[str, np.ndarray], kind: type) -> list:
     return [kind(*row) for row in zip(*columns, strict=True)]
 
 
-def _ensemble_digest(plan: catalogue.Study, ensemble: catalogue.Ensemble) -> str:
+def _ensemble_digest(plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan) -> str:
     """A permalink's v: the SAEs and the matching settings, nothing else, so that new analyses leave links fresh."""
     members = sorted((member.seed, member.digest) for member in ensemble.members)
     content = [members, "argmax", "signed", plan.theta, plan.epsilon]

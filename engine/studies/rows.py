@@ -7,7 +7,7 @@ import numpy as np
 from seedscope.engine.contract.schema import RULE_COLUMN, RULES, TRIGGERS
 from seedscope.engine.contract.tables.features import Feature, Match
 from seedscope.engine.contract.tables.study import Member
-from seedscope.engine.explanations.explanation import Explanation
+from seedscope.engine.explanations.explanation import FeatureExplanation
 from seedscope.engine.explanations.rows import _shown
 from seedscope.engine.features.ablation import Worth
 from seedscope.engine.features.activity import Activity
@@ -24,7 +24,7 @@ from seedscope.engine.store.rows import add_row, row_keys
 def add_member(
     writer: Writer,
     ensemble: str,
-    member: catalogue.Member,
+    member: catalogue.MemberPlan,
     norms: np.ndarray,
     matches: Matches,
     *,
@@ -32,7 +32,7 @@ def add_member(
     worth: Worth | None = None,
     loss: Losses | None = None,
     logits: Logits | None = None,
-    explanations: Sequence[Explanation] = (),
+    explanations: Sequence[FeatureExplanation] = (),
 ) -> None:
     """One member, its features and their contexts; `matches` holds this member's (d_sae, comparisons) slices.
 

@@ -24,7 +24,7 @@ from seedscope.engine.progress import Progress
 from seedscope.engine.saes.importers.hub import local
 from seedscope.engine.saes.importers.recognise import recognise
 from seedscope.engine.store import catalogue
-from seedscope.engine.store.database import Reader
+from seedscope.engine.store.database import StoreReader
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.anchor import anchor_ensemble
 from seedscope.engine.studies.import_ensemble import enrol
@@ -65,7 +65,7 @@ def run_study(
         )
     progress = progress or Progress()
     tokens = catalogue.Tokens((stdlib.SOURCE,), n_ctx=config.n_ctx, remark=corpus.remark)
-    plan = catalogue.Study(config.name, config.model, tokens, config.theta, config.epsilon, built_from)
+    plan = catalogue.StudyPlan(config.name, config.model, tokens, config.theta, config.epsilon, built_from)
     catalogue.require_name("ensemble", config.ensemble)
     folder = root / config.name
     with only_writer(folder):
@@ -73,7 +73,7 @@ def run_study(
         before = catalogue.read(folder)
         control = control or any(each.control_of == config.ensemble for each in (before.ensembles if before else ()))
 
-        def made(name: str, model: LanguageModel) -> catalogue.Ensemble:
+        def made(name: str, model: LanguageModel) -> catalogue.EnsemblePlan:
             return train(folder, name, config.train, config.hookpoint, model, corpus.train, config.n_ctx, progress)
 
         for trained in _with_control(made, config.ensemble, model, control=control):
@@ -101,11 +101,13 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
             tokens = tokens or tokenize(_training_texts(file), model, n_ctx=file.tokens.n_ctx)
             if isinstance(wanted, AnchorPlan):
                 found = _anchored(folder, file, wanted, tokens, model, device=device, progress=progress)
-                catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(found), folder)
+                catalogue.write((catalogue.read(folder) or catalogue.StudyPlan(file.name)).with_ensemble(found), folder)
                 continue
             made = partial(_train_as_asked, folder, file, wanted, tokens, device=device, progress=progress)
             for trained in _with_control(made, wanted.name, model, control=file.control is not None):
-                catalogue.write((catalogue.read(folder) or catalogue.Study(file.name)).with_ensemble(trained), folder)
+                catalogue.write(
+                    (catalogue.read(folder) or catalogue.StudyPlan(file.name)).with_ensemble(trained), folder
+                )
         settings = {"model": file.model, "tokens": file.tokens, "theta": file.theta, "epsilon": file.epsilon}
         catalogue.write(replace(catalogue.read(folder), **settings), folder)
         analyse(folder, only=file.analyses, loss_tokens=file.loss_tokens, model=model, device=device, progress=progress)
@@ -113,8 +115,8 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
 
 
 def _with_control(
-    made: Callable[[str, LanguageModel], catalogue.Ensemble], name: str, model: LanguageModel, *, control: bool
-) -> Iterator[catalogue.Ensemble]:
+    made: Callable[[str, LanguageModel], catalogue.EnsemblePlan], name: str, model: LanguageModel, *, control: bool
+) -> Iterator[catalogue.EnsemblePlan]:
     """An ensemble as soon as it was `made`, and then its control: the same recipe on the model with random weights."""
     yield made(name, model)
     if control:
@@ -131,7 +133,7 @@ def _train_as_asked(
     *,
     device: str,
     progress: Progress,
-) -> catalogue.Ensemble:
+) -> catalogue.EnsemblePlan:
     hookpoint, n_ctx = wanted.hookpoint or file.hookpoint, file.tokens.n_ctx
     return train(folder, name, wanted.config, hookpoint, model, tokens, n_ctx, progress, device=device, l0=wanted.l0)
 
@@ -145,7 +147,7 @@ def _anchored(
     *,
     device: str,
     progress: Progress,
-) -> catalogue.Ensemble:
+) -> catalogue.EnsemblePlan:
     """An SAE with comparisons trained for it; no control, for it was trained on this model's weights."""
     return anchor_ensemble(
         folder, wanted.name, wanted.path, wanted.hookpoint or file.hookpoint, model, tokens, file.tokens.n_ctx, progress,
@@ -154,7 +156,7 @@ def _anchored(
 
 
 def run_synthetic(
-    made: synthetic.Plan, root: Path, name: str, *, with_map: bool = True, progress: Progress | None = None
+    made: synthetic.SyntheticPlan, root: Path, name: str, *, with_map: bool = True, progress: Progress | None = None
 ) -> Path:
     """Train, measure and publish a study of known true features, then its map; returns the store's path.
 
@@ -183,7 +185,7 @@ def run_synthetic(
             train_token_digest=made.samples.digest, n_train_tokens=made.recipe.n_tokens,
         )  # fmt: skip
         synthetic.write(made, folder)
-        plan = replace(before or catalogue.Study(name), built_from=made_from, ensembles=(entry,))
+        plan = replace(before or catalogue.StudyPlan(name), built_from=made_from, ensembles=(entry,))
         catalogue.write(plan, folder)
         analyse(folder, only=[each for each in ANALYSES if each != "loss"], progress=progress)  # no token comes next
         path = _published(folder, progress)
@@ -260,7 +262,7 @@ def pool_study(
 def _shown(store: Path, told: dict[str, Any]) -> bool:
     """Whether a store has this very pool."""
     try:
-        with Reader(store) as held:
+        with StoreReader(store) as held:
             return told["digest"] in [row.sae_digest for row in held.rows(FeaturePool, ensemble=told["ensemble"])]
     except ValueError:  # of another version
         return False

@@ -50,7 +50,7 @@ def train(
     beside: str | None = None,
     device: str = "cpu",
     l0: float | None = None,
-) -> catalogue.Ensemble:
+) -> catalogue.EnsemblePlan:
     """Train an ensemble on a model's activations, or load it if exactly this one was trained before.
 
     `beside` names an SAE that will stand with the members, in a folder that no other one shares. Where an `l0` is asked for,
@@ -86,8 +86,8 @@ def train(
 
 
 def _as_asked(
-    entry: catalogue.Ensemble, found: Calibration, study: Path, name: str, progress: Progress
-) -> catalogue.Ensemble:
+    entry: catalogue.EnsemblePlan, found: Calibration, study: Path, name: str, progress: Progress
+) -> catalogue.EnsemblePlan:
     """The entry with the L0 that was asked for, and a word where its members miss it."""
     points = read_trace(study / entry.folder)
     last = max(point.step for point in points)
@@ -152,11 +152,11 @@ def forget_checkpoints(study: Path, name: str) -> None:
 
 def trained_entry(
     study: Path, name: str, config: TrainConfig, made_from: str, ensemble: sae.SAE, **more: Any
-) -> catalogue.Ensemble:
+) -> catalogue.EnsemblePlan:
     """What the catalogue says of an ensemble that was trained here."""
     library = f"seedscope {version('seedscope')}"
-    members = [catalogue.Member(seed, ensemble.digest(i), None, library) for i, seed in enumerate(ensemble.seeds)]
-    return catalogue.Ensemble(
+    members = [catalogue.MemberPlan(seed, ensemble.digest(i), None, library) for i, seed in enumerate(ensemble.seeds)]
+    return catalogue.EnsemblePlan(
         name=name,
         origin="trained",
         folder=str((study / "sae" / name / made_from).relative_to(study)),

@@ -14,7 +14,7 @@ from seedscope.engine.training.checkpoints import State
 from seedscope.engine.training.decoders import Archetypes, FreeRows
 from seedscope.engine.training.preprocessing import Space
 from seedscope.engine.training.starts import geometric_median, hull, random_start
-from seedscope.engine.training.variants import RECIPES, Moment, Step
+from seedscope.engine.training.variants import RECIPES, Step, TrainingMoment
 
 SAMPLE_ROWS = 16_384  # enough for the scale and the centre of the data to three digits
 CLIPPED = 1.0  # dictionary_learning's; a settled member's gradient is a tenth of it
@@ -67,7 +67,7 @@ class Training:
         Raises DivergedError: on a CPU in the step that diverges, elsewhere within 32 of it, for looking waits for the device.
         """
         warmup = max(self.config.sparsity_warmup_frac * n_steps, 1)
-        moment = Moment(self.step, min((self.step + 1) / warmup, 1.0))
+        moment = TrainingMoment(self.step, min((self.step + 1) / warmup, 1.0))
         found = self.recipe.run(self.sae, rows, self.config, moment)
         self._note(found, rows)
         count(self.silent_tokens, found.fired, len(rows))

@@ -31,7 +31,7 @@ class Step(NamedTuple):
     fired: Bool[Tensor, "members d_sae"]
 
 
-class Moment(NamedTuple):
+class TrainingMoment(NamedTuple):
     """Where training stands."""
 
     step: int
@@ -39,11 +39,11 @@ class Moment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class VariantRecipe:
     """A variant: the convention it ends as, the tensors beside an SAE's four, and its step."""
 
     convention: Callable[[TrainConfig], Convention]
-    run: Callable[[SAE, Tensor, TrainConfig, Moment], Step]
+    run: Callable[[SAE, Tensor, TrainConfig, TrainingMoment], Step]
     more: dict[str, float] = field(default_factory=dict)  # further tensors (members, d_sae) and what they begin as
     fixed: tuple[str, ...] = ()  # of those, what no gradient moves
     sparsity: bool = (
@@ -52,7 +52,7 @@ class Recipe:
     archetypal: bool = False  # decoder rows are combinations of centroids; else they are free unit vectors
 
 
-def _topk(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+def _topk(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) -> Step:
     """The k largest of every token (Gao et al. 2024, section 2.3); loss: ||x - x_hat||^2."""
     if rows.device.type == "cpu":
         error, residual, fired = topk_step(sae, rows)
@@ -66,7 +66,7 @@ def _topk(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
     return Step(error, error, residual, fired)
 
 
-def _batchtopk(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+def _batchtopk(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) -> Step:
     """The k * tokens largest of a batch (Bussmann et al. 2024), of each member; loss: ||x - x_hat||^2."""
     if rows.device.type == "cpu":
         with torch.no_grad():
@@ -81,7 +81,7 @@ def _batchtopk(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> S
     return Step(error, error, residual, entries.fired())
 
 
-def _matryoshka(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+def _matryoshka(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) -> Step:
     """Codes of batchtopk; loss: the mean of ||x - x_hat_g||^2 over prefixes g of the groups (Bussmann et al. 2025)."""
     pre = sae.pre_activations(rows)
     flat = _of_batch(sae, pre, config, moment)
@@ -93,7 +93,7 @@ def _matryoshka(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> 
 
 
 @torch.no_grad()
-def _of_batch(sae: SAE, pre: Tensor, config: TrainConfig, moment: Moment) -> Int[Tensor, " n"]:
+def _of_batch(sae: SAE, pre: Tensor, config: TrainConfig, moment: TrainingMoment) -> Int[Tensor, " n"]:
     """Where the codes of batchtopk stand; moves the threshold that stands for the batch at inference.
 
     It is the smallest activation that was among the largest of its batch, averaged over the last THRESHOLD_STEPS batches.
@@ -107,7 +107,7 @@ def _of_batch(sae: SAE, pre: Tensor, config: TrainConfig, moment: Moment) -> Int
     return flat
 
 
-def _relu(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+def _relu(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) -> Step:
     """All positive ones (Bricken et al. 2023; Cunningham et al. 2023); loss: ||x - x_hat||^2 + l1 sum f."""
     pre = sae.pre_activations(rows)
     flat = positions(pre > 0)
@@ -118,7 +118,7 @@ def _relu(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
     return Step(loss, error, residual, entries.fired())
 
 
-def _jumprelu(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+def _jumprelu(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) -> Step:
     """Those above their feature's learned threshold (Rajamanoharan et al. 2024b).
 
     Loss: ||x - x_hat||^2 + l0_coefficient (L0 / k - 1)^2, the paper's sparsity term with a target, its equation 17. A
@@ -141,7 +141,7 @@ def _jumprelu(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> St
     return Step(loss, error, residual, entries.fired())
 
 
-def _gated(sae: SAE, rows: Tensor, config: TrainConfig, moment: Moment) -> Step:
+def _gated(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) -> Step:
     """A gate decides, a magnitude with shared directions says how much (Rajamanoharan et al. 2024a, equation 8).
 
     Loss: ||x - x_hat||^2 + l1 sum relu(gate) + ||x - relu(gate) W_dec - b_dec||^2, the last with the decoder held fixed.
@@ -168,13 +168,17 @@ def _plain_topk(config: TrainConfig) -> Convention:
     return Convention("topk", k=config.k)
 
 
-RECIPES: dict[Variant, Recipe] = {
-    "topk": Recipe(_plain_topk, _topk),
-    "batchtopk": Recipe(lambda _: Convention("jumprelu"), _batchtopk, {"threshold": 0.0}, fixed=("threshold",)),
-    "matryoshka": Recipe(lambda _: Convention("jumprelu"), _matryoshka, {"threshold": 0.0}, fixed=("threshold",)),
-    "relu": Recipe(lambda _: Convention("relu"), _relu, sparsity=True),
-    "jumprelu": Recipe(lambda _: Convention("jumprelu"), _jumprelu, {"threshold": FIRST_THRESHOLD}, sparsity=True),
-    "gated": Recipe(lambda _: Convention("gated"), _gated, {"r_mag": 0.0, "b_mag": 0.0}, sparsity=True),
-    "archetypal": Recipe(_plain_topk, _topk, archetypal=True),
-    "relaxed-archetypal": Recipe(_plain_topk, _topk, archetypal=True),
+RECIPES: dict[Variant, VariantRecipe] = {
+    "topk": VariantRecipe(_plain_topk, _topk),
+    "batchtopk": VariantRecipe(lambda _: Convention("jumprelu"), _batchtopk, {"threshold": 0.0}, fixed=("threshold",)),
+    "matryoshka": VariantRecipe(
+        lambda _: Convention("jumprelu"), _matryoshka, {"threshold": 0.0}, fixed=("threshold",)
+    ),
+    "relu": VariantRecipe(lambda _: Convention("relu"), _relu, sparsity=True),
+    "jumprelu": VariantRecipe(
+        lambda _: Convention("jumprelu"), _jumprelu, {"threshold": FIRST_THRESHOLD}, sparsity=True
+    ),
+    "gated": VariantRecipe(lambda _: Convention("gated"), _gated, {"r_mag": 0.0, "b_mag": 0.0}, sparsity=True),
+    "archetypal": VariantRecipe(_plain_topk, _topk, archetypal=True),
+    "relaxed-archetypal": VariantRecipe(_plain_topk, _topk, archetypal=True),
 }

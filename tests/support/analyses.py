@@ -38,7 +38,7 @@ class Kept(Progress):
 
 def enrol_one(
     tmp_path: Path, name: str, *, first: int = 0, d_in: int = WIDTH, hookpoint: str | None = PLACE, **options
-) -> catalogue.Ensemble:
+) -> catalogue.EnsemblePlan:
     """Random SAEs, other ones for another `first`, whose decoder rows agree in part: some rows of all are nearly equal."""
     run = make_run(d_in=d_in, d_sae=D_SAE, seeds=tuple(first + seed for seed in SEEDS))
     rng = np.random.default_rng(first + 99)

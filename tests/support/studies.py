@@ -56,12 +56,14 @@ def publish_study(
         place = Path("sae") / name / "0"
         members.save(folder / place)
         held = [
-            catalogue.Member(seed, members.digest(i), **(origins[i] if i < len(origins) else {}))
+            catalogue.MemberPlan(seed, members.digest(i), **(origins[i] if i < len(origins) else {}))
             for i, seed in enumerate(members.seeds)
         ]
-        entries.append(catalogue.Ensemble(name, "imported", str(place), tuple(held), **fields))
+        entries.append(catalogue.EnsemblePlan(name, "imported", str(place), tuple(held), **fields))
     tokens = catalogue.Tokens(("texts",), n_ctx=32, n_eval=2_000)
-    plan = catalogue.Study(study, model.name if model else None, tokens if model else None, ensembles=tuple(entries))
+    plan = catalogue.StudyPlan(
+        study, model.name if model else None, tokens if model else None, ensembles=tuple(entries)
+    )
     catalogue.write(plan, folder)
     analyse(folder, only=only, loss_tokens=40, model=model, texts=texts, device="cpu", progress=Progress(quiet=True))
     return publish(folder)

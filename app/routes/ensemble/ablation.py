@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from seedscope.app import render
 from seedscope.app.figures.buckets import MASK_LABEL
 from seedscope.app.figures.drawing import Figure
-from seedscope.app.figures.masking import CURVES, EV, LOSS, CurvePoint, Level, masking_curves
+from seedscope.app.figures.masking import CURVES, EV, LOSS, CurvePoint, ReferenceLine, masking_curves
 from seedscope.app.routes.address import EnsembleName, Judgement, Plain, StudyName, judged_shares, open_ensemble
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
@@ -42,7 +42,7 @@ class MaskLine:
 
 
 @dataclass(frozen=True)
-class CurveLine:
+class MaskingLine:
     """One place of a curve, mean over members: each member's sizes run from one feature to all of the kind."""
 
     kind: str
@@ -55,7 +55,7 @@ class CurveLine:
 
 
 @dataclass(frozen=True)
-class MemberLine:
+class MemberWorth:
     """What one member's reconstruction keeps."""
 
     seed: int
@@ -68,7 +68,7 @@ class MemberLine:
 
 
 @dataclass(frozen=True)
-class Side:
+class AblationSide:
     """The ensemble or its control, judged by its own settings; means over members."""
 
     ensemble: str
@@ -91,9 +91,9 @@ class AblationPage:
     epsilon: float
     sentence: str
     masks: list[MaskLine]
-    curves: list[CurveLine]
-    members: list[MemberLine]
-    sides: list[Side]  # empty without a control
+    curves: list[MaskingLine]
+    members: list[MemberWorth]
+    sides: list[AblationSide]  # empty without a control
     missing: list[Missing]
     figure_list: list[Figure]
 
@@ -214,9 +214,9 @@ def _places(rows: list[Ablation]) -> list[_Place]:
     ]
 
 
-def _curve_line(kind: str, place: _Place) -> CurveLine:
+def _curve_line(kind: str, place: _Place) -> MaskingLine:
     loss = place.loss
-    return CurveLine(
+    return MaskingLine(
         kind,
         fmean(place.n_masked),
         len(place.ev),
@@ -227,17 +227,17 @@ def _curve_line(kind: str, place: _Place) -> CurveLine:
     )
 
 
-def _member_line(member: Member) -> MemberLine:
+def _member_line(member: Member) -> MemberWorth:
     own, spliced, zero = member.loss_own, member.loss_spliced, member.loss_zero
     known = own is not None and zero > own
     recovered = (zero - spliced) / (zero - own) if known else None
-    return MemberLine(member.seed, member.ev, own, spliced, zero, recovered, member.n_loss_tokens)
+    return MemberWorth(member.seed, member.ev, own, spliced, zero, recovered, member.n_loss_tokens)
 
 
 # -- in words ----------------------------------------------------------------------------------------------------
 
 
-def _sentence(masks: list[MaskLine], members: list[MemberLine]) -> str:
+def _sentence(masks: list[MaskLine], members: list[MemberWorth]) -> str:
     """The page in one sentence, made from its numbers."""
     held = {line.mask: line for line in masks}
     if not held:
@@ -273,27 +273,27 @@ def _costs(line: MaskLine) -> str:
 # -- the control -------------------------------------------------------------------------------------------------
 
 
-def _sides(store: StudyStore, row: Ensemble) -> list[Side]:
+def _sides(store: StudyStore, row: Ensemble) -> list[AblationSide]:
     """The ensemble that was trained on the model and its controls; empty where this one has neither."""
     original = row.control_of if row.control_of in store.ensembles else row.ensemble
     controls = [each.ensemble for each in store.ensembles.values() if each.control_of == original]
     return [_side(store, name, is_control=name != original) for name in (original, *controls)] if controls else []
 
 
-def _side(store: StudyStore, name: str, *, is_control: bool) -> Side:
+def _side(store: StudyStore, name: str, *, is_control: bool) -> AblationSide:
     row, members = store.ensemble(name), [_member_line(member) for member in store.members(name)]
     counts = store.features(Judgement().judged_by(row).query(name)).matched_counts()
     ev, recovered, own, zero = (
         _mean([getattr(m, n) for m in members]) for n in ("ev", "loss_recovered", "loss_own", "loss_zero")
     )
-    return Side(name, is_control, row.n_members, ev, judged_shares(counts)["stable"], recovered, own, zero)
+    return AblationSide(name, is_control, row.n_members, ev, judged_shares(counts)["stable"], recovered, own, zero)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
 def _figures(
-    n_tokens: int | None, rows: list[Ablation], points: dict[str, list[_Place]], members: list[MemberLine]
+    n_tokens: int | None, rows: list[Ablation], points: dict[str, list[_Place]], members: list[MemberWorth]
 ) -> list[Figure]:
     whole = [row for row in rows if row.mask == "none"]
     if not whole or not any(points.values()):
@@ -311,15 +311,15 @@ def _figures(
     n_draws = max(row.n_draws for row in rows if row.mask in CURVES)
     drawn = f"{n_draws} draw{'s' * (n_draws != 1)} each"
     ev = fmean(row.ev for row in whole)
-    levels = [Level("nothing masked", ev)]
+    levels = [ReferenceLine("nothing masked", ev)]
     found = [masking_curves(EV, along(lambda p: p.ev), levels, ev, n_tokens or 0, drawn)]
     own, spliced, zero = (_mean([getattr(m, f"loss_{n}") for m in members]) for n in ("own", "spliced", "zero"))
     if own is None or any(place.loss is None for places in points.values() for place in places):
         return found
     levels = [
-        Level("the model itself", own, below=True),
-        Level("spliced", spliced),
-        Level("zeros in place", zero),
+        ReferenceLine("the model itself", own, below=True),
+        ReferenceLine("spliced", spliced),
+        ReferenceLine("zeros in place", zero),
     ]
     n_loss_tokens = max(m.n_loss_tokens for m in members)
     found.append(

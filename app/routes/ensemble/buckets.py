@@ -9,10 +9,10 @@ from pydantic import Field
 
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
-from seedscope.app.figures.scatter import Cells, Cloud, Dots, metric_scatter
+from seedscope.app.figures.scatter import Cloud, Dots, ScatterCells, metric_scatter
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, Share, StudyName, Trigger, open_judged
-from seedscope.app.store.compare import METRICS, Comparison
+from seedscope.app.store.compare import METRICS, BucketComparison
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
@@ -59,7 +59,7 @@ class BucketsPage:
     dead: str | None
     null_rates: dict[str, float]
     null_p999: dict[str, float]
-    comparison: Comparison
+    comparison: BucketComparison
     scatter: ScatterSummary
     missing: list[Missing]
     figure_scatter: Figure
@@ -133,7 +133,7 @@ def _scatter(
             more = {"density_min": float(low), "density_max": min(float(high), 1.0)} if metric == "density" else {}
             line = [at | marks | more | {"stability_min": x / n, "stability_max": x / n} for x in range(n + 1)]
             links.append([render.url(f"{base}/features", **parameters) for parameters in line])
-        drawn = Cells(*found.cells, links)
+        drawn = ScatterCells(*found.cells, links)
     cloud = Cloud(found.n, found.n_chosen, found.is_log, found.floor, found.n_floored, drawn)
     figure = metric_scatter(cloud, _named(metric), METRICS[metric].unit, n, base, render.url("", **at))
     return figure, ScatterSummary(
@@ -146,7 +146,7 @@ def _named(metric: str) -> str:
     return METRICS[metric].words + {"worth_ev": " (EV)", "worth_loss": " (loss)"}.get(metric, "")
 
 
-def _comparison_title(found: Comparison) -> str:
+def _comparison_title(found: BucketComparison) -> str:
     """What tells stable from unstable features best."""
     told = [line for line in found.metrics if line.auc is not None]
     if not told:

@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from seedscope.app import render
 from seedscope.app.figures import map
 from seedscope.app.figures.drawing import Figure
-from seedscope.app.figures.map import Around, Points
+from seedscope.app.figures.map import Around, MapPoints
 from seedscope.app.formats import shown_token
 from seedscope.app.routes.address import EnsembleName, StudyName, open_judged
 from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
@@ -129,7 +129,7 @@ def _drawn(
     columns = (places.seed, places.feature, places.bucket, places.n_matched)
     each = zip(*(column.tolist() for column in columns), places.token, places.explanation, strict=True)
     says = [_says(*one, row.n_comparisons) for one in each]
-    points = Points(*(getattr(places, name) for name in ("seed", "feature", "x", "y", "bucket", "chosen")), says)
+    points = MapPoints(*(getattr(places, name) for name in ("seed", "feature", "x", "y", "bucket", "chosen")), says)
     return map.direction_map(
         points,
         [Around(*astuple(one)) for one in company],

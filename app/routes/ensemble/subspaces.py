@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
-from seedscope.app.figures.predictability import Told, prediction_dots
+from seedscope.app.figures.predictability import PredictionScore, prediction_dots
 from seedscope.app.figures.pursuit import Residual, pursuit_residual
 from seedscope.app.figures.seedspans import angle_matrix, energy_matrix, overlap_matrix
 from seedscope.app.figures.spans import CapturedCurve, captured_figure
@@ -18,11 +18,11 @@ from seedscope.app.formats import percent
 from seedscope.app.routes.address import EnsembleName, StudyName, open_ensemble, open_judged
 from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.span_claim import Claim, Level, compare, judge_claim
+from seedscope.app.store.span_claim import Claim, EnergyAtRank, compare, judge_claim
 from seedscope.app.store.spans import (
     TABLES,
+    EnsembleSpans,
     PairSpan,
-    Spans,
     map_remark,
     nearest_rank,
     other_remarks,
@@ -47,23 +47,23 @@ CURVE_SAYS = {
 
 
 @dataclass(frozen=True)
-class CurveLine:
+class CapturedLine:
     """One curve at the ranks of the table; None where it stops before a rank."""
 
     curve: str
     says: str
-    levels: list[Level | None]
+    levels: list[EnergyAtRank | None]
     n_fitted: int  # the fewest rows that a span was fitted on; 0: none were
 
 
 @dataclass(frozen=True)
-class Side:
+class SpanSide:
     """The ensemble or its control at one rank, each judged by its own buckets; None: its spans do not reach the rank."""
 
     ensemble: str
     is_control: bool
     n_unstable: int
-    levels: dict[str, Level]
+    levels: dict[str, EnergyAtRank]
     claim: Claim | None
 
 
@@ -83,8 +83,8 @@ class SubspacesPage:
     sentence: str
     claim: Claim | None
     shown_ranks: list[int]
-    lines: list[CurveLine]
-    sides: list[Side]  # empty without a control
+    lines: list[CapturedLine]
+    sides: list[SpanSide]  # empty without a control
     curves: list[schema.SpanCurve]
     pairs: list[PairSpan]  # at the rank
     members: list[schema.SpanMember]
@@ -181,7 +181,7 @@ for _table in TABLES:
 
 
 def _sentence(
-    row: Ensemble, found: Spans, rank: int | None, levels: dict[str, Level], claim: Claim | None,
+    row: Ensemble, found: EnsembleSpans, rank: int | None, levels: dict[str, EnergyAtRank], claim: Claim | None,
     lacking: dict[str, Missing],
 ) -> str:  # fmt: skip
     """What holds here and what does not, made from the numbers."""
@@ -196,7 +196,7 @@ def _sentence(
     return f"At rank {rank:,} of {row.d_in:,}, {_measured(levels)}: {_verdict(claim)}{_beside(claim, levels)}."
 
 
-def _measured(levels: dict[str, Level]) -> str:
+def _measured(levels: dict[str, EnergyAtRank]) -> str:
     within, cross, chance = (percent(levels[name].mean) for name in ("within", "cross", "random_subspace"))
     return (
         f"one seed’s span of unstable features captures {cross} of another seed’s and {within} of its own (held-out half), where "
@@ -215,7 +215,7 @@ def _verdict(claim: Claim) -> str:
     }[claim.carries]
 
 
-def _beside(claim: Claim, levels: dict[str, Level]) -> str:
+def _beside(claim: Claim, levels: dict[str, EnergyAtRank]) -> str:
     """What random and stable features of the same number capture."""
     if any(found is None for found in claim.against.values()):
         return f", though {levels['cross'].n_pairs} ordered pairs are too few to set it against the controls"
@@ -262,19 +262,19 @@ def _predicted(rows: list[schema.SpanPrediction], row: Ensemble) -> str | None:
 
 
 def _is_left(apart: schema.SpanPrediction, chance: schema.SpanPrediction) -> bool:
-    levels = (Level(each.auroc, each.auroc_spread, each.n_pairs) for each in (apart, chance))
+    levels = (EnergyAtRank(each.auroc, each.auroc_spread, each.n_pairs) for each in (apart, chance))
     return compare(*levels) == "more"
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------
 
 
-def _first_rank(usual: int, found: Spans) -> int:
+def _first_rank(usual: int, found: EnsembleSpans) -> int:
     """The usual rank, or the largest one that curves reach where that is smaller."""
     return min(usual, _reached(found) or usual)
 
 
-def _reached(found: Spans) -> int | None:
+def _reached(found: EnsembleSpans) -> int | None:
     """The largest rank at which there is a verdict; None without any."""
     return max((rank for rank in found.ranks if judge_claim(found.levels(rank))), default=None)
 
@@ -288,17 +288,17 @@ def _around(ranks: list[int], rank: int) -> list[int]:
     return ranks[first : first + N_SHOWN]
 
 
-def _lines(found: Spans, shown: list[int]) -> list[CurveLine]:
+def _lines(found: EnsembleSpans, shown: list[int]) -> list[CapturedLine]:
     at = {rank: found.levels(rank) for rank in shown}
     fitted = {row.curve: row.n_fitted for row in found.curves}
     return [
-        CurveLine(curve, CURVE_SAYS[curve], [at[rank].get(curve) for rank in shown], fitted[curve])
+        CapturedLine(curve, CURVE_SAYS[curve], [at[rank].get(curve) for rank in shown], fitted[curve])
         for curve in CURVE_SAYS
         if curve in fitted and shown
     ]
 
 
-def _sides(store: StudyStore, row: Ensemble, rank: int) -> list[Side]:
+def _sides(store: StudyStore, row: Ensemble, rank: int) -> list[SpanSide]:
     """The ensemble that was trained on the model and its controls; empty where this one has neither."""
     original = row.control_of if row.control_of in store.ensembles else row.ensemble
     controls = [each.ensemble for each in store.ensembles.values() if each.control_of == original]
@@ -306,14 +306,14 @@ def _sides(store: StudyStore, row: Ensemble, rank: int) -> list[Side]:
     for name in (original, *controls) if controls else ():
         found = read_spans(store, name)
         levels, n_unstable = found.levels(rank), sum(member.n_unstable for member in found.members)
-        sides.append(Side(name, name != original, n_unstable, levels, judge_claim(levels)))
+        sides.append(SpanSide(name, name != original, n_unstable, levels, judge_claim(levels)))
     return sides
 
 
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
-def _captured(row: Ensemble, found: Spans, rank: int) -> Figure:
+def _captured(row: Ensemble, found: EnsembleSpans, rank: int) -> Figure:
     curves = []
     for name in SPAN_CURVES:
         held = [each for each in found.curves if each.curve == name]
@@ -327,7 +327,7 @@ def _captured(row: Ensemble, found: Spans, rank: int) -> Figure:
     )  # fmt: skip
 
 
-def _spectrum(row: Ensemble, found: Spans) -> Figure | None:
+def _spectrum(row: Ensemble, found: EnsembleSpans) -> Figure | None:
     held = [member for member in found.members if member.n_equal]
     if not held:
         return None
@@ -349,7 +349,7 @@ def _matrix(store: StudyStore, row: Ensemble, asked: SpanFilter, rank: int, pair
     return draw(seeds, cells, links, rank, row.d_in)
 
 
-def _pursuit(found: Spans) -> Figure | None:
+def _pursuit(found: EnsembleSpans) -> Figure | None:
     rows = [
         Residual(
             r.bucket, r.k, r.mean, r.spread, {"haar": r.haar, "second_moment": r.second_moment}, r.n_pairs, r.n_rows
@@ -359,7 +359,7 @@ def _pursuit(found: Spans) -> Figure | None:
     return pursuit_residual(rows) if rows else None
 
 
-def _predictability(found: Spans) -> Figure | None:
+def _predictability(found: EnsembleSpans) -> Figure | None:
     if not found.predictions:
         return None
     told = {p.setting: p for p in found.predictions}
@@ -368,5 +368,7 @@ def _predictability(found: Spans) -> Figure | None:
         apart, chance = told["disjoint"], told["isotropic_disjoint"]
         says = "Something of stability shows" if _is_left(apart, chance) else "Nothing of stability shows"
         title = f"{says} in the decoder row alone: AUROC {apart.auroc:.2f}, random directions {chance.auroc:.2f}"
-    rows = [Told(p.setting, p.f1, p.f1_spread, p.auroc, p.auroc_spread, p.n_pairs) for p in found.predictions]
+    rows = [
+        PredictionScore(p.setting, p.f1, p.f1_spread, p.auroc, p.auroc_spread, p.n_pairs) for p in found.predictions
+    ]
     return prediction_dots(rows, title)

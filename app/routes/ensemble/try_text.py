@@ -103,7 +103,7 @@ class Listed(NamedTuple):
     seeds: list[tuple[int, list[Chip], int]]  # (seed, the strongest, how many there are)
 
 
-class Line(NamedTuple):
+class TextLine(NamedTuple):
     """A stretch of tokens, with those of the feature and its counterparts that it shows."""
 
     tokens: range
@@ -143,7 +143,7 @@ class TryPage:
     nav_cut: str | None
     nav_line: list[LineToken]
     nav_listed: Listed | None
-    nav_lines: list[Line]
+    nav_lines: list[TextLine]
     nav_largest: float
     nav_seeds: list[int]
     nav_examples: list[str]
@@ -152,7 +152,7 @@ class TryPage:
     nav_query: TryQuery
 
 
-class Active(NamedTuple):
+class MemberActivity(NamedTuple):
     """All that is active in one member, as the engine says it."""
 
     seed: int
@@ -376,7 +376,7 @@ class _Answered:
             )
         return sorted(rows, key=lambda one: one.seed != self._seed)
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[TextLine]:
         """The text in lines, each with the rows that fire there or, of few seeds, all; quiet lines are joined, with none."""
         quiet = range(0)
         for tokens in _cut(self._answer.texts):
@@ -385,20 +385,20 @@ class _Answered:
                 quiet = range(quiet.start if quiet else tokens.start, tokens.stop)
                 continue
             if quiet:
-                yield Line(quiet, [], 0)
+                yield TextLine(quiet, [], 0)
             quiet = range(0)
             rows = self.on_text if len(self.on_text) <= FEW_SEEDS else rows
-            yield Line(tokens, rows, len(self.on_text) - len(rows))
+            yield TextLine(tokens, rows, len(self.on_text) - len(rows))
         if quiet:
-            yield Line(quiet, [], 0)
+            yield TextLine(quiet, [], 0)
 
 
-def _members(seeds: list[int], answer: LiveAnswer) -> Iterator[Active]:
+def _members(seeds: list[int], answer: LiveAnswer) -> Iterator[MemberActivity]:
     count, start = answer.arrays["count"], 0
     for seed, counts in zip(seeds, count, strict=True):
         stop = start + int(counts.sum())
         token = np.repeat(np.arange(len(counts)), counts)
-        yield Active(seed, token, answer.arrays["feature"][start:stop], answer.arrays["activation"][start:stop])
+        yield MemberActivity(seed, token, answer.arrays["feature"][start:stop], answer.arrays["activation"][start:stop])
         start = stop
 
 

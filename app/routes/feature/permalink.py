@@ -8,11 +8,11 @@ from fastapi import APIRouter, Query, Request
 from seedscope.app import render
 from seedscope.app.formats import percent, recipe_remark
 from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, StudyName, open_feature
-from seedscope.app.store.explanations import Agreement, Told
+from seedscope.app.store.explanations import LabelAgreement, StoredExplanation
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.spans import FeatureSubspace, feature_subspace
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery, Place
+from seedscope.app.store.table import FeatureQuery, ListPosition
 from seedscope.app.store.trajectory import FeatureTrajectory
 from seedscope.engine.contract.schema import NO_MATCH
 from seedscope.engine.contract.stability import is_match
@@ -70,7 +70,7 @@ class ShownLogit:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Counterpart:
     """One other seed's counterpart of the feature."""
 
     seed: int
@@ -151,12 +151,12 @@ class FeaturePage:
     max_activation: float | None
     quantiles: list[float] | None  # of its activations where it is active: median, 90 %, 99 %
     decoder_norm: float
-    matches: list[Comparison]
+    matches: list[Counterpart]
     contexts: list[ShownContext] | None
     positive_logits: list[ShownLogit] | None
     negative_logits: list[ShownLogit] | None
-    explanations: list[Told] | None  # the one that lists show first
-    label_agreement: Agreement | None  # of that one with those of its counterparts
+    explanations: list[StoredExplanation] | None  # the one that lists show first
+    label_agreement: LabelAgreement | None  # of that one with those of its counterparts
     ablation: dict[str, float | None] | None
     subspace: FeatureSubspace | None
     trajectory: FeatureTrajectory | None
@@ -174,7 +174,7 @@ class FeaturePage:
     nav_try: bool  # whether a text of one's own can be run: activity, and a model that reads it
     nav_largest: float
     nav_cosines: tuple[float, ...]
-    nav_place: Place | None
+    nav_place: ListPosition | None
     nav_filter: Filter
     nav_list: str
     nav_permalink: str
@@ -348,7 +348,7 @@ def _shown(store: StudyStore, context: Context) -> ShownContext:
     return ShownContext(context.group, texts, context.activations, document, context.position, context.peak)
 
 
-def _comparisons(store: StudyStore, row: Ensemble, found: Feature, filter: Filter) -> list[Comparison]:
+def _comparisons(store: StudyStore, row: Ensemble, found: Feature, filter: Filter) -> list[Counterpart]:
     match = store.matches(row.ensemble, found.seed, found.feature)
     cosines = filter.cosines(found)
     matched = is_match(cosines, filter.theta)
@@ -363,7 +363,7 @@ def _comparisons(store: StudyStore, row: Ensemble, found: Feature, filter: Filte
     for i, seed in enumerate(seeds):
         partner = features.get((seed, partners[i]))
         result.append(
-            Comparison(
+            Counterpart(
                 seed=seed,
                 partner=_index(match.partners[i]),
                 cosine=found.cosines[i],
@@ -391,8 +391,8 @@ def _comparisons(store: StudyStore, row: Ensemble, found: Feature, filter: Filte
 
 
 def _label_agreement(
-    store: StudyStore, found: Feature, bucket: str, filter: Filter, comparisons: list[Comparison]
-) -> Agreement:
+    store: StudyStore, found: Feature, bucket: str, filter: Filter, comparisons: list[Counterpart]
+) -> LabelAgreement:
     """How alike the labels of the feature and its matches are, beside chance."""
     matched = [(c.seed, c.rule_partner) for c in comparisons if c.matched and c.rule_partner is not None]
     own = FeatureQuery(found.ensemble, filter.theta, filter.epsilon, filter.rule, dead=filter.judgement().get("dead"))

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
-from seedscope.app.figures.pools import POOL_KINDS, Band, PoolAt, PoolMeasure, holders_figure, pool_figure
+from seedscope.app.figures.pools import POOL_KINDS, AxisBand, PoolAt, PoolMeasure, holders_figure, pool_figure
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import Plain, Seed, StudyName
 from seedscope.app.store.errors import BadValue
@@ -47,7 +47,7 @@ class PoolQuery(EnsembleQuery):
     first: Annotated[int, Field(ge=0, le=10**9, description="the first of them that is listed")] = 0
 
 
-class TableQuery(EnsembleQuery):
+class PoolTableQuery(EnsembleQuery):
     """Which table is downloaded."""
 
     table: Literal["features", "curves"] = "features"
@@ -150,7 +150,7 @@ def pool(request: Request, study: StudyName, asked: Annotated[PoolQuery, Query()
 
 @router.get("/s/{study}/pool.csv", name="pool.csv")
 @router.get("/s/{study}/pool.parquet", name="pool.parquet")
-def pool_download(request: Request, study: StudyName, asked: Annotated[TableQuery, Query()]) -> Response:
+def pool_download(request: Request, study: StudyName, asked: Annotated[PoolTableQuery, Query()]) -> Response:
     """Every pooled feature with its original, or every SAE of every curve, as CSV or Parquet."""
     store = request.app.state.studies.get(study)
     name = _chosen(store, asked).ensemble
@@ -313,7 +313,7 @@ def _figures(
         values: Callable[[PoolPoint], Sequence[float]],
         n: int | None,
         mean: Callable[[PoolPoint], float | None] = lambda p: None,
-        bands: Sequence[Band] = (),
+        bands: Sequence[AxisBand] = (),
     ) -> list[Figure]:
         at = [
             PoolAt(p.curve, p.tokens, fmean(values(p)) if mean(p) is None else mean(p), list(values(p)))
@@ -327,7 +327,7 @@ def _figures(
     n, word = held.n_evaluated, "stability" if row.shared_start == "no" else "agreement"
     asked = next((each for each in verdicts if each.tokens == held.tokens), None)
     of_pairs = (
-        [Band(f"{pairs.n_pairs} pairs of members as they are", pairs.mean, pairs.low, pairs.high)] if pairs else []
+        [AxisBand(f"{pairs.n_pairs} pairs of members as they are", pairs.mean, pairs.low, pairs.high)] if pairs else []
     )
     title = f"Does pooling raise {word}?"
     if asked and asked.is_more_stable is not None:

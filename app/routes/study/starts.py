@@ -31,7 +31,7 @@ SAYS = {
 }
 
 
-class TableQuery(Plain):
+class StartsTableQuery(Plain):
     """Which table is downloaded."""
 
     table: Literal["cells", "points"] = "cells"
@@ -92,7 +92,7 @@ def starts(request: Request, study: StudyName, address: Annotated[Plain, Query()
 
 @router.get("/s/{study}/starts.csv", name="starts.csv")
 @router.get("/s/{study}/starts.parquet", name="starts.parquet")
-def starts_download(request: Request, study: StudyName, asked: Annotated[TableQuery, Query()]) -> Response:
+def starts_download(request: Request, study: StudyName, asked: Annotated[StartsTableQuery, Query()]) -> Response:
     """The grid with starts and ends, or agreement at every checkpoint, as CSV or Parquet."""
     grid = Starts(request.app.state.studies.get(study))
     if not grid.is_grid:

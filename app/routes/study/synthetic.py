@@ -15,7 +15,7 @@ from seedscope.app.formats import percent
 from seedscope.app.routes.address import Plain, StudyName
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.truth import DOWNLOADS as TRUTH_TABLES
-from seedscope.app.store.truth import Truth
+from seedscope.app.store.truth import KnownTruth
 from seedscope.engine.contract.stability import buckets, is_match
 from seedscope.engine.contract.tables import synthetic as truth
 from seedscope.engine.contract.tables.study import Ensemble, Study
@@ -32,7 +32,7 @@ class SyntheticQuery(Plain):
     first: Annotated[int, Query(ge=0, le=10**9, description="the first of the group that is listed")] = 0
 
 
-class TableQuery(Plain):
+class SyntheticTableQuery(Plain):
     """Which table is downloaded."""
 
     table: Literal[tuple(TRUTH_TABLES)] = "features"
@@ -154,7 +154,7 @@ def _without(study: Study, asked: SyntheticQuery) -> SyntheticPage:
 
 @router.get("/s/{study}/synthetic.csv", name="synthetic.csv")
 @router.get("/s/{study}/synthetic.parquet", name="synthetic.parquet")
-def synthetic_download(request: Request, study: StudyName, asked: Annotated[TableQuery, Query()]) -> Response:
+def synthetic_download(request: Request, study: StudyName, asked: Annotated[SyntheticTableQuery, Query()]) -> Response:
     """True features, latents, groups, sets or the map, as CSV (lists as text) or Parquet."""
     store = request.app.state.studies.get(study)
     if store.truth is None:
@@ -165,7 +165,7 @@ def synthetic_download(request: Request, study: StudyName, asked: Annotated[Tabl
 # -- in words ----------------------------------------------------------------------------------------------------
 
 
-def sentence(known: Truth) -> str:
+def sentence(known: KnownTruth) -> str:
     """The page in one sentence, made from its numbers."""
     free, low = known.groups["free"], known.groups["low"]
     levels = {level.set: level for level in known.levels}
@@ -206,7 +206,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else percent(value)
 
 
-def _lines(known: Truth, asked: SyntheticQuery, seeds: list[int], theta: float) -> list[TrueLine]:
+def _lines(known: KnownTruth, asked: SyntheticQuery, seeds: list[int], theta: float) -> list[TrueLine]:
     lines = []
     for at, each in enumerate(known.features(asked.group, first=asked.first, n=PER_PAGE)):
         reached = is_match(each.cosines, theta).tolist()
@@ -228,7 +228,7 @@ def _pages(study: str, asked: SyntheticQuery, n_true: int) -> dict[str, str]:
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
-def _latents(known: Truth, row: Ensemble, study: str) -> Figure:
+def _latents(known: KnownTruth, row: Ensemble, study: str) -> Figure:
     spots, held = [], known.latents(row.theta)
     n_matched = np.array([each.n_matched for each in held], int)
     named = buckets(n_matched, row.n_comparisons, np.zeros(len(held), bool), row.epsilon).tolist()
@@ -239,7 +239,7 @@ def _latents(known: Truth, row: Ensemble, study: str) -> Figure:
     return latents_in_span(spots, row.theta, known.row.r, known.row.d_in, row.n_members)
 
 
-def _found(known: Truth, theta: float, n_members: int) -> Figure:
+def _found(known: KnownTruth, theta: float, n_members: int) -> Figure:
     counts = {group: known.groups[group].n_true for group in ("free", "low") if known.groups[group].n_true}
     shares = {group: [0.0] * (n_members + 1) for group in counts}
     for each in known.found(theta):
@@ -247,7 +247,7 @@ def _found(known: Truth, theta: float, n_members: int) -> Figure:
     return found_by_members(shares, counts, theta)
 
 
-def _maps(known: Truth) -> list[Figure]:
+def _maps(known: KnownTruth) -> list[Figure]:
     """Two quantities on two grids."""
     row, found = known.row, []
     marks = ", ".join(f"{mark} {verdict}" for verdict, (mark, _) in MARKS.items())

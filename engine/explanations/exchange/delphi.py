@@ -10,10 +10,17 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seedscope.engine.explanations.exchange.records import Found, Scored, Seeds, check_feature, read_records, seed_of
-from seedscope.engine.explanations.explanation import Explanation, Score
+from seedscope.engine.explanations.exchange.records import (
+    Found,
+    ScoredExamples,
+    Seeds,
+    check_feature,
+    read_records,
+    seed_of,
+)
+from seedscope.engine.explanations.explanation import ExplanationScore, FeatureExplanation
 
-COULD_NOT = "Explanation could not be parsed."
+COULD_NOT = "FeatureExplanation could not be parsed."
 SCORERS = {"detection": "detection", "fuzz": "fuzzing"}
 RUN = "run_config.json"
 PREFIX = "delphi:"  # of explainers
@@ -36,7 +43,7 @@ def read(folder: Path, seeds: Seeds, *, d_sae: int, explainer: str | None = None
         raise ValueError(
             f"found no explanations in {folder / 'explanations'}, expected files such as layers.6.mlp_latent12.txt"
         )
-    scores: dict[_Named, list[Score]] = {name: [] for name in texts}
+    scores: dict[_Named, list[ExplanationScore]] = {name: [] for name in texts}
     for scorer, kind in SCORERS.items():
         for path in _files(folder / "scores" / scorer):
             name = _named(path)
@@ -54,14 +61,16 @@ def read(folder: Path, seeds: Seeds, *, d_sae: int, explainer: str | None = None
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{path}: found {json.dumps(text)[:40]}, expected an explanation as a JSON string")
         failed = text.strip() == COULD_NOT
-        explanation = Explanation(
+        explanation = FeatureExplanation(
             feature, explainer, None if failed else text.strip(), tuple(scores[name]), COULD_NOT if failed else None
         )
         found.setdefault((seed, feature), []).append(explanation)
     return found
 
 
-def write(folder: Path, explanations: list[Explanation], *, hookpoint: str, scored: Scored | None = None) -> None:
+def write(
+    folder: Path, explanations: list[FeatureExplanation], *, hookpoint: str, scored: ScoredExamples | None = None
+) -> None:
     """Write one member's explanations, of one explainer; raises ValueError where there are several per feature.
 
     Scores are written as records of the contexts they were taken on, and left out without `scored` or where they were

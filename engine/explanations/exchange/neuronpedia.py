@@ -15,8 +15,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from seedscope.engine.explanations.exchange.records import Found, Scored, Seeds, check_feature, read_records, seed_of
-from seedscope.engine.explanations.explanation import Explanation, Score
+from seedscope.engine.explanations.exchange.records import (
+    Found,
+    ScoredExamples,
+    Seeds,
+    check_feature,
+    read_records,
+    seed_of,
+)
+from seedscope.engine.explanations.explanation import ExplanationScore, FeatureExplanation
 
 BATCH = 1024  # features per file
 OWN_TYPE = "seedscope"
@@ -39,7 +46,7 @@ def read(path: Path, seeds: Seeds, *, d_sae: int) -> Found:
             held = _object(line, where)
             seed = seed_of(_text(held, "layer", where), seeds, sources, where)
             feature = check_feature(_index(held, where), d_sae, where)
-            explanation = Explanation(
+            explanation = FeatureExplanation(
                 feature, _explainer(held, where), _text(held, "description", where), _scores(held, where)
             )
             found.setdefault((seed, feature), []).append(explanation)
@@ -54,7 +61,7 @@ def write(
     *,
     model_id: str,
     sources: Mapping[int, str],
-    scored: Mapping[int, Scored] | None = None,
+    scored: Mapping[int, ScoredExamples] | None = None,
 ) -> int:
     """Write a folder of batches per seed; returns how many explanations were left out because they failed.
 
@@ -78,7 +85,7 @@ def write(
     return n_failed
 
 
-def _line(explanation: Explanation, model_id: str, source: str, scored: Scored | None) -> dict[str, Any]:
+def _line(explanation: FeatureExplanation, model_id: str, source: str, scored: ScoredExamples | None) -> dict[str, Any]:
     named = _NAMED.fullmatch(explanation.explainer)
     model, kind = named.groups() if named else (explanation.explainer, OWN_TYPE)
     told = [model_id, source, explanation.feature, explanation.explainer, explanation.text]
@@ -179,7 +186,7 @@ def _explainer(held: dict[str, Any], where: str) -> str:
     return model if kind == OWN_TYPE else f"{model} ({kind})"
 
 
-def _scores(held: dict[str, Any], where: str) -> tuple[Score, ...]:
+def _scores(held: dict[str, Any], where: str) -> tuple[ExplanationScore, ...]:
     listed = held.get("scores") or []
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
         raise ValueError(f"{where}: found scores {json.dumps(listed)[:40]}, expected a list of objects")

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seedscope.engine.activations.tokens import TokenSet
-from seedscope.engine.explanations.explanation import Explanation, Score
+from seedscope.engine.explanations.explanation import ExplanationScore, FeatureExplanation
 from seedscope.engine.explanations.scoring import score
 from seedscope.engine.features.examples import HALVES, KINDS, Examples
 
-Found = dict[tuple[int, int], list[Explanation]]  # {(seed, feature): in the order of the files}
+Found = dict[tuple[int, int], list[FeatureExplanation]]  # {(seed, feature): in the order of the files}
 Seeds = Mapping[str, int] | int  # {source or hook point: seed}, or the seed of the only one
 
 
@@ -41,14 +41,14 @@ class SeedsInNames(Mapping[str, int]):
         return len(self._named) + len(self._members)
 
 
-class Scored(NamedTuple):
+class ScoredExamples(NamedTuple):
     """What one member's scores were taken on."""
 
     examples: Examples
     tokens: TokenSet
     texts: Sequence[str]
 
-    def records(self, feature: int, scored: Score) -> list[dict[str, Any]]:
+    def records(self, feature: int, scored: ExplanationScore) -> list[dict[str, Any]]:
         """One record per scored context, none where the score holds no answers; activations say whether, not how strongly.
 
         Of a score that failed no prediction is told: others would make a score of it.
@@ -82,7 +82,7 @@ class Scored(NamedTuple):
         return found
 
 
-def read_records(kind: str, records: Any, where: str) -> Score:
+def read_records(kind: str, records: Any, where: str) -> ExplanationScore:
     """The score that records make; raises ValueError naming `where` they stand and which of them is none."""
     if not isinstance(records, list) or not records:
         found = "an empty list" if records == [] else f"a JSON {type(records).__name__}"
@@ -104,7 +104,7 @@ def read_records(kind: str, records: Any, where: str) -> Score:
             )
         labels[i], said[i] = bool(label), -1 if predicted is None else int(predicted)
     if (said < 0).all():
-        return Score(kind, None, None, None, 0, 0, np.empty(0, np.int8), "no answer could be read")
+        return ExplanationScore(kind, None, None, None, 0, 0, np.empty(0, np.int8), "no answer could be read")
     return score(kind, labels, said)._replace(said=np.empty(0, np.int8))
 
 

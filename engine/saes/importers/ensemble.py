@@ -6,7 +6,7 @@ from pathlib import Path
 
 from seedscope.engine.saes.importers.hub import local
 from seedscope.engine.saes.importers.imported import Imported
-from seedscope.engine.saes.importers.recognise import READERS, Found, is_main, of_folder, recognise
+from seedscope.engine.saes.importers.recognise import READERS, RecognisedSAE, is_main, of_folder, recognise
 
 FORMATS = ("auto", *READERS)
 _MUST_AGREE = ("model", "hookpoint")
@@ -52,14 +52,14 @@ def read_many(
     return _share(members)
 
 
-def _found(path: Path, format: str) -> list[Found]:
+def _found(path: Path, format: str) -> list[RecognisedSAE]:
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
     if format == "auto":
         return recognise(path)
     if path.is_file():
         here = of_folder(path.parent) if is_main(path) else None
-        return [here if here and here.format == format else Found(path, format, path.stem)]
+        return [here if here and here.format == format else RecognisedSAE(path, format, path.stem)]
     found = recognise(path)
     if kept := [one for one in found if one.format == format]:
         return kept
@@ -108,7 +108,7 @@ def _one_step_each(members: list[Imported]) -> None:
             runs[run] = path
 
 
-def _seeds(found: list[Found], members: list[Imported], given: Sequence[int] | None) -> list[int]:
+def _seeds(found: list[RecognisedSAE], members: list[Imported], given: Sequence[int] | None) -> list[int]:
     for seeds in (given, [member.seed for member in members], [one.number for one in found]):
         if seeds is not None and None not in seeds:
             return [int(seed) for seed in seeds if seed is not None]

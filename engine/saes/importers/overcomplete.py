@@ -37,7 +37,7 @@ _NORMALIZATIONS = ("l2", "max_l2", "l1", "max_l1", "identity")
 
 
 @dataclass
-class Parts:
+class ModuleTensors:
     """A module's tensors under their state dict names, and its plain attributes."""
 
     name: str
@@ -91,13 +91,13 @@ def read(path: Path) -> Imported:
     )
 
 
-def _from_module(module: Any) -> Parts:
-    parts = Parts(type(module).name)
+def _from_module(module: Any) -> ModuleTensors:
+    parts = ModuleTensors(type(module).name)
     _walk(module, "", parts, depth=8)
     return parts
 
 
-def _walk(module: Any, prefix: str, parts: Parts, depth: int) -> None:
+def _walk(module: Any, prefix: str, parts: ModuleTensors, depth: int) -> None:
     state = module.__dict__
     parts.kinds[prefix.removesuffix(".")] = type(module).name
     for group in ("_parameters", "_buffers"):
@@ -114,14 +114,14 @@ def _walk(module: Any, prefix: str, parts: Parts, depth: int) -> None:
             _walk(child, f"{prefix}{name}.", parts, depth - 1)
 
 
-def _from_state(state: Mapping[str, Tensor], path: Path) -> Parts:
+def _from_state(state: Mapping[str, Tensor], path: Path) -> ModuleTensors:
     beside = path.with_suffix(".json")
     given = read_json(beside) if beside.is_file() else {}
     relaxed = "dictionary.C" in state
     name = given.get("class") or ("Q" in state and "QSAE") or ("thresholds" in state and "JumpSAE")
     name = name and name.replace("JumpSAE", "RAJumpSAE" if relaxed and "RA" not in name else "JumpSAE")
     if name in _REFUSED:
-        return Parts(name)
+        return ModuleTensors(name)
     needed = ["class"] if not name else list(_NEEDED.get(name, ()))
     needed += ["delta"] if relaxed else ["normalization"]
     if missing := [key for key in needed if key not in given]:
@@ -132,7 +132,7 @@ def _from_state(state: Mapping[str, Tensor], path: Path) -> Parts:
         )
     attributes = dict(given)
     attributes |= {f"dictionary.{key}": given[key] for key in ("delta", "normalization") if key in given}
-    return Parts(str(name), dict(state), attributes)
+    return ModuleTensors(str(name), dict(state), attributes)
 
 
 def _threshold(attributes: Mapping[str, Any], path: Path) -> float:
@@ -146,7 +146,7 @@ def _threshold(attributes: Mapping[str, Any], path: Path) -> float:
     return float(value)
 
 
-def _dictionary(parts: Parts, path: Path, remarks: list[str]) -> tuple[Tensor, str | None]:
+def _dictionary(parts: ModuleTensors, path: Path, remarks: list[str]) -> tuple[Tensor, str | None]:
     """Decoder rows as in evaluation mode, and a digest of the archetypes' points, None without any."""
     prefix = "dictionary."
     held = {name.removeprefix(prefix): value for name, value in parts.tensors.items() if name.startswith(prefix)}

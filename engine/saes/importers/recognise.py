@@ -41,7 +41,7 @@ _NOT_A_SEED = re.compile(r"(layers?|blocks?|h|average_l0|width|final|steps?|ae|l
 
 
 @dataclass(frozen=True)
-class Found:
+class RecognisedSAE:
     """One SAE on disk: its folder or file, its format, and the name whose trailing number may be its seed."""
 
     path: Path
@@ -55,7 +55,7 @@ class Found:
         return int(match[1]) if match and not _NOT_A_SEED.fullmatch(self.name) else None
 
 
-def recognise(path: Path | str) -> list[Found]:
+def recognise(path: Path | str) -> list[RecognisedSAE]:
     """The SAEs at a path (a file, a folder, a folder of such folders), in the order of their names.
 
     Raises ValueError where there is none, and where a file that could hold one is truncated.
@@ -84,7 +84,7 @@ def _contents(path: Path) -> str:
     return f"found {', '.join(names[:8])}{', ..' if len(names) > 8 else ''}" if names else "found an empty folder"
 
 
-def _folder(folder: Path, depth: int) -> Iterator[Found]:
+def _folder(folder: Path, depth: int) -> Iterator[RecognisedSAE]:
     here = of_folder(folder)
     if here:
         yield here
@@ -103,11 +103,11 @@ def _folder(folder: Path, depth: int) -> Iterator[Found]:
             yield found
 
 
-def of_folder(folder: Path) -> Found | None:
+def of_folder(folder: Path) -> RecognisedSAE | None:
     """The SAE whose files lie in this very folder."""
     for weights, format in _FOLDERS.items():
         if (folder / weights).is_file():
-            return Found(folder, format, _name(folder, format))
+            return RecognisedSAE(folder, format, _name(folder, format))
     return None
 
 
@@ -124,17 +124,17 @@ def _name(folder: Path, format: str) -> str:
     return "" if trainer or format == "gemma_scope" else folder.name
 
 
-def _file(path: Path) -> Found | None:
+def _file(path: Path) -> RecognisedSAE | None:
     if is_main(path):
         return of_folder(path.parent)
     if path.suffix == ".npz":
-        return Found(path, "gemma_scope") if path.name.endswith(published.GEMMA_SCOPE) else None
+        return RecognisedSAE(path, "gemma_scope") if path.name.endswith(published.GEMMA_SCOPE) else None
     if path.suffix == ".safetensors":
         kind = bare.kind(path)
-        return Found(path, kind, path.stem) if kind else None
+        return RecognisedSAE(path, kind, path.stem) if kind else None
     if path.suffix in (".pt", ".pth", ".bin", ".pkl") and not _TRAINING_STATE.fullmatch(path.name):
         kind = _of_pickle(unpickle.peek(path))
-        return Found(path, kind, path.stem) if kind else None
+        return RecognisedSAE(path, kind, path.stem) if kind else None
     return None
 
 

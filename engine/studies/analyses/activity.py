@@ -1,11 +1,64 @@
-"""What features do on the evaluation tokens, kept as a part."""
+"""What features do on the evaluation tokens, kept as a part; the same pass over the tokens collects what worth needs."""
 
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seedscope.engine.activations.tokens import TokenSet
+from seedscope.engine.features.ablation import AblationPass
+from seedscope.engine.features.activity import Activity, ActivityPass
+from seedscope.engine.features.examples import ContextGrid
+from seedscope.engine.features.logits import direct_logits
+from seedscope.engine.saes.encode import encoded
+from seedscope.engine.store.parts import Part
+from seedscope.engine.studies.ensemble_run import EnsembleRun, Rows
+from seedscope.engine.studies.evaluator import Evaluator
 
 
-def _flat(activity) -> dict[str, Any]:
+class TokenPass(NamedTuple):
+    """One pass over the evaluation tokens: what it read, and what it collected."""
+
+    rows: Rows
+    tokens: TokenSet  # those that count
+    activity: ActivityPass | None
+    ablation: AblationPass | None
+
+
+def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, worth: bool) -> TokenPass:
+    """Encode the evaluation tokens once, for activity, for worth, or for both."""
+    rows, tokens = evaluator.place(run.ensemble.hookpoint, run.members.d_in)
+    activity_pass = ActivityPass(run.members) if activity else None
+    ablation_pass = AblationPass(run.members) if worth else None
+    positions = np.flatnonzero(tokens.counted)
+    with run.progress.stage(f"{run.name}: activity{' and ablation' if worth else ''}", "tokens") as report:
+        for first, batch, codes in encoded(run.members, rows, run.device):
+            if activity_pass:
+                activity_pass.add(codes, positions[first : first + len(batch)])
+            if ablation_pass:
+                ablation_pass.add(batch, codes)
+            report(first + len(batch), len(rows))
+    return TokenPass(rows, tokens, activity_pass, ablation_pass)
+
+
+def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass, tokens: TokenSet) -> Part:
+    """Summarise what a pass collected, with contexts, triggers and direct logits, member by member."""
+    with (
+        run.progress.stage(f"{run.name}: contexts", "members") as report,
+        run.parts.write("activity", run.measured) as put,
+    ):
+        grid = ContextGrid(tokens, evaluator.texts)
+        summaries = activity.summaries(tokens, vocabulary=evaluator.vocabulary, grid=grid)
+        for index, (seed, summary) in enumerate(zip(run.seeds, summaries, strict=True)):
+            logits = direct_logits(evaluator.model, run.members.W_dec[index])
+            named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
+            put(seed, _flat(summary) | named | {"left_out": tokens.left_out})
+            report(index + 1, run.members.n_members)
+    return run.parts.find("activity", **run.measured)
+
+
+def _flat(activity: Activity) -> dict[str, Any]:
     """Activity as named arrays, its contexts, triggers and examples among them."""
-    held = activity._asdict()
-    inside = {name: held.pop(f"{name}s")._asdict() for name in ("context", "trigger", "example")}
+    columns = activity._asdict()
+    inside = {name: columns.pop(f"{name}s")._asdict() for name in ("context", "trigger", "example")}
     inside["trigger"]["what"] = inside["trigger"]["what"].astype(str)  # text of fixed width: no pickle
-    return held | {f"{kind}_{name}": array for kind, each in inside.items() for name, array in each.items()}
+    return columns | {f"{kind}_{name}": array for kind, each in inside.items() for name, array in each.items()}

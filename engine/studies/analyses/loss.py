@@ -1,69 +1,57 @@
 """What buckets are worth in next-token loss, kept as a part."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from seedscope.engine.features.loss import LOSS_TOKENS, Losses, Splice, attributed_loss, losses_under, takes_long
-from seedscope.engine.progress import Progress
-from seedscope.engine.saes.sae import SAE
-from seedscope.engine.store import catalogue
-from seedscope.engine.store.parts import Parts
-from seedscope.engine.studies.analyses.worth import _columns, _Judged
-from seedscope.engine.studies.evaluator import Bench
+from seedscope.engine.store.parts import Part
+from seedscope.engine.studies.analyses.worth import MaskedFeatures, mask_columns
+from seedscope.engine.studies.ensemble_run import EnsembleRun
+from seedscope.engine.studies.evaluator import Evaluator
 
 
-class _LossAsked(NamedTuple):
+class LossAsked(NamedTuple):
     """How the loss is to be measured."""
 
     n_tokens: int | None  # None: on LOSS_TOKENS, or on as many as it was measured on before
     expressly: bool  # however long it takes
 
 
-def _lacks_loss(
-    parts: Parts, name: str, bench: Bench, about: dict[str, Any], asked: _LossAsked, progress: Progress
-) -> bool:
+def lacks_loss(run: EnsembleRun, evaluator: Evaluator, asked: LossAsked) -> bool:
     """Whether the loss has a meaning here and was not measured as asked."""
-    if not bench.model.causal:
-        progress.say(f"{name}: loss: left out, {bench.model.name} predicts no next token")
+    if not evaluator.model.causal:
+        run.progress.say(f"{run.name}: loss: left out, {evaluator.model.name} predicts no next token")
         return False
-    return parts.find("loss", **about, **({} if asked.n_tokens is None else {"loss_tokens": asked.n_tokens})) is None
+    length = {} if asked.n_tokens is None else {"loss_tokens": asked.n_tokens}
+    return run.parts.find("loss", **run.measured, **run.judgement, **length) is None
 
 
-def _loss(
-    parts: Parts,
-    plan: catalogue.Study,
-    ensemble: catalogue.Ensemble,
-    members: SAE,
-    bench: Bench,
-    left_out: np.ndarray,
-    judged: _Judged,
-    about: dict[str, Any],
-    asked: _LossAsked,
-    progress: Progress,
+def measure_loss(
+    run: EnsembleRun, evaluator: Evaluator, activity: Part, masked: MaskedFeatures, asked: LossAsked
 ) -> None:
     """What reconstructions and masks cost the model's next-token prediction; left out, with a word, where it takes long."""
-    drawn = [judged.fewer_masks(index) for index in range(members.n_members)]
+    drawn = [masked.fewer_masks(index) for index in range(run.members.n_members)]
     total, done = sum(len(sets) for masks in drawn for sets in masks.values()), 0
     n_tokens = LOSS_TOKENS if asked.n_tokens is None else asked.n_tokens
-    if not asked.expressly and takes_long(bench.model, total, n_tokens):
-        progress.say(
-            f"{ensemble.name}: loss: left out, {total:,} passes of {bench.model.name} over {n_tokens:,} tokens take long on "
-            f"a CPU; ask for them with: seedscope analyze {plan.name} --only loss"
+    if not asked.expressly and takes_long(evaluator.model, total, n_tokens):
+        run.progress.say(
+            f"{run.name}: loss: left out, {total:,} passes of {evaluator.model.name} over {n_tokens:,} tokens take long on "
+            f"a CPU; ask for them with: seedscope analyze {run.plan.name} --only loss"
         )
         return
-    splice = Splice(bench.model, bench.loss_tokens(n_tokens, left_out), ensemble.hookpoint)
+    windows = evaluator.loss_tokens(n_tokens, run.left_out(activity))
+    splice = Splice(evaluator.model, windows, run.ensemble.hookpoint)
     own, zero = (float(each.double().mean()) for each in (splice.own(), splice.losses(torch.zeros_like)))
-    about = about | {"loss_tokens": n_tokens}
-    with progress.stage(f"{ensemble.name}: loss", "masks") as report, parts.write("loss", about) as put:
-        for index, seed in enumerate(ensemble.seeds):
-            member = members.only(index).to(bench.model.network.device)
+    about = run.measured | run.judgement | {"loss_tokens": n_tokens}
+    with run.progress.stage(f"{run.name}: loss", "masks") as report, run.parts.write("loss", about) as put:
+        for index, seed in enumerate(run.seeds):
+            member = run.members.only(index).to(evaluator.model.network.device)
 
             def step() -> None:
                 nonlocal done
                 done += 1
                 report(done, total)
 
-            found = Losses(own, splice.spliced(member), zero, splice.n_tokens, attributed_loss(splice, member))
-            put(seed, found._asdict() | _columns(losses_under(splice, member, drawn[index], report=step)))
+            losses = Losses(own, splice.spliced(member), zero, splice.n_tokens, attributed_loss(splice, member))
+            put(seed, losses._asdict() | mask_columns(losses_under(splice, member, drawn[index], report=step)))

@@ -1,63 +1,48 @@
-"""Agreement and worth along training, kept as a part."""
+"""Agreement between members and worth of their features along training, kept as a part."""
 
-from pathlib import Path
-from typing import Any
-
-import torch
-
-from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
-from seedscope.engine.saes.sae import SAE
-from seedscope.engine.store import catalogue
-from seedscope.engine.store.parts import Part, Parts
-from seedscope.engine.studies.evaluator import Bench
+from seedscope.engine.store.parts import VERSION, Part
+from seedscope.engine.studies.ensemble_run import EnsembleRun
 from seedscope.engine.training import snapshots, trajectory
 from seedscope.engine.training.rows import as_arrays
 from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
 
 
-def _trajectory(
-    parts: Parts,
-    study: Path,
-    ensemble: catalogue.Ensemble,
-    members: SAE,
-    bench: Bench | None,
-    activity: Part | None,
-    one_to_one: bool | None,
-    about: dict[str, Any],
-    device: torch.device,
-    progress: Progress,
-) -> None:
+def follow_training(run: EnsembleRun, activity: Part | None) -> None:
     """What members were at each of their snapshots, unless it was measured before; left out where none were kept."""
-    folder, seeds, name = study / ensemble.folder, ensemble.seeds, ensemble.name
+    folder, seeds, name, members = run.study / run.ensemble.folder, run.seeds, run.name, run.members
     taken = snapshots.kept(folder, seeds)
     if not taken or members.n_members < 2:
         why = "it compares members and there is one" if taken else "no members were kept along its training"
-        progress.say(f"{name}: trajectory: left out, {why}")
+        run.progress.say(f"{name}: trajectory: left out, {why}")
         return
-    assign = one_to_one
+    assign = run.one_to_one
     if assign is None:
         assign = trajectory.affordable(len(taken), len(seeds), members.d_sae, members.d_in)
-    about = about | {"steps": [each.step for each in taken], "n_asked": trajectory.N_TOKENS}
-    found = parts.find(TRAJECTORY, **about)
-    if found and (found.about["one_to_one"] or not assign):
+    unmeasured = {"version": VERSION, "saes": run.sae_digests, "hookpoint": run.ensemble.hookpoint, "tokens": None}
+    about = (run.measured or unmeasured) | {
+        "theta": run.plan.theta, "steps": [each.step for each in taken], "n_asked": trajectory.N_TOKENS,
+    }  # fmt: skip
+    part = run.parts.find(TRAJECTORY, **about)
+    if part and (part.about["one_to_one"] or not assign):
         return
     if not assign:
-        progress.say(f"{name}: trajectory: pairs are not matched one to one at this size; ask with --rule hungarian")
+        run.progress.say(
+            f"{name}: trajectory: pairs are not matched one to one at this size; ask with --rule hungarian"
+        )
     rows = None
-    if bench and activity:
-        left_out = activity.read(seeds[0], "left_out")["left_out"]
-        rows = bench.sample(ensemble.hookpoint, trajectory.N_TOKENS, left_out)
+    if run.evaluator and activity:
+        rows = run.evaluator.sample(run.ensemble.hookpoint, trajectory.N_TOKENS, run.left_out(activity))
     units, followed = snapshots.units(folder, members.d_in), []
-    with progress.stage(f"{name}: trajectory", "snapshots") as report:
+    with run.progress.stage(f"{name}: trajectory", "snapshots") as report:
         for each in taken:
             then = sae.load(each.folder, seeds)
             followed.append(
-                trajectory.follow(then, rows, units=units, theta=about["theta"], assign=assign, device=device)
+                trajectory.follow(then, rows, units=units, theta=run.plan.theta, assign=assign, device=run.device)
             )
             report(len(followed), len(taken))
         level = trajectory.random_level(members.d_sae, members.d_in, assign=assign)
     n_tokens = None if rows is None else len(rows)
-    with parts.write(TRAJECTORY, about | {"one_to_one": assign}) as put:
+    with run.parts.write(TRAJECTORY, about | {"one_to_one": assign}) as put:
         for seed, arrays in as_arrays(taken, followed, level, seeds, n_tokens).items():
             put(seed, arrays)

@@ -22,13 +22,13 @@ from seedscope.engine.features.loss import LOSS_TOKENS, Splice, takes_long
 from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
-from seedscope.engine.saes.encode import Measured, measure
+from seedscope.engine.saes.encode import HeldOutMeasures, measure
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.saes.saelens import refusal, save
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.staged import staged
-from seedscope.engine.studies.evaluator import Bench, Place
-from seedscope.engine.studies.open_evaluator import open_bench
+from seedscope.engine.studies.evaluator import Evaluator, HookActivations
+from seedscope.engine.studies.open_evaluator import open_evaluator
 from seedscope.engine.studies.pools.pool import Pool, pool
 from seedscope.engine.studies.pools.posttrain import (
     agreement_of,
@@ -122,10 +122,10 @@ def pool_ensemble(
             "the pool alone"
         )
     texts = _texts(study, plan, entry, asked) if config else None
-    bench = open_bench(study, plan, None, None, device, progress) if measurable else None
-    bench = bench and (bench.control if entry.control_of else bench)
-    spot = bench and bench.place(entry.hookpoint, members.d_in)
-    held = spot and _Held(_evenly(spot.rows), _splice(bench, spot, entry, asked, config, progress), theta, device)
+    evaluator = open_evaluator(study, plan, None, None, device, progress) if measurable else None
+    evaluator = evaluator and (evaluator.control if entry.control_of else evaluator)
+    spot = evaluator and evaluator.place(entry.hookpoint, members.d_in)
+    held = spot and _Held(_evenly(spot.rows), _splice(evaluator, spot, entry, asked, config, progress), theta, device)
     density = None
     if held:
         with progress.stage(f"{name}: densities", "rows") as report:
@@ -142,18 +142,18 @@ def pool_ensemble(
     begun, saved = starts(members, whole, two), whole.sae
     if held:
         told["evaluation"] = {
-            "rows": len(held.rows), "tokens": bench.evaluation.token_digest, "model": bench.model.digest,
+            "rows": len(held.rows), "tokens": evaluator.evaluation.token_digest, "model": evaluator.model.digest,
             "hookpoint": entry.hookpoint, "loss_tokens": held.splice.n_tokens if held.splice else 0,
         }  # fmt: skip
         rows = None
         if config:
-            rows, told["training"] = _rows(study, plan, entry, bench, texts, config, progress)
+            rows, told["training"] = _rows(study, plan, entry, evaluator, texts, config, progress)
             begun |= _fresh(study, entry, rows, config, two, told, device, progress)
         told["curves"], saved = _curves(study, name, begun, rows, config, held, progress)
     told["digest"] = saved.digest(0)
     _write(folder, told, saved, {
         "model_name": plan.model, "hook_name": entry.hookpoint, "training_architecture": entry.variant,
-        "context_size": bench.evaluation.n_ctx if bench else None, "seedscope_digest": told["digest"],
+        "context_size": evaluator.evaluation.n_ctx if evaluator else None, "seedscope_digest": told["digest"],
         "seedscope_pool_of": [member.digest for member in entry.members],
     })  # fmt: skip
     shutil.rmtree(study / "scratch", ignore_errors=True)
@@ -161,7 +161,7 @@ def pool_ensemble(
     return told
 
 
-def _config(entry: catalogue.Ensemble, members: SAE, asked: Asked) -> TrainConfig | None:
+def _config(entry: catalogue.EnsemblePlan, members: SAE, asked: Asked) -> TrainConfig | None:
     """The recipe of post-training; None where none is asked for."""
     tokens = min(TOKENS, entry.train_tokens or TOKENS) if asked.tokens is None else asked.tokens
     if tokens == 0:
@@ -176,7 +176,7 @@ def _config(entry: catalogue.Ensemble, members: SAE, asked: Asked) -> TrainConfi
 
 
 def _made_from(
-    plan: catalogue.Study, entry: catalogue.Ensemble, asked: Asked, config: TrainConfig | None, theta: float
+    plan: catalogue.StudyPlan, entry: catalogue.EnsemblePlan, asked: Asked, config: TrainConfig | None, theta: float
 ) -> str:
     """16 hex digits over all that a pool depends on, but the content of files that are named."""
     tokens = plan.tokens and asdict(plan.tokens)
@@ -191,29 +191,29 @@ def _evenly(rows) -> np.ndarray:
 
 
 def _splice(
-    bench: Bench,
-    spot: Place,
-    entry: catalogue.Ensemble,
+    evaluator: Evaluator,
+    spot: HookActivations,
+    entry: catalogue.EnsemblePlan,
     asked: Asked,
     config: TrainConfig | None,
     progress: Progress,
 ) -> Splice | None:
     """What the loss is measured with; None, with a word, where there is none or it takes long and was not asked for."""
-    if asked.loss_tokens == 0 or not bench.model.causal:
+    if asked.loss_tokens == 0 or not evaluator.model.causal:
         return None
     n_tokens = asked.loss_tokens or LOSS_TOKENS
     passes = 9 * (len(lengths(config.n_tokens, config.batch)) if config else 1)
-    if asked.loss_tokens is None and takes_long(bench.model, passes, n_tokens):
+    if asked.loss_tokens is None and takes_long(evaluator.model, passes, n_tokens):
         progress.say(
-            f"{entry.name}: loss: left out, {passes} passes of {bench.model.name} over {n_tokens:,} tokens take long on a CPU; "
+            f"{entry.name}: loss: left out, {passes} passes of {evaluator.model.name} over {n_tokens:,} tokens take long on a CPU; "
             f"ask for them with --loss-tokens {n_tokens}"
         )
         return None
-    return Splice(bench.model, bench.loss_tokens(n_tokens, spot.tokens.left_out), entry.hookpoint)
+    return Splice(evaluator.model, evaluator.loss_tokens(n_tokens, spot.tokens.left_out), entry.hookpoint)
 
 
 def _texts(
-    study: Path, plan: catalogue.Study, entry: catalogue.Ensemble, asked: Asked
+    study: Path, plan: catalogue.StudyPlan, entry: catalogue.EnsemblePlan, asked: Asked
 ) -> tuple[Iterable[Document], str] | None:
     """Documents to train on and what they are, None for a synthetic study; ValueError where nobody knows."""
     if synthetic.read(study):
@@ -235,9 +235,9 @@ def _texts(
 
 def _rows(
     study: Path,
-    plan: catalogue.Study,
-    entry: catalogue.Ensemble,
-    bench: Bench,
+    plan: catalogue.StudyPlan,
+    entry: catalogue.EnsemblePlan,
+    evaluator: Evaluator,
     texts: tuple[Iterable[Document], str] | None,
     config: TrainConfig,
     progress: Progress,
@@ -250,19 +250,19 @@ def _rows(
             report(wanted, wanted)
         return rows, {"text": "samples of known true features", "tokens": made.samples.digest, "rows": wanted}
     found, remark = texts
-    tokens = enough(tokenize(found, bench.model, n_ctx=plan.tokens.n_ctx), wanted)
+    tokens = enough(tokenize(found, evaluator.model, n_ctx=plan.tokens.n_ctx), wanted)
     if int(tokens.counted.sum()) < config.batch:
         raise ValueError(
             f"found {int(tokens.counted.sum())} tokens in {remark}, expected a batch ({config.batch}) at least"
         )
     with progress.stage(f"training activations at {entry.hookpoint}", "tokens") as report:
-        rows = harvest(bench.model, tokens, entry.hookpoint, study / "scratch" / f"pool-{entry.name}", report=report)
+        rows = harvest(evaluator.model, tokens, entry.hookpoint, study / "scratch" / f"pool-{entry.name}", report=report)
     return rows, {"text": remark, "tokens": tokens.digest, "rows": len(rows)}
 
 
 def _fresh(
     study: Path,
-    entry: catalogue.Ensemble,
+    entry: catalogue.EnsemblePlan,
     rows: Rows,
     config: TrainConfig,
     two: tuple[Pool, Pool] | None,
@@ -328,7 +328,7 @@ def _curves(
     return curves, saved
 
 
-def _point(members: list[SAE], found: list[tuple[Measured, float | None]], theta: float) -> dict[str, Any]:
+def _point(members: list[SAE], found: list[tuple[HeldOutMeasures, float | None]], theta: float) -> dict[str, Any]:
     """What one kind reaches at one length: every SAE's own values, and how much they agree."""
     measured = [each for each, _ in found]
     both = agreement_of(members, measured, theta=theta)
@@ -358,8 +358,8 @@ def _loss(splice: Splice | None, member: SAE) -> float | None:
 
 
 def _told(
-    plan: catalogue.Study,
-    entry: catalogue.Ensemble,
+    plan: catalogue.StudyPlan,
+    entry: catalogue.EnsemblePlan,
     members: SAE,
     whole: Pool,
     theta: float,

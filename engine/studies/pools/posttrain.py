@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.contract.stability import THETA, is_match
 from seedscope.engine.matching.match import dictionaries, match_pair
-from seedscope.engine.saes.encode import Measured
+from seedscope.engine.saes.encode import HeldOutMeasures
 from seedscope.engine.saes.sae import SAE, assemble
 from seedscope.engine.studies.pools.pool import Pool, pool, taken_from
 from seedscope.engine.training.batches import Rows
@@ -29,7 +29,7 @@ FRACTIONS = (0.25, 0.5, 1.0, 2.0)  # of the length that is asked for; 0 is alway
 Report = Callable[[int, int], None]
 
 
-class Agreement(NamedTuple):
+class PairAgreement(NamedTuple):
     """Two SAEs compared, both ways; living features alone are asked, all rows count as partners."""
 
     shared: float  # share of features with a partner at theta in the other
@@ -173,23 +173,23 @@ def train_on(
 
 def agreement(
     a: SAE, b: SAE, live: tuple[Bool[np.ndarray, " d_a"], Bool[np.ndarray, " d_b"]], *, theta: float = THETA
-) -> Agreement:
+) -> PairAgreement:
     """How much two SAEs of one member each agree; NaN where neither has a living feature."""
     mine, theirs = dictionaries(a)[0], dictionaries(b)[0]
     forward, backward, _ = match_pair(mine, theirs, assign=False)
     cosines = np.concatenate([forward.cosine[live[0]], backward.cosine[live[1]]])
     shared = [_mean(is_match(each, theta)) for each in (cosines, *np.split(cosines, [int(live[0].sum())]))]
-    return Agreement(shared[0], _mean(cosines), *shared[1:])
+    return PairAgreement(shared[0], _mean(cosines), *shared[1:])
 
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean(dtype=np.float64)) if len(values) else float("nan")
 
 
-def agreement_of(members: list[SAE], found: list[Measured], *, theta: float = THETA) -> Agreement | None:
+def agreement_of(members: list[SAE], found: list[HeldOutMeasures], *, theta: float = THETA) -> PairAgreement | None:
     """The mean over all pairs of members; None where there is no pair."""
     pairs = [
         agreement(members[i], members[j], (found[i].n_active[0] > 0, found[j].n_active[0] > 0), theta=theta)
         for i, j in combinations(range(len(members)), 2)
     ]
-    return Agreement(*np.mean(pairs, 0).tolist()) if pairs else None
+    return PairAgreement(*np.mean(pairs, 0).tolist()) if pairs else None

@@ -32,7 +32,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def current(
-    study: Path, plan: catalogue.Study, ensemble: catalogue.Ensemble, evaluation: Evaluation | None
+    study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, evaluation: Evaluation | None
 ) -> dict[str, Any] | None:
     """The record of the study's pool of an ensemble; None where that is of former members, another theta or other tokens."""
     told = read(place(study, ensemble.name))
@@ -45,7 +45,7 @@ def current(
     return told
 
 
-def members_of(ensemble: catalogue.Ensemble) -> list[dict[str, Any]]:
+def members_of(ensemble: catalogue.EnsemblePlan) -> list[dict[str, Any]]:
     """What a record says of the members that were pooled."""
     return [{"seed": member.seed, "digest": member.digest} for member in ensemble.members]
 

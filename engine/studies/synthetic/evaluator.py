@@ -9,12 +9,12 @@ from seedscope.engine.activations.harvest import LanguageModel
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import Evaluation
-from seedscope.engine.studies.evaluator import Bench, Place, _keep
+from seedscope.engine.studies.evaluator import Evaluator, HookActivations, keep_evaluation
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.samples import Labelled, label
 
 
-class SampleBench(Bench):
+class SampleEvaluator(Evaluator):
     """Evaluation samples of known true features: each stands for a token that names its strongest one."""
 
     def __init__(self, samples: synthetic.SyntheticConfig, held: Labelled) -> None:
@@ -36,14 +36,14 @@ class SampleBench(Bench):
         self.model, self.tokens, self.evaluation, self.control, self._held = model, held.tokens, evaluation, None, held
         self.texts = held.texts
 
-    def place(self, hookpoint: str, d_in: int) -> Place:
+    def place(self, hookpoint: str, d_in: int) -> HookActivations:
         """The samples themselves, whatever the hook point is called; raises ValueError for SAEs of another width."""
         if self._held.rows.shape[1] != d_in:
             raise ValueError(
                 f"samples have {self._held.rows.shape[1]} numbers, the SAEs at {hookpoint} read {d_in}: they were trained on "
                 "something else; import them into a study of their own"
             )
-        return Place(self._held.rows, self.tokens)
+        return HookActivations(self._held.rows, self.tokens)
 
     def sample(self, hookpoint: str, n: int, left_out: np.ndarray) -> np.ndarray:
         """Some of the samples themselves."""
@@ -51,7 +51,9 @@ class SampleBench(Bench):
         return self._held.rows[np.isin(window, self.tokens.draw(n))]
 
 
-def open_samples(study: Path, made: synthetic.Plan, plan: catalogue.Study, progress: Progress) -> SampleBench:
+def open_samples(
+    study: Path, made: synthetic.SyntheticPlan, plan: catalogue.StudyPlan, progress: Progress
+) -> SampleEvaluator:
     """The evaluation samples of a synthetic study; raises ValueError where its catalogue names a model or text."""
     if plan.model or plan.tokens:
         raise ValueError(
@@ -61,6 +63,6 @@ def open_samples(study: Path, made: synthetic.Plan, plan: catalogue.Study, progr
     with progress.stage("evaluation samples", "samples") as report:
         held = label(made.samples, made.n_evaluated)
         report(len(held.rows), len(held.rows))
-    bench = SampleBench(made.samples, held)
-    _keep(study, bench.evaluation, held.tokens)
-    return bench
+    evaluator = SampleEvaluator(made.samples, held)
+    keep_evaluation(study, evaluator.evaluation, held.tokens)
+    return evaluator

@@ -67,7 +67,7 @@ class SyntheticConfig:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Truth(NamedTuple):
+class TrueFeatures(NamedTuple):
     """The true features: free ones first, then the low-rank ones."""
 
     features: Float[np.ndarray, "n d"]  # unit rows
@@ -92,7 +92,7 @@ class Truth(NamedTuple):
         return [f"{FREE} {i}" for i in range(self.n_free)] + [f"{LOW} {i}" for i in range(n_low)]
 
 
-def draw_truth(config: SyntheticConfig) -> Truth:
+def draw_truth(config: SyntheticConfig) -> TrueFeatures:
     """The true features that a configuration's seed draws."""
     rng = np.random.default_rng((config.seed, 0))
     span = np.linalg.qr(rng.standard_normal((config.d_in, config.r)))[0]
@@ -101,7 +101,7 @@ def draw_truth(config: SyntheticConfig) -> Truth:
     rows = np.concatenate([free, low])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     rates = np.repeat([config.rate_free, config.rate_low], [config.n_free, config.n_low])
-    return Truth(rows.astype(np.float32), config.n_free, span.astype(np.float32), rates)
+    return TrueFeatures(rows.astype(np.float32), config.n_free, span.astype(np.float32), rates)
 
 
 class Samples(NamedTuple):

@@ -37,7 +37,7 @@ GRIDS = ("rate", "n_low")
 
 
 @dataclass(frozen=True)
-class Place:
+class CellSettings:
     """What a cell is computed from."""
 
     grid: str
@@ -55,7 +55,7 @@ class Place:
 
 def places(
     samples: SyntheticConfig, recipe: TrainConfig, *, theta: float = THETA, epsilon: float = EPSILON
-) -> list[Place]:
+) -> list[CellSettings]:
     """Every cell of both grids that a study's settings allow, its own among them; all else is as in the study."""
     found, active, n_low = [], samples.active_low, samples.n_low
     if not n_low:
@@ -66,7 +66,7 @@ def places(
     for r in _with(COUNTED_RANKS, samples.r, most=samples.d_in):
         for n in _with(COUNTS, n_low, least=active):
             found.append(("n_low", replace(samples, r=int(r), n_low=int(n), rate_low=active / n)))
-    return [Place(grid, each, recipe, theta, epsilon) for grid, each in found]
+    return [CellSettings(grid, each, recipe, theta, epsilon) for grid, each in found]
 
 
 def _with(values: Sequence[Number], own: Number, *, least: Number = 0, most: Number = np.inf) -> list[Number]:
@@ -75,7 +75,7 @@ def _with(values: Sequence[Number], own: Number, *, least: Number = 0, most: Num
 
 def draw_map(
     folder: Path,
-    wanted: Sequence[Place],
+    wanted: Sequence[CellSettings],
     *,
     workers: int | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
@@ -112,16 +112,16 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _compute_into(folder: Path, place: Place) -> None:
+def _compute_into(folder: Path, place: CellSettings) -> None:
     write_whole(folder / f"{place.key}.json", json.dumps(asdict(compute(place)), indent=1), durable=False)
 
 
-def read_map(folder: Path, wanted: Sequence[Place]) -> list[PhaseCell]:
+def read_map(folder: Path, wanted: Sequence[CellSettings]) -> list[PhaseCell]:
     """Those cells that are there."""
     return [cell for place in wanted if (cell := _read(folder, place))]
 
 
-def _read(folder: Path, place: Place) -> PhaseCell | None:
+def _read(folder: Path, place: CellSettings) -> PhaseCell | None:
     """A cell, on the grid that it is asked for: the two meet at the study's own settings."""
     try:
         told = json.loads((folder / f"{place.key}.json").read_text())
@@ -130,7 +130,7 @@ def _read(folder: Path, place: Place) -> PhaseCell | None:
         return None
 
 
-def compute(place: Place) -> PhaseCell:
+def compute(place: CellSettings) -> PhaseCell:
     """Train one cell's ensemble and say what it recovered."""
     samples, recipe = place.samples, place.recipe
     members = train_ensemble(draw_rows(samples, recipe.n_tokens, stream=TRAINING), recipe)
@@ -144,7 +144,7 @@ def compute(place: Place) -> PhaseCell:
     return summarise(place, found, float(held.ev.mean()), verdict(found, truth))
 
 
-def summarise(place: Place, found: Recovery, ev: float, says: str) -> PhaseCell:
+def summarise(place: CellSettings, found: Recovery, ev: float, says: str) -> PhaseCell:
     """A cell of what was recovered there."""
     samples, free, low = place.samples, found.groups[FREE], found.groups[LOW]
     unstable, living = found.levels.get("unstable"), found.levels.get("living")

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.studies.synthetic.generator import SyntheticConfig
-from seedscope.engine.studies.synthetic.phase_map import Place, places
+from seedscope.engine.studies.synthetic.phase_map import CellSettings, places
 
 NAME = "ground-truth"  # of the study, unless another is given; `synthetic` is a page
 FILE = "synthetic.json"
@@ -23,7 +23,7 @@ MAP_RECIPE = replace(RECIPE, seeds=tuple(range(MAP_MEMBERS)), n_tokens=MAP_SAMPL
 
 
 @dataclass(frozen=True)
-class Plan:
+class SyntheticPlan:
     """A synthetic study: the defaults are the regime in which low-rank features are found as a span and not one by one."""
 
     samples: SyntheticConfig = SAMPLES
@@ -44,15 +44,15 @@ class Plan:
         if self.n_evaluated < 1:
             raise ValueError(f"n_evaluated is {self.n_evaluated}, expected at least 1 sample")
 
-    def places(self, theta: float, epsilon: float) -> list[Place]:
+    def places(self, theta: float, epsilon: float) -> list[CellSettings]:
         """The cells of its map."""
         return places(self.samples, self.map_recipe, theta=theta, epsilon=epsilon)
 
 
-_PLAN = TypeAdapter(Plan)
+_PLAN = TypeAdapter(SyntheticPlan)
 
 
-def read(study: Path) -> Plan | None:
+def read(study: Path) -> SyntheticPlan | None:
     """What a study's folder says; None for a study that is not synthetic. Raises ValueError for a damaged file."""
     path = study / FILE
     try:
@@ -65,7 +65,7 @@ def read(study: Path) -> Plan | None:
         ) from None
 
 
-def write(plan: Plan, study: Path) -> None:
+def write(plan: SyntheticPlan, study: Path) -> None:
     """Replace what the folder says in one step."""
     study.mkdir(parents=True, exist_ok=True)
     write_whole(study / FILE, json.dumps(_PLAN.dump_python(plan, mode="json"), indent=1))

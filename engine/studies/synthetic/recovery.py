@@ -17,7 +17,7 @@ from torch import Tensor
 from seedscope.engine.contract.stability import EPSILON, THETA, buckets, count_matches, is_match
 from seedscope.engine.geometry.subspaces import Basis, basis, captured, moment, overlaps, transfer
 from seedscope.engine.matching.match import random_dictionary
-from seedscope.engine.studies.synthetic.generator import FREE, LOW, Truth
+from seedscope.engine.studies.synthetic.generator import FREE, LOW, TrueFeatures
 
 OTHER = "other"
 GROUPS = (FREE, LOW, OTHER)
@@ -41,7 +41,7 @@ class Latents(NamedTuple):
     free_cosine: Float[np.ndarray, "members d_sae"]  # the largest with a free one; 0 where there are none
 
 
-class Found(NamedTuple):
+class FoundFeatures(NamedTuple):
     """Every true feature in every member."""
 
     latent: Int[np.ndarray, "features members"]  # the decoder row with the largest cosine
@@ -65,7 +65,7 @@ class Group(NamedTuple):
     chance: float | None  # match rate with every comparison turned at random, as for `found_chance`
 
 
-class Level(NamedTuple):
+class ComparedSet(NamedTuple):
     """Unstable rows, or a set of as many rows that they are compared with, or a random subspace (`r / d`)."""
 
     set: str  # of SETS
@@ -80,13 +80,13 @@ class Recovery(NamedTuple):
     """Everything about one ensemble at one theta and epsilon."""
 
     latents: Latents
-    found: Found
+    found: FoundFeatures
     groups: dict[str, Group]
-    levels: dict[str, Level]  # empty where fewer than two members have two unstable rows
+    levels: dict[str, ComparedSet]  # empty where fewer than two members have two unstable rows
 
 
 def measure(
-    truth: Truth,
+    truth: TrueFeatures,
     decoders: Sequence[Tensor],
     cosine: Float[np.ndarray, "members d_sae comparisons"],
     dead: np.ndarray,
@@ -133,7 +133,7 @@ def measure(
     return Recovery(latents, found, groups, _levels(truth, rows, named, generator))
 
 
-def verdict(recovery: Recovery, truth: Truth) -> str:
+def verdict(recovery: Recovery, truth: TrueFeatures) -> str:
     """`holds` where low-rank features do not come back one by one and their span does, else what stands against it.
 
     `chance`: matches inside the span say nothing; `free lost`: not even free features come back; `one by one`: low-rank
@@ -153,14 +153,14 @@ def verdict(recovery: Recovery, truth: Truth) -> str:
     return "holds"
 
 
-def find(features: Float[np.ndarray, "n d"], rows: Sequence[Tensor]) -> Found:
+def find(features: Float[np.ndarray, "n d"], rows: Sequence[Tensor]) -> FoundFeatures:
     """The best latent of every member for every true feature, both as unit rows."""
     best = [(torch.from_numpy(features) @ each.T).max(1) for each in rows]
     latent, cosine = (torch.stack([each[i] for each in best], 1) for i in (1, 0))
-    return Found(latent.int().numpy(), cosine.clamp(-1, 1).numpy())
+    return FoundFeatures(latent.int().numpy(), cosine.clamp(-1, 1).numpy())
 
 
-def compare(truth: Truth, rows: Sequence[Tensor], dead: np.ndarray, theta: float = THETA) -> Latents:
+def compare(truth: TrueFeatures, rows: Sequence[Tensor], dead: np.ndarray, theta: float = THETA) -> Latents:
     """Every unit decoder row against the truth, and the group it is assigned to."""
     span, features = torch.from_numpy(truth.span), torch.from_numpy(truth.features)
     energy = np.stack([(each @ span).pow(2).sum(1).numpy() for each in rows])
@@ -197,7 +197,9 @@ def _match_rate(rows: list[Tensor], mine: np.ndarray, turned: list[list[Tensor]]
     return _mean(np.concatenate(hits)) if hits else None
 
 
-def _levels(truth: Truth, rows: list[Tensor], named: np.ndarray, generator: torch.Generator) -> dict[str, Level]:
+def _levels(
+    truth: TrueFeatures, rows: list[Tensor], named: np.ndarray, generator: torch.Generator
+) -> dict[str, ComparedSet]:
     d, r = truth.span.shape
     kept = [m for m, each in enumerate(named) if (each == "unstable").sum() >= 2]
     if len(kept) < 2:
@@ -225,10 +227,10 @@ def _levels(truth: Truth, rows: list[Tensor], named: np.ndarray, generator: torc
     moved = transfer(unstable, [r], living=living, stable=stable if has_stable else None)
     curves = {"unstable": moved.cross, "stable": moved.stable, "living": moved.random_set}
     levels = {name: _level(name, held, truth.span, curves.get(name)) for name, held in draws.items()}
-    return levels | {"r / d": Level("r / d", None, r / d, r / d, r / d, r / d)}
+    return levels | {"r / d": ComparedSet("r / d", None, r / d, r / d, r / d, r / d)}
 
 
-def _level(name: str, draws: list[list[Tensor]], span: np.ndarray, curve) -> Level:
+def _level(name: str, draws: list[list[Tensor]], span: np.ndarray, curve) -> ComparedSet:
     """Means over draws and members; overlaps of members with at least r rows."""
     r = span.shape[1]
     true = Basis(torch.from_numpy(span), r)
@@ -242,7 +244,7 @@ def _level(name: str, draws: list[list[Tensor]], span: np.ndarray, curve) -> Lev
             between += [pairs[np.triu_indices(len(bases), 1)].mean()] if len(bases) > 1 else []
     n_rows = _mean([len(each) for each in draws[0]]) if draws else None
     crossed = float(curve.mean[0]) if curve is not None and np.isfinite(curve.mean[0]) else None
-    return Level(name, n_rows, _mean(energy), _mean(to_true), _mean(between), crossed)
+    return ComparedSet(name, n_rows, _mean(energy), _mean(to_true), _mean(between), crossed)
 
 
 def _mean(values) -> float | None:

@@ -12,16 +12,16 @@ from seedscope.engine.store.database import Writer
 from seedscope.engine.store.rows import add_row, row_keys
 from seedscope.engine.studies.synthetic.generator import EVALUATION, FREE, LOW, draw_samples, draw_truth
 from seedscope.engine.studies.synthetic.phase_map import read_map
-from seedscope.engine.studies.synthetic.plan import CELLS, Plan
+from seedscope.engine.studies.synthetic.plan import CELLS, SyntheticPlan
 from seedscope.engine.studies.synthetic.recovery import GROUPS, SETS, measure, verdict
 
 
 def add_truth(
     writer: Writer,
     study: Path,
-    plan: catalogue.Study,
-    ensemble: catalogue.Ensemble,
-    made: Plan,
+    plan: catalogue.StudyPlan,
+    ensemble: catalogue.EnsemblePlan,
+    made: SyntheticPlan,
     members: SAE,
     cosine: np.ndarray,
     dead: np.ndarray,

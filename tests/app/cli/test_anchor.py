@@ -90,7 +90,7 @@ def folder(tmp_path_factory, corpus, language_model) -> Path:
     return folder
 
 
-def anchored(folder: Path, study: Path, name: str, model: LanguageModel) -> catalogue.Ensemble:
+def anchored(folder: Path, study: Path, name: str, model: LanguageModel) -> catalogue.EnsemblePlan:
     """What the study file asks for, without it."""
     return anchor_ensemble(
         study, name, folder / "public" / name / "seed_5", HOOKPOINT, model, own_text(folder), 32, quiet(),
@@ -149,7 +149,7 @@ def l0_of(rows: np.ndarray, members: sae.SAE, member: int) -> float:
     return float((normalised_forward(rows, tensors, members.convention)[0] > 0).sum(1).mean())
 
 
-def held(root: Path, name: str) -> tuple[catalogue.Ensemble, sae.SAE]:
+def held(root: Path, name: str) -> tuple[catalogue.EnsemblePlan, sae.SAE]:
     entry = catalogue.read(root / "mine").ensemble(name)
     return entry, sae.load(root / "mine" / entry.folder, entry.seeds)
 

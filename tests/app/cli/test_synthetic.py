@@ -6,7 +6,7 @@ import pytest
 
 from seedscope.app.cli import synthetic
 from seedscope.engine.contract.schema import SCHEMA_VERSION
-from seedscope.engine.studies.synthetic.plan import NAME, Plan, read
+from seedscope.engine.studies.synthetic.plan import NAME, SyntheticPlan, read
 from support.commands import assert_one_line, run
 
 SMALL = ("--n-free", 8, "--n-low", 40, "--r", 4, "--d-in", 16, "--rate-free", 0.1, "--rate-low", 0.05, "--d-sae", 16, "--k", 3,
@@ -14,7 +14,7 @@ SMALL = ("--n-free", 8, "--n-low", 40, "--r", 4, "--d-in", 16, "--rate-free", 0.
 
 
 def test_help_tells_the_defaults_of_the_engine():
-    plan = Plan()
+    plan = SyntheticPlan()
     samples = plan.samples
     told = (synthetic.N_FREE, synthetic.N_LOW, synthetic.R, synthetic.D_IN, synthetic.RATE_FREE, synthetic.RATE_LOW)
     assert told == (samples.n_free, samples.n_low, samples.r, samples.d_in, samples.rate_free, samples.rate_low)

@@ -2,14 +2,14 @@
 
 import pytest
 
-from seedscope.app.store.span_claim import DEVIATIONS, NEARLY, Level, compare, judge_claim
+from seedscope.app.store.span_claim import DEVIATIONS, NEARLY, EnergyAtRank, compare, judge_claim
 
-CHANCE = Level(0.1, None, 0)
+CHANCE = EnergyAtRank(0.1, None, 0)
 
 
 def levels(cross: float, within: float = 0.5, *, spread: float = 0.01, n_pairs: int = 56, **controls: float) -> dict:
     means = {"within": within, "cross": cross} | controls
-    return {name: Level(mean, spread, n_pairs) for name, mean in means.items()} | {"random_subspace": CHANCE}
+    return {name: EnergyAtRank(mean, spread, n_pairs) for name, mean in means.items()} | {"random_subspace": CHANCE}
 
 
 def test_nearly_its_own_and_far_above_a_random_set_holds_for_unstable_features_in_particular():
@@ -60,7 +60,7 @@ def test_a_curve_that_stops_before_the_rank_gives_no_verdict(stops):
 
 
 def test_a_wider_spread_makes_the_same_difference_none():
-    assert compare(Level(0.5, 0.01, 9), Level(0.45, 0.01, 9)) == "more"
-    assert compare(Level(0.45, 0.01, 9), Level(0.5, 0.01, 9)) == "less"
-    assert compare(Level(0.5, 0.05, 9), Level(0.45, 0.01, 9)) == "equal"
-    assert compare(Level(0.5, 0.02, 9), Level(0.5 - DEVIATIONS * 0.0201, None, 0)) == "more"
+    assert compare(EnergyAtRank(0.5, 0.01, 9), EnergyAtRank(0.45, 0.01, 9)) == "more"
+    assert compare(EnergyAtRank(0.45, 0.01, 9), EnergyAtRank(0.5, 0.01, 9)) == "less"
+    assert compare(EnergyAtRank(0.5, 0.05, 9), EnergyAtRank(0.45, 0.01, 9)) == "equal"
+    assert compare(EnergyAtRank(0.5, 0.02, 9), EnergyAtRank(0.5 - DEVIATIONS * 0.0201, None, 0)) == "more"

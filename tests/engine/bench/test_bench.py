@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from seedscope.engine.bench import assignment, geometry, pages, products, run, training
-from seedscope.engine.bench.report import Line, interleaved
+from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
 from seedscope.engine.geometry.subspaces import log_ranks
 from seedscope.engine.training.ensemble import train_ensemble
@@ -23,9 +23,9 @@ def test_runs_take_turns_and_the_first_turn_is_not_counted():
 
 
 def test_a_ratio_needs_both_times():
-    assert Line("work", 3.0, limit_s=2.0).ratio == 1.5
-    assert Line("work", None, limit_s=2.0).ratio is None
-    assert Line("work", 3.0).ratio is None
+    assert BenchLine("work", 3.0, limit_s=2.0).ratio == 1.5
+    assert BenchLine("work", None, limit_s=2.0).ratio is None
+    assert BenchLine("work", 3.0).ratio is None
 
 
 def test_products_and_assignments_are_measured_against_their_limits():
@@ -39,7 +39,7 @@ def test_products_and_assignments_are_measured_against_their_limits():
 
 
 @pytest.fixture(scope="module")
-def page_lines() -> list[Line]:
+def page_lines() -> list[BenchLine]:
     return list(pages.lines(n_members=4, d_sae=64))
 
 
@@ -51,7 +51,7 @@ def test_every_page_of_a_written_study_is_measured(page_lines):
 
 
 def test_lines_are_shown_and_written_whole(page_lines, tmp_path):
-    lines = [*page_lines, Line("work on a device", None, remark="not measured: no CUDA device")]
+    lines = [*page_lines, BenchLine("work on a device", None, remark="not measured: no CUDA device")]
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     run.show(lines, console)
     console.file.close()

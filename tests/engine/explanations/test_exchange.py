@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from seedscope.engine.explanations.exchange import delphi, neuronpedia
-from seedscope.engine.explanations.exchange.records import Scored
-from seedscope.engine.explanations.explanation import Explanation
+from seedscope.engine.explanations.exchange.records import ScoredExamples
+from seedscope.engine.explanations.explanation import FeatureExplanation
 from seedscope.engine.explanations.scoring import score
 from support.contexts import CAT, DOG, SECOND, TEXTS, make_examples, make_tokens
 
 TOKENS = make_tokens()
 EXAMPLES = make_examples(TOKENS)
-SCORED = Scored(EXAMPLES, TOKENS, TEXTS)
+SCORED = ScoredExamples(EXAMPLES, TOKENS, TEXTS)
 # As the bulk export writes them: indices are strings in the order of strings, several explanations per feature.
 LINES = [
     {"id": "a", "modelId": "gpt2-small", "layer": "6-res-jb", "index": "10", "authorId": "x", "description": " cats ",
@@ -26,7 +26,7 @@ LINES = [
 ]  # fmt: skip
 
 
-def make_explanations(explainer: str = "openai:rule") -> list[Explanation]:
+def make_explanations(explainer: str = "openai:rule") -> list[FeatureExplanation]:
     """One that scores well, one that does not, one with a failed score, one that failed."""
     found = []
     for feature, wrong in ((CAT, 0.0), (DOG, 0.3)):
@@ -34,10 +34,10 @@ def make_explanations(explainer: str = "openai:rule") -> list[Explanation]:
         labels = EXAMPLES.kind[rows] == 0
         said = np.where(np.random.default_rng(feature).random(len(labels)) < wrong, ~labels, labels).astype(np.int8)
         scores = tuple(score(kind, labels, said) for kind in ("detection", "fuzzing"))
-        found.append(Explanation(feature, explainer, f"the word {feature}", scores))
+        found.append(FeatureExplanation(feature, explainer, f"the word {feature}", scores))
     failed = found[0].scores[0]._replace(value=None, shuffled=None, said=np.full(40, -1, np.int8), failure="HTTP 500")
     found[1] = found[1]._replace(scores=(found[1].scores[0], failed._replace(kind="fuzzing")))
-    return [*found, Explanation(SECOND, explainer, None, (), "HTTP 500")]
+    return [*found, FeatureExplanation(SECOND, explainer, None, (), "HTTP 500")]
 
 
 def write_lines(path, lines) -> None:
@@ -108,7 +108,7 @@ def test_damaged_and_empty_files_are_told(tmp_path):
         neuronpedia.read(tmp_path / "nowhere", 0, d_sae=11)
 
 
-def same(a: Explanation, b: Explanation) -> bool:
+def same(a: FeatureExplanation, b: FeatureExplanation) -> bool:
     """Equal in all that a file can say: imported scores are those of contexts that are not here."""
     told = [(s.kind, s.value, s.n_active, s.n_silent) for s in a.scores if s.value is not None]
     return (a.feature, a.text) == (b.feature, b.text) and told == [
@@ -119,7 +119,7 @@ def same(a: Explanation, b: Explanation) -> bool:
 @pytest.mark.parametrize("explainer", ["openai:rule", "token rule", "gpt-4o-mini (oai_token-act-pair)"])
 def test_what_is_written_for_neuronpedia_comes_back(tmp_path, explainer):
     own = {(5, e.feature): [e] for e in make_explanations(explainer)}
-    own[5, 2000] = [Explanation(2000, explainer, "far away", ())]
+    own[5, 2000] = [FeatureExplanation(2000, explainer, "far away", ())]
     n_failed = neuronpedia.write(tmp_path, own, model_id="m", sources={5: "6-mine__seed-5"}, scored={5: SCORED})
     assert n_failed == 1
     assert sorted(p.name for p in (tmp_path / "m" / "6-mine__seed-5" / "explanations").iterdir()) == [
@@ -162,7 +162,7 @@ def test_a_delphi_folder_is_read_and_its_failures_are_failures(tmp_path, label, 
     (detection,) = seven.scores
     assert (detection.kind, detection.n_active, detection.n_silent) == ("detection", 2, 4)
     assert detection.value == pytest.approx((1 / 2 + 3 / 4) / 2)
-    assert (nine.text, nine.failure) == (None, "Explanation could not be parsed.")
+    assert (nine.text, nine.failure) == (None, "FeatureExplanation could not be parsed.")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +220,6 @@ def test_what_is_written_for_delphi_comes_back(tmp_path):
 def test_two_explainers_do_not_share_a_folder_of_delphi_and_other_contexts_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected one explainer and one explanation per feature"):
         delphi.write(tmp_path, [*make_explanations(), *make_explanations("token rule")], hookpoint="h")
-    other = Scored(make_examples(TOKENS, most=6), TOKENS, TEXTS)
+    other = ScoredExamples(make_examples(TOKENS, most=6), TOKENS, TEXTS)
     with pytest.raises(ValueError, match="these scores were taken on other contexts"):
         delphi.write(tmp_path, make_explanations(), hookpoint="h", scored=other)

@@ -19,8 +19,8 @@ import pytest
 from seedscope.engine.contract.environment import KEY, OPENAI_KEY
 from seedscope.engine.explanations.answer_log import Answers, Usage
 from seedscope.engine.explanations.chat import Prices, Refused, Server
-from seedscope.engine.explanations.explanation import Explanation
-from seedscope.engine.explanations.language_model import Plan, estimate, explain_with
+from seedscope.engine.explanations.explanation import FeatureExplanation
+from seedscope.engine.explanations.language_model import AskPlan, estimate, explain_with
 from seedscope.engine.progress import Progress
 from support.chat_server import ChatServer
 from support.contexts import BLIND, CAT, DEAD, DOG, SECOND, TEXTS, make_examples, make_tokens
@@ -46,7 +46,7 @@ def no_keys(monkeypatch):
 
 def ask(
     chat: ChatServer, folder: Path, features: list[int], *, server: dict | None = None, digest: str = "sae", **more
-) -> list[Explanation]:
+) -> list[FeatureExplanation]:
     """One run over a study's folder."""
     settings = Server(**({"base_url": chat.url, "model": "rule"} | PATIENCE | (server or {})))
     with Answers(folder / "answers.jsonl") as cache:
@@ -56,7 +56,7 @@ def ask(
         )  # fmt: skip
 
 
-def values(explanation: Explanation) -> dict[str, float | None]:
+def values(explanation: FeatureExplanation) -> dict[str, float | None]:
     return {score.kind: score.value for score in explanation.scores}
 
 
@@ -91,7 +91,7 @@ def test_a_feature_of_one_token_is_explained_and_scores_are_those_of_its_context
 
 
 def test_it_runs_where_a_loop_runs_already_as_in_a_notebook(chat, tmp_path):
-    async def in_a_notebook() -> list[Explanation]:
+    async def in_a_notebook() -> list[FeatureExplanation]:
         return ask(chat, tmp_path, [CAT])
 
     with ThreadPoolExecutor(1) as thread:
@@ -100,7 +100,7 @@ def test_it_runs_where_a_loop_runs_already_as_in_a_notebook(chat, tmp_path):
 
 
 def test_the_explainer_sees_shown_contexts_alone_marked_and_strongest_first(chat, tmp_path):
-    ask(chat, tmp_path, [DOG], plan=Plan(n_active=7))
+    ask(chat, tmp_path, [DOG], plan=AskPlan(n_active=7))
     first, *rest = chat.requests()
     assert [line["kind"] for line in rest].count("explain") == 0
     active, silent = first["asked"]["messages"][1]["content"].split("\n\nSilent:\n")
@@ -118,7 +118,7 @@ def test_the_explainer_sees_shown_contexts_alone_marked_and_strongest_first(chat
 
 
 def test_a_batch_mixes_both_kinds_and_silent_contexts_are_marked_too_when_fuzzing(chat, tmp_path):
-    ask(chat, tmp_path, [CAT], plan=Plan(scores=("fuzzing",)))
+    ask(chat, tmp_path, [CAT], plan=AskPlan(scores=("fuzzing",)))
     batches = [r["asked"]["messages"][1]["content"] for r in chat.requests() if r["kind"] == "fuzzing"]
     assert len(batches) == 4
     for batch in batches:
@@ -130,7 +130,7 @@ def test_a_batch_mixes_both_kinds_and_silent_contexts_are_marked_too_when_fuzzin
 
 def test_a_feature_without_contexts_fails_with_the_reason_and_nothing_is_asked(chat, tmp_path):
     (found,) = ask(chat, tmp_path, [DEAD])
-    assert found == Explanation(DEAD, "openai:rule", None, (), found.failure)
+    assert found == FeatureExplanation(DEAD, "openai:rule", None, (), found.failure)
     assert "no active context" in found.failure
     assert chat.requests() == []
 
@@ -336,7 +336,7 @@ def test_the_key_is_sent_and_written_nowhere(chat, tmp_path, monkeypatch, capfd,
 def test_a_server_of_ones_own_gets_no_key_that_is_another_servers(chat, tmp_path, monkeypatch):
     monkeypatch.setenv(OPENAI_KEY, SECRET)
     monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
-    ask(chat, tmp_path, [CAT], plan=Plan(scores=()))
+    ask(chat, tmp_path, [CAT], plan=AskPlan(scores=()))
     (line,) = chat.requests()
     assert not {"authorization", "openai-organization"} & set(line["headers"])
 

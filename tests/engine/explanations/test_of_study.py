@@ -17,7 +17,7 @@ from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.stability import bucket_bounds
 from seedscope.engine.explanations import rule_search
 from seedscope.engine.explanations.chat import Prices, Refused, Server
-from seedscope.engine.explanations.explanation import Explanation, Score, from_arrays
+from seedscope.engine.explanations.explanation import ExplanationScore, FeatureExplanation, from_arrays
 from seedscope.engine.explanations.of_study import ANSWERS, Interpretation, Outcome, explanations, keep, part_name
 from seedscope.engine.features.examples import KINDS
 from seedscope.engine.progress import Progress
@@ -64,7 +64,7 @@ def stored(study: Path, sql: str) -> list[tuple]:
         return connection.sql(sql).fetchall()
 
 
-def held(study: Path, explainer: str = "openai:rule") -> dict[tuple[int, int], Explanation]:
+def held(study: Path, explainer: str = "openai:rule") -> dict[tuple[int, int], FeatureExplanation]:
     """{(seed, feature): explanation} of an explainer's part."""
     part = Parts(study, ENSEMBLE).find(part_name(explainer))
     return {(seed, e.feature): e for seed in part.seeds for e in from_arrays(part.read(seed))} if part else {}
@@ -123,7 +123,7 @@ def test_lists_and_search_know_what_is_said(study):
         (seed, feature): (text, "token rule", value)
         for seed, feature, text, value in stored(
             study,
-            "SELECT e.seed, e.feature, text, value FROM Explanation e "
+            "SELECT e.seed, e.feature, text, value FROM FeatureExplanation e "
             "LEFT JOIN Score s USING (ensemble, seed, feature, explainer) WHERE text IS NOT NULL",
         )
     }
@@ -259,11 +259,11 @@ def test_a_success_is_never_replaced_by_a_failure(study, chat):
 
 def test_of_two_explanations_the_one_that_holds_more_is_kept(tmp_path):
     parts, about = Parts(tmp_path, "e"), {"saes": ["a"]}
-    value = Score("detection", 0.9, 0.5, 0.6, 3, 3, np.ones(6, np.int8))
+    value = ExplanationScore("detection", 0.9, 0.5, 0.6, 3, 3, np.ones(6, np.int8))
     none = value._replace(value=None, shuffled=None, shuffled_p95=None, failure="HTTP 500")
 
-    def kept(text: str | None, *scores: Score, failure: str | None = None, replace: bool = False) -> tuple:
-        keep(parts, "x", about, {3: [Explanation(7, "x", text, scores, failure)]}, replace=replace)
+    def kept(text: str | None, *scores: ExplanationScore, failure: str | None = None, replace: bool = False) -> tuple:
+        keep(parts, "x", about, {3: [FeatureExplanation(7, "x", text, scores, failure)]}, replace=replace)
         (found,) = from_arrays(parts.find(part_name("x"), **about).read(3))
         return found.text, found.failure, [score.value for score in found.scores]
 
@@ -275,9 +275,9 @@ def test_of_two_explanations_the_one_that_holds_more_is_kept(tmp_path):
     assert kept(None, failure="third") == ("b", None, [0.9])
     assert kept("d", value) == ("d", None, [0.9])
     assert kept("e", replace=True) == ("e", None, [])
-    keep(parts, "x", about, {1: [Explanation(2, "x", "other seed", ())]})
+    keep(parts, "x", about, {1: [FeatureExplanation(2, "x", "other seed", ())]})
     assert parts.find(part_name("x")).seeds == {1, 3}
-    keep(parts, "x", {"saes": ["b"]}, {1: [Explanation(2, "x", "other SAEs", ())]})
+    keep(parts, "x", {"saes": ["b"]}, {1: [FeatureExplanation(2, "x", "other SAEs", ())]})
     assert parts.find(part_name("x"), saes=["b"]).seeds == {1}
     assert parts.find(part_name("x"), **about) is None
 
@@ -347,8 +347,10 @@ def test_the_key_is_sent_and_stands_nowhere_in_the_study(study, chat, monkeypatc
     for path in files:
         content = path.read_bytes()
         assert not [form for form in ("utf-8", "utf-16-le", "utf-32-le") if SECRET.encode(form) in content], path
-    texts = stored(study, "SELECT text FROM Explanation") + stored(study, "SELECT failure FROM Explanation")
-    texts += stored(study, "SELECT failure FROM Score") + stored(study, "SELECT word FROM Word")
+    texts = stored(study, "SELECT text FROM FeatureExplanation") + stored(
+        study, "SELECT failure FROM FeatureExplanation"
+    )
+    texts += stored(study, "SELECT failure FROM ExplanationScore") + stored(study, "SELECT word FROM Word")
     assert not [text for (text,) in texts if text and ("secret" in text and "0123456789" in text)]
 
 

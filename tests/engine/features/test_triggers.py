@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seedscope.engine.features.triggers import CLASSES, Triggers, Vocabulary, count_pairs, family
+from seedscope.engine.features.triggers import CLASSES, TokenClasses, Triggers, count_pairs, family
 
 TEXTS = ["def", " def", "Defs", "class", "12", "7", "(", ")", "running", " sing", "ring", "x", "foo", "bar"]
 ID = {text: i for i, text in enumerate(TEXTS)}
@@ -14,7 +14,7 @@ def classify(firings: list[str], *, previous: list[str] | None = None, place: li
     """(class, covered, what) of a feature that fires on these tokens, beside one that never fires."""
     n = len(firings)
     spread = [TEXTS[(3 * i) % len(TEXTS)] for i in range(n)]
-    found = Vocabulary(TEXTS, tokens).classify(
+    found = TokenClasses(TEXTS, tokens).classify(
         np.zeros(n, int),
         count_pairs(np.zeros(n, int), np.array([ID[text] for text in firings], int), (2, len(TEXTS))),
         np.array([ID[text] for text in previous or spread], int),
@@ -55,7 +55,7 @@ def test_what_all_tokens_do_is_no_trigger():
 
 
 def test_entropy_and_top_share_are_those_of_the_token_types():
-    found = Vocabulary(TEXTS, EVERY).classify(
+    found = TokenClasses(TEXTS, EVERY).classify(
         np.zeros(4, int),
         count_pairs(np.zeros(4, int), np.array([0, 0, 1, 2]), (1, 3)),
         np.full(4, -1),

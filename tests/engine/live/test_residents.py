@@ -22,10 +22,10 @@ PLACE = "blocks.0.hook_resid_post"
 def root(tmp_path: Path, make_sae: Callable[..., SAE]) -> Path:
     """A study with a tiny model and three SAEs, twice: `sae` and, the same again, `more`."""
     study = tmp_path / "study"
-    members = tuple(catalogue.Member(seed, "0") for seed in SEEDS)
-    kept = [catalogue.Ensemble(name, "imported", name, members, hookpoint=PLACE) for name in ("sae", "more")]
+    members = tuple(catalogue.MemberPlan(seed, "0") for seed in SEEDS)
+    kept = [catalogue.EnsemblePlan(name, "imported", name, members, hookpoint=PLACE) for name in ("sae", "more")]
     catalogue.write(
-        catalogue.Study("study", str(tmp_path / "model"), catalogue.Tokens(()), ensembles=tuple(kept)), study
+        catalogue.StudyPlan("study", str(tmp_path / "model"), catalogue.Tokens(()), ensembles=tuple(kept)), study
     )
     for ensemble in kept:
         make_sae(d_in=WIDTH, d_sae=64, dtype=np.float32).save(study / ensemble.folder)

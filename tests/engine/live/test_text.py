@@ -249,15 +249,15 @@ def make_study(root: Path, saes: SAE, family: str, **plan: object) -> LiveQuery:
     saes.save(study / "sae")
     (study / "study-1.duckdb").touch()
     (study / "CURRENT").write_text("study-1.duckdb\ntests\n")
-    ensemble = catalogue.Ensemble(
+    ensemble = catalogue.EnsemblePlan(
         "some",
         "imported",
         "sae",
-        tuple(catalogue.Member(s, "0") for s in saes.seeds),
+        tuple(catalogue.MemberPlan(s, "0") for s in saes.seeds),
         hookpoint="blocks.1.hook_resid_post",
     )
     held = {"model": str(root / "model"), "tokens": catalogue.Tokens(()), "ensembles": (ensemble,)} | plan
-    catalogue.write(catalogue.Study("tiny", **held), study)
+    catalogue.write(catalogue.StudyPlan("tiny", **held), study)
     if not (root / "model").exists():
         save(root / "model", family)
     return LiveQuery("try", "tiny", "some", "sae", saes.seeds, text="w5 w6 w7")

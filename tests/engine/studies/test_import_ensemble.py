@@ -418,15 +418,20 @@ def test_a_refused_import_leaves_no_study_under_its_lock(root, tmp_path):
 
 
 def test_a_catalogue_is_read_back_as_it_was_written(tmp_path):
-    members = (catalogue.Member(3, "ab", "/x", "sae-lens 6", "gpt2 at h.1", ("a", "b")), catalogue.Member(7, "cd"))
+    members = (
+        catalogue.MemberPlan(3, "ab", "/x", "sae-lens 6", "gpt2 at h.1", ("a", "b")),
+        catalogue.MemberPlan(7, "cd"),
+    )
     ensembles = (
-        catalogue.Ensemble(
+        catalogue.EnsemblePlan(
             "a", "imported", "sae/a/1", members, "topk", "h.1", "yes", remarks=("shared",), made_from="0"
         ),
-        catalogue.Ensemble("b", "trained", "sae/b/1", members, data_order="shared", train_tokens=9, batch=2, lr=1e-3),
+        catalogue.EnsemblePlan(
+            "b", "trained", "sae/b/1", members, data_order="shared", train_tokens=9, batch=2, lr=1e-3
+        ),
     )
     tokens = catalogue.Tokens(("a*.txt", "hf:b"), 10, 64, "include", "exclude", "held-out", "text")
-    for plan in (catalogue.Study("mine"), catalogue.Study("mine", "gpt2", tokens, 0.6, 0.1, "x", ensembles)):
+    for plan in (catalogue.StudyPlan("mine"), catalogue.StudyPlan("mine", "gpt2", tokens, 0.6, 0.1, "x", ensembles)):
         catalogue.write(plan, tmp_path / "mine")
         assert catalogue.read(tmp_path / "mine") == plan
     assert catalogue.read(tmp_path / "other") is None

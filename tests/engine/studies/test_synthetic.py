@@ -18,8 +18,8 @@ from seedscope.engine.studies.synthetic.generator import (
     draw_samples,
     draw_truth,
 )
-from seedscope.engine.studies.synthetic.phase_map import AT_ONCE, RANKS, Place, draw_map, places, read_map
-from seedscope.engine.studies.synthetic.plan import FILE, Plan, read, write
+from seedscope.engine.studies.synthetic.phase_map import AT_ONCE, RANKS, CellSettings, draw_map, places, read_map
+from seedscope.engine.studies.synthetic.plan import FILE, SyntheticPlan, read, write
 from seedscope.engine.studies.synthetic.recovery import GROUPS, measure, turned_inside, verdict
 from seedscope.engine.studies.synthetic.samples import BLOCK, NOTHING, draw_rows, label
 from support.golden import unit_rows
@@ -243,7 +243,7 @@ def test_one_member_has_no_recovery():
 
 
 def test_the_map_holds_the_studys_own_cell_on_both_grids_and_no_impossible_one():
-    plan = Plan()
+    plan = SyntheticPlan()
     wanted = plan.places(0.7, 0.05)
     own = [place for place in wanted if place.samples == plan.samples]
     assert sorted(place.grid for place in own) == ["n_low", "rate"]
@@ -259,7 +259,7 @@ def test_the_map_holds_the_studys_own_cell_on_both_grids_and_no_impossible_one()
 
 
 def test_cells_are_kept_as_they_come_and_computed_once(tmp_path):
-    wanted = [Place("rate", replace(SMALL, r=r), RECIPE) for r in (3, 5)]
+    wanted = [CellSettings("rate", replace(SMALL, r=r), RECIPE) for r in (3, 5)]
     told = []
     first = draw_map(tmp_path, wanted[:1], workers=1, report=lambda *at: told.append(at))
     assert told == [(0, 1), (1, 1)]
@@ -277,7 +277,7 @@ def test_cells_are_kept_as_they_come_and_computed_once(tmp_path):
 
 
 def test_cells_of_processes_side_by_side_are_the_same(tmp_path):
-    wanted = [Place("rate", replace(SMALL, r=r), RECIPE) for r in (3, 5)]
+    wanted = [CellSettings("rate", replace(SMALL, r=r), RECIPE) for r in (3, 5)]
     apart = draw_map(tmp_path / "apart", wanted, workers=2)
     alone = draw_map(tmp_path / "alone", wanted, workers=1)
     for one, other in zip(apart, alone, strict=True):
@@ -287,14 +287,14 @@ def test_cells_of_processes_side_by_side_are_the_same(tmp_path):
 
 def test_a_plan_comes_back_from_its_file_and_damage_is_named(tmp_path):
     assert read(tmp_path) is None
-    plan = Plan(samples=SMALL, recipe=RECIPE, map_recipe=RECIPE, n_evaluated=500)
+    plan = SyntheticPlan(samples=SMALL, recipe=RECIPE, map_recipe=RECIPE, n_evaluated=500)
     write(plan, tmp_path)
     assert read(tmp_path) == plan
     (tmp_path / FILE).write_text('{"samples": {"r": 999}}')
     with pytest.raises(ValueError, match="is damaged"):
         read(tmp_path)
     with pytest.raises(ValueError, match="expected at least 2"):
-        Plan(recipe=replace(RECIPE, seeds=(0,)))
+        SyntheticPlan(recipe=replace(RECIPE, seeds=(0,)))
 
 
 def test_training_rows_are_the_samples_of_their_stream():

@@ -15,19 +15,19 @@ from seedscope.engine.explanations.of_study import Interpretation
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue
-from seedscope.engine.store.database import Reader
+from seedscope.engine.store.database import StoreReader
 from seedscope.engine.store.evaluation import read_evaluation
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.publish import publish
 from seedscope.engine.studies.run import run_synthetic
 from seedscope.engine.studies.synthetic.generator import EVALUATION, SyntheticConfig, draw_samples, draw_truth
-from seedscope.engine.studies.synthetic.plan import Plan
+from seedscope.engine.studies.synthetic.plan import SyntheticPlan
 from support.golden import unit_rows
 
 QUIET = Progress(quiet=True)
 SAMPLES = SyntheticConfig(d_in=24, n_free=10, n_low=60, r=5, rate_free=0.1, rate_low=0.02)
 RECIPE = TrainConfig(d_sae=20, k=3, seeds=(0, 1, 2), n_tokens=12_288, batch=256)
-PLAN = Plan(SAMPLES, RECIPE, replace(RECIPE, n_tokens=1_024), n_evaluated=3_000)
+PLAN = SyntheticPlan(SAMPLES, RECIPE, replace(RECIPE, n_tokens=1_024), n_evaluated=3_000)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reader(root):
     name = (root / "made" / CURRENT).read_text().split()[0]
-    with Reader(root / "made" / name) as reader:
+    with StoreReader(root / "made" / name) as reader:
         yield reader
 
 
@@ -109,7 +109,7 @@ def test_other_settings_take_the_place_of_the_former_ones_and_theta_stays(root, 
     plan = catalogue.read(tmp_path / "made")
     assert plan.theta == 0.6
     assert len(list((tmp_path / "made" / "sae").glob("*/*"))) == 1
-    with Reader(tmp_path / "made" / (tmp_path / "made" / CURRENT).read_text().split()[0]) as reader:
+    with StoreReader(tmp_path / "made" / (tmp_path / "made" / CURRENT).read_text().split()[0]) as reader:
         assert [row.r for row in reader.rows(synthetic.Synthetic)] == [3]
         assert [row.theta for row in reader.rows(Ensemble)] == [0.6]
 
@@ -120,7 +120,7 @@ def test_cells_that_are_there_are_published(root, tmp_path):
     run_synthetic(PLAN, tmp_path, "made", with_map=False, progress=QUIET)
     wanted = PLAN.places(0.7, 0.05)
     drawn = draw_map(tmp_path / "made" / "cells", wanted[:2], workers=1)
-    with Reader(publish(tmp_path / "made")) as reader:
+    with StoreReader(publish(tmp_path / "made")) as reader:
         (row,) = reader.rows(synthetic.Synthetic)
         cells = reader.rows(synthetic.PhaseCell)
     assert row.n_map_cells == len(wanted)
@@ -151,7 +151,7 @@ def test_a_language_model_has_nothing_to_read(root):
 
 
 def test_names_that_are_taken_or_pages_are_refused_before_any_work(tmp_path):
-    catalogue.write(catalogue.Study("other"), tmp_path / "other")
+    catalogue.write(catalogue.StudyPlan("other"), tmp_path / "other")
     with pytest.raises(ValueError, match="is there and not synthetic"):
         run_synthetic(PLAN, tmp_path, "other", progress=QUIET)
     assert [path.name for path in (tmp_path / "other").iterdir() if path.name != ".lock"] == ["study.json"]

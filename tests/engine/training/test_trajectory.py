@@ -19,7 +19,7 @@ from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.publish import publish
 from seedscope.engine.studies.run import run_synthetic
 from seedscope.engine.studies.synthetic.generator import SyntheticConfig
-from seedscope.engine.studies.synthetic.plan import Plan
+from seedscope.engine.studies.synthetic.plan import SyntheticPlan
 from seedscope.engine.training import trajectory
 from support.golden import explained_variance, topk_codes, unit_rows
 from support.studies import ask
@@ -144,7 +144,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = SyntheticConfig(d_in=16, n_free=12, n_low=16, r=4, rate_free=0.1, rate_low=0.05)
     recipe = TrainConfig(d_sae=24, k=3, seeds=(0, 1, 2), n_tokens=20_000, batch=256, lr=3e-3)
     root = tmp_path_factory.mktemp("root")
-    plan = Plan(samples, recipe, n_evaluated=6_000)
+    plan = SyntheticPlan(samples, recipe, n_evaluated=6_000)
     run_synthetic(plan, root, "made", with_map=False, progress=Progress(quiet=True))
     return root / "made"
 

@@ -15,7 +15,7 @@ from seedscope.engine.training.members import Training
 from seedscope.engine.training.sparse_codes import Entries, decoded, largest_of_batch
 from seedscope.engine.training.starts import Hull, kmeans, random_start
 from seedscope.engine.training.trace import measured
-from seedscope.engine.training.variants import RECIPES, Moment
+from seedscope.engine.training.variants import RECIPES, TrainingMoment
 from support.golden import explained_variance, gated_codes, jumprelu_codes, relu_codes, topk_codes, unit_rows
 
 CONFIG = TrainConfig(
@@ -313,7 +313,7 @@ def test_a_step_minimises_what_the_variant_is_defined_by(variant):
     config = TrainConfig(variant=variant, d_sae=6, k=2, l1=0.1, group_fracs=(0.34, 0.66), n_tokens=32, batch=32)
     x = np.random.default_rng(0).normal(size=(32, 4)) + 0.5
     module = started(variant, config)
-    step = RECIPES[variant].run(module, torch.from_numpy(x), config, Moment(0, 1.0))
+    step = RECIPES[variant].run(module, torch.from_numpy(x), config, TrainingMoment(0, 1.0))
     step.loss.sum().backward()
     for member in range(2):
         t = {name: tensor.numpy().copy() for name, tensor in module.member_tensors(member).items()}
@@ -336,7 +336,7 @@ def test_jumprelus_thresholds_move_by_the_rectangle_estimator():
     module = started("jumprelu", config, members=(0,))
     with torch.no_grad():
         module.threshold += 0.3
-    step = RECIPES["jumprelu"].run(module, torch.from_numpy(x), config, Moment(0, 1.0))
+    step = RECIPES["jumprelu"].run(module, torch.from_numpy(x), config, TrainingMoment(0, 1.0))
     step.loss.sum().backward()
     t = {name: tensor.numpy() for name, tensor in module.member_tensors(0).items()}
     pre = (x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]

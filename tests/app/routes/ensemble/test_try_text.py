@@ -373,10 +373,10 @@ def make_wide(root: Path, family: str, n_ctx: int) -> SAE:
     folder = root / "wide"
     place = Path("sae") / "some" / "0"
     members.save(folder / place)
-    held = tuple(catalogue.Member(seed, members.digest(i)) for i, seed in enumerate(members.seeds))
-    ensemble = catalogue.Ensemble("some", "imported", str(place), held, hookpoint="blocks.1.hook_resid_post")
+    held = tuple(catalogue.MemberPlan(seed, members.digest(i)) for i, seed in enumerate(members.seeds))
+    ensemble = catalogue.EnsemblePlan("some", "imported", str(place), held, hookpoint="blocks.1.hook_resid_post")
     tokens = catalogue.Tokens(("texts",), n_ctx=n_ctx)
-    catalogue.write(catalogue.Study("wide", str(root / "model"), tokens, ensembles=(ensemble,)), folder)
+    catalogue.write(catalogue.StudyPlan("wide", str(root / "model"), tokens, ensembles=(ensemble,)), folder)
     rng = np.random.default_rng(0)
     texts = [(f"text {i}", " ".join(f"w{w}" for w in rng.integers(2, 97, 300))) for i in range(5)]
     model = load_model(str(root / "model"))

@@ -28,12 +28,12 @@ from seedscope.engine.studies.pools.build import Asked
 from seedscope.engine.studies.publish import publish
 from seedscope.engine.studies.run import pool_study, run_synthetic
 from seedscope.engine.studies.synthetic.generator import SyntheticConfig
-from seedscope.engine.studies.synthetic.plan import Plan
+from seedscope.engine.studies.synthetic.plan import SyntheticPlan
 from support.reading import assert_valid_plotly, browse, figures_of, links, text_of
 
 SAMPLES = SyntheticConfig(d_in=20, n_free=14, n_low=90, r=5, rate_free=0.1, rate_low=0.02)
 RECIPE = TrainConfig(d_sae=64, k=3, seeds=(0, 1, 2, 3, 4), n_tokens=12_288, batch=256)
-PLAN = Plan(SAMPLES, RECIPE, replace(RECIPE, n_tokens=1_024), n_evaluated=3_000)
+PLAN = SyntheticPlan(SAMPLES, RECIPE, replace(RECIPE, n_tokens=1_024), n_evaluated=3_000)
 STUDY, ENSEMBLE = "made", "topk-64"
 PAGE, BASE = f"/s/{STUDY}/pool", f"/s/{STUDY}/{ENSEMBLE}"
 ASKED = Asked(tokens=2_048)

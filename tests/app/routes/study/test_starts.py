@@ -46,7 +46,7 @@ def root(tmp_path_factory):
     codes = np.abs(rng.normal(size=(1200, 40))) * (rng.random((1200, 40)) < 0.05)
     rows = (codes @ rng.normal(size=(40, 12)) + rng.normal(size=12)).astype(np.float32)
     rows[:, 0] *= 5
-    plan = catalogue.Study("grid")
+    plan = catalogue.StudyPlan("grid")
     for name, changes in GRID.items():
         recipe = replace(RECIPE, **changes)
         made = train_once(folder, name, recipe, "0", lambda: rows, {}, quiet)

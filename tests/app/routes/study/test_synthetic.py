@@ -17,12 +17,12 @@ from seedscope.engine.studies.publish import publish
 from seedscope.engine.studies.run import run_synthetic
 from seedscope.engine.studies.synthetic.generator import SyntheticConfig, draw_truth
 from seedscope.engine.studies.synthetic.phase_map import draw_map
-from seedscope.engine.studies.synthetic.plan import Plan
+from seedscope.engine.studies.synthetic.plan import SyntheticPlan
 from support.reading import assert_valid_plotly, browse, figures_of, links, text_of
 
 SAMPLES = SyntheticConfig(d_in=24, n_free=10, n_low=120, r=5, rate_free=0.1, rate_low=0.02)
 RECIPE = TrainConfig(d_sae=30, k=3, seeds=(0, 1, 2), n_tokens=12_288, batch=256)
-PLAN = Plan(SAMPLES, RECIPE, replace(RECIPE, n_tokens=1_024), n_evaluated=3_000)
+PLAN = SyntheticPlan(SAMPLES, RECIPE, replace(RECIPE, n_tokens=1_024), n_evaluated=3_000)
 ROOT, ENSEMBLE = "/s/made", "/s/made/topk-30"
 
 

@@ -1,0 +1,96 @@
+"""One ensemble of a study while it is analysed: its plan, members, parts and what activity is measured on, read once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seedscope.engine.activations.outliers import Without
+from seedscope.engine.activations.shards import Shards
+from seedscope.engine.matching.match import affordable
+from seedscope.engine.progress import Progress
+from seedscope.engine.saes import sae
+from seedscope.engine.saes.sae import SAE
+from seedscope.engine.store.catalogue import EnsemblePlan, StudyPlan
+from seedscope.engine.store.evaluation import measured_from
+from seedscope.engine.store.parts import VERSION, Part, Parts
+from seedscope.engine.studies.evaluator import Evaluator
+
+Rows = np.ndarray | Shards | Without  # activations (tokens, d_in), in memory or on disk
+
+
+@dataclass(frozen=True)
+class EnsembleRun:
+    """What every analysis of one ensemble takes."""
+
+    study: Path
+    plan: StudyPlan
+    ensemble: EnsemblePlan
+    evaluator: Evaluator | None
+    """None where no model and tokens are given, or no hook point is known: then there is no activity."""
+    one_to_one: bool | None
+    """Whether all pairs are matched one to one; None: where that is cheap."""
+    device: torch.device
+    progress: Progress
+
+    @cached_property
+    def members(self) -> SAE:
+        """All members' tensors."""
+        return sae.load(self.study / self.ensemble.folder, self.ensemble.seeds)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """Results on disk."""
+        return Parts(self.study, self.ensemble.name)
+
+    @property
+    def name(self) -> str:
+        """The ensemble's."""
+        return self.ensemble.name
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Members' seeds, ascending; the order of every (members, ..) array."""
+        return self.ensemble.seeds
+
+    @property
+    def sae_digests(self) -> list[str]:
+        """Members' digests, in the order of seeds."""
+        return [member.digest for member in self.ensemble.members]
+
+    @cached_property
+    def measured(self) -> dict[str, Any]:
+        """What parts of activity say that they were computed from; empty without an evaluator."""
+        return measured_from(self.ensemble, self.evaluator.evaluation) if self.evaluator else {}
+
+    @property
+    def judgement(self) -> dict[str, float]:
+        """What buckets depend on beside matches and activity."""
+        return {"theta": self.plan.theta, "epsilon": self.plan.epsilon}
+
+    @property
+    def assigns(self) -> bool:
+        """Whether all pairs are matched one to one."""
+        members = self.members
+        if self.one_to_one is None:
+            return affordable(members.n_members, members.d_sae, members.d_in)
+        return self.one_to_one
+
+    def find_activity(self) -> Part | None:
+        """The activity that is there; without an evaluator, any of these SAEs at this hook point."""
+        known = {"version": VERSION, "saes": self.sae_digests, "hookpoint": self.ensemble.hookpoint}
+        return self.parts.find("activity", **(self.measured or known))
+
+    def left_out(self, activity: Part) -> np.ndarray:
+        """Flat indices of tokens that do not count at the ensemble's hook point; the same for all members."""
+        return activity.read(self.seeds[0], "left_out")["left_out"]
+
+
+def living(activity: Part | None, seeds: tuple[int, ...]) -> np.ndarray | None:
+    """(members, d_sae) features that fired on the evaluation tokens; None where activity is not known."""
+    if activity is None:
+        return None
+    return np.stack([activity.read(seed, "n_active")["n_active"] > 0 for seed in seeds])
