@@ -1,15 +1,22 @@
 # `make demo`: install, build the embedded study, serve it. `make test`: install the test extras, run the whole suite.
+# `make check`: the quick checks: lint, format, imports between rooms, types.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test check clean
 demo: $(VENV)/.demo
 	$(BIN)/seedscope demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	bash .ci/link && PYTHONPATH=.linked $(BIN)/lint-imports --no-cache
+	$(BIN)/python .ci/types
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("found Python %d.%d, expected 3.11 or newer; try: make PYTHON=python3.12 demo" % v[:2])'
