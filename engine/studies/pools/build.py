@@ -256,7 +256,9 @@ def _rows(
             f"found {int(tokens.counted.sum())} tokens in {remark}, expected a batch ({config.batch}) at least"
         )
     with progress.stage(f"training activations at {entry.hookpoint}", "tokens") as report:
-        rows = harvest(evaluator.model, tokens, entry.hookpoint, study / "scratch" / f"pool-{entry.name}", report=report)
+        rows = harvest(
+            evaluator.model, tokens, entry.hookpoint, study / "scratch" / f"pool-{entry.name}", report=report
+        )
     return rows, {"text": remark, "tokens": tokens.digest, "rows": len(rows)}
 
 
