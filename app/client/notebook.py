@@ -1,0 +1,295 @@
+"""What `seedscope.open` gives: studies, their ensembles and features, as tables, rows and arrays.
+
+Everything is read from the published store by the same statements as the pages, so that numbers agree; `theta`, `epsilon`,
+`rule` and `dead` mean what they mean in an address, and default to the ensemble's own.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors import safe_open
+
+from seedscope.app.settings import default_root
+from seedscope.app.store.errors import BadValue, NotFound
+from seedscope.app.store.studies import Studies as StudyStores
+from seedscope.app.store.study import StudyStore
+from seedscope.app.store.table import FeatureQuery
+from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, RULES
+from seedscope.engine.contract.stability import is_match, score
+from seedscope.engine.contract.tables.features import Feature as FeatureRow
+from seedscope.engine.contract.tables.features import Match as MatchRow
+from seedscope.engine.contract.tables.study import Ensemble as EnsembleRow
+
+_FILTERS = {
+    "seed", "bucket", "stability_min", "stability_max", "density_min", "density_max", "id", "trigger", "q", "score_min",
+    "sort", "descending",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Match:
+    """A feature's counterpart in one other seed, under the rule asked for."""
+
+    seed: int
+    partner: int | None
+    """Index of the counterpart; None where the rule forms no pair."""
+    cosine: float | None
+    """Of the two decoder rows (`both`: the smaller of decoder and encoder cosine); None without a partner."""
+    matched: bool
+    """Whether the cosine reaches theta."""
+    runner_up_cosine: float
+    """Of the second nearest feature there."""
+    mutual: bool
+    """Whether each is the other's nearest."""
+    encoder_cosine: float
+    """Of the two encoder columns, at the nearest feature."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """A window of evaluation tokens."""
+
+    group: int
+    """0: strongest activations; 1 to 5: drawn from that fifth of (0, max], the strongest fifth first; 6: not active."""
+    tokens: list[str]
+    activations: list[float]
+    """One per token, times the decoder row's norm."""
+    document: str
+    position: int
+    """Of the peak, in tokens from the document's start."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One feature, judged by theta, epsilon and rule; what was not computed is None."""
+
+    study: str
+    ensemble: str
+    seed: int
+    index: int
+    stability: float
+    """p = n_matched / n_comparisons."""
+    stability_low: float
+    """95 % Clopper-Pearson interval for p, lower end."""
+    stability_high: float
+    p_stable: float
+    """P(p >= 1 - epsilon), with a Jeffreys prior."""
+    p_unstable: float
+    """P(p <= epsilon)."""
+    n_matched: int
+    n_comparisons: int
+    bucket: str
+    """stable, middle, unstable or dead."""
+    theta: float
+    epsilon: float
+    rule: str
+    row: FeatureRow
+    """Every stored column: density, activation statistics, trigger, worth, explanation, score."""
+    matches: list[Match]
+    """One per other seed, ascending."""
+    contexts: list[Context] | None
+    permalink: str
+    """Path of its page, with the digest that pins SAEs and matching settings."""
+
+
+class Ensemble:
+    """SAEs that differ only in their seed."""
+
+    def __init__(self, store: StudyStore, row: EnsembleRow) -> None:
+        self._store, self.row = store, row
+
+    @property
+    def name(self) -> str:
+        """As addresses have it."""
+        return self.row.ensemble
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the members, ascending."""
+        return [member.seed for member in self._store.members(self.name)]
+
+    def features(
+        self,
+        *,
+        theta: float | None = None,
+        epsilon: float | None = None,
+        rule: str = "argmax",
+        dead: str | None = None,
+        **filters: Any,
+    ) -> pa.Table:
+        """All features that a filter finds, one row each: the columns of the feature table's download.
+
+        `filters` are those of the feature table's address: seed, bucket, stability_min, stability_max, density_min,
+        density_max, id, trigger, q, score_min; `sort` and `descending` order the rows. `dead` is exclude, only or count.
+        Raises ValueError for a filter or value that there is not, or that needs what was not computed.
+        """
+        if unknown := set(filters) - _FILTERS:
+            raise ValueError(f"filters are {', '.join(sorted(unknown))}, expected some of {', '.join(sorted(_FILTERS))}")
+        query = self._query(theta, epsilon, rule, dead=dead, **filters)
+        with _refusals():
+            return self._store.features(query).download()
+
+    def feature(
+        self,
+        seed: int,
+        index: int,
+        *,
+        theta: float | None = None,
+        epsilon: float | None = None,
+        rule: str = "argmax",
+        dead: str | None = None,
+    ) -> Feature:
+        """One feature with its matches and contexts. Raises KeyError for a seed or index that there is not."""
+        query = self._query(theta, epsilon, rule, dead=dead)
+        with _refusals():
+            self._store.check_rule(self.name, rule)
+            member = self._store.member(self.name, seed)
+            row: FeatureRow = self._store.feature(self.name, member.seed, index)
+            match = self._store.matches(self.name, member.seed, index)
+        matches = _matches(row, match, self._store.other_seeds(self.name, member.seed), query)
+        n_matched = sum(each.matched for each in matches)
+        judged = score(n_matched, len(matches), dead=row.dead is True and dead != "count", epsilon=query.epsilon)
+        return Feature(
+            study=self._store.study.study,
+            ensemble=self.name,
+            seed=member.seed,
+            index=index,
+            stability=judged.p_hat,
+            stability_low=judged.low,
+            stability_high=judged.high,
+            p_stable=judged.p_stable,
+            p_unstable=judged.p_unstable,
+            n_matched=n_matched,
+            n_comparisons=len(matches),
+            bucket=judged.bucket,
+            theta=query.theta,
+            epsilon=query.epsilon,
+            rule=rule,
+            row=row,
+            matches=matches,
+            contexts=self._contexts(member.seed, index) if self._store.has(self.name, "activity") else None,
+            permalink=f"/s/{self._store.study.study}/{self.name}/{member.seed}/{index}?v={self.row.digest}",
+        )
+
+    def decoder(self, seed: int) -> np.ndarray:
+        """(d_sae, d_in) decoder rows as the SAE's file holds them, not normalised.
+
+        Raises KeyError for a seed that there is not, FileNotFoundError where the study's folder lacks the file.
+        """
+        with _refusals():
+            member = self._store.member(self.name, seed)
+        path = self._store.path.parent / self.row.folder / f"seed-{member.seed}.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"found no file {path}, where the study keeps this SAE; import it again")
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor("W_dec")
+
+    def _query(self, theta: float | None, epsilon: float | None, rule: str, **filters: Any) -> FeatureQuery:
+        if rule not in RULES:
+            raise ValueError(f"rule is {rule!r}, expected one of {', '.join(RULES)}")
+        theta = self.row.theta if theta is None else theta
+        epsilon = self.row.epsilon if epsilon is None else epsilon
+        if not -1 <= theta <= 1:
+            raise ValueError(f"theta is {theta}, expected a cosine from -1 to 1")
+        if not 0 <= epsilon < 0.5:
+            raise ValueError(f"epsilon is {epsilon}, expected 0 <= epsilon < 0.5")
+        return FeatureQuery(self.name, theta, epsilon, rule, **filters)
+
+    def _contexts(self, seed: int, index: int) -> list[Context]:
+        tokens, documents = self._store.tokens, self._store.documents
+        return [
+            Context(
+                row.group,
+                [tokens[token] for token in row.token_ids],
+                row.activations,
+                documents[row.document],
+                row.position,
+            )
+            for row in self._store.contexts(self.name, seed, index)
+        ]
+
+    def __repr__(self) -> str:
+        row = self.row
+        return f"<seedscope ensemble {self.name}: {row.n_members} x {row.d_sae:,} features, d_in {row.d_in}>"
+
+
+class Study(Mapping[str, Ensemble]):
+    """A published study: its ensembles by name."""
+
+    def __init__(self, store: StudyStore) -> None:
+        self._store = store
+        self.row = store.study
+
+    def __getitem__(self, name: str) -> Ensemble:
+        with _refusals():
+            return Ensemble(self._store, self._store.ensemble(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._store.ensembles)
+
+    def __len__(self) -> int:
+        return len(self._store.ensembles)
+
+    def __repr__(self) -> str:
+        return f"<seedscope study {self.row.study}: {', '.join(self)}>"
+
+
+class Studies(Mapping[str, Study]):
+    """The published studies under a folder, by name; a newly published one is seen at the next look."""
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.root = Path(default_root() if root is None else root)
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"found no folder {self.root}, expected a root of studies; `seedscope demo` makes one")
+        self._stores = StudyStores(self.root)
+
+    def __getitem__(self, name: str) -> Study:
+        with _refusals():
+            return Study(self._stores.get(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stores.names())
+
+    def __len__(self) -> int:
+        return len(self._stores.names())
+
+    def __repr__(self) -> str:
+        return f"<seedscope studies under {self.root}: {', '.join(self) or 'none'}>"
+
+
+class _refusals:
+    """What the store refuses, as the exceptions that a notebook expects."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, NotFound):
+            raise KeyError(f"no {error.what} {error.found!r}, expected {error.expected}") from None
+        if isinstance(error, BadValue):
+            raise ValueError(f"{error.name} is {error.found}, expected {error.expected}") from None
+
+
+def _matches(row: FeatureRow, match: MatchRow, seeds: list[int], query: FeatureQuery) -> list[Match]:
+    """The feature's counterparts under the query's rule, in the order of the other seeds."""
+    cosines = getattr(row, RULE_COLUMN[query.rule])
+    by_rule = {"live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners}
+    partners = by_rule.get(query.rule, match.partners)
+    matched = is_match(cosines, query.theta)
+    return [
+        Match(
+            seed=seed,
+            partner=partners[i] if (paired := cosines[i] > NO_MATCH and partners[i] >= 0) else None,
+            cosine=cosines[i] if paired else None,
+            matched=bool(matched[i]),
+            runner_up_cosine=match.runner_up_cosines[i],
+            mutual=match.mutuals[i],
+            encoder_cosine=match.encoder_cosines[i],
+        )
+        for i, seed in enumerate(seeds)
+    ]
