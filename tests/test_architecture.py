@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,42 @@ def test_the_part_that_htmx_asks_for_needs_nothing_that_stands_outside_it(templa
             alone = nodes.Template(block.body, lineno=1)
             alone.set_environment(pages)
             assert not outside & meta.find_undeclared_variables(alone)
+
+
+def test_a_class_name_means_one_thing():
+    homes: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    # A notebook's Study is the one of the tables, seen from outside: pages and notebooks share the words.
+    outside = {name for name, paths in homes.items() if "app/client/notebook.py" in paths}
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1 and name not in outside} == {}
+
+
+def test_the_code_is_imported_under_one_name():
+    wrong = re.compile(r"^\s*(?:from|import) (?:app|engine)\b", re.MULTILINE)
+    assert names([path for path in [*SOURCES, *ROOT.glob("tests/**/*.py")] if wrong.search(path.read_text())]) == set()
+
+
+def test_the_package_of_a_room_holds_nothing_but_what_the_room_is_for():
+    inits = [path for path in SOURCES if path.name == "__init__.py" and path.parent.name != "client"]
+    for path in inits:
+        (docstring,) = ast.parse(path.read_text()).body
+        assert isinstance(docstring.value, ast.Constant), path
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    imports = {}
+    for path in SOURCES:
+        if path.name != "__init__.py":
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            module = ".".join(("seedscope", *(parts[2:] if parts[:2] == ("app", "client") else parts)))
+            imports[module] = path
+    graph = {module: set() for module in imports}
+    for module, path in imports.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                targets = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                graph[module] |= targets & graph.keys() - {module}
+    TopologicalSorter(graph).prepare()  # raises CycleError, naming the circle

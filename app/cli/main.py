@@ -2,8 +2,22 @@
 
 import sys
 
-# Each registers its commands.
-from seedscope.app.cli import anchor, explain, match, pool, serve, study_options, synthetic  # noqa: F401
+# Each registers the command of its name.
+from seedscope.app.cli import (  # noqa: F401
+    analyze,
+    anchor,
+    bench,
+    demo,
+    doctor,
+    explain,
+    export,
+    import_,
+    match,
+    pool,
+    run,
+    serve,
+    synthetic,
+)
 from seedscope.app.cli.options import DEBUG, Stop, app
 
 __all__ = ["app", "main"]

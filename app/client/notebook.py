@@ -6,6 +6,7 @@ Everything is read from the published store by the same statements as the pages,
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,9 @@ class Ensemble:
         Raises ValueError for a filter or value that there is not, or that needs what was not computed.
         """
         if unknown := set(filters) - _FILTERS:
-            raise ValueError(f"filters are {', '.join(sorted(unknown))}, expected some of {', '.join(sorted(_FILTERS))}")
+            raise ValueError(
+                f"filters are {', '.join(sorted(unknown))}, expected some of {', '.join(sorted(_FILTERS))}"
+            )
         query = self._query(theta, epsilon, rule, dead=dead, **filters)
         with _refusals():
             return self._store.features(query).download()
@@ -245,7 +248,9 @@ class Studies(Mapping[str, Study]):
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self.root = Path(default_root() if root is None else root)
         if not self.root.is_dir():
-            raise FileNotFoundError(f"found no folder {self.root}, expected a root of studies; `seedscope demo` makes one")
+            raise FileNotFoundError(
+                f"found no folder {self.root}, expected a root of studies; `seedscope demo` makes one"
+            )
         self._stores = StudyStores(self.root)
 
     def __getitem__(self, name: str) -> Study:
@@ -262,17 +267,15 @@ class Studies(Mapping[str, Study]):
         return f"<seedscope studies under {self.root}: {', '.join(self) or 'none'}>"
 
 
-class _refusals:
+@contextmanager
+def _refusals() -> Iterator[None]:
     """What the store refuses, as the exceptions that a notebook expects."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, NotFound):
-            raise KeyError(f"no {error.what} {error.found!r}, expected {error.expected}") from None
-        if isinstance(error, BadValue):
-            raise ValueError(f"{error.name} is {error.found}, expected {error.expected}") from None
+    try:
+        yield
+    except NotFound as error:
+        raise KeyError(f"no {error.what} {error.found!r}, expected {error.expected}") from None
+    except BadValue as error:
+        raise ValueError(f"{error.name} is {error.found}, expected {error.expected}") from None
 
 
 def _matches(row: FeatureRow, match: MatchRow, seeds: list[int], query: FeatureQuery) -> list[Match]:

@@ -251,7 +251,7 @@ def test_a_server_that_dies_leaves_failures_and_the_next_run_asks_what_is_missin
 
 SCRIPT = """
 import sys
-from contexts import *
+from support.contexts import *
 from seedscope.engine.explanations.answer_log import Answers
 from seedscope.engine.explanations.language_model import explain_with
 from seedscope.engine.explanations.chat import Server
@@ -268,7 +268,7 @@ with Answers(__import__("pathlib").Path(sys.argv[2])) as cache:
 def test_a_client_that_is_stopped_has_kept_every_answer(chat, tmp_path, stop):
     chat.control(delay_s=0.1)
     path = tmp_path / "answers.jsonl"
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = str(ROOT / "tests")
     client = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, chat.url, path],
         cwd=ROOT,

@@ -354,9 +354,9 @@ def served(*died_of: LiveQuery) -> Iterator[Served]:
 
 def test_queries_that_wait_together_share_a_batch_and_identical_ones_are_computed_once():
     with served() as engine:
-        asked = [engine.studies.pools.pool.submit(engine.ask, 0)]
+        asked = [engine.pool.submit(engine.ask, 0)]
         wait_for(lambda: engine.status()["running"] == 1)
-        asked += [engine.studies.pools.pool.submit(engine.ask, 1 + i % 4) for i in range(100)]
+        asked += [engine.pool.submit(engine.ask, 1 + i % 4) for i in range(100)]
         wait_for(lambda: engine.status()["askers"] == 101)
         assert engine.status()["waiting"] == 4
         assert not any(future.done() for future in asked)
@@ -372,9 +372,9 @@ def test_queries_that_wait_together_share_a_batch_and_identical_ones_are_compute
 
 def test_what_is_being_computed_and_nothing_else_is_blamed_for_a_death():
     with served() as engine:
-        asked = [engine.studies.pools.pool.submit(engine.ask, 0)]
+        asked = [engine.pool.submit(engine.ask, 0)]
         wait_for(lambda: engine.status()["running"] == 1)
-        asked += [engine.studies.pools.pool.submit(engine.ask, feature) for feature in (1, 2)]
+        asked += [engine.pool.submit(engine.ask, feature) for feature in (1, 2)]
         wait_for(lambda: engine.status()["waiting"] == 2)
         engine.ask(5, query=PAIR)  # beside the first, which is still running
         engine.answerer.gate.set()
@@ -386,18 +386,18 @@ def test_what_is_being_computed_and_nothing_else_is_blamed_for_a_death():
         assert both == {("neighbours", 1): 1, ("neighbours", 2): 1}
         # The answers before may not have left yet when the last is begun: they were computed all the same.
         assert last == {("neighbours", 3): 1}
-        wait_for(lambda: blamed(engine.live.crashes) == {})
+        wait_for(lambda: blamed(engine.deaths) == {})
 
 
 def test_a_suspect_is_computed_alone_and_nothing_beside_it():
     suspects = [replace(QUERY, feature=2), replace(QUERY, feature=4), replace(PAIR, feature=6)]
     with served(*suspects) as engine:
-        asked = [engine.studies.pools.pool.submit(engine.ask, 0)]
+        asked = [engine.pool.submit(engine.ask, 0)]
         wait_for(lambda: engine.status()["running"] == 1)
         for i in range(1, 6):
-            asked.append(engine.studies.pools.pool.submit(engine.ask, i))
+            asked.append(engine.pool.submit(engine.ask, i))
             wait_for(lambda i=i: engine.status()["waiting"] == i)
-        asked.append(engine.studies.pools.pool.submit(engine.ask, 6, query=PAIR))
+        asked.append(engine.pool.submit(engine.ask, 6, query=PAIR))
         wait_for(lambda: engine.status()["waiting"] == 6)
         engine.answerer.gate.set()
         assert all(future.result()["error"] is None for future in asked)
@@ -406,7 +406,7 @@ def test_a_suspect_is_computed_alone_and_nothing_beside_it():
         for batch, now in zip(engine.answerer.batches, engine.answerer.blamed, strict=True):
             new = [feature for (_, feature), n in now.items() if n == 2 or feature not in (2, 4, 6)]
             assert new == batch
-        assert blamed(engine.live.crashes) == {}  # all three are cleared
+        assert blamed(engine.deaths) == {}  # all three are cleared
         assert engine.ask(2)["error"] is None
 
 
@@ -455,7 +455,7 @@ def test_deaths_that_cannot_be_written_do_not_keep_the_engine_from_answering(tmp
 
 def test_when_the_queue_is_full_askers_are_told_and_served_again_later():
     with served() as engine:
-        asked = [engine.studies.pools.pool.submit(engine.ask, 100 + i) for i in range(QUEUE_LIMIT)]
+        asked = [engine.pool.submit(engine.ask, 100 + i) for i in range(QUEUE_LIMIT)]
         wait_for(lambda: engine.status()["askers"] == QUEUE_LIMIT)
         refused = engine.ask(1)
         assert refused["cause"] == "busy"
@@ -467,7 +467,7 @@ def test_when_the_queue_is_full_askers_are_told_and_served_again_later():
 
 def test_what_nobody_waits_for_any_more_is_not_computed():
     with served() as engine:
-        first = engine.studies.pools.pool.submit(engine.ask, 0)
+        first = engine.pool.submit(engine.ask, 0)
         wait_for(lambda: engine.status()["running"] == 1)
         late = engine.ask(1, limit=0.05)
         assert late["cause"] == "late"
@@ -486,7 +486,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed():
 
 def test_a_pair_does_not_keep_neighbours_waiting_nor_the_other_way_round():
     with served() as engine:
-        neighbour = engine.studies.pools.pool.submit(engine.ask, 0)
+        neighbour = engine.pool.submit(engine.ask, 0)
         wait_for(lambda: engine.status()["running"] == 1)
         assert engine.ask(query=PAIR)["gap"] == 0.5
         assert not neighbour.done()
@@ -494,9 +494,9 @@ def test_a_pair_does_not_keep_neighbours_waiting_nor_the_other_way_round():
 
 def test_an_unknown_fault_is_logged_and_spoils_no_other_query(capfd: pytest.CaptureFixture):
     with served() as engine:
-        first = engine.studies.pools.pool.submit(engine.ask, 0)
+        first = engine.pool.submit(engine.ask, 0)
         wait_for(lambda: engine.status()["running"] == 1)
-        both = [engine.studies.pools.pool.submit(engine.ask, feature) for feature in (13, 14)]
+        both = [engine.pool.submit(engine.ask, feature) for feature in (13, 14)]
         wait_for(lambda: engine.status()["waiting"] == 2)
         engine.answerer.gate.set()
         assert first.result()["error"] is None

@@ -1,0 +1,1 @@
+"""One analysis of an ensemble a file: what it takes from an EnsembleRun, computes, and keeps as a part."""
