@@ -79,17 +79,17 @@ class Killed(Exception):
     pass
 
 
-class DiesInStage(Progress):
-    """Raises at the end of the n-th stage: its work is done, nothing behind it has begun."""
+class DiesOncePerStage(Progress):
+    """Raises at the end of every stage that is not in `survived`: its work is done, nothing after it has begun."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, survived: list[str]) -> None:
         super().__init__(quiet=True)
-        self.left = n
+        self.survived = survived
 
     @contextmanager
     def stage(self, name: str, unit: str) -> Iterator[Report]:
         with super().stage(name, unit) as report:
             yield report
-            self.left -= 1
-            if self.left < 0:
+            if name not in self.survived:
+                self.survived.append(name)
                 raise Killed

@@ -22,6 +22,7 @@ from seedscope.app.settings import Settings
 from seedscope.engine.contract.environment import KEY, MODEL, OPENAI_KEY, URL
 from seedscope.engine.contract.published import published
 from support.chat_server import ChatServer
+from support.commands import run
 from support.paths import ROOT
 from support.reading import text_of
 
@@ -43,11 +44,7 @@ def no_server(monkeypatch):
 
 
 def explain(root: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*COMMAND, "--root", str(root), *map(str, arguments)],
-        cwd=CWD, env=os.environ | environment, check=False, capture_output=True, text=True, timeout=120,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    return run("explain", "small", "--root", root, *arguments, **environment)
 
 
 def ask(root: Path, chat: ChatServer, *arguments: object, limit: int = 4) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from seedscope.engine.demo import stdlib
-from support.commands import COMMAND, CWD, assert_one_line, run
+from support.commands import COMMAND, CWD, assert_one_line, run, run_alone
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def test_a_demo_that_another_process_is_building_says_so_without_a_traceback(tmp
     (tmp_path / stdlib.STUDY.name).mkdir()
     with open(tmp_path / stdlib.STUDY.name / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = run("demo", "--no-serve", "--root", tmp_path)
+        done = run_alone("demo", "--no-serve", "--root", tmp_path)
     assert done.returncode == 1
     assert "another process is building" in done.stderr
     assert "Traceback" not in done.stderr
