@@ -17,7 +17,7 @@ from seedscope.app.jobs.kinds import JobRefusedError
 from seedscope.app.jobs.queue import Jobs
 from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
 from seedscope.app.metrics import add_metrics
-from seedscope.app.routes import home, jobs
+from seedscope.app.routes import home, jobs, manual
 from seedscope.app.routes.ensemble import (
     ablation,
     buckets,
@@ -93,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
         return render.respond(request, "docs.html", DocsPage(routes))
 
     app.include_router(home.router)
+    app.include_router(manual.router)
     app.include_router(jobs.router)
     app.include_router(starts.router)  # these before an ensemble's page, whose address would swallow them
     app.include_router(variants.router)

@@ -239,7 +239,7 @@ def _is_study(folder: Path) -> bool:
 def _study(folder: Path) -> Iterator[Finding]:
     name, size = folder.name, _size(_bytes(folder))
     building = _locked(folder / ".lock")
-    if problem := name_problem(name):
+    if problem := name_problem(name, exists=True):
         yield Finding("studies", name, f"no name of a study, {size}", False, f"{problem}; rename the folder")
     value, fine, remark = _state(folder)
     if building:

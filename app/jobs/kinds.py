@@ -127,7 +127,7 @@ def _count(most: int, *, least: int = 1) -> Callable[[str], str]:
 
 
 def _name(given: str) -> str:
-    if problem := name_problem(given):
+    if problem := name_problem(given, exists=True):
         raise ValueError(problem.removeprefix("expected "))
     return given
 
@@ -175,7 +175,7 @@ def checked(kind: str, study: str, given: dict[str, str]) -> dict[str, str]:
     """The parameters as the command takes them; raises JobRefusedError. Empty values count as absent."""
     if kind not in KINDS:
         raise JobRefusedError("kind", repr(kind), f"one of {', '.join(KINDS)}")
-    if problem := name_problem(study):
+    if problem := name_problem(study, exists=True):
         raise JobRefusedError("study", repr(study), problem.removeprefix("expected "))
     if KINDS[kind].study not in (None, study):
         raise JobRefusedError("study", repr(study), f"{KINDS[kind].study}, the study that {kind} builds")

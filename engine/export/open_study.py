@@ -147,11 +147,11 @@ def inside(path: str) -> PurePosixPath:
 def opened(root: Path, study: str) -> Iterator[Opened]:
     """The published study of a name; raises ValueError naming those there are, and what is wrong with this one."""
     folder = root / study
-    found = None if name_problem(study) else published(folder)
+    found = None if name_problem(study, exists=True) else published(folder)
     if found is None:
         there = sorted(path.parent.name for path in root.glob(f"*/{CURRENT}"))
-        there = [name for name in there if not name_problem(name)]  # not what is being imported
-        if not name_problem(study) and (folder / catalogue.FILE).is_file():
+        there = [name for name in there if not name_problem(name, exists=True)]  # not what is being imported
+        if not name_problem(study, exists=True) and (folder / catalogue.FILE).is_file():
             raise ValueError(f"study {study} has no results yet; compute them with: seedscope analyze {study}")
         raise ValueError(
             f"found no study {study!r} under {root}, there is {', '.join(there) or 'none; build one with: seedscope demo'}"

@@ -105,9 +105,9 @@ class StudyPlan:
     ensembles: tuple[EnsemblePlan, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        require_name("study", self.name)
+        require_name("study", self.name, exists=True)  # who makes a new one checks its name
         for each in self.ensembles:
-            require_name("ensemble", each.name)
+            require_name("ensemble", each.name, exists=True)
         if not -1 <= self.theta <= 1:
             raise ValueError(f"theta is {self.theta}, expected a cosine from -1 to 1")
         if not 0 <= self.epsilon < 0.5:
@@ -129,9 +129,9 @@ class StudyPlan:
         return ", ".join(each.name for each in self.ensembles) or "none"
 
 
-def require_name(kind: str, name: str) -> None:
-    """Raise ValueError for a name of a study or ensemble that no address can hold."""
-    if problem := name_problem(name):
+def require_name(kind: str, name: str, *, exists: bool = False) -> None:
+    """Raise ValueError for a name of a study or ensemble that no address can hold, or that no new one may have."""
+    if problem := name_problem(name, exists=exists):
         raise ValueError(f"{kind} name is {name!r}, {problem}")
 
 
