@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from seedscope.engine.contract import sockets
 from seedscope.engine.contract.names import name_problem
-from seedscope.engine.contract.published import CURRENT, published
+from seedscope.engine.contract.published import names_store, published
 from seedscope.engine.contract.tables.study import Ensemble, Member
 from seedscope.engine.matching.cuda import choice
 from seedscope.engine.store import catalogue, database
@@ -111,10 +112,12 @@ def _memory() -> tuple[int | None, int]:
     """(available, all) bytes; what a container may not use is not counted. Available memory is known on Linux alone."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        held = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        available = int(held[1]) * 1024
-    except (OSError, TypeError):
+        line = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
         return None, total
+    if line is None:
+        return None, total
+    available = int(line[1]) * 1024
     try:
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
     except (OSError, ValueError):  # no container, or one without a limit
@@ -127,7 +130,7 @@ def _packages() -> Iterator[Finding]:
     for requirement in requires("seedscope") or []:
         if "extra ==" in requirement:
             continue
-        name = re.match(r"[A-Za-z0-9._-]+", requirement)[0]
+        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
         found = _version(name)
         remark = "" if found else f"is required; pip install '{requirement.split(';')[0].strip()}'"
         yield Finding("packages", name, found or "not installed", bool(found), remark)
@@ -228,12 +231,12 @@ def _studies(root: Path) -> Iterator[Finding]:
     if not folders:
         yield Finding("studies", "studies", "none", True, "build the embedded one: seedscope demo; or seedscope import")
     for folder in folders:
-        yield from _guarded("studies", folder.name, lambda folder=folder: _study(folder))
+        yield from _guarded("studies", folder.name, partial(_study, folder))
 
 
 def _is_study(folder: Path) -> bool:
-    marks = (CURRENT, catalogue.FILE, "sae", "scratch", "checkpoints", "parts")
-    return any((folder / mark).exists() for mark in marks) or any(folder.glob("study-*"))
+    marks = (catalogue.FILE, "sae", "scratch", "checkpoints", "parts")
+    return names_store(folder) or any((folder / mark).exists() for mark in marks) or any(folder.glob("study-*"))
 
 
 def _study(folder: Path) -> Iterator[Finding]:
@@ -259,10 +262,10 @@ def _state(folder: Path) -> tuple[str, bool, str]:
         plan = catalogue.read(folder)
     except ValueError as error:
         return "its catalogue is damaged", False, str(error)
-    held = published(folder)
-    if held:
-        return _published(folder, folder / held[0], plan)
-    if (folder / CURRENT).exists():
+    store = published(folder)
+    if store:
+        return _published(folder, folder / store.name, plan)
+    if names_store(folder):
         return "damaged, its store is gone", False, _publish_again(folder, plan)
     if plan:
         return f"imported, not analysed: {_planned(plan)}", True, _publish_again(folder, plan)

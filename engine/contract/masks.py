@@ -9,7 +9,7 @@ from jaxtyping import Bool
 
 def packed(masks: Bool[np.ndarray, "members d_sae"]) -> str:
     """Masks as base64 text of their bits, member by member."""
-    return base64.b64encode(np.packbits(masks, axis=1)).decode()
+    return base64.b64encode(np.packbits(masks, axis=1).tobytes()).decode()
 
 
 def unpacked(text: str, n_members: int, d_sae: int) -> Bool[np.ndarray, "members d_sae"]:

@@ -49,7 +49,7 @@ class LiveQuery:
     stable: str = ""  # project: the stable ones, likewise
     controls: tuple[int, ...] = ()  # project_feature: features of the anchor's member, at most MAX_CONTROLS
 
-    def shared_key(self) -> tuple:
+    def shared_key(self) -> tuple[object, ...]:
         """Queries with equal keys are answered together: by one product, or one pass through the model."""
         if self.kind == "neighbours":
             return (self.kind, self.study, self.folder, self.seeds, self.by)
@@ -84,7 +84,7 @@ class LiveAnswer:
     error: str | None = None
     cause: str = ""  # of an error: one of CAUSES
 
-    def rows(self) -> list[tuple]:
+    def rows(self) -> list[tuple[Any, ...]]:
         """The arrays as rows of Python numbers, e.g. (seed, feature, cosine)."""
         return list(zip(*(array.tolist() for array in self.arrays.values()), strict=True))
 

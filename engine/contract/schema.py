@@ -46,8 +46,16 @@ ANALYSES = (
 )  # what `seedscope analyze` computes, in the order of their columns
 
 
-REQUIRED = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)  # without their rows no page can be drawn
-TABLES = (
+REQUIRED: tuple[type, ...] = (
+    Study,
+    Ensemble,
+    Member,
+    Feature,
+    Match,
+    Pair,
+    NullMatch,
+)  # without their rows no page can be drawn
+TABLES: tuple[type, ...] = (
     Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, SpanCurve, SpanPair,
     SpanMember, SpanResidual, SpanPrediction, FeatureSpan, Logit, Explanation, Score, Scored, Word,
     TokenWindow, Token, Document, *synthetic.SORT_KEYS, *training.SORT_KEYS, *pools.SORT_KEYS,

@@ -7,7 +7,7 @@ cosines is a function of X and N alone, so moving theta or epsilon never matches
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from scipy.special import betainc, betaincinv, gammaln
@@ -60,7 +60,7 @@ def is_match(cosine: np.ndarray | Sequence[float], theta: float = THETA) -> np.n
 
 def count_matches(cosine: np.ndarray | Sequence[float], theta: float = THETA) -> np.ndarray:
     """X: how many of the comparisons on the last axis reach theta, inclusive."""
-    return is_match(cosine, theta).sum(-1)
+    return cast(np.ndarray, is_match(cosine, theta).sum(-1))
 
 
 def buckets(n_matched: np.ndarray, n_comparisons: int, dead: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:

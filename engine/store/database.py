@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from seedscope.engine.contract import schema
-from seedscope.engine.contract.files import write_whole
-from seedscope.engine.contract.published import CURRENT, published
+from seedscope.engine.contract.duckdb_settings import READ_ONLY
+from seedscope.engine.contract.published import PublishedStore, publish_store, published
 from seedscope.engine.contract.stability import count_on_grid
 from seedscope.engine.contract.tables import pools, synthetic
 from seedscope.engine.contract.tables.features import Ablation, Feature, Pair
@@ -22,8 +22,6 @@ from seedscope.engine.contract.tables.study import Ensemble, Member
 
 BATCH_ROWS = 65_536
 MEMORY_LIMIT = "4GB"  # of what DuckDB holds before it writes to the file
-# As the dashboard opens it: DuckDB opens a file once per process, with one configuration.
-READ_ONLY = {"enable_external_access": "false", "lock_configuration": "true"}
 HEADERS = 3 * 4096  # bytes of a DuckDB file in front of its blocks
 _ARROW = {int: pa.int32(), float: pa.float32(), bool: pa.bool_(), str: pa.string()}
 _SQL = {int: "INTEGER", float: "FLOAT", bool: "BOOLEAN", str: "VARCHAR"}
@@ -51,7 +49,7 @@ class Writer:
         self._temporary = folder / "study-unpublished.tmp"
         self._discard()
         self._connection = duckdb.connect(str(self._temporary), config={"memory_limit": MEMORY_LIMIT})
-        self._last_key: dict[type, tuple] = {}
+        self._last_key: dict[type, tuple[Any, ...]] = {}
         self._unsorted: set[type] = set()
         for table in schema.TABLES:
             definition = ", ".join(f'"{name}" {kind}' for name, kind in _sql_columns(table).items())
@@ -170,7 +168,8 @@ class StoreReader:
     def table(self, table: type, names: Sequence[str] = (), **where: Any) -> pa.Table:
         """Rows in the order of the keys; `where` holds a value that a column must have, or a range of them."""
         shown = ", ".join(f'"{name}"' for name in names or schema.columns(table))
-        conditions, parameters = ["true"], []
+        conditions = ["true"]
+        parameters: list[object] = []
         for name, value in where.items():
             bounds = (value.start, value.stop - 1) if isinstance(value, range) else (value, value)
             conditions.append(f'"{name}" BETWEEN ? AND ?')
@@ -196,9 +195,10 @@ def _sql_columns(table: type) -> dict[str, str]:
 
 
 def _point_current(folder: Path, name: str, built_from: str) -> None:
+    """Publish a store of a folder and remove all others but it and the one that was published before."""
     previous = published(folder)
-    write_whole(folder / CURRENT, f"{name}\n{built_from}\n")
-    keep = {name, previous[0] if previous else name}
+    publish_store(folder, PublishedStore(name, built_from))
+    keep = {name, previous.name if previous else name}
     for store in folder.glob("study-*"):
         if store.name not in keep:
             store.unlink(missing_ok=True)
