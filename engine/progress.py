@@ -105,7 +105,8 @@ class Progress:
 @contextmanager
 def _kept(file: Path, name: str, unit: str) -> Iterator[Report]:
     """Keep a stage in a file: when it begins, a few times a second, and as it ended."""
-    began, written, last = time.perf_counter(), 0.0, (0, None)
+    began, written = time.perf_counter(), 0.0
+    last: tuple[int, int | None] = (0, None)
 
     def write() -> None:
         nonlocal written

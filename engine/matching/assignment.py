@@ -8,13 +8,14 @@ row, so most rows need no second look: max_j is reached by a candidate unless t_
 are multiplied once more, and their pairs that violate the bound become candidates, until value and bound agree.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array, vstack
 from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 from torch import Tensor
 
@@ -25,6 +26,10 @@ BLOCK_ENTRIES = 2**24  # cosines that exist at once: 64 MB, or more where that w
 BLOCK_ROWS = 1024  # thinner blocks multiply slowly
 _PICKS = 16  # pairs per row that may become candidates in the first round, all given to the rows that need them
 _SWEEPS = 10_000
+
+# scipy.sparse has no annotations; these say what is used of it here.
+_csr_array: Callable[..., sparse.csr_array] = sparse.csr_array
+_vstack: Callable[..., sparse.csr_array] = sparse.vstack
 
 
 class Assignment(NamedTuple):
@@ -64,8 +69,16 @@ def hungarian(
     100 bytes per candidate, of which there are 1.1 * n_candidates per row, more where rounds add some.
     """
     if len(a) > len(b):
-        options = {"n_candidates": n_candidates, "relative_gap": relative_gap, "dense_up_to": dense_up_to}
-        return _swapped(hungarian(b, a, max_rounds=max_rounds, absolute=absolute, **options), len(a))
+        swapped = hungarian(
+            b,
+            a,
+            n_candidates=n_candidates,
+            relative_gap=relative_gap,
+            dense_up_to=dense_up_to,
+            max_rounds=max_rounds,
+            absolute=absolute,
+        )
+        return _swapped(swapped, len(a))
     if len(b) <= dense_up_to:
         cosines = _counted(a @ b.T, absolute).double().cpu().numpy()
         rows, partner = linear_sum_assignment(cosines, maximize=True)
@@ -88,10 +101,11 @@ def hungarian(
     return best
 
 
-def _swapped(found: Assignment, n_rows: int) -> Assignment:
+def _swapped(backward: Assignment, n_rows: int) -> Assignment:
+    """An assignment from `b` to `a` as one from the `n_rows` rows of `a` to `b`."""
     partner, cosine = np.full(n_rows, -1), np.full(n_rows, np.nan)
-    partner[found.partner], cosine[found.partner] = np.arange(len(found.partner)), found.cosine
-    return Assignment(partner, cosine, found.value, found.bound)
+    partner[backward.partner], cosine[backward.partner] = np.arange(len(backward.partner)), backward.cosine
+    return Assignment(partner, cosine, backward.value, backward.bound)
 
 
 class _Graph:
@@ -113,16 +127,16 @@ class _Graph:
 
     def add(self, rows: np.ndarray, columns: np.ndarray, cosines: np.ndarray) -> None:
         keys, first = np.unique(rows * len(self._b) + columns, return_index=True)
-        held = self._rows * len(self._b) + self._columns
-        at = np.searchsorted(held, keys)
-        new = np.append(held, -1)[at] != keys
+        old_keys = self._rows * len(self._b) + self._columns
+        at = np.searchsorted(old_keys, keys)
+        new = np.append(old_keys, -1)[at] != keys
         parts = zip((self._rows, self._columns, self._cosines), (rows, columns, cosines), strict=True)
         self._set(*(np.insert(old, at[new], more[first[new]]) for old, more in parts))
 
-    def _costs(self) -> csr_array:
+    def _costs(self) -> sparse.csr_array:
         shape = (len(self._a), len(self._b))
         costs = self._worth[self._rows] - self._cosines
-        return csr_array((costs + (1 - costs.min(initial=0)), self._columns, self._starts.astype(np.int32)), shape)
+        return _csr_array((costs + (1 - costs.min(initial=0)), self._columns, self._starts.astype(np.int32)), shape)
 
     def solve(self) -> tuple[np.ndarray, np.ndarray]:
         """The best matching on the candidates: every row's column and cosine."""
@@ -138,13 +152,14 @@ class _Graph:
     def _matched(self) -> np.ndarray:
         costs, (n_rows, n_columns) = self._costs(), (len(self._a), len(self._b))
         if 0 < (n_columns - n_rows) * n_columns <= costs.nnz:  # scipy is ten times slower on what is not square
-            costs = vstack([costs, csr_array(np.ones((n_columns - n_rows, n_columns)))], format="csr")
-        return min_weight_full_bipartite_matching(costs)[1][:n_rows].astype(np.int64)
+            costs = _vstack([costs, _csr_array(np.ones((n_columns - n_rows, n_columns)))], format="csr")
+        columns: np.ndarray = min_weight_full_bipartite_matching(costs)[1]
+        return columns[:n_rows].astype(np.int64)
 
     def _complete(self) -> None:
         """Join the rows that a largest matching leaves alone to the columns that it leaves alone, in cyclic shifts."""
-        held = maximum_bipartite_matching(self._costs(), perm_type="column")
-        rows, free = np.flatnonzero(held < 0), np.setdiff1d(np.arange(len(self._b)), held)
+        partner = maximum_bipartite_matching(self._costs(), perm_type="column")
+        rows, free = np.flatnonzero(partner < 0), np.setdiff1d(np.arange(len(self._b)), partner)
         pairs = [(rows, np.roll(free, -shift)[: len(rows)]) for shift in range(min(self._n_candidates, len(free)))]
         cosines = [_counted((self._a[i] * self._b[j]).sum(1), self._absolute).double().cpu().numpy() for i, j in pairs]
         self.add(*(np.concatenate(part) for part in (*zip(*pairs, strict=True), cosines)))
@@ -178,25 +193,36 @@ class _Graph:
 
     def bound(self, prices: np.ndarray, n_picks: int) -> tuple[float, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The bound that prices prove over all pairs, and pairs that violate it on the candidates alone."""
-        known = np.maximum.reduceat(self._cosines - prices[self._columns], self._starts[:-1])
-        loose = np.flatnonzero(self._limits - prices.min() > known)
+        net_worth = np.maximum.reduceat(self._cosines - prices[self._columns], self._starts[:-1])
+        loose = np.flatnonzero(self._limits - prices.min() > net_worth)
         n = len(self._b)
         k = min(n_picks // max(len(loose), 1), n)
         # Rows that tie must not all ask for the same columns, so each ranks them with other noise.
         noise = 1e-6 * torch.rand(n + len(loose), generator=torch.Generator().manual_seed(0)).to(self._a)
-        v, worth, found = torch.from_numpy(prices).to(self._a), known.copy(), []
+        v, worth = torch.from_numpy(prices).to(self._a), net_worth.copy()
+        violating_rows, violating_columns, violating_cosines = (
+            [np.array([], np.int64)],
+            [np.array([], np.int64)],
+            [np.array([])],
+        )
         for i in range(0, len(loose), _step(n)):
             rows = loose[i : i + _step(n)]
             net = _counted(self._a[rows] @ self._b.T, self._absolute).sub_(v)
-            worth[rows] = np.maximum(known[rows], net.amax(1).double().cpu().numpy())
+            worth[rows] = np.maximum(net_worth[rows], net.amax(1).double().cpu().numpy())
             picks = (net + noise.unfold(0, n, 1)[i : i + len(rows)]).topk(k, dim=1).indices
-            net = net.gather(1, picks).double().cpu().numpy().ravel()
+            picked = net.gather(1, picks).double().cpu().numpy().ravel()
             rows, columns = np.repeat(rows, k), picks.cpu().numpy().ravel()
-            violated = net > known[rows]
-            found.append([part[violated] for part in (rows, columns, net + prices[columns])])
-        violators = [np.concatenate(part) for part in zip(*found, strict=True)] or [np.array([], np.int64)] * 3
+            violated = picked > net_worth[rows]
+            violating_rows.append(rows[violated])
+            violating_columns.append(columns[violated])
+            violating_cosines.append((picked + prices[columns])[violated])
         self._worth = worth
-        return float(worth.sum() + prices.sum()), tuple(violators)
+        violators = (
+            np.concatenate(violating_rows),
+            np.concatenate(violating_columns),
+            np.concatenate(violating_cosines),
+        )
+        return float(worth.sum() + prices.sum()), violators
 
 
 def _candidates(a: Tensor, b: Tensor, k: int, absolute: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -210,18 +236,19 @@ def _candidates(a: Tensor, b: Tensor, k: int, absolute: bool = False) -> tuple[T
     n_groups = n_columns // width + 1
     k = min(k, n_groups - 1)
     block = a.new_full((min(step, len(a)), n_groups * width), -torch.inf)
-    found = []
+    parts = []
     for i in range(0, len(a), step):
         cosines = block[: len(a) - i]
         _counted(torch.mm(a[i : i + step], b.T, out=cosines[:, :n_columns]), absolute)
-        maxima, groups = cosines.unflatten(1, (n_groups, width)).amax(2).topk(k + 1, dim=1)
+        maxima, groups = torch.unflatten(cosines, 1, (n_groups, width)).amax(2).topk(k + 1, dim=1)
         limits, groups = maxima[:, k:], groups[:, :k].sort(1).values
         at = torch.arange(len(cosines), device=a.device)[:, None] * n_groups + groups
         inside = cosines.view(-1, width).index_select(0, at.flatten()).view(-1, k, width)
         rows, group, place = (inside > limits[:, None]).nonzero().unbind(1)
         columns = groups[rows, group] * width + place
-        found.append((rows + i, columns, inside[rows, group, place], limits[:, 0]))
-    return tuple(torch.cat(part) for part in zip(*found, strict=True))
+        parts.append((rows + i, columns, inside[rows, group, place], limits[:, 0]))
+    rows, columns, cosines, limits = (torch.cat(part) for part in zip(*parts, strict=True))
+    return rows, columns, cosines, limits
 
 
 def _neglected(
@@ -231,7 +258,7 @@ def _neglected(
     chosen = torch.bincount(columns, minlength=len(b))
     few = (chosen < k * len(a) // (4 * len(b))).nonzero()[:, 0]
     k = min(k // 2, len(a))
-    best = [_counted(b[part] @ a.T, absolute).topk(k, dim=1) for part in few.split(_step(len(a)))]
+    best = [_counted(b[part] @ a.T, absolute).topk(k, dim=1) for part in torch.split(few, _step(len(a)))]
     cosines, rows = (torch.cat(part).flatten() for part in zip(*best, strict=True))
     return rows.cpu().numpy(), few.repeat_interleave(k).cpu().numpy(), cosines.double().cpu().numpy()
 

@@ -65,7 +65,9 @@ def _group_maxima(product: Tensor, group: int, dim: int) -> Tensor:
     Along `dim` because the reduction of a transposed view takes a CPU fifteen times as long.
     """
     whole, rest = divmod(product.shape[dim], group)
-    maxima = [product.narrow(dim, 0, whole * group).unflatten(dim, (whole, group)).amax(dim + 1)] if whole else []
+    maxima = (
+        [torch.unflatten(product.narrow(dim, 0, whole * group), dim, (whole, group)).amax(dim + 1)] if whole else []
+    )
     if rest:
         maxima.append(product.narrow(dim, whole * group, rest).amax(dim, keepdim=True))
     return torch.cat(maxima, dim)
@@ -96,7 +98,7 @@ def _chosen_products(a: Tensor, b: Tensor, chosen: Tensor, group: int) -> Tensor
     """
     result = a.new_full((len(a), group), -torch.inf)
     sizes = chosen.bincount(minlength=-(-len(b) // group)).tolist()
-    for members, partners in zip(chosen.argsort().split(sizes), b.split(group), strict=True):
-        for rows in members.split(BLOCK):
+    for members, partners in zip(torch.split(chosen.argsort(), sizes), torch.split(b, group), strict=True):
+        for rows in torch.split(members, BLOCK):
             result[rows, : len(partners)] = a[rows] @ partners.T
     return result

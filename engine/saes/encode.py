@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,7 +14,16 @@ BATCH_TOKENS = 2048  # of the measuring pass: small enough to stay near the cach
 BATCH_NUMBERS = 2**26  # activations of a batch, all members together, before they are packed: 256 MiB
 
 
-def encoded(members: SAE, rows, device: torch.device) -> Iterator[tuple[int, torch.Tensor, Codes]]:
+@runtime_checkable
+class Rows(Protocol):
+    """Activations (tokens, d_in) of which slices are read: an array, a memory map, or several files read as one array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: slice, /) -> np.ndarray: ...
+
+
+def encoded(members: SAE, rows: Rows, device: torch.device) -> Iterator[tuple[int, torch.Tensor, Codes]]:
     """(first row, rows, codes) of consecutive batches, on the CPU; encoded on the device."""
     encoder = members if device.type == "cpu" else copy.deepcopy(members).to(device)
     n = max(min(BATCH_TOKENS, BATCH_NUMBERS // (members.n_members * members.d_sae)), 1)
@@ -22,7 +31,7 @@ def encoded(members: SAE, rows, device: torch.device) -> Iterator[tuple[int, tor
         batch = torch.from_numpy(rows[first : first + n].astype(np.float32))
         with torch.no_grad():
             codes = encoder.encode(batch.to(device))
-        yield first, batch, Codes(*(None if each is None else each.cpu() for each in codes))
+        yield first, batch, codes.cpu()
 
 
 def count_active(n_active: Int[np.ndarray, "members d_sae"], codes: Codes) -> None:

@@ -6,9 +6,10 @@ the tensors mean is a `Convention`; all members of an ensemble share it.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,13 @@ from seedscope.engine.saes.topk import topk
 
 DENSE = 2**25  # pre-activations that exist at once while encoding, 128 MiB; with all that is made of them up to 2 GiB
 LAYER_NORM_EPS = 1e-5
+# {type of a convention's field: (what its text in a file's metadata should be, text -> value)}.
+_RESTORED: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    bool: ("true or false", {"true": True, "false": False}.__getitem__),
+    int: ("a whole number", int),
+    float: ("a number", float),
+    str: ("a word", str),
+}
 # What these fields were called in the files written before there were conventions.
 _FORMERLY = {"subtract_b_dec": "apply_b_dec_to_input", "normalize": "normalize_activations"}
 
@@ -37,6 +45,11 @@ class Codes(NamedTuple):
     scale: Float[Tensor, "tokens members"] | None = None
     shift: Float[Tensor, "tokens members"] | None = None
 
+    def cpu(self) -> "Codes":
+        """The same codes in main memory."""
+        scale, shift = (None if tensor is None else tensor.cpu() for tensor in (self.scale, self.shift))
+        return Codes(self.values.cpu(), self.indices.cpu(), scale, shift)
+
 
 class SAE(nn.Module):
     """An ensemble of SAEs that share shape and convention; `len(seeds)` members, one is allowed.
@@ -44,6 +57,10 @@ class SAE(nn.Module):
     `k` alone is short for the convention of a plain TopK SAE. `more` holds what else the architecture needs, each
     (members, d_sae). Raises ValueError where tensors and convention do not fit.
     """
+
+    threshold: nn.Parameter  # jumprelu: (members, d_sae)
+    r_mag: nn.Parameter  # gated: (members, d_sae), logarithm of the gain of the magnitudes
+    b_mag: nn.Parameter  # gated: (members, d_sae)
 
     def __init__(
         self,
@@ -58,12 +75,14 @@ class SAE(nn.Module):
         more: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if (convention is None) == (k is None):
+        if convention is None and k is not None:
+            convention = Convention("topk", k=k)
+        elif convention is None or k is not None:
             raise ValueError(f"convention is {convention} and k is {k}, expected exactly one of them")
-        self.convention = convention or Convention("topk", k=k)
+        self.convention = convention
         self.seeds = seeds
         more = more or {}
-        _check(self.convention, W_dec.shape[:2], more)
+        _check(self.convention, (W_dec.shape[0], W_dec.shape[1]), more)
         # Copies, always: a start may give the decoder's transpose as encoder, and the two must not share memory.
         # Stored feature-major, seen in SAELens orientation: one product then serves all members.
         own = torch.contiguous_format
@@ -100,7 +119,7 @@ class SAE(nn.Module):
         """
         x, scale, shift = self._normalize(x)
         at_once = max(DENSE // (self.n_members * self.d_sae), 1)
-        return _joined([self.activate(self._linear(part)) for part in x.split(at_once)])._replace(
+        return _joined([self.activate(self._linear(part)) for part in torch.split(x, at_once)])._replace(
             scale=scale, shift=shift
         )
 
@@ -111,6 +130,8 @@ class SAE(nn.Module):
     def _normalize(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The SAE's own inputs, and the scale and shift (tokens, members) that lead back to the units of x."""
         c = self.convention
+        scale: Tensor | None
+        shift: Tensor | None
         x = x * c.input_scale if c.input_scale != 1 else x
         if c.normalize == "layer_norm":
             shift = x.mean(-1, keepdim=True)
@@ -131,7 +152,7 @@ class SAE(nn.Module):
 
     def _linear(self, x: Tensor) -> Float[Tensor, "tokens members d_sae"]:
         """`(x - b_dec) @ W_enc + b_enc`, or without b_dec; the biases are folded, so that members share one product."""
-        bias = self.b_enc
+        bias: Tensor = self.b_enc
         if self.convention.subtract_b_dec:
             bias = bias - torch.einsum("mi,mis->ms", self.b_dec, self.W_enc)
         if x.ndim == 2:
@@ -146,7 +167,7 @@ class SAE(nn.Module):
             values, indices = topk(pre * self.W_dec.norm(dim=-1) if c.rescale_by_decoder_norm else pre, c.k)
             return Codes(values.relu(), indices)
         if c.architecture == "groupmax":
-            values, indices = pre.unflatten(-1, (c.k, -1)).max(-1)
+            values, indices = torch.unflatten(pre, -1, (c.k, -1)).max(-1)
             first = torch.arange(c.k, device=pre.device) * (self.d_sae // c.k)
             return Codes(values.relu(), indices + first)
         if c.architecture == "relu":
@@ -198,7 +219,7 @@ class SAE(nn.Module):
 
     def unit_norms(self) -> Float[Tensor, "members d_sae"]:
         """Norm of what one unit of activation adds before unnormalising: the decoder row's, or 1 where that is divided out."""
-        norms = self.W_dec.detach().norm(dim=-1)
+        norms: Tensor = self.W_dec.detach().norm(dim=-1)
         return (norms > 0).to(norms.dtype) if self.convention.rescale_by_decoder_norm else norms
 
     def only(self, member: int) -> "SAE":
@@ -236,8 +257,13 @@ class SAE(nn.Module):
 
 def directed(rows: Tensor) -> Tensor:
     """Which of the rows (..., d_in) have a direction: neither zero nor anywhere not finite."""
-    norms = rows.norm(dim=-1)
+    norms: Tensor = rows.norm(dim=-1)
     return torch.isfinite(norms) & (norms > 0)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows (.., d_in) divided by their L2 norm; entries that are not finite count as 0, and a row of zeros stays one."""
+    return nn.functional.normalize(torch.nan_to_num(rows, 0.0, 0.0, 0.0), dim=-1)
 
 
 def _check(convention: Convention, shape: tuple[int, int], more: dict[str, Tensor]) -> None:
@@ -321,9 +347,9 @@ def _stacked(members: list[dict[str, Tensor]], convention: Convention, seeds: tu
 
 def assemble(tensors: dict[str, Tensor], convention: Convention, seeds: tuple[int, ...]) -> SAE:
     """An SAE of the convention's tensors by name, each with a leading member axis; it shares their memory."""
-    of_all = {name: tensors[name] for name in TENSORS}
     more = {name: tensors[name] for name in convention.tensors if name not in TENSORS}
-    return SAE(**of_all, more=more, convention=convention, seeds=seeds)
+    W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in TENSORS)
+    return SAE(W_enc, b_enc, W_dec, b_dec, more=more, convention=convention, seeds=seeds)
 
 
 def _member(path: Path) -> tuple[dict[str, Tensor], Convention, dict[str, str]]:
@@ -340,19 +366,17 @@ def _member(path: Path) -> tuple[dict[str, Tensor], Convention, dict[str, str]]:
 
 def _convention(path: Path, metadata: dict[str, str]) -> Convention:
     """The convention that a file's metadata spell out; fields that they do not name have their defaults."""
-    found = {}
-    kinds = {bool: ("true or false", {"true": True, "false": False}.__getitem__), int: ("a whole number", int),
-             float: ("a number", float), str: ("a word", str)}  # fmt: skip
+    settings: dict[str, Any] = {}
     for field in fields(Convention):
         text = metadata.get(field.name, metadata.get(_FORMERLY.get(field.name, "")))
         if text is None and not (field.name == "k" and metadata.get("architecture", "topk") in ("topk", "groupmax")):
             continue
-        wanted, restore = kinds[type(field.default)]
+        wanted, restore = _RESTORED[type(field.default)]
         try:
-            found[field.name] = restore(text)
+            settings[field.name] = restore(text)
         except (KeyError, ValueError, TypeError):
             raise ValueError(f"{path} has {field.name} = {text!r} in its metadata, expected {wanted}") from None
     try:
-        return Convention(**found)
+        return Convention(**settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -14,8 +14,9 @@ def topk(pre: Float[Tensor, "*batch d_sae"], k: int) -> tuple[Float[Tensor, "*ba
     """
     n = pre.shape[-1]
     if pre.is_cuda or n % TOPK_GROUP or n < 4 * k * TOPK_GROUP / 3:
-        return tuple(pre.topk(k, dim=-1, sorted=False))
-    groups = pre.unflatten(-1, (-1, TOPK_GROUP))
+        values, indices = pre.topk(k, dim=-1, sorted=False)
+        return values, indices
+    groups = torch.unflatten(pre, -1, (-1, TOPK_GROUP))
     chosen = groups.detach().amax(-1).topk(k, dim=-1, sorted=False).indices
     inside = (chosen[..., None] * TOPK_GROUP + torch.arange(TOPK_GROUP, device=pre.device)).flatten(-2)
     values, at = pre.gather(-1, inside).topk(k, dim=-1, sorted=False)

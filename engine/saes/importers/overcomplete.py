@@ -178,5 +178,5 @@ def _normalized(weights: Tensor, function: Any, path: Path) -> Tensor:
         raise ValueError(f"{path} normalises its dictionary with {name}, expected one of {', '.join(_NORMALIZATIONS)}")
     if name == "identity":
         return weights
-    norms = weights.norm(p=2 if name.endswith("l2") else 1, dim=1, keepdim=True)
+    norms: Tensor = weights.norm(p=2 if name.endswith("l2") else 1, dim=1, keepdim=True)
     return weights / (norms.amax() if name.startswith("max") else norms + 1e-8)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from natsort import natsorted
+
 from seedscope.engine.saes.importers import (
     bare,
     dictionary_learning,
@@ -89,7 +91,8 @@ def _folder(folder: Path, depth: int) -> Iterator[RecognisedSAE]:
     if here:
         yield here
         return
-    entries = sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=_natural)
+    visible = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = natsorted(visible, key=lambda entry: entry.name)  # seed2 before seed10
     folders = [entry for entry in entries if entry.is_dir()]
     # sparsify keeps a second copy of each hookpoint's best state.
     best = [entry for entry in folders if entry.name == "best" and (folder / "config.json").is_file()]
@@ -144,8 +147,3 @@ def _of_pickle(value: Any) -> str:
     if overcomplete.is_state(value):
         return "overcomplete"
     return "dictionary_learning" if dictionary_learning.is_state(value) else ""
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Orders seed2 before seed10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

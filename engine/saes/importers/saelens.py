@@ -40,12 +40,13 @@ def read(folder: Path) -> Imported:
     """
     config = read_json(folder / CONFIG)
     held, _ = read_safetensors(folder / WEIGHTS)
-    metadata = config.get("metadata") if isinstance(config.get("metadata"), dict) else config
+    nested = config.get("metadata")
+    metadata = nested if isinstance(nested, dict) else config
     version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "")
     details = config.get("activation_fn_kwargs") or {}
     name = _architecture(config, folder)
     k = whole(config.get("k", details.get("k")), "k", folder / CONFIG) if name == "topk" else 0
-    remarks = []
+    remarks: list[str] = []
     held = _renamed(held, name, folder, remarks)
     folded = _folded(held, config, folder, remarks)
     trained_as = str(metadata.get("training_architecture") or name)

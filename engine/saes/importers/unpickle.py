@@ -33,6 +33,7 @@ class Stub:
     """What a pickle names, and what it would have passed to it. Its attributes are the state that the pickle sets."""
 
     module = name = ""
+    arguments: tuple[Any, ...]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Stub":
         self = super().__new__(cls)
@@ -122,6 +123,7 @@ class _Tensors:
         if id(value) in self._done or not rounds:
             return self._done.get(id(value), (value, value))[1]
         name = named(value) if isinstance(value, Stub) else ""
+        result: Any
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             result = self._tensor(*value.arguments[:4])
         elif name in ("torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2"):
