@@ -24,9 +24,8 @@ from torch import Tensor
 
 from seedscope.engine.matching.kernels import TIE, Best, best_cosines
 
-HAS_TRITON = (
-    find_spec("triton") is not None
-)  # its wheels exist for Linux alone, so its kernels are imported at their first use
+# Triton's wheels exist for Linux alone, so its kernels are imported at their first use.
+HAS_TRITON = find_spec("triton") is not None
 LIMIT = 64  # cosines per row; a row that needs more has that many near-copies, and is cheaper as part of a product
 TILE = 256  # rows are padded to whole tiles: the largest side below
 DEPTH = 64  # 128 bytes of float16, the width of the swizzle that the tensor cores read

@@ -80,9 +80,8 @@ class PairReport:
     remarks: list[str]  # what a reader of the pair should know; each side has its own
     a: PairSide
     b: PairSide
-    pw_mcc: (
-        float | None
-    )  # mean cosine of the one-to-one matching; of one pair, so PW-MCC is its MCC. None: not computed
+    # Mean cosine of the one-to-one matching; of one pair, so PW-MCC is its MCC. None: not computed.
+    pw_mcc: float | None
     hungarian_distance: float | None  # mean(1 - cosine)
     gap: float | None  # proven relative distance of that matching to the best one
     a_to_b: Direction
