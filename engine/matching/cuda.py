@@ -1,4 +1,4 @@
-"""Best cosines on a CUDA device: one float16 product on the tensor cores, then float32 for the few cosines that matter.
+"""Best cosines on a CUDA device: one float16 product on the tensor cores, then float32 for the cosines that can be best.
 
 Screening multiplies in float16 with float32 sums, tile by tile, and keeps the maximum of every GROUP columns (for each
 row) and of every GROUP rows (for each column); no product is ever written. Reranking walks the groups of a row in falling
@@ -44,7 +44,7 @@ class Prepared(NamedTuple):
 
 
 class Reranked(NamedTuple):
-    """What reranking wrote for one direction."""
+    """Results of reranking for one direction, on the device."""
 
     best: Best
     computed: Int[Tensor, " rows"]  # float32 cosines; -1 where the row is not certified
@@ -60,7 +60,7 @@ class Pending(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """How the answer for one pair was proven."""
+    """How many rows of one pair were certified, and at what cost."""
 
     rows: int  # of both dictionaries
     computed: int  # float32 cosines of the certified rows
@@ -68,7 +68,7 @@ class Certificate(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Rows proven without the plain product."""
+        """Share of the rows that were certified without the plain product, 0 to 1."""
         return 1 - self.recomputed / self.rows
 
 
@@ -105,10 +105,10 @@ def _agrees(device: torch.device) -> bool:
     b[::3] = torch.nn.functional.normalize(a[: len(b[::3])] + 0.01 * b[::3], dim=1)
     pairs = zip(fused_best_cosines(a.to(device), b.to(device)), best_cosines(a, b), strict=True)
     return all(
-        torch.equal(found.partner.cpu(), plain.partner)
-        and torch.allclose(found.cosine.cpu(), plain.cosine, rtol=0, atol=1e-6)
-        and torch.allclose(found.runner_up.cpu(), plain.runner_up, rtol=0, atol=1e-6)
-        for found, plain in pairs
+        torch.equal(fused.partner.cpu(), plain.partner)
+        and torch.allclose(fused.cosine.cpu(), plain.cosine, rtol=0, atol=1e-6)
+        and torch.allclose(fused.runner_up.cpu(), plain.runner_up, rtol=0, atol=1e-6)
+        for fused, plain in pairs
     )
 
 
@@ -178,20 +178,20 @@ def _group(rows_a: int, rows_b: int) -> int:
 def finish(pending: Pending) -> tuple[Best, Best, Certificate]:
     """Wait for a pair, and send the rows that are not certified through the plain product."""
     a, b, forward, backward = pending
-    counts = [n for found in (forward, backward) for n in ((found.computed < 0).sum(), found.computed.sum())]
+    counts = [n for side in (forward, backward) for n in ((side.computed < 0).sum(), side.computed.sum())]
     failed_a, computed_a, failed_b, computed_b = torch.stack(counts).tolist()  # the only wait
-    for rows, others, found, failed in ((a, b, forward, failed_a), (b, a, backward, failed_b)):
+    for rows, others, reranked, failed in ((a, b, forward, failed_a), (b, a, backward, failed_b)):
         if failed:
-            again = (found.computed < 0).nonzero()[:, 0]
-            for kept, right in zip(found.best, _plain(rows.full[again], others.full), strict=True):
-                kept[again] = right
-    failed = failed_a + failed_b  # each counted -1 in the sums
+            again = (reranked.computed < 0).nonzero()[:, 0]
+            for values, exact in zip(reranked.best, _plain(rows.full[again], others.full), strict=True):
+                values[again] = exact
+    failed = failed_a + failed_b  # each of these rows has added -1 to the sums
     certificate = Certificate(len(a.full) + len(b.full), computed_a + computed_b + failed, failed)
     return forward.best, backward.best, certificate
 
 
 def _plain(a: Tensor, b: Tensor) -> Best:
-    """The rows of `a` in float32 whatever precision the process allows its products."""
+    """Best cosines of the rows of `a` in full float32, whatever precision the process allows for products."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -219,14 +219,14 @@ def _search(a: Prepared, b: Prepared, maxima: Tensor, others: Tensor, group: int
 
     (n, d_in), columns = a.full.shape, len(b.full)
     groups = -(-columns // group)
-    found = Best(a.full.new_empty(n), a.full.new_empty(n, dtype=torch.long), a.full.new_empty(n))
+    best = Best(a.full.new_empty(n), a.full.new_empty(n, dtype=torch.long), a.full.new_empty(n))
     computed = a.full.new_empty(n, dtype=torch.int32)
     slack = d_in * 2.0**-22  # of the sums: 1.5 d 2^-23 screened and d 2^-24 in float32
     widths = {"D_WIDTH": _power_of_two(d_in), "GROUPS_WIDTH": _power_of_two(groups)}
     triton_kernels.compiled().rerank[(n,)](
-        *(a.full, b.full, a.residual, a.length, b.worst, maxima, others, *found, computed),
+        *(a.full, b.full, a.residual, a.length, b.worst, maxima, others, *best, computed),
         *(columns, groups, *(m.stride(0) for m in (maxima, others)), slack, TIE),
         **{"D": d_in, "GROUP": group, "LIMIT": LIMIT, **widths},
         num_warps=min(max(max(widths.values()) // 1024, 1), 8),
     )
-    return Reranked(found, computed)
+    return Reranked(best, computed)

@@ -1,9 +1,9 @@
-"""Partners of all features in all other members under every rule, and what the same search finds by chance.
+"""Partners of all features in all other members under every matching rule, and the same against random dictionaries.
 
 Rules: *argmax* of paper A (the feature with the largest signed cosine, one-directional, many-to-one), *mutual* (each is
 the other's argmax), *hungarian* (one to one, largest summed cosine; paper B), *both* (decoder and encoder assignments
-agree; Paulo and Belrose 2025). All by signed cosine, or by its absolute value where asked. Everything is kept unthresholded,
-so that theta moves without matching again.
+agree; Paulo and Belrose 2025). Cosines are signed, or absolute with `absolute`. No threshold is applied: cosines are kept, so
+that theta can change without matching again.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,15 +21,15 @@ from seedscope.engine.matching.kernels import Best
 from seedscope.engine.saes.sae import SAE, directed, unit_rows
 
 NULL_KINDS = ("haar", "second_moment")
-NULL_ANCHORS = 2048  # anchor features per member that the nulls look at: their match rates are then good to 0.1 points
-HUNGARIAN_UP_TO = 2e11  # pairs * d_sae^2 * d_in multiply-adds that are spent by default: minutes on two cores
+NULL_ANCHORS = 2048  # anchor features per member for the nulls: enough for match rates within 0.1 percentage points
+HUNGARIAN_UP_TO = 2e11  # most pairs * d_sae^2 * d_in multiply-adds done without being asked: minutes on two cores
 
 
 class Matches(NamedTuple):
     """Partners of every anchor feature in every other member; comparisons in seed order, the anchor left out.
 
     All arrays are (members, d_sae, comparisons) but two: `other` (members, comparisons) names the comparison's member
-    index, `gap` (members, comparisons) the proven distance of its one-to-one matching to the optimum. Rows without a
+    index, `gap` (members, comparisons) the `Assignment.gap` of its one-to-one matching. Rows without a
     direction (zero or not finite) match nothing: partner -1, cosine NO_MATCH. Without one-to-one matching the last four,
     and without known activity the live ones, have no comparisons: (members, d_sae, 0).
     """
@@ -43,7 +43,7 @@ class Matches(NamedTuple):
     encoder_cosine: np.ndarray  # cosine of the two encoder columns, at the decoder's partner
     live_partner: np.ndarray  # best partner among the comparison's living features
     live_cosine: np.ndarray
-    hungarian_partner: np.ndarray  # -1: stays alone
+    hungarian_partner: np.ndarray  # -1: none
     hungarian_cosine: np.ndarray
     hungarian_encoder_cosine: np.ndarray
     encoder_partner: np.ndarray  # partner under the assignment of the encoders
@@ -68,7 +68,7 @@ class PairMatches(NamedTuple):
     encoder_partner: np.ndarray | None = None
 
     def rule_cosine(self, rule: str) -> Float[np.ndarray, " d_sae"]:
-        """The cosine that theta is compared with under a rule; see the function of the same name."""
+        """The cosine that theta is compared with under a rule; see the function `rule_cosine`."""
         return rule_cosine(rule, self)
 
     def rule_partner(self, rule: str) -> np.ndarray:
@@ -80,18 +80,18 @@ class PairMatches(NamedTuple):
 
 
 class Dictionary(NamedTuple):
-    """Unit decoder rows and encoder columns of one member; `valid` and `live` are ascending feature indices."""
+    """Unit decoder rows and encoder columns of one member, float32; `valid` and `live` are ascending feature indices."""
 
     decoder: Float[Tensor, "d_sae d_in"]
     encoder: Float[Tensor, "d_sae d_in"]
-    valid: Tensor  # rows that have a direction
-    live: Tensor  # valid rows that fired
+    valid: Tensor  # features whose decoder row has a direction
+    live: Tensor  # those of them that are active on some evaluation token
 
 
 def dictionaries(
     sae: SAE, live: Bool[np.ndarray, "members d_sae"] | None = None, *, device: torch.device | str = "cpu"
 ) -> list[Dictionary]:
-    """Every member's directions; without `live`, all features count as living."""
+    """One Dictionary per member, on the device; `live` says which features fired, all of them if it is None."""
     result = []
     for member in range(sae.n_members):
         decoder = sae.W_dec.detach()[member].float()
@@ -106,8 +106,9 @@ def dictionaries(
 def match_pair(
     a: Dictionary, b: Dictionary, *, assign: bool = True, absolute: bool = False
 ) -> tuple[PairMatches, PairMatches, Assignment | None]:
-    """Match two members in both directions: one product for argmax (two if `absolute`), two assignments if `assign`.
+    """Matches from `a` to `b`, from `b` to `a`, and the one-to-one matching of the decoders, None without `assign`.
 
+    Costs one product for argmax (two if `absolute`), one more per side with dead features, and two assignments if `assign`.
     Raises ValueError where the widths d_in differ.
     """
     if a.decoder.shape[1] != b.decoder.shape[1]:
@@ -134,7 +135,7 @@ def match_pair(
 
 
 def _best(rows_a: Tensor, of_a: Tensor, rows_b: Tensor, of_b: Tensor, absolute: bool = False) -> tuple[Best, Best]:
-    """best_cosines between the chosen rows, in full-size arrays; rows left out get partner -1 and cosine NO_MATCH."""
+    """best_cosines between rows `of_a` and `of_b`, as arrays over all rows: the others get partner -1 and NO_MATCH."""
     if not len(of_a) or not len(of_b):
         return _none(rows_a), _none(rows_b)
     whole = len(of_a) == len(rows_a) and len(of_b) == len(rows_b)
@@ -170,15 +171,16 @@ def _without_sign(matches: PairMatches) -> PairMatches:
 
 
 def _larger(signed: Best, negated: Best) -> Best:
-    """The best by absolute cosine, from the best of b and of -b; on a tie the signed one."""
+    """The best by absolute cosine, from the best in b (`signed`) and in -b (`negated`); on a tie the signed one."""
     flip = negated.cosine > signed.cosine
     won = [torch.where(flip, n, s) for s, n in zip(signed, negated, strict=True)]
     lost = [torch.where(flip, s, n) for s, n in zip(signed, negated, strict=True)]
-    loser = torch.where(lost[1] == won[1], lost[2], lost[0])  # the winner's own partner is not its rival
+    loser = torch.where(lost[1] == won[1], lost[2], lost[0])  # a feature is not its own runner-up
     return Best(won[0], won[1], torch.maximum(won[2], loser))
 
 
 def _none(rows: Tensor) -> Best:
+    """Rows without any partner."""
     worst = rows.new_full((len(rows),), NO_MATCH)
     return Best(worst, torch.full_like(worst, -1, dtype=torch.long), worst.clone())
 
@@ -256,7 +258,7 @@ def _computed(values: np.ndarray | None, rule: str) -> np.ndarray:
 
 
 def affordable(n_members: int, d_sae: int, d_in: int) -> bool:
-    """Whether one-to-one matching of all pairs is done without being asked for."""
+    """Whether one-to-one matching of all pairs costs at most HUNGARIAN_UP_TO, so that it is done by default."""
     return n_members * (n_members - 1) / 2 * d_sae**2 * d_in <= HUNGARIAN_UP_TO
 
 
@@ -268,12 +270,12 @@ def match_ensemble(
     device: torch.device | str = "cpu",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Matches:
-    """Match every member with every other; a product a pair serves both directions.
+    """Match every member with every other; one product per pair serves both directions.
 
-    `live` says which features fired on the evaluation tokens; None where nobody knows: then there are no live partners.
-    `assign` asks for one-to-one matching; by default it is
-    done where it is cheap. Cost: members^2 / 2 * d_sae^2 * d_in multiply-adds, twice where dead features exist; memory
-    25 bytes per (anchor feature, comparison), 13 more with one-to-one. Raises ValueError for fewer than two members.
+    `live` says which features are active on the evaluation tokens; with None, which means not known, there are no live
+    partners. `assign` asks for one-to-one matching; by default it is done where `affordable`. `report` gets (pairs done, all
+    pairs). Cost: members^2 / 2 * d_sae^2 * d_in multiply-adds, twice that where dead features exist. Memory: 25 bytes per
+    (anchor feature, comparison), 13 more with one-to-one matching. Raises ValueError for fewer than two members.
     """
     n, d_sae = sae.n_members, sae.d_sae
     if n < 2:
@@ -304,7 +306,7 @@ def match_ensemble(
 
 
 class Chance(NamedTuple):
-    """Best cosines that chance alone gives to some features of every member."""
+    """Best cosines of some features of every member in random dictionaries."""
 
     feature: Int[np.ndarray, " anchors"]  # the same for all members, ascending
     cosine: Float[np.ndarray, "members anchors comparisons"]
@@ -315,9 +317,9 @@ def null_cosines(
 ) -> Chance:
     """Match against chance: every comparison dictionary is replaced by a random one.
 
-    `haar` rotates it by a random orthogonal matrix: geometry within it stays, its place does not. `second_moment`
+    `haar` rotates it by a random orthogonal matrix, which keeps all angles within it but not its orientation. `second_moment`
     draws unit rows with its own uncentred second moment S (S^(1/2) times Gaussian, normalised): a mean direction and
-    anisotropy that the members share stay, which Haar destroys. Definitions of this project (the first is also used by
+    anisotropy that the members share stay, which `haar` destroys. Definitions of this project (the first is also used by
     re-implementations of paper A). Of more than `n_anchors` features a random choice is matched. Anchor rows without a
     direction get NO_MATCH. Raises ValueError for an unknown kind.
     """
@@ -339,7 +341,7 @@ def _ordered_pairs(n: int) -> Iterator[tuple[int, int]]:
 
 
 def random_dictionary(rows: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """As many random rows as there are unit rows, of a kind that `null_cosines` explains. Raises ValueError for another."""
+    """Random unit rows, as many as `rows` has, of a kind that `null_cosines` explains. Raises ValueError for another kind."""
     d_sae, d_in = rows.shape
 
     def gaussian(n_rows: int) -> Tensor:

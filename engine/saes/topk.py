@@ -1,16 +1,16 @@
-"""The k largest pre-activations of every token."""
+"""The k largest entries of every row, faster than `torch.topk` on a CPU."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-TOPK_GROUP = 8
+TOPK_GROUP = 8  # neighbouring entries whose maximum is searched first
 
 
 def topk(pre: Float[Tensor, "*batch d_sae"], k: int) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:
     """The k largest entries of every row, unsorted, with their indices; as `torch.topk`, in about half its time on a CPU.
 
-    The k largest lie in the k groups with the largest maxima: two searches among few replace one among many.
+    They lie in the k groups with the largest maxima, so two searches among few entries replace one among many.
     """
     n = pre.shape[-1]
     if pre.is_cuda or n % TOPK_GROUP or n < 4 * k * TOPK_GROUP / 3:
