@@ -1,4 +1,7 @@
-"""What SeedScope finds on this machine and under a root, and what a person should do about it; looks, and mends nothing."""
+"""The report of `seedscope doctor`: the machine, packages, device, folders and studies, with what to do where something is wrong.
+
+It only reads: nothing is repaired or removed.
+"""
 
 import fcntl
 import os
@@ -8,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ import torch
 
 from seedscope.engine.contract import sockets
 from seedscope.engine.contract.names import name_problem
-from seedscope.engine.contract.published import CURRENT, published
+from seedscope.engine.contract.published import names_store, published
 from seedscope.engine.contract.tables.study import Ensemble, Member
 from seedscope.engine.matching.cuda import choice
 from seedscope.engine.store import catalogue, database
@@ -24,14 +28,14 @@ from seedscope.engine.store import catalogue, database
 FORMAT, FORMAT_VERSION = "seedscope.doctor", 1
 SECTIONS = ("machine", "packages", "device", "places", "studies")
 LITTLE_MEMORY = LITTLE_SPACE = 2 * 2**30  # bytes; the embedded study takes 1.8 GB of memory and half a GB of disk
-# {package that is not required: what it is for, how it is installed}
+# {optional package: (what it is for, how it is installed)}
 OPTIONAL = {
     "datasets": ("token sources hf:NAME", "pip install 'seedscope[hub]'"),
     "openai": ("explanations by language models", "pip install 'seedscope[llm]'"),
     "triton": ("the fused CUDA kernel; on Linux", "pip install triton"),
     "faiss-cpu": ("a peer in seedscope bench", "pip install 'seedscope[bench]'"),
 }
-# What an interrupted run leaves in a study's folder, relative to it.
+# Files and folders that an interrupted run leaves in a study's folder, relative to it.
 LEFTOVERS = (
     "scratch",
     "checkpoints",
@@ -51,22 +55,22 @@ class Finding:
     section: str  # one of SECTIONS
     name: str
     value: str
-    fine: bool = True  # False: something does not work, or is left behind
-    remark: str = ""  # what it means and what to do
+    fine: bool = True  # False: something does not work, or an interrupted run left something
+    remark: str = ""  # what that means, and what to do
 
 
 def examine(root: Path, device: str = "auto") -> list[Finding]:
-    """Everything, section by section; takes seconds, most of them loading torch, and raises nothing.
+    """All findings, section by section; raises nothing, and takes seconds, mostly to load torch.
 
-    `device` is that of `seedscope serve` and the commands that compute: auto, cpu or cuda.
+    `device` is the option of `seedscope serve` and of commands that compute: auto, cpu or cuda.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for section, look in (
         ("machine", _machine), ("packages", _packages), ("device", lambda: _device(device)),
         ("places", lambda: _places(root)), ("studies", lambda: _studies(root)),
     ):  # fmt: skip
-        found += _guarded(section, "examination", look)
-    return found
+        findings += _guarded(section, "examination", look)
+    return findings
 
 
 def as_json(findings: Iterable[Finding]) -> dict[str, Any]:
@@ -81,14 +85,14 @@ def as_json(findings: Iterable[Finding]) -> dict[str, Any]:
 
 
 def _guarded(section: str, name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """What a look finds; should it fail in a way that nobody thought of, that is a finding too."""
-    found = []
+    """The findings of one examination; an unexpected error in it becomes a finding, too."""
+    findings = []
     try:
         for finding in look():
-            found.append(finding)  # one by one: those before a failure count
-    except Exception as error:  # a report on what is broken must not break
-        found.append(Finding(section, name, "failed", False, f"{type(error).__name__}: {str(error)[:200]}"))
-    return found
+            findings.append(finding)  # one by one, to keep those before an error
+    except Exception as error:  # whatever is broken, there is a report
+        findings.append(Finding(section, name, "failed", False, f"{type(error).__name__}: {str(error)[:200]}"))
+    return findings
 
 
 # -- machine and packages --------------------------------------------------------------------------------------------
@@ -108,13 +112,15 @@ def _machine() -> Iterator[Finding]:
 
 
 def _memory() -> tuple[int | None, int]:
-    """(available, all) bytes; what a container may not use is not counted. Available memory is known on Linux alone."""
+    """(available, total) bytes, within the limit of a container; available memory is None where it is not known (macOS)."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        held = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        available = int(held[1]) * 1024
-    except (OSError, TypeError):
+        line = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
         return None, total
+    if line is None:
+        return None, total
+    available = int(line[1]) * 1024
     try:
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
     except (OSError, ValueError):  # no container, or one without a limit
@@ -127,14 +133,18 @@ def _packages() -> Iterator[Finding]:
     for requirement in requires("seedscope") or []:
         if "extra ==" in requirement:
             continue
-        name = re.match(r"[A-Za-z0-9._-]+", requirement)[0]
-        found = _version(name)
-        remark = "" if found else f"is required; pip install '{requirement.split(';')[0].strip()}'"
-        yield Finding("packages", name, found or "not installed", bool(found), remark)
+        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+        installed = _version(name)
+        remark = "" if installed else f"is required; pip install '{requirement.split(';')[0].strip()}'"
+        yield Finding("packages", name, installed or "not installed", bool(installed), remark)
     for name, (purpose, command) in OPTIONAL.items():
-        found = _version(name)
+        installed = _version(name)
         yield Finding(
-            "packages", name, found or "not installed", True, f"optional: {purpose}" + ("" if found else f"; {command}")
+            "packages",
+            name,
+            installed or "not installed",
+            True,
+            f"optional: {purpose}" + ("" if installed else f"; {command}"),
         )
 
 
@@ -148,23 +158,23 @@ def _version(package: str) -> str | None:
 # -- device ----------------------------------------------------------------------------------------------------------
 
 
-def _device(asked: str) -> Iterator[Finding]:
-    there = torch.cuda.is_available()
+def _device(name: str) -> Iterator[Finding]:
+    has_cuda = torch.cuda.is_available()
     build = (
         f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for the CPU alone"
     )
-    if asked == "cuda" and not there:
+    if name == "cuda" and not has_cuda:
         yield Finding(
             "device", "device", "cuda was asked for, there is none", False, f"{build}; use --device auto or cpu"
         )
         return
-    device = torch.device("cuda" if there and asked != "cpu" else "cpu")
-    idle = device.type == "cpu" and not there and _has_nvidia()
+    device = torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+    idle = device.type == "cpu" and not has_cuda and _has_nvidia()
     remark = (
         f"there is an NVIDIA driver, and {build}: pytorch.org/get-started names the build for it" if idle else build
     )
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    yield Finding("device", "device", f"{device.type} ({name})", not idle, remark)
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    yield Finding("device", "device", f"{device.type} ({model})", not idle, remark)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         yield Finding("device", "device memory", f"{_size(free)} free of {_size(total)}")
@@ -180,12 +190,12 @@ def _has_nvidia() -> bool:
 
 
 def _places(root: Path) -> Iterator[Finding]:
-    there = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
-    problem = _write_problem(there) if there.is_dir() else f"{there} is a file, expected a folder"
+    nearest = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
+    problem = _write_problem(nearest) if nearest.is_dir() else f"{nearest} is a file, expected a folder"
     remark = f"{problem}; choose another folder with --root DIR" if problem else ""
-    missing = "" if there == root.absolute() else ", made when a study is built"
+    missing = "" if nearest == root.absolute() else ", made when a study is built"
     yield Finding("places", "root", f"{root}{missing}", not problem, remark)
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(nearest).free
     remark = "" if free >= LITTLE_SPACE else "little: a run keeps 2 bytes per token and number of its activations"
     yield Finding("places", "free space there", _size(free), not remark, remark)
     folder = (address := sockets.address(root)).parent
@@ -215,7 +225,7 @@ def _locked(lock: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # there is none
+    except OSError:  # there is no such file
         return False
     return False
 
@@ -228,12 +238,12 @@ def _studies(root: Path) -> Iterator[Finding]:
     if not folders:
         yield Finding("studies", "studies", "none", True, "build the embedded one: seedscope demo; or seedscope import")
     for folder in folders:
-        yield from _guarded("studies", folder.name, lambda folder=folder: _study(folder))
+        yield from _guarded("studies", folder.name, partial(_study, folder))
 
 
 def _is_study(folder: Path) -> bool:
-    marks = (CURRENT, catalogue.FILE, "sae", "scratch", "checkpoints", "parts")
-    return any((folder / mark).exists() for mark in marks) or any(folder.glob("study-*"))
+    marks = (catalogue.FILE, "sae", "scratch", "checkpoints", "parts")
+    return names_store(folder) or any((folder / mark).exists() for mark in marks) or any(folder.glob("study-*"))
 
 
 def _study(folder: Path) -> Iterator[Finding]:
@@ -245,8 +255,8 @@ def _study(folder: Path) -> Iterator[Finding]:
     if building:
         remark = "; ".join(filter(None, ("a run is changing it right now", remark)))
     yield Finding("studies", name, f"{value}, {size}", fine, remark)
-    found = sorted({path for pattern in LEFTOVERS for path in folder.glob(pattern)})
-    outer = [path for path in found if not any(parent in found for parent in path.parents)]
+    leftovers = sorted({path for pattern in LEFTOVERS for path in folder.glob(pattern)})
+    outer = [path for path in leftovers if not any(parent in leftovers for parent in path.parents)]
     if outer and not building:
         names = ", ".join(str(path.relative_to(folder)) for path in outer[:3]) + (", .." if len(outer) > 3 else "")
         yield Finding("studies", f"{name}: leftovers", f"{names}, {_size(sum(map(_bytes, outer)))}", False,
@@ -254,15 +264,15 @@ def _study(folder: Path) -> Iterator[Finding]:
 
 
 def _state(folder: Path) -> tuple[str, bool, str]:
-    """(what a study is, whether that is fine, what to do)."""
+    """(state of a study in words, whether that is fine, what to do)."""
     try:
         plan = catalogue.read(folder)
     except ValueError as error:
         return "its catalogue is damaged", False, str(error)
-    held = published(folder)
-    if held:
-        return _published(folder, folder / held[0], plan)
-    if (folder / CURRENT).exists():
+    store = published(folder)
+    if store:
+        return _published(folder, folder / store.name, plan)
+    if names_store(folder):
         return "damaged, its store is gone", False, _publish_again(folder, plan)
     if plan:
         return f"imported, not analysed: {_planned(plan)}", True, _publish_again(folder, plan)
@@ -280,7 +290,7 @@ def _published(folder: Path, path: Path, plan: catalogue.StudyPlan | None) -> tu
             False,
             f"{error}: {_publish_again(folder, plan)}",
         )
-    except Exception:  # of DuckDB, which engine.store.database alone knows
+    except Exception:  # DuckDB's errors, whose classes engine.store.database alone imports
         return f"damaged, {path.name} cannot be read", False, _publish_again(folder, plan)
     value = ", ".join(
         f"{name} ({row.n_members} x {row.d_sae:,}: {', '.join(row.computed)})" for name, row in ensembles.items()
@@ -298,14 +308,14 @@ def _planned(plan: catalogue.StudyPlan) -> str:
 
 
 def _publish_again(folder: Path, plan: catalogue.StudyPlan | None) -> str:
-    """The command that computes what is missing, and publishes."""
+    """What to run so that missing results are computed and published."""
     return (
         f"run: seedscope analyze {folder.name}" if plan else "build it again; the embedded study with: seedscope demo"
     )
 
 
 def _bytes(path: Path) -> int:
-    """What a file or everything in a folder takes on disk; what vanishes meanwhile counts nothing."""
+    """Bytes of a file, or of all files in a folder; files that disappear meanwhile count as 0."""
     paths = [path] if path.is_file() else path.rglob("*")
     total = 0
     for each in paths:
@@ -317,7 +327,7 @@ def _bytes(path: Path) -> int:
 
 
 def _size(n_bytes: int) -> str:
-    """Bytes in a unit that people read."""
+    """A number of bytes as text, in the largest unit below it."""
     size, units = float(n_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]

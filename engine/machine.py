@@ -1,4 +1,4 @@
-"""What this machine has: memory, and the device that a name stands for."""
+"""Available memory of this machine, and the torch device that a name selects."""
 
 import os
 from pathlib import Path
@@ -9,13 +9,13 @@ GIB = 2**30
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated without swapping; where the system does not say (macOS), all physical memory."""
+    """Bytes that can be allocated without swapping; all physical memory where the system does not report it (macOS)."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:  # a container may have less than its host
+    try:  # a container may have less memory than its host
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
     except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
         return available
@@ -23,7 +23,10 @@ def available_memory() -> int:
 
 
 def require_memory(path: str, parameters: int, item_size: int) -> None:
-    """Raise ValueError where a model's weights do not fit into memory; activations of a batch come on top."""
+    """Raise ValueError where a model's weights, `parameters` numbers of `item_size` bytes, do not fit into available memory.
+
+    `path` names the model in the error. Activations of a batch are not counted.
+    """
     needed, available = parameters * item_size, available_memory()
     if needed > available:
         raise ValueError(
@@ -33,5 +36,5 @@ def require_memory(path: str, parameters: int, item_size: int) -> None:
 
 
 def named_device(name: str) -> torch.device:
-    """The device of a name; `auto` is the GPU where there is one."""
+    """The device of a name: `auto` is the CUDA device if there is one, else the CPU; any other name is torch's."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

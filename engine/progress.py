@@ -1,7 +1,7 @@
-"""Progress of long work on the terminal: bars with rate and time left, plain lines where nobody watches.
+"""Progress of long work: bars with rate and time left on a terminal, one plain line per stage elsewhere, on standard error.
 
-Where $SEEDSCOPE_PROGRESS names a file, it holds the running stage as JSON besides, for whoever started the command; what a
-training tells stands in files beside it, which stay.
+Where the environment variable SEEDSCOPE_PROGRESS names a file, the running stage is written to it as JSON for the process that
+started the command, and training curves to files beside it (engine.contract.progress_files).
 """
 
 import json
@@ -28,12 +28,12 @@ from rich.progress import (
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.progress_files import PROGRESS_VARIABLE, Curves, StageProgress
 
-Report = Callable[[int, int], None]
-FILE_S = 0.25  # between two writings of the file
+Report = Callable[[int, int], None]  # report(done, total)
+FILE_S = 0.25  # least seconds between two writings of the file
 
 
 class Progress:
-    """`with progress.stage(name, unit) as report: report(done, total)`; each stage leaves one line behind."""
+    """`with progress.stage(name, unit) as report: report(done, total)`; one line per stage remains on the terminal."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -44,7 +44,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, unit: str) -> Iterator[Report]:
-        """Show one stage; yields the function that takes (done, total)."""
+        """Show one stage; yields the function that reports (done, total), both in `unit`."""
         self._remark = ""
         with self._shown(name, unit) as report:
             if self._file is None:
@@ -90,30 +90,31 @@ class Progress:
             print(f"{name}: {detail}, {taken:.1f} s{remark}", file=sys.stderr, flush=True)
 
     def show(self, curves: Curves, remark: str) -> None:
-        """Tell how a training goes: in its file, and behind the running stage in a few words."""
+        """Write training curves to their file, and show a remark, a few words, after the running stage."""
         self._remark = remark
         if self._file is not None:
             with suppress(OSError):
                 write_whole(self._file.with_name(curves.file), json.dumps(asdict(curves)), durable=False)
 
     def say(self, text: str) -> None:
-        """One line about what was chosen, and why."""
+        """Print one line."""
         if not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def _kept(file: Path, name: str, unit: str) -> Iterator[Report]:
-    """Keep a stage in a file: when it begins, a few times a second, and as it ended."""
-    began, written, last = time.perf_counter(), 0.0, (0, None)
+    """Write a stage to a file: when it begins, a few times per second, and when it ends."""
+    began, written = time.perf_counter(), 0.0
+    last: tuple[int, int | None] = (0, None)
 
     def write() -> None:
         nonlocal written
         done, total = last
         written = time.perf_counter()
-        held = StageProgress(name, unit, done, total, done / max(written - began, 1e-9))
-        with suppress(OSError):  # work does not fail for want of a place to say how far it is
-            write_whole(file, json.dumps(asdict(held)), durable=False)
+        stage = StageProgress(name, unit, done, total, done / max(written - began, 1e-9))
+        with suppress(OSError):  # work goes on where its progress cannot be written
+            write_whole(file, json.dumps(asdict(stage)), durable=False)
 
     def keep(done: int, total: int) -> None:
         nonlocal last

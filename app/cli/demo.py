@@ -34,11 +34,10 @@ def demo(
 
     Example: seedscope demo --port 9000
     """
-    from seedscope.engine.contract.published import CURRENT
     from seedscope.engine.demo import stdlib as embedded  # standard library only
 
     root = writable(root or default_root())
-    if full or control or not _is_current(root / embedded.STUDY.name / CURRENT, embedded.built_from()):
+    if full or control or not _is_current(root / embedded.STUDY.name, embedded.built_from()):
         flags = [f"--{name}" for name, given in (("quiet", quiet), ("control", control), ("full", full)) if given]
         command = [sys.executable, "-W", "ignore", "-m", "seedscope.engine.studies.embedded", str(root), *flags]
         code = subprocess.run(command, check=False).returncode
@@ -51,9 +50,9 @@ def demo(
         print(f"study {embedded.STUDY.name} is published under {root}; look at it with: seedscope serve --root {root}")
 
 
-def _is_current(current: Path, wanted: str) -> bool:
-    try:
-        store, built_from = current.read_text().splitlines()
-    except (FileNotFoundError, ValueError):
-        return False
-    return built_from == wanted and (current.parent / store).is_file()
+def _is_current(study: Path, built_from: str) -> bool:
+    """Whether the published store of a study's folder was built from this."""
+    from seedscope.engine.contract.published import published
+
+    store = published(study)
+    return store is not None and store.built_from == built_from

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from seedscope.app.jobs.kinds import KINDS, Job, JobRefusedError, checked, require_ready, words
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.progress_files import PATTERN, PROGRESS_VARIABLE, Curves, StageProgress
-from seedscope.engine.contract.published import CURRENT
+from seedscope.engine.contract.published import PublishedStore, published
 
 FOLDER = "jobs"  # no study can be called that
 ID_PATTERN = r"[0-9a-f]{16}"
@@ -46,7 +46,7 @@ class _Run:
     """A process of this server's."""
 
     process: subprocess.Popen
-    published: str | None  # what the study's CURRENT said before
+    published: PublishedStore | None  # the study's store before
     kill_at: float | None = None  # monotonic, once it was asked to end
 
 
@@ -302,11 +302,8 @@ class Jobs:
             _signal(job.pid, signal.SIGKILL)
             time.sleep(POLL_S / 5)
 
-    def _published(self, job: Job) -> str | None:
-        try:
-            return (self._root / job.study / CURRENT).read_text()
-        except OSError:
-            return None
+    def _published(self, job: Job) -> PublishedStore | None:
+        return published(self._root / job.study)
 
 
 _JOB, _STAGE, _CURVES = TypeAdapter(Job), TypeAdapter(StageProgress), TypeAdapter(Curves)

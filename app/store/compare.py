@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seedscope.app.store.database import Database
+from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.table import FeatureQuery, FeatureTable
 from seedscope.engine.contract.schema import TRIGGERS
 from seedscope.engine.contract.stability import BUCKETS
@@ -134,10 +135,7 @@ class Comparisons:
     def _draw_lines(self, ensemble: str, count_dead: bool) -> list[int]:
         """Row ids of the features that are compared: all where they are few, else a fixed random choice."""
         dead = "" if count_dead else "AND dead IS NOT TRUE"
-        sql = (
-            f"SELECT rowid FROM Feature WHERE ensemble = $ensemble {dead} "
-            "ORDER BY hash(seed * 1000003 + feature) LIMIT $n_rows"
-        )
+        sql = f"SELECT rowid FROM Feature WHERE ensemble = $ensemble {dead} {fixed_sample('n_rows')}"
         return [line for (line,) in self._store.fetch(sql, {"ensemble": ensemble, "n_rows": COMPARED_ROWS})]
 
     def _compare(self, query: FeatureQuery) -> BucketComparison:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from seedscope.app.store.errors import BadValue, NotFound
 from seedscope.app.store.missing import Missing, missing
 from seedscope.engine.contract import schema
+from seedscope.engine.contract.duckdb_settings import READ_ONLY
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
 
 
@@ -19,9 +20,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._connection = duckdb.connect(
-            str(path), read_only=True, config={"enable_external_access": "false", "lock_configuration": "true"}
-        )
+        self._connection = duckdb.connect(str(path), read_only=True, config=READ_ONLY)
         name, found = self.fetch("SELECT study, schema_version FROM Study")[0]
         if found != schema.SCHEMA_VERSION:
             expected = f"schema {found} in the file, {schema.SCHEMA_VERSION} is read; build the study again"

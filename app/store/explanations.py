@@ -10,6 +10,7 @@ import numpy as np
 from seedscope.app.store.compare import JUDGED
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
+from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.table import FeatureQuery, FeatureTable
 from seedscope.engine.contract.names import words
 from seedscope.engine.contract.stability import BUCKETS
@@ -172,7 +173,7 @@ class Explanations:
         n = self._store.ensembles[query.ensemble].n_members
         rows = table.select(
             "SELECT seed, explanation FROM filtered WHERE bucket = $in_bucket AND explainer = $by "
-            "ORDER BY hash(seed * 1000003 + feature), seed, feature LIMIT $n_labels",
+            f"{fixed_sample('n_labels')}",
             {"in_bucket": BUCKETS.index(bucket), "by": explainer, "n_labels": 2 * CHANCE_LABELS * n // (n - 1)},
         )
         return [(seed, words(text)) for seed, text in rows]

@@ -9,7 +9,7 @@ import duckdb
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.names import NAME_PATTERN
-from seedscope.engine.contract.published import CURRENT
+from seedscope.engine.contract.published import folders_with_store, names_store, published
 
 CATALOGUE = "study.json"  # what a study consists of; written before anything is analysed
 
@@ -29,13 +29,13 @@ class Studies:
 
     def names(self) -> list[str]:
         """Names of all published studies, sorted."""
-        pattern = f"*/{CURRENT}"
-        return sorted(p.parent.name for p in self._root.glob(pattern) if re.fullmatch(NAME_PATTERN, p.parent.name))
+        names = (folder.name for folder in folders_with_store(self._root))
+        return sorted(name for name in names if re.fullmatch(NAME_PATTERN, name))
 
     def waiting(self) -> list[str]:
         """Names of the studies that were imported and have nothing published yet, sorted."""
         folders = (p.parent for p in self._root.glob(f"*/{CATALOGUE}"))
-        return sorted(f.name for f in folders if re.fullmatch(NAME_PATTERN, f.name) and not (f / CURRENT).exists())
+        return sorted(f.name for f in folders if re.fullmatch(NAME_PATTERN, f.name) and not names_store(f))
 
     def get(self, study: str) -> StudyStore:
         """The published store of a study; raises NotFound naming the studies there are."""
@@ -68,9 +68,5 @@ class Studies:
     def _published(self, study: str) -> Path | None:
         if not re.fullmatch(NAME_PATTERN, study):
             return None
-        try:
-            name = (self._root / study / CURRENT).read_text().splitlines()[0]
-        except (OSError, IndexError, UnicodeDecodeError):
-            return None
-        path = self._root / study / name
-        return path if name and path.is_file() else None
+        store = published(self._root / study)
+        return self._root / study / store.name if store else None

@@ -16,6 +16,7 @@ from seedscope.app.store.explanations import Explanations
 from seedscope.app.store.map import Maps
 from seedscope.app.store.pairs import Pairs
 from seedscope.app.store.pools import Pools
+from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.table import FeatureQuery, FeatureTable
 from seedscope.app.store.trajectory import Trajectories
 from seedscope.app.store.truth import KnownTruth
@@ -126,7 +127,7 @@ class StudyStore(Database):
         dead = "" if count_dead else "AND dead IS NOT TRUE"
         rows = self.fetch(
             f"WITH chosen AS (SELECT seed, feature FROM Feature WHERE ensemble = $ensemble {dead} "
-            "ORDER BY hash(seed * 1000003 + feature) LIMIT $n_rows) "
+            f"{fixed_sample('n_rows')}) "
             f"SELECT seed, {RULE_COLUMN[rule]} FROM Feature JOIN chosen USING (seed, feature) WHERE ensemble = $ensemble "
             "ORDER BY seed, feature",
             {"ensemble": ensemble, "n_rows": SAMPLE_ROWS},

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from seedscope.app.store.database import Database
 from seedscope.app.store.precedence import QUANTITIES, Lag, Separation, lags, separations
+from seedscope.app.store.sampling import fixed_sample
 from seedscope.engine.contract.stability import BUCKETS, buckets, count_matches
 from seedscope.engine.contract.tables import training as training_tables
 from seedscope.engine.contract.tables.features import Feature
@@ -128,7 +129,7 @@ class Trajectories:
         store, row = self._store, self._store.ensemble(ensemble)
         held = store.arrow(
             "WITH chosen AS (SELECT seed, feature, matched, best_cosines, worth_ev, n_active FROM FeatureAlong WHERE "
-            "ensemble = $ensemble ORDER BY hash(seed * 1000003 + feature) LIMIT $n_rows) SELECT chosen.*, dead IS TRUE AS dead, "
+            f"ensemble = $ensemble {fixed_sample('n_rows')}) SELECT chosen.*, dead IS TRUE AS dead, "
             "cosines FROM chosen JOIN Feature USING (seed, feature) WHERE ensemble = $ensemble ORDER BY seed, feature",
             {"ensemble": ensemble, "n_rows": N_FEATURES},
         )

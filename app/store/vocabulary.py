@@ -12,6 +12,7 @@ from scipy.special import stdtr
 
 from seedscope.app.store.compare import _draw_members, _interval
 from seedscope.app.store.database import Database
+from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.table import FeatureQuery, FeatureTable
 from seedscope.engine.contract.names import words
 from seedscope.engine.contract.stability import BUCKETS, clopper_pearson
@@ -91,7 +92,7 @@ class Vocabulary:
         given = {"ensemble": ensemble, "by": explainer}
         rows = self._store.fetch(
             f"SELECT f.rowid, text FROM (SELECT seed, feature, text FROM Explanation e {where} "
-            "ORDER BY hash(seed * 1000003 + feature), seed, feature LIMIT $n_rows) JOIN Feature f USING (seed, feature) "
+            f"{fixed_sample('n_rows')}) JOIN Feature f USING (seed, feature) "
             "WHERE f.ensemble = $ensemble ORDER BY f.rowid",
             given | {"n_rows": WORD_ROWS},
         )

@@ -1,1 +1,6 @@
-"""contract."""
+"""What the engine and the dashboard agree on: the tables of a store, settings, names, files, and the live engine's messages.
+
+Both processes import this package, so it imports neither of them, no torch and no web framework; most modules need the
+standard library alone. It refuses anything that computes results: definitions of tables and of the bucket rule belong here,
+matching, activity and statistics of a study do not.
+"""

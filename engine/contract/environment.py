@@ -1,7 +1,6 @@
-"""Environment variables that name a language model's server, model and key. Standard library only."""
+"""Names of the environment variables for a language model's key, server and model. Standard library only."""
 
+# The key; OPENAI_KEY is read where KEY is not set.
 KEY, OPENAI_KEY = "SEEDSCOPE_LLM_KEY", "OPENAI_API_KEY"
-URL, MODEL = (
-    "SEEDSCOPE_LLM_URL",
-    "SEEDSCOPE_LLM_MODEL",
-)  # environment: the server and the model where no others are named
+# The server's address and the model's name, used where a command names no others.
+URL, MODEL = "SEEDSCOPE_LLM_URL", "SEEDSCOPE_LLM_MODEL"

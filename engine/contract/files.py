@@ -1,6 +1,5 @@
-"""Files that others read while we write: small ones complete or not there, folders changed by one process at a time."""
+"""Writing files that other processes read meanwhile: text files replaced in one step, and a lock on a study's folder."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 
 def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a text file in one step: a reader, or a stop in between, sees the old content or the new one.
+    """Replace a text file in one step: a reader sees the old content or the new one, also if this process is killed.
 
-    `durable` waits for the disk, so that this holds for a power cut as well: milliseconds.
+    `durable` waits for the disk, a few milliseconds, so that this holds for a power cut as well.
     """
     with whole(path, durable=durable) as file:
         file.write(text.encode())
@@ -20,7 +21,7 @@ def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
 
 @contextmanager
 def whole(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file to write that takes its place when the block ends."""
+    """Yield a temporary file beside `path`, which replaces it when the block ends without an error."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         yield file
@@ -32,15 +33,19 @@ def whole(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a study's lock, making its folder; raises RuntimeError where another process is changing it."""
+    """Make a study's folder and hold its lock; raises RuntimeError where another process holds it.
+
+    The lock is the operating system's (flock on `.lock`), so it ends with the process that holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"another process is building {folder}; wait for it or stop it") from None
-        try:
-            yield
-        finally:
-            if [path.name for path in folder.iterdir()] == [".lock"]:  # what was refused leaves no empty study behind
-                shutil.rmtree(folder)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(f"another process is building {folder}; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        if [path.name for path in folder.iterdir()] == [".lock"]:  # work that was refused leaves no empty study behind
+            shutil.rmtree(folder)
+        lock.release()

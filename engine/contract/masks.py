@@ -1,4 +1,4 @@
-"""Sets of features on the wire: one bit per member and feature, as text (NumPy only)."""
+"""Sets of features as text for the live engine's messages: one bit per member and feature, in base64. Needs NumPy alone."""
 
 import base64
 import binascii
@@ -8,12 +8,12 @@ from jaxtyping import Bool
 
 
 def packed(masks: Bool[np.ndarray, "members d_sae"]) -> str:
-    """Masks as base64 text of their bits, member by member."""
-    return base64.b64encode(np.packbits(masks, axis=1)).decode()
+    """Masks as text: each member's bits padded to whole bytes, the first feature in the highest bit, all in base64."""
+    return base64.b64encode(np.packbits(masks, axis=1).tobytes()).decode()
 
 
 def unpacked(text: str, n_members: int, d_sae: int) -> Bool[np.ndarray, "members d_sae"]:
-    """The masks that `packed` wrote; raises ValueError where the text does not hold that many."""
+    """The masks that `packed` wrote; raises ValueError where the text is no base64 or holds another number of bytes."""
     try:
         bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     except (binascii.Error, ValueError):

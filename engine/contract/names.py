@@ -1,11 +1,10 @@
-"""Names that studies and ensembles may have, because addresses hold them. Standard library only."""
+"""Which names studies and ensembles may have: those that can be a part of a page's address. Standard library only."""
 
 import re
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 
-
-# What addresses already mean; a study or ensemble of such a name could not be opened.
+# Parts of addresses that are pages themselves: a study or ensemble of such a name could not be opened.
 PAGE_NAMES = frozenset(
     {"features", "members", "subspaces", "ablation", "trajectory", "variants", "starts", "synthetic", "pool", "compare",
      "neighbours", "match", "project", "try", "random", "methods", "manual", "jobs", "healthz", "metrics", "docs", "static",
@@ -14,8 +13,7 @@ PAGE_NAMES = frozenset(
 # Reserved after studies could already have them, and not ambiguous in any address: what has such a name can still be used.
 RESERVED_LATER = frozenset({"manual"})
 
-
-PAGE_SUFFIXES = (".json", ".csv", ".parquet")
+PAGE_SUFFIXES = (".json", ".csv", ".parquet")  # of a page's other forms
 
 
 def name_problem(name: str, *, exists: bool = False) -> str | None:
@@ -33,5 +31,5 @@ def name_problem(name: str, *, exists: bool = False) -> str | None:
 
 
 def words(text: str) -> set[str]:
-    """What a text is found by: its runs of letters, digits and underscores, in lower case."""
+    """The words that a text is found by in searches: its runs of letters, digits and underscores, in lower case."""
     return set(re.findall(r"\w+", text.lower()))

@@ -1,54 +1,56 @@
-"""What a training tells whoever watches it: one file per ensemble beside the progress file. Standard library only."""
+"""Progress files, as a running command writes them for the dashboard: JSON of the dataclasses here. Standard library only.
+
+A command keeps its running stage (`StageProgress`) in the file that the environment variable PROGRESS_VARIABLE names.
+Training writes its curves (`Curves`) beside that file, one file per ensemble.
+"""
 
 from dataclasses import dataclass
 
-PROGRESS_VARIABLE = (
-    "SEEDSCOPE_PROGRESS"  # environment: a file in which running commands keep their StageProgress, as JSON
-)
-MOST_MEMBERS = 32  # whose values are told; of more, evenly spaced ones
-PATTERN = "training.*.json"  # names of the files
+PROGRESS_VARIABLE = "SEEDSCOPE_PROGRESS"
+MOST_MEMBERS = 32  # whose values the curves hold; of more members, evenly spaced ones
+PATTERN = "training.*.json"  # names of the files of curves
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Members at one moment of their training; lists hold one value per seed, None where it is no number."""
+    """Members at one moment of their training; lists hold one value per seed, None where it is not finite."""
 
-    step: int  # steps that were made
-    tokens: int  # that each member had seen
-    seeds: list[int]  # some of all where members are trained in groups
-    loss: list[float | None]  # of one batch; empty behind the last step
-    ev: list[float | None]
-    l0: list[float | None]
-    dead: list[float | None]  # share of features silent for long
-    agreement: float | None  # mean best cosine between members; None for one member
+    step: int  # optimiser steps made so far
+    tokens: int  # that each member has seen so far
+    seeds: list[int]  # where members are trained in groups, those of the group
+    loss: list[float | None]  # training loss of one batch; empty after the last step
+    ev: list[float | None]  # explained variance, at most 1
+    l0: list[float | None]  # mean number of active features per token
+    dead: list[float | None]  # share of features that have not fired for TrainConfig.silent_after tokens, 0 to 1
+    agreement: float | None  # mean best cosine between members, -1 to 1; None for one member
 
 
 @dataclass(frozen=True)
 class Curves:
-    """How the training of one ensemble goes, in the order of steps."""
+    """Training curves of one ensemble, in the order of steps."""
 
     study: str
     ensemble: str
     variant: str
-    begun: float  # Unix seconds
+    begun: float  # when training began, Unix seconds
     n_members: int
-    n_tokens: int  # that each member will see
+    n_tokens: int  # that each member will have seen at the end
     moments: list[Moment]
 
     @property
     def has_ended(self) -> bool:
-        """Whether all members are trained."""
+        """Whether all members are trained: each then has a moment without loss."""
         return sum(len(moment.seeds) for moment in self.moments if not moment.loss) >= min(self.n_members, MOST_MEMBERS)
 
     @property
     def file(self) -> str:
-        """Name of its file."""
+        """Name of the file that holds these curves."""
         return f"training.{self.study}.{self.ensemble}.json"
 
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far the stage is that a command works on."""
+    """The stage that a command works on, and how far it is."""
 
     stage: str
     unit: str  # of done and total

@@ -1,14 +1,42 @@
-"""Which store of a study is published: the file CURRENT beside the stores. Standard library only."""
+"""Which store of a study is published: the file CURRENT in the study's folder, and all that knows its format.
+
+CURRENT has two lines: the name of the store's file beside it, and what the store was built from. Standard library only.
+"""
 
 from pathlib import Path
+from typing import NamedTuple
 
-CURRENT = "CURRENT"  # file beside the stores: line 1 names the published store, line 2 what it was built from
+from seedscope.engine.contract.files import write_whole
+
+_CURRENT = "CURRENT"
 
 
-def published(folder: Path) -> tuple[str, str] | None:
-    """(store file name, what it was built from) of a study folder, or None where nothing is published."""
+class PublishedStore(NamedTuple):
+    """The store that a study's folder publishes."""
+
+    name: str  # of its file in that folder
+    built_from: str  # what a rebuild of the embedded study is decided by
+
+
+def published(folder: Path) -> PublishedStore | None:
+    """The published store of a study's folder; None where CURRENT or the store's file is missing or unreadable."""
     try:
-        name, built_from = (folder / CURRENT).read_text().splitlines()
-    except (FileNotFoundError, ValueError):
+        name, built_from = (folder / _CURRENT).read_text().splitlines()
+    except (OSError, ValueError):
         return None
-    return (name, built_from) if (folder / name).is_file() else None
+    return PublishedStore(name, built_from) if (folder / name).is_file() else None
+
+
+def publish_store(folder: Path, store: PublishedStore) -> None:
+    """Write CURRENT in one step: readers see the former store or this one."""
+    write_whole(folder / _CURRENT, f"{store.name}\n{store.built_from}\n")
+
+
+def names_store(folder: Path) -> bool:
+    """Whether a study's folder has a CURRENT, be the store that it names there or not."""
+    return (folder / _CURRENT).exists()
+
+
+def folders_with_store(root: Path) -> list[Path]:
+    """Folders under a root for which `names_store` holds, in no order; their names may be no names of studies."""
+    return [path.parent for path in root.glob(f"*/{_CURRENT}")]

@@ -1,7 +1,7 @@
-"""Questions to the live engine and its answers: what web process and engine process share. Standard library only.
+"""Queries that the web process sends to the live engine, and the answers. Standard library only.
 
-On the wire a question is one line of JSON; an answer is one line of JSON that names arrays with dtype and shape, then
-their bytes in that order. No pickle: neither side can make the other run anything.
+A query is sent as one line of JSON. An answer is one line of JSON that gives the dtype and shape of its arrays, followed by
+their bytes in that order. Nothing is pickled, so neither process can make the other run code.
 """
 
 from dataclasses import asdict, dataclass, field, fields
@@ -9,21 +9,25 @@ from typing import Any, get_origin
 
 KINDS = ("neighbours", "pair", "try", "loss", "project", "project_feature", "status")
 SPACES = ("decoder", "encoder")
-MAX_K = 1000  # neighbours per member that are given out at most
-MAX_TEXT = 20_000  # characters of a text that is tried
-WINDOWS = ("random", "contexts")  # that a feature's exact loss is taken on
+MAX_K = 1000  # most neighbours per member in an answer
+MAX_TEXT = 20_000  # most characters of a text
+WINDOWS = ("random", "contexts")  # of evaluation tokens, on which a feature's exact loss is measured
 MAX_LOSS_TOKENS = 2**16
-MAX_CONTROLS = 1000  # features that one is projected beside
-MAX_ACTIVE = 2**21  # active features that an answer names; a text that has more is cut
+MAX_CONTROLS = 1000  # most control features that are projected beside one feature
+MAX_ACTIVE = 2**21  # most active features in an answer to a text; a text that has more is cut
 
-CAUSES = ("query", "busy", "late", "deadly", "fault")  # bad values; full queue; time limit; kills the engine; unknown
-QUEUE_LIMIT = 256  # askers that wait at once; more are told that the engine is busy
-TIME_LIMIT_S = 20.0
+# Why a query fails: its values are wrong; the queue is full; the time limit is over; it crashed the engine before; any other.
+CAUSES = ("query", "busy", "late", "deadly", "fault")
+QUEUE_LIMIT = 256  # queries that wait at once; the next one is answered "busy"
+TIME_LIMIT_S = 20.0  # seconds from a query's arrival to its answer
 
 
 @dataclass(frozen=True)
 class LiveQuery:
-    """A question to the engine process. `folder` (under the study) and `seeds` say where the ensemble's SAEs lie."""
+    """A query to the engine process; comments name the kinds that use a field.
+
+    `folder`, relative to the study's folder, and `seeds` say where the files of the ensemble's SAEs are.
+    """
 
     kind: str  # one of KINDS
     study: str = ""
@@ -33,24 +37,26 @@ class LiveQuery:
     seed: int = 0  # the anchor
     feature: int = 0  # neighbours, loss: the anchor feature
     by: str = "decoder"  # neighbours: or encoder
-    k: int = 5  # neighbours: per member; fewer where a member has fewer that have a direction
-    members: tuple[int, ...] = ()  # neighbours, project: seeds to look in; all, the anchor's own too, if empty
+    k: int = 5  # neighbours: how many per member; fewer where a member has fewer features with a direction
+    members: tuple[int, ...] = ()  # neighbours, project: seeds to search; if empty all, the anchor's own included
     absolute: bool = False  # the largest |cosine| instead of the largest cosine
     other: int = 0  # pair: the comparison's seed
     rule: str = "argmax"  # pair: one of schema.PAIR_RULES
     text: str = ""  # try: 1 to MAX_TEXT characters
-    model: str = ""  # try, loss: digest of the model that the study was measured with; another is refused
+    model: str = ""  # try, loss: digest of the model that the study was measured with; any other is refused
     windows: str = "random"  # loss: one of WINDOWS
-    n_tokens: int = 4096  # loss: about as many evaluation tokens, 1 to MAX_LOSS_TOKENS
+    n_tokens: int = 4096  # loss: about how many evaluation tokens are used, 1 to MAX_LOSS_TOKENS
     tokens: str = ""  # loss: digest of the evaluation tokens
-    rank: int = 0  # project: that energies are taken at; 0: the usual one for the width
-    rows: str = ""  # project, project_feature: the set whose spans are meant, as engine.contract.masks writes it, one per member
-    living: str = ""  # project: the living features, likewise
-    stable: str = ""  # project: the stable ones, likewise
+    rank: int = 0  # project: rank at which energies are measured; 0: the default for the width
+    rows: str = (
+        ""  # project, project_feature: the features whose spans are measured, as engine.contract.masks packs them
+    )
+    living: str = ""  # project: the living features, packed likewise
+    stable: str = ""  # project: the stable features, packed likewise
     controls: tuple[int, ...] = ()  # project_feature: features of the anchor's member, at most MAX_CONTROLS
 
-    def shared_key(self) -> tuple:
-        """Queries with equal keys are answered together: by one product, or one pass through the model."""
+    def shared_key(self) -> tuple[object, ...]:
+        """Queries with equal keys are computed together, by one matrix product or one pass through the model."""
         if self.kind == "neighbours":
             return (self.kind, self.study, self.folder, self.seeds, self.by)
         if self.kind == "try":
@@ -60,7 +66,7 @@ class LiveQuery:
 
 @dataclass(frozen=True)
 class LiveAnswer:
-    """What the engine says; either `error` is set, or what belongs to the query's kind.
+    """An answer of the engine: either `error` is set, or the fields that belong to the query's kind.
 
     neighbours: arrays `seed`, `feature`, `cosine`, one entry per neighbour: member by member in the order asked for, the
     nearest first. pair: arrays `partner` (-1: none), `cosine` (under the rule; -1: no pair), `runner_up`, `mutual`, one
@@ -68,9 +74,9 @@ class LiveAnswer:
     try: `texts` and arrays `id`, `counts` (False: as BOS, it never counts), one entry per token; `extent`, how many tokens of
     the text were read and how many it has; `count` (seeds, tokens) of active features; and, seed after seed, token after
     token, the strongest first, `feature` and `activation`, a_i * ||d_i|| as everywhere. loss: arrays `added`, `read`,
-    `active` of engine.features.loss.ExactLoss, one entry per window. project: `ranks`, `rank`, `n_splits`; for
-    the members `asked` for
-    `n_rows` and `n_undirected`, left out as they have no direction; for those `compared` `n_fitted` and `effective_rank`;
+    `active` of engine.features.loss.ExactLoss, one entry per window. project: `ranks`, `rank`, `n_splits`; for the members
+    `asked` for `n_rows` and `n_undirected`, the rows left out because they have no direction; for the members `compared`
+    `n_fitted` and `effective_rank`;
     (3, ranks) mean, standard deviation and number of pairs as `within`, `cross`, `random_set`, `stable` (these two may be
     absent) and `overlap`; `seed`, `feature`, `own`, `others`, one entry per row; NaN: no span of that rank.
     project_feature: `ranks`, `rank`; per other member `seed`, `n_rank`, `energy` (members, ranks) and `control` (members,
@@ -84,23 +90,23 @@ class LiveAnswer:
     error: str | None = None
     cause: str = ""  # of an error: one of CAUSES
 
-    def rows(self) -> list[tuple]:
+    def rows(self) -> list[tuple[Any, ...]]:
         """The arrays as rows of Python numbers, e.g. (seed, feature, cosine)."""
         return list(zip(*(array.tolist() for array in self.arrays.values()), strict=True))
 
 
 def as_fields(query: LiveQuery) -> dict[str, Any]:
-    """A query as JSON takes it."""
+    """A query as a dictionary for JSON."""
     return asdict(query)
 
 
-def live_query(given: Any) -> LiveQuery:
-    """A query as it arrives; raises ValueError where a field is unknown, missing or of the wrong type."""
+def live_query(message: Any) -> LiveQuery:
+    """The query in a decoded JSON message; raises ValueError where a field is unknown, missing or of the wrong type."""
     kinds = {f.name: f.type for f in fields(LiveQuery)}
-    if not isinstance(given, dict) or not set(given) <= set(kinds) or given.get("kind") not in KINDS:
+    if not isinstance(message, dict) or not set(message) <= set(kinds) or message.get("kind") not in KINDS:
         raise ValueError(f"found no query, expected an object with kind one of {', '.join(KINDS)} and known fields")
-    taken = {}
-    for name, value in given.items():
+    values = {}
+    for name, value in message.items():
         if get_origin(kinds[name]) is tuple:
             fits = isinstance(value, list | tuple) and all(type(entry) is int for entry in value)
             value = tuple(value) if fits else value
@@ -108,5 +114,5 @@ def live_query(given: Any) -> LiveQuery:
             fits = type(value) is kinds[name]
         if not fits:
             raise ValueError(f"{name} is {value!r:.80}, expected {kinds[name]}")
-        taken[name] = value
-    return LiveQuery(**taken)
+        values[name] = value
+    return LiveQuery(**values)

@@ -1,4 +1,4 @@
-"""Frozen settings of a study; the field docstrings are what `--help` and error messages say."""
+"""Settings of a study and of training, as frozen dataclasses; the field docstrings are shown by `--help` and in errors."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ DecoderBias = Literal["learned", "none"]
 Variant = Literal["topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated", "archetypal", "relaxed-archetypal"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 _FOR_ALL = ("d_sae", "seeds", "data_order", "n_tokens", "batch", "lr", "warmup_frac", "decay_frac")
-# Fields that came later: of those at their default parameters say nothing, so that no older digest changes.
+# Fields added after the first release: `as_parameters` leaves them out at their defaults, so that older digests stay valid.
 _LATER = ("start", "preprocessing", "decoder_bias")
 _FREE = ("start", "preprocessing", "decoder_bias")
 _AUXK = ("aux_coefficient", "aux_k", "silent_after")
@@ -170,14 +170,15 @@ class StudyConfig:
 
 
 def as_parameters(config: StudyConfig | TrainConfig) -> dict[str, Any]:
-    """The settings as plain JSON values, for digests and provenance: of a recipe those that its variant uses.
+    """The settings as plain JSON values, for digests and provenance; of a recipe, those that its variant uses.
 
-    So a field that another variant gains changes no digest. `topk`, once the only one, is not named, for the same reason,
-    nor are fields that came later where they are at their default.
+    Digests of older studies must not change. So a recipe does not contain fields that its variant does not use, fields of
+    _LATER at their defaults, or the variant `topk`, which was once the only one.
     """
-    found = asdict(config)
     train = config if isinstance(config, TrainConfig) else config.train
-    kept = {name: getattr(train, name) for name in train.uses}
-    kept = {name: value for name, value in kept.items() if name not in _LATER or value != getattr(TrainConfig, name)}
-    kept |= {} if train.variant == "topk" else {"variant": train.variant}
-    return kept if train is config else found | {"train": kept}
+    recipe = {name: getattr(train, name) for name in train.uses}
+    recipe = {
+        name: value for name, value in recipe.items() if name not in _LATER or value != getattr(TrainConfig, name)
+    }
+    recipe |= {} if train.variant == "topk" else {"variant": train.variant}
+    return recipe if train is config else asdict(config) | {"train": recipe}

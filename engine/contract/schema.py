@@ -1,15 +1,19 @@
-"""THE CONTRACT between engine and dashboard: one dataclass per table, one field per column. Standard library only.
+"""The schema of a store: its tables, their sort keys, and the columns that the Writer derives. Standard library only.
 
-Layout. The all-pairs result is members x d_sae x comparisons best cosines. It is kept as one row per anchor feature
-with arrays in comparison order (the ensemble's seeds, ascending, without the anchor's own), not as one row per pair:
-keys are not repeated 95 times and a feature page reads one row. Counting `cosines >= theta` over 96 x 16,384 such rows takes
-a second, so the Writer also derives, for every theta on a grid of hundredths, how many entries reach it (THETA_COUNTED): one
-byte per feature, theta and rule, and moving theta reads one column of bytes. Off the grid the lists themselves are counted.
-The columns that every list page needs stand in Feature; the rest in Match. One cosine list per rule: its entry is the cosine
-that theta is compared with, and NO_MATCH where the rule forms no pair.
+A table is a dataclass of `engine.contract.tables`, a column one of its fields.
 
-What was not computed is None (a list column: empty), never zero; Ensemble.computed names what was. A study without a model
-has no tokens, so its activity columns are None throughout: matching and stability need the decoders alone.
+Best cosines. Matching gives members x d_sae x comparisons best cosines. They are stored as one row per anchor feature, with
+a list that has one entry per comparison (the ensemble's other members, by ascending seed), rather than one row per pair of
+features: the keys are not repeated for each of up to 95 comparisons, and a feature's page reads one row. Every matching rule
+has a list of its own. An entry is the cosine that theta is compared with, or NO_MATCH where the rule forms no pair. The lists
+that list pages read are in Feature, everything else about partners is in Match.
+
+Counts at theta. Counting `cosines >= theta` over the lists of 96 x 16,384 features takes a second. So the Writer also stores,
+for every theta on a grid of hundredths from 0 to 1, how many entries of a list reach it (THETA_COUNTED): one small integer per
+feature, theta and rule. A page at such a theta reads one column; at any other theta the lists themselves are counted.
+
+Missing values. What was not computed is None, or an empty list, never zero; Ensemble.computed names the analyses that were
+made. A study without a model has no tokens, so all its activity columns are None: matching and stability need decoders alone.
 """
 
 from dataclasses import fields
@@ -31,23 +35,16 @@ from seedscope.engine.contract.tables.study import Document, Ensemble, Member, S
 
 SCHEMA_VERSION = 7
 RULES = ("argmax", "live", "mutual", "hungarian", "both")
-PAIR_RULES = tuple(rule for rule in RULES if rule != "live")  # that need no activity: for two SAEs without a study
+PAIR_RULES = tuple(rule for rule in RULES if rule != "live")  # for two SAEs without a study: they need no activity
 TRIGGERS = ("single token", "family", "number", "punctuation", "substring", "position", "previous token", "other")
-NO_MATCH = -1.0  # cosine where there is no pair; no theta but -1 itself reaches it
+NO_MATCH = -1.0  # cosine where there is no pair: below every theta but -1 itself
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
-ANALYSES = (
-    "match",
-    "activity",
-    "ablate",
-    "explain",
-    "loss",
-    "subspaces",
-    "trajectory",
-)  # what `seedscope analyze` computes, in the order of their columns
+# What `seedscope analyze` computes, in the order of the columns that hold it.
+ANALYSES = ("match", "activity", "ablate", "explain", "loss", "subspaces", "trajectory")
 
-
-REQUIRED = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)  # without their rows no page can be drawn
-TABLES = (
+# Tables without whose rows no page can be drawn.
+REQUIRED: tuple[type, ...] = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)
+TABLES: tuple[type, ...] = (
     Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, SpanCurve, SpanPair,
     SpanMember, SpanResidual, SpanPrediction, FeatureSpan, Logit, Explanation, Score, Scored, Word,
     TokenWindow, Token, Document, *synthetic.SORT_KEYS, *training.SORT_KEYS, *pools.SORT_KEYS,
@@ -80,11 +77,12 @@ SORT_KEYS: dict[type, tuple[str, ...]] = {
     **training.SORT_KEYS,
     **pools.SORT_KEYS,
 }
-# {table: {list column: rule}}: the Writer counts these lists at every theta of the grid.
+# {rule: column of Feature that holds its cosines}.
 RULE_COLUMN = {
     "argmax": "cosines", "live": "live_cosines", "mutual": "mutual_cosines", "hungarian": "hungarian_cosines",
     "both": "both_cosines",
 }  # fmt: skip
+# {table: {list column: rule}}: the Writer counts these lists at every theta of the grid.
 THETA_COUNTED: dict[type, dict[str, str]] = {
     Feature: {column: rule for rule, column in RULE_COLUMN.items()},
     NullMatch: {"cosines": "argmax"},
@@ -97,24 +95,24 @@ def count_column(rule: str, index: int) -> str:
 
 
 def theta_index(theta: float) -> int | None:
-    """Where theta stands on the grid, None where it stands beside it."""
+    """Index of theta on the grid, None for a theta that is not on it."""
     index = round(theta * (N_THETAS - 1))
     return index if 0 <= index < N_THETAS and abs(index / (N_THETAS - 1) - theta) < 1e-9 else None
 
 
 class Column(NamedTuple):
-    """What a column holds."""
+    """Type of a column's values."""
 
-    kind: type  # int, float, bool or str
+    kind: type  # int, float, bool or str; of a list column, that of its entries
     is_list: bool
-    optional: bool  # None says that it was not computed
+    optional: bool  # whether values may be None, which says that they were not computed
 
 
 def columns(table: type) -> dict[str, Column]:
-    """{column: what it holds} of a table."""
-    found = {}
+    """{column: its type} of a table."""
+    types = {}
     for f in fields(table):
         kinds = [kind for kind in get_args(f.type) or (f.type,) if kind is not NoneType]
         is_list = get_origin(f.type) is list
-        found[f.name] = Column(kinds[0], is_list, not is_list and NoneType in get_args(f.type))
-    return found
+        types[f.name] = Column(kinds[0], is_list, not is_list and NoneType in get_args(f.type))
+    return types

@@ -1,27 +1,27 @@
-"""Matches -> p_hat, its uncertainty and its bucket. Plain NumPy and SciPy: the web process uses it too.
+"""p_hat of features, its uncertainty, its buckets and its distribution, from best cosines. NumPy and SciPy alone.
 
-p_hat = X / N: X = comparisons with a match (cosine >= theta), N = comparisons [paper A]. Everything but the
-cosines is a function of X and N alone, so moving theta or epsilon never matches anything again.
+p_hat = X / N: X = comparisons with a match (cosine >= theta), N = comparisons [paper A]. Everything here is a function of X
+and N, so that another theta or epsilon needs no new matching.
 """
 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from scipy.special import betainc, betaincinv, gammaln
 
 from seedscope.engine.contract.schema import N_THETAS
 
-THETA = 0.7  # paper A
-EPSILON = 0.05  # paper A
+THETA = 0.7  # smallest cosine that is a match, inclusive [paper A]
+EPSILON = 0.05  # stable: p_hat >= 1 - epsilon; unstable: p_hat <= epsilon [paper A]
 BUCKETS = ("stable", "middle", "unstable", "dead")
 _TOLERANCE = 1e-9  # (1 - 0.05) * 20 is 19.000000000000004 in floating point, and means 19
 
 
 class Stability(NamedTuple):
-    """What N comparisons of which X matched say about a feature's probability of reappearing."""
+    """A feature's probability p of having a match in another member, estimated from X matches in N comparisons."""
 
     p_hat: float  # X / N
     low: float  # 95 % Clopper-Pearson interval
@@ -32,7 +32,7 @@ class Stability(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """The bucket rule in whole comparisons: stable from `stable` on, unstable up to `unstable`."""
+    """The bucket rule in numbers of matches: stable where X >= `stable`, unstable where X <= `unstable`."""
 
     stable: int
     unstable: int
@@ -59,12 +59,15 @@ def is_match(cosine: np.ndarray | Sequence[float], theta: float = THETA) -> np.n
 
 
 def count_matches(cosine: np.ndarray | Sequence[float], theta: float = THETA) -> np.ndarray:
-    """X: how many of the comparisons on the last axis reach theta, inclusive."""
-    return is_match(cosine, theta).sum(-1)
+    """X: how many of the comparisons on the last axis reach theta, inclusive; an int64 array of the other axes."""
+    return cast(np.ndarray, is_match(cosine, theta).sum(-1))
 
 
 def buckets(n_matched: np.ndarray, n_comparisons: int, dead: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
-    """The bucket name of every feature; dead (never active on the evaluation tokens) comes first."""
+    """The bucket of every feature, one of BUCKETS; a feature that is `dead` is in no other bucket, whatever its matches.
+
+    `n_matched` and `dead` have one entry per feature. Raises ValueError unless 0 <= epsilon < 0.5.
+    """
     bounds = bucket_bounds(n_comparisons, epsilon)
     return np.select(
         [dead, n_matched >= bounds.stable, n_matched <= bounds.unstable],
@@ -74,14 +77,17 @@ def buckets(n_matched: np.ndarray, n_comparisons: int, dead: np.ndarray, epsilon
 
 
 def clopper_pearson(x: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of the share behind every x of n."""
+    """Limits of the exact 95 % (Clopper-Pearson) interval of a share, for every x of n observed."""
     low = np.where(x > 0, betaincinv(np.maximum(x, 1), n - x + 1, 0.025), 0)
     high = np.where(x < n, betaincinv(x + 1, np.maximum(n - x, 1), 0.975), 1)
     return low, high
 
 
 def score(n_matched: int, n_comparisons: int, *, dead: bool = False, epsilon: float = EPSILON) -> Stability:
-    """p_hat of one feature with its interval, bucket probabilities and bucket; raises ValueError for N < 1."""
+    """p_hat of one feature with its interval, bucket probabilities and bucket.
+
+    Raises ValueError unless 0 <= n_matched <= n_comparisons and n_comparisons >= 1.
+    """
     x, n = n_matched, n_comparisons
     if not 0 <= x <= n or n < 1:
         raise ValueError(f"{x} matches in {n} comparisons, expected 0 to N matches and N >= 1")
@@ -93,11 +99,11 @@ def score(n_matched: int, n_comparisons: int, *, dead: bool = False, epsilon: fl
 
 
 class Convergence(NamedTuple):
-    """How p_hat settles as comparisons are added in random order; arrays over n = 1 .. N."""
+    """How p_hat changes with the number of comparisons, added in random order; arrays over n = 1 .. N."""
 
     n: np.ndarray
-    same_bucket: np.ndarray  # share of features that are already in the bucket they end in
-    error: np.ndarray  # mean |p_n - p_N|
+    same_bucket: np.ndarray  # share of features whose bucket from n comparisons is that from all N
+    error: np.ndarray  # mean over features of |p_n - p_N|
 
 
 class CdfBand(NamedTuple):
@@ -110,16 +116,16 @@ class CdfBand(NamedTuple):
 
 
 def count_on_grid(cosines: np.ndarray, n_thetas: int = N_THETAS) -> np.ndarray:
-    """How many entries of the last axis reach theta, for every theta of the grid 0 .. 1: (..., n_thetas).
+    """How many entries of the last axis reach theta, for every theta of an even grid from 0 to 1: (..., n_thetas).
 
-    One sort key per entry instead of n_thetas comparisons; equal to `count_matches` at every grid point.
+    Equal to `count_matches` at every theta of the grid, at the cost of one binary search per entry.
     """
     grid = (np.arange(n_thetas) / (n_thetas - 1)).astype(np.float32)
     flat = np.ascontiguousarray(cosines, np.float32).reshape(math.prod(cosines.shape[:-1]), cosines.shape[-1])
     reached = np.searchsorted(grid, flat, side="right")  # thetas that an entry reaches
     keys = reached + np.arange(len(flat))[:, None] * (n_thetas + 1)
-    held = np.bincount(keys.ravel(), minlength=len(flat) * (n_thetas + 1)).reshape(len(flat), n_thetas + 1)
-    counts = held[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
+    exactly = np.bincount(keys.ravel(), minlength=len(flat) * (n_thetas + 1)).reshape(len(flat), n_thetas + 1)
+    counts = exactly[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
     return counts.reshape(*cosines.shape[:-1], n_thetas)
 
 
@@ -132,10 +138,10 @@ def bucket_shares(counts: np.ndarray, n_comparisons: int, epsilon: float = EPSIL
 
 
 def convergence(features: np.ndarray, *, epsilon: float = EPSILON) -> Convergence:
-    """What fewer seeds would have said: p_hat and bucket from n of the N comparisons, averaged over all choices of n.
+    """p_hat and bucket from n of the N comparisons against those from all N, averaged over all choices of n comparisons.
 
-    `features` (N + 1,) counts living features by their X. Exact, without drawing: among n comparisons chosen at random,
-    a feature that matched X of N matches a hypergeometric number.
+    `features` (N + 1,) counts living features by their X. Exact, without sampling: among n comparisons chosen at random, the
+    matches of a feature that has X in N are hypergeometrically distributed.
     """
     n_comparisons = len(features) - 1
     x = np.arange(n_comparisons + 1)
@@ -143,11 +149,11 @@ def convergence(features: np.ndarray, *, epsilon: float = EPSILON) -> Convergenc
     living = np.zeros(n_comparisons + 1, bool)
     final = buckets(x, n_comparisons, living, epsilon)
     same, error = [], []
-    for n, chance in enumerate(_fewer(n_comparisons), start=1):
+    for n, probability in enumerate(_fewer(n_comparisons), start=1):
         agree = buckets(x[: n + 1], n, living[: n + 1], epsilon) == final[:, None]
-        away = np.abs(x[: n + 1] / n - x[:, None] / n_comparisons)
-        same.append(share @ (chance * agree).sum(1))
-        error.append(share @ (chance * away).sum(1))
+        difference = np.abs(x[: n + 1] / n - x[:, None] / n_comparisons)
+        same.append(share @ (probability * agree).sum(1))
+        error.append(share @ (probability * difference).sum(1))
     return Convergence(np.arange(1, n_comparisons + 1), np.array(same), np.array(error))
 
 
@@ -175,9 +181,9 @@ def seed_bootstrap_band(
     """Empirical CDF of p_hat over features, with a 95 % band from a bootstrap over seeds [definition of this project].
 
     `matched` (features, comparisons) bool in seed order without the anchor, `anchor` (features,) the member's index.
-    Members are drawn with replacement, as anchors and as comparisons at once: copies of a feature in several members
-    share their comparisons, so a band that takes features as independent (DKW) covers far less than it says. In ensembles
-    of 8 to 24 simulated members this one held the mean curve in 90 to 98 of 100.
+    Members are drawn with replacement, as anchors and as comparisons at once. Features in several members are copies of one
+    another and share their comparisons, so a band that takes features as independent (DKW) covers far less than 95 %. In
+    simulated ensembles of 8 to 24 members, this band contained the mean curve in 90 to 98 of 100 ensembles.
     """
     n_grid = n_members - 1
     drawn = np.random.default_rng(seed).multinomial(n_members, np.full(n_members, 1 / n_members), n_draws)
@@ -190,19 +196,20 @@ def seed_bootstrap_band(
             continue
         p = rows @ (weight[:, usable] / weight[:, usable].sum(0))
         bins = np.ceil(p * n_grid - 1e-4).astype(np.int64) + np.arange(usable.sum()) * (n_grid + 1)
-        held = np.bincount(bins.ravel(), minlength=usable.sum() * (n_grid + 1)).reshape(-1, n_grid + 1)
-        counts[usable] += held * drawn[usable, member][:, None]
+        binned = np.bincount(bins.ravel(), minlength=usable.sum() * (n_grid + 1)).reshape(-1, n_grid + 1)
+        counts[usable] += binned * drawn[usable, member][:, None]
         totals[usable] += len(rows) * drawn[usable, member]
     cdf = np.bincount(matched.sum(1), minlength=n_grid + 1).cumsum() / max(len(matched), 1)
     draws = counts.cumsum(1)[totals > 0] / totals[totals > 0, None]
     if not len(draws):
         return CdfBand(np.arange(n_grid + 1) / n_grid, cdf, cdf, cdf)
-    # Drawn seeds repeat, so drawn p are coarser and more often 0 or 1: the draws' spread is kept, their shift is not.
+    # A draw repeats seeds, so its p_hat is coarser and more often 0 or 1, which shifts its CDF. Only the spread of the draws
+    # is used, around the CDF of the data.
     edges = (cdf + np.quantile(draws, (0.025, 0.975), axis=0) - draws.mean(0)).clip(0, 1)
     low, high = np.maximum.accumulate(edges, axis=1)
     return CdfBand(np.arange(n_grid + 1) / n_grid, cdf, low, high)
 
 
 def dkw_half_width(n_features: int, confidence: float = 0.95) -> float:
-    """Half-width of the Dvoretzky-Kiefer-Wolfowitz band; for one anchor, conditional on its comparisons."""
+    """Half-width of the Dvoretzky-Kiefer-Wolfowitz band of a CDF; valid for one anchor, conditional on its comparisons."""
     return math.sqrt(math.log(2 / (1 - confidence)) / (2 * n_features))

@@ -1,4 +1,4 @@
-"""What differs between the ensembles of a study, and which of them differ in nothing else. Standard library only."""
+"""Settings of a study's ensembles, and sweeps: sets of ensembles that differ in one setting alone. Standard library only."""
 
 import json
 import re
@@ -16,54 +16,57 @@ PLACES = ("site", "hookpoint")
 
 @dataclass(frozen=True)
 class Factor:
-    """Ensembles that differ in one setting."""
+    """One sweep: ensembles that differ in one setting, and are equal in all others."""
 
     name: str
     points: tuple[tuple[int | float | str, str], ...]  # (value, ensemble) in the order of values
-    rest: dict[str, Any]  # what is equal among them and differs between such sets
+    rest: dict[str, Any]  # settings in which it differs from the other sweeps of the same setting, equal within it
 
 
 def settings(row: Ensemble) -> dict[str, Any]:
-    """How an ensemble was made, as far as it is known; an l1 that was found for an L0 is a result of it, not a setting."""
+    """{setting: value} of how an ensemble was made, as far as that is known.
+
+    Where an L0 was prescribed, the l1 that was found for it is a result and no setting.
+    """
     recipe = json.loads(row.recipe) if row.recipe else {}
     if recipe and row.variant in VARIANTS:  # what a recipe does not name has its default
         plain = TrainConfig(variant=row.variant)
         recipe = {name: getattr(plain, name) for name in plain.uses if name != "seeds"} | recipe
     if "l0" in recipe:
         recipe.pop("l1", None)
-    found = {_NAMES.get(name, name): value for name, value in recipe.items()}
-    known = {
+    values = {_NAMES.get(name, name): value for name, value in recipe.items()}
+    columns = {
         "variant": row.variant,
         "d_sae": row.d_sae,
         "k": row.k,
         "tokens": row.train_tokens,
         "members": row.n_members,
     }
-    found |= {name: value for name, value in known.items() if name not in found or name == "variant"}
+    values |= {name: value for name, value in columns.items() if name not in values or name == "variant"}
     place = _BLOCK.fullmatch(row.hookpoint or "")
-    found |= {"layer": int(place[2]), "site": place[1] + "N" + place[3]} if place else {"hookpoint": row.hookpoint}
-    return {name: value for name, value in found.items() if value is not None}
+    values |= {"layer": int(place[2]), "site": place[1] + "N" + place[3]} if place else {"hookpoint": row.hookpoint}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def value_of(row: Ensemble, name: str) -> int | float | str | None:
-    """One setting of an ensemble; lists as text; None where it has none."""
+    """One setting of an ensemble, lists and objects as JSON text; None where the ensemble does not have it."""
     value = settings(row).get(name)
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def factors(rows: Sequence[Ensemble]) -> dict[str, list[Factor]]:
-    """{setting: the sets of ensembles in which it alone differs}, of settings that are numbers and of hook points.
+    """{setting: its sweeps}, for settings that are numbers and for hook points.
 
-    Controls are left out, and ensembles with an anchor, whose members do not share their recipe.
+    Controls are left out, and so are ensembles with an anchor, whose members do not share one recipe.
     """
-    held = {row.ensemble: settings(row) for row in rows if row.control_of is None and row.anchor is None}
+    by_ensemble = {row.ensemble: settings(row) for row in rows if row.control_of is None and row.anchor is None}
     names = list(
-        dict.fromkeys(name for one in held.values() for name in one if name in PLACES or _is_number(one[name]))
+        dict.fromkeys(name for one in by_ensemble.values() for name in one if name in PLACES or _is_number(one[name]))
     )
-    found: dict[str, list[Factor]] = {}
+    sweeps: dict[str, list[Factor]] = {}
     for name in names:
         groups: dict[str, list[tuple[Any, str]]] = {}
-        for ensemble, one in held.items():
+        for ensemble, one in by_ensemble.items():
             if name in one:
                 rest = {key: value for key, value in one.items() if key != name}
                 groups.setdefault(json.dumps(rest, sort_keys=True), []).append((one[name], ensemble))
@@ -74,11 +77,11 @@ def factors(rows: Sequence[Ensemble]) -> dict[str, list[Factor]]:
         differing = {
             key for rest, _ in sets for key in rest if any(rest.get(key) != other.get(key) for other, _ in sets)
         }
-        found[name] = [
+        sweeps[name] = [
             Factor(name, _ordered(points), {key: rest[key] for key in sorted(differing) if key in rest})
             for rest, points in sets
         ]
-    return found
+    return sweeps
 
 
 def _is_number(value: Any) -> bool:
@@ -86,10 +89,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _ordered(points: list[tuple[Any, str]]) -> tuple[tuple[int | float | str, str], ...]:
+    """(value, ensemble) sorted by value; values that are no numbers are written as text, so that they compare."""
     numbers = all(_is_number(value) for value, _ in points)
-    shown = (
+    comparable = (
         points
         if numbers
         else [(value if isinstance(value, str) else json.dumps(value), name) for value, name in points]
     )
-    return tuple(sorted(shown))
+    return tuple(sorted(comparable))

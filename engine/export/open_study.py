@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from seedscope.engine.contract.names import name_problem
-from seedscope.engine.contract.published import CURRENT, published
+from seedscope.engine.contract.published import folders_with_store, published
 from seedscope.engine.contract.tables.features import Context, Feature, Match
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
 from seedscope.engine.saes import sae
@@ -149,7 +149,7 @@ def opened(root: Path, study: str) -> Iterator[Opened]:
     folder = root / study
     found = None if name_problem(study, exists=True) else published(folder)
     if found is None:
-        there = sorted(path.parent.name for path in root.glob(f"*/{CURRENT}"))
+        there = sorted(folder.name for folder in folders_with_store(root))
         there = [name for name in there if not name_problem(name, exists=True)]  # not what is being imported
         if not name_problem(study, exists=True) and (folder / catalogue.FILE).is_file():
             raise ValueError(f"study {study} has no results yet; compute them with: seedscope analyze {study}")

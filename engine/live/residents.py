@@ -62,7 +62,7 @@ class Residents:
         store = published(self._root / query.study)
         if store is None:
             raise ValueError(f"found no published study {query.study!r}")
-        return store[0]
+        return store.name
 
     def answer(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         """One answer per query, all of one shared_key; what is wrong with a query stands in its own answer."""

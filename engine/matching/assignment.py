@@ -1,43 +1,50 @@
-"""One-to-one matching that maximises the summed cosine, with a proof of how far it is from the optimum.
+"""One-to-one matching (the assignment problem) that maximises the summed cosine, with a proven bound on its distance to the best.
 
-Small problems are solved densely (scipy, exact). Large ones on a sparse graph of candidates: every row's pairs above a
-threshold, its `n_candidates` best, and the best of the columns that few rows chose. scipy matches on that graph, and
-longest paths over its residual graph give column prices v. For ANY prices linear-programming duality bounds every
-matching: value <= sum_i max_j (c_ij - v_j) + sum_j v_j. A pair that is no candidate has c_ij <= t_i, the threshold of its
-row, so most rows need no second look: max_j is reached by a candidate unless t_i - min v exceeds it. Only the other rows
-are multiplied once more, and their pairs that violate the bound become candidates, until value and bound agree.
+Small problems are solved exactly by scipy on the dense matrix. Large ones are solved on a sparse graph of candidate pairs: of
+every row the pairs above a threshold t_i, at least `n_candidates` of them, and the best pairs of columns that few rows chose.
+scipy finds the best matching on that graph; longest paths over its residual graph give column prices v.
+
+For any prices, linear-programming duality bounds the value of every matching: value <= sum_i max_j (c_ij - v_j) + sum_j v_j. A
+pair that is no candidate has c_ij <= t_i. So the maximum of a row is reached by a candidate unless t_i - min v exceeds it. Only
+the rows for which it does are multiplied with all columns again. Their pairs that violate the bound become candidates, and the
+graph is solved again, until value and bound agree.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array, vstack
 from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 from torch import Tensor
 
-DENSE_UP_TO = 2048  # rows; dense scipy takes under a second and 32 MB there
+DENSE_UP_TO = 2048  # rows; the dense solver takes under a second and 32 MB at that size
 N_CANDIDATES = 64
 RELATIVE_GAP = 1e-5
-BLOCK_ENTRIES = 2**24  # cosines that exist at once: 64 MB, or more where that would be under BLOCK_ROWS rows
-BLOCK_ROWS = 1024  # thinner blocks multiply slowly
-_PICKS = 16  # pairs per row that may become candidates in the first round, all given to the rows that need them
-_SWEEPS = 10_000
+BLOCK_ENTRIES = 2**24  # cosines in memory at once, 64 MB; more where that would be fewer than BLOCK_ROWS rows
+BLOCK_ROWS = 1024  # products of fewer rows are slow
+_PICKS = 16  # new candidates per row in the first round, on average; only rows that violate the bound get any
+_SWEEPS = 10_000  # most sweeps of Bellman-Ford
+
+# scipy.sparse has no annotations; these say what is used of it here.
+_csr_array: Callable[..., sparse.csr_array] = sparse.csr_array
+_vstack: Callable[..., sparse.csr_array] = sparse.vstack
 
 
 class Assignment(NamedTuple):
     """A one-to-one matching of the rows of `a` to rows of `b`; every row of the smaller side has a partner."""
 
-    partner: Int[np.ndarray, " rows"]  # -1 where a row of the larger side stays alone
-    cosine: Float[np.ndarray, " rows"]  # NaN there
+    partner: Int[np.ndarray, " rows"]  # row of `b`; -1 for a row of the larger side without partner
+    cosine: Float[np.ndarray, " rows"]  # of the pair; NaN without partner
     value: float  # summed cosine
     bound: float  # no matching exceeds this
 
     @property
     def gap(self) -> float:
-        """Proven distance to the optimum, relative to the value."""
+        """Upper limit on how far the value is below that of the best matching, relative to the value."""
         return (self.bound - self.value) / max(abs(self.value), 1e-12)
 
 
@@ -64,14 +71,22 @@ def hungarian(
     100 bytes per candidate, of which there are 1.1 * n_candidates per row, more where rounds add some.
     """
     if len(a) > len(b):
-        options = {"n_candidates": n_candidates, "relative_gap": relative_gap, "dense_up_to": dense_up_to}
-        return _swapped(hungarian(b, a, max_rounds=max_rounds, absolute=absolute, **options), len(a))
+        swapped = hungarian(
+            b,
+            a,
+            n_candidates=n_candidates,
+            relative_gap=relative_gap,
+            dense_up_to=dense_up_to,
+            max_rounds=max_rounds,
+            absolute=absolute,
+        )
+        return _swapped(swapped, len(a))
     if len(b) <= dense_up_to:
         cosines = _counted(a @ b.T, absolute).double().cpu().numpy()
         rows, partner = linear_sum_assignment(cosines, maximize=True)
         cosine = cosines[rows, partner]
         return Assignment(partner, cosine, float(cosine.sum()), float(cosine.sum()))
-    order = _shuffled(len(b))  # neighbours are often alike, and thresholds are found on groups of neighbours
+    order = _shuffled(len(b))  # neighbouring rows are often similar, and thresholds come from groups of neighbours
     b = b[order.to(b.device)]
     graph = _Graph(a, b, n_candidates, absolute)
     bound = np.inf
@@ -88,14 +103,15 @@ def hungarian(
     return best
 
 
-def _swapped(found: Assignment, n_rows: int) -> Assignment:
+def _swapped(backward: Assignment, n_rows: int) -> Assignment:
+    """An assignment from `b` to `a` as one from the `n_rows` rows of `a` to `b`."""
     partner, cosine = np.full(n_rows, -1), np.full(n_rows, np.nan)
-    partner[found.partner], cosine[found.partner] = np.arange(len(found.partner)), found.cosine
-    return Assignment(partner, cosine, found.value, found.bound)
+    partner[backward.partner], cosine[backward.partner] = np.arange(len(backward.partner)), backward.cosine
+    return Assignment(partner, cosine, backward.value, backward.bound)
 
 
 class _Graph:
-    """Candidate pairs with their cosines, sorted by (row, column), each once, and what no other pair of a row exceeds."""
+    """Candidate pairs with their cosines, sorted by (row, column), each once; and per row a limit that no other pair exceeds."""
 
     def __init__(self, a: Tensor, b: Tensor, n_candidates: int, absolute: bool) -> None:
         self._a, self._b, self._n_candidates, self._absolute = a, b, n_candidates, absolute
@@ -103,7 +119,7 @@ class _Graph:
         self._limits = limits.double().cpu().numpy()
         self._set(rows.cpu().numpy(), columns.cpu().numpy(), cosines.double().cpu().numpy())
         self.add(*_neglected(a, b, columns, n_candidates, absolute))
-        # What every row gets under the last prices, first under none: costs relative to it bring the solver near the end.
+        # Every row's best cosine minus price, first with prices of 0. Costs relative to it let the solver start near its end.
         self._worth = np.zeros(len(a))
         np.maximum.at(self._worth, self._rows, self._cosines)
 
@@ -112,20 +128,21 @@ class _Graph:
         self._starts = np.searchsorted(rows, np.arange(len(self._a) + 1))
 
     def add(self, rows: np.ndarray, columns: np.ndarray, cosines: np.ndarray) -> None:
+        """Add pairs to the candidates, except those that are candidates already."""
         keys, first = np.unique(rows * len(self._b) + columns, return_index=True)
-        held = self._rows * len(self._b) + self._columns
-        at = np.searchsorted(held, keys)
-        new = np.append(held, -1)[at] != keys
+        old_keys = self._rows * len(self._b) + self._columns
+        at = np.searchsorted(old_keys, keys)
+        new = np.append(old_keys, -1)[at] != keys
         parts = zip((self._rows, self._columns, self._cosines), (rows, columns, cosines), strict=True)
         self._set(*(np.insert(old, at[new], more[first[new]]) for old, more in parts))
 
-    def _costs(self) -> csr_array:
+    def _costs(self) -> sparse.csr_array:
         shape = (len(self._a), len(self._b))
         costs = self._worth[self._rows] - self._cosines
-        return csr_array((costs + (1 - costs.min(initial=0)), self._columns, self._starts.astype(np.int32)), shape)
+        return _csr_array((costs + (1 - costs.min(initial=0)), self._columns, self._starts.astype(np.int32)), shape)
 
     def solve(self) -> tuple[np.ndarray, np.ndarray]:
-        """The best matching on the candidates: every row's column and cosine."""
+        """The best matching on the candidates: (column, cosine) of every row."""
         try:
             partner = self._matched()
         except ValueError as error:
@@ -138,13 +155,14 @@ class _Graph:
     def _matched(self) -> np.ndarray:
         costs, (n_rows, n_columns) = self._costs(), (len(self._a), len(self._b))
         if 0 < (n_columns - n_rows) * n_columns <= costs.nnz:  # scipy is ten times slower on what is not square
-            costs = vstack([costs, csr_array(np.ones((n_columns - n_rows, n_columns)))], format="csr")
-        return min_weight_full_bipartite_matching(costs)[1][:n_rows].astype(np.int64)
+            costs = _vstack([costs, _csr_array(np.ones((n_columns - n_rows, n_columns)))], format="csr")
+        columns: np.ndarray = min_weight_full_bipartite_matching(costs)[1]
+        return columns[:n_rows].astype(np.int64)
 
     def _complete(self) -> None:
-        """Join the rows that a largest matching leaves alone to the columns that it leaves alone, in cyclic shifts."""
-        held = maximum_bipartite_matching(self._costs(), perm_type="column")
-        rows, free = np.flatnonzero(held < 0), np.setdiff1d(np.arange(len(self._b)), held)
+        """Add candidates so that a full matching exists: rows and columns that a largest one leaves out, in cyclic shifts."""
+        partner = maximum_bipartite_matching(self._costs(), perm_type="column")
+        rows, free = np.flatnonzero(partner < 0), np.setdiff1d(np.arange(len(self._b)), partner)
         pairs = [(rows, np.roll(free, -shift)[: len(rows)]) for shift in range(min(self._n_candidates, len(free)))]
         cosines = [_counted((self._a[i] * self._b[j]).sum(1), self._absolute).double().cpu().numpy() for i, j in pairs]
         self.add(*(np.concatenate(part) for part in (*zip(*pairs, strict=True), cosines)))
@@ -153,7 +171,7 @@ class _Graph:
         """Least v >= 0 with c_ij - v_j <= c_i,partner(i) - v_partner(i) + tolerance on every candidate: longest paths.
 
         Bellman-Ford over the columns, each sweep only from those whose price has just risen. The optimal matching has no
-        improving cycle, so it ends; if _SWEEPS end it first, the prices are looser, not wrong.
+        improving cycle, so the sweeps end. Where _SWEEPS end them first, the bound that the prices give is looser, but valid.
         """
         tolerance = max(tolerance, 1e-12)
         gain = self._cosines - cosine[self._rows]
@@ -177,73 +195,88 @@ class _Graph:
         return prices
 
     def bound(self, prices: np.ndarray, n_picks: int) -> tuple[float, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The bound that prices prove over all pairs, and pairs that violate it on the candidates alone."""
-        known = np.maximum.reduceat(self._cosines - prices[self._columns], self._starts[:-1])
-        loose = np.flatnonzero(self._limits - prices.min() > known)
+        """The bound that prices give over all pairs; and the (rows, columns, cosines) that exceed what candidates alone give."""
+        net_worth = np.maximum.reduceat(self._cosines - prices[self._columns], self._starts[:-1])
+        loose = np.flatnonzero(self._limits - prices.min() > net_worth)
         n = len(self._b)
         k = min(n_picks // max(len(loose), 1), n)
-        # Rows that tie must not all ask for the same columns, so each ranks them with other noise.
+        # Rows with equal cosines must not all pick the same columns, so each row ranks them with noise of its own.
         noise = 1e-6 * torch.rand(n + len(loose), generator=torch.Generator().manual_seed(0)).to(self._a)
-        v, worth, found = torch.from_numpy(prices).to(self._a), known.copy(), []
+        v, worth = torch.from_numpy(prices).to(self._a), net_worth.copy()
+        violating_rows, violating_columns, violating_cosines = (
+            [np.array([], np.int64)],
+            [np.array([], np.int64)],
+            [np.array([])],
+        )
         for i in range(0, len(loose), _step(n)):
             rows = loose[i : i + _step(n)]
             net = _counted(self._a[rows] @ self._b.T, self._absolute).sub_(v)
-            worth[rows] = np.maximum(known[rows], net.amax(1).double().cpu().numpy())
+            worth[rows] = np.maximum(net_worth[rows], net.amax(1).double().cpu().numpy())
             picks = (net + noise.unfold(0, n, 1)[i : i + len(rows)]).topk(k, dim=1).indices
-            net = net.gather(1, picks).double().cpu().numpy().ravel()
+            picked = net.gather(1, picks).double().cpu().numpy().ravel()
             rows, columns = np.repeat(rows, k), picks.cpu().numpy().ravel()
-            violated = net > known[rows]
-            found.append([part[violated] for part in (rows, columns, net + prices[columns])])
-        violators = [np.concatenate(part) for part in zip(*found, strict=True)] or [np.array([], np.int64)] * 3
+            violated = picked > net_worth[rows]
+            violating_rows.append(rows[violated])
+            violating_columns.append(columns[violated])
+            violating_cosines.append((picked + prices[columns])[violated])
         self._worth = worth
-        return float(worth.sum() + prices.sum()), tuple(violators)
+        violators = (
+            np.concatenate(violating_rows),
+            np.concatenate(violating_columns),
+            np.concatenate(violating_cosines),
+        )
+        return float(worth.sum() + prices.sum()), violators
 
 
 def _candidates(a: Tensor, b: Tensor, k: int, absolute: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The pairs of every row above a threshold, at least k of them: rows, columns, cosines, and the thresholds.
+    """Every row's pairs above a threshold of its own: rows, columns and cosines of the pairs, and the thresholds.
 
-    The threshold is the (k + 1)th largest of the maxima of groups of columns. There are at least 8 k groups, so few of the
-    largest entries share one. Strictly above it: what ties with it stays out and cannot flood the graph.
+    The threshold is the (k + 1)th largest of the maxima of groups of columns, so that at least k pairs exceed it, ties aside.
+    There are at least 8 k groups, so few of the largest cosines share a group. Pairs equal to the threshold are left out, so
+    that rows with many equal cosines do not add all of them.
     """
     n_columns, step = len(b), _step(len(b))
-    width = 1 << (max(n_columns // (8 * k), 1).bit_length() - 1)  # other widths than powers of two are reduced slowly
+    width = 1 << (max(n_columns // (8 * k), 1).bit_length() - 1)  # reductions over other widths are slow
     n_groups = n_columns // width + 1
     k = min(k, n_groups - 1)
     block = a.new_full((min(step, len(a)), n_groups * width), -torch.inf)
-    found = []
+    parts = []
     for i in range(0, len(a), step):
         cosines = block[: len(a) - i]
         _counted(torch.mm(a[i : i + step], b.T, out=cosines[:, :n_columns]), absolute)
-        maxima, groups = cosines.unflatten(1, (n_groups, width)).amax(2).topk(k + 1, dim=1)
+        maxima, groups = torch.unflatten(cosines, 1, (n_groups, width)).amax(2).topk(k + 1, dim=1)
         limits, groups = maxima[:, k:], groups[:, :k].sort(1).values
         at = torch.arange(len(cosines), device=a.device)[:, None] * n_groups + groups
         inside = cosines.view(-1, width).index_select(0, at.flatten()).view(-1, k, width)
         rows, group, place = (inside > limits[:, None]).nonzero().unbind(1)
         columns = groups[rows, group] * width + place
-        found.append((rows + i, columns, inside[rows, group, place], limits[:, 0]))
-    return tuple(torch.cat(part) for part in zip(*found, strict=True))
+        parts.append((rows + i, columns, inside[rows, group, place], limits[:, 0]))
+    rows, columns, cosines, limits = (torch.cat(part) for part in zip(*parts, strict=True))
+    return rows, columns, cosines, limits
 
 
 def _neglected(
     a: Tensor, b: Tensor, columns: Tensor, k: int, absolute: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best k // 2 pairs of every column that under a quarter of the fair share of rows chose."""
+    """The best k // 2 pairs of every column that fewer rows chose than a quarter of the average."""
     chosen = torch.bincount(columns, minlength=len(b))
     few = (chosen < k * len(a) // (4 * len(b))).nonzero()[:, 0]
     k = min(k // 2, len(a))
-    best = [_counted(b[part] @ a.T, absolute).topk(k, dim=1) for part in few.split(_step(len(a)))]
+    best = [_counted(b[part] @ a.T, absolute).topk(k, dim=1) for part in torch.split(few, _step(len(a)))]
     cosines, rows = (torch.cat(part).flatten() for part in zip(*best, strict=True))
     return rows.cpu().numpy(), few.repeat_interleave(k).cpu().numpy(), cosines.double().cpu().numpy()
 
 
 def _counted(cosines: Tensor, absolute: bool) -> Tensor:
-    """The cosines as they count, in place."""
+    """The cosines, or their absolute values; in place."""
     return cosines.abs_() if absolute else cosines
 
 
 def _shuffled(n: int) -> Tensor:
+    """A random order of n rows, always the same."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
 def _step(n_columns: int) -> int:
+    """Rows of a block of cosines with so many columns."""
     return max(BLOCK_ENTRIES // n_columns, BLOCK_ROWS)

@@ -1,4 +1,4 @@
-"""Buckets of an ensemble's features, from what its matching and its activity left behind."""
+"""Buckets of an ensemble's features, from its parts `match` (best cosines) and `activity` (firings per feature)."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from seedscope.engine.store.parts import Part
 
 
 class Judged(NamedTuple):
-    """One member's features."""
+    """The buckets of one member's features."""
 
-    buckets: np.ndarray  # (d_sae,) names of stability.BUCKETS
-    n_active: np.ndarray  # (d_sae,) tokens that each fires on
+    buckets: np.ndarray  # (d_sae,) names out of stability.BUCKETS
+    n_active: np.ndarray  # (d_sae,) evaluation tokens that each feature is active on
 
 
 def judge(plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, match: Part, activity: Part) -> Iterator[Judged]:
-    """Every member's features at the study's theta and epsilon; rows without a direction count as dead."""
+    """Yield one Judged per member, in seed order, at the study's theta and epsilon; rows without a direction count as dead."""
     for seed in ensemble.seeds:
         matched = match.read(seed, "cosine", "partner")
         n_active = activity.read(seed, "n_active")["n_active"]

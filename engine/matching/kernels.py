@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 1536  # 9 MiB: still in the cache for the maxima. 1024 takes as long, 2048 4 % longer
-GROUP = 128  # smaller: more maxima to keep and to search; larger: more to multiply again. 64 takes as long
+BLOCK = 1536  # rows and columns; 9 MiB, which stay in the cache for the maxima. 1024 takes as long, 2048 4 % longer
+GROUP = 128  # if smaller, more maxima to keep and search; if larger, more to multiply again. 64 takes as long
 TIE = 5e-7  # float32 cosines of unit rows differ by up to 3e-7 between block shapes (d_in 64 to 2304)
 
 
@@ -47,7 +47,7 @@ def best_cosines(
 
 
 def _products(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """All blocks of a @ b.T, each valid until the next; one buffer, because fresh pages cost as much as the maxima."""
+    """All blocks of a @ b.T, in one buffer, because new memory costs as much as the maxima: each is valid until the next."""
     buffer = a.new_empty(min(block, len(a)) * min(block, len(b)))
     for first_a in range(0, len(a), block):
         rows = slice(first_a, min(first_a + block, len(a)))
@@ -65,7 +65,9 @@ def _group_maxima(product: Tensor, group: int, dim: int) -> Tensor:
     Along `dim` because the reduction of a transposed view takes a CPU fifteen times as long.
     """
     whole, rest = divmod(product.shape[dim], group)
-    maxima = [product.narrow(dim, 0, whole * group).unflatten(dim, (whole, group)).amax(dim + 1)] if whole else []
+    maxima = (
+        [torch.unflatten(product.narrow(dim, 0, whole * group), dim, (whole, group)).amax(dim + 1)] if whole else []
+    )
     if rest:
         maxima.append(product.narrow(dim, whole * group, rest).amax(dim, keepdim=True))
     return torch.cat(maxima, dim)
@@ -80,7 +82,7 @@ def _search(a: Tensor, b: Tensor, maxima: Tensor, group: int) -> Best:
     value = product.amax(1)
     inside = _first(product >= torch.minimum(enough, value[:, None]))  # this product may be rounded below the maximum
     second = product.scatter_(1, inside, -torch.inf).amax(1)
-    # Elsewhere is the larger one only within a tie.
+    # `elsewhere` exceeds `value` only by less than TIE.
     return Best(torch.maximum(value, elsewhere), (chosen * group + inside)[:, 0], torch.maximum(second, elsewhere))
 
 
@@ -96,7 +98,7 @@ def _chosen_products(a: Tensor, b: Tensor, chosen: Tensor, group: int) -> Tensor
     """
     result = a.new_full((len(a), group), -torch.inf)
     sizes = chosen.bincount(minlength=-(-len(b) // group)).tolist()
-    for members, partners in zip(chosen.argsort().split(sizes), b.split(group), strict=True):
-        for rows in members.split(BLOCK):
+    for members, partners in zip(torch.split(chosen.argsort(), sizes), torch.split(b, group), strict=True):
+        for rows in torch.split(members, BLOCK):
             result[rows, : len(partners)] = a[rows] @ partners.T
     return result

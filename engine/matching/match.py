@@ -1,9 +1,9 @@
-"""Partners of all features in all other members under every rule, and what the same search finds by chance.
+"""Partners of all features in all other members under every matching rule, and the same against random dictionaries.
 
 Rules: *argmax* of paper A (the feature with the largest signed cosine, one-directional, many-to-one), *mutual* (each is
 the other's argmax), *hungarian* (one to one, largest summed cosine; paper B), *both* (decoder and encoder assignments
-agree; Paulo and Belrose 2025). All by signed cosine, or by its absolute value where asked. Everything is kept unthresholded,
-so that theta moves without matching again.
+agree; Paulo and Belrose 2025). Cosines are signed, or absolute with `absolute`. No threshold is applied: cosines are kept, so
+that theta can change without matching again.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,18 +18,18 @@ from seedscope.engine.contract.schema import NO_MATCH, RULES
 from seedscope.engine.matching.assignment import Assignment, hungarian
 from seedscope.engine.matching.cuda import best as best_cosines
 from seedscope.engine.matching.kernels import Best
-from seedscope.engine.saes.sae import SAE, directed
+from seedscope.engine.saes.sae import SAE, directed, unit_rows
 
 NULL_KINDS = ("haar", "second_moment")
-NULL_ANCHORS = 2048  # anchor features per member that the nulls look at: their match rates are then good to 0.1 points
-HUNGARIAN_UP_TO = 2e11  # pairs * d_sae^2 * d_in multiply-adds that are spent by default: minutes on two cores
+NULL_ANCHORS = 2048  # anchor features per member for the nulls: enough for match rates within 0.1 percentage points
+HUNGARIAN_UP_TO = 2e11  # most pairs * d_sae^2 * d_in multiply-adds done without being asked: minutes on two cores
 
 
 class Matches(NamedTuple):
     """Partners of every anchor feature in every other member; comparisons in seed order, the anchor left out.
 
     All arrays are (members, d_sae, comparisons) but two: `other` (members, comparisons) names the comparison's member
-    index, `gap` (members, comparisons) the proven distance of its one-to-one matching to the optimum. Rows without a
+    index, `gap` (members, comparisons) the `Assignment.gap` of its one-to-one matching. Rows without a
     direction (zero or not finite) match nothing: partner -1, cosine NO_MATCH. Without one-to-one matching the last four,
     and without known activity the live ones, have no comparisons: (members, d_sae, 0).
     """
@@ -43,14 +43,17 @@ class Matches(NamedTuple):
     encoder_cosine: np.ndarray  # cosine of the two encoder columns, at the decoder's partner
     live_partner: np.ndarray  # best partner among the comparison's living features
     live_cosine: np.ndarray
-    hungarian_partner: np.ndarray  # -1: stays alone
+    hungarian_partner: np.ndarray  # -1: none
     hungarian_cosine: np.ndarray
     hungarian_encoder_cosine: np.ndarray
     encoder_partner: np.ndarray  # partner under the assignment of the encoders
 
 
 class PairMatches(NamedTuple):
-    """One direction of one pair: the fields of Matches, each (d_sae of the anchor,); the last six may be None."""
+    """One direction of one pair: the fields of Matches, each (d_sae of the anchor,).
+
+    The last four are None without one-to-one matching, the live ones where activity is not known.
+    """
 
     partner: np.ndarray
     cosine: np.ndarray
@@ -59,57 +62,53 @@ class PairMatches(NamedTuple):
     encoder_cosine: np.ndarray
     live_partner: np.ndarray | None
     live_cosine: np.ndarray | None
-    hungarian_partner: np.ndarray | None
-    hungarian_cosine: np.ndarray | None
-    hungarian_encoder_cosine: np.ndarray | None
-    encoder_partner: np.ndarray | None
+    hungarian_partner: np.ndarray | None = None
+    hungarian_cosine: np.ndarray | None = None
+    hungarian_encoder_cosine: np.ndarray | None = None
+    encoder_partner: np.ndarray | None = None
 
     def rule_cosine(self, rule: str) -> Float[np.ndarray, " d_sae"]:
-        """The cosine that theta is compared with under a rule; see the function of the same name."""
+        """The cosine that theta is compared with under a rule; see the function `rule_cosine`."""
         return rule_cosine(rule, self)
 
     def rule_partner(self, rule: str) -> np.ndarray:
-        """The partner that a rule forms; -1 where it forms none."""
+        """The partner that a rule forms; -1 where it forms none. Raises ValueError for a rule that was not computed."""
         if rule == "live":
-            return self.live_partner
-        partner = self.hungarian_partner if rule in ("hungarian", "both") else self.partner
+            return _computed(self.live_partner, rule)
+        partner = _computed(self.hungarian_partner, rule) if rule in ("hungarian", "both") else self.partner
         return np.where(self.rule_cosine(rule) > NO_MATCH, partner, -1)
 
 
 class Dictionary(NamedTuple):
-    """Unit decoder rows and encoder columns of one member; `valid` and `live` are ascending feature indices."""
+    """Unit decoder rows and encoder columns of one member, float32; `valid` and `live` are ascending feature indices."""
 
     decoder: Float[Tensor, "d_sae d_in"]
     encoder: Float[Tensor, "d_sae d_in"]
-    valid: Tensor  # rows that have a direction
-    live: Tensor  # valid rows that fired
+    valid: Tensor  # features whose decoder row has a direction
+    live: Tensor  # those of them that are active on some evaluation token
 
 
 def dictionaries(
     sae: SAE, live: Bool[np.ndarray, "members d_sae"] | None = None, *, device: torch.device | str = "cpu"
 ) -> list[Dictionary]:
-    """Every member's directions; without `live`, all features count as living."""
+    """One Dictionary per member, on the device; `live` says which features fired, all of them if it is None."""
     result = []
     for member in range(sae.n_members):
         decoder = sae.W_dec.detach()[member].float()
         valid = directed(decoder).nonzero()[:, 0]
         fired = torch.ones(sae.d_sae, dtype=torch.bool) if live is None else torch.from_numpy(live[member])
         encoder = sae.W_enc.detach()[member].float().T
-        found = Dictionary(_unit(decoder), _unit(encoder), valid, valid[fired[valid]])
-        result.append(Dictionary(*(tensor.to(device) for tensor in found)))
+        directions = Dictionary(unit_rows(decoder), unit_rows(encoder), valid, valid[fired[valid]])
+        result.append(Dictionary(*(tensor.to(device) for tensor in directions)))
     return result
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows of norm 1; rows without a direction become zero."""
-    return torch.nn.functional.normalize(torch.nan_to_num(rows, 0.0, 0.0, 0.0), dim=-1)
 
 
 def match_pair(
     a: Dictionary, b: Dictionary, *, assign: bool = True, absolute: bool = False
 ) -> tuple[PairMatches, PairMatches, Assignment | None]:
-    """Match two members in both directions: one product for argmax (two if `absolute`), two assignments if `assign`.
+    """Matches from `a` to `b`, from `b` to `a`, and the one-to-one matching of the decoders, None without `assign`.
 
+    Costs one product for argmax (two if `absolute`), one more per side with dead features, and two assignments if `assign`.
     Raises ValueError where the widths d_in differ.
     """
     if a.decoder.shape[1] != b.decoder.shape[1]:
@@ -122,66 +121,84 @@ def match_pair(
         live_ab = _best(a.decoder, a.valid, b.decoder, b.live, absolute)[0]
     if len(a.live) < len(a.valid):
         live_ba = _best(b.decoder, b.valid, a.decoder, a.live, absolute)[0]
-    one_to_one = encoders = None
-    if assign and len(a.valid) and len(b.valid):
-        one_to_one = hungarian(a.decoder[a.valid], b.decoder[b.valid], absolute=absolute)
-        encoders = hungarian(a.encoder[a.valid], b.encoder[b.valid], absolute=absolute)
     forward = _direction(a, b, ab, ba, live_ab)
     backward = _direction(b, a, ba, ab, live_ba)
-    if one_to_one is not None:
-        forward = forward._replace(**_one_to_one(a, b, one_to_one, encoders, reverse=False))
-        backward = backward._replace(**_one_to_one(b, a, one_to_one, encoders, reverse=True))
+    decoders = None
+    if assign and len(a.valid) and len(b.valid):
+        decoders = hungarian(a.decoder[a.valid], b.decoder[b.valid], absolute=absolute)
+        encoders = hungarian(a.encoder[a.valid], b.encoder[b.valid], absolute=absolute)
+        forward = forward._replace(**_one_to_one(a, b, decoders, encoders, reverse=False))
+        backward = backward._replace(**_one_to_one(b, a, decoders, encoders, reverse=True))
     if absolute:
-        forward, backward = (_without_sign(found) for found in (forward, backward))
-    return forward, backward, one_to_one
+        forward, backward = _without_sign(forward), _without_sign(backward)
+    return forward, backward, decoders
 
 
 def _best(rows_a: Tensor, of_a: Tensor, rows_b: Tensor, of_b: Tensor, absolute: bool = False) -> tuple[Best, Best]:
-    """best_cosines between the chosen rows, in full-size arrays; rows left out get partner -1 and cosine NO_MATCH."""
+    """best_cosines between rows `of_a` and `of_b`, as arrays over all rows: the others get partner -1 and NO_MATCH."""
     if not len(of_a) or not len(of_b):
         return _none(rows_a), _none(rows_b)
     whole = len(of_a) == len(rows_a) and len(of_b) == len(rows_b)
     a, b = (rows_a, rows_b) if whole else (rows_a[of_a], rows_b[of_b])
-    found = best_cosines(a, b)
+    forward, backward = best_cosines(a, b)
     if absolute:
-        found = tuple(map(_larger, found, best_cosines(a, -b)))
-    full = []
-    for best, size, mine, theirs in zip(found, (rows_a, rows_b), (of_a, of_b), (of_b, of_a), strict=True):
-        spread = _none(size)
-        spread.cosine[mine] = best.cosine.clamp(-1, 1)
-        spread.partner[mine] = theirs[best.partner]
-        spread.runner_up[mine] = best.runner_up.clamp(-1, 1)
-        full.append(spread)
-    return full[0], full[1]
+        negated_forward, negated_backward = best_cosines(a, -b)
+        forward, backward = _larger(forward, negated_forward), _larger(backward, negated_backward)
+    return _full_size(forward, rows_a, of_a, of_b), _full_size(backward, rows_b, of_b, of_a)
 
 
-def _without_sign(found: PairMatches) -> PairMatches:
+def _full_size(best: Best, rows: Tensor, mine: Tensor, theirs: Tensor) -> Best:
+    """The best of the rows `mine`, with partners counted among `theirs`, as arrays over all `rows`."""
+    full = _none(rows)
+    full.cosine[mine] = best.cosine.clamp(-1, 1)
+    full.partner[mine] = theirs[best.partner]
+    full.runner_up[mine] = best.runner_up.clamp(-1, 1)
+    return full
+
+
+def _without_sign(matches: PairMatches) -> PairMatches:
     """The encoder cosines at the partners, absolute as all else; NO_MATCH stays."""
-    at = {"encoder_cosine": found.partner, "hungarian_encoder_cosine": found.hungarian_partner}
-    held = {name: getattr(found, name) for name, partner in at.items() if partner is not None}
-    return found._replace(**{n: np.where(at[n] >= 0, np.abs(cosine), cosine) for n, cosine in held.items()})
+
+    def absolute(cosine: np.ndarray, partner: np.ndarray) -> np.ndarray:
+        return np.where(partner >= 0, np.abs(cosine), cosine)
+
+    matches = matches._replace(encoder_cosine=absolute(matches.encoder_cosine, matches.partner))
+    if matches.hungarian_partner is None or matches.hungarian_encoder_cosine is None:
+        return matches
+    return matches._replace(
+        hungarian_encoder_cosine=absolute(matches.hungarian_encoder_cosine, matches.hungarian_partner)
+    )
 
 
 def _larger(signed: Best, negated: Best) -> Best:
-    """The best by absolute cosine, from the best of b and of -b; on a tie the signed one."""
+    """The best by absolute cosine, from the best in b (`signed`) and in -b (`negated`); on a tie the signed one."""
     flip = negated.cosine > signed.cosine
     won = [torch.where(flip, n, s) for s, n in zip(signed, negated, strict=True)]
     lost = [torch.where(flip, s, n) for s, n in zip(signed, negated, strict=True)]
-    loser = torch.where(lost[1] == won[1], lost[2], lost[0])  # the winner's own partner is not its rival
+    loser = torch.where(lost[1] == won[1], lost[2], lost[0])  # a feature is not its own runner-up
     return Best(won[0], won[1], torch.maximum(won[2], loser))
 
 
 def _none(rows: Tensor) -> Best:
+    """Rows without any partner."""
     worst = rows.new_full((len(rows),), NO_MATCH)
     return Best(worst, torch.full_like(worst, -1, dtype=torch.long), worst.clone())
 
 
 def _direction(a: Dictionary, b: Dictionary, best: Best, back: Best, live: Best) -> PairMatches:
-    found = best.partner >= 0
-    mutual = found & (back.partner[best.partner] == torch.arange(len(best.partner), device=found.device))
-    encoder_cosine = torch.where(found, (a.encoder * b.encoder[best.partner]).sum(-1).clamp(-1, 1), NO_MATCH)
-    columns = (best.partner.int(), best.cosine, best.runner_up, mutual, encoder_cosine, live.partner.int(), live.cosine)
-    return PairMatches(*(column.cpu().numpy() for column in columns), None, None, None, None)
+    """The fields of PairMatches from `a` to `b` that come from best cosines; `back` are those from `b` to `a`."""
+    paired = best.partner >= 0
+    mutual = paired & (back.partner[best.partner] == torch.arange(len(best.partner), device=paired.device))
+    encoder_cosine = torch.where(paired, (a.encoder * b.encoder[best.partner]).sum(-1).clamp(-1, 1), NO_MATCH)
+    return PairMatches(
+        partner=best.partner.int().cpu().numpy(),
+        cosine=best.cosine.cpu().numpy(),
+        runner_up=best.runner_up.cpu().numpy(),
+        mutual=mutual.cpu().numpy(),
+        encoder_cosine=encoder_cosine.cpu().numpy(),
+        live_partner=live.partner.int().cpu().numpy(),
+        live_cosine=live.cosine.cpu().numpy(),
+    )
 
 
 def _one_to_one(
@@ -199,14 +216,14 @@ def _one_to_one(
     }
 
 
-def _assigned(found: Assignment, a: Dictionary, b: Dictionary, reverse: bool) -> tuple[np.ndarray, np.ndarray]:
+def _assigned(assignment: Assignment, a: Dictionary, b: Dictionary, reverse: bool) -> tuple[np.ndarray, np.ndarray]:
     """An assignment of the valid rows as full-size partner and cosine arrays of `a`."""
     partner, cosine = np.full(len(a.decoder), -1), np.full(len(a.decoder), NO_MATCH)
     mine, theirs = a.valid.cpu().numpy(), b.valid.cpu().numpy()
-    matched = found.partner >= 0
-    left, right = np.flatnonzero(matched), found.partner[matched]
+    matched = assignment.partner >= 0
+    left, right = np.flatnonzero(matched), assignment.partner[matched]
     at, to = (mine[right], theirs[left]) if reverse else (mine[left], theirs[right])
-    partner[at], cosine[at] = to, np.clip(found.cosine[matched], -1, 1)
+    partner[at], cosine[at] = to, np.clip(assignment.cosine[matched], -1, 1)
     return partner, cosine
 
 
@@ -214,25 +231,34 @@ def rule_cosine(rule: str, matches: Matches | PairMatches) -> np.ndarray:
     """The cosine that theta is compared with under a rule, shaped like the matches' arrays; NO_MATCH without a pair.
 
     `live` is argmax among the comparison's living features. `both` needs the two assignments to agree and both cosines
-    to reach theta: the smaller of them decides. Raises ValueError for an unknown rule.
+    to reach theta: the smaller of them decides. Raises ValueError for an unknown rule and for one that was not computed.
     """
     if rule == "argmax":
         return matches.cosine
     if rule == "live":
-        return matches.live_cosine
+        return _computed(matches.live_cosine, rule)
     if rule == "mutual":
         return np.where(matches.mutual, matches.cosine, np.float32(NO_MATCH))
     if rule == "hungarian":
-        return matches.hungarian_cosine
+        return _computed(matches.hungarian_cosine, rule)
     if rule == "both":
-        agree = (matches.hungarian_partner >= 0) & (matches.hungarian_partner == matches.encoder_partner)
-        smaller = np.minimum(matches.hungarian_cosine, matches.hungarian_encoder_cosine)
+        partner = _computed(matches.hungarian_partner, rule)
+        agree = (partner >= 0) & (partner == _computed(matches.encoder_partner, rule))
+        smaller = np.minimum(
+            _computed(matches.hungarian_cosine, rule), _computed(matches.hungarian_encoder_cosine, rule)
+        )
         return np.where(agree, smaller, np.float32(NO_MATCH))
     raise ValueError(f"rule is {rule!r}, expected one of {', '.join(RULES)}")
 
 
+def _computed(values: np.ndarray | None, rule: str) -> np.ndarray:
+    if values is None:
+        raise ValueError(f"rule {rule} was not computed for this pair")
+    return values
+
+
 def affordable(n_members: int, d_sae: int, d_in: int) -> bool:
-    """Whether one-to-one matching of all pairs is done without being asked for."""
+    """Whether one-to-one matching of all pairs costs at most HUNGARIAN_UP_TO, so that it is done by default."""
     return n_members * (n_members - 1) / 2 * d_sae**2 * d_in <= HUNGARIAN_UP_TO
 
 
@@ -244,12 +270,12 @@ def match_ensemble(
     device: torch.device | str = "cpu",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Matches:
-    """Match every member with every other; a product a pair serves both directions.
+    """Match every member with every other; one product per pair serves both directions.
 
-    `live` says which features fired on the evaluation tokens; None where nobody knows: then there are no live partners.
-    `assign` asks for one-to-one matching; by default it is
-    done where it is cheap. Cost: members^2 / 2 * d_sae^2 * d_in multiply-adds, twice where dead features exist; memory
-    25 bytes per (anchor feature, comparison), 13 more with one-to-one. Raises ValueError for fewer than two members.
+    `live` says which features are active on the evaluation tokens; with None, which means not known, there are no live
+    partners. `assign` asks for one-to-one matching; by default it is done where `affordable`. `report` gets (pairs done, all
+    pairs). Cost: members^2 / 2 * d_sae^2 * d_in multiply-adds, twice that where dead features exist. Memory: 25 bytes per
+    (anchor feature, comparison), 13 more with one-to-one matching. Raises ValueError for fewer than two members.
     """
     n, d_sae = sae.n_members, sae.d_sae
     if n < 2:
@@ -258,28 +284,29 @@ def match_ensemble(
     members = dictionaries(sae, live, device=device)
     other = np.array([[j for j in range(n) if j != i] for i in range(n)])
     gap = np.zeros((n, n - 1))
-    held: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
     for done, (i, j) in enumerate(pairs):
         forward, backward, assignment = match_pair(members[i], members[j], assign=assign)
-        for anchor, comparison, found in ((i, j, forward), (j, i, backward)):
-            found = found if live is not None else found._replace(live_partner=None, live_cosine=None)
+        for anchor, comparison, matches in ((i, j, forward), (j, i, backward)):
+            if live is None:
+                matches = matches._replace(live_partner=None, live_cosine=None)
             slot = comparison - (comparison > anchor)
             gap[anchor, slot] = assignment.gap if assignment else 0
-            for name, values in found._asdict().items():
-                if name not in held:
+            for name, values in matches._asdict().items():
+                if name not in arrays:
                     fill = False if name == "mutual" else -1  # no partner, no match
                     kind = np.int32 if name.endswith("partner") else bool if name == "mutual" else np.float32
                     computed = values is not None or (assign and "live" not in name)
-                    held[name] = np.full((n, d_sae, n - 1 if computed else 0), fill, kind)
+                    arrays[name] = np.full((n, d_sae, n - 1 if computed else 0), fill, kind)
                 if values is not None:
-                    held[name][anchor, :, slot] = values
+                    arrays[name][anchor, :, slot] = values
         report(done + 1, len(pairs))
-    return Matches(other, gap, **held)
+    return Matches(other, gap, **arrays)
 
 
 class Chance(NamedTuple):
-    """Best cosines that chance alone gives to some features of every member."""
+    """Best cosines of some features of every member in random dictionaries."""
 
     feature: Int[np.ndarray, " anchors"]  # the same for all members, ascending
     cosine: Float[np.ndarray, "members anchors comparisons"]
@@ -290,9 +317,9 @@ def null_cosines(
 ) -> Chance:
     """Match against chance: every comparison dictionary is replaced by a random one.
 
-    `haar` rotates it by a random orthogonal matrix: geometry within it stays, its place does not. `second_moment`
+    `haar` rotates it by a random orthogonal matrix, which keeps all angles within it but not its orientation. `second_moment`
     draws unit rows with its own uncentred second moment S (S^(1/2) times Gaussian, normalised): a mean direction and
-    anisotropy that the members share stay, which Haar destroys. Definitions of this project (the first is also used by
+    anisotropy that the members share stay, which `haar` destroys. Definitions of this project (the first is also used by
     re-implementations of paper A). Of more than `n_anchors` features a random choice is matched. Anchor rows without a
     direction get NO_MATCH. Raises ValueError for an unknown kind.
     """
@@ -314,7 +341,7 @@ def _ordered_pairs(n: int) -> Iterator[tuple[int, int]]:
 
 
 def random_dictionary(rows: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """As many random rows as there are unit rows, of a kind that `null_cosines` explains. Raises ValueError for another."""
+    """Random unit rows, as many as `rows` has, of a kind that `null_cosines` explains. Raises ValueError for another kind."""
     d_sae, d_in = rows.shape
 
     def gaussian(n_rows: int) -> Tensor:
@@ -322,7 +349,8 @@ def random_dictionary(rows: Tensor, kind: str, generator: torch.Generator) -> Te
 
     if kind == "haar":
         q, r = torch.linalg.qr(gaussian(d_in))
-        return rows @ (q * r.diagonal().sign())  # the sign makes the distribution exactly Haar (Mezzadri 2007)
+        rotation: Tensor = q * r.diagonal().sign()  # the sign makes the distribution exactly Haar (Mezzadri 2007)
+        return rows @ rotation
     if kind == "second_moment":
         values, vectors = torch.linalg.eigh(rows.T @ rows / max(d_sae, 1))
         root = vectors * values.clamp_min(0).sqrt()

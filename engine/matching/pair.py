@@ -1,4 +1,4 @@
-"""Two SAEs of any library, matched without a study: what they share, and every partner, with where it all comes from."""
+"""Two SAEs of any library matched without a study: shares of matches, all partners, and the origin of both; as JSON."""
 
 import json
 import re
@@ -19,27 +19,27 @@ from seedscope.engine.saes.sae import SAE, assemble
 
 FORMAT, FORMAT_VERSION = "seedscope.match", 1
 UNKNOWN = "unknown"  # a seed that no file records
-_COMPARED = ("model", "hookpoint")  # what two SAEs must share beside d_in for their directions to mean the same
-_DIGEST = re.compile(r"[0-9a-f]{16}")  # of a model's weights: what our own files name it by
-# Of the convention, what a reader should know to differ; the rest says how units are scaled and biases used.
-_TOLD = ("architecture", "k", "normalize")
+_COMPARED = ("model", "hookpoint")  # what two SAEs must share, beside d_in, to be comparable
+_DIGEST = re.compile(r"[0-9a-f]{16}")  # of a model's weights: the name of a model in SeedScope's own files
+# Fields of the convention whose differences are remarks; the others say how units are scaled and biases used.
+_REMARKED = ("architecture", "k", "normalize")
 
 
 @dataclass(frozen=True)
 class PairSide:
-    """One of the two SAEs, and where it comes from; None where its files do not say."""
+    """One of the two SAEs, and where it comes from; fields that its files do not record are None."""
 
     path: str
     digest: str  # over tensors and convention: the same as in a study that holds this SAE
     seed: str
     d_in: int
     d_sae: int
-    n_undirected: int  # decoder rows that are zero or not finite: excluded
+    n_undirected: int  # decoder rows that are zero or not finite, which are left out
     model: str | None
     hookpoint: str | None
     library: str | None  # with its version where it is recorded
     architecture: str
-    variant: str | None  # what its library calls it
+    variant: str | None  # its library's name for the architecture
     convention: dict[str, Any] = field(repr=False)  # the forward pass, the fields of engine.saes.convention.Convention
     remarks: list[str]
 
@@ -59,8 +59,8 @@ class Direction:
     """The features of one side and their partners on the other; lists are over features with a direction."""
 
     n_matched: int
-    shared: float  # n_matched over the features with a direction
-    mmcs: float  # mean max cosine
+    shared: float  # n_matched over the number of features with a direction, 0 to 1
+    mmcs: float  # mean max cosine similarity
     feature: list[int] = field(repr=False)
     partner: list[int | None] = field(repr=False)  # None: the rule forms no pair
     cosine: list[float | None] = field(repr=False)
@@ -71,20 +71,19 @@ class Direction:
 
 @dataclass(frozen=True)
 class PairReport:
-    """Everything `seedscope match` says."""
+    """The result of `seedscope match`."""
 
     rule: str
     theta: float
     absolute: bool
-    forced: list[str]  # differences that --force passed over
-    remarks: list[str]  # what a reader of the pair should know; each side has its own
+    forced: list[str]  # differences that would have been refused without --force
+    remarks: list[str]  # what a reader of the pair should know; each side has remarks of its own
     a: PairSide
     b: PairSide
-    pw_mcc: (
-        float | None
-    )  # mean cosine of the one-to-one matching; of one pair, so PW-MCC is its MCC. None: not computed
+    # Mean cosine of the one-to-one matching (MCC), which for a single pair is PW-MCC; None where it was not computed.
+    pw_mcc: float | None
     hungarian_distance: float | None  # mean(1 - cosine)
-    gap: float | None  # proven relative distance of that matching to the best one
+    gap: float | None  # bound on how far that matching is below the best one, relative
     a_to_b: Direction
     b_to_a: Direction
 
@@ -98,11 +97,11 @@ class PairReport:
 def compare(
     path_a: Path, path_b: Path, *, rule: str = "argmax", theta: float = 0.7, absolute: bool = False, force: bool = False
 ) -> PairReport:
-    """Match the SAEs at two paths: files or folders of any library that engine.importers reads, or names on a hub.
+    """Match the SAEs at two paths: files or folders of any library that engine.saes.importers reads, or names on a hub.
 
-    One-to-one matching is done where it is cheap or the rule needs it. Raises ValueError where one cannot be read or they
-    cannot be compared: another d_in always, another model or hook point unless `force`, and a side without any feature
-    that has a direction.
+    One-to-one matching is done where it is `affordable` or the rule needs it. Raises ValueError where an SAE cannot be read or
+    has no feature with a direction, and where the two cannot be compared: if they differ in d_in, or, unless `force`, in their
+    model or hook point.
     """
     one, other = read(path_a), read(path_b)
     if one.d_in != other.d_in:
@@ -142,30 +141,32 @@ def compare(
 
 
 def write(report: PairReport, path: Path) -> None:
-    """Write the report as JSON."""
+    """Write the report as JSON, in one step."""
     write_whole(path, json.dumps(report.as_json(), allow_nan=False))
 
 
 def _differences(path_a: Path, a: Imported, path_b: Path, b: Imported) -> tuple[list[str], list[str]]:
-    """(what makes the two incomparable, what a reader should know)."""
-    refused, told = [], []
+    """(differences that make the two incomparable, differences that are remarks)."""
+    refused, remarks = [], []
     for name in _COMPARED:
         one, another = a.source.get(name), b.source.get(name)
         if one is None or another is None or one == another:
             continue
         if name == "model" and bool(_DIGEST.fullmatch(one)) != bool(_DIGEST.fullmatch(another)):
-            told.append(f"model not compared: {one} in {path_a}, {another} in {path_b}, one by digest and one by name")
+            remarks.append(
+                f"model not compared: {one} in {path_a}, {another} in {path_b}, one by digest and one by name"
+            )
         else:
             refused.append(f"{name} is {one!r} in {path_a} and {another!r} in {path_b}")
-    for name in _TOLD:
+    for name in _REMARKED:
         one, another = getattr(a.convention, name), getattr(b.convention, name)
         if one != another and (name != "k" or a.convention.architecture == b.convention.architecture):
-            told.append(f"{name} is {one} in {path_a} and {another} in {path_b}")
-    return refused, told
+            remarks.append(f"{name} is {one} in {path_a} and {another} in {path_b}")
+    return refused, remarks
 
 
 def _prepared(path: Path, one: Imported) -> tuple[PairSide, Dictionary]:
-    """One side and its directions; raises ValueError where it has none."""
+    """One side of the report, and its directions; raises ValueError where it has none."""
     sae = assemble({name: tensor[None] for name, tensor in one.tensors.items()}, one.convention, (one.seed or 0,))
     (directions,) = dictionaries(sae)
     if not len(directions.valid):
@@ -192,18 +193,18 @@ def _side(path: Path, one: Imported, sae: SAE, n_directed: int) -> PairSide:
     )
 
 
-def _direction(found: PairMatches, valid: np.ndarray, rule: str, theta: float) -> Direction:
-    cosine, partner = found.rule_cosine(rule)[valid], found.rule_partner(rule)[valid]
+def _direction(matches: PairMatches, valid: np.ndarray, rule: str, theta: float) -> Direction:
+    cosine, partner = matches.rule_cosine(rule)[valid], matches.rule_partner(rule)[valid]
     paired = cosine > NO_MATCH
     n_matched = int((paired & is_match(cosine, theta)).sum())
     return Direction(
         n_matched=n_matched,
         shared=n_matched / len(valid),
-        mmcs=float(found.cosine[valid].mean()),
+        mmcs=float(matches.cosine[valid].mean()),
         feature=valid.tolist(),
-        partner=[int(p) if held else None for p, held in zip(partner, paired, strict=True)],
-        cosine=[float(c) if held else None for c, held in zip(cosine, paired, strict=True)],
-        runner_up_cosine=found.runner_up[valid].tolist(),
-        mutual=found.mutual[valid].tolist(),
-        encoder_cosine=found.encoder_cosine[valid].tolist(),
+        partner=[int(p) if has_pair else None for p, has_pair in zip(partner, paired, strict=True)],
+        cosine=[float(c) if has_pair else None for c, has_pair in zip(cosine, paired, strict=True)],
+        runner_up_cosine=matches.runner_up[valid].tolist(),
+        mutual=matches.mutual[valid].tolist(),
+        encoder_cosine=matches.encoder_cosine[valid].tolist(),
     )

@@ -1,18 +1,19 @@
-"""How an SAE's tensors are used: everything a reader must know beside them to compute the same activations."""
+"""Conventions: what has to be known beside an SAE's tensors to compute its activations and reconstructions."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 ARCHITECTURES = ("relu", "topk", "groupmax", "jumprelu", "gated")
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
-# Tensors that every SAE has, in SAELens orientation, and those that only some architectures have; all (d_sae,).
+# Tensors that every SAE has, in SAELens orientation.
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
+# Tensors that only some architectures have, each (d_sae,).
 MORE_TENSORS: dict[str, tuple[str, ...]] = {"jumprelu": ("threshold",), "gated": ("r_mag", "b_mag")}
 
 
 @dataclass(frozen=True)
 class Convention:
-    """The forward pass.
+    """The forward pass of an SAE. Raises ValueError for an unknown architecture or normalization, and a missing k.
 
     x' = normalize(x * input_scale); pre = (x' - b_dec, or x') @ W_enc + b_enc; f by architecture; reconstruction
     x_hat = unnormalize(f @ W_dec + b_dec) / input_scale.
@@ -46,5 +47,5 @@ class Convention:
         return TENSORS + MORE_TENSORS.get(self.architecture, ())
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for metadata and digests."""
+        """The fields as plain JSON values, for metadata and digests."""
         return asdict(self)

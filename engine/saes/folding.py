@@ -1,4 +1,4 @@
-"""An SAE's forward pass in the form that training here ends with, exactly: so that it can stand beside SAEs trained here."""
+"""Rewriting an SAE exactly in the form of SAEs trained by SeedScope: input scales, centring and norms go into its tensors."""
 
 from typing import NamedTuple
 
@@ -10,26 +10,27 @@ from seedscope.engine.saes import sae as saes
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.sae import SAE
 
-ONE_NORM = 1e-4  # decoder norms that differ by less are one, and so are those near 1
-AGREES = 1e-9  # largest difference between outputs, of the largest output, in float64
-FORMS = ("topk", "jumprelu", "relu", "gated")  # in which training here ends
+ONE_NORM = 1e-4  # decoder norms that differ by less, relative, count as equal; so do norms that are so close to 1
+AGREES = 1e-9  # largest difference of outputs in float64, relative to the largest output, that counts as agreement
+FORMS = ("topk", "jumprelu", "relu", "gated")  # architectures that SeedScope trains
 
 
 class Folded(NamedTuple):
-    """The same SAE in another form."""
+    """An SAE after folding."""
 
     sae: SAE  # float64
-    remarks: tuple[str, ...]  # what was folded into its tensors
+    remarks: tuple[str, ...]  # one sentence on every change of its tensors
 
 
 @torch.no_grad()
-def fold(given: SAE) -> Folded:
-    """Write an SAE with b_dec subtracted from inputs as they are, and unit decoder rows where codes allow it.
+def fold(original: SAE) -> Folded:
+    """Rewrite an SAE so that b_dec is subtracted from unscaled inputs and, where possible, decoder rows have norm 1.
 
-    Reconstructions stay as they were; codes are multiplied by the norms that decoder rows had. TopK ranks its codes, so rows of
-    different norms stay as they are unless the SAE ranks by codes times norms. Raises ValueError for what no fixed weights can do.
+    Reconstructions do not change; codes are multiplied by the norms that decoder rows had. TopK ranks its codes, so decoder rows
+    of different norms keep them, unless the SAE ranks by codes times norms. Raises ValueError where inputs are normalized token
+    by token, which no fixed weights can do, and for architectures that SeedScope does not train.
     """
-    c, remarks = given.convention, []
+    c, remarks = original.convention, []
     if c.normalize != "none":
         raise ValueError(
             f"normalize is {c.normalize}: every token is divided by a length of its own, which no fixed weights do, so it cannot "
@@ -40,7 +41,7 @@ def fold(given: SAE) -> Folded:
             f"architecture is {c.architecture}, expected one that can be trained here ({', '.join(FORMS)}); import seeds that were "
             "trained like it: seedscope import"
         )
-    t = {name: getattr(given, name).detach().double() for name in c.tensors}
+    t = {name: getattr(original, name).detach().double() for name in c.tensors}
     if c.input_scale != 1:
         t["W_enc"] = t["W_enc"] * c.input_scale
         t["W_dec"], t["b_dec"] = t["W_dec"] / c.input_scale, t["b_dec"] / c.input_scale
@@ -53,15 +54,15 @@ def fold(given: SAE) -> Folded:
         remarks.append("its inputs are not centred at b_dec: folded into the encoder's bias")
     _unit_rows(t, c, remarks)
     if "threshold" in t:
-        if c.inclusive:  # pre >= threshold, between numbers of the precision that it is computed in
-            held = t["threshold"].to(given.W_dec.dtype)
-            t["threshold"] = torch.nextafter(held, torch.full_like(held, -torch.inf)).double()
-        t["threshold"] = t["threshold"].clamp_min(0)  # below zero the ReLU decides
-    return Folded(saes.assemble(t, Convention(c.architecture, k=c.k), given.seeds), tuple(remarks))
+        if c.inclusive:  # pre >= threshold is pre > the next smaller number, in the precision of pre
+            threshold = t["threshold"].to(original.W_dec.dtype)
+            t["threshold"] = torch.nextafter(threshold, torch.full_like(threshold, -torch.inf)).double()
+        t["threshold"] = t["threshold"].clamp_min(0)  # below zero the ReLU decides anyway
+    return Folded(saes.assemble(t, Convention(c.architecture, k=c.k), original.seeds), tuple(remarks))
 
 
 def _unit_rows(t: dict[str, Tensor], c: Convention, remarks: list[str]) -> None:
-    """Divide decoder rows by their norms, in place, and multiply what their codes are made of."""
+    """Divide decoder rows by their norms, in place, and multiply the tensors that their codes are computed from."""
     norms = t["W_dec"].norm(dim=-1)
     usable = saes.directed(t["W_dec"])
     low, high = (float(each) for each in norms[usable].aminmax()) if bool(usable.any()) else (1.0, 1.0)
@@ -87,11 +88,11 @@ def _unit_rows(t: dict[str, Tensor], c: Convention, remarks: list[str]) -> None:
 
 
 @torch.no_grad()
-def largest_difference(given: SAE, folded: SAE, rows: Float[Tensor, "tokens d_in"]) -> float:
-    """How far reconstructions of some rows lie apart, as a share of their largest entry; in float64."""
-    names = given.convention.tensors
+def largest_difference(original: SAE, folded: SAE, rows: Float[Tensor, "tokens d_in"]) -> float:
+    """Largest difference between two SAEs' reconstructions of some rows, relative to their largest entry; in float64."""
+    names = original.convention.tensors
     exact = saes.assemble(
-        {name: getattr(given, name).detach().double() for name in names}, given.convention, given.seeds
+        {name: getattr(original, name).detach().double() for name in names}, original.convention, original.seeds
     )
     before, after = exact(rows.double()), folded(rows.double())
     return float((before - after).abs().max() / before.abs().max().clamp_min(torch.finfo(torch.float64).tiny))

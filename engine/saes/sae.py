@@ -1,14 +1,15 @@
-"""Sparse autoencoders with a leading member axis: encode, decode, digest, save, load; every convention, one class.
+"""Sparse autoencoders of every convention as one class with a leading member axis: encode, decode, digest, save, load.
 
-SAELens orientation: `W_enc (members, d_in, d_sae)`, `W_dec (members, d_sae, d_in)`; decoder rows are the features. What
-the tensors mean is a `Convention`; all members of an ensemble share it.
+SAELens orientation: `W_enc (members, d_in, d_sae)`, `W_dec (members, d_sae, d_in)`; decoder rows are the features. A
+`Convention`, which all members share, says how the tensors are used.
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,31 +20,48 @@ from torch import Tensor, nn
 from seedscope.engine.saes.convention import MORE_TENSORS, TENSORS, Convention
 from seedscope.engine.saes.topk import topk
 
-DENSE = 2**25  # pre-activations that exist at once while encoding, 128 MiB; with all that is made of them up to 2 GiB
+# Pre-activations in memory at once while encoding: 128 MiB, and up to 2 GiB with what is computed from them.
+DENSE = 2**25
 LAYER_NORM_EPS = 1e-5
-# What these fields were called in the files written before there were conventions.
+# {type of a convention's field: (what its text in a file's metadata should be, text -> value)}.
+_RESTORED: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    bool: ("true or false", {"true": True, "false": False}.__getitem__),
+    int: ("a whole number", int),
+    float: ("a number", float),
+    str: ("a word", str),
+}
+# Names of these fields in files written before there were conventions.
 _FORMERLY = {"subtract_b_dec": "apply_b_dec_to_input", "normalize": "normalize_activations"}
 
 
 class Codes(NamedTuple):
-    """Sparse feature activations of a batch; entries that are zero are no firings, whatever their index is.
+    """Sparse feature activations of a batch. An entry of value 0 is padding, whatever its index.
 
     The width is k for topk and groupmax, else the largest number of active features of any (token, member), at least 1.
     """
 
-    values: Float[Tensor, "tokens members width"]  # non-negative, the library's own activations
+    values: Float[Tensor, "tokens members width"]  # non-negative, in the SAE's own units
     indices: Int[Tensor, "tokens members width"]  # feature index within its member
-    # How the reconstruction goes back to the units of x: times scale, plus shift. None: it is in them already.
+    # The reconstruction is multiplied by scale, then shift is added, to give it the units of x. None: it has them already.
     scale: Float[Tensor, "tokens members"] | None = None
     shift: Float[Tensor, "tokens members"] | None = None
+
+    def cpu(self) -> "Codes":
+        """The same codes in main memory."""
+        scale, shift = (None if tensor is None else tensor.cpu() for tensor in (self.scale, self.shift))
+        return Codes(self.values.cpu(), self.indices.cpu(), scale, shift)
 
 
 class SAE(nn.Module):
     """An ensemble of SAEs that share shape and convention; `len(seeds)` members, one is allowed.
 
-    `k` alone is short for the convention of a plain TopK SAE. `more` holds what else the architecture needs, each
-    (members, d_sae). Raises ValueError where tensors and convention do not fit.
+    `k` alone stands for the convention of a plain TopK SAE. `more` holds the further tensors of the architecture, each
+    (members, d_sae). Tensors are copied. Raises ValueError where tensors and convention do not fit.
     """
+
+    threshold: nn.Parameter  # jumprelu: (members, d_sae)
+    r_mag: nn.Parameter  # gated: (members, d_sae), logarithm of the gain of the magnitudes
+    b_mag: nn.Parameter  # gated: (members, d_sae)
 
     def __init__(
         self,
@@ -58,14 +76,16 @@ class SAE(nn.Module):
         more: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if (convention is None) == (k is None):
+        if convention is None and k is not None:
+            convention = Convention("topk", k=k)
+        elif convention is None or k is not None:
             raise ValueError(f"convention is {convention} and k is {k}, expected exactly one of them")
-        self.convention = convention or Convention("topk", k=k)
+        self.convention = convention
         self.seeds = seeds
         more = more or {}
-        _check(self.convention, W_dec.shape[:2], more)
-        # Copies, always: a start may give the decoder's transpose as encoder, and the two must not share memory.
-        # Stored feature-major, seen in SAELens orientation: one product then serves all members.
+        _check(self.convention, (W_dec.shape[0], W_dec.shape[1]), more)
+        # Always copies: at the start of training the encoder may be a view of the decoder, and they must not share memory.
+        # The encoder is stored as (members, d_sae, d_in), so that one product serves all members.
         own = torch.contiguous_format
         self.W_enc = nn.Parameter(W_enc.transpose(1, 2).clone(memory_format=own).transpose(1, 2))
         self.b_enc = nn.Parameter(b_enc.clone())
@@ -96,21 +116,23 @@ class SAE(nn.Module):
 
         Cost: 2 d_in d_sae FLOPs per token and member. Memory: the codes, 12 bytes per (token, member, width) in float32
         and twice that while they are joined, and 1 to 2 GiB (half or all features active) of work on DENSE pre-activations,
-        or on one token's, if they are more: of SAEs with wide codes, pass fewer tokens.
+        or on those of one token, if these are more. Pass fewer tokens to SAEs with wide codes.
         """
         x, scale, shift = self._normalize(x)
         at_once = max(DENSE // (self.n_members * self.d_sae), 1)
-        return _joined([self.activate(self._linear(part)) for part in x.split(at_once)])._replace(
+        return _joined([self.activate(self._linear(part)) for part in torch.split(x, at_once)])._replace(
             scale=scale, shift=shift
         )
 
     def pre_activations(self, x: Tensor) -> Float[Tensor, "tokens members d_sae"]:
-        """What the activation function sees of x, (tokens, d_in) or (tokens, members, d_in); dense."""
+        """Input of the activation function for x, (tokens, d_in) or (tokens, members, d_in); dense."""
         return self._linear(self._normalize(x)[0])
 
     def _normalize(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The SAE's own inputs, and the scale and shift (tokens, members) that lead back to the units of x."""
         c = self.convention
+        scale: Tensor | None
+        shift: Tensor | None
         x = x * c.input_scale if c.input_scale != 1 else x
         if c.normalize == "layer_norm":
             shift = x.mean(-1, keepdim=True)
@@ -120,7 +142,7 @@ class SAE(nn.Module):
             scale = scale + LAYER_NORM_EPS if c.layer_norm_eps_out else scale
         elif c.normalize == "constant_norm_rescale":
             shift, scale = None, x.norm(dim=-1, keepdim=True) / self.d_in**0.5
-            x = x / scale.clamp_min(torch.finfo(x.dtype).tiny)  # a zero row stays zero, and so does what comes back
+            x = x / scale.clamp_min(torch.finfo(x.dtype).tiny)  # a row of zeros stays one, in the reconstruction too
         else:
             shift, scale = None, None if c.input_scale == 1 else x.new_ones(*x.shape[:-1], 1)
         scale, shift = (
@@ -131,7 +153,7 @@ class SAE(nn.Module):
 
     def _linear(self, x: Tensor) -> Float[Tensor, "tokens members d_sae"]:
         """`(x - b_dec) @ W_enc + b_enc`, or without b_dec; the biases are folded, so that members share one product."""
-        bias = self.b_enc
+        bias: Tensor = self.b_enc
         if self.convention.subtract_b_dec:
             bias = bias - torch.einsum("mi,mis->ms", self.b_dec, self.W_enc)
         if x.ndim == 2:
@@ -146,7 +168,7 @@ class SAE(nn.Module):
             values, indices = topk(pre * self.W_dec.norm(dim=-1) if c.rescale_by_decoder_norm else pre, c.k)
             return Codes(values.relu(), indices)
         if c.architecture == "groupmax":
-            values, indices = pre.unflatten(-1, (c.k, -1)).max(-1)
+            values, indices = torch.unflatten(pre, -1, (c.k, -1)).max(-1)
             first = torch.arange(c.k, device=pre.device) * (self.d_sae // c.k)
             return Codes(values.relu(), indices + first)
         if c.architecture == "relu":
@@ -160,7 +182,7 @@ class SAE(nn.Module):
         return _packed(magnitude.relu() * (pre > 0))
 
     def coefficients(self, codes: Codes) -> Float[Tensor, "tokens members width"]:
-        """What decoder rows are multiplied with to give the features' share of the reconstruction, in the units of x."""
+        """Coefficients of decoder rows in the features' part of the reconstruction, in the units of x."""
         values = codes.values
         if self.convention.rescale_by_decoder_norm:
             norms = self.W_dec.norm(dim=-1)
@@ -169,9 +191,9 @@ class SAE(nn.Module):
         return values if codes.scale is None else values * codes.scale[..., None]
 
     def decode(self, codes: Codes, *, bias: bool = True) -> Float[Tensor, "tokens members d_in"]:
-        """Reconstruction, in the units of x; costs `width` rows per token and member instead of d_sae.
+        """Reconstruction, in the units of x; reads `width` decoder rows per token and member instead of d_sae.
 
-        Without `bias` the features' share of it alone: no decoder bias, no shift.
+        Without `bias` the features' part of it alone: no decoder bias, no shift.
         """
         n_tokens, n_members, width = codes.indices.shape
         out = nn.functional.embedding_bag(
@@ -186,7 +208,7 @@ class SAE(nn.Module):
         return out
 
     def _flat_indices(self, codes: Codes) -> Tensor:
-        """Indices into the features of all members, one member below the other."""
+        """Indices into the features of all members, concatenated."""
         return codes.indices + torch.arange(self.n_members, device=codes.indices.device)[:, None] * self.d_sae
 
     def forward(self, x: Tensor) -> Float[Tensor, "tokens members d_in"]:
@@ -197,12 +219,12 @@ class SAE(nn.Module):
         return nn.functional.normalize(self.W_dec.detach().float(), dim=-1)
 
     def unit_norms(self) -> Float[Tensor, "members d_sae"]:
-        """Norm of what one unit of activation adds before unnormalising: the decoder row's, or 1 where that is divided out."""
-        norms = self.W_dec.detach().norm(dim=-1)
+        """Norm that one unit of activation adds before unnormalising: the decoder row's, or 1 where it is divided out."""
+        norms: Tensor = self.W_dec.detach().norm(dim=-1)
         return (norms > 0).to(norms.dtype) if self.convention.rescale_by_decoder_norm else norms
 
     def only(self, member: int) -> "SAE":
-        """One member as an ensemble of its own, without gradients; copies its tensors."""
+        """One member as an SAE of its own, without gradients; copies its tensors."""
         tensors = {name: tensor[None] for name, tensor in self.member_tensors(member).items()}
         return assemble(tensors, self.convention, (self.seeds[member],)).requires_grad_(False)
 
@@ -219,9 +241,9 @@ class SAE(nn.Module):
         return sha.hexdigest()[:16]
 
     def save(self, folder: Path, *, provenance: dict[str, str] | None = None) -> None:
-        """Write one `seed-N.safetensors` per member, each complete or absent.
+        """Write one `seed-N.safetensors` per member, each in one step.
 
-        The metadata hold every field of the convention, the seed and `provenance`, which cannot change the former.
+        The metadata hold every field of the convention, the seed, and `provenance`, which cannot override the others.
         """
         folder.mkdir(parents=True, exist_ok=True)
         plain = self.convention.as_json().items()
@@ -236,8 +258,13 @@ class SAE(nn.Module):
 
 def directed(rows: Tensor) -> Tensor:
     """Which of the rows (..., d_in) have a direction: neither zero nor anywhere not finite."""
-    norms = rows.norm(dim=-1)
+    norms: Tensor = rows.norm(dim=-1)
     return torch.isfinite(norms) & (norms > 0)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows (.., d_in) divided by their L2 norm; entries that are not finite count as 0, and a row of zeros stays one."""
+    return nn.functional.normalize(torch.nan_to_num(rows, 0.0, 0.0, 0.0), dim=-1)
 
 
 def _check(convention: Convention, shape: tuple[int, int], more: dict[str, Tensor]) -> None:
@@ -258,7 +285,7 @@ def _check(convention: Convention, shape: tuple[int, int], more: dict[str, Tenso
 
 
 def _packed(dense: Float[Tensor, "tokens members d_sae"]) -> Codes:
-    """The positive entries of dense activations, by ascending index, padded with zeros of index 0."""
+    """The positive entries of dense activations, by ascending index, padded with value 0 at index 0."""
     n_tokens, n_members, d_sae = dense.shape
     rows = dense.reshape(-1, d_sae)
     row, feature = (rows > 0).nonzero(as_tuple=True)
@@ -300,7 +327,7 @@ def read(path: Path) -> tuple[SAE, dict[str, str]]:
 
 
 def load(folder: Path, seeds: tuple[int, ...]) -> SAE:
-    """Read the members with these seeds back.
+    """Read the members with these seeds from a folder that `SAE.save` wrote.
 
     Raises FileNotFoundError where one is missing, ValueError where their conventions differ or a file holds no SAE.
     """
@@ -320,39 +347,37 @@ def _stacked(members: list[dict[str, Tensor]], convention: Convention, seeds: tu
 
 
 def assemble(tensors: dict[str, Tensor], convention: Convention, seeds: tuple[int, ...]) -> SAE:
-    """An SAE of the convention's tensors by name, each with a leading member axis; it shares their memory."""
-    of_all = {name: tensors[name] for name in TENSORS}
+    """An SAE from the convention's tensors by name, each with a leading member axis; they are copied."""
     more = {name: tensors[name] for name in convention.tensors if name not in TENSORS}
-    return SAE(**of_all, more=more, convention=convention, seeds=seeds)
+    W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in TENSORS)
+    return SAE(W_enc, b_enc, W_dec, b_dec, more=more, convention=convention, seeds=seeds)
 
 
 def _member(path: Path) -> tuple[dict[str, Tensor], Convention, dict[str, str]]:
-    """Tensors, convention and metadata of one file; ValueError names the file and what it lacks."""
+    """Tensors, convention and metadata of one file; raises ValueError naming the file and what it lacks."""
     with safe_open(path, "pt") as file:
-        held, metadata = set(file.keys()), file.metadata() or {}
-        if not set(TENSORS) <= held:
-            raise ValueError(f"{path} holds the tensors {sorted(held)}, expected {', '.join(TENSORS)}")
+        names, metadata = set(file.keys()), file.metadata() or {}
+        if not set(TENSORS) <= names:
+            raise ValueError(f"{path} holds the tensors {sorted(names)}, expected {', '.join(TENSORS)}")
         convention = _convention(path, metadata)
-        if not set(convention.tensors) <= held:
-            raise ValueError(f"{path} holds the tensors {sorted(held)}, expected {', '.join(convention.tensors)}")
+        if not set(convention.tensors) <= names:
+            raise ValueError(f"{path} holds the tensors {sorted(names)}, expected {', '.join(convention.tensors)}")
         return {name: file.get_tensor(name) for name in convention.tensors}, convention, metadata
 
 
 def _convention(path: Path, metadata: dict[str, str]) -> Convention:
-    """The convention that a file's metadata spell out; fields that they do not name have their defaults."""
-    found = {}
-    kinds = {bool: ("true or false", {"true": True, "false": False}.__getitem__), int: ("a whole number", int),
-             float: ("a number", float), str: ("a word", str)}  # fmt: skip
+    """The convention in a file's metadata; fields that are not there have their defaults."""
+    settings: dict[str, Any] = {}
     for field in fields(Convention):
         text = metadata.get(field.name, metadata.get(_FORMERLY.get(field.name, "")))
         if text is None and not (field.name == "k" and metadata.get("architecture", "topk") in ("topk", "groupmax")):
             continue
-        wanted, restore = kinds[type(field.default)]
+        wanted, restore = _RESTORED[type(field.default)]
         try:
-            found[field.name] = restore(text)
+            settings[field.name] = restore(text)
         except (KeyError, ValueError, TypeError):
             raise ValueError(f"{path} has {field.name} = {text!r} in its metadata, expected {wanted}") from None
     try:
-        return Convention(**found)
+        return Convention(**settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -1,4 +1,4 @@
-"""SAELens' layout of one SAE on disk: a folder with a config and weights that SAELens loads."""
+"""Writing an SAE in the layout of SAELens: a folder with a config and weights that SAELens loads."""
 
 import json
 import math
@@ -20,7 +20,7 @@ _ARCHITECTURES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "g
 
 
 def refusal(c: Convention) -> str | None:
-    """Why SAELens cannot compute what a convention says, None where it can."""
+    """Why SAELens cannot compute the forward pass of a convention, as a sentence; None where it can."""
     if c.architecture not in _ARCHITECTURES:
         return f"it has no {c.architecture}, which takes the largest of each group of features"
     if not (math.isfinite(c.input_scale) and c.input_scale > 0):
@@ -35,27 +35,27 @@ def refusal(c: Convention) -> str | None:
 def as_saelens(c: Convention, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors with which SAELens computes the same activations and reconstructions.
 
-    - A scale s of inputs that are not normalised: W_enc * s, W_dec / s, b_dec / s. constant_norm_rescale undoes it itself.
+    - A scale s of inputs that are not normalised: W_enc * s, W_dec / s, b_dec / s. constant_norm_rescale cancels it.
     - `inclusive`: thresholds one floating-point number lower.
     - rescale_by_decoder_norm beside a scale, or with a row that is zero (where SAELens divides by it): the norms go into
       the encoder, the rows become unit ones.
     SAELens' constant_norm_rescale gives NaN for an input of zeros, this project zeros.
     """
-    held = {name: tensor.double() for name, tensor in tensors.items()}
+    t = {name: tensor.double() for name, tensor in tensors.items()}
     s = c.input_scale if c.normalize == "none" else 1.0
-    rescale, norms = c.rescale_by_decoder_norm, held["W_dec"].norm(dim=-1)
+    rescale, norms = c.rescale_by_decoder_norm, t["W_dec"].norm(dim=-1)
     if rescale and (s != 1 or not norms.all()):
-        held["W_enc"], held["b_enc"] = held["W_enc"] * norms, held["b_enc"] * norms
-        held["W_dec"] = held["W_dec"] / torch.where(norms > 0, norms, 1)[:, None]
+        t["W_enc"], t["b_enc"] = t["W_enc"] * norms, t["b_enc"] * norms
+        t["W_dec"] = t["W_dec"] / torch.where(norms > 0, norms, 1)[:, None]
         rescale = False
     if s != 1:
-        held["W_enc"] = held["W_enc"] * s
-        held["W_dec"], held["b_dec"] = held["W_dec"] / s, held["b_dec"] / s
-    held = {name: tensor.float().contiguous() for name, tensor in held.items()}
+        t["W_enc"] = t["W_enc"] * s
+        t["W_dec"], t["b_dec"] = t["W_dec"] / s, t["b_dec"] / s
+    t = {name: tensor.float().contiguous() for name, tensor in t.items()}
     if c.architecture == "jumprelu" and c.inclusive:
-        held["threshold"] = torch.nextafter(held["threshold"], torch.tensor(-math.inf))
+        t["threshold"] = torch.nextafter(t["threshold"], torch.tensor(-math.inf))
     if c.architecture == "gated":
-        held["b_gate"] = held.pop("b_enc")
+        t["b_gate"] = t.pop("b_enc")
     settings: dict[str, Any] = {
         "architecture": _ARCHITECTURES[c.architecture],
         "apply_b_dec_to_input": c.subtract_b_dec,
@@ -63,23 +63,23 @@ def as_saelens(c: Convention, tensors: dict[str, Tensor]) -> tuple[dict[str, Any
     }
     if c.architecture == "topk":
         settings |= {"k": c.k, "rescale_acts_by_decoder_norm": rescale}
-    return settings, held
+    return settings, t
 
 
-def save(member: sae.SAE, folder: Path, told: Mapping[str, Any]) -> None:
-    """Write one SAE as SAELens' own `save_model` does; `told` is its metadata, without what is None."""
+def save(member: sae.SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write one SAE into a new folder as SAELens' own `save_model` does; values of `metadata` that are None are left out."""
     settings, tensors = as_saelens(member.convention, member.member_tensors(0))
-    told = {name: value for name, value in told.items() if value is not None}
+    metadata = {name: value for name, value in metadata.items() if value is not None}
     config = settings | {
         "d_in": member.d_in,
         "d_sae": member.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "reshape_activations": "hook_z" if str(told.get("hook_name")).endswith("hook_z") else "none",
-        "metadata": {"sae_lens_version": LAYOUT} | told,
+        "reshape_activations": "hook_z" if str(metadata.get("hook_name")).endswith("hook_z") else "none",
+        "metadata": {"sae_lens_version": LAYOUT} | metadata,
     }
     folder.mkdir(parents=True)
     save_file(tensors, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=1, allow_nan=False))
-    runner = {name: told[name] for name in ("seed", "model_name", "hook_name") if name in told}
+    runner = {name: metadata[name] for name in ("seed", "model_name", "hook_name") if name in metadata}
     (folder / RUNNER).write_text(json.dumps(runner))

@@ -1,6 +1,7 @@
-"""What a study consists of, as `study.json` in its folder: its model, its tokens, its ensembles and where each came from.
+"""The catalogue of a study, `study.json` in its folder: its model, its evaluation tokens, its ensembles and their origins.
 
-The catalogue is the plan that `import` and `run` write and `analyze` follows; results stand in `parts/` and in the store.
+`seedscope import` and `seedscope run` write it, `seedscope analyze` reads it. It holds no results: these are in the folder
+`parts/` and in the store.
 """
 
 import json
@@ -20,7 +21,7 @@ MATCHING = "argmax, signed cosine, ties to the lowest index"
 YesNo = Literal["yes", "no", "unknown"]
 DataOrder = Literal["shared", "independent", "unknown"]
 
-CONTROL = "random-weights"  # ends the name of an ensemble that is a control
+CONTROL = "random-weights"  # suffix of the name of an ensemble that is a control
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class EnsemblePlan:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study's plan."""
+    """The content of a catalogue. Raises ValueError for names, theta or epsilon that are out of range."""
 
     name: str
     model: str | None = None
@@ -114,14 +115,14 @@ class StudyPlan:
             raise ValueError(f"epsilon is {self.epsilon}, expected 0 to below 0.5")
 
     def ensemble(self, name: str) -> EnsemblePlan:
-        """An ensemble by name; raises ValueError naming those there are."""
+        """An ensemble by name; raises ValueError, which lists the study's ensembles, for any other name."""
         for each in self.ensembles:
             if each.name == name:
                 return each
         raise ValueError(f"study {self.name} has no ensemble {name!r}, it has {self._names()}")
 
     def with_ensemble(self, ensemble: EnsemblePlan) -> "StudyPlan":
-        """The same study with this ensemble instead of the one of its name, if any, in the order of names."""
+        """The same study with this ensemble added, or in the place of the one of the same name; ensembles are sorted by name."""
         others = [each for each in self.ensembles if each.name != ensemble.name]
         return replace(self, ensembles=tuple(sorted([*others, ensemble], key=lambda each: each.name)))
 
@@ -139,13 +140,13 @@ _STUDY = TypeAdapter(StudyPlan)
 
 
 def read(folder: Path) -> StudyPlan | None:
-    """The catalogue of a study's folder, None where there is none; raises ValueError naming the file if it is damaged."""
+    """The catalogue in a study's folder, None where there is none; raises ValueError naming the file if it is damaged."""
     path = folder / FILE
     try:
         content = json.loads(path.read_text())
-        found = {key: content.pop(key) for key in ("format", "version")}
-        if found != {"format": FORMAT, "version": FORMAT_VERSION}:
-            raise ValueError(f"{path} is {found}, expected {FORMAT} version {FORMAT_VERSION}")
+        header = {key: content.pop(key) for key in ("format", "version")}
+        if header != {"format": FORMAT, "version": FORMAT_VERSION}:
+            raise ValueError(f"{path} is {header}, expected {FORMAT} version {FORMAT_VERSION}")
         return _STUDY.validate_python(content)
     except FileNotFoundError:
         return None
@@ -158,7 +159,7 @@ def read(folder: Path) -> StudyPlan | None:
 
 
 def write(study: StudyPlan, folder: Path) -> None:
-    """Replace the catalogue in one step."""
+    """Write the catalogue into a study's folder, in one step; makes the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "version": FORMAT_VERSION} | _STUDY.dump_python(study, mode="json")
     write_whole(folder / FILE, json.dumps(content, indent=1))

@@ -1,6 +1,6 @@
-"""Writer: validate rows, stream them to a temporary DuckDB file, publish it under a new name: nobody sees half a study.
+"""The store of a study, one DuckDB file with the tables of the contract: `Writer` writes and publishes it, `StoreReader` reads it.
 
-Reader: the rows of a published store again, table by table and part by part.
+Rows are validated and streamed to a temporary file, which takes its name, a digest of its content, when it is complete.
 """
 
 import hashlib
@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from seedscope.engine.contract import schema
-from seedscope.engine.contract.files import write_whole
-from seedscope.engine.contract.published import CURRENT, published
+from seedscope.engine.contract.duckdb_settings import READ_ONLY
+from seedscope.engine.contract.published import PublishedStore, publish_store, published
 from seedscope.engine.contract.stability import count_on_grid
 from seedscope.engine.contract.tables import pools, synthetic
 from seedscope.engine.contract.tables.features import Ablation, Feature, Pair
@@ -22,12 +22,10 @@ from seedscope.engine.contract.tables.study import Ensemble, Member
 
 BATCH_ROWS = 65_536
 MEMORY_LIMIT = "4GB"  # of what DuckDB holds before it writes to the file
-# As the dashboard opens it: DuckDB opens a file once per process, with one configuration.
-READ_ONLY = {"enable_external_access": "false", "lock_configuration": "true"}
-HEADERS = 3 * 4096  # bytes of a DuckDB file in front of its blocks
+HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks
 _ARROW = {int: pa.int32(), float: pa.float32(), bool: pa.bool_(), str: pa.string()}
 _SQL = {int: "INTEGER", float: "FLOAT", bool: "BOOLEAN", str: "VARCHAR"}
-# Sums over tokens and settings keep their digits; cosines and activations are float32 as computed.
+# Columns stored as float64: settings, and means over many tokens. Cosines and activations are float32, as they are computed.
 _DOUBLE = {(Ensemble, "lr"), (Ensemble, "theta"), (Ensemble, "epsilon"), (Member, "ev"),
            (Member, "l0"), (Ablation, "ev"), (Ablation, "ev_sd"), (Feature, "density"),
            (Feature, "worth_ev"), (Feature, "worth_loss"),
@@ -40,9 +38,8 @@ _DOUBLE = {(Ensemble, "lr"), (Ensemble, "theta"), (Ensemble, "epsilon"), (Member
 class Writer:
     """Streams the tables of one study into a temporary file and publishes them together.
 
-    `add` takes columns as arrays or lists, lists of numbers as 2-d arrays (rows, entries) or ragged lists; every column
-    of the schema must be there, all of one length. What is added leaves memory at once: 96 members of 16,384 features fit.
-    Used as a context manager, whatever was not published is removed.
+    Rows go to the file as they are added, so that studies larger than memory fit. Used as a context manager, it removes what
+    was not published.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +48,7 @@ class Writer:
         self._temporary = folder / "study-unpublished.tmp"
         self._discard()
         self._connection = duckdb.connect(str(self._temporary), config={"memory_limit": MEMORY_LIMIT})
-        self._last_key: dict[type, tuple] = {}
+        self._last_key: dict[type, tuple[Any, ...]] = {}
         self._unsorted: set[type] = set()
         for table in schema.TABLES:
             definition = ", ".join(f'"{name}" {kind}' for name, kind in _sql_columns(table).items())
@@ -66,15 +63,20 @@ class Writer:
         self._discard()
 
     def add(self, table: type, columns: dict[str, Any]) -> None:
-        """Append rows to a table; raises ValueError on missing, unknown or unequal columns and on NaN."""
-        wanted = schema.columns(table)
-        if set(columns) != set(wanted):
-            missing, unknown = sorted(set(wanted) - set(columns)), sorted(set(columns) - set(wanted))
+        """Append rows to a table.
+
+        `columns` has every column of the schema: an array or list with one entry per row, or one string, or None, for all
+        rows; list columns are 2-d arrays (rows, entries) or lists of arrays. Raises ValueError where columns are missing,
+        unknown or of unequal length, and where a value is missing or not finite.
+        """
+        expected = schema.columns(table)
+        if set(columns) != set(expected):
+            missing, unknown = sorted(set(expected) - set(columns)), sorted(set(columns) - set(expected))
             raise ValueError(f"table {table.__name__}: missing columns {missing}, unknown columns {unknown}")
         lengths = {name: len(values) for name, values in columns.items() if not isinstance(values, str | None)}
         n_rows = max(lengths.values())
         arrays = {}
-        for name, (kind, is_list, optional) in wanted.items():
+        for name, (kind, is_list, optional) in expected.items():
             values = columns[name]
             if isinstance(values, str) or (optional and values is None):
                 values = [values] * n_rows
@@ -108,10 +110,10 @@ class Writer:
         self._connection.unregister("incoming")
 
     def publish(self, *, built_from: str) -> Path:
-        """Name the file `study-<digest>.duckdb` and point CURRENT at it; returns the store's path.
+        """Rename the file to `study-<digest>.duckdb` and make it the study's published store; returns its path.
 
-        The previous store stays until the next publish, because a reader may hold it open; older ones are removed.
-        Raises ValueError where a table without which no page can be drawn is empty.
+        The store published before stays until the next publish, because a reader may have it open; older ones are removed.
+        Raises ValueError where a table of schema.REQUIRED is empty.
         """
         for table in schema.REQUIRED:
             if table not in self._last_key:
@@ -136,29 +138,30 @@ class Writer:
 
 
 class OtherSchemaError(ValueError):
-    """A whole store that another version of SeedScope wrote."""
+    """Raised for an undamaged store that was written under another version of the schema."""
 
 
 class StoreReader:
     """A published store, read-only: the columns of the contract, without the counts that the Writer derives.
 
-    Used as a context manager, it is closed at the end. Raises ValueError for a file that is damaged or of another schema.
+    Used as a context manager, it is closed at the end. Raises ValueError for a file that is damaged, OtherSchemaError for one
+    of another schema.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             self._connection = duckdb.connect(str(path), read_only=True, config=READ_ONLY)
-            found, n_bytes = self._connection.sql(
+            schema_version, n_bytes = self._connection.sql(
                 "SELECT schema_version, (SELECT block_size * total_blocks FROM pragma_database_size()) FROM Study"
             ).fetchall()[0]
             if path.stat().st_size < HEADERS + n_bytes:
-                raise EOFError  # DuckDB itself would notice at the block that is missing
+                raise EOFError  # DuckDB itself would fail only when it reads a block that is missing
         except (duckdb.Error, IndexError, EOFError):
             raise ValueError(f"{path} is damaged, expected a published store; build the study again") from None
-        if found != schema.SCHEMA_VERSION:
+        if schema_version != schema.SCHEMA_VERSION:
             self._connection.close()
             raise OtherSchemaError(
-                f"{path} has schema {found}, this version reads {schema.SCHEMA_VERSION}; build the study again"
+                f"{path} has schema {schema_version}, this version reads {schema.SCHEMA_VERSION}; build the study again"
             )
 
     def __enter__(self) -> "StoreReader":
@@ -168,43 +171,49 @@ class StoreReader:
         self._connection.close()
 
     def table(self, table: type, names: Sequence[str] = (), **where: Any) -> pa.Table:
-        """Rows in the order of the keys; `where` holds a value that a column must have, or a range of them."""
-        shown = ", ".join(f'"{name}"' for name in names or schema.columns(table))
-        conditions, parameters = ["true"], []
+        """Rows in the order of the table's sort keys, with the columns `names`, or all of them.
+
+        `where` restricts columns, each to one value or to a range of whole numbers.
+        """
+        selected = ", ".join(f'"{name}"' for name in names or schema.columns(table))
+        conditions = ["true"]
+        parameters: list[object] = []
         for name, value in where.items():
             bounds = (value.start, value.stop - 1) if isinstance(value, range) else (value, value)
             conditions.append(f'"{name}" BETWEEN ? AND ?')
             parameters += bounds
         order = ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
-        sql = f"SELECT {shown} FROM {table.__name__} WHERE {' AND '.join(conditions)} ORDER BY {order}"
+        sql = f"SELECT {selected} FROM {table.__name__} WHERE {' AND '.join(conditions)} ORDER BY {order}"
         return self._connection.sql(sql, params=parameters).to_arrow_table()
 
     def rows(self, table: type, **where: Any) -> list[Any]:
-        """Rows as the contract's dataclasses, for tables that are small."""
+        """Rows as instances of the table's dataclass; `where` as in `table`. For tables that fit into memory as Python objects."""
         return [table(**row) for row in self.table(table, **where).to_pylist()]
 
 
 def _sql_columns(table: type) -> dict[str, str]:
     """{column: SQL type} of a table, derived counts included."""
-    found = {
+    types = {
         name: ("DOUBLE" if (table, name) in _DOUBLE else _SQL[kind]) + "[]" * is_list + " NOT NULL" * (not optional)
         for name, (kind, is_list, optional) in schema.columns(table).items()
     }
     for rule in schema.THETA_COUNTED.get(table, {}).values():
-        found |= {schema.count_column(rule, i): "USMALLINT" for i in range(schema.N_THETAS)}
-    return found
+        types |= {schema.count_column(rule, i): "USMALLINT" for i in range(schema.N_THETAS)}
+    return types
 
 
 def _point_current(folder: Path, name: str, built_from: str) -> None:
+    """Publish a store of this folder; remove all others but the one that was published before."""
     previous = published(folder)
-    write_whole(folder / CURRENT, f"{name}\n{built_from}\n")
-    keep = {name, previous[0] if previous else name}
+    publish_store(folder, PublishedStore(name, built_from))
+    keep = {name, previous.name if previous else name}
     for store in folder.glob("study-*"):
         if store.name not in keep:
             store.unlink(missing_ok=True)
 
 
 def _list_array(values: Any, element: pa.DataType) -> pa.ListArray:
+    """A list column from a 2-d array, or from one sequence per row."""
     if isinstance(values, np.ndarray) and values.ndim == 2:
         offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1), element))

@@ -1,4 +1,4 @@
-"""What activity was measured on: model, tokens and what counts, as kept beside a study's parts."""
+"""The evaluation of a study: the model and tokens that activity is measured on, kept as JSON beside the study's parts."""
 
 import json
 from dataclasses import dataclass
@@ -13,33 +13,37 @@ EVALUATION = "evaluation.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What activity was measured on: the model, and the tokens as they are shown."""
+    """The model and the tokens that activity is measured on, and the texts to show them."""
 
-    model: str | None  # None for samples of known true features: no model made them
+    model: str | None  # None for a synthetic study, whose activations are samples of known true features
     model_digest: str
     control_digest: str | None  # of the same model with random weights, where an ensemble is a control
-    causal: bool
-    n_ctx: int
-    policy: str
+    causal: bool  # False: every token sees all others, so there is no next-token loss
+    n_ctx: int  # tokens per window, BOS included
+    policy: str  # which tokens count, in words
     token_digest: str
-    n_tokens: int
-    remark: str
+    n_tokens: int  # that count
+    remark: str  # what text they are from, in words
     texts: tuple[str, ...]  # of every token id
-    documents: tuple[str, ...]
-    outliers: float | None = None  # times the median length from which on tokens are left out; None: they count
+    documents: tuple[str, ...]  # names
+    # Tokens whose activation has at least this many times the median norm are left out; None: they count.
+    outliers: float | None = None
 
 
 def read_evaluation(study: Path) -> Evaluation | None:
-    """The evaluation that the parts of a study were measured on, None where there was none."""
+    """The evaluation that the parts of a study were measured on, None where nothing was measured."""
     try:
-        held = json.loads((study / "parts" / EVALUATION).read_text())
+        content = json.loads((study / "parts" / EVALUATION).read_text())
     except FileNotFoundError:
         return None
-    return Evaluation(**held | {name: tuple(held[name]) for name in ("texts", "documents")})
+    return Evaluation(**content | {name: tuple(content[name]) for name in ("texts", "documents")})
 
 
 def measured_from(ensemble: catalogue.EnsemblePlan, evaluation: Evaluation) -> dict[str, Any]:
-    """What the parts of an ensemble's activity, and all that follows from it, say that they were computed from."""
+    """What an ensemble's activity, and every analysis that follows from it, is computed from.
+
+    Kept as `about` of these parts; a part whose `about` differs is computed again.
+    """
     return {
         "version": VERSION,
         "saes": [member.digest for member in ensemble.members],

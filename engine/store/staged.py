@@ -1,4 +1,4 @@
-"""A folder that is written under another name: whole under its own, or not there."""
+"""Writing a folder under a temporary name, so that under its own name it is complete or does not exist."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Yield a new folder beside this one; it takes its name when the block ends, and vanishes if anything goes wrong.
+    """Yield a new folder beside `folder`, which takes that name when the block ends; on any error it is removed.
 
-    Raises ValueError where something cannot be written, or the name was taken meanwhile.
+    Raises ValueError where something cannot be written, or where a folder of that name exists by then.
     """
     folder = folder.resolve()
     unfinished = folder.with_name(f".{folder.name}-{os.getpid()}.tmp")  # no name of a study begins with a dot

@@ -253,7 +253,7 @@ def pool_study(
         if store is None:
             progress.say(f"{name}: published with the study's results: seedscope analyze {study.name}")
             return told
-        if not _shown(study / store[0], told):
+        if not _shown(study / store.name, told):
             with progress.stage("publishing", "members") as report:
                 publish(study, report=report)
         return told

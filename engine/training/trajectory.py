@@ -20,7 +20,7 @@ from seedscope.engine.matching.assignment import DENSE_UP_TO, hungarian
 from seedscope.engine.matching.cuda import best as best_cosines
 from seedscope.engine.matching.match import HUNGARIAN_UP_TO
 from seedscope.engine.saes.encode import count_active, encoded
-from seedscope.engine.saes.sae import SAE, directed
+from seedscope.engine.saes.sae import SAE, directed, unit_rows
 
 ANALYSIS = "trajectory"
 N_TOKENS = 16_384  # evaluation tokens, in whole windows, that activity and worth are measured on at every snapshot
@@ -99,7 +99,7 @@ def follow(
     """
     n, d_sae = members.n_members, members.d_sae
     device = torch.device(device)
-    unit = _unit((members.W_dec.detach().float() / units).to(device))
+    unit = unit_rows((members.W_dec.detach().float() / units).to(device))
     valid = directed(members.W_dec.detach()).to(device)
     pairs = compared(n)
     total, matched, count = np.zeros((n, d_sae)), np.zeros((n, d_sae), np.int32), n_compared(n)
@@ -160,7 +160,8 @@ def common(rows: Sequence[Tensor], pairs: list[tuple[int, int]], *, assign: bool
     n = np.array([len(each) for each in rows])
     directions = [torch.nn.functional.normalize(mean, dim=0).to(each) for mean, each in zip(means, rows, strict=True)]
     centred = [
-        _unit(each - (each @ direction)[:, None] * direction) for each, direction in zip(rows, directions, strict=True)
+        unit_rows(each - (each @ direction)[:, None] * direction)
+        for each, direction in zip(rows, directions, strict=True)
     ]
     cosines = (n * shares - 1) / np.maximum(n - 1, 1)
     return Common(float(cosines.mean()), float(shares.mean()), alike(centred, pairs, assign=assign))
@@ -170,7 +171,7 @@ def random_level(d_sae: int, d_in: int, *, assign: bool, seed: int = 0) -> Alike
     """How alike random unit dictionaries of this size are."""
     generator = torch.Generator().manual_seed(seed)
     n = N_RANDOM if d_sae <= DENSE_UP_TO else 1
-    rows = [_unit(torch.randn(d_sae, d_in, generator=generator)) for _ in range(2 * n)]
+    rows = [unit_rows(torch.randn(d_sae, d_in, generator=generator)) for _ in range(2 * n)]
     return alike(rows, [(2 * i, 2 * i + 1) for i in range(n)], assign=assign)
 
 
@@ -196,11 +197,6 @@ def _best(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return cosines.amax(1), cosines.amax(0)
     forward, back = best_cosines(a, b)
     return forward.cosine, back.cosine
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows of norm 1; what has no direction becomes zero."""
-    return torch.nn.functional.normalize(torch.nan_to_num(rows, 0.0, 0.0, 0.0), dim=-1)
 
 
 # -- as rows -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,8 @@
-"""The contract's tables of what bucket's spans look like; a part of `engine.contract.schema`. Standard library only."""
+"""Tables of the geometry of buckets: how many directions their rows span, and how alike the spans of members are.
+
+A member's unstable span of rank r is spanned by the top r right singular vectors of its unstable features' unit decoder rows.
+The captured energy of a row is its squared cosine with a span, 0 to 1. Standard library only.
+"""
 
 from dataclasses import dataclass
 
@@ -8,46 +12,45 @@ PREDICTION_SETTINGS = ("plain", "fewer", "disjoint", "isotropic", "isotropic_dis
 
 @dataclass(frozen=True)
 class SpanCurve:
-    """Captured energy of unstable features' spans against rank, or how spans overlap: means over members or ordered pairs."""
+    """Captured energy of unstable rows, or overlap of unstable spans, at one rank: a mean over members or ordered pairs."""
 
     ensemble: str
     curve: str  # one of SPAN_CURVES
     rank: int
-    mean: float | None  # None where no member's curve reaches the rank
+    mean: float | None  # 0 to 1; None where no member's curve reaches the rank
     spread: float | None  # standard deviation over members or ordered pairs
-    split_spread: float | None  # of the mean, over random splits; None where nothing was split
+    split_spread: float | None  # standard deviation of the mean over random splits; None where nothing was split
     n_pairs: int  # members or ordered pairs that reach the rank
     n_fitted: int  # the fewest rows that a span was fitted on
 
 
 @dataclass(frozen=True)
 class SpanPair:
-    """What one member's unstable span captures of another's unstable features.
+    """Energy that one member's unstable span captures of another's unstable features.
 
     Lists run over the ranks of SpanCurve and stop where a curve does.
     """
 
     ensemble: str
-    seed: int  # whose span
-    other: int  # whose features; the same seed: fitted on one half of them, measured on the other
+    seed: int  # member whose span it is
+    other: int  # member whose features are measured; the same seed: fitted on one half of them, measured on the other
     energies: list[float]  # mean squared cosine, 0 to 1
-    overlaps: list[float]  # of the two spans, all rows fitted; 1: the same span
-    angles: list[float]  # radians, median of the principal angles
+    overlaps: list[float]  # of the two spans, fitted on all rows, 0 to 1; 1: the same span
+    angles: list[float]  # median of the principal angles, radians, 0 to pi / 2
 
 
 @dataclass(frozen=True)
 class SpanMember:
-    """How many directions the stable and unstable rows of one member spread over, as they are and at equal counts."""
+    """Effective ranks of one member's stable and unstable rows: of all of them, and at equal numbers of rows."""
 
     ensemble: str
     seed: int
     n_stable: int
     n_unstable: int
-    stable_rank: float | None  # effective rank of all of them; None where there are none
+    stable_rank: float | None  # effective rank, 1 to d_in; None where there are no such rows
     unstable_rank: float | None
-    n_equal: (
-        int  # the smaller count; what follows is of that many rows, mean and standard deviation over random choices
-    )
+    # The smaller of the two counts. What follows is of that many rows: mean and standard deviation over random choices.
+    n_equal: int
     stable_equal: float | None
     stable_equal_sd: float | None
     unstable_equal: float | None
@@ -61,51 +64,52 @@ class SpanMember:
 
 @dataclass(frozen=True)
 class SpanResidual:
-    """What is left of a bucket's rows when they are written with k features of another member."""
+    """Residual of a bucket's unit rows when each is approximated by k features of another member (matching pursuit)."""
 
     ensemble: str
     bucket: str
     k: int
-    mean: float  # length of the residual, 1: nothing is written
+    mean: float  # norm of the residual, 0 to 1
     spread: float  # standard deviation over ordered pairs of members
     haar: float  # with a rotated dictionary in the other member's place
     second_moment: float  # with a random dictionary of the same second moment
     n_pairs: int
-    n_rows: int  # that were written, all members together
+    n_rows: int  # that were approximated, all members together
 
 
 @dataclass(frozen=True)
 class SpanPrediction:
-    """Stable or unstable, told from the decoder row by a classifier trained on another member."""
+    """How well a classifier trained on one member predicts from decoder rows of another which features are stable."""
 
     ensemble: str
     setting: str  # one of PREDICTION_SETTINGS
-    f1: float  # mean over ordered pairs
-    f1_spread: float | None
-    auroc: float | None
+    f1: float  # of the class stable, 0 to 1; mean over ordered pairs of members
+    f1_spread: float | None  # standard deviation over the pairs
+    auroc: float | None  # 0 to 1, likewise
     auroc_spread: float | None
     n_pairs: int
-    n_train: float | None  # rows, mean
+    n_train: float | None  # rows, mean over pairs
     n_test: float | None
 
 
 @dataclass(frozen=True)
 class FeatureSpan:
-    """How much of a living feature lies in the unstable spans, and where it stands on the map."""
+    """Energy of one living feature in the unstable spans, and its place on the map of directions."""
 
     ensemble: str
     seed: int
     feature: int
-    own: list[float]  # energy in its own member's span, fitted without it, at the ranks of curves
-    others: list[float]  # mean over the other members' spans; both empty for members that are left out
-    x: float | None  # on the map of directions; None for features that are not drawn
+    own: list[float]  # energy in its own member's span, fitted without it, at the ranks of SpanCurve; 0 to 1
+    others: list[float]  # mean energy in the other members' spans; both lists are empty for members that are left out
+    x: float | None  # coordinates on the map, without unit; None for features that are not drawn
     y: float | None
 
 
 def first_energies(span: FeatureSpan, ranks: list[int], span_rank: int | None) -> tuple[int, float, float] | None:
-    """(rank, energy in its own member's span, mean in the others') at the rank that pages show first, or where curves stop.
+    """(rank, energy in its own member's span, mean energy in the others') at `span_rank`, the rank that pages show first.
 
-    None for a feature whose member is left out, or all of whose ensemble's are.
+    Where the feature's lists stop before that rank, at the last rank that they reach. None for a feature without energies and
+    in an ensemble without a `span_rank`.
     """
     reached = min(len(span.own), len(span.others))
     if not reached or span_rank is None:

@@ -1,11 +1,11 @@
-"""Tables of what a study stands on: its model, ensembles, members and evaluation tokens. Standard library only."""
+"""Tables of a study, its ensembles, their members, and the evaluation tokens. Standard library only."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Study:
-    """One row: what the study stands on; without a model, the fields from `model` to `corpus_remark` are None."""
+    """One row: the model and the evaluation tokens; without a model, the fields from `model` to `corpus_remark` are None."""
 
     study: str
     schema_version: int
@@ -13,24 +13,26 @@ class Study:
     model: str | None
     model_digest: str | None
     causal: bool | None  # False: every token sees all others, so there is no next-token loss
-    n_ctx: int | None
-    token_policy: str | None
+    n_ctx: int | None  # tokens per window, BOS included
+    token_policy: str | None  # which tokens count, in words
     eval_token_digest: str | None
-    n_eval_tokens: int | None
-    corpus_remark: str | None
+    n_eval_tokens: int | None  # that count
+    corpus_remark: str | None  # what text they are from, in words
     device: str
     precision: str
-    synthetic: bool = False  # made of known true features: there is activity, and no language model
+    synthetic: bool = (
+        False  # activations are samples of known true features: activity is known, there is no language model
+    )
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members that differ only in their seed, and how they are matched; what an import cannot know is None."""
+    """Members that differ only in their seed, and how they are matched; what an import does not record is None."""
 
     ensemble: str
     origin: str  # trained: by SeedScope; imported: by another library or elsewhere
     hookpoint: str | None
-    variant: str  # the architecture, as people call it: topk, relu, jumprelu, gated, groupmax
+    variant: str  # name of the architecture, such as topk, relu, jumprelu, gated, groupmax
     convention: str  # the forward pass: the fields of engine.saes.convention.Convention as JSON
     d_in: int
     d_sae: int
@@ -41,28 +43,26 @@ class Ensemble:
     data_order: str  # shared, independent, unknown
     train_token_digest: str | None
     n_train_tokens: int | None  # distinct tokens that activations were harvested from
-    train_tokens: int | None  # per member
-    batch: int | None
-    lr: float | None
-    recipe: (
-        str | None
-    )  # how it was trained here: the fields of engine.contract.recipe.TrainConfig that its variant uses, as JSON
+    train_tokens: int | None  # that each member saw, repeats included
+    batch: int | None  # tokens per optimiser step
+    lr: float | None  # peak learning rate
+    # How SeedScope trained it: the fields of engine.contract.recipe.TrainConfig that its variant uses, as JSON.
+    recipe: str | None
     anchor: int | None  # the member whose recipe differs from the others', such as a public SAE; None where none does
-    rule: str
-    theta: float
-    epsilon: float
+    rule: str  # one of RULES of engine.contract.schema, the default of its pages
+    theta: float  # smallest cosine that is a match, -1 to 1
+    epsilon: float  # stable: p_hat >= 1 - epsilon; unstable: p_hat <= epsilon; 0 to below 0.5
     n_tokens: int | None  # evaluation tokens that count at its hook point; None without activity, as is n_outliers
-    n_outliers: int | None  # further ones, left out because their activations are far longer than the others'
+    n_outliers: int | None  # further tokens, left out because the norm of their activations is far above the others'
     span_rank: int | None  # the rank that pages on subspaces show first; None where they were not computed
     span_remarks: list[str]  # what a reader of the subspaces should know
-    n_clusters: (
-        int | None
-    )  # connected components of matches, which predictability is split by; None where it was not told
-    largest_cluster: float | None  # its share of the rows: near 1, a split by clusters says little
-    digest: str  # over the members' SAE digests and the matching settings: a permalink's v
+    # Connected components of the graph of matches, by which predictability is split; None where that was not computed.
+    n_clusters: int | None
+    largest_cluster: float | None  # share of the rows that it has, 0 to 1; near 1 a split by clusters says little
+    digest: str  # over the members' SAE digests and the matching settings; the parameter v of permalinks
     folder: str  # of the members' files, relative to the study's folder
     control_of: str | None  # the ensemble whose recipe this one repeats on the model with random weights
-    computed: list[str]  # of ANALYSES
+    computed: list[str]  # those of ANALYSES (engine.contract.schema) that were made
     remarks: list[str]  # what a reader of its numbers should know
 
 
@@ -77,15 +77,15 @@ class Member:
     library: str | None  # that wrote it, with its version where it is recorded
     trained_on: str | None  # the model and hook point that the file itself names
     remarks: list[str]
-    ev: float | None
-    l0: float | None
-    n_dead: int | None
-    loss_own: float | None  # nats per token of the model itself, on the tokens that loss is measured on
-    loss_spliced: float | None  # with the reconstruction in place of the activations
-    loss_zero: float | None  # with zeros in their place
-    n_loss_tokens: int | None
+    ev: float | None  # explained variance on the evaluation tokens: 1 is perfect, it may be negative
+    l0: float | None  # mean number of active features per token
+    n_dead: int | None  # features that are active on no evaluation token
+    loss_own: float | None  # next-token cross-entropy of the model itself, nats per token
+    loss_spliced: float | None  # the same with the reconstruction in place of the activations
+    loss_zero: float | None  # the same with zeros in their place
+    n_loss_tokens: int | None  # tokens on which the three losses are means
     n_undirected: int  # decoder rows that are zero or not finite: they match nothing and count as dead
-    histogram_edges: list[float]  # of its features' activation histograms
+    histogram_edges: list[float]  # bin edges of its features' histograms, ascending, in units of a_i * ||d_i||
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class TokenWindow:
 
     id: int
     document: int
-    start: int  # position in the document of the first token that is not BOS
-    token_ids: list[int]  # BOS in front where there is one; without padding
+    start: int  # position in the document of its first token that is not BOS
+    token_ids: list[int]  # with BOS in front if the model has one, without padding
 
 
 @dataclass(frozen=True)
 class Token:
-    """How a token id is shown."""
+    """The text that a token id is shown as."""
 
     id: int
     text: str

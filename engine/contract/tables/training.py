@@ -1,4 +1,4 @@
-"""Tables of how training went and of agreement between members meanwhile. Standard library only."""
+"""Tables of training curves, and of the agreement between members at checkpoints along training. Standard library only."""
 
 from dataclasses import dataclass
 
@@ -7,33 +7,33 @@ POPULATIONS = ("all", "live")
 
 @dataclass(frozen=True)
 class TracePoint:
-    """One member at one moment of its training, as training itself saw it."""
+    """One member at one moment of its training, measured by the training loop itself."""
 
     ensemble: str
     seed: int
     step: int
-    tokens: int  # that the member had seen
-    loss: float | None  # what it minimises, of one batch; None behind the last step
-    ev: float
-    l0: float
-    dead: float  # share of features silent for long
+    tokens: int  # that the member has seen
+    loss: float | None  # training loss of one batch; None after the last step
+    ev: float  # explained variance, at most 1
+    l0: float  # mean number of active features per token
+    dead: float  # share of features that have not fired for TrainConfig.silent_after tokens, 0 to 1
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A moment whose members were kept whole, so that they can be matched and measured; step 0 is the start."""
+    """A step of training at which all members were saved, so that they can be matched and measured; step 0 is the start."""
 
     ensemble: str
     step: int
-    tokens: int
-    n_tokens: int | None  # evaluation tokens that activity and worth were measured on there; None: decoders alone
-    n_comparisons: int  # of each member there: all others, or, of many members, those next to it in seed order
-    evs: list[float]  # per member, on those tokens
+    tokens: int  # that each member has seen
+    n_tokens: int | None  # evaluation tokens on which activity and worth are measured; None: only decoders are compared
+    n_comparisons: int  # per member: all others, or, where there are many, those next to it in seed order
+    evs: list[float]  # explained variance per member, on those tokens
 
 
 @dataclass(frozen=True)
 class AgreementPoint:
-    """How alike members were at a checkpoint: means over pairs, and the smallest and largest of them.
+    """How alike the members' decoders are at a checkpoint: the mean over pairs of members, the lowest and the highest.
 
     Cosines are of decoder rows in the space that members were trained in. Distances are means of 1 - cosine over the
     one-to-one matching that maximises it; best cosines are means over features of the largest cosine in the other member.
@@ -55,31 +55,32 @@ class AgreementPoint:
 
 @dataclass(frozen=True)
 class CosineGeometry:
-    """What cosines of an ensemble's dictionaries are worth at a checkpoint: how much all rows have in common, and what is left.
+    """How far the cosines of an ensemble's dictionaries at a checkpoint come from a mean direction that all rows share.
 
-    Measured in the space that members were trained in; means over members, or pairs of them.
+    Measured in the space that members were trained in; means over members, or over pairs of them. Cosines and distances
+    (1 - cosine, means over one-to-one matchings) are defined as in AgreementPoint.
     """
 
     ensemble: str
     step: int
-    mean_cosine: float  # of two rows of one dictionary
-    mean_share: float  # squared length of the mean of its unit rows: 0 where they point everywhere, 1 where all are one
-    centred_distance: float | None  # distance after the mean direction was taken out of every row
-    centred_best_cosine: float
+    mean_cosine: float  # of two different rows of one dictionary
+    mean_share: float  # squared norm of the mean of its unit rows: 0 where they cancel out, 1 where all are equal
+    centred_distance: float | None  # distance after the mean direction is removed from every row
+    centred_best_cosine: float  # likewise
     random_distance: float | None  # of random unit dictionaries of the same size
-    random_best_cosine: float
+    random_best_cosine: float  # likewise
 
 
 @dataclass(frozen=True)
 class FeatureAlong:
-    """One feature along training; every list has one entry per checkpoint of its ensemble, in the order of steps."""
+    """One feature along training; every list has one entry per checkpoint of its ensemble, in ascending order of steps."""
 
     ensemble: str
     seed: int
     feature: int
-    matched: list[int]  # comparisons whose best cosine reached theta, as they stood at the same step
-    best_cosines: list[float]  # mean over comparisons
-    worth_ev: list[float]  # EV lost when it alone is masked; empty without activity
+    matched: list[int]  # comparisons in which its best cosine at the same step reaches theta
+    best_cosines: list[float]  # best cosine, mean over comparisons
+    worth_ev: list[float]  # explained variance that is lost when it alone is masked; empty without activity
     n_active: list[int]  # evaluation tokens; empty without activity
 
 

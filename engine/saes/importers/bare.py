@@ -1,4 +1,4 @@
-"""Plain safetensors files: this project's own `seed-N.safetensors`, and files with a few settings beside them."""
+"""Plain safetensors files: SeedScope's own `seed-N.safetensors`, and others with their settings in metadata or JSON."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +19,13 @@ from seedscope.engine.saes.importers.imported import (
 OWN, BARE = "seedscope", "safetensors"
 _BESIDE = ("cfg.json", "config.json")
 _EXAMPLE = '{"architecture": "topk", "k": 32, "subtract_b_dec": true}'
-# Names that others use for the same setting.
+# Other libraries' names of the same settings.
 _ALIASES = {"apply_b_dec_to_input": "subtract_b_dec", "normalize_activations": "normalize"}
 _SHOWN = ("model", "model_name", "hookpoint", "hook_name", "dataset", "library", "library_version")
 
 
 def kind(path: Path) -> str:
-    """Which of the two a file is, "" if it holds no SAE. Raises ValueError where it is truncated."""
+    """OWN or BARE, whichever a file is, "" if it holds no SAE. Raises ValueError where it is truncated."""
     names, metadata = peek_safetensors(path)
     if not {"W_enc", "W_dec"} <= names:
         return ""
@@ -37,14 +37,14 @@ def read(path: Path) -> Imported:
 
     Raises ValueError where they are missing or contradict the tensors.
     """
-    held, metadata = read_safetensors(path)
-    if missing := [name for name in ("W_enc", "b_enc", "W_dec", "b_dec") if name not in held]:
+    tensors, metadata = read_safetensors(path)
+    if missing := [name for name in ("W_enc", "b_enc", "W_dec", "b_dec") if name not in tensors]:
         raise ValueError(
-            f"{path} lacks {', '.join(missing)}, expected W_enc, b_enc, W_dec, b_dec; found {', '.join(sorted(held))}. "
+            f"{path} lacks {', '.join(missing)}, expected W_enc, b_enc, W_dec, b_dec; found {', '.join(sorted(tensors))}. "
             "Rename the tensors, and write zeros where the SAE has no such bias"
         )
     settings, where = _settings(path, metadata)
-    convention = _convention(settings, where, no_bias=not held["b_dec"].any())
+    convention = _convention(settings, where, no_bias=not tensors["b_dec"].any())
     own = kind(path) == OWN
     seed = settings.get("seed")
     source = {"format": OWN if own else BARE} | {name: settings.get(name) for name in _SHOWN}
@@ -54,7 +54,7 @@ def read(path: Path) -> Imported:
     )
     return imported(
         path,
-        held | vector(held, "threshold", "b_enc"),
+        tensors | vector(tensors, "threshold", "b_enc"),
         convention,
         seed=seed_of(int(seed) if isinstance(seed, str) and seed.isdigit() else seed),
         source=source,
@@ -62,6 +62,7 @@ def read(path: Path) -> Imported:
 
 
 def _settings(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
+    """The settings, and the file that they are in: the safetensors file itself, or a JSON file beside it."""
     if "architecture" in metadata:
         return dict(metadata), path
     for beside in (path.with_suffix(".json"), *(path.parent / name for name in _BESIDE)):
@@ -74,16 +75,16 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], 
 
 
 def _convention(settings: Mapping[str, Any], where: Path, *, no_bias: bool) -> Convention:
-    known = {_ALIASES.get(name, name): value for name, value in settings.items()}
-    architecture = known.get("architecture")
+    values = {_ALIASES.get(name, name): value for name, value in settings.items()}
+    architecture = values.get("architecture")
     if architecture not in ARCHITECTURES:
         raise ValueError(f"{where} has architecture = {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     fields: dict[str, Any] = {"architecture": architecture}
     if architecture in ("topk", "groupmax"):
-        fields["k"] = whole(known.get("k"), "k", where)
+        fields["k"] = whole(values.get("k"), "k", where)
     for name in ("subtract_b_dec", "layer_norm_eps_out", "inclusive", "rescale_by_decoder_norm"):
-        if name in known:
-            fields[name] = _truth(known[name], name, where)
+        if name in values:
+            fields[name] = _truth(values[name], name, where)
     if "subtract_b_dec" not in fields:
         if not no_bias:
             raise ValueError(
@@ -91,14 +92,14 @@ def _convention(settings: Mapping[str, Any], where: Path, *, no_bias: bool) -> C
                 'write "subtract_b_dec": true or false into it'
             )
         fields["subtract_b_dec"] = False
-    if (normalize := known.get("normalize", "none")) not in NORMALIZATIONS:
+    if (normalize := values.get("normalize", "none")) not in NORMALIZATIONS:
         raise ValueError(f"{where} has normalize = {normalize!r}, expected one of {', '.join(NORMALIZATIONS)}")
     fields["normalize"] = normalize
-    if "input_scale" in known:
+    if "input_scale" in values:
         try:
-            fields["input_scale"] = float(known["input_scale"])
+            fields["input_scale"] = float(values["input_scale"])
         except (TypeError, ValueError):
-            raise ValueError(f"{where} has input_scale = {known['input_scale']!r}, expected a number") from None
+            raise ValueError(f"{where} has input_scale = {values['input_scale']!r}, expected a number") from None
     return Convention(**fields)
 
 

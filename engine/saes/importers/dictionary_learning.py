@@ -1,4 +1,4 @@
-"""dictionary_learning (Marks et al.): `trainSAE` writes config.json and ae.pt; read in dictionary-learning 0.1.0."""
+"""SAEs of dictionary_learning (Marks et al.): `trainSAE` writes config.json and ae.pt. Follows dictionary-learning 0.1.0."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from seedscope.engine.saes.importers.imported import Imported, imported, read_js
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
-# Tensor names that differ from the convention's.
+# {class: {its name of a tensor: the convention's}}; names that are not here are the same.
 _NAMES: dict[str, dict[str, str]] = {
     "AutoEncoder": {**_LINEAR, "bias": "b_dec"},
     "AutoEncoderNew": {**_LINEAR, "decoder.bias": "b_dec"},
@@ -34,7 +34,7 @@ _ARCHITECTURES = {
     "GatedAutoEncoder": "gated",
 }
 _CENTRED = frozenset(_NAMES) - {"AutoEncoderNew", "JumpReluAutoEncoder"}
-# What scripts write as `submodule_name`, which is free text: a site and a layer instead of a module's path.
+# `submodule_name` is free text, in which some scripts write a site and a layer instead of a module's path.
 _SITE = re.compile(r"(resid_pre|resid_post|attn_out|mlp_out)_layer_(\d+)")
 
 
@@ -57,25 +57,27 @@ def read(path: Path) -> Imported:
     file = path / WEIGHTS if path.is_dir() else path
     step = file.parent.name == "checkpoints"
     folder = file.parent.parent if step else file.parent
-    held = unpickle.read(file)
-    if not is_state(held) or not all(isinstance(tensor, Tensor) for tensor in held.values()):
-        found = ", ".join(sorted(held)) if isinstance(held, Mapping) else unpickle.named(held) or type(held).__name__
-        raise ValueError(f"{file} holds {found}, expected a state dict of dictionary_learning")
+    state = unpickle.read(file)
+    if not is_state(state) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        names = (
+            ", ".join(sorted(state)) if isinstance(state, Mapping) else unpickle.named(state) or type(state).__name__
+        )
+        raise ValueError(f"{file} holds {names}, expected a state dict of dictionary_learning")
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     trainer = config["trainer"] if isinstance(config.get("trainer"), dict) else config
-    name = trainer.get("dict_class") or _by_keys(held, file)
+    name = trainer.get("dict_class") or _by_keys(state, file)
     if name not in _NAMES:
         raise ValueError(f"{folder / CONFIG} has dict_class = {name!r}, expected one of {', '.join(_NAMES)}")
-    tensors = {_NAMES[name].get(key, key): tensor for key, tensor in held.items()}
+    tensors = {_NAMES[name].get(key, key): tensor for key, tensor in state.items()}
     for matrix, linear in (("W_enc", "encoder.weight"), ("W_dec", "decoder.weight")):
-        if linear in held:  # a Linear's weight is (out, in)
+        if linear in state:  # a Linear's weight is (out, in)
             tensors[matrix] = tensors[matrix].T
     remarks = _remarks(name, tensors)
     if trainer.get("layer") is not None and not trainer.get("submodule_name"):
         remarks.append(f"its {CONFIG} says layer {trainer['layer']}, and not where in it")
     if name != "AutoEncoderTopK" and "b_enc" in tensors:
         tensors |= vector(tensors, "threshold", "b_enc")
-    k = whole(held.get("k", trainer.get("k")), "k", file) if name == "AutoEncoderTopK" else 0
+    k = whole(state.get("k", trainer.get("k")), "k", file) if name == "AutoEncoderTopK" else 0
     return imported(
         path,
         tensors,
@@ -95,18 +97,18 @@ def read(path: Path) -> Imported:
 
 def _hookpoint(submodule: str | None) -> str | None:
     """TransformerLens' name where the text is a site and a layer, else the text."""
-    found = _SITE.fullmatch(submodule or "")
-    return f"blocks.{found[2]}.hook_{found[1]}" if found else submodule
+    match = _SITE.fullmatch(submodule or "")
+    return f"blocks.{match[2]}.hook_{match[1]}" if match else submodule
 
 
-def _by_keys(held: Mapping[str, Tensor], file: Path) -> str:
-    """The class of a file without config, where its tensors tell."""
-    keys = held.keys()
+def _by_keys(state: Mapping[str, Tensor], file: Path) -> str:
+    """The class of a file without config, from the names of its tensors; raises ValueError where several have these names."""
+    keys = state.keys()
     if "gate_bias" in keys:
         return "GatedAutoEncoder"
     if "group_sizes" in keys:
         return "MatryoshkaBatchTopKSAE"
-    if {"W_enc", "threshold"} <= keys and held["threshold"].ndim == 1:
+    if {"W_enc", "threshold"} <= keys and state["threshold"].ndim == 1:
         return "JumpReluAutoEncoder"
     if "decoder.bias" in keys:
         return "AutoEncoderNew"

@@ -1,4 +1,4 @@
-"""Encoders of overcomplete as one affine map: a linear layer, its BatchNorm folded in, or the dictionary's transpose."""
+"""Encoders of overcomplete as one affine map: a linear layer with its BatchNorm folded in, or the dictionary's transpose."""
 
 from collections.abc import Mapping
 from pathlib import Path

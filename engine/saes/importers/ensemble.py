@@ -1,4 +1,4 @@
-"""Read one SAE, or several as the members of an ensemble."""
+"""Reading the SAE at one path, or the SAEs at several paths as the members of one ensemble."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,13 +14,13 @@ _MUST_AGREE = ("model", "hookpoint")
 
 def read(path: Path | str, format: str = "auto") -> Imported:
     """The one SAE at a path; raises ValueError where there is none, more than one, or one that cannot be represented."""
-    found = _found(local(path), format)
-    if len(found) > 1:
-        names = ", ".join(str(one.path) for one in found[:4])
+    saes = _recognised(local(path), format)
+    if len(saes) > 1:
+        names = ", ".join(str(sae.path) for sae in saes[:4])
         raise ValueError(
-            f"{path} holds {len(found)} SAEs ({names}{', ..' if len(found) > 4 else ''}), expected one: name it"
+            f"{path} holds {len(saes)} SAEs ({names}{', ..' if len(saes) > 4 else ''}), expected one: name it"
         )
-    return READERS[found[0].format](found[0].path)
+    return READERS[saes[0].format](saes[0].path)
 
 
 def read_many(
@@ -28,31 +28,32 @@ def read_many(
 ) -> list[Imported]:
     """The SAEs at all paths as members of one ensemble, in this order, each with its seed.
 
-    Seeds are the given ones, else those that the library recorded, else the trailing numbers of the folders' names, else
-    0, 1, ..: the first of these that every member has. Raises ValueError naming both paths where two members have one seed,
-    or differ in their shapes, convention, model or hookpoint, or are steps of one run. With `force` another model or
-    hookpoint is a remark of the member that differs from the first.
+    Seeds are the first of these that every member has: `seeds`, the seeds that the library recorded, the trailing numbers of
+    the folders' names, and 0, 1, 2 and so on. Raises ValueError naming both paths where two members have the same seed, differ
+    in their shapes, convention, model or hookpoint, or are steps of one run. With `force`, another model or hookpoint becomes a
+    remark of the member that differs from the first.
     """
     if not paths:
         raise ValueError("no path was given, expected at least one SAE")
-    found = [one for path in paths for one in _found(local(path), format)]
-    places: dict[Path, Path] = {}
-    for one in found:
-        place = one.path.resolve()
-        if place in places:
-            raise ValueError(f"{one.path} is given twice (also as {places[place]}); name every SAE once")
-        places[place] = one.path
-    if seeds is not None and len(seeds) != len(found):
-        raise ValueError(f"{len(seeds)} seeds were given for {len(found)} SAEs, expected one each")
-    members = [READERS[one.format](one.path) for one in found]
+    saes = [sae for path in paths for sae in _recognised(local(path), format)]
+    resolved: dict[Path, Path] = {}
+    for sae in saes:
+        path = sae.path.resolve()
+        if path in resolved:
+            raise ValueError(f"{sae.path} is given twice (also as {resolved[path]}); name every SAE once")
+        resolved[path] = sae.path
+    if seeds is not None and len(seeds) != len(saes):
+        raise ValueError(f"{len(seeds)} seeds were given for {len(saes)} SAEs, expected one each")
+    members = [READERS[sae.format](sae.path) for sae in saes]
     members = [members[0], *(_compared(members[0], member, force) for member in members[1:])]
-    _one_step_each(members)
-    members = [replace(member, seed=seed) for member, seed in zip(members, _seeds(found, members, seeds), strict=True)]
-    _distinct(members, given=seeds is not None)
-    return _share(members)
+    _require_distinct_runs(members)
+    members = [replace(member, seed=seed) for member, seed in zip(members, _seeds(saes, members, seeds), strict=True)]
+    _require_distinct_seeds(members, by_user=seeds is not None)
+    return _with_shared_start(members)
 
 
-def _found(path: Path, format: str) -> list[RecognisedSAE]:
+def _recognised(path: Path, format: str) -> list[RecognisedSAE]:
+    """The SAEs of a format at a path; raises ValueError for an unknown format and where there is none of it."""
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
     if format == "auto":
@@ -60,14 +61,14 @@ def _found(path: Path, format: str) -> list[RecognisedSAE]:
     if path.is_file():
         here = of_folder(path.parent) if is_main(path) else None
         return [here if here and here.format == format else RecognisedSAE(path, format, path.stem)]
-    found = recognise(path)
-    if kept := [one for one in found if one.format == format]:
-        return kept
-    raise ValueError(f"{path} holds {found[0].format} ({found[0].path}), expected {format}: leave the format at auto")
+    saes = recognise(path)
+    if of_format := [sae for sae in saes if sae.format == format]:
+        return of_format
+    raise ValueError(f"{path} holds {saes[0].format} ({saes[0].path}), expected {format}: leave the format at auto")
 
 
 def _compared(first: Imported, other: Imported, force: bool) -> Imported:
-    """The other one, if it can be a member beside the first; with a remark where that was forced."""
+    """The other SAE, if it can be a member of the same ensemble as the first; with a remark for every forced difference."""
     pairs = [
         ("d_in", first.d_in, other.d_in),
         ("d_sae", first.d_sae, other.d_sae),
@@ -82,21 +83,22 @@ def _compared(first: Imported, other: Imported, force: bool) -> Imported:
     for name, one, another in pairs:
         if one == another:
             continue
-        told = f"{first.source['path']} has {name} {one}, {other.source['path']} has {name} {another}"
+        difference = f"{first.source['path']} has {name} {one}, {other.source['path']} has {name} {another}"
         if name not in _MUST_AGREE:
             raise ValueError(
-                f"{told}: members of an ensemble differ by their seed alone. Import them as ensembles of their own"
+                f"{difference}: members of an ensemble differ by their seed alone. Import them as ensembles of their own"
             )
         if not force:
             raise ValueError(
-                f"{told}: members of an ensemble differ by their seed alone. Import them as ensembles of their own, or give "
+                f"{difference}: members of an ensemble differ by their seed alone. Import them as ensembles of their own, or give "
                 "--force to compare them all the same"
             )
-        forced.append(f"forced: {told}")
+        forced.append(f"forced: {difference}")
     return replace(other, remarks=(*other.remarks, *forced))
 
 
-def _one_step_each(members: list[Imported]) -> None:
+def _require_distinct_runs(members: list[Imported]) -> None:
+    """Raise ValueError where two members are steps of one training run."""
     runs: dict[str, str] = {}
     for member in members:
         run, path = member.source.get("run"), member.source["path"]
@@ -108,14 +110,15 @@ def _one_step_each(members: list[Imported]) -> None:
             runs[run] = path
 
 
-def _seeds(found: list[RecognisedSAE], members: list[Imported], given: Sequence[int] | None) -> list[int]:
-    for seeds in (given, [member.seed for member in members], [one.number for one in found]):
+def _seeds(saes: list[RecognisedSAE], members: list[Imported], by_user: Sequence[int] | None) -> list[int]:
+    for seeds in (by_user, [member.seed for member in members], [sae.number for sae in saes]):
         if seeds is not None and None not in seeds:
             return [int(seed) for seed in seeds if seed is not None]
     return list(range(len(members)))
 
 
-def _distinct(members: list[Imported], *, given: bool) -> None:
+def _require_distinct_seeds(members: list[Imported], *, by_user: bool) -> None:
+    """Raise ValueError for a negative seed and for two members of one seed; `by_user`: the seeds are an option's."""
     paths: dict[int, str] = {}
     for member in members:
         seed, path = member.seed or 0, member.source["path"]
@@ -126,15 +129,15 @@ def _distinct(members: list[Imported], *, given: bool) -> None:
                 f"{paths[seed]} and {path} both have the seed {seed}, expected different seeds: "
                 + (
                     "give every SAE its own"
-                    if given
+                    if by_user
                     else "leave one out, or give their seeds yourself, such as --seeds 0,1"
                 )
             )
         paths[seed] = path
 
 
-def _share(members: list[Imported]) -> list[Imported]:
-    """Say where all members were built from the same archetypes: their agreement is then partly by construction."""
+def _with_shared_start(members: list[Imported]) -> list[Imported]:
+    """The members, with a remark if all have the same archetypes: their agreement is then partly by construction."""
     archetypes = {member.source.get("archetypes") for member in members}
     if len(members) < 2 or len(archetypes) > 1 or None in archetypes:
         return members

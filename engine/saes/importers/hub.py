@@ -1,4 +1,4 @@
-"""SAEs on a hub: `hf:OWNER/REPO/FOLDER` -> a local folder, downloaded once."""
+"""SAEs on the Hugging Face hub: `hf:OWNER/REPO/FOLDER` is downloaded, once, and becomes a local folder."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ PREFIX = "hf:"
 
 
 def local(path: Path | str) -> Path:
-    """The path itself, or the local copy of a folder or file on the Hugging Face hub.
+    """A path as it is, or the local copy of a folder or file on the Hugging Face hub.
 
-    `hf:OWNER/REPO` stands for the whole repository, `@REVISION` behind the repository for a branch, tag or commit.
+    `hf:OWNER/REPO` is a whole repository; `@REVISION` after the repository's name selects a branch, tag or commit.
     Raises ValueError where the name is malformed or the repository cannot be reached.
     """
     text = str(path)

@@ -1,4 +1,4 @@
-"""The neutral form of an SAE that another library wrote, and the checks that every format shares."""
+"""The neutral form of an SAE of any library, and the checks and readers that all formats share."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seedscope.engine.saes.convention import Convention
 
-# Their presence changes the forward pass in a way that no convention holds.
+# Tensors that change the forward pass in a way that no convention describes.
 FOREIGN = ("W_skip", "affine_skip_connection")
 
 
@@ -20,9 +20,9 @@ FOREIGN = ("W_skip", "affine_skip_connection")
 class Imported:
     """One SAE, float32, in SAELens orientation: decoder rows are the features.
 
-    `tensors`: W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,) and what the convention needs beside
-    them, (d_sae,) each; the gate's bias is b_enc. `seed` is the one that the library recorded. `source` says where it
-    comes from, `remarks` what a reader of its numbers should know.
+    `tensors`: W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,) and the further tensors of the
+    convention, (d_sae,) each; the gate's bias is b_enc. `seed` is the one that the library recorded. `source` says where it
+    comes from: format, path, library and what else its files record. `remarks` are for readers of its numbers.
     """
 
     tensors: dict[str, Tensor]
@@ -47,26 +47,26 @@ class Imported:
 
 def imported(
     path: Path,
-    held: Mapping[str, Tensor],
+    named: Mapping[str, Tensor],
     convention: Convention,
     *,
     seed: int | None = None,
     source: Mapping[str, Any],
     remarks: Iterable[str] = (),
 ) -> Imported:
-    """Check and orient tensors that already have the convention's names; values of `source` that are None are left out.
+    """An Imported from tensors that already have the convention's names, checked; values of `source` that are None are left out.
 
-    The lengths of b_dec and b_enc say which axis is d_in; a matrix that lies the other way round is transposed.
-    Raises ValueError where a tensor is missing or its shape disagrees.
+    The lengths of b_dec and b_enc say which axis is d_in; a matrix that is stored the other way round is transposed.
+    Raises ValueError where a tensor is missing, is no floating-point tensor, or has a shape that does not fit.
     """
     remarks = list(remarks)
-    tensors = {name: held[name] for name in convention.tensors if name in held}
+    tensors = {name: named[name] for name in convention.tensors if name in named}
     if missing := [name for name in convention.tensors if name not in tensors]:
         raise ValueError(
             f"{path} lacks {', '.join(missing)}, expected the tensors {', '.join(convention.tensors)} for "
-            f"{convention.architecture}; found {', '.join(sorted(held))}. Save the whole SAE again"
+            f"{convention.architecture}; found {', '.join(sorted(named))}. Save the whole SAE again"
         )
-    if foreign := [name for name in FOREIGN if name in held]:
+    if foreign := [name for name in FOREIGN if name in named]:
         raise ValueError(
             f"{path} holds {foreign[0]}, a skip connection past the features: not an SAE that can be scored"
         )
@@ -75,13 +75,13 @@ def imported(
         if not tensor.is_floating_point():
             raise ValueError(f"{path}: {name} has the type {tensor.dtype}, expected floating-point numbers")
         expected = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}.get(name, (d_sae,))
-        found = tuple(tensor.shape)
-        if found != expected and tensor.ndim == 2 and found == expected[::-1]:
+        shape = tuple(tensor.shape)
+        if shape != expected and tensor.ndim == 2 and shape == expected[::-1]:
             tensors[name] = tensor.T
-            remarks.append(f"{name} was stored as {found} and is transposed: its biases say d_in {d_in}, d_sae {d_sae}")
-        elif found != expected:
+            remarks.append(f"{name} was stored as {shape} and is transposed: its biases say d_in {d_in}, d_sae {d_sae}")
+        elif shape != expected:
             raise ValueError(
-                f"{path}: {name} has the shape {found}, expected {expected}, as b_dec has {d_in} entries and b_enc "
+                f"{path}: {name} has the shape {shape}, expected {expected}, as b_dec has {d_in} entries and b_enc "
                 f"{d_sae}. Check that all tensors come from one SAE"
             )
     if convention.rescale_by_decoder_norm and convention.architecture != "topk":
@@ -94,29 +94,30 @@ def imported(
         raise ValueError(f"{path} has {d_sae} features in k = {convention.k} groups, expected groups of one size")
     for dtype in sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()} - {"float32"}):
         remarks.append(f"weights cast from {dtype}")
-    # Transposed views are copied: what is written to files later must own its memory.
+    # Transposed views are copied: files are written from contiguous memory.
     tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
-    kept = {name: str(value) for name, value in source.items() if value not in (None, "")}
-    return Imported(tensors, convention, seed, kept | {"path": str(path)}, tuple(remarks))
+    recorded = {name: str(value) for name, value in source.items() if value not in (None, "")}
+    return Imported(tensors, convention, seed, recorded | {"path": str(path)}, tuple(remarks))
 
 
 def _lengths(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """(d_in, d_sae) from the lengths of the biases."""
     for name in ("b_dec", "b_enc"):
         if tensors[name].ndim != 1:
             raise ValueError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}, expected one dimension")
     return len(tensors["b_dec"]), len(tensors["b_enc"])
 
 
-def vector(held: Mapping[str, Tensor], name: str, like: str) -> dict[str, Tensor]:
-    """A scalar of this name as one value per feature, as {name: (d_sae,)}; as it is where it has an axis, {} if absent."""
-    if name not in held:
+def vector(tensors: Mapping[str, Tensor], name: str, like: str) -> dict[str, Tensor]:
+    """{name: tensor} with a scalar repeated to the length of the tensor `like`; unchanged if it has an axis, {} if absent."""
+    if name not in tensors:
         return {}
-    value = held[name]
-    return {name: value.reshape(()).expand(len(held[like])) if value.numel() == 1 and value.ndim < 1 else value}
+    value = tensors[name]
+    return {name: value.reshape(()).expand(len(tensors[like])) if value.numel() == 1 and value.ndim < 1 else value}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises ValueError naming the file where it is missing or is none."""
+    """The JSON object in a file; raises ValueError naming the file where it is missing or holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -131,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors and the metadata of a safetensors file; raises ValueError naming it where it is missing or truncated."""
+    """All tensors and the metadata of a safetensors file; raises ValueError naming the file where it is missing or truncated."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -142,7 +143,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def peek_safetensors(path: Path) -> tuple[set[str], dict[str, str]]:
-    """Names of the tensors, and the metadata; no tensor is read. Raises ValueError as `read_safetensors`."""
+    """Names of the tensors and the metadata of a safetensors file, without reading a tensor. Raises as `read_safetensors`."""
     try:
         with safe_open(path, "pt") as file:
             return set(file.keys()), file.metadata() or {}
@@ -163,5 +164,5 @@ def whole(value: Any, name: str, path: Path) -> int:
 
 
 def seed_of(value: Any) -> int | None:
-    """A recorded seed, None where it is none."""
+    """A recorded value as a seed; None where it is no whole number of at least 0."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

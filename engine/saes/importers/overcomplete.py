@@ -1,7 +1,7 @@
-"""overcomplete (archetypal SAEs, Fel et al. 2025): modules written with `torch.save`; read in overcomplete 0.3.0.
+"""SAEs of overcomplete (archetypal SAEs, Fel et al. 2025), saved with `torch.save`. Follows overcomplete 0.3.0.
 
-The library has no format of its own. A whole module holds everything, and is read without running it; a state dict lacks
-what are plain attributes, which a JSON file beside it may give.
+The library has no format of its own. A saved module holds everything that is needed, and is read without running it. A state
+dict lacks the module's plain attributes, which a JSON file beside it may supply.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class ModuleTensors:
     name: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)  # class of every submodule, where known
+    kinds: dict[str, str] = field(default_factory=dict)  # {submodule: name of its class}, as far as known
 
 
 def is_state(value: Any) -> bool:
@@ -54,14 +54,14 @@ def is_state(value: Any) -> bool:
 
 
 def read(path: Path) -> Imported:
-    """The SAE in a module or state dict; its dictionary is fused as `.eval()` would, BatchNorm is in the encoder.
+    """The SAE in a module or state dict; its dictionary is fused as `.eval()` does, BatchNorm is folded into the encoder.
 
-    Raises ValueError for kinds whose forward pass a convention does not hold, and for state dicts that lack attributes.
+    Raises ValueError for classes whose forward pass no convention describes, and for state dicts that lack attributes.
     """
     value = unpickle.read(path)
     if not is_state(value):
-        found = unpickle.named(value) or type(value).__name__
-        raise ValueError(f"{path} holds a {found}, expected an SAE of overcomplete or its state dict")
+        name = unpickle.named(value) or type(value).__name__
+        raise ValueError(f"{path} holds a {name}, expected an SAE of overcomplete or its state dict")
     parts = _from_state(value, path) if isinstance(value, Mapping) else _from_module(value)
     if parts.name in _REFUSED:
         raise ValueError(f"{path} is an overcomplete {parts.name}, which cannot be scored: {_REFUSED[parts.name]}")
@@ -116,22 +116,22 @@ def _walk(module: Any, prefix: str, parts: ModuleTensors, depth: int) -> None:
 
 def _from_state(state: Mapping[str, Tensor], path: Path) -> ModuleTensors:
     beside = path.with_suffix(".json")
-    given = read_json(beside) if beside.is_file() else {}
+    settings = read_json(beside) if beside.is_file() else {}
     relaxed = "dictionary.C" in state
-    name = given.get("class") or ("Q" in state and "QSAE") or ("thresholds" in state and "JumpSAE")
+    name = settings.get("class") or ("Q" in state and "QSAE") or ("thresholds" in state and "JumpSAE")
     name = name and name.replace("JumpSAE", "RAJumpSAE" if relaxed and "RA" not in name else "JumpSAE")
     if name in _REFUSED:
         return ModuleTensors(name)
     needed = ["class"] if not name else list(_NEEDED.get(name, ()))
     needed += ["delta"] if relaxed else ["normalization"]
-    if missing := [key for key in needed if key not in given]:
+    if missing := [key for key in needed if key not in settings]:
         example = ", ".join(f'"{key}": {_EXAMPLES.get(key, "..")}' for key in ("top_k", *needed) if key != "class")
         raise ValueError(
             f"{path} is a state dict of overcomplete, which does not record {', '.join(missing)}. Save the whole module "
             f'instead (torch.save(model, path)), or write {beside} such as {{"class": "{name or "TopKSAE"}", {example}}}'
         )
-    attributes = dict(given)
-    attributes |= {f"dictionary.{key}": given[key] for key in ("delta", "normalization") if key in given}
+    attributes = dict(settings)
+    attributes |= {f"dictionary.{key}": settings[key] for key in ("delta", "normalization") if key in settings}
     return ModuleTensors(str(name), dict(state), attributes)
 
 
@@ -149,20 +149,20 @@ def _threshold(attributes: Mapping[str, Any], path: Path) -> float:
 def _dictionary(parts: ModuleTensors, path: Path, remarks: list[str]) -> tuple[Tensor, str | None]:
     """Decoder rows as in evaluation mode, and a digest of the archetypes' points, None without any."""
     prefix = "dictionary."
-    held = {name.removeprefix(prefix): value for name, value in parts.tensors.items() if name.startswith(prefix)}
-    scale = held.get("multiplier", torch.zeros(())).exp()
+    t = {name.removeprefix(prefix): value for name, value in parts.tensors.items() if name.startswith(prefix)}
+    scale = t.get("multiplier", torch.zeros(())).exp()
     points = None
-    if {"C", "W", "Relax"} <= held.keys():
-        weights = held["W"].relu()
+    if {"C", "W", "Relax"} <= t.keys():
+        weights = t["W"].relu()
         weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-8)
         delta = float(parts.attributes["dictionary.delta"])
-        relax = held["Relax"] * (delta / held["Relax"].norm(dim=-1, keepdim=True)).clamp(max=1)
-        fused = (weights @ held["C"] + relax) * scale
-        points = hashlib.sha256(held["C"].contiguous().numpy().tobytes()).hexdigest()[:16]
-    elif "_weights" in held:
-        fused = _normalized(held["_weights"], parts.attributes.get("dictionary.normalization"), path) * scale
+        relax = t["Relax"] * (delta / t["Relax"].norm(dim=-1, keepdim=True)).clamp(max=1)
+        fused = (weights @ t["C"] + relax) * scale
+        points = hashlib.sha256(t["C"].contiguous().numpy().tobytes()).hexdigest()[:16]
+    elif "_weights" in t:
+        fused = _normalized(t["_weights"], parts.attributes.get("dictionary.normalization"), path) * scale
     else:
-        raise ValueError(f"{path} holds no dictionary that is known: {', '.join(sorted(held)) or 'nothing'} in it")
+        raise ValueError(f"{path} holds no dictionary that is known: {', '.join(sorted(t)) or 'nothing'} in it")
     stored = parts.attributes.get("dictionary._fused_dictionary")
     if isinstance(stored, Tensor) and not parts.attributes.get("dictionary.training", True):
         if stored.shape == fused.shape and torch.allclose(stored, fused, rtol=1e-4, atol=1e-5, equal_nan=True):
@@ -173,10 +173,11 @@ def _dictionary(parts: ModuleTensors, path: Path, remarks: list[str]) -> tuple[T
 
 
 def _normalized(weights: Tensor, function: Any, path: Path) -> Tensor:
+    """Rows as the library's function of this name normalizes them."""
     name = str(function).removeprefix("normalize_")
     if name not in _NORMALIZATIONS:
         raise ValueError(f"{path} normalises its dictionary with {name}, expected one of {', '.join(_NORMALIZATIONS)}")
     if name == "identity":
         return weights
-    norms = weights.norm(p=2 if name.endswith("l2") else 1, dim=1, keepdim=True)
+    norms: Tensor = weights.norm(p=2 if name.endswith("l2") else 1, dim=1, keepdim=True)
     return weights / (norms.amax() if name.startswith("max") else norms + 1e-8)

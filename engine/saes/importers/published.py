@@ -1,4 +1,4 @@
-"""SAEs that were published without a library: Gemma Scope, Gemma Scope 2, OpenAI.
+"""SAEs that were released without a library's format: Gemma Scope, Gemma Scope 2, OpenAI.
 
 Gemma Scope: Lieberum et al. 2024, params.npz. Gemma Scope 2: params.safetensors with config.json. OpenAI: Gao et al. 2024,
 `Autoencoder.state_dict()` of openai/sparse_autoencoder.
@@ -24,31 +24,31 @@ _OPENAI = {"encoder.weight": "W_enc", "decoder.weight": "W_dec", "pre_bias": "b_
 
 
 def read_gemma_scope(path: Path) -> Imported:
-    """JumpReLU without centring from a folder or file of either release; model, layer and L0 are in the path alone.
+    """The SAE of either Gemma Scope release in a folder or file: JumpReLU without centring; the path names model, layer and L0.
 
-    Embedding SAEs take rescaled weights: they were trained on embeddings before the model multiplies them by sqrt(d_in).
+    Embedding SAEs were trained on embeddings before the model multiplies them by sqrt(d_in), so their weights are rescaled.
     Raises ValueError for transcoders and cross-layer transcoders.
     """
     file = path
     if path.is_dir():
         file = path / (GEMMA_SCOPE if (path / GEMMA_SCOPE).is_file() else GEMMA_SCOPE_2)
-    held = _read_npz(file) if file.suffix == ".npz" else read_safetensors(file)[0]
-    held = {_GEMMA.get(name, name): tensor for name, tensor in held.items()}
+    weights = _read_npz(file) if file.suffix == ".npz" else read_safetensors(file)[0]
+    weights = {_GEMMA.get(name, name): tensor for name, tensor in weights.items()}
     where = "/".join(file.resolve().parts)
     beside = file.parent / "config.json"
     config = read_json(beside) if file.suffix != ".npz" and beside.is_file() else {}
-    _refuse_transcoder(held, config, path)
+    _refuse_transcoder(weights, config, path)
     remarks = []
     if file.suffix != ".npz" and not config:
         remarks.append("without the config.json that belongs to it")
     if re.search(r"(^|[/_-])embedding", where):
-        if {"W_enc", "W_dec"} <= held.keys():
-            scale = held["W_dec"].shape[1] ** 0.5
-            held["W_enc"], held["W_dec"] = held["W_enc"] / scale, held["W_dec"] * scale
+        if {"W_enc", "W_dec"} <= weights.keys():
+            scale = weights["W_dec"].shape[1] ** 0.5
+            weights["W_enc"], weights["W_dec"] = weights["W_enc"] / scale, weights["W_dec"] * scale
         remarks.append("an embedding SAE, rescaled to embeddings that are multiplied by sqrt(d_in)")
     return imported(
         path,
-        held | vector(held, "threshold", "b_enc"),
+        weights | vector(weights, "threshold", "b_enc"),
         Convention("jumprelu", subtract_b_dec=False),
         source={
             "format": "gemma_scope",
@@ -62,31 +62,31 @@ def read_gemma_scope(path: Path) -> Imported:
     )
 
 
-def _refuse_transcoder(held: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
+def _refuse_transcoder(weights: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
     inside, outside = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
     if (
         config.get("affine_connection")
-        or "affine_skip_connection" in held
+        or "affine_skip_connection" in weights
         or (inside and outside and inside != outside)
     ):
         raise ValueError(
             f"{path} is a transcoder ({inside} to {outside}), expected an SAE, which reads what it rebuilds"
         )
-    if "W_dec" in held and held["W_dec"].ndim == 3:
-        raise ValueError(f"{path} is a cross-layer transcoder: W_dec has the shape {tuple(held['W_dec'].shape)}")
+    if "W_dec" in weights and weights["W_dec"].ndim == 3:
+        raise ValueError(f"{path} is a cross-layer transcoder: W_dec has the shape {tuple(weights['W_dec'].shape)}")
     if (architecture := config.get("architecture", "jump_relu")) not in ("jump_relu", "jumprelu"):
         raise ValueError(f"{path} has architecture = {architecture!r} in config.json, expected jump_relu")
 
 
 def _match(pattern: str, text: str) -> str | None:
-    found = re.search(pattern, text)
-    return found[1] if found else None
+    match = re.search(pattern, text)
+    return match[1] if match else None
 
 
 def _read_npz(file: Path) -> dict[str, Tensor]:
     try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as held:
-            return {name: torch.from_numpy(held[name]) for name in held.files}
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as weights:
+            return {name: torch.from_numpy(weights[name]) for name in weights.files}
     except FileNotFoundError:
         raise ValueError(f"found no file {file}, expected the SAE's weights") from None
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
@@ -99,15 +99,17 @@ def is_openai(value: Any) -> bool:
 
 
 def read_openai(path: Path) -> Imported:
-    """OpenAI's state dict; its TopK models normalise every token and undo it, its ReLU models do not.
+    """The SAE in a state dict of OpenAI; TopK models normalise every token and undo it, ReLU models do not.
 
     Raises ValueError for activations other than these two.
     """
     value = unpickle.read(path)
     if not is_openai(value):
-        found = sorted(map(str, value)) if isinstance(value, Mapping) else unpickle.named(value) or type(value).__name__
+        content = (
+            sorted(map(str, value)) if isinstance(value, Mapping) else unpickle.named(value) or type(value).__name__
+        )
         raise ValueError(
-            f"{path} holds {found}, expected pre_bias, latent_bias, encoder.weight, decoder.weight, activation"
+            f"{path} holds {content}, expected pre_bias, latent_bias, encoder.weight, decoder.weight, activation"
         )
     activation, state = value.get("activation"), value.get("activation_state_dict") or {}
     if activation not in ("TopK", "ReLU"):
@@ -120,9 +122,9 @@ def read_openai(path: Path) -> Imported:
         )
     else:
         convention = Convention("relu")
-    held = {_OPENAI.get(name, name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+    weights = {_OPENAI.get(name, name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
     for name in ("W_enc", "W_dec"):  # Linear weights are (out, in)
-        if name in held:
-            held[name] = held[name].T
+        if name in weights:
+            weights[name] = weights[name].T
     source = {"format": "openai", "library": "openai/sparse_autoencoder", "architecture": activation}
-    return imported(path, held, convention, source=source)
+    return imported(path, weights, convention, source=source)

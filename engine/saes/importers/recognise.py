@@ -1,10 +1,12 @@
-"""What lies at a path, by its files."""
+"""Which SAEs are at a path, and in which format, told by file names and, where these do not suffice, by their content."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from natsort import natsorted
 
 from seedscope.engine.saes.importers import (
     bare,
@@ -27,7 +29,7 @@ READERS: dict[str, Callable[[Path], Imported]] = {
     "gemma_scope": published.read_gemma_scope,
     "openai": published.read_openai,
 }
-# A folder that holds one of these is one SAE.
+# A folder that holds one of these files is one SAE.
 _FOLDERS = {
     saelens.WEIGHTS: "saelens",
     sparsify.WEIGHTS: "sparsify",
@@ -35,14 +37,14 @@ _FOLDERS = {
     published.GEMMA_SCOPE: "gemma_scope",
     published.GEMMA_SCOPE_2: "gemma_scope",
 }
-_DEPTH = 6  # folders inside folders: <runs>/<run>/<hookpoint>/<seed> with room to spare
+_DEPTH = 6  # levels of folders that are searched; <runs>/<run>/<hookpoint>/<seed> takes four
 _TRAINING_STATE = re.compile(r"(optimizer(_\d+)?|(lr_)?scheduler(_\d+)?|rank_\d+_state|(trainer_)?state)\.(pt|pth)")
 _NOT_A_SEED = re.compile(r"(layers?|blocks?|h|average_l0|width|final|steps?|ae|l0)?[._-]?\d+")
 
 
 @dataclass(frozen=True)
 class RecognisedSAE:
-    """One SAE on disk: its folder or file, its format, and the name whose trailing number may be its seed."""
+    """An SAE on disk: its folder or file, its format, and the name whose trailing number may be its seed."""
 
     path: Path
     format: str
@@ -50,33 +52,36 @@ class RecognisedSAE:
 
     @property
     def number(self) -> int | None:
-        """The trailing number of `name`, None where it has none or numbers something else, such as a layer."""
+        """The trailing number of `name`; None where there is none, or where it numbers something else, such as a layer."""
         match = re.search(r"(\d+)$", self.name)
         return int(match[1]) if match and not _NOT_A_SEED.fullmatch(self.name) else None
 
 
 def recognise(path: Path | str) -> list[RecognisedSAE]:
-    """The SAEs at a path (a file, a folder, a folder of such folders), in the order of their names.
+    """The SAEs at a path (a file, a folder, a folder of such folders), in natural order of their names: seed2 before seed10.
 
     Raises ValueError where there is none, and where a file that could hold one is truncated.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"found no file or folder {path}, expected an SAE or a folder of SAEs")
-    found = list(_folder(path, _DEPTH)) if path.is_dir() else [found for found in [_file(path)] if found]
-    if not found:
+    saes = list(_folder(path, _DEPTH)) if path.is_dir() else [sae for sae in [_file(path)] if sae]
+    if not saes:
         raise ValueError(
             f"{path} holds no SAE: {_contents(path)}; expected one of {', '.join(_FOLDERS)}, a .pt or .safetensors file of "
             f"an SAE, or folders of them (formats: {', '.join(READERS)})"
         )
-    return found
+    return saes
 
 
 def _contents(path: Path) -> str:
+    """A few words for an error on what is at a path instead of an SAE."""
     if path.suffix == ".safetensors":
-        held = sorted(peek_safetensors(path)[0])
+        tensors = sorted(peek_safetensors(path)[0])
         return (
-            f"found the tensors {', '.join(held[:8])}{', ..' if len(held) > 8 else ''}" if held else "found no tensor"
+            f"found the tensors {', '.join(tensors[:8])}{', ..' if len(tensors) > 8 else ''}"
+            if tensors
+            else "found no tensor"
         )
     if path.is_file():
         return f"found a {path.suffix or 'plain'} file of {path.stat().st_size} bytes"
@@ -89,22 +94,23 @@ def _folder(folder: Path, depth: int) -> Iterator[RecognisedSAE]:
     if here:
         yield here
         return
-    entries = sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=_natural)
+    visible = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = natsorted(visible, key=lambda entry: entry.name)  # seed2 before seed10
     folders = [entry for entry in entries if entry.is_dir()]
     # sparsify keeps a second copy of each hookpoint's best state.
     best = [entry for entry in folders if entry.name == "best" and (folder / "config.json").is_file()]
-    # SeedScope keeps its members as they stood along their training beside them.
+    # SeedScope keeps snapshots of its members along their training in a folder beside them.
     along = [entry for entry in folders if entry.name == "along" and next(folder.glob("seed-*.safetensors"), None)]
     for entry in entries:
         if entry.is_dir():
             if depth and entry not in along and (entry not in best or len(folders) == 1):
                 yield from _folder(entry, depth - 1)
-        elif found := _file(entry):
-            yield found
+        elif sae := _file(entry):
+            yield sae
 
 
 def of_folder(folder: Path) -> RecognisedSAE | None:
-    """The SAE whose files lie in this very folder."""
+    """The SAE whose files are in this folder itself, None if there is none."""
     for weights, format in _FOLDERS.items():
         if (folder / weights).is_file():
             return RecognisedSAE(folder, format, _name(folder, format))
@@ -117,6 +123,7 @@ def is_main(path: Path) -> bool:
 
 
 def _name(folder: Path, format: str) -> str:
+    """The name that may end in the seed of an SAE in a folder, "" where no name does."""
     folder = folder.resolve()
     if format == "sparsify":  # the folder is named after its hookpoint, whose number is a layer
         return folder.parent.name
@@ -144,8 +151,3 @@ def _of_pickle(value: Any) -> str:
     if overcomplete.is_state(value):
         return "overcomplete"
     return "dictionary_learning" if dictionary_learning.is_state(value) else ""
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Orders seed2 before seed10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

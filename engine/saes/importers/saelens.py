@@ -1,6 +1,6 @@
-"""SAELens checkpoints: 6 (`SAE.save_model`, `save_inference_model`), 3 to 5 (flat config), and trainer checkpoints.
+"""SAEs of SAELens: version 6 (`SAE.save_model`, `save_inference_model`), 3 to 5 (flat config), and trainer checkpoints.
 
-Read in sae-lens 6.54.12: sae_lens/saes, sae_lens/loading/pretrained_sae_loaders.py, sae_lens/training.
+Follows sae-lens 6.54.12: sae_lens/saes, sae_lens/loading/pretrained_sae_loaders.py, sae_lens/training.
 """
 
 from collections.abc import Mapping
@@ -36,18 +36,19 @@ def read(folder: Path) -> Imported:
 
     Trainer checkpoints become what SAELens itself exports at the end of training: the activation scale or whitening and,
     where the library ranks by them, the decoder norms are folded into the weights. Raises ValueError for architectures
-    whose forward pass a convention does not hold.
+    whose forward pass no convention describes.
     """
     config = read_json(folder / CONFIG)
-    held, _ = read_safetensors(folder / WEIGHTS)
-    metadata = config.get("metadata") if isinstance(config.get("metadata"), dict) else config
+    t, _ = read_safetensors(folder / WEIGHTS)
+    nested = config.get("metadata")
+    metadata = nested if isinstance(nested, dict) else config
     version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "")
     details = config.get("activation_fn_kwargs") or {}
     name = _architecture(config, folder)
     k = whole(config.get("k", details.get("k")), "k", folder / CONFIG) if name == "topk" else 0
-    remarks = []
-    held = _renamed(held, name, folder, remarks)
-    folded = _folded(held, config, folder, remarks)
+    remarks: list[str] = []
+    t = _renamed(t, name, folder, remarks)
+    folded = _folded(t, config, folder, remarks)
     trained_as = str(metadata.get("training_architecture") or name)
     if trained_as in _BATCH_TOPK:
         remarks.append(f"trained with {'Matryoshka ' if 'matryoshka' in trained_as else ''}BatchTopK")
@@ -62,7 +63,7 @@ def read(folder: Path) -> Imported:
     )
     return imported(
         folder,
-        held,
+        t,
         convention,
         seed=_seed(folder, config),
         source={
@@ -99,25 +100,25 @@ def _subtracts(config: Mapping[str, Any]) -> bool:
     return bool(config.get("apply_b_dec_to_input", True))
 
 
-def _renamed(held: dict[str, Tensor], name: str, folder: Path, remarks: list[str]) -> dict[str, Tensor]:
+def _renamed(t: dict[str, Tensor], name: str, folder: Path, remarks: list[str]) -> dict[str, Tensor]:
     """The tensors under the convention's names, a fine-tuned scale of the features in the decoder."""
-    held = dict(held)
-    if "b_gate" in held:
-        held["b_enc"] = held.pop("b_gate")
-    if "log_threshold" in held:
-        held["threshold"] = held.pop("log_threshold").exp()
-    if name in _BATCH_TOPK and "topk_threshold" in held:
-        held["threshold"] = held.pop("topk_threshold").reshape(()).expand(len(held["b_enc"]))
-    scale = held.pop("scaling_factor", held.pop("finetuning_scaling_factor", None))
-    if scale is not None and "W_dec" in held and not torch.allclose(scale, torch.ones_like(scale)):
-        if scale.shape != held["W_dec"].shape[:1]:
+    t = dict(t)
+    if "b_gate" in t:
+        t["b_enc"] = t.pop("b_gate")
+    if "log_threshold" in t:
+        t["threshold"] = t.pop("log_threshold").exp()
+    if name in _BATCH_TOPK and "topk_threshold" in t:
+        t["threshold"] = t.pop("topk_threshold").reshape(()).expand(len(t["b_enc"]))
+    scale = t.pop("scaling_factor", t.pop("finetuning_scaling_factor", None))
+    if scale is not None and "W_dec" in t and not torch.allclose(scale, torch.ones_like(scale)):
+        if scale.shape != t["W_dec"].shape[:1]:
             raise ValueError(
                 f"{folder / WEIGHTS}: scaling_factor has the shape {tuple(scale.shape)}, expected one value for each of "
-                f"the {len(held['W_dec'])} decoder rows"
+                f"the {len(t['W_dec'])} decoder rows"
             )
-        held["W_dec"] = held["W_dec"] * scale[:, None]
+        t["W_dec"] = t["W_dec"] * scale[:, None]
         remarks.append("the fine-tuned scale of the features is in the decoder")
-    return held
+    return t
 
 
 def _normalize(config: Mapping[str, Any], folder: Path, *, folded: bool) -> str:
@@ -142,35 +143,35 @@ def _normalize(config: Mapping[str, Any], folder: Path, *, folded: bool) -> str:
     )
 
 
-def _folded(held: dict[str, Tensor], config: Mapping[str, Any], folder: Path, remarks: list[str]) -> bool:
+def _folded(t: dict[str, Tensor], config: Mapping[str, Any], folder: Path, remarks: list[str]) -> bool:
     """Fold a trainer checkpoint's preprocessing into the tensors, in place; False where there is none to fold."""
     value = config.get("normalize_activations")
     trainer = (folder / SCALER).exists() or config.get("architecture") in _BATCH_TOPK
-    if not trainer or not {"W_enc", "b_enc", "W_dec", "b_dec"} <= held.keys():
+    if not trainer or not {"W_enc", "b_enc", "W_dec", "b_dec"} <= t.keys():
         return False
     scaler = read_json(folder / SCALER) if (folder / SCALER).exists() else {}
     rescale = bool(config.get("rescale_acts_by_decoder_norm"))
     factor = scaler.get("scaling_factor")
     whiten = value == "covariance_whitening" and (folder / WHITENING).exists()
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        held[name] = held[name].double()
+        t[name] = t[name].double()
     if whiten:
         # Whitening mixes the columns, so the norms that rank the features are those before it.
         if rescale:
-            _fold_norms(held)
-        _fold_whitening(held, read_safetensors(folder / WHITENING)[0], folder, subtract=_subtracts(config))
+            _fold_norms(t)
+        _fold_whitening(t, read_safetensors(folder / WHITENING)[0], folder, subtract=_subtracts(config))
         remarks.append("whitening of the activations folded into the weights")
     elif factor is not None and value in (True, "expected_average_only_in"):
         factor = _number(factor, folder)
-        held["W_enc"] = held["W_enc"] * factor
-        held["W_dec"], held["b_dec"] = held["W_dec"] / factor, held["b_dec"] / factor
-        if rescale and "threshold" in held:
-            held["threshold"] = held["threshold"] / factor
+        t["W_enc"] = t["W_enc"] * factor
+        t["W_dec"], t["b_dec"] = t["W_dec"] / factor, t["b_dec"] / factor
+        if rescale and "threshold" in t:
+            t["threshold"] = t["threshold"] / factor
         remarks.append(f"activation scale {factor:.6g} folded into the weights")
     if rescale and not whiten:
-        _fold_norms(held)
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if "threshold" in held else [])):
-        held[name] = held[name].float()
+        _fold_norms(t)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if "threshold" in t else [])):
+        t[name] = t[name].float()
     remarks.append("a trainer checkpoint, as SAELens would export it")
     return whiten or factor is not None or value in (None, "none")
 
@@ -181,28 +182,28 @@ def _number(value: Any, folder: Path) -> float:
     return float(value)
 
 
-def _fold_norms(held: dict[str, Tensor]) -> None:
-    norms = held["W_dec"].norm(dim=-1).clamp(min=1e-8)
-    held["W_enc"], held["b_enc"] = held["W_enc"] * norms, held["b_enc"] * norms
-    held["W_dec"] = held["W_dec"] / norms[:, None]
+def _fold_norms(t: dict[str, Tensor]) -> None:
+    norms = t["W_dec"].norm(dim=-1).clamp(min=1e-8)
+    t["W_enc"], t["b_enc"] = t["W_enc"] * norms, t["b_enc"] * norms
+    t["W_dec"] = t["W_dec"] / norms[:, None]
 
 
-def _fold_whitening(held: dict[str, Tensor], whitening: dict[str, Tensor], folder: Path, *, subtract: bool) -> None:
+def _fold_whitening(t: dict[str, Tensor], whitening: dict[str, Tensor], folder: Path, *, subtract: bool) -> None:
     """z = (x - mean) @ matrix is what was encoded, x_hat = z_hat @ inverse_matrix + mean what was decoded."""
-    d_in = len(held["b_dec"])
+    d_in = len(t["b_dec"])
     shapes = {"mean": (d_in,), "matrix": (d_in, d_in), "inverse_matrix": (d_in, d_in)}
-    found = {name: tuple(whitening[name].shape) for name in shapes if name in whitening}
-    if found != shapes:
-        raise ValueError(f"{folder / WHITENING} holds {found}, expected {shapes}")
+    stored = {name: tuple(whitening[name].shape) for name in shapes if name in whitening}
+    if stored != shapes:
+        raise ValueError(f"{folder / WHITENING} holds {stored}, expected {shapes}")
     mean, matrix, inverse = (whitening[name].double() for name in shapes)
-    held["W_enc"] = matrix @ held["W_enc"]
+    t["W_enc"] = matrix @ t["W_enc"]
     if not subtract:
-        shift = mean @ held["W_enc"]
-        held["b_enc"] = held["b_enc"] - shift
-        if "b_mag" in held:
-            held["b_mag"] = held["b_mag"] - shift * held["r_mag"].exp()
-    held["W_dec"] = held["W_dec"] @ inverse
-    held["b_dec"] = held["b_dec"] @ inverse + mean
+        shift = mean @ t["W_enc"]
+        t["b_enc"] = t["b_enc"] - shift
+        if "b_mag" in t:
+            t["b_mag"] = t["b_mag"] - shift * t["r_mag"].exp()
+    t["W_dec"] = t["W_dec"] @ inverse
+    t["b_dec"] = t["b_dec"] @ inverse + mean
 
 
 def _reshape(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:

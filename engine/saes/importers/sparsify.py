@@ -1,4 +1,4 @@
-"""EleutherAI's sparsify (and its older name, sae): `SparseCoder.save_to_disk`; read in eai-sparsify 1.3.3."""
+"""SAEs of EleutherAI's sparsify (formerly sae), written by `SparseCoder.save_to_disk`. Follows eai-sparsify 1.3.3."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def read(folder: Path) -> Imported:
     Raises ValueError for transcoders, skip connections, encoders without decoder and signed top-k.
     """
     where, config = folder / CONFIG, read_json(folder / CONFIG)
-    held, _ = read_safetensors(folder / WEIGHTS)
+    stored, _ = read_safetensors(folder / WEIGHTS)
     activation = config.get("activation") or "topk"
     if config.get("transcode"):
         raise ValueError(
@@ -29,15 +29,15 @@ def read(folder: Path) -> Imported:
         raise ValueError(f"{folder} has signed activations (signed in {CONFIG}); expected activations of at least zero")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"{where} has activation = {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
-    if "W_dec" not in held and "encoder.weight" in held:
+    if "W_dec" not in stored and "encoder.weight" in stored:
         raise ValueError(f"{folder / WEIGHTS} has no decoder (W_dec); save the SparseCoder with decoder=True")
     names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
-    if {*names, "W_dec", "b_dec"} - held.keys():
+    if {*names, "W_dec", "b_dec"} - stored.keys():
         raise ValueError(
-            f"{folder / WEIGHTS} holds {', '.join(sorted(held)) or 'no tensors'}, expected encoder.weight, encoder.bias, "
+            f"{folder / WEIGHTS} holds {', '.join(sorted(stored)) or 'no tensors'}, expected encoder.weight, encoder.bias, "
             "W_dec, b_dec as sparsify's SparseCoder.save_to_disk writes them"
         )
-    tensors = {names.get(name, name): tensor for name, tensor in held.items()}
+    tensors = {names.get(name, name): tensor for name, tensor in stored.items()}
     d_in = whole(config.get("d_in"), "d_in", where)
     n_latents = whole(config.get("num_latents") or 0, "num_latents", where)
     d_sae = n_latents or d_in * whole(config.get("expansion_factor", _DEFAULT_EXPANSION), "expansion_factor", where)
@@ -46,7 +46,7 @@ def read(folder: Path) -> Imported:
             f"{folder / WEIGHTS} has {len(tensors['b_enc'])} features of {len(tensors['b_dec'])} dimensions, but {CONFIG} "
             f"says {d_sae} of {d_in}; the two files are not of one SAE"
         )
-    # Its rows are features, on both sides: transposed here, so that a square encoder is not mistaken.
+    # The encoder's rows are features. It is transposed here, because shapes cannot tell how a square matrix is stored.
     tensors["W_enc"] = tensors["W_enc"].T
     hook = folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder
     return imported(

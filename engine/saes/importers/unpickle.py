@@ -1,7 +1,7 @@
-"""Read `torch.save` files without running anything that they hold.
+"""Reading `torch.save` files without executing anything that they contain.
 
-A pickle is a program that calls what it names. Here every name but OrderedDict becomes an inert stub class: calling it
-keeps the arguments, nothing else. Tensors are rebuilt from those stubs afterwards, by this module's own code.
+A pickle is a program that imports and calls what it names. Here every name but OrderedDict becomes a stub class, and calling a
+stub only records its arguments. Tensors are rebuilt from these stubs afterwards, by this module's own code.
 """
 
 import io
@@ -26,13 +26,14 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_ROUNDS = 100  # nesting of containers that is followed; real modules have under ten
+_ROUNDS = 100  # levels of nested containers that are followed; real modules have fewer than ten
 
 
 class Stub:
-    """What a pickle names, and what it would have passed to it. Its attributes are the state that the pickle sets."""
+    """Stands for an object that a pickle would have made: its class by name, its arguments, and as attributes its state."""
 
     module = name = ""
+    arguments: tuple[Any, ...]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Stub":
         self = super().__new__(cls)
@@ -40,26 +41,26 @@ class Stub:
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `__new__` has kept the arguments."""
+        """Do nothing: `__new__` has kept the arguments."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Subclasses of dict arrive as stubs; their items are of no interest."""
+        """Ignore the items of subclasses of dict."""
 
     def append(self, value: Any) -> None:
-        """Subclasses of list likewise."""
+        """Ignore the entries of subclasses of list."""
 
     def extend(self, values: Any) -> None:
-        """Subclasses of list likewise."""
+        """Ignore the entries of subclasses of list."""
 
 
 def named(value: Any) -> str:
-    """`module.name` of a stub or of a stub class, "" for anything else."""
+    """`module.name` of the class that a stub or stub class stands for, "" for anything else."""
     kind = value if isinstance(value, type) else type(value)
     return f"{kind.module}.{kind.name}" if issubclass(kind, Stub) else ""
 
 
 class _Storage(Stub):
-    """Where a tensor's numbers lie; its one argument is (.., kind, key, ..)."""
+    """The storage of a tensor's numbers; its one argument is (.., kind, key, ..)."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -79,7 +80,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path: Path) -> Any:
-    """What a `torch.save` file holds, with its tensors; objects of other classes are stubs.
+    """The object in a `torch.save` file, with its tensors; objects of other classes are stubs.
 
     Raises ValueError naming the file where it is no complete `torch.save` file.
     """
@@ -87,7 +88,7 @@ def read(path: Path) -> Any:
 
 
 def peek(path: Path) -> Any:
-    """As `read`, but every tensor stays a stub: no weights are read."""
+    """As `read`, but tensors are stubs too, so that no weights are read."""
     return _load(path, tensors=False)
 
 
@@ -112,16 +113,17 @@ class _Tensors:
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         self._archive, self._folder = archive, folder
         self._storages: dict[str, Tensor] = {}
-        self._done: dict[
-            int, tuple[Any, Any]
-        ] = {}  # by id, with the value itself: a freed one's id would be used again
+        # {id of a value: (the value, what it became)}; the value is kept, because the id of a freed one is used again.
+        self._done: dict[int, tuple[Any, Any]] = {}
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("written on a big-endian machine")
 
     def resolve(self, value: Any, rounds: int) -> Any:
+        """The value with tensors in place of their stubs, containers changed in place, down to so many levels."""
         if id(value) in self._done or not rounds:
             return self._done.get(id(value), (value, value))[1]
         name = named(value) if isinstance(value, Stub) else ""
+        result: Any
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             result = self._tensor(*value.arguments[:4])
         elif name in ("torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2"):

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from natsort import natsorted
+
 from seedscope.engine.activations.documents import OPTIONS, documents
 from seedscope.engine.demo import stdlib
 from seedscope.engine.saes.importers.hub import PREFIX
@@ -74,7 +76,7 @@ def paths_in(folder: Path) -> Check:
             names = [str(named)] if named.exists() else glob.glob(_anchored(folder, pattern), recursive=True)
             if not names:
                 raise Unfit(f"expected SAE files or folders, {pattern!r} matches none{_what_there_is(named)}")
-            found += map(Path, sorted(names, key=_natural))
+            found += map(Path, natsorted(names))  # seed2 before seed10
         if twice := sorted({str(path) for path in found if found.count(path) > 1}):
             raise Unfit(f"expected every SAE once, {twice[0]} is matched twice; narrow the patterns")
         return tuple(found)
@@ -95,16 +97,11 @@ def _anchored(folder: Path, pattern: str) -> str:
     return str(path) if path.is_absolute() else str(Path(glob.escape(str(folder))) / path)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Orders seed2 before seed10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
 def _what_there_is(path: Path) -> str:
     """The content of the nearest folder on the way to a path that does not exist."""
     folder = next(each for each in path.parents if each.is_dir())
     try:
-        names = sorted((each.name for each in folder.iterdir() if not each.name.startswith(".")), key=_natural)
+        names = natsorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
     except OSError as error:
         return f"; {folder} cannot be listed ({error.strerror})"
     return f"; {folder} holds {', '.join(names[:4]) or 'nothing'}{', ..' if len(names) > 4 else ''}"

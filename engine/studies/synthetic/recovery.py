@@ -17,6 +17,7 @@ from torch import Tensor
 from seedscope.engine.contract.stability import EPSILON, THETA, buckets, count_matches, is_match
 from seedscope.engine.geometry.subspaces import Basis, basis, captured, moment, overlaps, transfer
 from seedscope.engine.matching.match import random_dictionary
+from seedscope.engine.saes.sae import unit_rows
 from seedscope.engine.studies.synthetic.generator import FREE, LOW, TrueFeatures
 
 OTHER = "other"
@@ -103,7 +104,7 @@ def measure(
     if len(decoders) < 2:
         raise ValueError(f"found {len(decoders)} member, expected at least 2: recovery compares members")
     generator = torch.Generator().manual_seed(seed)
-    rows = [torch.nn.functional.normalize(torch.nan_to_num(d.detach().float(), 0.0, 0.0, 0.0), dim=1) for d in decoders]
+    rows = [unit_rows(d.detach().float()) for d in decoders]
     n_comparisons = cosine.shape[-1]
     p_hat = count_matches(cosine, theta) / n_comparisons
     named = buckets(count_matches(cosine, theta), n_comparisons, dead, epsilon)

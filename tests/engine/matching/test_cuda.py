@@ -155,7 +155,7 @@ DEVICES = [
 def test_the_choice_names_a_kernel_and_says_why(monkeypatch, device, installed, capability, kernel, reason):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(cuda, "triton", object() if installed else None)
+    monkeypatch.setattr(cuda, "HAS_TRITON", installed)
     monkeypatch.setattr(cuda, "_agrees", lambda device: True)
     label = {"plain": "plain torch", "fused": "fused Triton"}[kernel]
     assert cuda.choice.__wrapped__(torch.device(device)) == (kernel, f"{label}: {reason}")
@@ -164,7 +164,7 @@ def test_the_choice_names_a_kernel_and_says_why(monkeypatch, device, installed, 
 def test_a_kernel_that_fails_or_differs_on_a_device_is_not_chosen_there(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(cuda, "triton", object())
+    monkeypatch.setattr(cuda, "HAS_TRITON", True)
 
     def fails(device: torch.device) -> bool:
         raise RuntimeError("no such instruction")
@@ -196,7 +196,7 @@ def test_without_a_device_the_plain_product_answers():
 
 def test_without_triton_the_module_still_loads():
     code = "import sys; sys.modules['triton'] = None; "
-    code += "from seedscope.engine.matching import cuda; raise SystemExit(cuda.triton is not None)"
+    code += "from seedscope.engine.matching import cuda; raise SystemExit(cuda.HAS_TRITON)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
