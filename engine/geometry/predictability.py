@@ -13,7 +13,6 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
-from scipy.stats import rankdata
 
 from seedscope.engine.contract.stability import THETA, is_match
 
@@ -217,15 +216,16 @@ def fit(rows: np.ndarray, stable: np.ndarray, inverse_penalty: float = INVERSE_P
 
 def f1(logits: np.ndarray, stable: np.ndarray) -> np.ndarray:
     """(classifiers,) F1 of logits (rows, classifiers) above 0; 0 where nothing was called stable."""
-    called = logits > 0
-    hits = (called & stable[:, None]).sum(0)
-    return 2 * hits / (called.sum(0) + stable.sum())
+    from sklearn.metrics import f1_score  # a second to import
+
+    return np.array([f1_score(stable, column > 0, zero_division=0) for column in logits.T])
 
 
 def auroc(logits: np.ndarray, stable: np.ndarray) -> np.ndarray:
     """(classifiers,) probability that a stable row has the larger logit than an unstable one; ties count half."""
-    n = int(stable.sum())
-    return (rankdata(logits, axis=0)[stable].sum(0) - n * (n + 1) / 2) / (n * (len(stable) - n))
+    from sklearn.metrics import roc_auc_score  # a second to import
+
+    return np.array([roc_auc_score(stable, column) for column in logits.T])
 
 
 def _figures(scores: np.ndarray, sizes: list[tuple[float, float]]) -> Figures:
