@@ -1,4 +1,4 @@
-"""What every feature does on the held-out tokens: how often, how strongly, on which tokens, in which contexts.
+"""Activity of every feature on the held-out tokens: how often, how strongly, on which tokens, in which contexts.
 
 One streaming pass collects the firings; BOS and padding never count. Activations are reported as a_i * ||d_i||, so that
 they compare across members whatever their decoder norms are (as a_i where decoding divides by the norm); what a normalising
@@ -157,14 +157,15 @@ class ActivityPass:
             firings = _joined(some, self._kind) if len(runs) == 1 else _joined(some, self._kind).sorted()
             parts.append(_summarise(firings, n_active[features], features.start, edges, tokens, vocabulary, grid, rng))
         columns = [np.concatenate(column) for column in zip(*(part[:-3] for part in parts), strict=True)]
-        contexts, triggers, examples = (
-            None if few[0] is None else type(few[0])(*map(np.concatenate, zip(*few, strict=True)))
-            for few in zip(*(part[-3:] for part in parts), strict=True)
-        )
+        contexts = Contexts(*map(np.concatenate, zip(*(part.contexts for part in parts), strict=True)))
+        triggers = [part.triggers for part in parts if part.triggers is not None]
+        examples = [part.examples for part in parts if part.examples is not None]
         mean, largest, quantiles, histogram, ids, counts = columns
         return Activity(
             int(tokens.counted.sum()), n_active, mean, largest, quantiles, histogram, edges.astype(np.float32), ids, counts,
-            contexts, triggers, examples,
+            contexts,
+            Triggers(*map(np.concatenate, zip(*triggers, strict=True))) if triggers else None,
+            Examples(*map(np.concatenate, zip(*examples, strict=True))) if examples else None,
         )  # fmt: skip
 
     def summaries(
@@ -270,11 +271,11 @@ def _quantiles(feature: np.ndarray, value: np.ndarray, n_active: np.ndarray) -> 
     keys = torch.from_numpy((feature << 32) | value.view(np.int32))
     ordered = keys.sort().values.int().numpy().view(np.float32)
     starts = np.cumsum(n_active) - n_active
-    found = np.zeros((len(n_active), len(QUANTILES)), np.float32)
+    quantiles = np.zeros((len(n_active), len(QUANTILES)), np.float32)
     living = np.flatnonzero(n_active)
     for column, q in enumerate(QUANTILES):
-        found[living, column] = ordered[starts[living] + ((n_active[living] - 1) * q).astype(np.int64)]
-    return found
+        quantiles[living, column] = ordered[starts[living] + ((n_active[living] - 1) * q).astype(np.int64)]
+    return quantiles
 
 
 def _triggers(
@@ -308,10 +309,10 @@ def _top_tokens(types: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     rank = _rank_in_group(owner)
     keep = rank < N_TOP_TOKENS
     ids = np.full((d_sae, N_TOP_TOKENS), -1, np.int32)
-    held = np.zeros((d_sae, N_TOP_TOKENS), np.int32)
+    top_counts = np.zeros((d_sae, N_TOP_TOKENS), np.int32)
     ids[owner[keep], rank[keep]] = token[keep]
-    held[owner[keep], rank[keep]] = counts[keep]
-    return ids, held
+    top_counts[owner[keep], rank[keep]] = counts[keep]
+    return ids, top_counts
 
 
 def _contexts(
@@ -325,8 +326,8 @@ def _contexts(
     """The N_TOP strongest windows of each feature, N_PER_INTERVAL from each fifth of (0, max], N_SILENT without it."""
     n_windows, n_ctx = tokens.ids.shape
     # Firings come by (feature, position), so those of one window stand together: the first of its largest is its peak.
-    starts = np.flatnonzero(np.r_[True, np.diff(feature * n_windows + position // n_ctx) != 0]) if len(feature) else []
-    if len(starts):
+    if len(feature):
+        starts = np.flatnonzero(np.r_[True, np.diff(feature * n_windows + position // n_ctx) != 0])
         sizes = np.diff(np.r_[starts, len(feature)])
         is_peak = np.flatnonzero(value == np.repeat(np.maximum.reduceat(value, starts), sizes))
         group = np.repeat(np.arange(len(starts)), sizes)[is_peak]

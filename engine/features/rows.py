@@ -30,14 +30,14 @@ def _add_logits(writer: Writer, ensemble: str, seed: int, logits: Logits) -> Non
     for sign, ids, values in ((1, logits.positive_ids, logits.positive), (-1, logits.negative_ids, logits.negative)):
         n_features, n = ids.shape
         keys = row_keys(ensemble, seed, np.repeat(np.arange(n_features), n))
-        found = {"sign": np.full(n_features * n, sign), "rank": np.tile(np.arange(n), n_features),
+        columns = {"sign": np.full(n_features * n, sign), "rank": np.tile(np.arange(n), n_features),
                  "token": np.ravel(ids), "logit": np.ravel(values)}  # fmt: skip
-        writer.add(Logit, keys | found)
+        writer.add(Logit, keys | columns)
 
 
 def add_ablation(writer: Writer, ensemble: str, seed: int, maskings: list[Masking], losses: list[MaskedLoss]) -> None:
     """Explained variance of one member under every kind and size of mask, with the loss where that was measured."""
-    found = {(each.mask, each.n_masked): each for each in losses}
+    loss_of = {(each.mask, each.n_masked): each for each in losses}
     for masking in maskings:
-        loss = found.get((masking.mask, masking.n_masked))
+        loss = loss_of.get((masking.mask, masking.n_masked))
         add_row(writer, Ablation(ensemble, seed, *masking, loss and loss.loss, loss and loss.loss_sd))

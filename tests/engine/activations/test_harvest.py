@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seedscope.engine import machine
 from seedscope.engine.activations import model_files, shards
 from seedscope.engine.activations.harvest import PADDING, harvest, load_model, stream, token_texts, tokenize
 from seedscope.engine.activations.shards import Shards
@@ -231,9 +232,9 @@ def test_shards_are_indexed_like_the_array_they_make_up(data):
 
 def test_a_harvest_killed_outright_loses_little_and_ends_in_the_same_bytes(language_model, many, tmp_path):
     script = (
-        "import sys, os, signal\nfrom pathlib import Path\nfrom engine import demo\n"
+        "import sys, os, signal\nfrom pathlib import Path\nfrom seedscope.engine.demo import stdlib\n"
         "from seedscope.engine.activations.harvest import harvest, load_model, tokenize\n"
-        "model = load_model(str(demo.MODEL_DIR))\n"
+        "model = load_model(str(stdlib.MODEL_DIR))\n"
         "tokens = tokenize([('long.py', 'value = other[key] + 1\\n' * 900)], model, n_ctx=6)\n"
         "def kill(done, total):\n    if done > 0.97 * total: os.kill(os.getpid(), signal.SIGKILL)\n"
         "harvest(model, tokens, 'blocks.0.hook_resid_pre', Path(sys.argv[1]), report=kill)\n"
@@ -362,7 +363,7 @@ def test_every_way_a_folder_can_be_wrong_is_one_clear_refusal(tmp_path, monkeypa
     (folder / "tokenizer.json").write_text("{")
     refused("the tokenizer of .* cannot be read")
     parameters = sum(p.numel() for p in tiny("llama").network.parameters())
-    monkeypatch.setattr(model_files, "available_memory", lambda: parameters * 4 - 1)
+    monkeypatch.setattr(machine, "available_memory", lambda: parameters * 4 - 1)
     refused(rf"needs 0\.0 GiB of memory \({parameters:,} parameters in 32 bits\), 0\.0 GiB are available")
 
 

@@ -170,7 +170,7 @@ def test_memory_that_runs_out_against_expectation_says_the_largest_group_that_fi
     def exhausted(*_: object, **named: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
-    monkeypatch.setattr("engine.training.ensemble.Training.advance", exhausted)
+    monkeypatch.setattr("seedscope.engine.training.ensemble.Training.advance", exhausted)
     monkeypatch.setattr("seedscope.engine.training.ensemble.available_memory", lambda: 2**30)
     with pytest.raises(MemoryError, match=r"2 members were trained at once.* the largest group that fits is 1 members"):
         train_ensemble(rows, CONFIG)
