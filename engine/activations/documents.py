@@ -4,10 +4,9 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -188,14 +187,14 @@ def _data_set(source: str, field: str | None, config: str | None) -> Iterator[Do
         raise ValueError(
             f"{source!r} needs the datasets library; install it with: pip install 'seedscope[hub]'"
         ) from None
-    return _data_set_rows(datasets, name, part or "train", field, config)
+    return _data_set_rows(datasets.load_dataset, name, part or "train", field, config)
 
 
 def _data_set_rows(
-    datasets: ModuleType, name: str, part: str, field: str | None, config: str | None
+    load_dataset: Callable[..., Iterable[dict]], name: str, part: str, field: str | None, config: str | None
 ) -> Iterator[Document]:
     try:
-        stream = datasets.load_dataset(name, config, split=part, streaming=True)
+        stream = load_dataset(name, config, split=part, streaming=True)
         for row, entry in enumerate(stream):
             place = f"hf:{name}:{part}:{row}"
             yield place, _content(entry, field, place)

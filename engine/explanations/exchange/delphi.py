@@ -20,7 +20,7 @@ from seedscope.engine.explanations.exchange.records import (
 )
 from seedscope.engine.explanations.explanation import ExplanationScore, FeatureExplanation
 
-COULD_NOT = "FeatureExplanation could not be parsed."
+COULD_NOT = "Explanation could not be parsed."
 SCORERS = {"detection": "detection", "fuzz": "fuzzing"}
 RUN = "run_config.json"
 PREFIX = "delphi:"  # of explainers

@@ -251,7 +251,7 @@ def test_a_server_that_dies_leaves_failures_and_the_next_run_asks_what_is_missin
 
 SCRIPT = """
 import sys
-from contexts import *
+from support.contexts import *
 from seedscope.engine.explanations.answer_log import Answers
 from seedscope.engine.explanations.language_model import explain_with
 from seedscope.engine.explanations.chat import Server
