@@ -1,8 +1,9 @@
-"""Can a decoder row tell whether its feature is stable? Logistic regression from seed to seed, and what the answer is worth.
+"""Predict from a decoder row whether its feature is stable: logistic regression from seed to seed, with controls.
 
-Stable rows are copies across seeds: a classifier that merely remembers directions does well on other seeds. So beside the plain
-figure, which papers report, stand the same without shared copies, and the same on rows without any geometry.
-NumPy and SciPy in float64: fits are small. All definitions but the plain one are this project's.
+Stable rows are copies across seeds: a classifier that merely remembers directions does well on other seeds. So the plain
+figure, which papers report, comes with the same figure without shared copies, and with that of rows without any geometry.
+Float64, as fits are small. The fit is not scikit-learn's: LogisticRegression stops on another criterion, its weights differ
+by up to 1e-2. All definitions but the plain one are this project's.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +29,8 @@ def match_clusters(partner: np.ndarray, cosine: np.ndarray, other: np.ndarray, t
     n, d_sae, _ = partner.shape
     matched = is_match(cosine, theta) & (partner >= 0)
     anchor, feature, slot = matched.nonzero()
-    there = other[anchor, slot] * d_sae + partner[anchor, feature, slot]
-    edges = sparse.coo_array((np.ones(len(there), np.int8), (anchor * d_sae + feature, there)), shape=(n * d_sae,) * 2)
+    first, second = anchor * d_sae + feature, other[anchor, slot] * d_sae + partner[anchor, feature, slot]
+    edges = sparse.coo_array((np.ones(len(first), np.int8), (first, second)), shape=(n * d_sae,) * 2)
     return connected_components(edges, directed=False)[1].reshape(n, d_sae)
 
 
@@ -48,7 +49,7 @@ class Figures(NamedTuple):
 
 
 class Predictability(NamedTuple):
-    """Stable or unstable, told from the decoder row; train and test rows are balanced by subsampling."""
+    """How well stable and unstable are told apart by the decoder row; train and test rows are balanced by subsampling."""
 
     plain: Figures  # trained on one member, tested on another [paper A]: copies leak
     fewer: Figures  # as many rows as `disjoint`, clusters ignored
@@ -93,7 +94,7 @@ def predictability(
     rng = np.random.default_rng(seed)
     copies = _isotropic(rows, ids, rng)
     names = ("plain", "fewer", "disjoint", "isotropic", "isotropic_disjoint", "shuffled")
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in names}
     sizes: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for draw in range(n_draws):
         every = [np.arange(len(one)) for one in labels]
@@ -112,10 +113,11 @@ def predictability(
             ("shuffled", rows, plain),
         ):
             mix = rng.permutation if name == "shuffled" else np.asarray
-            found[name].append(_score(of, labels, split, mix, inverse_penalty))
-            sizes[name].append(tuple(float(np.mean([len(at) for at in side])) for side in split))
+            scores[name].append(_score(of, labels, split, mix, inverse_penalty))
+            n_train, n_test = (float(np.mean([len(at) for at in side])) for side in split)
+            sizes[name].append((n_train, n_test))
         report(draw + 1, n_draws)
-    figures = {name: _figures(np.stack(scores), sizes[name]) for name, scores in found.items()}
+    figures = {name: _figures(np.stack(scores[name]), sizes[name]) for name in names}
     counts = np.bincount(np.concatenate(ids))
     return Predictability(**figures, always_stable_f1=_always(0.5), n_clusters=len(counts),
                           largest_cluster=float(counts.max() / counts.sum()))  # fmt: skip
@@ -155,10 +157,10 @@ def _isotropic(rows: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Gen
     m = np.bincount(at)
     sums = sparse.csr_array((np.ones(len(at)), (at, np.arange(len(at)))), shape=(len(m), len(at))) @ joined
     rho = np.where(m > 1, ((sums**2).sum(1) - m) / np.maximum(m * (m - 1), 1), 0).clip(0, 1)[at, None]
-    shared, own = _random_rows(len(m), joined.shape[1], rng)[at], _random_rows(*joined.shape, rng)
-    found = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
-    return np.split(found, np.cumsum([len(one) for one in ids])[:-1])
+    shared, own = _random_rows(len(m), joined.shape[1], rng)[at], _random_rows(len(joined), joined.shape[1], rng)
+    mixed = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own
+    mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
+    return np.split(mixed, np.cumsum([len(one) for one in ids])[:-1])
 
 
 def _random_rows(n: int, d: int, rng: np.random.Generator) -> np.ndarray:
@@ -182,7 +184,13 @@ def _apart(labels: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Gener
     ))  # fmt: skip
 
 
-def _score(rows, labels, split: _Split, mix: Callable, inverse_penalty: float) -> np.ndarray:
+def _score(
+    rows: list[np.ndarray],
+    labels: list[np.ndarray],
+    split: _Split,
+    mix: Callable[[np.ndarray], np.ndarray],
+    inverse_penalty: float,
+) -> np.ndarray:
     """(2, members, members): F1 and AUROC, trained on the first, tested on the second index."""
     n, d = len(rows), rows[0].shape[1]
     enough = [np.array([len(at) >= 2 * FEWEST for at in side]) for side in split]
@@ -230,10 +238,20 @@ def auroc(logits: np.ndarray, stable: np.ndarray) -> np.ndarray:
 
 def _figures(scores: np.ndarray, sizes: list[tuple[float, float]]) -> Figures:
     """Mean over draws that scored a pair, then over pairs."""
-    said = ~np.isnan(scores)
-    n = said.sum(0)
-    by_pair = np.where(n > 0, np.where(said, scores, 0).sum(0) / np.maximum(n, 1), np.nan)
+    is_scored = ~np.isnan(scores)
+    n = is_scored.sum(0)
+    by_pair = np.where(n > 0, np.where(is_scored, scores, 0).sum(0) / np.maximum(n, 1), np.nan)
     pairs = ~np.isnan(by_pair[0])
-    over = [values[pairs] for values in by_pair]
-    means = [float(stat(values)) if pairs.any() else np.nan for values in over for stat in (np.mean, np.std)]
-    return Figures(*by_pair, *means, int(pairs.sum()), *np.mean(sizes, 0).tolist())
+    f1_values, auroc_values = by_pair[0][pairs], by_pair[1][pairs]
+    n_train, n_test = np.mean(sizes, 0).tolist()
+    return Figures(
+        by_pair[0],
+        by_pair[1],
+        float(f1_values.mean()) if pairs.any() else np.nan,
+        float(f1_values.std()) if pairs.any() else np.nan,
+        float(auroc_values.mean()) if pairs.any() else np.nan,
+        float(auroc_values.std()) if pairs.any() else np.nan,
+        int(pairs.sum()),
+        n_train,
+        n_test,
+    )

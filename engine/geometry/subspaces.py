@@ -44,19 +44,19 @@ def unit_sets(sets: Sequence[Rows], device: Device = "cpu", *, n_members: int = 
     """
     if len(sets) < n_members:
         raise ValueError(f"found {len(sets)} member, expected at least {n_members}: spans are compared across members")
-    found = [torch.as_tensor(rows).detach() for rows in sets]
-    if len(widths := sorted({rows.shape[1] for rows in found})) > 1:
+    tensors = [torch.as_tensor(rows).detach() for rows in sets]
+    if len(widths := sorted({rows.shape[1] for rows in tensors})) > 1:
         raise ValueError(
             f"sets have rows of {widths} entries, expected one width: the members read different activations"
         )
-    for member, rows in enumerate(found):
+    for member, rows in enumerate(tensors):
         if len(rows) < n_rows:
             raise ValueError(
                 f"set {member} has {len(rows)} rows, expected at least {n_rows}: leave that member out, or move theta or epsilon"
             )
         if bare := int((~directed(rows)).sum()):
             raise ValueError(f"set {member} has {bare} rows without a direction, expected none: leave them out")
-    wide = (rows if rows.dtype == torch.float64 else rows.float() for rows in found)
+    wide = (rows if rows.dtype == torch.float64 else rows.float() for rows in tensors)
     return [torch.nn.functional.normalize(rows.to(device), dim=1) for rows in wide]
 
 
@@ -161,13 +161,13 @@ def moment(rows: Tensor) -> Tensor:
 def projectors(bases: Sequence[Basis], ranks: Sequence[int]) -> Iterator[Float[Tensor, "bases d d"]]:
     """For every rank in turn V_r V_r^T of every basis, valid until the next; of a shorter basis, all it has."""
     d = len(bases[0].vectors)
-    held = bases[0].vectors.new_zeros(len(bases), d, d)
+    sums = bases[0].vectors.new_zeros(len(bases), d, d)
     before = 0
     for rank in ranks:
-        for projector, one in zip(held, bases, strict=True):
+        for projector, one in zip(sums, bases, strict=True):
             part = one.vectors[:, before:rank]
             projector.addmm_(part, part.T)
-        yield held
+        yield sums
         before = rank
 
 
@@ -206,18 +206,17 @@ def overlaps(bases: Sequence[Basis], ranks: Sequence[int]) -> Float[np.ndarray, 
 
     NaN where one of the two has fewer directions.
     """
-    found, blocks = np.empty((len(bases), len(bases), len(ranks))), _blocks(bases)
+    shares, blocks = np.empty((len(bases), len(bases), len(ranks))), _blocks(bases)
     for i, a in enumerate(blocks):
         for b in blocks[: i + 1]:
             both = zip(projectors(bases[a], ranks), projectors(bases[b], ranks), strict=True)
             for at, (one, other) in enumerate(both):
                 inner = _inner(one, other).cpu().numpy() / ranks[at]
-                found[a, b, at], found[b, a, at] = inner, inner.T
+                shares[a, b, at], shares[b, a, at] = inner, inner.T
     stops = _stops(bases, ranks)
-    found = (
-        found + found.swapaxes(0, 1)
-    ) / 2  # a block with itself is rounded differently above and below the diagonal
-    return found.clip(0, 1) * stops[:, None] * stops[None]
+    # A block with itself is rounded differently above and below the diagonal.
+    shares = (shares + shares.swapaxes(0, 1)) / 2
+    return shares.clip(0, 1) * stops[:, None] * stops[None]
 
 
 def principal_angles(bases: Sequence[Basis], rank: int) -> Float[np.ndarray, "pairs rank"]:
@@ -248,7 +247,7 @@ class Curve(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """What the span of one member's set captures of itself and of the other members' sets [paper A, its section 6.2]."""
+    """Energy that the span of one member's set captures of itself and of the other members' sets [paper A, section 6.2]."""
 
     ranks: np.ndarray
     d: int
@@ -286,8 +285,8 @@ def transfer(
     sets = unit_sets(sets, device, n_members=2, n_rows=2)
     d = sets[0].shape[1]
     ranks = _checked_ranks(ranks, d)
-    given = {"random_set": living, "stable": stable}
-    baselines = {name: unit_sets(rows, device, n_members=len(sets)) for name, rows in given.items() if rows is not None}
+    named = {"random_set": living, "stable": stable}
+    baselines = {name: unit_sets(rows, device, n_members=len(sets)) for name, rows in named.items() if rows is not None}
     wholes = torch.stack([moment(rows) for rows in sets])
     halves = [len(rows) // 2 for rows in sets]
     n_fitted = {name: [min(n, len(r)) for n, r in zip(halves, rows, strict=True)] for name, rows in baselines.items()}
@@ -302,11 +301,11 @@ def transfer(
             within.append(captured(bases[-1:], moment(rows[order[len(rows) // 2 :]])[None], ranks)[0])
         energy["within"].append(np.stack(within))
         energy["cross"].append(_across(bases, wholes, ranks))
-        for name, rows in baselines.items():
-            drawn = [r[_some(len(r), n, generator)] for r, n in zip(rows, n_fitted[name], strict=True)]
+        for name, pools in baselines.items():
+            drawn = [r[_some(len(r), n, generator)] for r, n in zip(pools, n_fitted[name], strict=True)]
             energy[name].append(_across([basis(r, ranks[-1]) for r in drawn], wholes, ranks))
         report(split + 1, n_splits)
-    curves = {name: _curve(found, n_fitted[name]) for name, found in energy.items()}
+    curves = {name: _curve(by_split, n_fitted[name]) for name, by_split in energy.items()}
     activations = None
     if covariance is not None:
         top = _top(torch.as_tensor(covariance).to(device).double(), ranks[-1])
@@ -382,26 +381,28 @@ def projected_energy(
                   for every, half in zip(rows, halves, strict=True)]  # fmt: skip
         sides = list(zip(*fitted, strict=True))
         reached = np.stack([_stops(side, ranks) == 1 for side in sides])  # (2, members, ranks)
-        for at, held in enumerate(zip(*(projectors(side, ranks) for side in sides), strict=True)):
-            known = reached[:, :, at]
-            total = sum(side[torch.from_numpy(ok).to(side.device)].sum(0) for side, ok in zip(held, known, strict=True))
+        for at, halves_at in enumerate(zip(*(projectors(side, ranks) for side in sides), strict=True)):
+            has_rank = reached[:, :, at]
+            total = sum(
+                side[torch.from_numpy(ok).to(side.device)].sum(0) for side, ok in zip(halves_at, has_rank, strict=True)
+            )
             for member, every in enumerate(rows):
                 first, second = (
-                    _energy(every, side[member], ok) for side, ok in zip(held, known[:, member], strict=True)
+                    _energy(every, side[member], ok) for side, ok in zip(halves_at, has_rank[:, member], strict=True)
                 )
                 inside = (first + second) / 2
                 for half, without in zip(halves[member], (second, first), strict=True):
                     inside[half] = without[half]
                 own[member][:, at] += inside / n_splits
-                n_others = known.sum() - known[:, member].sum()
-                mine = sum(side[member] * float(ok) for side, ok in zip(held, known[:, member], strict=True))
+                n_others = has_rank.sum() - has_rank[:, member].sum()
+                mine = sum(side[member] * float(ok) for side, ok in zip(halves_at, has_rank[:, member], strict=True))
                 elsewhere = _energy(every, (total - mine) / max(float(n_others), 1), n_others > 0)
                 others[member][:, at] += elsewhere / n_splits
-    return [FeatureEnergy(*found) for found in zip(own, others, strict=True)]
+    return [FeatureEnergy(*energies) for energies in zip(own, others, strict=True)]
 
 
-def _energy(rows: Tensor, projector: Tensor, known: bool | np.bool_) -> np.ndarray:
+def _energy(rows: Tensor, projector: Tensor, has_rank: bool | np.bool_) -> np.ndarray:
     """(rows,) d^T P d; NaN where there is no such projector."""
     rows = rows.float()
-    found = ((rows @ projector) * rows).sum(1).cpu().numpy()
-    return np.where(known, found.clip(0, 1), np.nan)
+    energy = ((rows @ projector) * rows).sum(1).cpu().numpy()
+    return np.where(has_rank, energy.clip(0, 1), np.nan)
