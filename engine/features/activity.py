@@ -140,21 +140,21 @@ class ActivityPass:
         n_active = self._n_active[member]
         # One stream for each kind of draw, used feature by feature: the ranges below do not change what is drawn.
         rng = (np.random.default_rng(seed), np.random.default_rng((seed, 1)))
-        runs = [*self._written[member], _joined(self._held[member], self._kind).sorted()]
+        runs = [*self._written[member], _concatenated(self._held[member], self._kind).sorted()]
         self._n_held -= len(runs[-1].feature)
         self._written[member], self._held[member] = [], []
         lowest = min((run.value.min() for run in runs if len(run.value)), default=1.0)
         highest = max((run.value.max() for run in runs if len(run.value)), default=2.0)
         edges = np.geomspace(lowest, max(highest, lowest * 1.01), N_BINS + 1)
         parts = []
-        for features in _ranges(n_active, self._at_once):
+        for features in _feature_ranges(n_active, self._at_once):
             # Whole features, ascending: contexts are drawn in the same order however many ranges there are.
             borders = np.array(
                 [features.start, features.stop], self._kind
             )  # of another type all features would be converted
             cuts = [np.searchsorted(run.feature, borders) for run in runs]
             some = [Firings(*(array[low:high] for array in run)) for run, (low, high) in zip(runs, cuts, strict=True)]
-            firings = _joined(some, self._kind) if len(runs) == 1 else _joined(some, self._kind).sorted()
+            firings = _concatenated(some, self._kind) if len(runs) == 1 else _concatenated(some, self._kind).sorted()
             parts.append(_summarise(firings, n_active[features], features.start, edges, tokens, vocabulary, grid, rng))
         columns = [np.concatenate(column) for column in zip(*(part[:-3] for part in parts), strict=True)]
         contexts = Contexts(*map(np.concatenate, zip(*(part.contexts for part in parts), strict=True)))
@@ -187,7 +187,7 @@ class ActivityPass:
         sizes = [sum(len(part.feature) for part in parts) for parts in self._held]
         with TemporaryFile(dir=self._folder) as file:
             for parts in self._held:
-                for array in _joined(parts, self._kind).sorted():
+                for array in _concatenated(parts, self._kind).sorted():
                     array.tofile(file)
                 parts.clear()
             file.flush()
@@ -217,13 +217,13 @@ class _Part(NamedTuple):
     examples: Examples | None
 
 
-def _joined(parts: list[Firings], kind: type) -> Firings:
+def _concatenated(parts: list[Firings], kind: type) -> Firings:
     """Firings one after the other; none where there is no part."""
     empty = Firings(np.empty(0, kind), np.empty(0, np.int32), np.empty(0, np.float32))
     return parts[0] if len(parts) == 1 else Firings(*map(np.concatenate, zip(*parts, strict=True))) if parts else empty
 
 
-def _ranges(n_active: np.ndarray, at_once: int) -> list[slice]:
+def _feature_ranges(n_active: np.ndarray, at_once: int) -> list[slice]:
     """Cut the features into ranges of at most `at_once` firings, or of one feature that has more."""
     ends = np.cumsum(n_active)
     ranges, start, before = [], 0, 0
@@ -345,7 +345,7 @@ def _contexts(
     chosen = np.r_[top, rest[keep]]
     group = np.r_[np.zeros(len(top), np.int64), group[keep]]
     owner, place, strength = feature[chosen], position[chosen].astype(np.int64), value[chosen]
-    silent, where = _silent(feature, position, largest, tokens, rng[1])
+    silent, where = _silent_contexts(feature, position, largest, tokens, rng[1])
     owner, place = np.r_[owner, silent], np.r_[place, where]
     group = np.r_[group, np.full(len(silent), N_INTERVALS + 1)]
     order = np.lexsort((place, -np.r_[strength, np.zeros(len(silent))], group, owner))
@@ -378,7 +378,7 @@ def _contexts(
     )
 
 
-def _silent(
+def _silent_contexts(
     feature: np.ndarray, position: np.ndarray, largest: np.ndarray, tokens: TokenSet, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """(feature, position) of tokens drawn from windows in which a living feature is never active."""

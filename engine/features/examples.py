@@ -75,7 +75,7 @@ class ContextGrid:
         pairs = np.unique(self._ids[inside].astype(np.int64) * len(self.start) + self._of_position[inside])
         self._holding = _Index(*np.divmod(pairs, max(len(self.start), 1)), len(texts))
         beginnings = [text.strip().lower()[:BEGINNING] for text in texts]
-        self._alike = (_grouped([family(text) for text in texts]), _grouped(beginnings))
+        self._alike = (_group_by_name([family(text) for text in texts]), _group_by_name(beginnings))
 
     def draw(self, feature: np.ndarray, position: np.ndarray, value: np.ndarray) -> Examples:
         """Examples of the features that fire, from all their firings, sorted by (feature, position).
@@ -124,7 +124,7 @@ class ContextGrid:
         for half in range(len(HALVES)):
             which = np.flatnonzero(self.half[context] == half)
             which = rng.choice(which, min(N_CONTEXTS, len(which)), replace=False)
-            near = self._near(types, silent, half, rng)
+            near = self._near_misses(types, silent, half, rng)
             silent[near] = False
             rest = self._of_half[half]
             rest = rest[silent[rest]]
@@ -138,7 +138,7 @@ class ContextGrid:
         size = [len(drawn) for drawn in contexts]
         return np.repeat(halves, size), np.repeat(kinds, size), np.concatenate(contexts), np.concatenate(indices)
 
-    def _near(self, types: np.ndarray, silent: np.ndarray, half: int, rng: np.random.Generator) -> np.ndarray:
+    def _near_misses(self, types: np.ndarray, silent: np.ndarray, half: int, rng: np.random.Generator) -> np.ndarray:
         """Up to N_NEAR silent contexts of one half that hold some of these types, or types like them; earlier ones first."""
         chosen = np.zeros(0, np.int64)
         for some in self._batches(types):
@@ -160,13 +160,13 @@ class ContextGrid:
 
     def _batches(self, types: np.ndarray) -> Iterator[np.ndarray]:
         """These types, then those of their families, then those that begin like them; the order of `types` is kept."""
-        yield from _growing(types)
+        yield from _doubling_batches(types)
         seen = types
         for group_of, groups in self._alike:
             _, alike = groups.expand(_distinct(group_of[types]))
             alike = alike[~np.isin(alike, seen)]
             seen = np.r_[seen, alike]
-            yield from _growing(alike)
+            yield from _doubling_batches(alike)
 
 
 class _Index:
@@ -186,13 +186,13 @@ class _Index:
         return place, self._member[self._starts[keys][place] + within]
 
 
-def _grouped(names: list[str]) -> tuple[np.ndarray, _Index]:
+def _group_by_name(names: list[str]) -> tuple[np.ndarray, _Index]:
     """The group of each type, by name, and the types of each group."""
     groups, group_of = np.unique(np.array(names, dtype=object), return_inverse=True)
     return group_of, _Index(group_of, np.arange(len(names)), len(groups))
 
 
-def _growing(types: np.ndarray) -> Iterator[np.ndarray]:
+def _doubling_batches(types: np.ndarray) -> Iterator[np.ndarray]:
     """Batches of 1, 2, 4, ... types: most features find their near misses among the first."""
     start, size = 0, 1
     while start < len(types):

@@ -89,17 +89,17 @@ def predictability(
     `is_stable` and `clusters` (n,) belong to the rows. Cost: 6 fits per member and draw. Raises ValueError for fewer than
     two members and for one with fewer than FEWEST stable or unstable rows.
     """
-    rows, labels = _checked(rows, is_stable)
-    ids = _numbered(clusters)
+    rows, labels = _checked_rows(rows, is_stable)
+    ids = _renumbered(clusters)
     rng = np.random.default_rng(seed)
-    copies = _isotropic(rows, ids, rng)
+    copies = _isotropic_copies(rows, ids, rng)
     names = ("plain", "fewer", "disjoint", "isotropic", "isotropic_disjoint", "shuffled")
     scores: dict[str, list[np.ndarray]] = {name: [] for name in names}
     sizes: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for draw in range(n_draws):
         every = [np.arange(len(one)) for one in labels]
         plain = _Split(*([_balanced(at, one, rng) for at, one in zip(every, labels, strict=True)] for _ in range(2)))
-        apart = _apart(labels, ids, rng)
+        apart = _split_by_cluster(labels, ids, rng)
         halves = ([len(at) // 2 for at in side] for side in apart)
         fewer = _Split(*(
             [_balanced(at, one, rng, n) for at, one, n in zip(every, labels, half, strict=True)] for half in halves
@@ -113,21 +113,23 @@ def predictability(
             ("shuffled", rows, plain),
         ):
             mix = rng.permutation if name == "shuffled" else np.asarray
-            scores[name].append(_score(of, labels, split, mix, inverse_penalty))
+            scores[name].append(_score_pairs(of, labels, split, mix, inverse_penalty))
             n_train, n_test = (float(np.mean([len(at) for at in side])) for side in split)
             sizes[name].append((n_train, n_test))
         report(draw + 1, n_draws)
     figures = {name: _figures(np.stack(scores[name]), sizes[name]) for name in names}
     counts = np.bincount(np.concatenate(ids))
-    return Predictability(**figures, always_stable_f1=_always(0.5), n_clusters=len(counts),
+    return Predictability(**figures, always_stable_f1=_always_stable_f1(0.5), n_clusters=len(counts),
                           largest_cluster=float(counts.max() / counts.sum()))  # fmt: skip
 
 
-def _always(q: float) -> float:
+def _always_stable_f1(q: float) -> float:
     return 2 * q / (1 + q)
 
 
-def _checked(rows: Sequence[np.ndarray], is_stable: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _checked_rows(
+    rows: Sequence[np.ndarray], is_stable: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     if len(rows) < 2:
         raise ValueError(f"found {len(rows)} member, expected at least 2: it is trained on one and tested on another")
     labels = [np.asarray(one, bool) for one in is_stable]
@@ -141,13 +143,13 @@ def _checked(rows: Sequence[np.ndarray], is_stable: Sequence[np.ndarray]) -> tup
     return [every / np.linalg.norm(every, axis=1, keepdims=True) for every in unit], labels
 
 
-def _numbered(clusters: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _renumbered(clusters: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The ids as 0, 1, 2, .."""
     joined = np.unique(np.concatenate([np.asarray(one) for one in clusters]), return_inverse=True)[1]
     return np.split(joined, np.cumsum([len(one) for one in clusters])[:-1])
 
 
-def _isotropic(rows: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+def _isotropic_copies(rows: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
     """Random unit rows whose cosine within a cluster is on average that of the real rows.
 
     sqrt(rho) g + sqrt(1 - rho) h with g the cluster's and h the row's own random unit row; rho from the length of the
@@ -175,7 +177,7 @@ def _balanced(at: np.ndarray, label: np.ndarray, rng: np.random.Generator, n: in
     return np.concatenate([rng.permutation(stable)[:n], rng.permutation(unstable)[:n]])
 
 
-def _apart(labels: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Generator) -> _Split:
+def _split_by_cluster(labels: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Generator) -> _Split:
     """Half of the clusters to train on, the other half to test on, the same for all members."""
     trained = rng.permutation(max(one.max() for one in ids) + 1) % 2 == 0
     return _Split(*(
@@ -184,7 +186,7 @@ def _apart(labels: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Gener
     ))  # fmt: skip
 
 
-def _score(
+def _score_pairs(
     rows: list[np.ndarray],
     labels: list[np.ndarray],
     split: _Split,

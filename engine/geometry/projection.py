@@ -81,7 +81,7 @@ def project(
             f"found {counts} features in the {len(n_rows)} members, expected {FEWEST_ROWS} or more in at least 2: spans are "
             "compared across members; take a wider set or more members"
         )
-    sets = [_taken(rows, member, chosen[member]) for member in members]
+    sets = [_select_rows(rows, member, chosen[member]) for member in members]
     work = d**2 * (len(members) * d + int(n_rows.sum()))
     n_splits = int(np.clip(SPLIT_WORK // work, 1, N_SPLITS))
     ranks = sorted({*log_ranks(d), rank})
@@ -94,10 +94,10 @@ def project(
     captured = transfer(
         sets,
         ranks,
-        living=[_taken(rows, member, some) for member, some in zip(members, drawn, strict=True)]
+        living=[_select_rows(rows, member, some) for member, some in zip(members, drawn, strict=True)]
         if has_living
         else None,
-        stable=[_taken(rows, member, stable[member]) for member in members] if has_stable else None,
+        stable=[_select_rows(rows, member, stable[member]) for member in members] if has_stable else None,
         n_splits=n_splits,
         seed=seed,
         device=rows.device,
@@ -112,18 +112,18 @@ def project(
         n_splits,
         captured,
         np.array([effective_rank(each, device=rows.device).rank for each in sets]),
-        _over_pairs(overlaps([basis(each, ranks[-1]) for each in unit_sets(sets, rows.device)], ranks)),
+        _mean_over_pairs(overlaps([basis(each, ranks[-1]) for each in unit_sets(sets, rows.device)], ranks)),
         [each.own[:, 0] for each in energy],
         [each.others[:, 0] for each in energy],
     )
 
 
-def _taken(rows: Tensor, member: int | np.integer, which: np.ndarray) -> Tensor:
+def _select_rows(rows: Tensor, member: int | np.integer, which: np.ndarray) -> Tensor:
     """Some rows of a member, by mask or by index."""
     return rows[member][torch.from_numpy(which).to(rows.device)]
 
 
-def _over_pairs(overlap: Float[np.ndarray, "members members ranks"]) -> np.ndarray:
+def _mean_over_pairs(overlap: Float[np.ndarray, "members members ranks"]) -> np.ndarray:
     pairs = overlap[np.triu_indices(len(overlap), 1)]
     n = np.isfinite(pairs).sum(0)
     mean, spread = np.full((2, len(n)), np.nan)
@@ -141,7 +141,7 @@ class FittedSpans(NamedTuple):
 def fit_spans(rows: Float[Tensor, "members d_sae d"], chosen: np.ndarray, seeds: Sequence[int]) -> FittedSpans:
     """The spans of the chosen rows of the members with these seeds; members without such rows have none."""
     has = np.flatnonzero(chosen.any(1)).tolist()
-    bases = [basis(_taken(rows, member, chosen[member]), rows.shape[2]) for member in has]
+    bases = [basis(_select_rows(rows, member, chosen[member]), rows.shape[2]) for member in has]
     return FittedSpans(tuple(seeds[member] for member in has), bases)
 
 

@@ -85,27 +85,31 @@ def span_residuals(
     random one serves all other members. Cost: that of `pursuit_residual` per ordered pair and kind, three times in all.
     Raises ValueError for fewer than two members and for empty sets.
     """
-    rows, dictionaries = (unit_sets(side, device, n_members=2) for side in (rows, dictionaries))
+    unit_rows, unit_dictionaries = (unit_sets(side, device, n_members=2) for side in (rows, dictionaries))
     generator = torch.Generator().manual_seed(seed)
-    rows = [some[torch.randperm(len(some), generator=generator)[:n_rows].to(some.device)] for some in rows]
-    members = range(len(rows))
+    written = [some[torch.randperm(len(some), generator=generator)[:n_rows].to(some.device)] for some in unit_rows]
+    members = range(len(written))
 
     def random_like(dictionary: Tensor, kind: str) -> Tensor:
         return random_dictionary(dictionary, kind, generator)
 
     kinds: dict[str, Callable[[Tensor], Tensor]] = {"": lambda dictionary: dictionary}
     kinds |= {kind: partial(random_like, kind=kind) for kind in NULL_KINDS}
-    residual = {kind: np.full((len(rows), len(rows), k_max), np.nan) for kind in kinds}
+    residual = {kind: np.full((len(written), len(written), k_max), np.nan) for kind in kinds}
     for other in members:
         others = [member for member in members if member != other]
-        together = torch.cat([rows[member] for member in others])
+        together = torch.cat([written[member] for member in others])
         for kind, draw in kinds.items():
-            norms = pursuit_residual(together, draw(dictionaries[other].float()), k_max, device=device).residual
-            cuts = np.cumsum([len(rows[member]) for member in others])[:-1]
+            norms = pursuit_residual(together, draw(unit_dictionaries[other].float()), k_max, device=device).residual
+            cuts = np.cumsum([len(written[member]) for member in others])[:-1]
             residual[kind][others, other] = np.stack([part.mean(0) for part in np.split(norms, cuts)])
-        report(other + 1, len(rows))
+        report(other + 1, len(written))
     by_pair = residual.pop("")
     chance = {kind: np.nanmean(values, (0, 1)) for kind, values in residual.items()}
     return Residuals(
-        by_pair, np.nanmean(by_pair, (0, 1)), np.nanstd(by_pair, (0, 1)), chance, np.array([len(some) for some in rows])
+        by_pair,
+        np.nanmean(by_pair, (0, 1)),
+        np.nanstd(by_pair, (0, 1)),
+        chance,
+        np.array([len(some) for some in written]),
     )

@@ -118,22 +118,22 @@ def matched_rank(rows: Rows, n: int, *, n_draws: int = N_DRAWS, seed: int = 0, d
     if not 1 <= n <= len(rows):
         raise ValueError(f"asked for {n} of {len(rows)} rows, expected 1 to {len(rows)}")
     generator = torch.Generator().manual_seed(seed)
-    draws = (rows[_some(len(rows), n, generator)] for _ in range(n_draws if n < len(rows) else 1))
-    return _matched([_entropy_rank(_spectrum(drawn)) for drawn in draws], n, rows.shape[1])
+    draws = (rows[_random_indices(len(rows), n, generator)] for _ in range(n_draws if n < len(rows) else 1))
+    return _mean_rank([_entropy_rank(_spectrum(drawn)) for drawn in draws], n, rows.shape[1])
 
 
 def random_rank(n: int, d: int, *, n_draws: int = N_DRAWS, seed: int = 0, device: Device = "cpu") -> MatchedRank:
     """Effective rank of n random unit rows: 0.585 of d = 768 at n = 500, 0.946 at 2,000."""
     generator = torch.Generator().manual_seed(seed)
     draws = (torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1) for _ in range(n_draws))
-    return _matched([_entropy_rank(_spectrum(drawn.to(device))) for drawn in draws], n, d)
+    return _mean_rank([_entropy_rank(_spectrum(drawn.to(device))) for drawn in draws], n, d)
 
 
-def _matched(ranks: list[float], n: int, d: int) -> MatchedRank:
+def _mean_rank(ranks: list[float], n: int, d: int) -> MatchedRank:
     return MatchedRank(float(np.mean(ranks)), float(np.std(ranks)), n, d)
 
 
-def _some(n: int, chosen: int, generator: torch.Generator) -> Tensor:
+def _random_indices(n: int, chosen: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator)[:chosen]
 
 
@@ -146,10 +146,10 @@ class Basis(NamedTuple):
 
 def basis(rows: Tensor, rank: int) -> Basis:
     """The top right singular vectors of unit rows, at most `rank` of them."""
-    return _top(rows.double().T @ rows.double(), min(rank, *rows.shape))
+    return _top_eigenvectors(rows.double().T @ rows.double(), min(rank, *rows.shape))
 
 
-def _top(moment: Tensor, rank: int) -> Basis:
+def _top_eigenvectors(moment: Tensor, rank: int) -> Basis:
     return Basis(torch.linalg.eigh(moment).eigenvectors.flip(1)[:, :rank].float(), rank)
 
 
@@ -171,7 +171,7 @@ def projectors(bases: Sequence[Basis], ranks: Sequence[int]) -> Iterator[Float[T
         before = rank
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def _inner_products(a: Tensor, b: Tensor) -> Tensor:
     """<A, B> of every matrix of a with every one of b, (a, b) float64."""
     parts = (x.flatten(1).split(PART, 1) for x in (a, b))
     return sum((x @ y.T).double() for x, y in zip(*parts, strict=True))
@@ -182,7 +182,7 @@ def _blocks(bases: Sequence[Basis]) -> list[slice]:
     return [slice(first, min(first + size, len(bases))) for first in range(0, len(bases), size)]
 
 
-def _stops(bases: Sequence[Basis], ranks: Sequence[int]) -> np.ndarray:
+def _nan_beyond_rank(bases: Sequence[Basis], ranks: Sequence[int]) -> np.ndarray:
     """(bases, ranks): 1 where a basis has that many directions, else NaN."""
     return np.where(np.array([one.rank for one in bases])[:, None] >= np.asarray(ranks), 1.0, np.nan)
 
@@ -197,8 +197,8 @@ def captured(
     energy = np.empty((len(bases), len(moments), len(ranks)))
     for block in _blocks(bases):
         for at, projector in enumerate(projectors(bases[block], ranks)):
-            energy[block, :, at] = _inner(projector, moments).cpu().numpy()
-    return energy.clip(0, 1) * _stops(bases, ranks)[:, None]
+            energy[block, :, at] = _inner_products(projector, moments).cpu().numpy()
+    return energy.clip(0, 1) * _nan_beyond_rank(bases, ranks)[:, None]
 
 
 def overlaps(bases: Sequence[Basis], ranks: Sequence[int]) -> Float[np.ndarray, "bases bases ranks"]:
@@ -211,9 +211,9 @@ def overlaps(bases: Sequence[Basis], ranks: Sequence[int]) -> Float[np.ndarray, 
         for b in blocks[: i + 1]:
             both = zip(projectors(bases[a], ranks), projectors(bases[b], ranks), strict=True)
             for at, (one, other) in enumerate(both):
-                inner = _inner(one, other).cpu().numpy() / ranks[at]
+                inner = _inner_products(one, other).cpu().numpy() / ranks[at]
                 shares[a, b, at], shares[b, a, at] = inner, inner.T
-    stops = _stops(bases, ranks)
+    stops = _nan_beyond_rank(bases, ranks)
     # A block with itself is rounded differently above and below the diagonal.
     shares = (shares + shares.swapaxes(0, 1)) / 2
     return shares.clip(0, 1) * stops[:, None] * stops[None]
@@ -300,15 +300,15 @@ def transfer(
             bases.append(basis(rows[order[: len(rows) // 2]], ranks[-1]))
             within.append(captured(bases[-1:], moment(rows[order[len(rows) // 2 :]])[None], ranks)[0])
         energy["within"].append(np.stack(within))
-        energy["cross"].append(_across(bases, wholes, ranks))
+        energy["cross"].append(_energy_across(bases, wholes, ranks))
         for name, pools in baselines.items():
-            drawn = [r[_some(len(r), n, generator)] for r, n in zip(pools, n_fitted[name], strict=True)]
-            energy[name].append(_across([basis(r, ranks[-1]) for r in drawn], wholes, ranks))
+            drawn = [r[_random_indices(len(r), n, generator)] for r, n in zip(pools, n_fitted[name], strict=True)]
+            energy[name].append(_energy_across([basis(r, ranks[-1]) for r in drawn], wholes, ranks))
         report(split + 1, n_splits)
     curves = {name: _curve(by_split, n_fitted[name]) for name, by_split in energy.items()}
     activations = None
     if covariance is not None:
-        top = _top(torch.as_tensor(covariance).to(device).double(), ranks[-1])
+        top = _top_eigenvectors(torch.as_tensor(covariance).to(device).double(), ranks[-1])
         activations = _curve([captured([top], wholes, ranks)], [d])
     return Transfer(
         np.array(ranks),
@@ -328,7 +328,7 @@ def _checked_ranks(ranks: Sequence[int] | None, d: int) -> list[int]:
     return ranks
 
 
-def _across(bases: Sequence[Basis], moments: Tensor, ranks: Sequence[int]) -> np.ndarray:
+def _energy_across(bases: Sequence[Basis], moments: Tensor, ranks: Sequence[int]) -> np.ndarray:
     energy = captured(bases, moments, ranks)
     energy[np.arange(len(bases)), np.arange(len(bases))] = np.nan
     return energy
@@ -380,7 +380,7 @@ def projected_energy(
         fitted = [[basis(every[at.to(every.device)], ranks[-1]) for at in half]
                   for every, half in zip(rows, halves, strict=True)]  # fmt: skip
         sides = list(zip(*fitted, strict=True))
-        reached = np.stack([_stops(side, ranks) == 1 for side in sides])  # (2, members, ranks)
+        reached = np.stack([_nan_beyond_rank(side, ranks) == 1 for side in sides])  # (2, members, ranks)
         for at, halves_at in enumerate(zip(*(projectors(side, ranks) for side in sides), strict=True)):
             has_rank = reached[:, :, at]
             total = sum(
