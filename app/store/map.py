@@ -5,13 +5,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from seedscope.app.store.database import Database
 from seedscope.app.store.table import FeatureQuery, FeatureTable
 from seedscope.engine.contract.stability import BUCKETS
 
 N_NEAR = 10  # points around one that say in which company it is
-_ROWS = 512  # whose distances are held at once
 
 
 class Places(NamedTuple):
@@ -91,13 +91,10 @@ class Maps:
         points = np.stack([rows[name].to_numpy() for name in ("x", "y")], 1).astype(np.float32)
         if len(points) <= N_NEAR:
             return np.empty((0, N_NEAR), np.int64)
-        found = []
-        for first in range(0, len(points), _ROWS):
-            some = points[first : first + _ROWS]
-            distance = ((some[:, None] - points[None]) ** 2).sum(-1)
-            distance[np.arange(len(some)), np.arange(first, first + len(some))] = np.inf
-            found.append(np.argpartition(distance, N_NEAR, axis=1)[:, :N_NEAR])
-        return np.concatenate(found)
+        nearest = cKDTree(points).query(points, N_NEAR + 1)[1]
+        is_itself = nearest == np.arange(len(points))[:, None]
+        is_itself[~is_itself.any(1), -1] = True  # at more than N_NEAR equal points: the farthest goes instead
+        return nearest[~is_itself].reshape(len(points), N_NEAR)
 
 
 def _keys(table) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Where text or token ids come from: files of several kinds, or a data set's name -> a stream of documents."""
+"""Read documents, text or token ids, from files of several kinds or from a Hugging Face data set, as a stream."""
 
 import glob
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def documents(source: str | Path | Iterable[str | Path], *, field: str | None = 
     sources = [source] if isinstance(source, str | Path) else list(source)
     if not sources:
         raise ValueError("no token source was given, expected at least one file, glob or hf:NAME")
-    return _refuse_nothing(chain.from_iterable([_one(str(each), field) for each in sources]), sources)
+    return _require_documents(chain.from_iterable([_source_documents(str(each), field) for each in sources]), sources)
 
 
 def split(stream: Iterable[Document], part: str, *, every: int = HELD_OUT_EVERY) -> Iterator[Document]:
@@ -59,36 +59,38 @@ def is_held_out(content: str | np.ndarray, *, every: int = HELD_OUT_EVERY) -> bo
     return int.from_bytes(hashlib.sha256(raw).digest(), "big") % every == 0
 
 
-def _refuse_nothing(stream: Iterator[Document], sources: list) -> Iterator[Document]:
-    found = False
+def _require_documents(stream: Iterator[Document], sources: list[str | Path]) -> Iterator[Document]:
+    """The stream; raises ValueError at its end where it was empty."""
+    is_empty = True
     for document in stream:
-        found = True
+        is_empty = False
         yield document
-    if not found:
+    if is_empty:
         raise ValueError(f"found no document in {', '.join(map(str, sources))}, expected at least one")
 
 
-def _one(source: str, field: str | None) -> Iterator[Document]:
+def _source_documents(source: str, field: str | None) -> Iterator[Document]:
+    """The documents of one source, options behind `#` included."""
     options = OPTIONS.match(source)
     config = None
     if options:
-        given = dict(option.split("=", 1) for option in options["options"].split("&"))
-        source, field, config = options["source"], given.get("field", field), given.get("config")
+        values = dict(option.split("=", 1) for option in options["options"].split("&"))
+        source, field, config = options["source"], values.get("field", field), values.get("config")
     if source.startswith("hf:"):
         return _data_set(source, field, config)
     path = Path(source).expanduser()
     if path.is_dir():
         raise ValueError(f"{source} is a folder, expected files; name them with a glob such as {path}/*.txt")
-    found = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # a name first, a pattern second
-    files = sorted(Path(file) for file in found if Path(file).is_file())
+    paths = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # a name first, a pattern second
+    files = sorted(Path(file) for file in paths if Path(file).is_file())
     if not files:
         raise ValueError(
             f"found no file at {source!r}, expected a file, a glob such as 'corpus/*.txt' or hf:NAME[:split]"
         )
-    return chain.from_iterable(_file(file, field) for file in files)
+    return chain.from_iterable(_file_documents(file, field) for file in files)
 
 
-def _file(path: Path, field: str | None) -> Iterator[Document]:
+def _file_documents(path: Path, field: str | None) -> Iterator[Document]:
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
             return _json_lines(path, field)
@@ -185,12 +187,14 @@ def _data_set(source: str, field: str | None, config: str | None) -> Iterator[Do
         raise ValueError(
             f"{source!r} needs the datasets library; install it with: pip install 'seedscope[hub]'"
         ) from None
-    return _data_set_rows(datasets, name, part or "train", field, config)
+    return _data_set_rows(datasets.load_dataset, name, part or "train", field, config)
 
 
-def _data_set_rows(datasets: object, name: str, part: str, field: str | None, config: str | None) -> Iterator[Document]:
+def _data_set_rows(
+    load_dataset: Callable[..., Iterable[dict]], name: str, part: str, field: str | None, config: str | None
+) -> Iterator[Document]:
     try:
-        stream = datasets.load_dataset(name, config, split=part, streaming=True)
+        stream = load_dataset(name, config, split=part, streaming=True)
         for row, entry in enumerate(stream):
             place = f"hf:{name}:{part}:{row}"
             yield place, _content(entry, field, place)

@@ -1,13 +1,13 @@
-"""A transformers model, tokens and a hook point -> activations, to disk for training or as a stream for measuring.
+"""Record a transformers model's activations at a hook point: to disk for training, or as a stream for measuring.
 
 The embedded model takes exactly this path, as any user's model does.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -38,13 +38,13 @@ class BeyondRangeError(ValueError):
     """An activation is too large for float16."""
 
 
-class _Reached(Exception):
-    """Ends a forward pass once the hook point is behind it; nothing above it needs computing."""
+class _HookPointPassed(Exception):
+    """Ends a forward pass at the hook point: nothing above it needs computing."""
 
 
 def hook_module(model: LanguageModel, hookpoint: str) -> tuple[nn.Module, bool]:
     """The module behind a hook point, and whether its input (True) or its output (False) is meant; see hookpoints.find."""
-    return hookpoints.find(model.network, hookpoint)
+    return hookpoints.find(model.pretrained, hookpoint)
 
 
 def stream(
@@ -54,44 +54,45 @@ def stream(
     *,
     first_window: int = 0,
     windows_per_batch: int = 32,
-) -> Iterator[Activations]:
+) -> Generator[Activations, None, None]:
     """Run the model window by window up to the hook point and yield what passes there, in token order, on the CPU.
 
     Padding stands at the end of a window, where a causal model cannot see it; from encoders it is masked. Raises
     ValueError for a hook point that the model does not have, or where no row per token passes.
     """
     module, wants_input = hook_module(model, hookpoint)
-    base = model.network.base_model
-    run = base if any(module is each for each in base.modules()) else model.network
+    network = model.pretrained
+    base = network.base_model
+    run = base if any(module is each for each in base.modules()) else network
     padding_id = 0 if model.causal else getattr(model.tokenizer, "pad_token_id", None) or 0
-    caught: list[object] = []
+    captured: list[object] = []
 
-    def catch(_module: nn.Module, inputs: tuple, named: dict, output: object = None) -> None:
-        caught.append(output if not wants_input else inputs[0] if inputs else named["hidden_states"])
-        raise _Reached
+    def capture(_module: nn.Module, inputs: tuple, named: dict, output: object = None) -> None:
+        captured.append(output if not wants_input else inputs[0] if inputs else named["hidden_states"])
+        raise _HookPointPassed
 
     register = module.register_forward_pre_hook if wants_input else module.register_forward_hook
-    handle = register(catch, with_kwargs=True)
+    handle = register(capture, with_kwargs=True)
     counted, n_ctx = tokens.counted, tokens.ids.shape[1]
     try:
         for first in range(first_window, len(tokens.ids), windows_per_batch):
             window_ids = torch.from_numpy(tokens.ids[first : first + windows_per_batch]).long()
-            ids = window_ids.masked_fill(window_ids == PADDING, padding_id).to(model.network.device)
+            ids = window_ids.masked_fill(window_ids == PADDING, padding_id).to(network.device)
             options = {"use_cache": False} if model.causal else {"attention_mask": (window_ids != PADDING).to(ids)}
-            with suppress(_Reached), torch.inference_mode():
+            with suppress(_HookPointPassed), torch.inference_mode():
                 run(ids, **options)
-            rows = _per_token(caught.pop() if caught else None, ids, hookpoint)
+            rows = _rows_per_token(captured.pop() if captured else None, ids, hookpoint)
             keep = counted[first : first + windows_per_batch].reshape(-1)
             yield Activations(rows.float().cpu()[torch.from_numpy(keep)], first * n_ctx + np.flatnonzero(keep))
     finally:
         handle.remove()
 
 
-def _per_token(value: object, ids: Tensor, hookpoint: str) -> Tensor:
-    """(tokens, d_in) of what a module took or gave: a tensor, or a tuple or model output that begins with one."""
+def _rows_per_token(value: object, ids: Tensor, hookpoint: str) -> Tensor:
+    """(tokens, d_in) from a module's input or output: a tensor, or a tuple or model output that begins with one."""
     if value is None:
         raise ValueError(f"the model's forward pass never reaches {hookpoint!r}, expected a module that it calls")
-    value = value if isinstance(value, Tensor) else value[0]
+    value = value if isinstance(value, Tensor) else cast("tuple[object, ...]", value)[0]
     if isinstance(value, Tensor) and value.is_floating_point():
         if value.ndim == 3 and value.shape[:2] == ids.shape:
             return value.flatten(0, 1)
@@ -117,8 +118,8 @@ def harvest(
     """Write all activations of a token set to `folder` and return them, read-only: (tokens, d_in).
 
     float16 (relative error 5e-4) unless `dtype` says float32; files of at most about `shard_bytes`; one batch in memory.
-    What comes back is a memory map where it is one file, else `Shards`. `report` is told (rows on disk, all rows) after
-    each batch, from which rates follow. A stopped harvest goes on where its last complete batch ended, a killed one at
+    Returns a memory map where it is one file, else `Shards`. `report` gets (rows on disk, all rows) after each batch. A
+    stopped harvest goes on where its last complete batch ended, a killed one at
     most 1,024 windows or 20 seconds before; the bytes are the same. A folder made from other tokens, another model, hook
     point or dtype is begun anew. Raises ValueError, before it begins, where the disk is too small or the hook point
     unknown, and where an activation is not finite in `dtype`.
@@ -131,23 +132,23 @@ def harvest(
     d_in = width(model, tokens, hookpoint)
     per_shard = max(1, shard_bytes // (n_ctx * d_in * np.dtype(dtype).itemsize) // per_batch) * per_batch
     made_from = {"model": model.digest, "hookpoint": hookpoint, "tokens": tokens.digest, "dtype": dtype}
-    shelf = shards.Shelf(folder, made_from, tokens.counted.sum(1), d_in, per_shard)
-    shelf.open()
-    source = stream(model, tokens, hookpoint, first_window=shelf.windows, windows_per_batch=per_batch)
-    noted, noted_at = shelf.windows, time.monotonic()
+    writer = shards.ShardWriter(folder, made_from, tokens.counted.sum(1), d_in, per_shard)
+    writer.open()
+    source = stream(model, tokens, hookpoint, first_window=writer.windows, windows_per_batch=per_batch)
+    noted, noted_at = writer.windows, time.monotonic()
     try:
         with closing(source):
             for batch in source:
                 rows = batch.rows.numpy().astype(dtype) if dtype == "float32" else batch.rows.half().numpy()
                 _require_finite(rows, batch, tokens, hookpoint)
-                shelf.append(rows, per_batch)
-                if shelf.windows - noted >= NOTE_WINDOWS or time.monotonic() - noted_at >= NOTE_SECONDS:
-                    shelf.note()
-                    noted, noted_at = shelf.windows, time.monotonic()
-                report(shelf.rows, shelf.total)
+                writer.append(rows, per_batch)
+                if writer.windows - noted >= NOTE_WINDOWS or time.monotonic() - noted_at >= NOTE_SECONDS:
+                    writer.note()
+                    noted, noted_at = writer.windows, time.monotonic()
+                report(writer.rows, writer.total)
     finally:
-        shelf.note()
-    return shelf.read()
+        writer.note()
+    return writer.read()
 
 
 def width(model: LanguageModel, tokens: TokenSet, hookpoint: str) -> int:
@@ -165,8 +166,8 @@ def _require_finite(rows: np.ndarray, batch: Activations, tokens: TokenSet, hook
     window = batch.position[first] // tokens.ids.shape[1]
     value = batch.rows[first].abs().max().item()
     representable = np.isfinite(value)
-    way_out = "dtype='float32' holds it" if representable else "the model itself is broken there"
+    remedy = "dtype='float32' holds it" if representable else "the model itself is broken there"
     raise (BeyondRangeError if representable else ValueError)(
         f"an activation at {hookpoint!r} in document {tokens.names[tokens.document[window]]!r} is {value:.3g}, beyond the "
-        f"range of {rows.dtype}; {way_out}"
+        f"range of {rows.dtype}; {remedy}"
     )

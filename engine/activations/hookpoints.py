@@ -1,9 +1,13 @@
-"""Names of places inside a model -> the module there: TransformerLens' names, and module paths in any spelling."""
+"""Resolve a hook point's name, TransformerLens' or a module path in any spelling, to the module in a model."""
 
 import re
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+if TYPE_CHECKING:
+    import transformers
 
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 TRANSFORMER_LENS = re.compile(rf"blocks\.(\d+)\.hook_({'|'.join(SITES)})")
@@ -21,7 +25,7 @@ WRAPPERS = {"model", "transformer", "base_model", "module", "_orig_mod"}
 N_NEAREST = 4
 
 
-def find(network: nn.Module, hookpoint: str) -> tuple[nn.Module, bool]:
+def find(network: "transformers.PreTrainedModel", hookpoint: str) -> tuple[nn.Module, bool]:
     """The module behind a hook point, and whether its input (True) or its output (False) is meant.
 
     TransformerLens' names, L counting blocks from 0:
@@ -41,16 +45,16 @@ def find(network: nn.Module, hookpoint: str) -> tuple[nn.Module, bool]:
         block, site = blocks[int(match[1])], match[2]
         if site.startswith("resid"):
             return block, site == "resid_pre"
-        inside = _added(block, site)
-        if inside is not None:
-            return inside, False
+        added = _residual_addend(block, site)
+        if added is not None:
+            return added, False
     module = None if match else _by_path(network, hookpoint)
     if module is not None:
         return module, False
     raise ValueError(_refusal(network, hookpoint))
 
 
-def block_list(network: nn.Module) -> tuple[str, list[nn.Module]]:
+def block_list(network: "transformers.PreTrainedModel") -> tuple[str, list[nn.Module]]:
     """Path of the list of blocks within the base model, and the blocks; ("", []) where the model has none."""
     lists = [(n, m) for n, m in network.base_model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     depth = getattr(network.config.get_text_config(), "num_hidden_layers", None)
@@ -59,27 +63,28 @@ def block_list(network: nn.Module) -> tuple[str, list[nn.Module]]:
     return name, list(blocks)
 
 
-def names(network: nn.Module) -> tuple[list[str], list[str]]:
+def names(network: "transformers.PreTrainedModel") -> tuple[list[str], list[str]]:
     """(TransformerLens' names, module paths within the base model) that this model has."""
     _, blocks = block_list(network)
     lens = [
         f"blocks.{layer}.hook_{site}"
         for layer, block in enumerate(blocks)
         for site in SITES
-        if site.startswith("resid") or _added(block, site) is not None
+        if site.startswith("resid") or _residual_addend(block, site) is not None
     ]
     paths = [n for n, m in network.base_model.named_modules() if n and not isinstance(m, nn.ModuleList)]
     return lens, paths
 
 
-def _added(block: nn.Module, site: str) -> nn.Module | None:
-    inside = dict(block.named_modules())
-    if site == "attn_out" and "post_feedforward_layernorm" in inside:
-        return inside.get("post_attention_layernorm")  # elsewhere this name is the norm in front of the MLP
-    return next((inside[path] for path in (ATTENTION if site == "attn_out" else MLP) if path in inside), None)
+def _residual_addend(block: nn.Module, site: str) -> nn.Module | None:
+    """The module of a block whose output attention or MLP adds to the residual stream."""
+    modules = dict(block.named_modules())
+    if site == "attn_out" and "post_feedforward_layernorm" in modules:
+        return modules.get("post_attention_layernorm")  # elsewhere this name is the norm in front of the MLP
+    return next((modules[path] for path in (ATTENTION if site == "attn_out" else MLP) if path in modules), None)
 
 
-def _by_path(network: nn.Module, path: str) -> nn.Module | None:
+def _by_path(network: "transformers.PreTrainedModel", path: str) -> nn.Module | None:
     base = network.base_model
     whole, within = (
         {n: m for n, m in root.named_modules() if n and not isinstance(m, nn.ModuleList)} for root in (network, base)
@@ -98,16 +103,16 @@ def _by_path(network: nn.Module, path: str) -> nn.Module | None:
     return None
 
 
-def _refusal(network: nn.Module, hookpoint: str) -> str:
+def _refusal(network: "transformers.PreTrainedModel", hookpoint: str) -> str:
     lens, paths = names(network)
     name, blocks = block_list(network)
     # The same block in this model's own spelling is nearer than any string distance says.
     same = [f"{name}.{n}" for n in re.findall(r"\d+", hookpoint)[:1] if int(n) < len(blocks)]
     nearest = dict.fromkeys(same + get_close_matches(hookpoint, lens + paths, n=N_NEAREST, cutoff=0.0))
-    known = f"{len(lens)} TransformerLens names" + (f" ({lens[0]} to {_last_post(lens)})" if lens else "")
+    choices = f"{len(lens)} TransformerLens names" + (f" ({lens[0]} to {_last_post(lens)})" if lens else "")
     return (
         f"hook point {hookpoint!r} is not in this model ({type(network).__name__}), nearest: "
-        f"{', '.join(list(nearest)[:N_NEAREST])}; expected one of {known} or {len(paths)} module paths"
+        f"{', '.join(list(nearest)[:N_NEAREST])}; expected one of {choices} or {len(paths)} module paths"
         + (f" ({name}.0 to {name}.{len(blocks) - 1} and their parts)" if blocks else "")
     )
 

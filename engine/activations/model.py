@@ -1,15 +1,18 @@
-"""A transformers model with its tokenizer: loaded from a folder or a hub id, refused before it can fail halfway."""
+"""Load a transformers model with its tokenizer from a folder or a hub id, after checking all that can be checked before."""
 
 import hashlib
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from seedscope.engine.activations import model_files
 from seedscope.engine.machine import require_memory
+
+if TYPE_CHECKING:
+    import transformers
 
 BYTE_TOKEN = re.compile(r"^<0x[0-9A-F]{2}>$")
 
@@ -18,15 +21,20 @@ class LanguageModel(NamedTuple):
     """A language model with its tokenizer, in evaluation mode."""
 
     network: nn.Module
-    tokenizer: object  # None where the folder holds none: then only token ids can be read
+    tokenizer: "transformers.PreTrainedTokenizerBase | None"  # None where the folder holds none: then only token ids can be read
     name: str
     digest: str  # 16 hex digits over the parameters
     causal: bool = True  # False: every token sees all others, so there is no next-token loss to measure
 
     @property
+    def pretrained(self) -> "transformers.PreTrainedModel":
+        """The network as the transformers model that it is; only synthetic studies have a network of another kind."""
+        return cast("transformers.PreTrainedModel", self.network)
+
+    @property
     def vocabulary(self) -> int:
         """Token ids are 0 to this number less one: the rows of the embedding."""
-        return self.network.get_input_embeddings().weight.shape[0]
+        return self.pretrained.get_input_embeddings().get_parameter("weight").shape[0]
 
 
 def load_model(path: str, *, dtype: torch.dtype = torch.float32) -> LanguageModel:
@@ -44,14 +52,15 @@ def load_model(path: str, *, dtype: torch.dtype = torch.float32) -> LanguageMode
     folder = model_files.local_folder(path)
     config = _config(path)
     causal = _is_causal(config)
-    of_its_own = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-    factory = transformers.AutoModelForCausalLM if causal else of_its_own
+    own_class = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+    factory = transformers.AutoModelForCausalLM if causal else own_class
     files = model_files.weight_files(folder) if folder else []
     require_memory(path, model_files.n_parameters(files) or _n_parameters(config), dtype.itemsize)
     try:
-        network, info = factory.from_pretrained(str(folder or path), dtype=dtype, output_loading_info=True)
+        loaded = factory.from_pretrained(str(folder or path), dtype=dtype, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise ValueError(f"the weights of {path!r} do not fit its config.json or cannot be read: {error}") from error
+    network, info = cast("tuple[transformers.PreTrainedModel, dict[str, Any]]", loaded)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
@@ -62,7 +71,7 @@ def load_model(path: str, *, dtype: torch.dtype = torch.float32) -> LanguageMode
     return LanguageModel(network, _tokenizer(path, folder), Path(path).name, _digest(network), causal)
 
 
-def _config(path: str) -> object:
+def _config(path: str) -> "transformers.PreTrainedConfig":
     from transformers import AutoConfig, __version__
 
     try:
@@ -84,7 +93,7 @@ def _config(path: str) -> object:
     return config
 
 
-def _is_causal(config: object) -> bool:
+def _is_causal(config: "transformers.PreTrainedConfig") -> bool:
     """Some families serve as both; there the config's is_decoder says which."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
@@ -93,7 +102,7 @@ def _is_causal(config: object) -> bool:
     return type(config) not in MODEL_FOR_MASKED_LM_MAPPING or bool(getattr(config, "is_decoder", False))
 
 
-def _n_parameters(config: object) -> int:
+def _n_parameters(config: "transformers.PreTrainedConfig") -> int:
     """Of the model that a config describes, without allocating it."""
     from transformers import AutoModel
 
@@ -101,7 +110,7 @@ def _n_parameters(config: object) -> int:
         return sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
 
 
-def _tokenizer(path: str, folder: Path | None) -> object:
+def _tokenizer(path: str, folder: Path | None) -> "transformers.PreTrainedTokenizerBase | None":
     from transformers import AutoTokenizer
 
     if folder and not any((folder / name).is_file() for name in model_files.TOKENIZER_FILES):
@@ -113,14 +122,14 @@ def _tokenizer(path: str, folder: Path | None) -> object:
 
 
 def randomised(model: LanguageModel, *, seed: int = 0) -> LanguageModel:
-    """The same architecture with the weights of a new initialisation: what its features show is not learned.
+    """The same architecture with newly initialised weights: a control in which nothing was learned.
 
-    The control of paper A: explanations can score high even there.
+    Used by paper A, as explanations can score high even there.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = type(model.network)(model.network.config)
-    network = network.to(model.network.dtype).to(model.network.device).eval()
+        network: nn.Module = type(model.pretrained)(model.pretrained.config)
+    network = network.to(model.pretrained.dtype).to(model.pretrained.device).eval()
     return model._replace(network=network, name=f"{model.name} with random weights", digest=_digest(network))
 
 
@@ -134,17 +143,18 @@ def _digest(network: nn.Module) -> str:
 
 
 def token_texts(model: LanguageModel) -> list[str]:
-    """What each token id looks like: its text, `<0xE2>` style where it is a fragment of a character, else `<17>`."""
+    """The text of every token id; `<0xE2>` style where it is a fragment of a character, `<17>` where there is no text."""
     tokenizer = model.tokenizer
-    n_known = len(tokenizer) if tokenizer else 0
-    texts = tokenizer.batch_decode([[i] for i in range(n_known)], clean_up_tokenization_spaces=False) if n_known else []
-    known = [text if "\ufffd" not in text else _byte_text(tokenizer, i) for i, text in enumerate(texts)]
-    return known + [f"<{i}>" for i in range(n_known, model.vocabulary)]
+    texts: list[str] = []
+    if tokenizer is not None and len(tokenizer):
+        decoded = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
+        texts = [text if "\ufffd" not in text else _byte_text(tokenizer, i) for i, text in enumerate(decoded)]
+    return texts + [f"<{i}>" for i in range(len(texts), model.vocabulary)]
 
 
-def _byte_text(tokenizer: object, token: int) -> str:
+def _byte_text(tokenizer: "transformers.PreTrainedTokenizerBase", token: int) -> str:
     """A fragment as its bytes: byte-level alphabets map bytes to printable characters, others spell `<0xE2>` themselves."""
-    raw = tokenizer.convert_ids_to_tokens(token)
+    raw = tokenizer.convert_ids_to_tokens([token])[0]
     if BYTE_TOKEN.match(raw):
         return raw
     from transformers.convert_slow_tokenizer import bytes_to_unicode

@@ -1,4 +1,4 @@
-"""What a model folder promises before anything is loaded: whether its files are whole and how much memory it takes."""
+"""Check a model's folder before anything is loaded: which files there are, whether they are whole, how many parameters."""
 
 import json
 import math

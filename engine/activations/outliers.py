@@ -1,7 +1,7 @@
-"""Tokens whose activations are far longer than the others': attention sinks and their like, at one hook point.
+"""Find tokens whose activation norm at one hook point is far above the median: attention sinks and their like.
 
-A handful of them can hold most of the variance that reconstructions are judged by, and the top contexts of many features.
-That they are left out by default, from TIMES the median length on, is this project's policy.
+A handful of them can hold most of the variance that reconstructions are judged by, and fill the top contexts of many
+features. Leaving them out by default, from TIMES the median norm on, is this project's policy.
 """
 
 from collections.abc import Callable
@@ -10,31 +10,31 @@ import numpy as np
 
 from seedscope.engine.activations.shards import Shards
 
-TIMES = 10.0  # the median length of an activation
+TIMES = 10.0  # of the median activation norm: longer rows are outliers
 AT_ONCE = 2**22  # numbers whose squares are summed together: 16 MiB
 
 
 def find_outliers(
     rows: np.ndarray | Shards, *, times: float = TIMES, report: Callable[[int, int], None] = lambda done, total: None
 ) -> np.ndarray:
-    """Indices of the rows that are longer than `times` the median of all rows; cost: one read of them."""
-    lengths = np.empty(len(rows), np.float32)
+    """Ascending indices of the rows whose norm exceeds `times` the median norm; cost: one read of all rows."""
+    norms = np.empty(len(rows), np.float32)
     step = max(AT_ONCE // rows.shape[1], 1)
     for first in range(0, len(rows), step):
         part = rows[first : first + step].astype(np.float32)
-        lengths[first : first + step] = np.sqrt(np.einsum("ij,ij->i", part, part))
+        norms[first : first + step] = np.sqrt(np.einsum("ij,ij->i", part, part))
         report(min(first + step, len(rows)), len(rows))
-    return np.flatnonzero(lengths > times * np.median(lengths))
+    return np.flatnonzero(norms > times * np.median(norms))
 
 
 class Without:
-    """Rows without some of them, read on demand."""
+    """An array of rows (tokens, d_in) without some of them, read on demand: `len` and slices."""
 
     def __init__(self, rows: np.ndarray | Shards, left_out: np.ndarray) -> None:
-        self._rows, self._kept = rows, np.delete(np.arange(len(rows)), left_out)
+        self._rows, self._included = rows, np.delete(np.arange(len(rows)), left_out)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._included)
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        return self._rows[self._kept[part]]
+        return self._rows[self._included[part]]

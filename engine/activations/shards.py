@@ -1,4 +1,4 @@
-"""Activations on disk: numbered files that together are one array of rows, written in order, read like an array."""
+"""Activations on disk: numbered files that together are one array of rows, written in order and read like an array."""
 
 import hashlib
 import json
@@ -62,8 +62,8 @@ class Shards:
         return np.concatenate(pieces) if pieces else np.empty((0, self.shape[1]), self.dtype)
 
 
-class Shelf:
-    """A folder of shards that is being filled: shard i holds the rows of windows [i, i + 1) * windows_per_shard.
+class ShardWriter:
+    """Fills a folder of shards, and goes on with one: shard i holds the rows of windows [i, i + 1) * windows_per_shard.
 
     `harvest.json` notes what the rows are made from and how many windows are safely on disk. A shard's size follows from
     the token set, so a file that lost its end is noticed, and only it and what follows is made again.

@@ -1,4 +1,4 @@
-"""Documents -> windows of token ids that a model reads, and which of those tokens count."""
+"""Cut documents into windows of token ids that a model reads, and say which of those tokens are evaluated."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -59,8 +59,8 @@ class TokenSet(NamedTuple):
     def draw(self, n: int, *, seed: int = 0) -> Int[np.ndarray, " some"]:
         """The windows that `sample` takes, by index."""
         order = np.random.default_rng(seed).permutation(len(self.ids))
-        held = np.cumsum(self.counted[order].sum(1))
-        return np.sort(order[: int(np.searchsorted(held, n)) + 1])
+        n_counted = np.cumsum(self.counted[order].sum(1))
+        return np.sort(order[: int(np.searchsorted(n_counted, n)) + 1])
 
     @property
     def policy(self) -> str:
@@ -83,7 +83,7 @@ class TokenSet(NamedTuple):
 
 
 def save_tokens(tokens: TokenSet, folder: Path) -> None:
-    """Keep a token set for those who have no source at hand; document names and the choice are not kept."""
+    """Write a token set to `folder`; document names and the choice are not kept."""
     bos = [] if tokens.bos is None else [tokens.bos]
     with whole(folder / KEPT) as file:
         np.savez(
@@ -95,11 +95,11 @@ def save_tokens(tokens: TokenSet, folder: Path) -> None:
 def load_tokens(folder: Path) -> TokenSet | None:
     """The token set that was kept in a folder; None where there is none."""
     try:
-        with np.load(folder / KEPT, allow_pickle=False) as held:
-            bos = held["bos"].tolist()
+        with np.load(folder / KEPT, allow_pickle=False) as arrays:
+            bos = arrays["bos"].tolist()
             return TokenSet(
-                held["ids"], held["document"], held["start"], [], bos[0] if bos else None, bool(held["bos_counts"]),
-                left_out=held["left_out"],
+                arrays["ids"], arrays["document"], arrays["start"], [], bos[0] if bos else None, bool(arrays["bos_counts"]),
+                left_out=arrays["left_out"],
             )  # fmt: skip
     except FileNotFoundError:
         return None
@@ -107,8 +107,8 @@ def load_tokens(folder: Path) -> TokenSet | None:
 
 def longest_context(model: LanguageModel) -> int | None:
     """The longest window the model takes, None where it has no limit (recurrent models, ALiBi)."""
-    config = model.network.config.get_text_config()
-    embeddings = getattr(model.network.base_model, "embeddings", None)
+    config = model.pretrained.config.get_text_config()
+    embeddings = getattr(model.pretrained.base_model, "embeddings", None)
     # RoBERTa's positions begin behind the padding id, so its table is longer than its context.
     unused = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
     positions = (getattr(config, "max_position_embeddings", None) or 0) - (0 if unused is None else unused + 1)
@@ -144,24 +144,24 @@ def tokenize(
         raise ValueError(f"n_tokens is {n_tokens}, expected at least 1, or None for all")
     head = _head(model)
     n_ctx = _context(model, n_ctx, head)
-    kept = _Kept(n_ctx, head if bos == "exclude" else None, n_tokens, take, np.random.default_rng(seed))
+    chosen = _ChosenWindows(n_ctx, head if bos == "exclude" else None, n_tokens, take, np.random.default_rng(seed))
     names: list[str] = []
     for name, ids in _encoded(documents, model, head):
-        kept.add(_windows(ids, n_ctx, head), document=len(names), room=n_ctx - (head is not None))
+        chosen.add(_windows(ids, n_ctx, head), document=len(names), room=n_ctx - (head is not None))
         names.append(name)
-        if kept.enough:
+        if chosen.enough:
             break
-    windows, document, start = kept.finish()
+    windows, document, start = chosen.finish()
     if not len(windows):
         raise ValueError(
             f"found no tokens in {len(names)} documents, expected at least one; a held-out part of few documents can be "
             "empty: then name a source of its own for it"
         )
     choice = "all windows"
-    if n_tokens and (len(windows) < kept.seen or kept.enough):
+    if n_tokens and (len(windows) < chosen.seen or chosen.enough):
         used, document = np.unique(document, return_inverse=True)
         names = [names[i] for i in used]
-        seen = f"{len(windows):,} of {kept.seen:,} windows, shuffled with seed {seed}"
+        seen = f"{len(windows):,} of {chosen.seen:,} windows, shuffled with seed {seed}"
         choice = seen if take == "random" else f"the first {len(windows):,} windows"
     return TokenSet(windows, document.astype(np.int32), start, names, head, bos == "include", choice)
 
@@ -186,14 +186,16 @@ def _encoded(documents: Iterable[Document], model: LanguageModel, head: int | No
         texts = [content for _, content in batch if isinstance(content, str)]
         if any(texts) and model.tokenizer is None:
             raise ValueError(f"{model.name} has no tokenizer, expected documents of token ids instead of text")
-        encoded = iter([])
+        encoded: Iterator[list[int]] = iter([])
         if model.tokenizer is not None and texts:
             encoded = iter(model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
         for name, content in batch:
-            is_text = isinstance(content, str)
-            ids = np.array(next(encoded, []), dtype=np.int64) if is_text else content
-            _check(ids, name, model.vocabulary)
-            yield name, ids[1:] if not is_text and len(ids) and ids[0] == head else ids
+            if isinstance(content, str):
+                ids, has_head = np.array(next(encoded, []), dtype=np.int64), False
+            else:
+                ids, has_head = content, bool(len(content)) and content[0] == head
+            _require_known_ids(ids, name, model.vocabulary)
+            yield name, ids[1:] if has_head else ids
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -206,7 +208,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _check(ids: np.ndarray, name: str, vocabulary: int) -> None:
+def _require_known_ids(ids: np.ndarray, name: str, vocabulary: int) -> None:
     wrong = np.flatnonzero((ids < 0) | (ids >= vocabulary))
     if len(wrong):
         raise ValueError(
@@ -227,8 +229,8 @@ def _windows(ids: np.ndarray, n_ctx: int, head: int | None) -> np.ndarray:
     return windows
 
 
-class _Kept:
-    """Windows kept so far: all, or those that come first in a random (or the source's own) order."""
+class _ChosenWindows:
+    """Windows chosen so far: all, or those that come first in a random (or the source's own) order."""
 
     def __init__(
         self, n_ctx: int, uncounted: int | None, n_tokens: int | None, take: str, rng: np.random.Generator
@@ -238,12 +240,12 @@ class _Kept:
             (np.zeros((0, n_ctx), np.int32), *(np.zeros(0, t) for t in (np.int32, np.int32, np.float64, np.int64)))
         ]
         self.seen = 0  # windows of the source
-        self._held = 0  # tokens that count among those kept
+        self._n_counted = 0  # tokens that count among those chosen
 
     @property
     def enough(self) -> bool:
-        """No later window can be taken."""
-        return self._n_tokens is not None and self._take == "first" and self._held >= self._n_tokens
+        """Whether no later window can be chosen."""
+        return self._n_tokens is not None and self._take == "first" and self._n_counted >= self._n_tokens
 
     def add(self, windows: np.ndarray, *, document: int, room: int) -> None:
         """Consider one document's windows."""
@@ -253,21 +255,21 @@ class _Kept:
         start = np.arange(len(windows), dtype=np.int32) * room
         self._parts.append((windows, np.full(len(windows), document, np.int32), start, key, size))
         self.seen += len(windows)
-        self._held += int(size.sum())
-        if self._n_tokens and self._held >= 2 * self._n_tokens + 2**16:
-            self._prune()
+        self._n_counted += int(size.sum())
+        if self._n_tokens and self._n_counted >= 2 * self._n_tokens + 2**16:
+            self._prune(self._n_tokens)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(windows, document, start) in the source's order."""
         if self._n_tokens:
-            self._prune()
+            self._prune(self._n_tokens)
         windows, document, start, _, _ = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
         return windows, document, start
 
-    def _prune(self) -> None:
+    def _prune(self, n_tokens: int) -> None:
         arrays = [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
         order = np.argsort(arrays[3], kind="stable")
-        n_needed = int(np.searchsorted(np.cumsum(arrays[4][order]), self._n_tokens)) + 1
+        n_needed = int(np.searchsorted(np.cumsum(arrays[4][order]), n_tokens)) + 1
         chosen = np.sort(order[:n_needed])
         self._parts = [tuple(array[chosen] for array in arrays)]
-        self._held = int(arrays[4][chosen].sum())
+        self._n_counted = int(arrays[4][chosen].sum())

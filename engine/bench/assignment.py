@@ -1,4 +1,4 @@
-"""One-to-one matching against the bare product, its limit, and against scipy on the dense matrix."""
+"""Time of one-to-one matching, against the bare product and against scipy on the dense matrix."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Captured energy over all ordered pairs of members against the bare SVDs and products that it needs by definition."""
+"""Time of captured energy over all ordered pairs of members, against the bare SVDs and products that define it."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,4 +1,4 @@
-"""The activity pass, from tokens to contexts, against the bare model and encoder product, and against what others take."""
+"""Time of the activity pass, from tokens to contexts, against the bare model and encoder product and against other programs."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from seedscope.engine.activations.harvest import TokenSet, harvest, load_model, stream, token_texts, tokenize
 from seedscope.engine.activations.model import LanguageModel
-from seedscope.engine.bench.outside import ask_peers
+from seedscope.engine.bench.outside import ask_peers, seconds_or_reason
 from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.demo import stdlib
 from seedscope.engine.features.activity import ActivityPass
@@ -80,13 +80,13 @@ def _prepared(model: LanguageModel, tokens: TokenSet, hookpoint: str, members: i
 
 
 def _ours(work: _HarvestWork) -> None:
-    """All that `seedscope analyze` does for activity: activations to disk, codes, firings, contexts and triggers."""
+    """The work of `seedscope analyze` for activity: activations to disk, codes, firings, contexts and triggers."""
     with tempfile.TemporaryDirectory() as folder:
         rows = harvest(work.model, work.tokens, work.hookpoint, Path(folder))
-        found, positions = ActivityPass(work.saes), np.flatnonzero(work.tokens.counted)
+        activity, positions = ActivityPass(work.saes), np.flatnonzero(work.tokens.counted)
         for first, batch, codes in encoded(work.saes, rows, torch.device("cpu")):
-            found.add(codes, positions[first : first + len(batch)])
-        for _ in found.summaries(work.tokens, vocabulary=work.vocabulary):
+            activity.add(codes, positions[first : first + len(batch)])
+        for _ in activity.summaries(work.tokens, vocabulary=work.vocabulary):
             pass
 
 
@@ -113,11 +113,11 @@ def _peers_line(work: _HarvestWork, report: Report) -> BenchLine:
     """One SAE, the same windows, by everybody; compared per feature."""
     taken = interleaved({"ours": partial(_ours, work), "limit": partial(_limit, work)}, rounds=3)
     each = taken["ours"] / work.saes.d_sae
-    found = _peers(work)
+    answers = _peers(work)
     report(4, 4)
-    told = [
+    remarks = [
         f"{PEERS[name]} {answer['version']}: {answer['seconds'] / answer['features'] / each:.1f} x ours per feature"
-        for name, answer in found.items()
+        for name, answer in answers.items()
         if "seconds" in answer
     ]
     n = int(work.tokens.counted.sum())
@@ -127,19 +127,19 @@ def _peers_line(work: _HarvestWork, report: Report) -> BenchLine:
         limit="the bare model up to the hook point and the encoder's product",
         limit_s=taken["limit"],
         peers_s={
-            f"{PEERS[name]}, {answer.get('features', 0):,} features": answer.get("seconds", answer.get("missing"))
-            for name, answer in found.items()
+            f"{PEERS[name]}, {answer.get('features', 0):,} features": seconds_or_reason(answer)
+            for name, answer in answers.items()
         },
         goal="a fifth of a peer's time per feature",
-        remark="; ".join(told),
+        remark="; ".join(remarks),
     )
 
 
 def _peers(work: _HarvestWork) -> dict[str, dict]:
-    """What each peer said, one after the other, each in a process of its own."""
+    """Each peer's answer, one after the other, each in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        work.model.network.save_pretrained(folder / "model")
+        work.model.pretrained.save_pretrained(folder / "model")
         save(work.saes, folder / "sae", {"hook_name": work.hookpoint, "model_name": "embedded"})
         np.save(folder / "tokens.npy", work.tokens.ids)
         block = int(work.hookpoint.split(".")[1])

@@ -1,4 +1,4 @@
-"""Neighbours of one feature among all members, and of 32 features at once, against one read of the rows."""
+"""Time of finding the neighbours of one feature among all members, and of 32 at once, against one read of the rows."""
 
 import os
 from collections.abc import Iterator
@@ -70,14 +70,14 @@ def _rows(n_members: int, device: str) -> Tensor:
 
 def _plain(rows: Tensor, n_members: int) -> list:
     anchor = rows[17]
-    found = [torch.mv(member, anchor).topk(K) for member in rows.split(len(rows) // n_members)]
-    return [best.indices.tolist() for best in found]
+    nearest = [torch.mv(member, anchor).topk(K) for member in rows.split(len(rows) // n_members)]
+    return [best.indices.tolist() for best in nearest]
 
 
 def _free_bytes() -> int:
     """Memory that is free or can be freed."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
-        held = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return int(held["MemAvailable"].split()[0]) * 1024
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

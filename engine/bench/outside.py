@@ -1,4 +1,4 @@
-"""Peers asked outside: in processes of a Python of their own, which pins other versions than ours."""
+"""Run peers' benchmarks in processes of another Python interpreter, as they pin other versions than this project."""
 
 import json
 import os
@@ -12,7 +12,7 @@ INTERPRETER = "SEEDSCOPE_BENCH_PYTHON"  # one that has the peers; this one by de
 
 
 def ask_peers(script: str, peers: Iterable[str], spec: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
-    """{peer: what it said, or {"missing": why}}, one after the other; `script` lies beside this module, the spec in `folder`."""
+    """{peer: its JSON answer, or {"missing": why}}, one after the other; `script` is beside this module, the spec in `folder`."""
     python = os.environ.get(INTERPRETER, sys.executable)
     place, answers = folder / "spec.json", {}
     place.write_text(json.dumps(spec))
@@ -26,3 +26,8 @@ def ask_peers(script: str, peers: Iterable[str], spec: dict[str, Any], folder: P
         last = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
         answers[name] = json.loads(last[0]) if last else {"missing": f"it ended with exit {done.returncode}"}
     return answers
+
+
+def seconds_or_reason(answer: dict[str, Any]) -> float | str:
+    """A peer's seconds, or why there are none."""
+    return answer["seconds"] if "seconds" in answer else str(answer["missing"])

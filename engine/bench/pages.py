@@ -1,4 +1,4 @@
-"""Theta moved on the pages of a study of 96 x 16,384 features, written by the real Writer and served by the real server."""
+"""Server time of pages while theta moves, on a study of 96 x 16,384 features written by Writer and served by the dashboard."""
 
 import re
 import statistics
@@ -63,13 +63,18 @@ class _Server:
     def __enter__(self) -> "_Server":
         command = [sys.executable, "-m", "seedscope.app.cli", "serve", "--root", str(self._root), "--port", "0"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self._address = re.search(r"http://[^/]+", self._process.stdout.readline())[0]
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        address = re.search(r"http://[^/]+", line)
+        if address is None:
+            raise RuntimeError(f"the server said {line!r}, expected the address that it serves")
+        self._address = address[0]
         return self
 
     def __exit__(self, *raised: object) -> None:
         self._process.terminate()
         self._process.wait(10)
-        self._process.stdout.close()
+        if self._process.stdout:
+            self._process.stdout.close()
 
     def get(self, path: str) -> float:
         """Seconds until the whole answer is there; raises HTTPError for anything but 200."""

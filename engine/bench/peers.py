@@ -1,7 +1,7 @@
-"""What other programs take for the activity of one SAE: run by any interpreter that has them, `python peers.py NAME SPEC.json`.
+"""Time that other programs take for the activity of one SAE, run by an interpreter that has them.
 
-It stands alone: their pins exclude ours, so they live in an environment of their own. Prints one JSON object: seconds and
-features, or why there are none.
+`python peers.py NAME SPEC.json` prints one JSON object: seconds and features, or why there are none. It imports nothing of
+this project: their pins exclude ours, so they need an environment of their own.
 """
 
 import contextlib
@@ -83,16 +83,16 @@ def _tokens(spec: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Measure one peer; whatever goes wrong in it is its answer."""
+    """Measure one peer; an error inside it is printed as its answer."""
     name, spec = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            found = {"sae_dashboard": sae_dashboard, "delphi": delphi}[name](spec)
+            answer = {"sae_dashboard": sae_dashboard, "delphi": delphi}[name](spec)
         except ImportError as error:
-            found = {"missing": f"not installed ({error})"}
+            answer = {"missing": f"not installed ({error})"}
         except Exception as error:
-            found = {"missing": f"{type(error).__name__}: {error!s:.200}"}
-    print(json.dumps(found))
+            answer = {"missing": f"{type(error).__name__}: {error!s:.200}"}
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

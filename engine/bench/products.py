@@ -1,4 +1,4 @@
-"""Best cosines of two dictionaries against the bare product, its limit, and against what else would compute them."""
+"""Time of the best cosines of two dictionaries, against the bare product and against other ways to compute them."""
 
 import ctypes
 import importlib.util
@@ -8,6 +8,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,7 +115,7 @@ def _full(a: Tensor, b: Tensor) -> tuple:
 
 def _running(a: Tensor, b: Tensor, block: int = 1024) -> list[tuple[Tensor, Tensor]]:
     """Best and partner only, both ways: what a loop of `max` over blocks costs."""
-    found = [
+    best_of = [
         (a.new_full((n,), -torch.inf), torch.zeros(n, dtype=torch.long, device=a.device)) for n in map(len, (a, b))
     ]
     buffer = a.new_empty(block * block)
@@ -124,24 +125,24 @@ def _running(a: Tensor, b: Tensor, block: int = 1024) -> list[tuple[Tensor, Tens
             product = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
             torch.mm(rows, columns.T, out=product)
             for (best, partner), dim, mine, theirs in zip(
-                found, (1, 0), (first_a, first_b), (first_b, first_a), strict=True
+                best_of, (1, 0), (first_a, first_b), (first_b, first_a), strict=True
             ):
                 value, index = product.max(dim)
                 here = slice(mine, mine + len(value))
                 partner[here] = torch.where(value > best[here], index + theirs, partner[here])
                 best[here] = torch.maximum(value, best[here])
-    return found
+    return best_of
 
 
-def _faiss(a, b) -> list:
+def _faiss(a: np.ndarray, b: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     import faiss
 
-    found = []
+    nearest = []
     for queries, stored in ((a, b), (b, a)):
         index = faiss.IndexFlatIP(stored.shape[1])
         index.add(stored)
-        found.append(index.search(queries, 2))
-    return found
+        nearest.append(index.search(queries, 2))
+    return nearest
 
 
 def _finished(run: Callable) -> None:

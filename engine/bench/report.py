@@ -1,4 +1,4 @@
-"""What a benchmark reports: one line of work against this machine's limit and against its peers, from one run."""
+"""The result of a benchmark: the time of one piece of work, against the machine's limit and against peers, from one run."""
 
 import statistics
 import time

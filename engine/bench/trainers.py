@@ -1,4 +1,4 @@
-"""What other programs take to train the same seeds one after another, and how well they reconstruct.
+"""Time that other programs take to train the same seeds one after another, and how well their SAEs reconstruct.
 
 Run by any interpreter that has them, `python trainers.py NAME SPEC.json`; it stands alone, as `peers.py` does. Prints one
 JSON object: seconds for all seeds, EV and L0 on held-out rows by the program's own inference, or why there are none. Both
@@ -189,7 +189,7 @@ def _rows(spec: dict[str, Any]) -> tuple[Any, Any]:
     import numpy as np
     import torch
 
-    return tuple(torch.from_numpy(np.load(spec[name])).float() for name in ("rows", "held"))
+    return torch.from_numpy(np.load(spec["rows"])).float(), torch.from_numpy(np.load(spec["held"])).float()
 
 
 def _batches(rows: Any, spec: dict[str, Any], seed: int) -> Iterator[Any]:
@@ -203,7 +203,7 @@ def _batches(rows: Any, spec: dict[str, Any], seed: int) -> Iterator[Any]:
 
 
 def main() -> None:
-    """Train by one program; whatever goes wrong in it is its answer."""
+    """Train by one program; an error inside it is printed as its answer."""
     name, spec = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     with contextlib.redirect_stdout(sys.stderr):
         try:
@@ -211,12 +211,12 @@ def main() -> None:
 
             torch.set_num_threads(spec["threads"])
             programs = {"dictionary_learning": dictionary_learning, "sae_lens": sae_lens, "overcomplete": overcomplete}
-            found = programs[name](spec)
+            answer = programs[name](spec)
         except ImportError as error:
-            found = {"missing": f"not installed ({error})"}
+            answer = {"missing": f"not installed ({error})"}
         except Exception as error:
-            found = {"missing": f"{type(error).__name__}: {error!s:.300}"}
-    print(json.dumps(found))
+            answer = {"missing": f"{type(error).__name__}: {error!s:.300}"}
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training an ensemble in lockstep against the same seeds one after another elsewhere: how fast, and how good at the same L0."""
+"""Time and quality at equal L0 of training in lockstep, against other programs that train the seeds one after another."""
 
 import tempfile
 import time
@@ -13,7 +13,7 @@ import torch
 
 from seedscope.engine.activations.harvest import LanguageModel, harvest, load_model, tokenize
 from seedscope.engine.bench.harvest import Report
-from seedscope.engine.bench.outside import ask_peers
+from seedscope.engine.bench.outside import ask_peers, seconds_or_reason
 from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.bench.trainers import load_optimizers
 from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
@@ -58,25 +58,25 @@ def lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
 
 def recipes(n_tokens: int, seeds: tuple[int, ...]) -> list[TrainConfig]:
     """The demo's recipe for every variant; peers are given the same rate and sparsity."""
-    given = {
+    changes: dict[str, dict[str, Any]] = {
         "batchtopk": {"lr": 8e-3},
         "matryoshka": {"lr": 8e-3},
         "relu": {"l1": 0.1, "lr": 8e-3},
         "gated": {"l1": 0.1},
     }
     demos = replace(stdlib.STUDY.train, n_tokens=n_tokens, seeds=seeds)
-    return [replace(demos, variant=variant, **given.get(variant, {})) for variant in VARIANTS]
+    return [replace(demos, variant=variant, **changes.get(variant, {})) for variant in VARIANTS]
 
 
 def activations(model: LanguageModel, n_tokens: int) -> Rows:
     """Rows to train on and rows that no training sees, as float32."""
     corpus = stdlib.load_corpus()
-    found = []
+    rows = []
     for texts, wanted in ((corpus.train, n_tokens), (corpus.held_out, HELD_TOKENS)):
         tokens = tokenize(texts, model, n_ctx=stdlib.STUDY.n_ctx, n_tokens=int(1.02 * wanted))
         with tempfile.TemporaryDirectory() as folder:
-            found.append(np.array(harvest(model, tokens, stdlib.STUDY.hookpoint, Path(folder)), np.float32))
-    return Rows(*found)
+            rows.append(np.array(harvest(model, tokens, stdlib.STUDY.hookpoint, Path(folder)), np.float32))
+    return Rows(*rows)
 
 
 def line(config: TrainConfig, rows: Rows, *, rounds: int = 1) -> BenchLine:
@@ -95,14 +95,14 @@ def line(config: TrainConfig, rows: Rows, *, rounds: int = 1) -> BenchLine:
     trained = {name: answer for name, answer in peers.items() if "seconds" in answer}
     n = len(config.seeds) * (config.n_tokens // config.batch) * config.batch
     own = quality(members, rows.held)
-    told = [f"{n / ours_s:,.0f} member-tokens/s, EV {own.ev:.4f} at L0 {own.l0:.2f}"]
+    remarks = [f"{n / ours_s:,.0f} member-tokens/s, EV {own.ev:.4f} at L0 {own.l0:.2f}"]
     others = _sparsities(config, rows, own) if trained else []
     for name, answer in trained.items():
-        there = Quality(float(np.mean(answer["l0"])), float(np.mean(answer["ev"])))
-        here = at_l0(others, there.l0)
-        told.append(
-            f"{PEERS[name]} {answer['version']}: {n / answer['seconds']:,.0f} member-tokens/s, EV {there.ev:.4f} at L0 "
-            f"{there.l0:.2f}, where ours has {here:.4f}; {answer['seconds'] / ours_s:.1f} x our time"
+        theirs = Quality(float(np.mean(answer["l0"])), float(np.mean(answer["ev"])))
+        ours_ev = at_l0(others, theirs.l0)
+        remarks.append(
+            f"{PEERS[name]} {answer['version']}: {n / answer['seconds']:,.0f} member-tokens/s, EV {theirs.ev:.4f} at L0 "
+            f"{theirs.l0:.2f}, where ours has {ours_ev:.4f}; {answer['seconds'] / ours_s:.1f} x our time"
         )
     return BenchLine(
         work=f"training {len(config.seeds)} x {config.d_sae:,} {config.variant}, d_in {rows.train.shape[1]}, "
@@ -110,9 +110,9 @@ def line(config: TrainConfig, rows: Rows, *, rounds: int = 1) -> BenchLine:
         ours_s=ours_s,
         limit="the encoder's product alone",
         limit_s=_limit(config, rows),
-        peers_s={PEERS[name]: answer.get("seconds", answer.get("missing")) for name, answer in peers.items()},
+        peers_s={PEERS[name]: seconds_or_reason(answer) for name, answer in peers.items()},
         goal=GOAL,
-        remark="; ".join(told),
+        remark="; ".join(remarks),
     )
 
 
@@ -129,22 +129,22 @@ def quality(members: SAE, held: np.ndarray) -> Quality:
     return Quality(active / len(x) / members.n_members, float(1 - left / whole))
 
 
-def at_l0(found: list[Quality], l0: float) -> float:
+def at_l0(measured: list[Quality], l0: float) -> float:
     """EV at an L0 between those that were measured, linear in log L0; at the nearest beyond them."""
-    ordered = sorted(found)
+    ordered = sorted(measured)
     return float(np.interp(np.log(l0), np.log([each.l0 for each in ordered]), [each.ev for each in ordered]))
 
 
 def _sparsities(config: TrainConfig, rows: Rows, own: Quality) -> list[Quality]:
     """The same recipe on either side of its sparsity."""
     name = "k" if "k" in config.uses else "l1"
-    found = [own]
+    measured = [own]
     for factor in STEPS_OF_SPARSITY:
         value = getattr(config, name) * factor
         changed = replace(config, seeds=QUALITY_SEEDS, **{name: round(value) if name == "k" else value})
         if getattr(changed, name) != getattr(config, name):
-            found.append(quality(train_ensemble(rows.train, changed), rows.held))
-    return found
+            measured.append(quality(train_ensemble(rows.train, changed), rows.held))
+    return measured
 
 
 def _limit(config: TrainConfig, rows: Rows) -> float:
@@ -156,7 +156,7 @@ def _limit(config: TrainConfig, rows: Rows) -> float:
 
 
 def _peers(config: TrainConfig, rows: Rows) -> dict[str, dict[str, Any]]:
-    """What each peer said, one after the other, each in a process of its own."""
+    """Each peer's answer, one after the other, each in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         spec = asdict(config) | {"group_sizes": config.group_sizes, "threads": torch.get_num_threads()}

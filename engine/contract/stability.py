@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple, cast
 
 import numpy as np
-from scipy.special import betainc, betaincinv, gammaln
+from scipy.special import betainc, betaincinv
 
 from seedscope.engine.contract.schema import N_THETAS
 
@@ -160,19 +160,10 @@ def convergence(features: np.ndarray, *, epsilon: float = EPSILON) -> Convergenc
 @lru_cache(8)
 def _fewer(n_comparisons: int) -> tuple[np.ndarray, ...]:
     """For n = 1 .. N: P(x matches among n | X among N), (N + 1, n + 1). 7 MB at N = 95."""
+    from scipy.stats import hypergeom  # a second to import
+
     total = np.arange(n_comparisons + 1)[:, None]
-
-    def log_choose(n: np.ndarray, k: np.ndarray) -> np.ndarray:
-        possible = (k >= 0) & (k <= n)
-        k = np.where(possible, k, 0)
-        return np.where(possible, gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1), -np.inf)
-
-    tables = []
-    for n in range(1, n_comparisons + 1):
-        x = np.arange(n + 1)[None]
-        ways = log_choose(total, x) + log_choose(n_comparisons - total, n - x)
-        tables.append(np.exp(ways - log_choose(np.array(n_comparisons), np.array(n))))
-    return tuple(tables)
+    return tuple(hypergeom.pmf(np.arange(n + 1)[None], n_comparisons, total, n) for n in range(1, n_comparisons + 1))
 
 
 def seed_bootstrap_band(

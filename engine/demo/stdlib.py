@@ -1,7 +1,7 @@
-"""The embedded study's inputs: the interpreter's own source text, and a small language model trained on it.
+"""Corpus and settings of the embedded study: the interpreter's own standard library as text, in two sets of documents.
 
-Nothing is downloaded. `corpus.json` lists the standard library's files (no tests, no generated tables) with their
-hashes as they stood when the model was trained; `model/` is what `train_model.py` saved.
+Nothing is downloaded, and torch is not imported. `corpus.json` lists the standard library's files (no tests, no generated
+tables) with their hashes as they stood when the model was trained; `model/` is what `train_model.py` saved.
 """
 
 import hashlib
@@ -74,7 +74,9 @@ def load_corpus() -> Corpus:
     """Read the listed files that exist here, and say how many are not as they were when the model was trained."""
     listed: dict[str, str] = json.loads(CORPUS_LIST.read_text())["files"]
     root = Path(sysconfig.get_path("stdlib"))
-    train, held_out, n_differ, n_missing = [], [], 0, 0
+    train: list[tuple[str, str]] = []
+    held_out: list[tuple[str, str]] = []
+    n_differ, n_missing = 0, 0
     for path, expected in listed.items():
         file = root / path
         if not file.is_file():
@@ -93,7 +95,7 @@ def load_corpus() -> Corpus:
 
 
 def built_from(corpus: Corpus | None = None) -> str:
-    """16 hex digits over all that the embedded study is built from: settings, schema version, model, texts.
+    """16 hex digits over everything that the embedded study is built from: settings, schema version, model, texts.
 
     A study whose `CURRENT` file names another value is built again. Costs a tenth of a second; loads no torch.
     """

@@ -1,4 +1,4 @@
-"""Answers of language models on disk: what was paid for once is never asked again.
+"""Keep the answers of language models on disk, so that no question is paid for twice.
 
 One JSON line per answer, appended and flushed as it comes, so that a stop at any moment costs no line but the one being
 written; such a line is left out when the file is read. Questions are kept as digests, keys of servers not at all. Answers
@@ -25,8 +25,8 @@ class Usage:
         return Usage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __str__(self) -> str:
-        told = f"{self.answers:,} answers, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out"
-        return told + (f" ({self.uncounted:,} answers came without a count)" if self.uncounted else "")
+        counts = f"{self.answers:,} answers, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out"
+        return counts + (f" ({self.uncounted:,} answers came without a count)" if self.uncounted else "")
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Answers:
 
     def find(self, key: str) -> str | None:
         """The answer to a question, None where it is to be asked."""
-        found = self._good.get(key)
-        return None if found is None else found.text
+        answer = self._good.get(key)
+        return None if answer is None else answer.text
 
     def add(self, answer: Answer) -> None:
         """Append and flush to disk; raises OSError where it cannot be written, and then nothing more should be asked."""
@@ -109,9 +109,9 @@ class Answers:
 
     def _read(self, line: bytes) -> None:
         try:
-            held: dict[str, Any] = json.loads(line)
-            usage = Usage(*(int(n) for n in held.pop("usage")))
-            answer = Answer(usage=usage, **held)
+            fields: dict[str, Any] = json.loads(line)
+            usage = Usage(*(int(n) for n in fields.pop("usage")))
+            answer = Answer(usage=usage, **fields)
         except (ValueError, TypeError, KeyError, AttributeError):
             self.n_damaged += 1
             return

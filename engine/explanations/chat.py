@@ -1,4 +1,4 @@
-"""Questions to any OpenAI-compatible server: how many at once, how patiently, and what they cost.
+"""Ask questions of any OpenAI-compatible server: concurrency, retries, waiting, reading of replies and counting of tokens.
 
 The key is read from the environment alone and kept out of everything that is written: SEEDSCOPE_LLM_KEY goes to whichever
 server is named, OPENAI_API_KEY to api.openai.com alone, so that a key never reaches a server that it was not made for. Local
@@ -106,8 +106,8 @@ class Question(NamedTuple):
 
     def key(self, server: Server) -> str:
         """What answers are kept under: an address may change, a model or a word may not."""
-        asked = [self.about, self.kind, PROMPT_VERSION, server.model, server.temperature, self.messages]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+        content = [self.about, self.kind, PROMPT_VERSION, server.model, server.temperature, self.messages]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 class Answered(NamedTuple):
@@ -118,9 +118,16 @@ class Answered(NamedTuple):
 
 
 class _Reply(NamedTuple):
-    text: str | None
+    """A server's answer to one request: a text, or the reason why there is none."""
+
+    text: str
     usage: Usage
-    failure: str | None  # the answer is no answer
+    failure: str | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """The text as it is kept: None where there is none."""
+        return self.text if self.failure is None else None
 
 
 class _Fault(Exception):
@@ -176,10 +183,10 @@ class Asker:
         Raises Refused where no question can succeed, OSError where an answer cannot be written.
         """
         key = question.key(self._server)
-        held = self._answers.find(key)
-        if held is not None:
+        text = self._answers.find(key)
+        if text is not None:
             with suppress(ValueError):  # a stricter reading than then: ask again
-                value = question.read(held)
+                value = question.read(text)
                 self.n_reused += 1
                 return Answered(value)
         messages, n_faults, n_unreadable = question.messages, 0, 0
@@ -191,7 +198,7 @@ class Asker:
                 if fault.again and n_faults <= self._server.retries and not self._stopped:
                     await self._wait(n_faults, fault.wait_s)
                     continue
-                return self._without(question, key, fault.reason)
+                return self._record_failure(question, key, fault.reason)
             if reply is None:
                 return Answered(None, f"{NOT_ASKED}{self._stopped}")
             value, failure = None, reply.failure
@@ -212,10 +219,10 @@ class Asker:
         self._in_row = 0
         self.usage += reply.usage
         self._answers.add(
-            Answer(key, question.kind, question.feature, self._server.model, reply.text, reply.usage, failure)
+            Answer(key, question.kind, question.feature, self._server.model, reply.answer, reply.usage, failure)
         )
 
-    def _without(self, question: Question, key: str, reason: str) -> Answered:
+    def _record_failure(self, question: Question, key: str, reason: str) -> Answered:
         """Remember a question that got no answer, and whether there is still a point in asking."""
         self._in_row += 1
         if self._in_row >= self._server.give_up_after:
@@ -268,47 +275,47 @@ class Asker:
     def _read(self, body: str) -> _Reply:
         """A server's whole answer, which may be anything."""
         try:
-            held = json.loads(body)
-            held = held if isinstance(held, dict) else {}
+            completion = json.loads(body)
+            completion = completion if isinstance(completion, dict) else {}
         except (ValueError, RecursionError):
             return _Reply(
-                None, Usage(answers=1, uncounted=1), f"found {self._clean(body)!r}, expected a chat completion as JSON"
+                "", Usage(answers=1, uncounted=1), f"found {self._clean(body)!r}, expected a chat completion as JSON"
             )
-        usage = _usage(held.get("usage"))
-        choices = held.get("choices")
+        usage = _usage(completion.get("usage"))
+        choices = completion.get("choices")
         if not isinstance(choices, list) or not choices:
-            return _Reply(None, usage, "found no choices in the answer, expected one")
+            return _Reply("", usage, "found no choices in the answer, expected one")
         choice = choices[0] if isinstance(choices[0], dict) else {}
         message = choice.get("message")
         text = message.get("content") if isinstance(message, dict) else None
         if choice.get("finish_reason") == "length":
-            return _Reply(None, usage, f"the answer was cut at max_tokens = {self._server.max_tokens}")
+            return _Reply("", usage, f"the answer was cut at max_tokens = {self._server.max_tokens}")
         if not isinstance(text, str):
             refusal = message.get("refusal") if isinstance(message, dict) else None
             said = f": {self._clean(refusal)}" if isinstance(refusal, str) else ""
-            return _Reply(None, usage, f"found no text in the answer, expected some{said}")
-        return _Reply(self._redact(text), usage, None)
+            return _Reply("", usage, f"found no text in the answer, expected some{said}")
+        return _Reply(self._redact(text), usage)
 
     def _status_fault(self, error: Any) -> _Fault:
         status, said = error.status_code, self._clean(_message(error.body) or error.response.text)
-        told = f"HTTP {status}" + (f": {said}" if said else "")
+        summary = f"HTTP {status}" + (f": {said}" if said else "")
         exhausted = isinstance(error.body, dict) and error.body.get("code") == "insufficient_quota"
         if status == 401:
             had = f"the key in the environment, {KEY} or {OPENAI_KEY}, is not one of this server's"
             if not self._key:
                 had = f"there is no key for it in the environment; set {KEY}"
-            raise Refused(f"{self._server.base_url} refuses to answer ({told}): {had}") from None
+            raise Refused(f"{self._server.base_url} refuses to answer ({summary}): {had}") from None
         if status in (402, 404) or exhausted:
             raise Refused(
-                f"{self._server.base_url} cannot answer as {self._server.model!r} ({told}); expected an account with credit and "
+                f"{self._server.base_url} cannot answer as {self._server.model!r} ({summary}); expected an account with credit and "
                 "a model that the server knows at an address that ends like /v1"
             ) from None
         again = status in (408, 409, 429) or status >= 500
         wait_s = retry_after(error.response.headers) if again else None
         if wait_s is not None and wait_s > self._server.longest_wait_s:
-            asked = f"{told}; the server asks to wait {wait_s:,.0f} s, more than {self._server.longest_wait_s:g} s"
-            return _Fault(asked, again=False)
-        return _Fault(told, again=again, wait_s=wait_s)
+            reason = f"{summary}; the server asks to wait {wait_s:,.0f} s, more than {self._server.longest_wait_s:g} s"
+            return _Fault(reason, again=False)
+        return _Fault(summary, again=again, wait_s=wait_s)
 
     def _redact(self, text: str) -> str:
         return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_KEY else text
@@ -333,13 +340,13 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     with suppress(ValueError):
         if (milliseconds := headers.get("retry-after-ms")) is not None:
             return max(float(milliseconds) / 1000, 0.0)
-    told = headers.get("retry-after")
-    if told is None:
+    value = headers.get("retry-after")
+    if value is None:
         return None
     with suppress(ValueError):
-        return max(float(told), 0.0)
+        return max(float(value), 0.0)
     with suppress(ValueError, TypeError):
-        return max(parsedate_to_datetime(told).timestamp() - time(), 0.0)
+        return max(parsedate_to_datetime(value).timestamp() - time(), 0.0)
     return None
 
 
@@ -363,10 +370,12 @@ def _without_secrets(address: str) -> str:
     return address.split("?", 1)[0].split("#", 1)[0].rsplit("@", 1)[-1]
 
 
-def _usage(told: Any) -> Usage:
-    counts = [told.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(told, dict) else []
-    if len(counts) == 2 and all(type(count) is int and count >= 0 for count in counts):
-        return Usage(1, *counts)
+def _usage(counts: Any) -> Usage:
+    """The tokens of one answer, uncounted where the server's field of that name is not as the protocol has it."""
+    if isinstance(counts, dict):
+        n_in, n_out = counts.get("prompt_tokens"), counts.get("completion_tokens")
+        if type(n_in) is int and type(n_out) is int and min(n_in, n_out) >= 0:
+            return Usage(1, n_in, n_out)
     return Usage(answers=1, uncounted=1)
 
 

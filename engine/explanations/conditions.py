@@ -1,6 +1,6 @@
-"""Tokens as rules see them: which conditions every token type fulfils, and where in its text each token stands."""
+"""Read a token set for rule search: the conditions that each token type fulfils, and the place of each token in its text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,13 +79,15 @@ class _Columns:
         """Two token types of one text are one token; a family or an affix of a single text says no more than the text."""
         ones = np.ones(len(self._rows), bool)
         shape = (n_types + 1, max(len(self._number), 1))
-        held = sparse.csr_matrix((ones, (self._rows, self._columns)), shape)
+        matrix = sparse.csr_matrix((ones, (self._rows, self._columns)), shape)
         names = list(self._number)
         is_loose = np.array([kind not in ("token", "class") for kind, _ in names] or [True])
-        kept = np.flatnonzero(~is_loose | (np.asarray(held.sum(0)).ravel() > 1))
-        held = held[:, kept]
+        kept = np.flatnonzero(~is_loose | (np.asarray(matrix.sum(0)).ravel() > 1))
+        matrix = matrix[:, kept]
         names = [names[i] for i in kept] if names else []
-        return Conditions(names, {name: i for i, name in enumerate(names)}, held.indptr, held.indices, held.tocsc())
+        return Conditions(
+            names, {name: i for i, name in enumerate(names)}, matrix.indptr, matrix.indices, matrix.tocsc()
+        )
 
 
 def _places(tokens: TokenSet, names: list[str], types: np.ndarray, in_front: np.ndarray) -> np.ndarray:
@@ -96,7 +98,7 @@ def _places(tokens: TokenSet, names: list[str], types: np.ndarray, in_front: np.
     window_start = np.zeros((n_windows, n_ctx), bool)
     window_start[:, has_bos] = True
 
-    def of(predicate) -> np.ndarray:
+    def of(predicate: Callable[[str], bool]) -> np.ndarray:
         return np.array([predicate(name) for name in names], bool)
 
     ends_line = of(lambda name: "\n" in name and not name.rsplit("\n", 1)[1].strip())
@@ -132,13 +134,13 @@ def _nesting(tokens: TokenSet, names: list[str], types: np.ndarray, in_front: np
     matters = np.array([not SPECIAL.isdisjoint(name) for name in names])[types] | escapes[in_front] | begins
     at = np.flatnonzero(matters)
     word_before = np.array([name[-1:].isalnum() and name.strip().lower() not in STRING_PREFIXES for name in names])
-    known: dict[tuple, _State] = {}
+    memo: dict[tuple[_State, int, bool], _State] = {}
     state, after = _OUTSIDE, np.zeros((3, len(at)), bool)
     for i, (new, kind, behind_word) in enumerate(
         zip(begins[at].tolist(), types[at].tolist(), word_before[in_front[at]].tolist(), strict=True)
     ):
         key = (_OUTSIDE if new else state, kind, behind_word)
-        state = known.get(key) or known.setdefault(key, _read(key[0], names[kind], behind_word))
+        state = memo.get(key) or memo.setdefault(key, _read(key[0], names[kind], behind_word))
         after[:, i] = state.depth > 0, state.quote != "", len(state.quote) == 3
     each = np.cumsum(matters) - 1  # position 0 always matters
     now = after[:, each]

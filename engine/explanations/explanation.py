@@ -1,7 +1,6 @@
-"""What explanations are made of: contexts to explain and to score with, and explanations with their scores.
+"""The types of an explanation and its scores, and their form as arrays of a part.
 
-A context is a run of at most LENGTH tokens. A feature's contexts come from two halves of the documents: an explainer sees
-the first half, scores are taken on the second.
+Explainers see contexts of one half of the documents, scores are taken on contexts of the other (engine.features.examples).
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,15 +34,15 @@ class FeatureExplanation(NamedTuple):
 
 def as_arrays(explanations: Iterable[FeatureExplanation]) -> dict[str, np.ndarray]:
     """Explanations as named arrays of numbers and text, for a file without pickles; `from_arrays` is its inverse."""
-    found = list(explanations)
-    scores = [(i, score) for i, each in enumerate(found) for score in each.scores]
+    listed = list(explanations)
+    scores = [(i, score) for i, each in enumerate(listed) for score in each.scores]
     said = [score.said for _, score in scores]
     arrays: dict[str, Any] = {
-        "feature": np.array([each.feature for each in found], np.int32),
-        "explainer": _texts(each.explainer for each in found),
-        "text": _texts(each.text for each in found),
-        "has_text": np.array([each.text is not None for each in found], bool),
-        "failure": _texts(each.failure for each in found),
+        "feature": np.array([each.feature for each in listed], np.int32),
+        "explainer": _texts(each.explainer for each in listed),
+        "text": _texts(each.text for each in listed),
+        "has_text": np.array([each.text is not None for each in listed], bool),
+        "failure": _texts(each.failure for each in listed),
         "score_of": np.array([i for i, _ in scores], np.int32),
         "score_kind": _texts(score.kind for _, score in scores),
         "score_failure": _texts(score.failure for _, score in scores),
@@ -58,19 +57,27 @@ def as_arrays(explanations: Iterable[FeatureExplanation]) -> dict[str, np.ndarra
     return arrays
 
 
-def from_arrays(held: Mapping[str, np.ndarray]) -> list[FeatureExplanation]:
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[FeatureExplanation]:
     """The explanations that `as_arrays` was given."""
-    scores: list[list[ExplanationScore]] = [[] for _ in held["feature"]]
-    parts = np.split(held["score_said"], np.cumsum(held["score_length"])[:-1]) if len(held["score_length"]) else []
-    for i, (owner, said) in enumerate(zip(held["score_of"], parts, strict=True)):
-        numbers = (held[f"score_{name}"][i] for name in ("value", "shuffled", "shuffled_p95"))
+    scores: list[list[ExplanationScore]] = [[] for _ in arrays["feature"]]
+    lengths = arrays["score_length"]
+    parts = np.split(arrays["score_said"], np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+    def number(name: str, i: int) -> float | None:
+        value = float(arrays[f"score_{name}"][i])
+        return None if np.isnan(value) else value
+
+    for i, (owner, said) in enumerate(zip(arrays["score_of"], parts, strict=True)):
         scores[owner].append(
             ExplanationScore(
-                str(held["score_kind"][i]), *(None if np.isnan(value) else float(value) for value in numbers),
-                int(held["score_n_active"][i]), int(held["score_n_silent"][i]), said, str(held["score_failure"][i]) or None,
+                str(arrays["score_kind"][i]), number("value", i), number("shuffled", i), number("shuffled_p95", i),
+                int(arrays["score_n_active"][i]), int(arrays["score_n_silent"][i]), said,
+                str(arrays["score_failure"][i]) or None,
             )
         )  # fmt: skip
-    rows = zip(*(held[name].tolist() for name in ("feature", "explainer", "text", "has_text", "failure")), strict=True)
+    rows = zip(
+        *(arrays[name].tolist() for name in ("feature", "explainer", "text", "has_text", "failure")), strict=True
+    )
     return [
         FeatureExplanation(feature, explainer, text if has_text else None, tuple(scores[i]), failure or None)
         for i, (feature, explainer, text, has_text, failure) in enumerate(rows)
@@ -79,5 +86,5 @@ def from_arrays(held: Mapping[str, np.ndarray]) -> list[FeatureExplanation]:
 
 def _texts(values: Iterable[str | None]) -> np.ndarray:
     # Fixed width drops zero characters at the end; no explanation ends in one.
-    held = [value or "" for value in values]
-    return np.array(held, str) if held else np.zeros(0, "<U1")
+    texts = [value or "" for value in values]
+    return np.array(texts, str) if texts else np.zeros(0, "<U1")

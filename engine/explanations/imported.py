@@ -1,4 +1,4 @@
-"""Explanations that others made, into a study: read whole, checked whole, then kept as parts beside the study's own.
+"""Import explanations that other tools made: read and check files as a whole, then keep them as parts of a study.
 
 They belong to the SAEs alone, so they stay when tokens or model change, and need no activity.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from seedscope.engine.explanations import rule_search
 from seedscope.engine.explanations.exchange import delphi, neuronpedia
-from seedscope.engine.explanations.exchange.records import Found, Seeds, SeedsInNames
+from seedscope.engine.explanations.exchange.records import Explanations, Seeds, SeedsInNames
 from seedscope.engine.explanations.explanation import FeatureExplanation
 from seedscope.engine.explanations.of_study import IMPORTED, keep
 from seedscope.engine.store import catalogue
@@ -21,13 +21,13 @@ LONGEST = 2000  # characters of an explanation
 _OWN = ("openai:", rule_search.NAME)  # how explainers are called that a study may have asked itself
 
 
-class Taken(NamedTuple):
-    """What was taken from files."""
+class ImportedExplanations(NamedTuple):
+    """What was imported from files."""
 
     format: str
     explainers: Counter[str]  # {explainer: explanations}
     n_features: int
-    left_out: list[str]  # what was not taken, and why
+    left_out: list[str]  # what was not imported, and why
 
 
 def take_explanations(
@@ -38,7 +38,7 @@ def take_explanations(
     format: str = "auto",
     seed: int | None = None,
     sources: Mapping[str, int] | None = None,
-) -> Taken:
+) -> ImportedExplanations:
     """Keep the explanations of a file or folder as parts of an ensemble, one per explainer; `publish` shows them.
 
     A file of one member is that of `seed`; where there are several, `sources` names the seed of each source (Neuronpedia) or
@@ -59,19 +59,19 @@ def take_explanations(
     d_sae = len(match.read(row.seeds[0], "partner")["partner"])
     seeds = _seeds(row, seed, sources or {})
     format = _format(path, format)
-    found = (delphi.read if format == "delphi" else neuronpedia.read)(path, seeds, d_sae=d_sae)
-    by_explainer, left_out = _sorted(found)
+    by_feature = (delphi.read if format == "delphi" else neuronpedia.read)(path, seeds, d_sae=d_sae)
+    by_explainer, left_out = _by_explainer(by_feature)
     for explainer, members in by_explainer.items():
         keep(parts, explainer, {"saes": saes, "origin": IMPORTED}, members, replace=True)
     counts = Counter({name: sum(map(len, members.values())) for name, members in by_explainer.items()})
-    return Taken(format, counts, len(found), left_out)
+    return ImportedExplanations(format, counts, len(by_feature), left_out)
 
 
 def _seeds(ensemble: catalogue.EnsemblePlan, seed: int | None, sources: Mapping[str, int]) -> Seeds:
     for name, each in (("--seed", seed), *((f"--source {name}", each) for name, each in sources.items())):
         if each is not None and each not in ensemble.seeds:
-            known = ", ".join(map(str, ensemble.seeds))
-            raise ValueError(f"{name} is {each}, expected a member of {ensemble.name}: {known}")
+            members = ", ".join(map(str, ensemble.seeds))
+            raise ValueError(f"{name} is {each}, expected a member of {ensemble.name}: {members}")
     if seed is not None and sources:
         raise ValueError("both --seed and --source were given, expected --seed for files of one member, else --source")
     if seed is None and not sources and len(ensemble.seeds) == 1:
@@ -91,20 +91,20 @@ def _format(path: Path, format: str) -> str:
     return "delphi" if path.is_dir() and any((path / "explanations").glob("*.txt")) else "neuronpedia"
 
 
-def _sorted(found: Found) -> tuple[dict[str, dict[int, list[FeatureExplanation]]], list[str]]:
+def _by_explainer(by_feature: Explanations) -> tuple[dict[str, dict[int, list[FeatureExplanation]]], list[str]]:
     """{explainer: {seed: ascending features}}, one explanation each, and what is left out."""
     by_explainer: dict[str, dict[int, list[FeatureExplanation]]] = {}
     left_out = []
-    for (seed, feature), explanations in sorted(found.items()):
-        held: dict[str, str | None] = {}
+    for (seed, feature), explanations in sorted(by_feature.items()):
+        kept: dict[str, str | None] = {}
         for each in explanations:
             name, where = _name(each.explainer), f"feature {feature} of seed {seed}"
-            if len(each.text or "") > LONGEST:
+            if each.text is not None and len(each.text) > LONGEST:
                 left_out.append(f"{where}: {len(each.text):,} characters by {name}, at most {LONGEST:,} are kept")
-            elif name not in held:
-                held[name] = each.text
+            elif name not in kept:
+                kept[name] = each.text
                 by_explainer.setdefault(name, {}).setdefault(seed, []).append(each._replace(explainer=name))
-            elif held[name] != each.text:
+            elif kept[name] != each.text:
                 left_out.append(f"{where}: another one by {name}, the first is kept")
     return by_explainer, left_out
 

@@ -1,4 +1,4 @@
-"""Explanations by a language model: one question explains a feature, the others score what it said.
+"""Explain features by a language model and score its explanations: one question per explanation, several per score.
 
 The model sees contexts of one half of the documents and is scored on the other half: detection asks which contexts hold the
 feature; fuzzing marks the right tokens in active contexts and as many, drawn at random, in silent ones, and asks which marks
@@ -106,10 +106,10 @@ def estimate(
         if not subject.active:
             continue
         first = subject.explain()
-        held = cache.find(first.key(server))
+        answer = cache.find(first.key(server))
         text = UNKNOWN
         with suppress(ValueError):
-            text = UNKNOWN if held is None else first.read(held)
+            text = UNKNOWN if answer is None else first.read(answer)
         for question, n_answers in [(first, 0), *((b.question(text), len(b.rows)) for b in subject.batches())]:
             if cache.find(question.key(server)) is not None:
                 answered += 1
@@ -145,11 +145,13 @@ def explain_with(
     """
     plan = plan or AskPlan()
     asker = Asker(server, cache)
-    asked = {"digest": digest, "cache": cache, "plan": plan, "prices": prices, "count": count}
     if not asking:
         asker.stop(STOPPED)
     else:
-        progress.say(f"{server.explainer}: {estimate(server, examples, tokens, texts, features, **asked)}")
+        ahead = estimate(
+            server, examples, tokens, texts, features, digest=digest, cache=cache, plan=plan, prices=prices, count=count
+        )
+        progress.say(f"{server.explainer}: {ahead}")
     if cache.n_damaged:
         progress.say(f"{cache.path}: {cache.n_damaged} lines that a stop cut short are left out")
     subjects = (_Subject(examples, tokens, texts, feature, digest=digest, plan=plan) for feature in features)
@@ -159,7 +161,7 @@ def explain_with(
             tally = _Tally(report, progress, asker, total)
             return _run(_explain_all(server, asker, subjects, len(features), tally))
     finally:
-        progress.say(f"{server.explainer}: {_totals(asker.usage, asker.n_reused, prices)}")
+        progress.say(f"{server.explainer}: {_usage_summary(asker.usage, asker.n_reused, prices)}")
 
 
 class _Subject:
@@ -174,14 +176,14 @@ class _Subject:
         shown, self.scored = (np.flatnonzero(self._rows.half == HALVES.index(half)) for half in HALVES)
         active = self._of_kind(shown, "active")
         strongest_first = active[np.argsort(-self._rows.peak[active], kind="stable")]
-        active = strongest_first[_spread(len(active), plan.n_active)]
+        active = strongest_first[_evenly_spaced(len(active), plan.n_active)]
         silent = np.concatenate(self._silent(shown, plan.n_silent))
-        self.active = [self._shown(row, self._marks(row)) for row in active]
-        self._silent_texts = [self._shown(row) for row in silent]
-        told = hashlib.sha256(f"{digest} {self.feature}".encode())
+        self.active = [self._context_text(row, self._marks(row)) for row in active]
+        self._silent_texts = [self._context_text(row) for row in silent]
+        sha = hashlib.sha256(f"{digest} {self.feature}".encode())
         for row in (*active, *silent):
-            told.update(self._tokens(row).astype(np.int64).tobytes() + self._marks(row).tobytes())
-        self.about = told.hexdigest()[:32]
+            sha.update(self._tokens(row).astype(np.int64).tobytes() + self._marks(row).tobytes())
+        self.about = sha.hexdigest()[:32]
 
     def explain(self) -> Question:
         """What is asked first."""
@@ -190,12 +192,14 @@ class _Subject:
 
     def batches(self) -> "Iterator[_Batch]":
         """Contexts to be scored, of both kinds mixed; none where one of the kinds is missing."""
-        rows = self._asked()
+        rows = self._scored_rows()
         for kind in self._plan.scores if len(rows) else ():
             rng = np.random.default_rng([int(self.about[:16], 16), SCORES.index(kind)])
             mixed = rng.permutation(rows)
-            marked = self._guesses(mixed, rng) if kind == "fuzzing" else [None] * len(mixed)
-            shown = [self._shown(row, marks) for row, marks in zip(mixed, marked, strict=True)]
+            marked: Sequence[np.ndarray | None] = [None] * len(mixed)
+            if kind == "fuzzing":
+                marked = self._fuzzed_marks(mixed, rng)
+            shown = [self._context_text(row, marks) for row, marks in zip(mixed, marked, strict=True)]
             for start in range(0, len(mixed), self._plan.per_request):
                 part = slice(start, start + self._plan.per_request)
                 yield _Batch(self, kind, mixed[part], shown[part])
@@ -207,7 +211,7 @@ class _Subject:
             why = f"found no {'silent' if is_active.any() else 'active'} {NO_CONTEXT} to score on"
             none = np.full(len(is_active), -1, np.int8)
             return tuple(ExplanationScore(kind, None, None, None, 0, 0, none, why) for kind in self._plan.scores)
-        found = []
+        scores = []
         for kind in self._plan.scores:
             one = score(kind, is_active, said[kind][self.scored], seed=int(self.about[:8], 16))
             if reasons := failures.get(kind):
@@ -218,8 +222,8 @@ class _Subject:
                     shuffled=None,
                     failure=f"{len(reasons)} requests without an answer: {kinds}",
                 )
-            found.append(one)
-        return tuple(found)
+            scores.append(one)
+        return tuple(scores)
 
     def nothing_said(self) -> dict[str, np.ndarray]:
         """What is known before anything is asked."""
@@ -234,13 +238,13 @@ class _Subject:
         n_near = min(len(near), max(n - n // 2, n - len(far)))
         return near[:n_near], far[: n - n_near]
 
-    def _asked(self) -> np.ndarray:
+    def _scored_rows(self) -> np.ndarray:
         """Rows that scores ask about."""
         active = self._of_kind(self.scored, "active")[: self._plan.n_scored]
         silent = np.concatenate(self._silent(self.scored, self._plan.n_scored))
         return np.concatenate([active, silent]) if len(active) and len(silent) else np.empty(0, np.int64)
 
-    def _guesses(self, rows: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    def _fuzzed_marks(self, rows: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         """The right marks of active rows; on silent ones as many as some active row has, at random."""
         right = [self._marks(row) for row in rows]
         n_marks = [int(marks.sum()) for marks in right if marks.any()]
@@ -259,7 +263,7 @@ class _Subject:
     def _marks(self, row: np.integer) -> np.ndarray:
         return (int(self._rows.mask[row]) >> np.arange(int(self._rows.length[row])) & 1).astype(bool)
 
-    def _shown(self, row: np.integer, marks: np.ndarray | None = None) -> str:
+    def _context_text(self, row: np.integer, marks: np.ndarray | None = None) -> str:
         ids = self._tokens(row)
         if (ids < 0).any():
             raise ValueError(f"a context of feature {self.feature} runs into padding, expected tokens alone")
@@ -314,12 +318,12 @@ async def _explain_all(
     server: Server, asker: Asker, subjects: Iterator[_Subject], n: int, tally: _Tally
 ) -> list[FeatureExplanation]:
     """A few features at a time, so that a stop leaves whole features behind rather than questions of all."""
-    found: list[FeatureExplanation | None] = [None] * n
+    explanations: dict[int, FeatureExplanation] = {}
     numbered = enumerate(subjects)
 
     async def work() -> None:
         for i, subject in numbered:
-            found[i] = await _explain(server, asker, subject, tally)
+            explanations[i] = await _explain(server, asker, subject, tally)
 
     async with asker:
         workers = [asyncio.create_task(work()) for _ in range(min(server.concurrency, n))]
@@ -339,22 +343,23 @@ async def _explain_all(
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
             raise
-    return found
+    return [explanations[i] for i in range(n)]
 
 
 async def _explain(server: Server, asker: Asker, subject: _Subject, tally: _Tally) -> FeatureExplanation:
     if not subject.active:
         return FeatureExplanation(subject.feature, server.explainer, None, (), NOTHING_SHOWN)
     batches = list(subject.batches())
-    told = await asker.ask(subject.explain())
-    if told.failure is not None:
+    explained = await asker.ask(subject.explain())
+    if explained.failure is not None:
         tally.add(1 + len(batches))
-        return FeatureExplanation(subject.feature, server.explainer, None, (), told.failure)
+        return FeatureExplanation(subject.feature, server.explainer, None, (), explained.failure)
     tally.add(1)
-    said, failures = subject.nothing_said(), {}
+    said = subject.nothing_said()
+    failures: dict[str, list[str]] = {}
 
     async def ask(batch: _Batch) -> None:
-        answer = await asker.ask(batch.question(told.value))
+        answer = await asker.ask(batch.question(explained.value))
         tally.add(1)
         if answer.failure is None:
             said[batch.kind][batch.rows] = answer.value
@@ -362,7 +367,7 @@ async def _explain(server: Server, asker: Asker, subject: _Subject, tally: _Tall
             failures.setdefault(batch.kind, []).append(answer.failure)
 
     await asyncio.gather(*map(ask, batches))  # unlike a task group it lets the others finish: they are paid for
-    return FeatureExplanation(subject.feature, server.explainer, told.value, subject.scores(said, failures))
+    return FeatureExplanation(subject.feature, server.explainer, explained.value, subject.scores(said, failures))
 
 
 def _rows_of(examples: Examples, feature: int) -> slice:
@@ -370,7 +375,7 @@ def _rows_of(examples: Examples, feature: int) -> slice:
     return slice(int(low), int(high))
 
 
-def _spread(n: int, most: int) -> np.ndarray:
+def _evenly_spaced(n: int, most: int) -> np.ndarray:
     """At most `most` of n ranks, evenly from the first to the last."""
     return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(int)
 
@@ -386,7 +391,7 @@ def _n_questions(examples: Examples, feature: int, plan: AskPlan) -> int:
     return 1 + n_batches * len(plan.scores)
 
 
-def _totals(usage: Usage, n_reused: int, prices: Prices | None) -> str:
+def _usage_summary(usage: Usage, n_reused: int, prices: Prices | None) -> str:
     spent = (
         "" if prices is None else f", {prices.cost(usage.prompt_tokens, usage.completion_tokens):,.2f} at the prices"
     )

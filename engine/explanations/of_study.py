@@ -1,4 +1,4 @@
-"""Explanations of an ensemble's features, from what its activity left behind: contexts are drawn, the model is not needed.
+"""Explain the features of a study's ensembles, from the contexts that the activity analysis kept; no model is needed.
 
 Every explainer leaves a part of its own beside the analyses: `explain` of the token rules, `explain-..` of others.
 """
@@ -31,9 +31,9 @@ ANSWERS = "answers.jsonl"  # of language models, in the study's folder: what was
 IMPORTED = "imported"  # origin of parts with explanations that others made
 
 
-def examples_of(held: Mapping[str, np.ndarray]) -> Examples:
-    """The examples that one member's activity holds."""
-    return Examples(*(held[name] for name in _EXAMPLES))
+def examples_of(activity: Mapping[str, np.ndarray]) -> Examples:
+    """The examples among the arrays of one member's activity."""
+    return Examples(*(activity[name] for name in _EXAMPLES))
 
 
 _EXAMPLES = [f"example_{name}" for name in Examples._fields]
@@ -55,14 +55,19 @@ def explain_by_rules(
     with progress.stage(f"{ensemble.name}: token rules", "features") as report, parts.write(ANALYSIS, about) as put:
         reading = None
         for index, seed in enumerate(ensemble.seeds):
-            held = activity.read(seed, "n_active", "left_out", *_EXAMPLES)
-            reading = reading or Reading(tokens._replace(left_out=held["left_out"]), texts)  # the same for all members
-            n, total = len(held["n_active"]), len(held["n_active"]) * len(ensemble.seeds)
-            found = rule_search.explain_member(
-                examples_of(held), tokens, texts, n, reading=reading,
-                report=lambda done, _, before=index * n, total=total: report(before + done, total),
-            )  # fmt: skip
-            put(seed, as_arrays(found))
+            arrays = activity.read(seed, "n_active", "left_out", *_EXAMPLES)
+            reading = reading or Reading(
+                tokens._replace(left_out=arrays["left_out"]), texts
+            )  # the same for all members
+            n = len(arrays["n_active"])
+
+            def report_member(done: int, _: int, before: int = index * n, total: int = n * len(ensemble.seeds)) -> None:
+                report(before + done, total)
+
+            explained = rule_search.explain_member(
+                examples_of(arrays), tokens, texts, n, reading=reading, report=report_member
+            )
+            put(seed, as_arrays(explained))
 
 
 def part_name(explainer: str) -> str:
@@ -74,16 +79,16 @@ def part_name(explainer: str) -> str:
 
 
 def explanations(parts: Parts, **must: Any) -> list[Part]:
-    """Every explainer's part that was made from the same as `must` says; the token rules first."""
+    """Every explainer's part whose record agrees with `must`; the token rules first."""
     names = [name for name in parts.analyses() if name == ANALYSIS or name.startswith(f"{ANALYSIS}-")]
-    return [found for name in names if (found := parts.find(name, **must))]
+    return [part for name in names if (part := parts.find(name, **must))]
 
 
 def keep(
     parts: Parts,
     explainer: str,
     about: dict[str, Any],
-    found: Mapping[int, Sequence[FeatureExplanation]],
+    explained: Mapping[int, Sequence[FeatureExplanation]],
     *,
     replace: bool = False,
 ) -> None:
@@ -96,15 +101,15 @@ def keep(
     former = parts.find(name, **about)
     with_former = {seed: from_arrays(former.read(seed)) for seed in former.seeds} if former else {}
     with parts.write(name, about) as put:
-        for seed in sorted({*with_former, *found}):
+        for seed in sorted({*with_former, *explained}):
             best = {each.feature: each for each in with_former.get(seed, ())}
-            for each in found.get(seed, ()):
-                if replace or each.feature not in best or _success(each) >= _success(best[each.feature]):
+            for each in explained.get(seed, ()):
+                if replace or each.feature not in best or _completeness(each) >= _completeness(best[each.feature]):
                     best[each.feature] = each
             put(seed, as_arrays(best[feature] for feature in sorted(best)))
 
 
-def _success(explanation: FeatureExplanation) -> tuple[bool, int]:
+def _completeness(explanation: FeatureExplanation) -> tuple[bool, int]:
     """How much there is of an explanation: a text, and scores."""
     return explanation.text is not None, sum(score.value is not None for score in explanation.scores)
 
@@ -149,26 +154,28 @@ class Interpretation:
         plan: AskPlan | None = None,
         prices: Prices | None = None,
     ) -> None:
-        held = catalogue.read(study)
+        study_plan = catalogue.read(study)
         evaluation, tokens = read_evaluation(study), load_tokens(study / "parts")
         if evaluation is not None and evaluation.model is None:
             raise ValueError(
                 f"{study.name} is a synthetic study: its samples are no text that a language model could read; explain a study "
                 "of a language model's SAEs"
             )
-        way_out = f"measure activity first: seedscope analyze {study.name} --only activity"
-        if held is None or evaluation is None or tokens is None or tokens.digest != evaluation.token_digest:
+        remedy = f"measure activity first: seedscope analyze {study.name} --only activity"
+        if study_plan is None or evaluation is None or tokens is None or tokens.digest != evaluation.token_digest:
             raise ValueError(
-                f"found no evaluation tokens in {study}, which contexts are shown from; {way_out} --model DIR_OR_ID "
+                f"found no evaluation tokens in {study}, which contexts are shown from; {remedy} --model DIR_OR_ID "
                 "--tokens FILES"
             )
         self._study, self._server, self._plan, self._prices = study, server, plan, prices
         self._tokens, self._texts = tokens, list(evaluation.texts)
         self._subjects = [
-            found for each in held.ensembles if (found := _subjects(study, held, each, evaluation, limit))
+            subjects
+            for each in study_plan.ensembles
+            if (subjects := _subjects(study, study_plan, each, evaluation, limit))
         ]
         if not self._subjects:
-            raise ValueError(f"no ensemble of {study.name} has activity on its present tokens, and matches; {way_out}")
+            raise ValueError(f"no ensemble of {study.name} has activity on its present tokens, and matches; {remedy}")
         if not self.n_features:
             raise ValueError(
                 f"no feature of {study.name} is alive on its evaluation tokens; there is nothing to explain"
@@ -182,12 +189,19 @@ class Interpretation:
     def estimate(self) -> Estimate:
         """What is still to be asked of the server; asks nothing."""
         with Answers(self._study / ANSWERS) as cache:
-            found = [
-                estimate(self._server, *asked, **self._options(digest, cache)) for _, _, digest, asked in self._asked()
+            estimates = [
+                estimate(self._server, *arguments, **self._options(digest, cache))
+                for _, _, digest, arguments in self._members_to_ask()
             ]
-        cost = None if self._prices is None else sum(each.cost for each in found)
-        numbers = (sum(column) for column in zip(*(each[:4] for each in found), strict=True))
-        return Estimate(*numbers, found[0].counted, cost)
+        costs = [each.cost for each in estimates if each.cost is not None]
+        return Estimate(
+            sum(each.requests for each in estimates),
+            sum(each.answered for each in estimates),
+            sum(each.prompt_tokens for each in estimates),
+            sum(each.completion_tokens for each in estimates),
+            estimates[0].counted,
+            None if self._prices is None else sum(costs),
+        )
 
     def run(self, progress: Progress) -> Outcome:
         """Ask, and keep what comes as parts, member by member; once the server is given up, nothing more is asked.
@@ -197,32 +211,32 @@ class Interpretation:
         """
         explained: list[FeatureExplanation] = []
         with Answers(self._study / ANSWERS) as cache:
-            for subject, seed, digest, asked in self._asked():
+            for subject, seed, digest, arguments in self._members_to_ask():
                 options = self._options(digest, cache)
                 about = subject.parts, self._server.explainer, subject.measured
                 try:
                     stage = f"{subject.ensemble.name}: seed {seed}"
-                    found = explain_with(self._server, *asked, **options, progress=progress, stage=stage)
+                    explanations = explain_with(self._server, *arguments, **options, progress=progress, stage=stage)
                 except (KeyboardInterrupt, Refused):
                     quiet = Progress(quiet=True)
-                    known = explain_with(self._server, *asked, **options, progress=quiet, asking=False)
-                    if known := [each for each in known if each.text is not None]:
-                        keep(*about, {seed: known})
+                    answered = explain_with(self._server, *arguments, **options, progress=quiet, asking=False)
+                    if answered := [each for each in answered if each.text is not None]:
+                        keep(*about, {seed: answered})
                     raise
-                explained += found
-                if told := [each for each in found if not (each.failure or "").startswith(NOT_ASKED)]:
-                    keep(*about, {seed: told})
-                if any(NOT_ASKED in (failure or "") for each in found for failure in _failures(each)):
+                explained += explanations
+                if tried := [each for each in explanations if not (each.failure or "").startswith(NOT_ASKED)]:
+                    keep(*about, {seed: tried})
+                if any(NOT_ASKED in (failure or "") for each in explanations for failure in _failures(each)):
                     break
         return _outcome(explained, self.n_features)
 
-    def _asked(self) -> Iterator[tuple[_Subjects, int, str, tuple]]:
+    def _members_to_ask(self) -> Iterator[tuple[_Subjects, int, str, tuple]]:
         for subject in self._subjects:
             for member in subject.ensemble.members:
                 if chosen := subject.chosen[member.seed]:
-                    held = subject.activity.read(member.seed, "left_out", *_EXAMPLES)
-                    tokens = self._tokens._replace(left_out=held["left_out"])
-                    yield subject, member.seed, member.digest, (examples_of(held), tokens, self._texts, chosen)
+                    arrays = subject.activity.read(member.seed, "left_out", *_EXAMPLES)
+                    tokens = self._tokens._replace(left_out=arrays["left_out"])
+                    yield subject, member.seed, member.digest, (examples_of(arrays), tokens, self._texts, chosen)
 
     def _options(self, digest: str, cache: Answers) -> dict[str, Any]:
         return {"digest": digest, "cache": cache, "plan": self._plan, "prices": self._prices}
@@ -253,15 +267,16 @@ def _by_bucket(
     ensemble: catalogue.EnsemblePlan, activity: Part, match: Part, plan: catalogue.StudyPlan
 ) -> tuple[dict[str, list[tuple[int, int]]], ...]:
     """{bucket: living features as (seed, feature)}: those that there is something to show of, and the others."""
-    found = tuple({bucket: [] for bucket in ("stable", "unstable", "middle")} for _ in range(2))
+    showable: dict[str, list[tuple[int, int]]] = {bucket: [] for bucket in ("stable", "unstable", "middle")}
+    bare: dict[str, list[tuple[int, int]]] = {bucket: [] for bucket in showable}
     for seed, (buckets, n_active) in zip(ensemble.seeds, judge(plan, ensemble, match, activity), strict=True):
-        held = activity.read(seed, *_EXAMPLES[:3])
-        is_shown = (held["example_half"] == HALVES.index("shown")) & (held["example_kind"] == KINDS.index("active"))
-        shown = np.isin(np.arange(len(n_active)), held["example_feature"][is_shown])
-        for queues, such in zip(found, (shown, ~shown), strict=True):
+        arrays = activity.read(seed, *_EXAMPLES[:3])
+        is_shown = (arrays["example_half"] == HALVES.index("shown")) & (arrays["example_kind"] == KINDS.index("active"))
+        shown = np.isin(np.arange(len(n_active)), arrays["example_feature"][is_shown])
+        for queues, such in ((showable, shown), (bare, ~shown)):
             for bucket, members in queues.items():
                 members += [(seed, int(feature)) for feature in np.flatnonzero((buckets == bucket) & such)]
-    return found
+    return showable, bare
 
 
 def _failures(explanation: FeatureExplanation) -> list[str]:
@@ -269,14 +284,15 @@ def _failures(explanation: FeatureExplanation) -> list[str]:
 
 
 def _outcome(explained: Sequence[FeatureExplanation], n_features: int) -> Outcome:
-    """Counted by the first failure that another run might mend; features that were never come to are failures too."""
-    n_whole, n_bare, failures = 0, 0, Counter()
+    """Counted by the first failure that another run might mend; features that were never asked about are failures too."""
+    n_whole, n_bare = 0, 0
+    failures: Counter[str] = Counter()
     for each in explained:
-        found = _failures(each)
-        if mendable := [failure for failure in found if NO_CONTEXT not in failure]:
+        reasons = _failures(each)
+        if mendable := [failure for failure in reasons if NO_CONTEXT not in failure]:
             failures[mendable[0].split("without an answer: ")[-1]] += 1
         else:
-            n_whole, n_bare = n_whole + (not found), n_bare + bool(found)
+            n_whole, n_bare = n_whole + (not reasons), n_bare + bool(reasons)
     if n_never := n_features - len(explained):
         failures[f"{NOT_ASKED}the server was given up"] += n_never
     return Outcome(n_features, n_whole, n_bare, failures)

@@ -1,4 +1,4 @@
-"""All that is said to a language model, and how its answers are read.
+"""The prompts that language models get, and how their answers are read.
 
 Contexts are data, never instructions: they come numbered, their tokens cut to MOST_CHARACTERS, line breaks and tabs drawn as
 ⏎ and ⇥, other control characters removed. Marked tokens stand in << >>; such brackets of the text's own are drawn as ‹ ›.
@@ -91,7 +91,7 @@ def ask_again(messages: Sequence[Message], answer: str, reason: str) -> list[Mes
 
 def read_explanation(answer: str) -> str:
     """The explanation in an answer, on one line; raises ValueError saying what is wrong."""
-    text = _only(answer, "explanation")
+    text = _only_field(answer, "explanation")
     if not isinstance(text, str):
         raise ValueError(f"found a {type(text).__name__} for the explanation, expected text")
     text = " ".join(_without_controls(text.replace("\n", " ").replace("\t", " ")).split())
@@ -104,12 +104,12 @@ def read_explanation(answer: str) -> str:
 
 def read_detection(answer: str, n: int) -> list[int]:
     """1 or 0 for each of n contexts; raises ValueError saying what is wrong."""
-    return _bits(_only(answer, "active"), n)
+    return _bits(_only_field(answer, "active"), n)
 
 
 def read_fuzzing(answer: str, n: int) -> list[int]:
     """1 or 0 for each of n contexts; raises ValueError saying what is wrong."""
-    return _bits(_only(answer, "right"), n)
+    return _bits(_only_field(answer, "right"), n)
 
 
 def _messages(system: str, user: str) -> list[Message]:
@@ -133,24 +133,24 @@ def _without_controls(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp"))
 
 
-def _only(answer: str, name: str) -> object:
+def _only_field(answer: str, name: str) -> object:
     """The value of a JSON object's only field."""
     text = re.sub(r"\A\s*<think>.*?</think>", "", answer, flags=re.DOTALL).strip()
     if fenced := re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL):
         text = fenced[1]
     try:
-        held = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError(f"found {_short(text)}, expected a JSON object with {name!r} alone") from None
-    if not isinstance(held, dict) or list(held) != [name]:
+    if not isinstance(content, dict) or list(content) != [name]:
         raise ValueError(f"found {_short(text)}, expected a JSON object with {name!r} alone")
-    return held[name]
+    return content[name]
 
 
 def _bits(values: object, n: int) -> list[int]:
     if not isinstance(values, list) or len(values) != n:
-        found = f"{len(values)} entries" if isinstance(values, list) else f"a {type(values).__name__}"
-        raise ValueError(f"found {found}, expected a list of {n}")
+        content = f"{len(values)} entries" if isinstance(values, list) else f"a {type(values).__name__}"
+        raise ValueError(f"found {content}, expected a list of {n}")
     for value in values:
         if type(value) is not int or value not in (0, 1):  # True and 1.0 were not asked for
             raise ValueError(f"found {_short(json.dumps(value))} in the list, expected 1 or 0")

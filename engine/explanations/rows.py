@@ -14,15 +14,15 @@ from seedscope.engine.store.database import Writer
 from seedscope.engine.store.rows import row_keys
 
 
-def _shown(explanations: Sequence[FeatureExplanation], d_sae: int) -> dict[str, list]:
+def shown_explanations(explanations: Sequence[FeatureExplanation], d_sae: int) -> dict[str, list]:
     """The explanation of each feature that lists show, and its detection score: others come before token rules."""
-    found: dict[str, list] = {name: [None] * d_sae for name in ("explanation", "explainer", "score")}
+    columns: dict[str, list] = {name: [None] * d_sae for name in ("explanation", "explainer", "score")}
     for each in sorted(explanations, key=lambda each: (each.explainer != TOKEN_RULE, each.explainer)):
         if each.text is not None:
             detection = next((score.value for score in each.scores if score.kind == "detection"), None)
             for name, value in (("explanation", each.text), ("explainer", each.explainer), ("score", detection)):
-                found[name][each.feature] = value
-    return found
+                columns[name][each.feature] = value
+    return columns
 
 
 def add_explanations(
@@ -37,15 +37,15 @@ def add_explanations(
 
     Without activity there are no contexts: then all explanations are of others.
     """
-    found = sorted(explanations, key=lambda each: (each.feature, each.explainer))
-    columns = {name: [getattr(each, name) for each in found] for name in ("explainer", "text", "failure")}
-    writer.add(tables.Explanation, row_keys(ensemble, seed, np.array([each.feature for each in found])) | columns)
-    scores = [(each, score) for each in found for score in sorted(each.scores, key=lambda score: score.kind)]
+    ordered = sorted(explanations, key=lambda each: (each.feature, each.explainer))
+    columns = {name: [getattr(each, name) for each in ordered] for name in ("explainer", "text", "failure")}
+    writer.add(tables.Explanation, row_keys(ensemble, seed, np.array([each.feature for each in ordered])) | columns)
+    scores = [(each, score) for each in ordered for score in sorted(each.scores, key=lambda score: score.kind)]
     if scores:
         keys = row_keys(ensemble, seed, np.array([each.feature for each, _ in scores]))
         named = {name: [getattr(score, name) for _, score in scores] for name in ExplanationScore._fields}
         writer.add(tables.Score, keys | {"explainer": [each.explainer for each, _ in scores]} | named)
-    pairs = sorted({(word, each.feature) for each in found if each.text for word in words(each.text)})
+    pairs = sorted({(word, each.feature) for each in ordered if each.text for word in words(each.text)})
     if pairs:
         keys = row_keys(ensemble, seed, np.array([feature for _, feature in pairs]))
         writer.add(Word, keys | {"word": [word for word, _ in pairs]})

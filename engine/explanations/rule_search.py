@@ -1,9 +1,9 @@
-"""The explainer that needs no network: the shortest rule about tokens that tells a feature's contexts from silent ones.
+"""Explain features by token rules, without a network: the rule that best tells a feature's contexts from silent ones.
 
-A rule is searched on the shown half. Its worth there is the balanced accuracy of "fires somewhere in this context", where an
+A rule is searched on the shown half. Its value there is the balanced accuracy of "fires somewhere in this context", where an
 active context counts only if the rule fires on a token on which the feature does, plus MARKS times the F1 of the tokens it
 fires on, minus its price: every word beyond the first must tell apart more than one further context, the second atom more
-than two; beginnings and ends cost half a context, substrings a whole one. What it says of the scored half is its score.
+than two; beginnings and ends cost half a context, substrings a whole one. Its score is taken on the scored half.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,14 +53,14 @@ def explain_member(
     reading = reading or Reading(tokens, texts)
     search = _Search(reading)
     borders = np.searchsorted(examples.feature, np.arange(n_features + 1))
-    found = []
+    explanations = []
     for feature in range(n_features):
         mine = Examples(*(column[borders[feature] : borders[feature + 1]] for column in examples))
         if len(mine.feature):
-            found.append(_explain(search, reading, feature, mine))
+            explanations.append(_explain(search, reading, feature, mine))
         if report:
             report(feature + 1, n_features)
-    return found
+    return explanations
 
 
 def says(reading: Reading, rule: Rule, start: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -69,13 +69,13 @@ def says(reading: Reading, rule: Rule, start: np.ndarray, length: np.ndarray) ->
     bits = np.full(len(start), 2**LENGTH - 1, np.uint16)
     for atom in rule:
         if atom.about == PLACE:
-            held = (reading.place[at.flat] >> list(PLACES).index(atom.what[0]) & 1).astype(bool)
+            fires = (reading.place[at.flat] >> list(PLACES).index(atom.what[0]) & 1).astype(bool)
         else:
             conditions = reading.here if atom.about == HERE else reading.before
             holds = np.zeros(reading.n_types + 1, bool)
             holds[conditions.fulfilling([conditions.number[(atom.kind, each)] for each in atom.what])] = True
-            held = holds[(reading.type if atom.about == HERE else reading.in_front)[at.flat]]
-        bits &= _packed(held & at.real)
+            fires = holds[(reading.type if atom.about == HERE else reading.in_front)[at.flat]]
+        bits &= _packed(fires & at.real)
     return bits
 
 
@@ -84,8 +84,8 @@ def _explain(search: "_Search", reading: Reading, feature: int, mine: Examples) 
     n_active = int((shown.kind == 0).sum())
     n_silent = len(shown.kind) - n_active
     if min(n_active, n_silent) < FEWEST:
-        told = f"{n_active} active and {n_silent} silent contexts to learn from, at least {FEWEST} of each are needed"
-        return FeatureExplanation(feature, NAME, None, (), told)
+        reason = f"{n_active} active and {n_silent} silent contexts to learn from, at least {FEWEST} of each are needed"
+        return FeatureExplanation(feature, NAME, None, (), reason)
     rule = search.best(shown)
     said = (says(reading, rule, scored.start, scored.length) != 0).astype(np.int8)
     return FeatureExplanation(
@@ -104,9 +104,9 @@ def _positions(start: np.ndarray, length: np.ndarray) -> _Positions:
     return _Positions(start[:, None] + np.where(real, offset, 0), real)
 
 
-def _packed(held: np.ndarray) -> np.ndarray:
+def _packed(fires: np.ndarray) -> np.ndarray:
     """(..., LENGTH) bool -> (...) uint16, bit i for token i."""
-    return np.packbits(held, axis=-1, bitorder="little").view("<u2")[..., 0].astype(np.uint16, copy=False)
+    return np.packbits(fires, axis=-1, bitorder="little").view("<u2")[..., 0].astype(np.uint16, copy=False)
 
 
 class _Candidates(NamedTuple):
@@ -159,18 +159,19 @@ class _Search:
         at = _positions(shown.start, shown.length)
         mask = shown.mask[shown.kind == 0]  # sorted by kind: active ones stand first
         contexts = _Contexts(mask, len(shown.kind) - len(mask), int(np.bitwise_count(mask).sum()))
-        found = self._atoms(at, mask)
-        words = contexts.worth(found.bits, found.price)
-        found += _sets(found, words, contexts)
-        found += _pairs(found, contexts)
-        return found.rules[int(np.argmax(contexts.worth(found.bits, found.price)))]
+        tried = self._atoms(at, mask)
+        words = contexts.worth(tried.bits, tried.price)
+        tried += _sets(tried, words, contexts)
+        tried += _pairs(tried, contexts)
+        return tried.rules[int(np.argmax(contexts.worth(tried.bits, tried.price)))]
 
     def _atoms(self, at: _Positions, mask: np.ndarray) -> _Candidates:
         """Single conditions that hold on some token on which the feature fires."""
         reading = self._reading
         firing = (mask[:, None] >> np.arange(LENGTH, dtype=np.uint16) & 1).astype(bool)
         least = max(1, len(mask) // 25)
-        rules, bits = [], []
+        rules: list[Rule] = []
+        bits = []
         sources = ((HERE, reading.here, reading.type), (BEFORE, reading.before, reading.in_front))
         for about, conditions, types_of in sources:
             types = np.where(at.real, types_of[at.flat], reading.n_types)
@@ -182,9 +183,9 @@ class _Search:
             row, column = conditions.expand(types.ravel())
             place = slot[column]
             slot[columns] = -1
-            held = np.zeros((len(columns), *types.shape), bool)
-            held.reshape(len(columns), types.size)[place[place >= 0], row[place >= 0]] = True
-            bits.append(_packed(held))
+            holds = np.zeros((len(columns), *types.shape), bool)
+            holds.reshape(len(columns), types.size)[place[place >= 0], row[place >= 0]] = True
+            bits.append(_packed(holds))
             rules += [(Atom(about, kind, (what,)),) for kind, what in (conditions.names[c] for c in columns)]
         place = reading.place[at.flat]
         bits.append(_packed(np.stack([(place >> i & 1).astype(bool) & at.real for i in range(len(PLACES))])))
@@ -194,33 +195,34 @@ class _Search:
 
 def _sets(singles: _Candidates, worth: np.ndarray, contexts: _Contexts) -> _Candidates:
     """Sets of tokens, of families or of ends, grown word by word while that pays."""
-    rules, bits, prices = [], [np.zeros((0, singles.bits.shape[1]), np.uint16)], []
+    rules: list[Rule] = []
+    bits, prices = [np.zeros((0, singles.bits.shape[1]), np.uint16)], []
     groups: dict[tuple[str, str], list[int]] = {}
     for i, (atom,) in enumerate(singles.rules):
         if atom.kind in IN_SETS:
             groups.setdefault((atom.about, atom.kind), []).append(i)
     for (about, kind), group in groups.items():
         members = np.array(group)[np.argsort(-worth[group], kind="stable")[:N_WORDS]]
-        chosen, held, value = [0], singles.bits[members[0]], worth[members[0]]
+        chosen, set_bits, value = [0], singles.bits[members[0]], worth[members[0]]
         while len(chosen) < min(MOST_WORDS, len(members)):
-            grown = singles.bits[members] | held
+            grown = singles.bits[members] | set_bits
             values = contexts.worth(grown, PRICES[kind] + len(chosen))
             best = int(np.argmax(values))
             if values[best] <= value:
                 break
-            chosen, held, value = [*chosen, best], grown[best], values[best]
+            chosen, set_bits, value = [*chosen, best], grown[best], values[best]
         if len(chosen) > 1:
             words = tuple(singles.rules[members[i]][0].what[0] for i in chosen)
             rules.append((Atom(about, kind, words),))
-            bits.append(held[None])
+            bits.append(set_bits[None])
             prices.append(PRICES[kind] + len(chosen) - 1)
     return _Candidates(rules, np.concatenate(bits), np.array(prices))
 
 
-def _pairs(found: _Candidates, contexts: _Contexts) -> _Candidates:
+def _pairs(singles: _Candidates, contexts: _Contexts) -> _Candidates:
     """Two conditions that hold together, of the most promising of each sort."""
-    promise = contexts.promise(found.bits)
-    sort = np.array([_SORTS.index(_sort(atom)) for (atom,) in found.rules])
+    promise = contexts.promise(singles.bits)
+    sort = np.array([_SORTS.index(_sort(atom)) for (atom,) in singles.rules])
     pool = [
         members[np.argsort(-promise[members], kind="stable")[:N_PAIRED]]
         for members in (np.flatnonzero(sort == each) for each in range(len(_SORTS)))
@@ -229,9 +231,9 @@ def _pairs(found: _Candidates, contexts: _Contexts) -> _Candidates:
     places = pool[_SORTS.index("place")]
     pairs.append(places[np.stack(np.triu_indices(len(places), 1), -1)])
     first, second = np.concatenate(pairs).T
-    bits = found.bits[first] & found.bits[second]
-    rules = [found.rules[i] + found.rules[j] for i, j in zip(first.tolist(), second.tolist(), strict=True)]
-    return _Candidates(rules, bits, found.price[first] + found.price[second] + 2)
+    bits = singles.bits[first] & singles.bits[second]
+    rules = [singles.rules[i] + singles.rules[j] for i, j in zip(first.tolist(), second.tolist(), strict=True)]
+    return _Candidates(rules, bits, singles.price[first] + singles.price[second] + 2)
 
 
 def _price(atom: Atom) -> float:

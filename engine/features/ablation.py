@@ -1,4 +1,4 @@
-"""What features are worth: explained variance when they are masked, exact.
+"""Explained variance of an SAE when features are masked, exact: what each feature is worth, alone and in sets.
 
 Masking sets an activation to zero after the activation function; TopK is not run again. Let w_i be what multiplies decoder
 row d_i in the reconstruction of a token, in the units of x: the activation a_i, times the token's scale where the SAE
@@ -257,15 +257,15 @@ def curve_masks(
     stable, unstable = np.flatnonzero(bucket == "stable"), np.flatnonzero(bucket == "unstable")
     living = np.flatnonzero(bucket != "dead")
     by_density = living[np.argsort(density[living], kind="stable")]
-    found: dict[str, list[np.ndarray]] = {}
+    curves: dict[str, list[np.ndarray]] = {}
     for _ in range(n_draws):
         for name, pool in (("stable", stable), ("unstable", unstable), ("random", living)):
             order = rng.permutation(pool)
-            found.setdefault(name, []).extend(order[:n] for n in _sizes(len(pool)))
+            curves.setdefault(name, []).extend(order[:n] for n in _sizes(len(pool)))
             if name != "random" and len(pool):
                 stand_ins = _density_matched(order, by_density, rng)
-                found.setdefault(f"matched to {name}", []).extend(stand_ins[:n] for n in _sizes(len(pool)))
-    return {name: sets for name, sets in found.items() if sets}
+                curves.setdefault(f"matched to {name}", []).extend(stand_ins[:n] for n in _sizes(len(pool)))
+    return {name: sets for name, sets in curves.items() if sets}
 
 
 def _sizes(n: int) -> list[int]:

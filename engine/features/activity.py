@@ -1,4 +1,4 @@
-"""What every feature does on the held-out tokens: how often, how strongly, on which tokens, in which contexts.
+"""Activity of every feature on the held-out tokens: how often, how strongly, on which tokens, in which contexts.
 
 One streaming pass collects the firings; BOS and padding never count. Activations are reported as a_i * ||d_i||, so that
 they compare across members whatever their decoder norms are (as a_i where decoding divides by the norm); what a normalising
@@ -140,31 +140,32 @@ class ActivityPass:
         n_active = self._n_active[member]
         # One stream for each kind of draw, used feature by feature: the ranges below do not change what is drawn.
         rng = (np.random.default_rng(seed), np.random.default_rng((seed, 1)))
-        runs = [*self._written[member], _joined(self._held[member], self._kind).sorted()]
+        runs = [*self._written[member], _concatenated(self._held[member], self._kind).sorted()]
         self._n_held -= len(runs[-1].feature)
         self._written[member], self._held[member] = [], []
         lowest = min((run.value.min() for run in runs if len(run.value)), default=1.0)
         highest = max((run.value.max() for run in runs if len(run.value)), default=2.0)
         edges = np.geomspace(lowest, max(highest, lowest * 1.01), N_BINS + 1)
         parts = []
-        for features in _ranges(n_active, self._at_once):
+        for features in _feature_ranges(n_active, self._at_once):
             # Whole features, ascending: contexts are drawn in the same order however many ranges there are.
             borders = np.array(
                 [features.start, features.stop], self._kind
             )  # of another type all features would be converted
             cuts = [np.searchsorted(run.feature, borders) for run in runs]
             some = [Firings(*(array[low:high] for array in run)) for run, (low, high) in zip(runs, cuts, strict=True)]
-            firings = _joined(some, self._kind) if len(runs) == 1 else _joined(some, self._kind).sorted()
+            firings = _concatenated(some, self._kind) if len(runs) == 1 else _concatenated(some, self._kind).sorted()
             parts.append(_summarise(firings, n_active[features], features.start, edges, tokens, vocabulary, grid, rng))
         columns = [np.concatenate(column) for column in zip(*(part[:-3] for part in parts), strict=True)]
-        contexts, triggers, examples = (
-            None if few[0] is None else type(few[0])(*map(np.concatenate, zip(*few, strict=True)))
-            for few in zip(*(part[-3:] for part in parts), strict=True)
-        )
+        contexts = Contexts(*map(np.concatenate, zip(*(part.contexts for part in parts), strict=True)))
+        triggers = [part.triggers for part in parts if part.triggers is not None]
+        examples = [part.examples for part in parts if part.examples is not None]
         mean, largest, quantiles, histogram, ids, counts = columns
         return Activity(
             int(tokens.counted.sum()), n_active, mean, largest, quantiles, histogram, edges.astype(np.float32), ids, counts,
-            contexts, triggers, examples,
+            contexts,
+            Triggers(*map(np.concatenate, zip(*triggers, strict=True))) if triggers else None,
+            Examples(*map(np.concatenate, zip(*examples, strict=True))) if examples else None,
         )  # fmt: skip
 
     def summaries(
@@ -186,7 +187,7 @@ class ActivityPass:
         sizes = [sum(len(part.feature) for part in parts) for parts in self._held]
         with TemporaryFile(dir=self._folder) as file:
             for parts in self._held:
-                for array in _joined(parts, self._kind).sorted():
+                for array in _concatenated(parts, self._kind).sorted():
                     array.tofile(file)
                 parts.clear()
             file.flush()
@@ -216,13 +217,13 @@ class _Part(NamedTuple):
     examples: Examples | None
 
 
-def _joined(parts: list[Firings], kind: type) -> Firings:
+def _concatenated(parts: list[Firings], kind: type) -> Firings:
     """Firings one after the other; none where there is no part."""
     empty = Firings(np.empty(0, kind), np.empty(0, np.int32), np.empty(0, np.float32))
     return parts[0] if len(parts) == 1 else Firings(*map(np.concatenate, zip(*parts, strict=True))) if parts else empty
 
 
-def _ranges(n_active: np.ndarray, at_once: int) -> list[slice]:
+def _feature_ranges(n_active: np.ndarray, at_once: int) -> list[slice]:
     """Cut the features into ranges of at most `at_once` firings, or of one feature that has more."""
     ends = np.cumsum(n_active)
     ranges, start, before = [], 0, 0
@@ -270,11 +271,11 @@ def _quantiles(feature: np.ndarray, value: np.ndarray, n_active: np.ndarray) -> 
     keys = torch.from_numpy((feature << 32) | value.view(np.int32))
     ordered = keys.sort().values.int().numpy().view(np.float32)
     starts = np.cumsum(n_active) - n_active
-    found = np.zeros((len(n_active), len(QUANTILES)), np.float32)
+    quantiles = np.zeros((len(n_active), len(QUANTILES)), np.float32)
     living = np.flatnonzero(n_active)
     for column, q in enumerate(QUANTILES):
-        found[living, column] = ordered[starts[living] + ((n_active[living] - 1) * q).astype(np.int64)]
-    return found
+        quantiles[living, column] = ordered[starts[living] + ((n_active[living] - 1) * q).astype(np.int64)]
+    return quantiles
 
 
 def _triggers(
@@ -308,10 +309,10 @@ def _top_tokens(types: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     rank = _rank_in_group(owner)
     keep = rank < N_TOP_TOKENS
     ids = np.full((d_sae, N_TOP_TOKENS), -1, np.int32)
-    held = np.zeros((d_sae, N_TOP_TOKENS), np.int32)
+    top_counts = np.zeros((d_sae, N_TOP_TOKENS), np.int32)
     ids[owner[keep], rank[keep]] = token[keep]
-    held[owner[keep], rank[keep]] = counts[keep]
-    return ids, held
+    top_counts[owner[keep], rank[keep]] = counts[keep]
+    return ids, top_counts
 
 
 def _contexts(
@@ -325,8 +326,8 @@ def _contexts(
     """The N_TOP strongest windows of each feature, N_PER_INTERVAL from each fifth of (0, max], N_SILENT without it."""
     n_windows, n_ctx = tokens.ids.shape
     # Firings come by (feature, position), so those of one window stand together: the first of its largest is its peak.
-    starts = np.flatnonzero(np.r_[True, np.diff(feature * n_windows + position // n_ctx) != 0]) if len(feature) else []
-    if len(starts):
+    if len(feature):
+        starts = np.flatnonzero(np.r_[True, np.diff(feature * n_windows + position // n_ctx) != 0])
         sizes = np.diff(np.r_[starts, len(feature)])
         is_peak = np.flatnonzero(value == np.repeat(np.maximum.reduceat(value, starts), sizes))
         group = np.repeat(np.arange(len(starts)), sizes)[is_peak]
@@ -344,7 +345,7 @@ def _contexts(
     chosen = np.r_[top, rest[keep]]
     group = np.r_[np.zeros(len(top), np.int64), group[keep]]
     owner, place, strength = feature[chosen], position[chosen].astype(np.int64), value[chosen]
-    silent, where = _silent(feature, position, largest, tokens, rng[1])
+    silent, where = _silent_contexts(feature, position, largest, tokens, rng[1])
     owner, place = np.r_[owner, silent], np.r_[place, where]
     group = np.r_[group, np.full(len(silent), N_INTERVALS + 1)]
     order = np.lexsort((place, -np.r_[strength, np.zeros(len(silent))], group, owner))
@@ -377,7 +378,7 @@ def _contexts(
     )
 
 
-def _silent(
+def _silent_contexts(
     feature: np.ndarray, position: np.ndarray, largest: np.ndarray, tokens: TokenSet, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """(feature, position) of tokens drawn from windows in which a living feature is never active."""

@@ -1,8 +1,8 @@
-"""Contexts that hold a feature and contexts that do not, drawn while a member's activity is summarised.
+"""Draw contexts in which a feature is active and contexts in which it is silent, while activity is summarised.
 
 Contexts lie on a fixed grid: every window, behind its BOS, is cut into runs of LENGTH tokens. A context is active where the
-feature fires on any of its tokens that count. Documents are dealt to two halves, so that nobody is judged on a document that
-they explained; a single document is cut in two by position.
+feature fires on any of its tokens that count. Documents are divided into two halves, so that an explanation is never scored
+on documents that it was made from; a single document is cut in two by position.
 """
 
 from collections.abc import Iterator, Sequence
@@ -75,7 +75,7 @@ class ContextGrid:
         pairs = np.unique(self._ids[inside].astype(np.int64) * len(self.start) + self._of_position[inside])
         self._holding = _Index(*np.divmod(pairs, max(len(self.start), 1)), len(texts))
         beginnings = [text.strip().lower()[:BEGINNING] for text in texts]
-        self._alike = (_grouped([family(text) for text in texts]), _grouped(beginnings))
+        self._alike = (_group_by_name([family(text) for text in texts]), _group_by_name(beginnings))
 
     def draw(self, feature: np.ndarray, position: np.ndarray, value: np.ndarray) -> Examples:
         """Examples of the features that fire, from all their firings, sorted by (feature, position).
@@ -120,25 +120,25 @@ class ContextGrid:
         types = types[np.argsort(-counts[types], kind="stable")]
         silent = np.ones(len(self.start), bool)
         silent[context] = False
-        found = []
+        draws: list[tuple[int, int, np.ndarray, np.ndarray]] = []
         for half in range(len(HALVES)):
             which = np.flatnonzero(self.half[context] == half)
             which = rng.choice(which, min(N_CONTEXTS, len(which)), replace=False)
-            near = self._near(types, silent, half, rng)
+            near = self._near_misses(types, silent, half, rng)
             silent[near] = False
             rest = self._of_half[half]
             rest = rest[silent[rest]]
             rest = rng.choice(rest, min(N_CONTEXTS - len(near), len(rest)), replace=False)
-            found += [
+            draws += [
                 (half, ACTIVE, context[which], which),
                 (half, NEAR_MISS, near, 0 * near),
                 (half, SILENT, rest, 0 * rest),
             ]
-        size = [len(part[2]) for part in found]
-        half, kind = (np.repeat([part[i] for part in found], size) for i in range(2))
-        return half, kind, np.concatenate([part[2] for part in found]), np.concatenate([part[3] for part in found])
+        halves, kinds, contexts, indices = zip(*draws, strict=True)
+        size = [len(drawn) for drawn in contexts]
+        return np.repeat(halves, size), np.repeat(kinds, size), np.concatenate(contexts), np.concatenate(indices)
 
-    def _near(self, types: np.ndarray, silent: np.ndarray, half: int, rng: np.random.Generator) -> np.ndarray:
+    def _near_misses(self, types: np.ndarray, silent: np.ndarray, half: int, rng: np.random.Generator) -> np.ndarray:
         """Up to N_NEAR silent contexts of one half that hold some of these types, or types like them; earlier ones first."""
         chosen = np.zeros(0, np.int64)
         for some in self._batches(types):
@@ -160,13 +160,13 @@ class ContextGrid:
 
     def _batches(self, types: np.ndarray) -> Iterator[np.ndarray]:
         """These types, then those of their families, then those that begin like them; the order of `types` is kept."""
-        yield from _growing(types)
+        yield from _doubling_batches(types)
         seen = types
         for group_of, groups in self._alike:
-            _, found = groups.expand(_distinct(group_of[types]))
-            found = found[~np.isin(found, seen)]
-            seen = np.r_[seen, found]
-            yield from _growing(found)
+            _, alike = groups.expand(_distinct(group_of[types]))
+            alike = alike[~np.isin(alike, seen)]
+            seen = np.r_[seen, alike]
+            yield from _doubling_batches(alike)
 
 
 class _Index:
@@ -186,13 +186,13 @@ class _Index:
         return place, self._member[self._starts[keys][place] + within]
 
 
-def _grouped(names: list[str]) -> tuple[np.ndarray, _Index]:
+def _group_by_name(names: list[str]) -> tuple[np.ndarray, _Index]:
     """The group of each type, by name, and the types of each group."""
     groups, group_of = np.unique(np.array(names, dtype=object), return_inverse=True)
     return group_of, _Index(group_of, np.arange(len(names)), len(groups))
 
 
-def _growing(types: np.ndarray) -> Iterator[np.ndarray]:
+def _doubling_batches(types: np.ndarray) -> Iterator[np.ndarray]:
     """Batches of 1, 2, 4, ... types: most features find their near misses among the first."""
     start, size = 0, 1
     while start < len(types):
@@ -216,8 +216,8 @@ def _halves(document: np.ndarray, weight: np.ndarray) -> np.ndarray:
         before = np.cumsum(weight) - weight
         return (2 * before >= max(weight.sum(), 1)).astype(np.uint8)
     sizes = np.bincount(index, weights=weight).astype(np.int64)
-    dealt, held = np.zeros(len(documents), np.uint8), [0, 0]
-    for each in np.argsort(-sizes, kind="stable"):
-        dealt[each] = held[1] < held[0]
-        held[dealt[each]] += int(sizes[each])
-    return dealt[index]
+    half_of, n_tokens = np.zeros(len(documents), np.uint8), [0, 0]
+    for number in np.argsort(-sizes, kind="stable"):
+        half_of[number] = n_tokens[1] < n_tokens[0]
+        n_tokens[half_of[number]] += int(sizes[number])
+    return half_of[index]

@@ -1,6 +1,6 @@
-"""Direct logit effects: which next tokens a feature makes likelier by itself, past all layers above it.
+"""Direct logit effects: the next tokens that a feature raises and lowers, leaving out all layers above it.
 
-(W_dec[i] behind the final norm's gain) @ W_U, for features of the residual stream's width. The norm's scale depends on the
+(W_dec[i] times the final norm's gain) @ W_U, for features of the residual stream's width. The norm's scale depends on the
 token and is left out, so values compare within a feature (METHOD of this project; logit lens, nostalgebraist 2020).
 """
 
@@ -32,26 +32,26 @@ def direct_logits(model: LanguageModel, rows: Float[Tensor, "features d_in"], *,
 
     Cost: features * d_in * vocabulary multiply-adds.
     """
-    head = model.network.get_output_embeddings() if model.causal else None
+    head = model.pretrained.get_output_embeddings() if model.causal else None
     if head is None or head.weight.shape[1] != rows.shape[1]:
         return None
-    unembed = head.weight.float()
-    through = _behind_final_norm(model, rows.to(unembed))
+    unembed: Tensor = head.weight.float()
+    scaled = _through_final_norm(model, rows.to(unembed))
     n = min(n, len(unembed))
     parts = []
-    for some in through.split(max(AT_ONCE // len(unembed), 1)):
+    for some in scaled.split(max(AT_ONCE // len(unembed), 1)):
         logits = some @ unembed.T
         high, low = logits.topk(n), logits.topk(n, largest=False)
         parts.append((high.indices, high.values, low.indices, low.values))
     return Logits(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
-def _behind_final_norm(model: LanguageModel, rows: Tensor) -> Tensor:
+def _through_final_norm(model: LanguageModel, rows: Tensor) -> Tensor:
     """Rows times the gain of the final norm; centred first where that norm subtracts the mean."""
     norm = _final_norm(model)
     if norm is None:
         return rows
-    # Asked of the norm itself, as families spell the gain in their own way: Gemma's is 1 + weight.
+    # Measured on the norm itself, as families spell the gain in their own way: Gemma's is 1 + weight.
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(2, rows.shape[1], generator=generator).to(rows)
     doubled = norm(probe).float() - norm(-probe).float()  # the bias falls out
@@ -64,9 +64,9 @@ def _behind_final_norm(model: LanguageModel, rows: Tensor) -> Tensor:
 
 
 def _final_norm(model: LanguageModel) -> nn.Module | None:
-    base = model.network.base_model
+    base = model.pretrained.base_model
     for holder in (base, getattr(base, "decoder", None)):
         for name in _FINAL_NORMS:
-            if isinstance(found := getattr(holder, name, None), nn.Module):
-                return found
+            if isinstance(norm := getattr(holder, name, None), nn.Module):
+                return norm
     return None

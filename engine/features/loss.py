@@ -1,7 +1,7 @@
 """Next-token loss with a reconstruction in place of the activations at a hook point.
 
-Spliced is what counts: BOS and padding keep the model's own activations. The loss of a window is read at the spliced
-positions whose next token is real. Beside every spliced loss stand the model's own and that with zeros in place; loss
+Reconstructions replace the activations of tokens that count; BOS and padding keep the model's own. The loss of a window is
+read at the replaced positions whose next token is real. Every such loss comes with the model's own and that with zeros; loss
 recovered = (zero - spliced) / (zero - own), 1 for a perfect reconstruction (METHOD of this project).
 """
 
@@ -24,7 +24,7 @@ LOSS_TOKENS = 4096  # that spliced losses are measured on: windows of the evalua
 
 
 WINDOWS_AT_ONCE = 8
-LONG = 3e13  # multiply-adds on a CPU that a loss takes unasked at most: minutes on two cores
+LONG = 3e13  # multiply-adds on a CPU beyond which a loss is measured only on request: minutes on two cores
 
 
 class MaskedLoss(NamedTuple):
@@ -47,9 +47,9 @@ class Losses(NamedTuple):
 
 
 def takes_long(model: LanguageModel, n_passes: int, n_tokens: int) -> bool:
-    """Whether so many passes over so many tokens are more than anybody waits for unasked."""
+    """Whether so many passes over so many tokens take longer than LONG on this CPU; on other devices never."""
     work = n_passes * n_tokens * sum(parameter.numel() for parameter in model.network.parameters())
-    return model.network.device.type == "cpu" and work > LONG
+    return model.pretrained.device.type == "cpu" and work > LONG
 
 
 class Splice:
@@ -71,7 +71,7 @@ class Splice:
         following[:, :-1] = self._ids[:, 1:] != PADDING
         self._read = self._counted & following
         self.n_tokens = int(self._read.sum())
-        self.device = model.network.device
+        self.device = model.pretrained.device
 
     def own(self) -> Float[Tensor, " tokens"]:
         """The model's own loss at every position that is read."""
@@ -96,34 +96,34 @@ class Splice:
         self, replaced: Callable[[Tensor], Tensor] | None, *, gradient: bool = False
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(rows at the hook point, what was spliced in, losses) batch by batch."""
-        device = self._model.network.device
+        device = self._model.pretrained.device
         for first in range(0, len(self._ids), WINDOWS_AT_ONCE):
             window = slice(first, first + WINDOWS_AT_ONCE)
             ids, keep, read = (tensor[window].to(device) for tensor in (self._ids, self._counted, self._read))
-            seen: dict[str, Tensor] = {}
+            captured: dict[str, Tensor] = {}
 
-            def exchange(value: Tensor, keep: Tensor = keep, seen: dict[str, Tensor] = seen) -> Tensor:
-                seen["rows"] = value.detach()[keep]
+            def exchange(value: Tensor, keep: Tensor = keep, captured: dict[str, Tensor] = captured) -> Tensor:
+                captured["rows"] = value.detach()[keep]
                 if replaced is None:
                     return value
                 with torch.no_grad():
-                    new = replaced(seen["rows"].float())
-                seen["spliced"] = new.detach().requires_grad_(gradient)
+                    new = replaced(captured["rows"].float())
+                captured["spliced"] = new.detach().requires_grad_(gradient)
                 out = value.detach().clone()
-                out[keep] = seen["spliced"].to(out.dtype)
+                out[keep] = captured["spliced"].to(out.dtype)
                 return out
 
             with torch.set_grad_enabled(gradient), self._exchanged(exchange):
                 logits = self._model.network(ids.clamp_min(0), use_cache=False).logits.float()
                 at, to = read[:, :-1], ids[:, 1:]
                 loss = torch.nn.functional.cross_entropy(logits[:, :-1][at], to[at], reduction="none")
-            yield seen["rows"].float(), seen.get("spliced", seen["rows"]), loss
+            yield captured["rows"].float(), captured.get("spliced", captured["rows"]), loss
 
     @contextmanager
     def _exchanged(self, exchange: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """The model with `exchange` between what passes at the hook point and what comes behind it."""
 
-        def first_of(value: object) -> object:
+        def first_of(value: Tensor | tuple) -> Tensor | tuple:
             return exchange(value) if isinstance(value, Tensor) else (exchange(value[0]), *value[1:])
 
         def on_input(_module: object, inputs: tuple, named: dict) -> tuple[tuple, dict]:
@@ -131,7 +131,7 @@ class Splice:
                 return (exchange(inputs[0]), *inputs[1:]), named
             return inputs, named | {"hidden_states": exchange(named["hidden_states"])}
 
-        def on_output(_module: object, _inputs: tuple, output: object) -> object:
+        def on_output(_module: object, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
             return first_of(output)
 
         if self._is_input:
@@ -210,13 +210,13 @@ def losses_under(
 
 
 def masked(member: SAE, features: np.ndarray) -> Callable[[Tensor], Tensor]:
-    """The reconstruction of one SAE with these features set to zero behind the activation function."""
-    dead = torch.zeros(member.d_sae, dtype=torch.bool)
-    dead[torch.from_numpy(np.asarray(features, np.int64))] = True
+    """The reconstruction of one SAE with these features set to zero after the activation function."""
+    is_masked = torch.zeros(member.d_sae, dtype=torch.bool)
+    is_masked[torch.from_numpy(np.asarray(features, np.int64))] = True
 
     def reconstruct(rows: Tensor) -> Tensor:
         codes = member.encode(rows)
-        values = codes.values.masked_fill(dead.to(codes.indices.device)[codes.indices], 0)
+        values = codes.values.masked_fill(is_masked.to(codes.indices.device)[codes.indices], 0)
         return member.decode(Codes(values, *codes[1:]))[:, 0]
 
     return reconstruct

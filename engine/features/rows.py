@@ -11,7 +11,8 @@ from seedscope.engine.store.database import Writer
 from seedscope.engine.store.rows import add_row, row_keys
 
 
-def _add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None:
+def add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None:
+    """One member's contexts, each cut to its length; none where it has none."""
     if not len(c.feature):
         return
     columns = {
@@ -26,18 +27,19 @@ def _add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None
     writer.add(Context, row_keys(ensemble, seed, c.feature) | columns)
 
 
-def _add_logits(writer: Writer, ensemble: str, seed: int, logits: Logits) -> None:
+def add_logits(writer: Writer, ensemble: str, seed: int, logits: Logits) -> None:
+    """The highest (sign 1) and lowest (sign -1) direct logit effects of one member's features."""
     for sign, ids, values in ((1, logits.positive_ids, logits.positive), (-1, logits.negative_ids, logits.negative)):
         n_features, n = ids.shape
         keys = row_keys(ensemble, seed, np.repeat(np.arange(n_features), n))
-        found = {"sign": np.full(n_features * n, sign), "rank": np.tile(np.arange(n), n_features),
+        columns = {"sign": np.full(n_features * n, sign), "rank": np.tile(np.arange(n), n_features),
                  "token": np.ravel(ids), "logit": np.ravel(values)}  # fmt: skip
-        writer.add(Logit, keys | found)
+        writer.add(Logit, keys | columns)
 
 
 def add_ablation(writer: Writer, ensemble: str, seed: int, maskings: list[Masking], losses: list[MaskedLoss]) -> None:
     """Explained variance of one member under every kind and size of mask, with the loss where that was measured."""
-    found = {(each.mask, each.n_masked): each for each in losses}
+    loss_of = {(each.mask, each.n_masked): each for each in losses}
     for masking in maskings:
-        loss = found.get((masking.mask, masking.n_masked))
+        loss = loss_of.get((masking.mask, masking.n_masked))
         add_row(writer, Ablation(ensemble, seed, *masking, loss and loss.loss, loss and loss.loss_sd))

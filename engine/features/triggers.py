@@ -1,4 +1,4 @@
-"""What sets a feature off, as far as tokens alone can say: one of a few classes that people can check at a glance.
+"""Classify what triggers a feature by the tokens it fires on: one of a few classes that can be checked at a glance.
 
 The definition is this project's own. A class holds for a feature when it covers at least COVERS of its firings and at
 least LIFT times as many as of all tokens; the first that holds is taken, in this order:
@@ -88,29 +88,30 @@ class TokenClasses:
         types = sparse.csr_matrix(
             (types.data, types.indices, types.indptr), (n_features, n_tokens)
         )  # ids up to the last
-        by_token = _top(types)
-        known = previous >= 0
-        by_previous = _top(count_pairs(feature[known], previous[known], (n_features, n_tokens)))
+        by_token = _largest(types)
+        has_previous = previous >= 0
+        pairs = count_pairs(feature[has_previous], previous[has_previous], (n_features, n_tokens))
+        by_previous = _largest(pairs)
         first = np.bincount(feature, weights=place < FIRST_TOKENS, minlength=n_features)
         kinds = np.asarray((types @ self._kinds).todense())
-        by_family, by_gram = _top(types @ self._in_family), _top(types @ self._has_gram)
+        by_family, by_gram = _largest(types @ self._in_family), _largest(types @ self._has_gram)
         candidates = [  # in the order of CLASSES: (covered, how common among all tokens, what)
-            (by_token.count * share, self._base["token"][by_token.column], self.texts[by_token.column]),
-            (by_family.count * share, self._base["family"][by_family.column], self.families[by_family.column]),
+            (by_token.value * share, self._base["token"][by_token.column], self.texts[by_token.column]),
+            (by_family.value * share, self._base["family"][by_family.column], self.families[by_family.column]),
             (kinds[:, 0] * share, self._base["kind"][0], ""),
             (kinds[:, 1] * share, self._base["kind"][1], ""),
-            (by_gram.count * share, self._base["gram"][by_gram.column], self._gram_texts(by_gram.column)),
+            (by_gram.value * share, self._base["gram"][by_gram.column], self._gram_texts(by_gram.column)),
             (first * share, base_first, ""),
-            (by_previous.count * share, self._base["token"][by_previous.column], self.texts[by_previous.column]),
+            (by_previous.value * share, self._base["token"][by_previous.column], self.texts[by_previous.column]),
         ]
         trigger = np.full(n_features, len(CLASSES) - 1, np.int32)
-        covered, what = (by_token.count * share).astype(np.float32), np.full(n_features, "", object)
+        covered, what = (by_token.value * share).astype(np.float32), np.full(n_features, "", object)
         for index in reversed(range(len(candidates))):
             covers, common, name = candidates[index]
             holds = (covers >= COVERS) & (covers >= LIFT * common) & (n > 0)
             trigger[holds], covered[holds] = index, covers[holds]
             what[holds] = name[holds] if isinstance(name, np.ndarray) else name
-        return Triggers(trigger, covered, what, _entropy(types), (by_token.count * share).astype(np.float32))
+        return Triggers(trigger, covered, what, _entropy(types), (by_token.value * share).astype(np.float32))
 
     def _gram_texts(self, column: np.ndarray) -> np.ndarray:
         return self.grams[column] if len(self.grams) else np.full(len(column), "", object)
@@ -123,8 +124,10 @@ def family(text: str) -> str:
     return word[:-1] if plural else word
 
 
-class _Top(NamedTuple):
-    count: np.ndarray
+class _Largest(NamedTuple):
+    """The largest entry of every row."""
+
+    value: np.ndarray
     column: np.ndarray
 
 
@@ -144,7 +147,7 @@ def count_pairs(row: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> 
     return sparse.csr_matrix((counts.astype(np.float32), column.astype(np.int32), ends.astype(np.int32)), shape)
 
 
-def _top(counts: sparse.csr_matrix) -> _Top:
+def _largest(counts: sparse.csr_matrix) -> _Largest:
     """Each row's largest entry and its lowest column; 0 and column 0 for an empty row."""
     largest, column = np.zeros(counts.shape[0]), np.zeros(counts.shape[0], np.int64)
     starts, filled = counts.indptr[:-1], np.flatnonzero(np.diff(counts.indptr))
@@ -153,7 +156,7 @@ def _top(counts: sparse.csr_matrix) -> _Top:
         is_top = counts.data == np.repeat(largest, np.diff(counts.indptr))
         candidates = np.where(is_top, counts.indices, counts.shape[1])
         column[filled] = np.minimum.reduceat(candidates, starts[filled])
-    return _Top(largest, column)
+    return _Largest(largest, column)
 
 
 def _entropy(counts: sparse.csr_matrix) -> np.ndarray:

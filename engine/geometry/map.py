@@ -1,4 +1,4 @@
-"""A two-dimensional map of decoder directions across members: where features that come back lie on top of each other."""
+"""A two-dimensional map of decoder directions of all members (t-SNE), in which features that come back lie together."""
 
 from typing import NamedTuple
 
@@ -14,26 +14,26 @@ PERPLEXITY = 30.0
 SEED = 0
 
 
-class Atlas(NamedTuple):
-    """Places on the map; distances between near ones mean something, those between far ones do not."""
+class DirectionMap(NamedTuple):
+    """Coordinates on the map; small distances are meaningful, large ones are not."""
 
     x: Float[np.ndarray, "members d_sae"]  # NaN where a feature is not drawn
     y: Float[np.ndarray, "members d_sae"]
     remark: str  # what is drawn, and how
 
 
-def draw_atlas(
+def draw_map(
     decoders: Float[torch.Tensor, "members d_sae d_in"],
     matches: Matches,
     living: Bool[np.ndarray, "members d_sae"],
     *,
     most: int = MOST,
     seed: int = SEED,
-) -> Atlas:
+) -> DirectionMap:
     """t-SNE (van der Maaten and Hinton 2008; scikit-learn's, from the first two principal components) of unit decoder rows.
 
     All living features where they are at most `most`; else a random choice of one member's, each with its nearest feature
-    in every other member, so that what comes back is seen to. Features without a direction are never drawn.
+    in every other member, so that recurring features are seen as such. Features without a direction are never drawn.
     """
     from sklearn.manifold import TSNE  # a second to import
 
@@ -45,9 +45,9 @@ def draw_atlas(
     rows = torch.nn.functional.normalize(decoders[torch.from_numpy(drawn).to(decoders.device)].float(), dim=1)
     if len(rows) > 2:
         perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
-        found = TSNE(2, init="pca", perplexity=perplexity, random_state=seed).fit_transform(rows.cpu().numpy())
-        x[drawn], y[drawn] = found.T
-    return Atlas(x, y, f"{remark}; t-SNE of unit decoder rows, perplexity {PERPLEXITY:g}, random seed {seed}")
+        embedded = TSNE(2, init="pca", perplexity=perplexity, random_state=seed).fit_transform(rows.cpu().numpy())
+        x[drawn], y[drawn] = embedded.T
+    return DirectionMap(x, y, f"{remark}; t-SNE of unit decoder rows, perplexity {PERPLEXITY:g}, random seed {seed}")
 
 
 def _with_nearest(drawn: np.ndarray, matches: Matches, most: int, seed: int) -> tuple[np.ndarray, str]:

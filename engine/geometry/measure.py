@@ -1,4 +1,4 @@
-"""Geometry of one ensemble's buckets: subspaces, pursuit and predictability, as the small arrays that pages show."""
+"""Measure one ensemble's stable and unstable rows: subspaces, pursuit and predictability, as small arrays for pages."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -121,14 +121,14 @@ def measure(
         for m in members
         if m not in chosen
     ]
-    moved = spans = energy = None
+    captured = spans = energy = None
     if len(chosen) > 1:
         mine, alive, settled = ([rows[m] for m in chosen] for rows in (unstable, living, stable))
         baseline = settled if all(map(len, settled)) else None
         if baseline is None:
             remarks.append("a member has no stable rows: there is no baseline of stable rows")
-        moved = transfer(mine, ranks, living=alive, stable=baseline, covariance=covariance, device=device)
-        if (fewest := int(moved.cross.n_fitted.min())) < ranks[-1]:
+        captured = transfer(mine, ranks, living=alive, stable=baseline, covariance=covariance, device=device)
+        if (fewest := int(captured.cross.n_fitted.min())) < ranks[-1]:
             remarks.append(f"curves are fitted on {fewest} unstable rows or more: from that rank on some members stop")
         spans = _spans(mine, ranks, device)
         inside = [(names := named[m])[names != "dead"] == "unstable" for m in chosen]
@@ -136,23 +136,23 @@ def measure(
     report(2, 4)
     residuals = {}
     for name, rows in (("stable", stable), ("unstable", unstable)):
-        if len(held := [m for m in members if len(rows[m])]) > 1:
-            residuals[name] = span_residuals([rows[m] for m in held], [living[m] for m in held], device=device)
+        if len(filled := [m for m in members if len(rows[m])]) > 1:
+            residuals[name] = span_residuals([rows[m] for m in filled], [living[m] for m in filled], device=device)
     report(3, 4)
-    told = [m for m in members if min(len(stable[m]), len(unstable[m])) >= FEWEST]
+    predictable = [m for m in members if min(len(stable[m]), len(unstable[m])) >= FEWEST]
     predicted = None
-    if len(told) > 1:
+    if len(predictable) > 1:
         ids = match_clusters(matches.partner, matches.cosine, matches.other, theta)
-        kept = {m: np.isin(named[m], ("stable", "unstable")) for m in told}
+        kept = {m: np.isin(named[m], ("stable", "unstable")) for m in predictable}
         predicted = predictability(
-            [_rows(decoders[m], kept[m]).cpu().numpy() for m in told],
-            [named[m][kept[m]] == "stable" for m in told],
-            [ids[m][kept[m]] for m in told],
+            [_rows(decoders[m], kept[m]).cpu().numpy() for m in predictable],
+            [named[m][kept[m]] == "stable" for m in predictable],
+            [ids[m][kept[m]] for m in predictable],
         )
     else:
         remarks.append(f"fewer than two members have {FEWEST} stable and {FEWEST} unstable rows: nothing is predicted")
     report(4, 4)
-    return Geometry(np.array(chosen, int), table, moved, spans, energy, residuals, predicted, tuple(remarks))
+    return Geometry(np.array(chosen, int), table, captured, spans, energy, residuals, predicted, tuple(remarks))
 
 
 def _rows(decoder: Rows, mask: np.ndarray) -> torch.Tensor:
@@ -162,11 +162,25 @@ def _rows(decoder: Rows, mask: np.ndarray) -> torch.Tensor:
 
 def _rank_row(member: int, stable: torch.Tensor, unstable: torch.Tensor, device: Device) -> RankRow:
     n = min(len(stable), len(unstable))
-    whole = [effective_rank(rows, device=device).rank if len(rows) else np.nan for rows in (stable, unstable)]
-    matched = [matched_rank(rows, n, device=device) if n else None for rows in (stable, unstable)]
-    random = random_rank(n, stable.shape[1], device=device) if n else None
-    spectra = _spectra(stable, unstable, n, device) if n else None
-    return RankRow(member, len(stable), len(unstable), *whole, n, *matched, random, spectra)
+
+    def whole(rows: torch.Tensor) -> float:
+        return effective_rank(rows, device=device).rank if len(rows) else np.nan
+
+    def matched(rows: torch.Tensor) -> MatchedRank | None:
+        return matched_rank(rows, n, device=device) if n else None
+
+    return RankRow(
+        member,
+        n_stable=len(stable),
+        n_unstable=len(unstable),
+        stable=whole(stable),
+        unstable=whole(unstable),
+        n=n,
+        stable_matched=matched(stable),
+        unstable_matched=matched(unstable),
+        random_matched=random_rank(n, stable.shape[1], device=device) if n else None,
+        spectra=_spectra(stable, unstable, n, device) if n else None,
+    )
 
 
 def _spectra(stable: torch.Tensor, unstable: torch.Tensor, n: int, device: Device) -> Spectra:
@@ -183,8 +197,8 @@ def _spans(sets: list[torch.Tensor], ranks: list[int], device: Device) -> SpanGe
     angles = np.full((len(ranks), len(ANGLE_QUANTILES)), np.nan)
     first, second = np.triu_indices(len(bases), 1)
     for at, rank in enumerate(ranks):
-        found = principal_angles(bases, rank)
-        angle[first, second, at] = angle[second, first, at] = np.median(found, axis=1)
-        if np.isfinite(found).any():
-            angles[at] = np.nanquantile(found, ANGLE_QUANTILES)
+        pair_angles = principal_angles(bases, rank)
+        angle[first, second, at] = angle[second, first, at] = np.median(pair_angles, axis=1)
+        if np.isfinite(pair_angles).any():
+            angles[at] = np.nanquantile(pair_angles, ANGLE_QUANTILES)
     return SpanGeometry(np.array(ranks), overlap, angle, angles, min(map(len, sets)))

@@ -1,8 +1,9 @@
-"""Can a decoder row tell whether its feature is stable? Logistic regression from seed to seed, and what the answer is worth.
+"""Predict from a decoder row whether its feature is stable: logistic regression from seed to seed, with controls.
 
-Stable rows are copies across seeds: a classifier that merely remembers directions does well on other seeds. So beside the plain
-figure, which papers report, stand the same without shared copies, and the same on rows without any geometry.
-NumPy and SciPy in float64: fits are small. All definitions but the plain one are this project's.
+Stable rows are copies across seeds: a classifier that merely remembers directions does well on other seeds. So the plain
+figure, which papers report, comes with the same figure without shared copies, and with that of rows without any geometry.
+Float64, as fits are small. The fit is not scikit-learn's: LogisticRegression stops on another criterion, its weights differ
+by up to 1e-2. All definitions but the plain one are this project's.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,6 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
-from scipy.stats import rankdata
 
 from seedscope.engine.contract.stability import THETA, is_match
 
@@ -29,8 +29,8 @@ def match_clusters(partner: np.ndarray, cosine: np.ndarray, other: np.ndarray, t
     n, d_sae, _ = partner.shape
     matched = is_match(cosine, theta) & (partner >= 0)
     anchor, feature, slot = matched.nonzero()
-    there = other[anchor, slot] * d_sae + partner[anchor, feature, slot]
-    edges = sparse.coo_array((np.ones(len(there), np.int8), (anchor * d_sae + feature, there)), shape=(n * d_sae,) * 2)
+    first, second = anchor * d_sae + feature, other[anchor, slot] * d_sae + partner[anchor, feature, slot]
+    edges = sparse.coo_array((np.ones(len(first), np.int8), (first, second)), shape=(n * d_sae,) * 2)
     return connected_components(edges, directed=False)[1].reshape(n, d_sae)
 
 
@@ -49,7 +49,7 @@ class Figures(NamedTuple):
 
 
 class Predictability(NamedTuple):
-    """Stable or unstable, told from the decoder row; train and test rows are balanced by subsampling."""
+    """How well stable and unstable are told apart by the decoder row; train and test rows are balanced by subsampling."""
 
     plain: Figures  # trained on one member, tested on another [paper A]: copies leak
     fewer: Figures  # as many rows as `disjoint`, clusters ignored
@@ -89,17 +89,17 @@ def predictability(
     `is_stable` and `clusters` (n,) belong to the rows. Cost: 6 fits per member and draw. Raises ValueError for fewer than
     two members and for one with fewer than FEWEST stable or unstable rows.
     """
-    rows, labels = _checked(rows, is_stable)
-    ids = _numbered(clusters)
+    rows, labels = _checked_rows(rows, is_stable)
+    ids = _renumbered(clusters)
     rng = np.random.default_rng(seed)
-    copies = _isotropic(rows, ids, rng)
+    copies = _isotropic_copies(rows, ids, rng)
     names = ("plain", "fewer", "disjoint", "isotropic", "isotropic_disjoint", "shuffled")
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in names}
     sizes: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for draw in range(n_draws):
         every = [np.arange(len(one)) for one in labels]
         plain = _Split(*([_balanced(at, one, rng) for at, one in zip(every, labels, strict=True)] for _ in range(2)))
-        apart = _apart(labels, ids, rng)
+        apart = _split_by_cluster(labels, ids, rng)
         halves = ([len(at) // 2 for at in side] for side in apart)
         fewer = _Split(*(
             [_balanced(at, one, rng, n) for at, one, n in zip(every, labels, half, strict=True)] for half in halves
@@ -113,20 +113,23 @@ def predictability(
             ("shuffled", rows, plain),
         ):
             mix = rng.permutation if name == "shuffled" else np.asarray
-            found[name].append(_score(of, labels, split, mix, inverse_penalty))
-            sizes[name].append(tuple(float(np.mean([len(at) for at in side])) for side in split))
+            scores[name].append(_score_pairs(of, labels, split, mix, inverse_penalty))
+            n_train, n_test = (float(np.mean([len(at) for at in side])) for side in split)
+            sizes[name].append((n_train, n_test))
         report(draw + 1, n_draws)
-    figures = {name: _figures(np.stack(scores), sizes[name]) for name, scores in found.items()}
+    figures = {name: _figures(np.stack(scores[name]), sizes[name]) for name in names}
     counts = np.bincount(np.concatenate(ids))
-    return Predictability(**figures, always_stable_f1=_always(0.5), n_clusters=len(counts),
+    return Predictability(**figures, always_stable_f1=_always_stable_f1(0.5), n_clusters=len(counts),
                           largest_cluster=float(counts.max() / counts.sum()))  # fmt: skip
 
 
-def _always(q: float) -> float:
+def _always_stable_f1(q: float) -> float:
     return 2 * q / (1 + q)
 
 
-def _checked(rows: Sequence[np.ndarray], is_stable: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _checked_rows(
+    rows: Sequence[np.ndarray], is_stable: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     if len(rows) < 2:
         raise ValueError(f"found {len(rows)} member, expected at least 2: it is trained on one and tested on another")
     labels = [np.asarray(one, bool) for one in is_stable]
@@ -140,13 +143,13 @@ def _checked(rows: Sequence[np.ndarray], is_stable: Sequence[np.ndarray]) -> tup
     return [every / np.linalg.norm(every, axis=1, keepdims=True) for every in unit], labels
 
 
-def _numbered(clusters: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _renumbered(clusters: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The ids as 0, 1, 2, .."""
     joined = np.unique(np.concatenate([np.asarray(one) for one in clusters]), return_inverse=True)[1]
     return np.split(joined, np.cumsum([len(one) for one in clusters])[:-1])
 
 
-def _isotropic(rows: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+def _isotropic_copies(rows: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
     """Random unit rows whose cosine within a cluster is on average that of the real rows.
 
     sqrt(rho) g + sqrt(1 - rho) h with g the cluster's and h the row's own random unit row; rho from the length of the
@@ -156,10 +159,10 @@ def _isotropic(rows: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Gen
     m = np.bincount(at)
     sums = sparse.csr_array((np.ones(len(at)), (at, np.arange(len(at)))), shape=(len(m), len(at))) @ joined
     rho = np.where(m > 1, ((sums**2).sum(1) - m) / np.maximum(m * (m - 1), 1), 0).clip(0, 1)[at, None]
-    shared, own = _random_rows(len(m), joined.shape[1], rng)[at], _random_rows(*joined.shape, rng)
-    found = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
-    return np.split(found, np.cumsum([len(one) for one in ids])[:-1])
+    shared, own = _random_rows(len(m), joined.shape[1], rng)[at], _random_rows(len(joined), joined.shape[1], rng)
+    mixed = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own
+    mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
+    return np.split(mixed, np.cumsum([len(one) for one in ids])[:-1])
 
 
 def _random_rows(n: int, d: int, rng: np.random.Generator) -> np.ndarray:
@@ -174,7 +177,7 @@ def _balanced(at: np.ndarray, label: np.ndarray, rng: np.random.Generator, n: in
     return np.concatenate([rng.permutation(stable)[:n], rng.permutation(unstable)[:n]])
 
 
-def _apart(labels: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Generator) -> _Split:
+def _split_by_cluster(labels: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Generator) -> _Split:
     """Half of the clusters to train on, the other half to test on, the same for all members."""
     trained = rng.permutation(max(one.max() for one in ids) + 1) % 2 == 0
     return _Split(*(
@@ -183,7 +186,13 @@ def _apart(labels: list[np.ndarray], ids: list[np.ndarray], rng: np.random.Gener
     ))  # fmt: skip
 
 
-def _score(rows, labels, split: _Split, mix: Callable, inverse_penalty: float) -> np.ndarray:
+def _score_pairs(
+    rows: list[np.ndarray],
+    labels: list[np.ndarray],
+    split: _Split,
+    mix: Callable[[np.ndarray], np.ndarray],
+    inverse_penalty: float,
+) -> np.ndarray:
     """(2, members, members): F1 and AUROC, trained on the first, tested on the second index."""
     n, d = len(rows), rows[0].shape[1]
     enough = [np.array([len(at) >= 2 * FEWEST for at in side]) for side in split]
@@ -217,23 +226,34 @@ def fit(rows: np.ndarray, stable: np.ndarray, inverse_penalty: float = INVERSE_P
 
 def f1(logits: np.ndarray, stable: np.ndarray) -> np.ndarray:
     """(classifiers,) F1 of logits (rows, classifiers) above 0; 0 where nothing was called stable."""
-    called = logits > 0
-    hits = (called & stable[:, None]).sum(0)
-    return 2 * hits / (called.sum(0) + stable.sum())
+    from sklearn.metrics import f1_score  # a second to import
+
+    return np.array([f1_score(stable, column > 0, zero_division=0) for column in logits.T])
 
 
 def auroc(logits: np.ndarray, stable: np.ndarray) -> np.ndarray:
     """(classifiers,) probability that a stable row has the larger logit than an unstable one; ties count half."""
-    n = int(stable.sum())
-    return (rankdata(logits, axis=0)[stable].sum(0) - n * (n + 1) / 2) / (n * (len(stable) - n))
+    from sklearn.metrics import roc_auc_score  # a second to import
+
+    return np.array([roc_auc_score(stable, column) for column in logits.T])
 
 
 def _figures(scores: np.ndarray, sizes: list[tuple[float, float]]) -> Figures:
     """Mean over draws that scored a pair, then over pairs."""
-    said = ~np.isnan(scores)
-    n = said.sum(0)
-    by_pair = np.where(n > 0, np.where(said, scores, 0).sum(0) / np.maximum(n, 1), np.nan)
+    is_scored = ~np.isnan(scores)
+    n = is_scored.sum(0)
+    by_pair = np.where(n > 0, np.where(is_scored, scores, 0).sum(0) / np.maximum(n, 1), np.nan)
     pairs = ~np.isnan(by_pair[0])
-    over = [values[pairs] for values in by_pair]
-    means = [float(stat(values)) if pairs.any() else np.nan for values in over for stat in (np.mean, np.std)]
-    return Figures(*by_pair, *means, int(pairs.sum()), *np.mean(sizes, 0).tolist())
+    f1_values, auroc_values = by_pair[0][pairs], by_pair[1][pairs]
+    n_train, n_test = np.mean(sizes, 0).tolist()
+    return Figures(
+        by_pair[0],
+        by_pair[1],
+        float(f1_values.mean()) if pairs.any() else np.nan,
+        float(f1_values.std()) if pairs.any() else np.nan,
+        float(auroc_values.mean()) if pairs.any() else np.nan,
+        float(auroc_values.std()) if pairs.any() else np.nan,
+        int(pairs.sum()),
+        n_train,
+        n_test,
+    )

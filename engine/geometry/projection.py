@@ -1,6 +1,6 @@
-"""Spans on demand: any set of features projected on the spans of the other members' sets, asked of the live engine.
+"""Project any set of features on the spans of the other members' sets, for pages, through the live engine.
 
-Everything is measured by `engine.geometry.subspaces`; here it is asked for in an amount that a page can wait for.
+Everything is measured by `engine.geometry.subspaces`; here the number of splits is limited to what a page can wait for.
 """
 
 from collections.abc import Sequence
@@ -76,12 +76,12 @@ def project(
     n_rows = chosen.sum(1)
     members = np.flatnonzero(n_rows >= FEWEST_ROWS)
     if len(members) < 2:
-        found = ", ".join(map(str, n_rows))
+        counts = ", ".join(map(str, n_rows))
         raise ValueError(
-            f"found {found} features in the {len(n_rows)} members, expected {FEWEST_ROWS} or more in at least 2: spans are "
+            f"found {counts} features in the {len(n_rows)} members, expected {FEWEST_ROWS} or more in at least 2: spans are "
             "compared across members; take a wider set or more members"
         )
-    sets = [_taken(rows, member, chosen[member]) for member in members]
+    sets = [_select_rows(rows, member, chosen[member]) for member in members]
     work = d**2 * (len(members) * d + int(n_rows.sum()))
     n_splits = int(np.clip(SPLIT_WORK // work, 1, N_SPLITS))
     ranks = sorted({*log_ranks(d), rank})
@@ -91,13 +91,13 @@ def project(
         among = np.flatnonzero(living[member])
         drawn.append(generator.permutation(among)[: max(n_splits * (n_rows[member] // 2), 1)])
     has_living, has_stable = all(map(len, drawn)), bool(stable[members].any(1).all())
-    moved = transfer(
+    captured = transfer(
         sets,
         ranks,
-        living=[_taken(rows, member, some) for member, some in zip(members, drawn, strict=True)]
+        living=[_select_rows(rows, member, some) for member, some in zip(members, drawn, strict=True)]
         if has_living
         else None,
-        stable=[_taken(rows, member, stable[member]) for member in members] if has_stable else None,
+        stable=[_select_rows(rows, member, stable[member]) for member in members] if has_stable else None,
         n_splits=n_splits,
         seed=seed,
         device=rows.device,
@@ -110,21 +110,21 @@ def project(
         members,
         n_rows,
         n_splits,
-        moved,
+        captured,
         np.array([effective_rank(each, device=rows.device).rank for each in sets]),
-        _over_pairs(overlaps([basis(each, ranks[-1]) for each in unit_sets(sets, rows.device)], ranks)),
+        _mean_over_pairs(overlaps([basis(each, ranks[-1]) for each in unit_sets(sets, rows.device)], ranks)),
         [each.own[:, 0] for each in energy],
         [each.others[:, 0] for each in energy],
     )
 
 
-def _taken(rows: Tensor, member: int | np.integer, which: np.ndarray) -> Tensor:
+def _select_rows(rows: Tensor, member: int | np.integer, which: np.ndarray) -> Tensor:
     """Some rows of a member, by mask or by index."""
     return rows[member][torch.from_numpy(which).to(rows.device)]
 
 
-def _over_pairs(found: Float[np.ndarray, "members members ranks"]) -> np.ndarray:
-    pairs = found[np.triu_indices(len(found), 1)]
+def _mean_over_pairs(overlap: Float[np.ndarray, "members members ranks"]) -> np.ndarray:
+    pairs = overlap[np.triu_indices(len(overlap), 1)]
     n = np.isfinite(pairs).sum(0)
     mean, spread = np.full((2, len(n)), np.nan)
     mean[n > 0], spread[n > 0] = np.nanmean(pairs[:, n > 0], 0), np.nanstd(pairs[:, n > 0], 0)
@@ -141,7 +141,7 @@ class FittedSpans(NamedTuple):
 def fit_spans(rows: Float[Tensor, "members d_sae d"], chosen: np.ndarray, seeds: Sequence[int]) -> FittedSpans:
     """The spans of the chosen rows of the members with these seeds; members without such rows have none."""
     has = np.flatnonzero(chosen.any(1)).tolist()
-    bases = [basis(_taken(rows, member, chosen[member]), rows.shape[2]) for member in has]
+    bases = [basis(_select_rows(rows, member, chosen[member]), rows.shape[2]) for member in has]
     return FittedSpans(tuple(seeds[member] for member in has), bases)
 
 
@@ -152,12 +152,9 @@ def energy_by_rank(
 
     All ranks from one product of the vectors with the directions: d^2 multiply-adds per vector and span.
     """
-    found = np.full((len(bases), len(vectors), len(ranks)), np.nan)
+    energy = np.full((len(bases), len(vectors), len(ranks)), np.nan)
     for at, one in enumerate(bases):
         within = [rank for rank in ranks if rank <= one.rank]
         captured = (vectors.float() @ one.vectors).double().square().cumsum(1).cpu().numpy()
-        found[at, :, : len(within)] = captured[:, np.array(within, int) - 1]
-    return found.clip(0, 1)
-
-
-# -- queries ---------------------------------------------------------------------------------------------------------
+        energy[at, :, : len(within)] = captured[:, np.array(within, int) - 1]
+    return energy.clip(0, 1)

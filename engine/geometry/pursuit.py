@@ -1,10 +1,11 @@
-"""What is left of a feature when it is written with a few features of another member: orthogonal matching pursuit.
+"""Orthogonal matching pursuit: the residual of a feature written with a few features of another member.
 
 In every step the feature with the largest |cosine| with the residual joins, and the residual is made orthogonal to all that
 joined (Pati et al. 1993). Float32; each new direction is made orthogonal twice, so residuals below 1e-4 are rounding.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +37,8 @@ def pursuit_residual(rows: Rows, dictionary: Rows, k_max: int = K_MAX, *, device
     if k_max < 1:
         raise ValueError(f"k_max is {k_max}, expected at least 1")
     rows, dictionary = (side.float() for side in unit_sets([rows, dictionary], device))
-    found = [_pursue(some, dictionary, k_max) for some in rows.split(max(HELD_COSINES // len(dictionary), 1))]
-    return Pursuit(*(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)))
+    batches = [_pursue(some, dictionary, k_max) for some in rows.split(max(HELD_COSINES // len(dictionary), 1))]
+    return Pursuit(*(torch.cat(parts).cpu().numpy() for parts in zip(*batches, strict=True)))
 
 
 def _pursue(rows: Tensor, dictionary: Tensor, k_max: int) -> tuple[Tensor, Tensor]:
@@ -79,29 +80,36 @@ def span_residuals(
 ) -> Residuals:
     """Write rows of every member with the features of every other member, and of random dictionaries of the same sizes.
 
-    Of more than `n_rows` rows a random choice is written. The random dictionaries are those of
-    `engine.matching.match`: `haar` keeps
-    a dictionary's geometry and forgets its place; `second_moment` keeps mean direction and anisotropy. Each random one
-    serves all other members. Cost: that of `pursuit_residual` per ordered pair and kind, three times in all. Raises
-    ValueError for fewer than two members and for empty sets.
+    Of more than `n_rows` rows a random choice is written. The random dictionaries are those of `engine.matching.match`:
+    `haar` keeps a dictionary's geometry and rotates it at random; `second_moment` keeps mean direction and anisotropy. Each
+    random one serves all other members. Cost: that of `pursuit_residual` per ordered pair and kind, three times in all.
+    Raises ValueError for fewer than two members and for empty sets.
     """
-    rows, dictionaries = (unit_sets(side, device, n_members=2) for side in (rows, dictionaries))
+    unit_rows, unit_dictionaries = (unit_sets(side, device, n_members=2) for side in (rows, dictionaries))
     generator = torch.Generator().manual_seed(seed)
-    rows = [some[torch.randperm(len(some), generator=generator)[:n_rows].to(some.device)] for some in rows]
-    members = range(len(rows))
-    kinds: dict[str, Callable[[Tensor], Tensor]] = {"": lambda found: found}
-    kinds |= {kind: lambda found, kind=kind: random_dictionary(found, kind, generator) for kind in NULL_KINDS}
-    residual = {kind: np.full((len(rows), len(rows), k_max), np.nan) for kind in kinds}
+    written = [some[torch.randperm(len(some), generator=generator)[:n_rows].to(some.device)] for some in unit_rows]
+    members = range(len(written))
+
+    def random_like(dictionary: Tensor, kind: str) -> Tensor:
+        return random_dictionary(dictionary, kind, generator)
+
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {"": lambda dictionary: dictionary}
+    kinds |= {kind: partial(random_like, kind=kind) for kind in NULL_KINDS}
+    residual = {kind: np.full((len(written), len(written), k_max), np.nan) for kind in kinds}
     for other in members:
         others = [member for member in members if member != other]
-        together = torch.cat([rows[member] for member in others])
+        together = torch.cat([written[member] for member in others])
         for kind, draw in kinds.items():
-            norms = pursuit_residual(together, draw(dictionaries[other].float()), k_max, device=device).residual
-            cuts = np.cumsum([len(rows[member]) for member in others])[:-1]
-            residual[kind][others, other] = [part.mean(0) for part in np.split(norms, cuts)]
-        report(other + 1, len(rows))
-    found = residual.pop("")
+            norms = pursuit_residual(together, draw(unit_dictionaries[other].float()), k_max, device=device).residual
+            cuts = np.cumsum([len(written[member]) for member in others])[:-1]
+            residual[kind][others, other] = np.stack([part.mean(0) for part in np.split(norms, cuts)])
+        report(other + 1, len(written))
+    by_pair = residual.pop("")
     chance = {kind: np.nanmean(values, (0, 1)) for kind, values in residual.items()}
     return Residuals(
-        found, np.nanmean(found, (0, 1)), np.nanstd(found, (0, 1)), chance, np.array([len(some) for some in rows])
+        by_pair,
+        np.nanmean(by_pair, (0, 1)),
+        np.nanstd(by_pair, (0, 1)),
+        chance,
+        np.array([len(some) for some in written]),
     )

@@ -1,4 +1,4 @@
-"""An ensemble's geometry as rows of the contract, kept as a part: what `engine.geometry.measure` and `engine.geometry.map` found.
+"""An ensemble's geometry, as `measure` and `map` return it, as arrays of a part and as rows of the contract.
 
 The arrays of the part ARE the columns of the tables, named `Table.column`; lists of unequal length are padded with NaN.
 """
@@ -19,8 +19,9 @@ from seedscope.engine.contract.tables.spans import (
     SpanPrediction,
     SpanResidual,
 )
-from seedscope.engine.geometry.map import Atlas
+from seedscope.engine.geometry.map import DirectionMap
 from seedscope.engine.geometry.measure import Geometry, SpanGeometry
+from seedscope.engine.geometry.pursuit import Residuals
 from seedscope.engine.geometry.subspaces import Curve, FeatureEnergy, Transfer
 from seedscope.engine.store.database import Writer
 from seedscope.engine.store.parts import Part
@@ -35,15 +36,17 @@ def first_rank(ranks: Sequence[int], d: int) -> int:
     return int(min(ranks, key=lambda rank: abs(np.log(rank / (d * FIRST_RANK)))))
 
 
-def as_arrays(found: Geometry, atlas: Atlas, dead: np.ndarray, seeds: Sequence[int]) -> dict[str, Any]:
+def as_arrays(
+    geometry: Geometry, direction_map: DirectionMap, dead: np.ndarray, seeds: Sequence[int]
+) -> dict[str, Any]:
     """One ensemble's geometry as the arrays of a part; `dead` is (members, d_sae)."""
     tables: dict[type, list[Columns]] = {
-        SpanCurve: [*_transferred(found.transfer), *_overlapping(found.spans)],
-        SpanPair: _pairs(found, seeds),
-        SpanMember: _members(found, seeds),
-        SpanResidual: [_residual(*each) for each in found.residuals.items()],
-        SpanPrediction: _predicted(found),
-        FeatureSpan: [_features(found, atlas, dead, seeds)],
+        SpanCurve: [*_energy_curves(geometry.transfer), *_overlap_curve(geometry.spans)],
+        SpanPair: _pairs(geometry, seeds),
+        SpanMember: _members(geometry, seeds),
+        SpanResidual: [_residual(*each) for each in geometry.residuals.items()],
+        SpanPrediction: _predictions(geometry),
+        FeatureSpan: [_features(geometry, direction_map, dead, seeds)],
     }
     arrays = {
         f"{table.__name__}.{column}": _joined([part[column] for part in parts])
@@ -51,36 +54,35 @@ def as_arrays(found: Geometry, atlas: Atlas, dead: np.ndarray, seeds: Sequence[i
         if parts
         for column in parts[0]
     }
-    predicted = found.predictability
+    predicted = geometry.predictability
+    transfer = geometry.transfer
     return arrays | {
-        "remarks": np.array([*found.remarks, f"map: {atlas.remark}"], str),
+        "remarks": np.array([*geometry.remarks, f"map: {direction_map.remark}"], str),
         "clusters": np.array([predicted.n_clusters, predicted.largest_cluster] if predicted else [], float),
-        "span_rank": np.array(
-            [first_rank(found.transfer.ranks.tolist(), found.transfer.d)] if found.transfer else [], int
-        ),
+        "span_rank": np.array([first_rank(transfer.ranks.tolist(), transfer.d)] if transfer else [], int),
     }
 
 
 def add_spans(writer: Writer, ensemble: str, part: Part | None) -> Columns:
     """Add what a part holds; returns the columns of the ensemble's own row that belong to it."""
-    none = {"span_rank": None, "span_remarks": [], "n_clusters": None, "largest_cluster": None}
+    none: Columns = {"span_rank": None, "span_remarks": [], "n_clusters": None, "largest_cluster": None}
     if part is None:
         return none
-    held = part.read(min(part.seeds))
+    arrays = part.read(min(part.seeds))
     for table in (SpanCurve, SpanPair, SpanMember, SpanResidual, SpanPrediction, FeatureSpan):
         prefix = f"{table.__name__}."
-        found = {name.removeprefix(prefix): column for name, column in held.items() if name.startswith(prefix)}
-        if found:
+        columns = {name.removeprefix(prefix): column for name, column in arrays.items() if name.startswith(prefix)}
+        if columns:
             kinds = schema.columns(table)
             writer.add(
-                table, {"ensemble": ensemble} | {name: _read(values, kinds[name]) for name, values in found.items()}
+                table, {"ensemble": ensemble} | {name: _read(values, kinds[name]) for name, values in columns.items()}
             )
-    told = {"span_remarks": held["remarks"].tolist()}
-    if len(held["span_rank"]):
-        told["span_rank"] = int(held["span_rank"][0])
-    if len(held["clusters"]):
-        told |= {"n_clusters": int(held["clusters"][0]), "largest_cluster": float(held["clusters"][1])}
-    return none | told
+    of_ensemble: Columns = {"span_remarks": arrays["remarks"].tolist()}
+    if len(arrays["span_rank"]):
+        of_ensemble["span_rank"] = int(arrays["span_rank"][0])
+    if len(arrays["clusters"]):
+        of_ensemble |= {"n_clusters": int(arrays["clusters"][0]), "largest_cluster": float(arrays["clusters"][1])}
+    return none | of_ensemble
 
 
 def _read(values: np.ndarray, kind: schema.Column) -> Any:
@@ -103,16 +105,17 @@ def _joined(parts: list[Any]) -> np.ndarray:
     return np.concatenate(list(padded)).astype(np.float32)
 
 
-def _transferred(found: Transfer | None) -> list[Columns]:
+def _energy_curves(transfer: Transfer | None) -> list[Columns]:
     """Every curve of captured energy there is."""
-    if found is None:
+    if transfer is None:
         return []
-    curves = {name: getattr(found, name) for name in SPAN_CURVES if isinstance(getattr(found, name, None), Curve)}
-    rows = [_curve(name, found.ranks, curve) for name, curve in curves.items()]
-    nothing = np.full(len(found.ranks), np.nan)
-    flat = {"mean": found.random_subspace, "spread": nothing, "split_spread": nothing}
-    counts = {"n_pairs": np.zeros(len(found.ranks), int), "n_fitted": np.zeros(len(found.ranks), int)}
-    return [*rows, _named("random_subspace", found.ranks) | flat | counts]
+    ranks = transfer.ranks
+    curves = {name: getattr(transfer, name) for name in SPAN_CURVES if isinstance(getattr(transfer, name, None), Curve)}
+    rows = [_curve(name, ranks, curve) for name, curve in curves.items()]
+    nothing = np.full(len(ranks), np.nan)
+    flat = {"mean": transfer.random_subspace, "spread": nothing, "split_spread": nothing}
+    counts = {"n_pairs": np.zeros(len(ranks), int), "n_fitted": np.zeros(len(ranks), int)}
+    return [*rows, _named("random_subspace", ranks) | flat | counts]
 
 
 def _named(name: str, ranks: np.ndarray) -> Columns:
@@ -127,7 +130,7 @@ def _curve(name: str, ranks: np.ndarray, curve: Curve) -> Columns:
     }  # fmt: skip
 
 
-def _overlapping(spans: SpanGeometry | None) -> list[Columns]:
+def _overlap_curve(spans: SpanGeometry | None) -> list[Columns]:
     if spans is None:
         return []
     n_pairs = np.isfinite(spans.pairs).sum(0)
@@ -142,23 +145,24 @@ def _overlapping(spans: SpanGeometry | None) -> list[Columns]:
     return [_named("overlap", spans.ranks) | {"mean": mean, "spread": spread} | rest]
 
 
-def _pairs(found: Geometry, seeds: Sequence[int]) -> list[Columns]:
+def _pairs(geometry: Geometry, seeds: Sequence[int]) -> list[Columns]:
     """Ordered pairs; a member with itself is fitted on one half and measured on the other."""
-    if found.transfer is None:
+    transfer, spans = geometry.transfer, geometry.spans
+    if transfer is None or spans is None:  # they are there together
         return []
-    energies = found.transfer.cross.energy.copy()
-    n, at = len(found.members), np.arange(len(found.members))
-    energies[at, at] = found.transfer.within.energy[:, 0]
+    energies = transfer.cross.energy.copy()
+    n, at = len(geometry.members), np.arange(len(geometry.members))
+    energies[at, at] = transfer.within.energy[:, 0]
     first, second = (which.ravel() for which in np.indices((n, n)))
-    of = np.array(seeds)[found.members]
-    overlap, angle = (values[first, second] for values in (found.spans.overlap, found.spans.angle))
+    of = np.array(seeds)[geometry.members]
+    overlap, angle = (values[first, second] for values in (spans.overlap, spans.angle))
     energy = energies[first, second]
     return [{"seed": of[first], "other": of[second], "energies": energy, "overlaps": overlap, "angles": angle}]
 
 
-def _members(found: Geometry, seeds: Sequence[int]) -> list[Columns]:
+def _members(geometry: Geometry, seeds: Sequence[int]) -> list[Columns]:
     rows = []
-    for row in found.ranks:
+    for row in geometry.ranks:
         equal = {
             f"{name}_equal{suffix}": [getattr(matched, field) if matched else np.nan]
             for name in ("stable", "unstable", "random")
@@ -176,39 +180,39 @@ def _members(found: Geometry, seeds: Sequence[int]) -> list[Columns]:
     return rows
 
 
-def _residual(bucket: str, found: Any) -> Columns:
-    k = np.arange(1, len(found.mean) + 1)
+def _residual(bucket: str, residuals: Residuals) -> Columns:
+    k = np.arange(1, len(residuals.mean) + 1)
     return {
-        "bucket": np.full(len(k), bucket), "k": k, "mean": found.mean, "spread": found.spread, **found.chance,
-        "n_pairs": np.full(len(k), int(np.isfinite(found.by_pair[..., 0]).sum())),
-        "n_rows": np.full(len(k), int(found.n_rows.sum())),
+        "bucket": np.full(len(k), bucket), "k": k, "mean": residuals.mean, "spread": residuals.spread, **residuals.chance,
+        "n_pairs": np.full(len(k), int(np.isfinite(residuals.by_pair[..., 0]).sum())),
+        "n_rows": np.full(len(k), int(residuals.n_rows.sum())),
     }  # fmt: skip
 
 
-def _predicted(found: Geometry) -> list[Columns]:
-    told = found.predictability
-    if told is None:
+def _predictions(geometry: Geometry) -> list[Columns]:
+    predictability = geometry.predictability
+    if predictability is None:
         return []
     rows = []
     for name in PREDICTION_SETTINGS[:-1]:
-        figures = getattr(told, name)
+        figures = getattr(predictability, name)
         if figures.n_pairs:
             numbers = ("f1_mean", "f1_spread", "auroc_mean", "auroc_spread", "n_pairs", "n_train", "n_test")
             rows.append({"setting": [name]} | {n.removesuffix("_mean"): [getattr(figures, n)] for n in numbers})
     nothing = {name: [np.nan] for name in ("f1_spread", "auroc", "auroc_spread", "n_train", "n_test")}
     return [
         *rows,
-        {"setting": [PREDICTION_SETTINGS[-1]], "f1": [told.always_stable_f1], "n_pairs": [0]} | nothing,
+        {"setting": [PREDICTION_SETTINGS[-1]], "f1": [predictability.always_stable_f1], "n_pairs": [0]} | nothing,
     ]
 
 
-def _features(found: Geometry, atlas: Atlas, dead: np.ndarray, seeds: Sequence[int]) -> Columns:
+def _features(geometry: Geometry, direction_map: DirectionMap, dead: np.ndarray, seeds: Sequence[int]) -> Columns:
     """Living features, member by member."""
-    energies = dict(zip(found.members.tolist(), found.energy or (), strict=False))
+    energies = dict(zip(geometry.members.tolist(), geometry.energy or (), strict=False))
     parts = []
     for member, seed in enumerate(seeds):
         alive = np.flatnonzero(~dead[member])
         energy = energies.get(member) or FeatureEnergy(*[np.zeros((len(alive), 0))] * 2)
-        place = {"x": atlas.x[member, alive], "y": atlas.y[member, alive]}
+        place = {"x": direction_map.x[member, alive], "y": direction_map.y[member, alive]}
         parts.append({"seed": np.full(len(alive), seed), "feature": alive} | energy._asdict() | place)
     return {name: _joined([part[name] for part in parts]) for name in parts[0]}

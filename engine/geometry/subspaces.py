@@ -44,19 +44,19 @@ def unit_sets(sets: Sequence[Rows], device: Device = "cpu", *, n_members: int = 
     """
     if len(sets) < n_members:
         raise ValueError(f"found {len(sets)} member, expected at least {n_members}: spans are compared across members")
-    found = [torch.as_tensor(rows).detach() for rows in sets]
-    if len(widths := sorted({rows.shape[1] for rows in found})) > 1:
+    tensors = [torch.as_tensor(rows).detach() for rows in sets]
+    if len(widths := sorted({rows.shape[1] for rows in tensors})) > 1:
         raise ValueError(
             f"sets have rows of {widths} entries, expected one width: the members read different activations"
         )
-    for member, rows in enumerate(found):
+    for member, rows in enumerate(tensors):
         if len(rows) < n_rows:
             raise ValueError(
                 f"set {member} has {len(rows)} rows, expected at least {n_rows}: leave that member out, or move theta or epsilon"
             )
         if bare := int((~directed(rows)).sum()):
             raise ValueError(f"set {member} has {bare} rows without a direction, expected none: leave them out")
-    wide = (rows if rows.dtype == torch.float64 else rows.float() for rows in found)
+    wide = (rows if rows.dtype == torch.float64 else rows.float() for rows in tensors)
     return [torch.nn.functional.normalize(rows.to(device), dim=1) for rows in wide]
 
 
@@ -118,22 +118,22 @@ def matched_rank(rows: Rows, n: int, *, n_draws: int = N_DRAWS, seed: int = 0, d
     if not 1 <= n <= len(rows):
         raise ValueError(f"asked for {n} of {len(rows)} rows, expected 1 to {len(rows)}")
     generator = torch.Generator().manual_seed(seed)
-    draws = (rows[_some(len(rows), n, generator)] for _ in range(n_draws if n < len(rows) else 1))
-    return _matched([_entropy_rank(_spectrum(drawn)) for drawn in draws], n, rows.shape[1])
+    draws = (rows[_random_indices(len(rows), n, generator)] for _ in range(n_draws if n < len(rows) else 1))
+    return _mean_rank([_entropy_rank(_spectrum(drawn)) for drawn in draws], n, rows.shape[1])
 
 
 def random_rank(n: int, d: int, *, n_draws: int = N_DRAWS, seed: int = 0, device: Device = "cpu") -> MatchedRank:
     """Effective rank of n random unit rows: 0.585 of d = 768 at n = 500, 0.946 at 2,000."""
     generator = torch.Generator().manual_seed(seed)
     draws = (torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1) for _ in range(n_draws))
-    return _matched([_entropy_rank(_spectrum(drawn.to(device))) for drawn in draws], n, d)
+    return _mean_rank([_entropy_rank(_spectrum(drawn.to(device))) for drawn in draws], n, d)
 
 
-def _matched(ranks: list[float], n: int, d: int) -> MatchedRank:
+def _mean_rank(ranks: list[float], n: int, d: int) -> MatchedRank:
     return MatchedRank(float(np.mean(ranks)), float(np.std(ranks)), n, d)
 
 
-def _some(n: int, chosen: int, generator: torch.Generator) -> Tensor:
+def _random_indices(n: int, chosen: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator)[:chosen]
 
 
@@ -146,10 +146,10 @@ class Basis(NamedTuple):
 
 def basis(rows: Tensor, rank: int) -> Basis:
     """The top right singular vectors of unit rows, at most `rank` of them."""
-    return _top(rows.double().T @ rows.double(), min(rank, *rows.shape))
+    return _top_eigenvectors(rows.double().T @ rows.double(), min(rank, *rows.shape))
 
 
-def _top(moment: Tensor, rank: int) -> Basis:
+def _top_eigenvectors(moment: Tensor, rank: int) -> Basis:
     return Basis(torch.linalg.eigh(moment).eigenvectors.flip(1)[:, :rank].float(), rank)
 
 
@@ -161,17 +161,17 @@ def moment(rows: Tensor) -> Tensor:
 def projectors(bases: Sequence[Basis], ranks: Sequence[int]) -> Iterator[Float[Tensor, "bases d d"]]:
     """For every rank in turn V_r V_r^T of every basis, valid until the next; of a shorter basis, all it has."""
     d = len(bases[0].vectors)
-    held = bases[0].vectors.new_zeros(len(bases), d, d)
+    sums = bases[0].vectors.new_zeros(len(bases), d, d)
     before = 0
     for rank in ranks:
-        for projector, one in zip(held, bases, strict=True):
+        for projector, one in zip(sums, bases, strict=True):
             part = one.vectors[:, before:rank]
             projector.addmm_(part, part.T)
-        yield held
+        yield sums
         before = rank
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def _inner_products(a: Tensor, b: Tensor) -> Tensor:
     """<A, B> of every matrix of a with every one of b, (a, b) float64."""
     parts = (x.flatten(1).split(PART, 1) for x in (a, b))
     return sum((x @ y.T).double() for x, y in zip(*parts, strict=True))
@@ -182,7 +182,7 @@ def _blocks(bases: Sequence[Basis]) -> list[slice]:
     return [slice(first, min(first + size, len(bases))) for first in range(0, len(bases), size)]
 
 
-def _stops(bases: Sequence[Basis], ranks: Sequence[int]) -> np.ndarray:
+def _nan_beyond_rank(bases: Sequence[Basis], ranks: Sequence[int]) -> np.ndarray:
     """(bases, ranks): 1 where a basis has that many directions, else NaN."""
     return np.where(np.array([one.rank for one in bases])[:, None] >= np.asarray(ranks), 1.0, np.nan)
 
@@ -197,8 +197,8 @@ def captured(
     energy = np.empty((len(bases), len(moments), len(ranks)))
     for block in _blocks(bases):
         for at, projector in enumerate(projectors(bases[block], ranks)):
-            energy[block, :, at] = _inner(projector, moments).cpu().numpy()
-    return energy.clip(0, 1) * _stops(bases, ranks)[:, None]
+            energy[block, :, at] = _inner_products(projector, moments).cpu().numpy()
+    return energy.clip(0, 1) * _nan_beyond_rank(bases, ranks)[:, None]
 
 
 def overlaps(bases: Sequence[Basis], ranks: Sequence[int]) -> Float[np.ndarray, "bases bases ranks"]:
@@ -206,18 +206,17 @@ def overlaps(bases: Sequence[Basis], ranks: Sequence[int]) -> Float[np.ndarray, 
 
     NaN where one of the two has fewer directions.
     """
-    found, blocks = np.empty((len(bases), len(bases), len(ranks))), _blocks(bases)
+    shares, blocks = np.empty((len(bases), len(bases), len(ranks))), _blocks(bases)
     for i, a in enumerate(blocks):
         for b in blocks[: i + 1]:
             both = zip(projectors(bases[a], ranks), projectors(bases[b], ranks), strict=True)
             for at, (one, other) in enumerate(both):
-                inner = _inner(one, other).cpu().numpy() / ranks[at]
-                found[a, b, at], found[b, a, at] = inner, inner.T
-    stops = _stops(bases, ranks)
-    found = (
-        found + found.swapaxes(0, 1)
-    ) / 2  # a block with itself is rounded differently above and below the diagonal
-    return found.clip(0, 1) * stops[:, None] * stops[None]
+                inner = _inner_products(one, other).cpu().numpy() / ranks[at]
+                shares[a, b, at], shares[b, a, at] = inner, inner.T
+    stops = _nan_beyond_rank(bases, ranks)
+    # A block with itself is rounded differently above and below the diagonal.
+    shares = (shares + shares.swapaxes(0, 1)) / 2
+    return shares.clip(0, 1) * stops[:, None] * stops[None]
 
 
 def principal_angles(bases: Sequence[Basis], rank: int) -> Float[np.ndarray, "pairs rank"]:
@@ -248,7 +247,7 @@ class Curve(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """What the span of one member's set captures of itself and of the other members' sets [paper A, its section 6.2]."""
+    """Energy that the span of one member's set captures of itself and of the other members' sets [paper A, section 6.2]."""
 
     ranks: np.ndarray
     d: int
@@ -286,8 +285,8 @@ def transfer(
     sets = unit_sets(sets, device, n_members=2, n_rows=2)
     d = sets[0].shape[1]
     ranks = _checked_ranks(ranks, d)
-    given = {"random_set": living, "stable": stable}
-    baselines = {name: unit_sets(rows, device, n_members=len(sets)) for name, rows in given.items() if rows is not None}
+    named = {"random_set": living, "stable": stable}
+    baselines = {name: unit_sets(rows, device, n_members=len(sets)) for name, rows in named.items() if rows is not None}
     wholes = torch.stack([moment(rows) for rows in sets])
     halves = [len(rows) // 2 for rows in sets]
     n_fitted = {name: [min(n, len(r)) for n, r in zip(halves, rows, strict=True)] for name, rows in baselines.items()}
@@ -301,15 +300,15 @@ def transfer(
             bases.append(basis(rows[order[: len(rows) // 2]], ranks[-1]))
             within.append(captured(bases[-1:], moment(rows[order[len(rows) // 2 :]])[None], ranks)[0])
         energy["within"].append(np.stack(within))
-        energy["cross"].append(_across(bases, wholes, ranks))
-        for name, rows in baselines.items():
-            drawn = [r[_some(len(r), n, generator)] for r, n in zip(rows, n_fitted[name], strict=True)]
-            energy[name].append(_across([basis(r, ranks[-1]) for r in drawn], wholes, ranks))
+        energy["cross"].append(_energy_across(bases, wholes, ranks))
+        for name, pools in baselines.items():
+            drawn = [r[_random_indices(len(r), n, generator)] for r, n in zip(pools, n_fitted[name], strict=True)]
+            energy[name].append(_energy_across([basis(r, ranks[-1]) for r in drawn], wholes, ranks))
         report(split + 1, n_splits)
-    curves = {name: _curve(found, n_fitted[name]) for name, found in energy.items()}
+    curves = {name: _curve(by_split, n_fitted[name]) for name, by_split in energy.items()}
     activations = None
     if covariance is not None:
-        top = _top(torch.as_tensor(covariance).to(device).double(), ranks[-1])
+        top = _top_eigenvectors(torch.as_tensor(covariance).to(device).double(), ranks[-1])
         activations = _curve([captured([top], wholes, ranks)], [d])
     return Transfer(
         np.array(ranks),
@@ -329,7 +328,7 @@ def _checked_ranks(ranks: Sequence[int] | None, d: int) -> list[int]:
     return ranks
 
 
-def _across(bases: Sequence[Basis], moments: Tensor, ranks: Sequence[int]) -> np.ndarray:
+def _energy_across(bases: Sequence[Basis], moments: Tensor, ranks: Sequence[int]) -> np.ndarray:
     energy = captured(bases, moments, ranks)
     energy[np.arange(len(bases)), np.arange(len(bases))] = np.nan
     return energy
@@ -381,27 +380,29 @@ def projected_energy(
         fitted = [[basis(every[at.to(every.device)], ranks[-1]) for at in half]
                   for every, half in zip(rows, halves, strict=True)]  # fmt: skip
         sides = list(zip(*fitted, strict=True))
-        reached = np.stack([_stops(side, ranks) == 1 for side in sides])  # (2, members, ranks)
-        for at, held in enumerate(zip(*(projectors(side, ranks) for side in sides), strict=True)):
-            known = reached[:, :, at]
-            total = sum(side[torch.from_numpy(ok).to(side.device)].sum(0) for side, ok in zip(held, known, strict=True))
+        reached = np.stack([_nan_beyond_rank(side, ranks) == 1 for side in sides])  # (2, members, ranks)
+        for at, halves_at in enumerate(zip(*(projectors(side, ranks) for side in sides), strict=True)):
+            has_rank = reached[:, :, at]
+            total = sum(
+                side[torch.from_numpy(ok).to(side.device)].sum(0) for side, ok in zip(halves_at, has_rank, strict=True)
+            )
             for member, every in enumerate(rows):
                 first, second = (
-                    _energy(every, side[member], ok) for side, ok in zip(held, known[:, member], strict=True)
+                    _energy(every, side[member], ok) for side, ok in zip(halves_at, has_rank[:, member], strict=True)
                 )
                 inside = (first + second) / 2
                 for half, without in zip(halves[member], (second, first), strict=True):
                     inside[half] = without[half]
                 own[member][:, at] += inside / n_splits
-                n_others = known.sum() - known[:, member].sum()
-                mine = sum(side[member] * float(ok) for side, ok in zip(held, known[:, member], strict=True))
+                n_others = has_rank.sum() - has_rank[:, member].sum()
+                mine = sum(side[member] * float(ok) for side, ok in zip(halves_at, has_rank[:, member], strict=True))
                 elsewhere = _energy(every, (total - mine) / max(float(n_others), 1), n_others > 0)
                 others[member][:, at] += elsewhere / n_splits
-    return [FeatureEnergy(*found) for found in zip(own, others, strict=True)]
+    return [FeatureEnergy(*energies) for energies in zip(own, others, strict=True)]
 
 
-def _energy(rows: Tensor, projector: Tensor, known: bool | np.bool_) -> np.ndarray:
+def _energy(rows: Tensor, projector: Tensor, has_rank: bool | np.bool_) -> np.ndarray:
     """(rows,) d^T P d; NaN where there is no such projector."""
     rows = rows.float()
-    found = ((rows @ projector) * rows).sum(1).cpu().numpy()
-    return np.where(known, found.clip(0, 1), np.nan)
+    energy = ((rows @ projector) * rows).sum(1).cpu().numpy()
+    return np.where(has_rank, energy.clip(0, 1), np.nan)

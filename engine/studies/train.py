@@ -29,7 +29,7 @@ from seedscope.engine.store import catalogue
 from seedscope.engine.training.calibrate import NEAR, Calibration, calibrated
 from seedscope.engine.training.ensemble import train_ensemble, training_space
 from seedscope.engine.training.snapshots import ALONG, Snapshots
-from seedscope.engine.training.summary import in_words, told
+from seedscope.engine.training.summary import in_words, summarise
 from seedscope.engine.training.trace import Point, Trace
 from seedscope.engine.training.trace import read as read_trace
 
@@ -120,7 +120,7 @@ def train_once(
         begun = time.time()
 
         def show(newest: Point) -> None:
-            moments = told(trace.points, config.seeds)
+            moments = summarise(trace.points, config.seeds)
             curves = Curves(study.name, name, config.variant, begun, len(config.seeds), config.n_tokens, moments)
             progress.show(curves, in_words(newest))
 

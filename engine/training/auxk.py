@@ -1,10 +1,11 @@
-"""Features that have not fired for long, and AuxK, which asks them to explain what the others leave."""
+"""AuxK: count for how long features have been silent, and let those silent for long reconstruct the residual of the others."""
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from seedscope.engine.saes.sae import SAE
+from seedscope.engine.training.gradients import gradient
 
 
 def count(silent_tokens: Int[Tensor, "members d_sae"], fired: Bool[Tensor, "members d_sae"], n_tokens: int) -> None:
@@ -49,10 +50,10 @@ def add_aux(
     rest = torch.baddbmm(left, codes, decoder, alpha=-1)
     to_codes = torch.bmm(rest, decoder.transpose(1, 2)).mul_(scale).mul_(codes > 0)  # the gradient of codes
     to_bias = to_codes.sum(1)
-    sae.W_dec.grad[at] += torch.bmm(codes.transpose(1, 2), rest) * scale
-    sae.W_enc.grad.transpose(1, 2)[at] += (
+    gradient(sae.W_dec)[at] += torch.bmm(codes.transpose(1, 2), rest) * scale
+    gradient(sae.W_enc).transpose(1, 2)[at] += (
         torch.bmm(to_codes.transpose(1, 2), x) - to_bias[:, :, None] * sae.b_dec[:, None]
     )
-    sae.b_enc.grad[at] += to_bias
+    gradient(sae.b_enc)[at] += to_bias
     if sae.b_dec.grad is not None:
         sae.b_dec.grad -= torch.bmm(to_bias[:, None], encoder)[:, 0]

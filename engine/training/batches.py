@@ -1,4 +1,4 @@
-"""The rows that training sees: in which order, and whether they are numbers."""
+"""Batches of activation rows in training order, checked to be finite."""
 
 from collections.abc import Iterator
 
@@ -42,15 +42,15 @@ def require_finite(activations: Rows, rows: np.ndarray, values: Tensor) -> None:
         return
     first = int(rows[~values.isfinite().all(-1).numpy()].min())
     # What is infinite only in the dtype of the training stands in the file as a number.
-    found = activations[np.array([first])][0]
-    worst = found[~np.isfinite(found)][0] if not np.isfinite(found).all() else found[np.abs(found).argmax()]
+    row = activations[np.array([first])][0]
+    worst = row[~np.isfinite(row)][0] if not np.isfinite(row).all() else row[np.abs(row).argmax()]
     raise ValueError(
-        f"activation row {first:,} ({_place(activations, first)}) holds {worst}, expected finite numbers within the range of "
+        f"activation row {first:,} ({_location(activations, first)}) holds {worst}, expected finite numbers within the range of "
         f"{values.dtype}; harvest the activations again, from a model in a wider dtype if it is the model that overflows"
     )
 
 
-def _place(activations: Rows, row: int) -> str:
+def _location(activations: Rows, row: int) -> str:
     """Where a row stands on disk, as far as the array knows."""
     part, position = activations.place(row) if isinstance(activations, Shards) else (activations, row)
     file = getattr(part, "filename", None)

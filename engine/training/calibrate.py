@@ -1,4 +1,4 @@
-"""The l1 that reaches an asked L0: found by short trainings of one member, then set right by whole ones."""
+"""Find the l1 with which training reaches a requested L0: short trainings of one member first, then whole ones."""
 
 import json
 import math
@@ -18,8 +18,8 @@ from seedscope.engine.training.trace import Trace
 FORMAT, FORMAT_VERSION = "seedscope.calibration", 1
 SHORT = 8  # a short training sees this part of the tokens
 MOST_SHORT, MOST_WHOLE = 6, 3
-NEAR_SHORT, NEAR_WHOLE = 0.05, 0.03  # |L0 / asked - 1| with which the search is content
-NEAR = 0.1  # beyond this, members are said to miss the asked L0
+NEAR_SHORT, NEAR_WHOLE = 0.05, 0.03  # |L0 / requested - 1| at which the search ends
+NEAR = 0.1  # beyond this, a remark says that members miss the requested L0
 STEEPEST = math.log(8)  # of one step of log l1
 TYPICAL = -2.0  # d log L0 / d log l1, between -1.3 and -2.9 on the embedded study
 
@@ -73,30 +73,30 @@ def calibrated(
     progress = progress or Progress()
     first = replace(config, seeds=config.seeds[:1])
     short = max(config.n_tokens // SHORT, min(config.n_tokens, 64 * config.batch))
-    held = _read(kept)
-    before = [Pilot(**each) for each in held.get(key, [])]
+    searches = _read(kept)
+    before = [Pilot(**each) for each in searches.get(key, [])]
     pilots: list[Pilot] = []
     l1 = config.l1 or TrainConfig().l1
     for n_tokens, most, near in ((short, MOST_SHORT, NEAR_SHORT), (config.n_tokens, MOST_WHOLE, NEAR_WHOLE)):
         own: list[Pilot] = []
         while len(own) < most and not (own and abs(own[-1].l0 / l0 - 1) <= near):
             if len(pilots) < len(before):
-                found = before[len(pilots)]
+                pilot = before[len(pilots)]
             else:
-                found = _train(rows(), replace(first, l1=l1, n_tokens=n_tokens), name, device, progress)
-                held[key] = [asdict(each) for each in (*pilots, found)]
-                _write(kept, held)
-            pilots.append(found)
-            own.append(found)
+                pilot = _train(rows(), replace(first, l1=l1, n_tokens=n_tokens), name, device, progress)
+                searches[key] = [asdict(each) for each in (*pilots, pilot)]
+                _write(kept, searches)
+            pilots.append(pilot)
+            own.append(pilot)
             l1 = _next(own, _slope(pilots), l0)
         if own:  # the next length begins where this one was best
             best = min(own, key=lambda each: abs(math.log(max(each.l0, 1e-6) / l0)))
             l1 = best.l1 if abs(best.l0 / l0 - 1) <= near else l1
         if n_tokens == config.n_tokens:
             break
-    found = Calibration(l0, l1, tuple(pilots))
-    progress.say(f"{name}: {found.says}")
-    return found
+    calibration = Calibration(l0, l1, tuple(pilots))
+    progress.say(f"{name}: {calibration.says}")
+    return calibration
 
 
 def _train(rows: Rows, config: TrainConfig, name: str, device: torch.device | str, progress: Progress) -> Pilot:
@@ -138,6 +138,6 @@ def _read(path: Path) -> dict[str, list[dict]]:
     return content.get("found", {}) if {name: content.get(name) for name in right} == right else {}
 
 
-def _write(path: Path, found: dict[str, list[dict]]) -> None:
+def _write(path: Path, searches: dict[str, list[dict]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"format": FORMAT, "version": FORMAT_VERSION, "found": found}, indent=1))
+    write_whole(path, json.dumps({"format": FORMAT, "version": FORMAT_VERSION, "found": searches}, indent=1))

@@ -1,4 +1,4 @@
-"""The state of a training on disk: whole or not there, the newest good one kept until the next is."""
+"""Checkpoints of a training on disk: written atomically, the newest readable one kept until the next is complete."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ class State(NamedTuple):
 
     step: int  # steps that were made
     tensors: dict[str, Tensor]
-    told: Any  # plain values that go with it
+    points: list[dict[str, Any]]  # of the trace so far, as plain values
 
 
 class Checkpoints:
@@ -42,7 +42,7 @@ class Checkpoints:
         """Write a state, then remove those before it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{state.step:09d}.safetensors"
-        metadata = {"made_from": self._made_from, "step": str(state.step), "told": json.dumps(state.told)}
+        metadata = {"made_from": self._made_from, "step": str(state.step), "told": json.dumps(state.points)}
         temporary = path.with_suffix(".tmp")
         save_file({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}, temporary, metadata)
         with open(temporary, "rb") as file:
@@ -70,7 +70,7 @@ class Checkpoints:
 
 def digest(settings: dict[str, Any], sample: Tensor, n_rows: int) -> str:
     """16 hex digits over a recipe, and the rows it is trained on as far as a sample of them tells."""
-    told = [settings, n_rows, list(sample.shape), str(sample.dtype), torch.__version__]
-    sha = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    identity = [settings, n_rows, list(sample.shape), str(sample.dtype), torch.__version__]
+    sha = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     sha.update(sample.contiguous().view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]

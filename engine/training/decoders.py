@@ -1,10 +1,11 @@
-"""What decoder rows are made of: free unit vectors, or combinations of points of the data (archetypes)."""
+"""Parametrisations of decoder rows: free unit vectors, or convex combinations of points of the data (archetypes)."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from seedscope.engine.saes.sae import SAE
+from seedscope.engine.training.gradients import gradient
 from seedscope.engine.training.starts import Hull
 
 
@@ -29,12 +30,13 @@ class FreeRows:
     def before_step(self) -> None:
         """Turn the gradient of the rows into one of the parameters."""
         W_dec = self._sae.W_dec
-        parallel = (W_dec.grad * W_dec).sum(-1, keepdim=True)
-        W_dec.grad -= parallel * W_dec
+        of_rows = gradient(W_dec)
+        parallel = (of_rows * W_dec).sum(-1, keepdim=True)
+        of_rows -= parallel * W_dec
 
     def after_step(self) -> None:
         """Bring the parameters back to where they may be, and the rows with them."""
-        self._sae.W_dec /= self._sae.W_dec.norm(dim=-1, keepdim=True)
+        self._sae.W_dec.div_(self._sae.W_dec.norm(dim=-1, keepdim=True))
 
 
 class Archetypes:
@@ -75,5 +77,5 @@ class Archetypes:
         self.weights.copy_(torch.where(total > 0, self.weights / total, 1 / self.weights.shape[-1]))
         if self._delta is not None:
             norms = self.relaxation.norm(dim=-1, keepdim=True)
-            self.relaxation *= (self._delta / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)
+            self.relaxation.mul_((self._delta / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1))
         self._sae.W_dec.copy_(self._rows())

@@ -1,9 +1,9 @@
-"""train_ensemble: all members in lockstep on one stream of activations.
+"""Train an ensemble: all members in lockstep on one stream of activations, in groups where memory is short.
 
-Recipe (dictionary_learning's, as Song et al. use it): inputs preprocessed as asked and scaled to unit mean square norm,
+Recipe (dictionary_learning's, as Song et al. use it): inputs preprocessed as configured and scaled to unit mean square norm,
 unit decoder rows with the parallel part of their gradient removed, AuxK for silent features, Adam, warm-up, decay over
 the last fifth.
-What differs between variants stands in engine.training.variants.
+Differences between variants are in engine.training.variants.
 """
 
 import json
@@ -23,7 +23,7 @@ from seedscope.engine.saes.sae import SAE
 from seedscope.engine.training import memory
 from seedscope.engine.training.batches import Rows, batches, require_finite
 from seedscope.engine.training.checkpoints import EVERY_S, Checkpoints, digest
-from seedscope.engine.training.members import SAMPLE_ROWS, DivergedError, Training, _centroids
+from seedscope.engine.training.members import SAMPLE_ROWS, DivergedError, Training, centroids_of
 from seedscope.engine.training.preprocessing import Space, space_of
 from seedscope.engine.training.snapshots import Snapshots
 from seedscope.engine.training.trace import EVALUATED_ROWS, Trace, measured, points_of
@@ -31,7 +31,7 @@ from seedscope.engine.training.trace import read as read_trace
 from seedscope.engine.training.variants import RECIPES, Step
 
 ROWS_PER_CENTROID = 16
-UNIT = 1e-3  # how far a given decoder row's norm may be from 1
+UNIT = 1e-3  # how far the norm of a start's decoder row may be from 1
 Report = Callable[[int, int], None]
 
 
@@ -65,8 +65,8 @@ def train_ensemble(
 
     With `checkpoints`, a folder, the state is kept there every `every_s` seconds, and a training of the same recipe and
     rows goes on from it: to the same weights, bit for bit, on the same machine. The folder is the caller's to remove when
-    the members are safe. `trace` hears of the points it asks for, `snapshots` keeps whole members at its steps, `say` hears
-    of the memory and disk that will be taken. Members that do not fit into `available` bytes together (what is free, if not
+    the members are safe. `trace` gets a point at each of its steps, `snapshots` keeps whole members at its steps, `say` gets
+    a line on the memory and disk that will be taken. Members that do not fit into `available` bytes together (what is free, if not
     given) are trained in groups, one after another; their agreement in the trace is then that inside groups.
     `start` takes the place of random weights: SAEs for raw activations with the config's seeds and the variant's convention,
     whose decoder rows are unit vectors in the space of training, which keeps them so.
@@ -80,10 +80,10 @@ def train_ensemble(
     d_in = activations.shape[1]
     if start is not None:
         _require_start(start, config, space)
-    begun = {} if start is None else {"start": [start.digest(member) for member in range(start.n_members)]}
-    identity = digest(as_parameters(config) | begun, sample, len(activations)) if checkpoints else ""
+    from_start = {} if start is None else {"start": [start.digest(member) for member in range(start.n_members)]}
+    identity = digest(as_parameters(config) | from_start, sample, len(activations)) if checkpoints else ""
     need = memory.predicted(config, d_in, dtype=dtype, sample_rows=len(sample), keeps=checkpoints is not None)
-    available = _free(device) if available is None else available
+    available = _available_bytes(device) if available is None else available
     groups = _groups(checkpoints, identity) or memory.in_groups(config, d_in, need, available)
     most = max(map(len, groups))
     at_once = (
@@ -104,7 +104,9 @@ def train_ensemble(
         kept = Checkpoints(place, identity, every_s=every_s) if place else None
         made, total = sum(len(each.seeds) for each in done), len(config.seeds)
 
-        def told(tokens: int, all_tokens: int, behind: int = made, n: int = len(seeds), of: int = total) -> None:
+        def report_group(
+            tokens: int, all_tokens: int, behind: int = made, n: int = len(seeds), of: int = total
+        ) -> None:
             report((behind * all_tokens + n * tokens) // of, all_tokens)
 
         if place and len(groups) > 1 and (place / identity).exists():
@@ -113,18 +115,18 @@ def train_ensemble(
                 trace.points += read_trace(place / identity)
             continue
         try:
-            done.append(_train(activations, part, sample, space, device, told, kept, trace, snapshots, start))
+            done.append(_train(activations, part, sample, space, device, report_group, kept, trace, snapshots, start))
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            raise _out_of_memory(need, len(seeds), _free(device)) from None
+            raise _out_of_memory(need, len(seeds), _available_bytes(device)) from None
         if place and len(groups) > 1:
             unfinished = place / "unfinished"
             done[-1].save(unfinished)
             if trace is not None:
                 Trace(points=[point for point in trace.points if point.seeds == seeds]).save(unfinished)
             unfinished.replace(place / identity)
-    return done[0] if len(done) == 1 else _joined(done)
+    return done[0] if len(done) == 1 else _as_one_ensemble(done)
 
 
 def _train(
@@ -140,24 +142,23 @@ def _train(
     start: SAE | None,
 ) -> SAE:
     """One group of members from their start, or their checkpoint, to their end."""
-    begun = None if start is None else _begun(start, config.seeds, space)
-    training = Training(config, space.enter(sample), device, begun)
+    own_start = None if start is None else _in_training_space(start, config.seeds, space)
+    training = Training(config, space.enter(sample), device, own_start)
     state = checkpoints.newest() if checkpoints else None
     if state is not None:
         training.restore(state)
         if trace is not None:
-            trace.points += [point for point in points_of(state.told) if point not in trace.points]
+            trace.points += [point for point in points_of(state.points) if point not in trace.points]
     n_steps = config.n_tokens // config.batch
     traced = trace.steps(n_steps) if trace is not None else set()
     fixed = sample[:: max(len(sample) // EVALUATED_ROWS, 1)][:EVALUATED_ROWS]
     fixed, space = space.enter(fixed).to(device), space.to(device)
 
     def point(step: Step | None) -> None:
-        if training.step in traced:
+        if trace is not None and training.step in traced:
             dead, loss = training.silent_tokens >= config.silent_after, None if step is None else step.loss.detach()
             tokens = training.step * config.batch
-            found = measured(training.sae, fixed, step=training.step, tokens=tokens, loss=loss, dead=dead)
-            trace.add(found)
+            trace.add(measured(training.sae, fixed, step=training.step, tokens=tokens, loss=loss, dead=dead))
         if snapshots is not None and training.step in snapshots.steps:
             snapshots.keep(training.standing(space), training.step, training.step * config.batch)
 
@@ -172,9 +173,10 @@ def _train(
             report(training.step * config.batch, n_steps * config.batch)
         training.require_convergence()
     except DivergedError as error:
-        good = checkpoints.newest() if checkpoints else None
-        kept = f"; the last good checkpoint, of step {good.step}, is kept in {checkpoints.folder}" if good else ""
-        raise DivergedError(f"{error}{kept}") from None
+        remark = ""
+        if checkpoints and (good := checkpoints.newest()):
+            remark = f"; the last good checkpoint, of step {good.step}, is kept in {checkpoints.folder}"
+        raise DivergedError(f"{error}{remark}") from None
     point(None)
     return training.finished(space)
 
@@ -186,7 +188,7 @@ def training_space(activations: Rows, config: TrainConfig, *, dtype: torch.dtype
 
 def _sample(activations: Rows, config: TrainConfig, dtype: torch.dtype) -> Tensor:
     """Evenly spaced rows; enough of them for centroids where those are needed."""
-    most = max(SAMPLE_ROWS, ROWS_PER_CENTROID * config.d_sae) if _centroids(config) else SAMPLE_ROWS
+    most = max(SAMPLE_ROWS, ROWS_PER_CENTROID * config.d_sae) if centroids_of(config) else SAMPLE_ROWS
     stride = max(len(activations) // most, 1)
     sample = torch.from_numpy(np.array(activations[::stride][:most])).to(dtype)
     require_finite(activations, np.arange(len(sample)) * stride, sample)
@@ -200,9 +202,9 @@ def _require_start(start: SAE, config: TrainConfig, space: Space) -> None:
         raise ValueError(
             f"variant is {config.variant}, expected one with free decoder rows to begin with given weights"
         )
-    found = (start.seeds, start.d_sae, start.d_in, start.convention)
+    actual = (start.seeds, start.d_sae, start.d_in, start.convention)
     wanted = (config.seeds, config.d_sae, d_in, recipe.convention(config))
-    for name, has, expected in zip(("seeds", "d_sae", "d_in", "the convention"), found, wanted, strict=True):
+    for name, has, expected in zip(("seeds", "d_sae", "d_in", "the convention"), actual, wanted, strict=True):
         if has != expected:
             raise ValueError(f"of the start {name} is {has}, expected {expected} as training has it")
     norms = (start.W_dec.detach() / space.std.to(start.W_dec)).norm(dim=-1)
@@ -214,7 +216,7 @@ def _require_start(start: SAE, config: TrainConfig, space: Space) -> None:
         )
 
 
-def _begun(start: SAE, seeds: tuple[int, ...], space: Space) -> SAE:
+def _in_training_space(start: SAE, seeds: tuple[int, ...], space: Space) -> SAE:
     """These members of a start in the units of training: what `Training.finished` undoes."""
     at = [start.seeds.index(seed) for seed in seeds]
     tensors = {name: getattr(start, name).detach()[at].to(space.scale.dtype) for name in start.convention.tensors}
@@ -224,13 +226,13 @@ def _begun(start: SAE, seeds: tuple[int, ...], space: Space) -> SAE:
 def _groups(checkpoints: Path | None, identity: str) -> list[tuple[int, ...]] | None:
     """How members were grouped when this training began: rounding depends on it."""
     try:
-        held = json.loads((checkpoints / "groups.json").read_text()) if checkpoints else {}
+        content = json.loads((checkpoints / "groups.json").read_text()) if checkpoints else {}
     except (FileNotFoundError, ValueError):
         return None
-    return [tuple(seeds) for seeds in held["groups"]] if held.get("made_from") == identity else None
+    return [tuple(seeds) for seeds in content["groups"]] if content.get("made_from") == identity else None
 
 
-def _free(device: torch.device) -> int:
+def _available_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
@@ -248,7 +250,7 @@ def _out_of_memory(need: memory.Need, members: int, free: int) -> memory.OutOfMe
     )
 
 
-def _joined(parts: list[SAE]) -> SAE:
+def _as_one_ensemble(parts: list[SAE]) -> SAE:
     """Groups of members as one ensemble."""
     convention = parts[0].convention
     tensors = {name: torch.cat([getattr(part, name).detach() for part in parts]) for name in convention.tensors}

@@ -1,4 +1,4 @@
-"""Members that are trained together: where they begin, and one step of all of them."""
+"""The state of members that are trained together (weights, optimizer, silent features) and one step of all of them."""
 
 import copy
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from seedscope.engine.saes.sae import SAE
 from seedscope.engine.training.auxk import add_aux, count
 from seedscope.engine.training.checkpoints import State
 from seedscope.engine.training.decoders import Archetypes, FreeRows
+from seedscope.engine.training.gradients import gradient
 from seedscope.engine.training.preprocessing import Space
 from seedscope.engine.training.starts import geometric_median, hull, random_start
 from seedscope.engine.training.variants import RECIPES, Step, TrainingMoment
@@ -19,7 +20,11 @@ from seedscope.engine.training.variants import RECIPES, Step, TrainingMoment
 SAMPLE_ROWS = 16_384  # enough for the scale and the centre of the data to three digits
 CLIPPED = 1.0  # dictionary_learning's; a settled member's gradient is a tenth of it
 EXPLODED = 1e4  # squared error per token, in units of the batch's mean square norm; a reconstruction of zeros has 1
-STARTS = {"kmeans-shared": "shared", "kmeans-independent": "independent", "mixtures": "random"}  # {start: centroids}
+STARTS: dict[str, Centroids] = {
+    "kmeans-shared": "shared",
+    "kmeans-independent": "independent",
+    "mixtures": "random",
+}  # by start
 
 
 class DivergedError(ValueError):
@@ -33,7 +38,7 @@ class Training:
         self, config: TrainConfig, sample: Float[Tensor, "n d_in"], device: torch.device, start: SAE | None = None
     ) -> None:
         self.config, self.recipe, self.step = config, RECIPES[config.variant], 0
-        given, fixed = start is not None, self.recipe.fixed
+        is_random, fixed = start is None, self.recipe.fixed
         if config.decoder_bias == "none":
             fixed = (*fixed, "b_dec")
         start = start or random_start(
@@ -48,12 +53,17 @@ class Training:
         for name in fixed:
             getattr(self.sae, name).requires_grad_(False)
         # Encoders begin at the seed's own random directions wherever decoders do: members that share a start still differ.
-        made_of = None if given else _centroids(config)
-        rows = made_of and hull(sample.to(device), config.d_sae, config.seeds, made_of)
-        if self.recipe.archetypal:
+        centroids = centroids_of(config) if is_random else None
+        rows = hull(sample.to(device), config.d_sae, config.seeds, centroids) if centroids else None
+        self.decoder: FreeRows | Archetypes
+        if not self.recipe.archetypal:
+            self.decoder = FreeRows(self.sae, rows)
+        elif rows is not None:
             self.decoder = Archetypes(self.sae, rows, config.delta if config.variant == "relaxed-archetypal" else None)
         else:
-            self.decoder = FreeRows(self.sae, rows)
+            raise ValueError(
+                f"variant is {config.variant}, expected one with free decoder rows to begin with given weights"
+            )
         named = {name: p for name, p in self.sae.named_parameters() if p.requires_grad and name != "W_dec"}
         self._optimised = named | self.decoder.parameters()
         self._optimizer = torch.optim.Adam(self._optimised.values(), lr=config.lr, betas=(0.9, 0.999), fused=True)
@@ -68,15 +78,15 @@ class Training:
         """
         warmup = max(self.config.sparsity_warmup_frac * n_steps, 1)
         moment = TrainingMoment(self.step, min((self.step + 1) / warmup, 1.0))
-        found = self.recipe.run(self.sae, rows, self.config, moment)
-        self._note(found, rows)
-        count(self.silent_tokens, found.fired, len(rows))
-        before(found)
+        step = self.recipe.run(self.sae, rows, self.config, moment)
+        self._record_error(step, rows)
+        count(self.silent_tokens, step.fired, len(rows))
+        before(step)
         self._optimizer.param_groups[0]["lr"] = self._rate = rate
-        found.loss.sum().backward()
+        step.loss.sum().backward()
         if "aux_coefficient" in self.config.uses:
             silent = self.silent_tokens >= self.config.silent_after
-            add_aux(self.sae, rows, silent, found.residual.detach(), self.config.aux_k, self.config.aux_coefficient)
+            add_aux(self.sae, rows, silent, step.residual.detach(), self.config.aux_k, self.config.aux_coefficient)
         with torch.no_grad():
             self.decoder.before_step()
             if self.recipe.sparsity:
@@ -85,21 +95,21 @@ class Training:
             self._optimizer.zero_grad()
             self.decoder.after_step()
             if self.config.variant == "jumprelu":
-                self.sae.threshold.clamp_min_(0)
+                self.sae.get_parameter("threshold").clamp_min_(0)
         self.step += 1
 
     def _clip(self) -> None:
         """Shorten each member's whole gradient to at most CLIPPED, for Adam remembers the largest for thousands of steps."""
-        held = [p.grad for p in self._optimised.values()]
-        lengths = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in held]).norm(dim=0)
-        shorter = (CLIPPED / lengths.clamp_min(CLIPPED)).to(held[0].dtype)
-        for gradient in held:
-            gradient *= shorter.view(-1, *[1] * (gradient.ndim - 1))
+        gradients = [gradient(p) for p in self._optimised.values()]
+        lengths = torch.stack([each.flatten(1).norm(dim=1) for each in gradients]).norm(dim=0)
+        factor = (CLIPPED / lengths.clamp_min(CLIPPED)).to(gradients[0].dtype)
+        for each in gradients:
+            each *= factor.view(-1, *[1] * (each.ndim - 1))
 
-    def _note(self, found: Step, rows: Tensor) -> None:
-        """Remember the worst there was: infinity stays, and a NaN becomes it."""
+    def _record_error(self, step: Step, rows: Tensor) -> None:
+        """Remember each member's worst error so far; infinite from the first loss that is not finite."""
         size = rows.detach().pow(2).sum(-1).mean().clamp_min(torch.finfo(rows.dtype).tiny)
-        now = torch.where(found.loss.detach().isfinite(), found.error.detach() / size, torch.inf)
+        now = torch.where(step.loss.detach().isfinite(), step.error.detach() / size, torch.inf)
         self._worst = torch.maximum(self._worst, now.to(self._worst.dtype))
         if self._worst.device.type == "cpu" or self.step % 32 == 0:
             self.require_convergence()
@@ -109,12 +119,12 @@ class Training:
         return all(bool(p.isfinite().all()) for p in self._optimised.values())
 
     def require_convergence(self) -> None:
-        """Raise DivergedError where an error was far from anything that training leads to."""
-        gone = (self._worst > EXPLODED).nonzero()[:, 0].tolist()
-        if not gone:
+        """Raise DivergedError where a member's worst error exceeds EXPLODED."""
+        diverged = (self._worst > EXPLODED).nonzero()[:, 0].tolist()
+        if not diverged:
             return
         config = self.config
-        seeds = ", ".join(str(config.seeds[member]) for member in gone)
+        seeds = ", ".join(str(config.seeds[member]) for member in diverged)
         why = (
             f"the learning rate, {self._rate:.3g} at that step, is most likely too high: lower lr or raise warmup_frac"
         )
@@ -129,14 +139,14 @@ class Training:
             f"{why}"
         )
 
-    def state(self, told: list[dict]) -> State:
-        """All that the next step depends on."""
+    def state(self, points: list[dict]) -> State:
+        """All that the next step depends on, and the trace's points so far."""
         tensors = {f"sae.{name}": p for name, p in self.sae.named_parameters()} | {"silent_tokens": self.silent_tokens}
         tensors |= {f"decoder.{name}": p for name, p in self.decoder.parameters().items() if name != "W_dec"}
         for name, parameter in self._optimised.items():
-            held = self._optimizer.state[parameter]
-            tensors |= {f"adam.{key}.{name}": held[key] for key in ("step", "exp_avg", "exp_avg_sq")}
-        return State(self.step, tensors, told)
+            moments = self._optimizer.state[parameter]
+            tensors |= {f"adam.{key}.{name}": moments[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        return State(self.step, tensors, points)
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
@@ -167,7 +177,7 @@ class Training:
         return space.leave(self.sae).cpu().requires_grad_(True)
 
 
-def _centroids(config: TrainConfig) -> Centroids | None:
+def centroids_of(config: TrainConfig) -> Centroids | None:
     """What rows that begin at points of the data are made of; None where they do not."""
     return config.centroids if RECIPES[config.variant].archetypal else STARTS.get(config.start)
 

@@ -1,4 +1,4 @@
-"""How much memory a training needs at its peak, before it starts, and how many members fit at once."""
+"""Predict the peak memory of a training before it starts, and the groups of members that fit."""
 
 from itertools import pairwise
 from typing import NamedTuple

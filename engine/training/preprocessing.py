@@ -1,4 +1,4 @@
-"""The space that members are trained in: activations preprocessed and scaled; and the way back, which is exact."""
+"""Preprocess and scale activations for training, and fold this exactly into trained members."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Whole members as they stood at a few log-spaced steps of their training, kept as ordinary SAEs beside the finished ones.
+"""Save whole members at a few log-spaced steps of their training, as ordinary SAEs beside the finished ones.
 
 `along/step-N/seed-S.safetensors` in the members' folder; `along/space.safetensors`, where training measured its inputs in
 other units than x, holds their `std` (d_in,). Every file is whole or not there, and a resumed training writes those again
@@ -66,14 +66,14 @@ def _name(step: int) -> str:
 
 def kept(folder: Path, seeds: tuple[int, ...]) -> list[Snapshot]:
     """The snapshots that hold all of these members, in the order of steps; `folder` is that of the finished members."""
-    found = []
+    snapshots = []
     for path in sorted((folder / ALONG).glob("step-*")):
         files = [path / f"seed-{seed}.safetensors" for seed in seeds]
         if files and all(file.is_file() for file in files):
             with safe_open(files[0], "pt") as file:
-                told = file.metadata()
-            found.append(Snapshot(int(told["step"]), int(told["tokens"]), path))
-    return found
+                metadata = file.metadata()
+            snapshots.append(Snapshot(int(metadata["step"]), int(metadata["tokens"]), path))
+    return snapshots
 
 
 def units(folder: Path, d_in: int) -> Float[torch.Tensor, " d_in"]:

@@ -1,4 +1,4 @@
-"""Codes of any width during training: the chosen entries of dense pre-activations, and what they reconstruct."""
+"""Sparse codes of any width in training: chosen entries of dense pre-activations, and the reconstruction from them."""
 
 from typing import NamedTuple
 
@@ -16,6 +16,14 @@ class Entries(NamedTuple):
     flat: Int[Tensor, " n"]  # (token * members + member) * d_sae + feature
     values: Float[Tensor, " n"]
     shape: tuple[int, int, int]  # tokens, members, d_sae
+
+    @classmethod
+    def of(
+        cls, dense: Float[Tensor, "tokens members d_sae"], flat: Int[Tensor, " n"], values: Float[Tensor, " n"]
+    ) -> "Entries":
+        """Entries at the positions `flat` of an array shaped like `dense`."""
+        n_tokens, n_members, d_sae = dense.shape
+        return cls(flat, values, (n_tokens, n_members, d_sae))
 
     @property
     def row(self) -> Int[Tensor, " n"]:
@@ -42,7 +50,7 @@ def positions(mask: Bool[Tensor, "tokens members d_sae"]) -> Int[Tensor, " n"]:
     return mask.reshape(-1).nonzero()[:, 0]
 
 
-def taken(dense: Float[Tensor, "tokens members d_sae"], flat: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def values_at(dense: Float[Tensor, "tokens members d_sae"], flat: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """The values at these positions; differentiable."""
     return dense.reshape(-1).index_select(0, flat)
 
@@ -77,7 +85,7 @@ def largest_of_batch(
 ) -> Int[Tensor, " n"]:
     """Where each member's k * tokens largest positive pre-activations stand, fewer where fewer are positive.
 
-    `bound` is a guess that lies below them: a good one leaves little to search, none changes the answer.
+    `bound` is a guess that lies below them: a good one leaves little to search, the result never depends on it.
     """
     n_tokens, n_members, d_sae = pre.shape
     wanted = k * n_tokens
@@ -87,7 +95,7 @@ def largest_of_batch(
         counts = member.bincount(minlength=n_members)
         if (counts >= wanted).all():
             break
-    values = taken(pre, flat)
+    values = values_at(pre, flat)
     keep = torch.ones_like(flat, dtype=torch.bool)
     for own in member.argsort(stable=True).split(counts.tolist()):
         if len(own) > wanted:

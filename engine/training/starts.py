@@ -1,4 +1,4 @@
-"""Where an ensemble starts: random decoder rows per seed, the shared centre of the data, its centroids, mixtures of points."""
+"""Initial weights of an ensemble: random decoder rows by seed, centroids or mixtures of points, and the centre of the data."""
 
 from typing import NamedTuple
 

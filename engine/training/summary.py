@@ -1,4 +1,4 @@
-"""A trace for whoever watches: few enough values for a page that asks every second, and a few words for a terminal."""
+"""Reduce a trace for display: rounded values of a few members for a page that polls every second, one line for a terminal."""
 
 import math
 
@@ -6,17 +6,17 @@ from seedscope.engine.contract.progress_files import MOST_MEMBERS, Moment
 from seedscope.engine.training.trace import Point
 
 
-def told(points: list[Point], seeds: tuple[int, ...]) -> list[Moment]:
-    """The points in the order of steps, five digits each, of at most MOST_MEMBERS of all seeds, evenly spaced ones."""
+def summarise(points: list[Point], seeds: tuple[int, ...]) -> list[Moment]:
+    """The points in the order of steps, values of five digits, for at most MOST_MEMBERS evenly spaced seeds."""
     shown = {seeds[i * len(seeds) // MOST_MEMBERS] for i in range(MOST_MEMBERS)} if len(seeds) > MOST_MEMBERS else seeds
-    found = []
+    moments = []
     for point in sorted(points, key=lambda point: (point.step, point.seeds)):
         at = [i for i, seed in enumerate(point.seeds) if seed in shown]
         values = (point.loss, point.ev, point.l0, point.dead_frac)
         loss, ev, l0, dead = ([_short(of[i]) for i in at] if of else [] for of in values)
         own = [point.seeds[i] for i in at]
-        found.append(Moment(point.step, point.tokens, own, loss, ev, l0, dead, _short(point.agreement)))
-    return found
+        moments.append(Moment(point.step, point.tokens, own, loss, ev, l0, dead, _short(point.agreement)))
+    return moments
 
 
 def in_words(point: Point) -> str:

@@ -48,20 +48,20 @@ def largest(pre: Float[Tensor, "rows d_sae"], k: int) -> Int[ndarray, " n"]:
     groups = d_sae
     while groups % 2 == 0 and groups // 2 >= GROUPS_PER_K * k:
         groups //= 2
-    bound = _kth(pre.view(n, -1, groups).amax(1).numpy(), k)
+    bound = _kth_largest(pre.view(n, -1, groups).amax(1).numpy(), k)
     flat = np.flatnonzero((pre >= torch.from_numpy(bound)[:, None]).numpy())
     row, values = flat // d_sae, pre.view(-1).numpy()[flat]
     counts = np.bincount(row, minlength=n)
     padded = np.full((n, max(int(counts.max()), k)), -np.inf, values.dtype)
     padded[row, np.arange(len(flat)) - (np.cumsum(counts) - counts)[row]] = values
-    flat = flat[values >= _kth(padded, k)[row]]
+    flat = flat[values >= _kth_largest(padded, k)[row]]
     if len(flat) != n * k:  # equal ones at the k-th place, or no numbers at all
         chosen = pre.topk(k, sorted=False).indices.sort(1).values.numpy()
         flat = (chosen + np.arange(n)[:, None] * d_sae).reshape(-1)
     return flat
 
 
-def _kth(values: ndarray, k: int) -> ndarray:
+def _kth_largest(values: ndarray, k: int) -> ndarray:
     """The k-th largest of every row."""
     at = values.shape[1] - k
     return np.ascontiguousarray(np.partition(values, at, axis=1)[:, at])
@@ -85,9 +85,9 @@ class _Step(torch.autograd.Function):
             )
         residual = ctx.out.detach().view(-1, n_members, d_in)  # made in its place: memory is what it costs
         residual.add_(b_dec).neg_().add_(rows[:, None] if rows.ndim == 2 else rows)
-        fired = np.zeros(n_members * d_sae, np.bool_)
-        fired[index.numpy()[values.detach().numpy() > 0]] = True
-        fired = torch.from_numpy(fired).view(n_members, d_sae)
+        is_active = np.zeros(n_members * d_sae, np.bool_)
+        is_active[index.numpy()[values.detach().numpy() > 0]] = True
+        fired = torch.from_numpy(is_active).view(n_members, d_sae)
         ctx.row = flat // d_sae
         ctx.save_for_backward(rows, index, residual, W_enc, b_dec)
         ctx.mark_non_differentiable(residual, fired)

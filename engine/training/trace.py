@@ -1,9 +1,10 @@
-"""How training went: loss, reconstruction, sparsity and agreement between members, on log-spaced and evenly spaced steps."""
+"""Trace of a training: loss, explained variance, L0, dead features and agreement of members at some of its steps."""
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +46,12 @@ class Point:
 class Trace:
     """The points of a training, kept by `train_ensemble`: with its checkpoints, and here.
 
-    `on_point` hears of each when it is measured. Points that a resumed training has behind it are not measured again and
-    stand in `points`.
+    `on_point` is called with each point when it is measured. A resumed training does not measure again the points it has
+    passed; they are in `points`.
     """
 
     n_points: int = 24
-    n_even: int = 24  # so that who watches sees it move until the end
+    n_even: int = 24  # evenly spaced, so that a page keeps moving until the end
     on_point: Callable[[Point], None] = lambda point: None
     points: list[Point] = field(default_factory=list)
 
@@ -76,10 +77,11 @@ class Trace:
 
 def points_of(plain: list[dict]) -> list[Point]:
     """Points from their plain values."""
-    return [
-        Point(**{name: tuple(value) if isinstance(value, list) else value for name, value in each.items()})
-        for each in plain
-    ]
+    points = []
+    for each in plain:
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in each.items()}
+        points.append(Point(**fields))
+    return points
 
 
 def read(folder: Path) -> list[Point]:
@@ -92,9 +94,9 @@ def read(folder: Path) -> list[Point]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return []
-    found = {key: content.get(key) for key in ("format", "version")}
-    if found != {"format": FORMAT, "version": FORMAT_VERSION}:
-        raise ValueError(f"{path} is {found}, expected {FORMAT} version {FORMAT_VERSION}")
+    head = {key: content.get(key) for key in ("format", "version")}
+    if head != {"format": FORMAT, "version": FORMAT_VERSION}:
+        raise ValueError(f"{path} is {head}, expected {FORMAT} version {FORMAT_VERSION}")
     return points_of(content["points"])
 
 
@@ -122,8 +124,8 @@ def agreement(directions: Float[Tensor, "members d_sae d_in"]) -> float | None:
     if n < 2:
         return None
     anchors = directions[:, :: max(directions.shape[1] // MOST_ANCHORS, 1)]
-    found = []
+    means = []
     for member, rows in enumerate(directions):
         others = [i for i in range(n) if i != member] if n <= ALL_PAIRS else [(member - 1) % n]
-        found.append(float((anchors[others].flatten(0, 1) @ rows.T).amax(1).mean()))
-    return float(np.mean(found))
+        means.append(float((anchors[others].flatten(0, 1) @ rows.T).amax(1).mean()))
+    return float(np.mean(means))

@@ -1,4 +1,4 @@
-"""How members come to agree while they train, and what each feature is worth meanwhile: snapshot by snapshot.
+"""Measure snapshots of training members: how far they agree, and what each feature is worth, step by step.
 
 Endpoint agreement alone cannot tell convergence from a common start, so the Hungarian distance and the mean best cosine are
 followed from step 0 (paper B), among all features and among the living ones, beside random dictionaries and beside what
@@ -106,8 +106,8 @@ def follow(
     every, at = [unit[m][valid[m]] for m in range(n)], [each.cpu().numpy() for each in valid]
 
     def note(pair: tuple[int, int], both: tuple[Tensor, Tensor]) -> None:
-        for m, found in zip(pair, both, strict=True):
-            cosine = found.clamp(-1, 1).cpu().numpy()
+        for m, cosines in zip(pair, both, strict=True):
+            cosine = cosines.clamp(-1, 1).cpu().numpy()
             total[m, at[m]] += cosine
             matched[m, at[m]] += is_match(cosine, theta)
 
@@ -137,7 +137,7 @@ def alike(
 ) -> Alike:
     """Compare members' unit rows (features, d_in) pair by pair; of unequal numbers the smaller side is matched whole.
 
-    `note` hears of the best cosines of each pair, one way and the other.
+    `note` is called with each pair and its best cosines, one way and the other.
     """
     distances, bests = [], []
     for i, j in pairs:
@@ -197,6 +197,3 @@ def _best(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return cosines.amax(1), cosines.amax(0)
     forward, back = best_cosines(a, b)
     return forward.cosine, back.cosine
-
-
-# -- as rows -------------------------------------------------------------------------------------------------------

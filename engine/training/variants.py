@@ -1,4 +1,4 @@
-"""What is trained: how each variant makes codes of its pre-activations, and what it minimises.
+"""The training variants: how each makes codes from pre-activations, and the loss that it minimises.
 
 Every variant ends as an SAE of a plain convention, so that whatever reads SAEs reads them. Inputs have unit mean square
 norm. METHOD's names: x rows, f codes, x_hat reconstruction, all with a leading member axis behind the tokens.
@@ -15,7 +15,7 @@ from torch import Tensor
 from seedscope.engine.contract.recipe import TrainConfig, Variant
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.sae import SAE
-from seedscope.engine.training.sparse_codes import Entries, decoded, largest_of_batch, positions, taken
+from seedscope.engine.training.sparse_codes import Entries, decoded, largest_of_batch, positions, values_at
 from seedscope.engine.training.topk_step import sparse_step, topk_step
 
 THRESHOLD_STEPS = 100  # batches that a batchtopk's threshold is averaged over; SAELens takes as many
@@ -71,11 +71,11 @@ def _batchtopk(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMome
     if rows.device.type == "cpu":
         with torch.no_grad():
             pre = sae.pre_activations(rows)
-        error, residual, fired = sparse_step(sae, rows, pre, _of_batch(sae, pre, config, moment).numpy())
+        error, residual, fired = sparse_step(sae, rows, pre, _largest_of_batch(sae, pre, config, moment).numpy())
         return Step(error, error, residual, fired)
     pre = sae.pre_activations(rows)
-    flat = _of_batch(sae, pre, config, moment)
-    entries = Entries(flat, taken(pre, flat), tuple(pre.shape))
+    flat = _largest_of_batch(sae, pre, config, moment)
+    entries = Entries.of(pre, flat, values_at(pre, flat))
     residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
     error = residual.pow(2).sum(-1).mean(0)
     return Step(error, error, residual, entries.fired())
@@ -84,8 +84,8 @@ def _batchtopk(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMome
 def _matryoshka(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) -> Step:
     """Codes of batchtopk; loss: the mean of ||x - x_hat_g||^2 over prefixes g of the groups (Bussmann et al. 2025)."""
     pre = sae.pre_activations(rows)
-    flat = _of_batch(sae, pre, config, moment)
-    entries = Entries(flat, taken(pre, flat), tuple(pre.shape))
+    flat = _largest_of_batch(sae, pre, config, moment)
+    entries = Entries.of(pre, flat, values_at(pre, flat))
     prefixes = decoded(entries, sae.W_dec, config.group_sizes).cumsum(2) + sae.b_dec[:, None]
     residuals = _targets(rows)[:, :, None] - prefixes
     errors = residuals.pow(2).sum(-1).mean(0)
@@ -93,17 +93,18 @@ def _matryoshka(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMom
 
 
 @torch.no_grad()
-def _of_batch(sae: SAE, pre: Tensor, config: TrainConfig, moment: TrainingMoment) -> Int[Tensor, " n"]:
+def _largest_of_batch(sae: SAE, pre: Tensor, config: TrainConfig, moment: TrainingMoment) -> Int[Tensor, " n"]:
     """Where the codes of batchtopk stand; moves the threshold that stands for the batch at inference.
 
     It is the smallest activation that was among the largest of its batch, averaged over the last THRESHOLD_STEPS batches.
     """
-    threshold = sae.threshold[:, 0]
+    thresholds = sae.get_parameter("threshold")
+    threshold = thresholds[:, 0]
     flat = largest_of_batch(pre, config.k, 0.8 * threshold)
-    entries = Entries(flat, taken(pre, flat), tuple(pre.shape))
+    entries = Entries.of(pre, flat, values_at(pre, flat))
     least = torch.full_like(threshold, torch.inf).scatter_reduce(0, entries.member, entries.values, "amin")
     least = torch.where(least.isfinite(), least, threshold)
-    sae.threshold.lerp_(least[:, None].expand_as(sae.threshold), 1 / min(moment.step + 1, THRESHOLD_STEPS))
+    thresholds.lerp_(least[:, None].expand_as(thresholds), 1 / min(moment.step + 1, THRESHOLD_STEPS))
     return flat
 
 
@@ -111,7 +112,7 @@ def _relu(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) -
     """All positive ones (Bricken et al. 2023; Cunningham et al. 2023); loss: ||x - x_hat||^2 + l1 sum f."""
     pre = sae.pre_activations(rows)
     flat = positions(pre > 0)
-    entries = Entries(flat, taken(pre, flat), tuple(pre.shape))
+    entries = Entries.of(pre, flat, values_at(pre, flat))
     residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
     error = residual.pow(2).sum(-1).mean(0)
     loss = error + config.l1 * moment.sparsity * entries.per_token(entries.values)
@@ -126,14 +127,15 @@ def _jumprelu(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMomen
     """
     pre = sae.pre_activations(rows)
     dense = pre.detach()
-    flat = positions((dense > sae.threshold) | ((dense - sae.threshold).abs() < config.bandwidth / 2))
-    own = taken(pre, flat)
+    thresholds = sae.get_parameter("threshold")
+    flat = positions((dense > thresholds) | ((dense - thresholds).abs() < config.bandwidth / 2))
+    own = values_at(pre, flat)
     place = flat % (sae.n_members * sae.d_sae)
-    threshold = sae.threshold.reshape(-1).index_select(0, place)
+    threshold = thresholds.reshape(-1).index_select(0, place)
     near = ((own - threshold).detach().abs() < config.bandwidth / 2).to(own.dtype) / config.bandwidth
     active = (own > threshold).detach().to(own.dtype)
     moved = near * (threshold - threshold.detach())  # zero, with the gradient of minus the step function
-    entries = Entries(flat, own * active - threshold.detach() * moved, tuple(pre.shape))
+    entries = Entries.of(pre, flat, own * active - threshold.detach() * moved)
     residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
     error = residual.pow(2).sum(-1).mean(0)
     off = entries.per_token(active - moved) / config.k - 1
@@ -149,9 +151,10 @@ def _gated(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) 
     pre = sae.pre_activations(rows)
     flat = positions(pre > 0)
     place = flat % (sae.n_members * sae.d_sae)
-    gate = taken(pre, flat)
-    gain, b_enc, b_mag = (t.reshape(-1).index_select(0, place) for t in (sae.r_mag.exp(), sae.b_enc, sae.b_mag))
-    entries = Entries(flat, ((gate - b_enc) * gain + b_mag).relu(), tuple(pre.shape))
+    gate = values_at(pre, flat)
+    tensors = sae.get_parameter("r_mag").exp(), sae.b_enc, sae.get_parameter("b_mag")
+    gain, b_enc, b_mag = (t.reshape(-1).index_select(0, place) for t in tensors)
+    entries = Entries.of(pre, flat, ((gate - b_enc) * gain + b_mag).relu())
     gates = entries._replace(values=gate)
     residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
     left = _targets(rows) - (decoded(gates, sae.W_dec.detach()) + sae.b_dec.detach())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seedscope.engine.explanations.exchange.records import (
-    Found,
+    Explanations,
     ScoredExamples,
     Seeds,
     check_feature,
@@ -20,7 +20,7 @@ from seedscope.engine.explanations.exchange.records import (
 )
 from seedscope.engine.explanations.explanation import ExplanationScore, FeatureExplanation
 
-COULD_NOT = "FeatureExplanation could not be parsed."
+COULD_NOT = "Explanation could not be parsed."
 SCORERS = {"detection": "detection", "fuzz": "fuzzing"}
 RUN = "run_config.json"
 PREFIX = "delphi:"  # of explainers
@@ -32,7 +32,7 @@ class _Named(NamedTuple):
     feature: int
 
 
-def read(folder: Path, seeds: Seeds, *, d_sae: int, explainer: str | None = None) -> Found:
+def read(folder: Path, seeds: Seeds, *, d_sae: int, explainer: str | None = None) -> Explanations:
     """Explanations with their scores, of a results folder; reads all or nothing.
 
     Raises ValueError naming the file, what was found and what was expected.
@@ -52,7 +52,7 @@ def read(folder: Path, seeds: Seeds, *, d_sae: int, explainer: str | None = None
                     f"{path}: found scores of latent {name.feature}, expected its explanation in {folder / 'explanations'}"
                 )
             scores[name].append(read_records(kind, _json(path), str(path)))
-    found: Found = {}
+    by_feature: Explanations = {}
     sources: set[str] = set()
     for name, path in sorted(texts.items()):
         seed = seed_of(name.hookpoint, seeds, sources, str(path))
@@ -64,8 +64,8 @@ def read(folder: Path, seeds: Seeds, *, d_sae: int, explainer: str | None = None
         explanation = FeatureExplanation(
             feature, explainer, None if failed else text.strip(), tuple(scores[name]), COULD_NOT if failed else None
         )
-        found.setdefault((seed, feature), []).append(explanation)
-    return found
+        by_feature.setdefault((seed, feature), []).append(explanation)
+    return by_feature
 
 
 def write(
@@ -74,7 +74,7 @@ def write(
     """Write one member's explanations, of one explainer; raises ValueError where there are several per feature.
 
     Scores are written as records of the contexts they were taken on, and left out without `scored` or where they were
-    imported. What failed is written as delphi does: no prediction, and its own sentence for an explanation.
+    imported. Failures are written as delphi does: a score without predictions, COULD_NOT as an explanation.
     """
     explainers = sorted({explanation.explainer for explanation in explanations})
     features = [explanation.feature for explanation in explanations]
@@ -92,8 +92,8 @@ def write(
     for explanation in explanations:
         name = f"{hookpoint.replace('/', '--')}_latent{explanation.feature}.txt"
         (folder / "explanations" / name).write_text(json.dumps(explanation.text or COULD_NOT))
-        for score in explanation.scores if scored else ():
-            if records := scored.records(explanation.feature, score):
+        for score in explanation.scores:
+            if scored and (records := scored.records(explanation.feature, score)):
                 (folder / "scores" / scorers[score.kind] / name).write_text(json.dumps(records))
 
 
@@ -119,6 +119,6 @@ def _json(path: Path) -> Any:
 def _explainer(folder: Path) -> str:
     if not (folder / RUN).is_file():
         return "delphi"
-    held = _json(folder / RUN)
-    model = held.get("explainer_model") if isinstance(held, dict) else None
+    config = _json(folder / RUN)
+    model = config.get("explainer_model") if isinstance(config, dict) else None
     return f"{PREFIX}{model}" if isinstance(model, str) and model else "delphi"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from seedscope.engine.explanations.exchange.records import (
-    Found,
+    Explanations,
     ScoredExamples,
     Seeds,
     check_feature,
@@ -31,33 +31,33 @@ SCORE_TYPES = {"eleuther_recall": "detection", "eleuther_fuzz": "fuzzing"}
 _NAMED = re.compile(r"(.*) \(([^()]*)\)")
 
 
-def read(path: Path, seeds: Seeds, *, d_sae: int) -> Found:
+def read(path: Path, seeds: Seeds, *, d_sae: int) -> Explanations:
     """Explanations of a file, or of a folder of batches; reads all or nothing.
 
     Raises ValueError naming file, line, what was found and what was expected.
     """
-    found: Found = {}
+    by_feature: Explanations = {}
     sources: set[str] = set()
     for file in _files(path):
         for number, line in enumerate(_lines(file), 1):
             if not line.strip():
                 continue
             where = f"{file}, line {number}"
-            held = _object(line, where)
-            seed = seed_of(_text(held, "layer", where), seeds, sources, where)
-            feature = check_feature(_index(held, where), d_sae, where)
+            entry = _object(line, where)
+            seed = seed_of(_text(entry, "layer", where), seeds, sources, where)
+            feature = check_feature(_index(entry, where), d_sae, where)
             explanation = FeatureExplanation(
-                feature, _explainer(held, where), _text(held, "description", where), _scores(held, where)
+                feature, _explainer(entry, where), _text(entry, "description", where), _scores(entry, where)
             )
-            found.setdefault((seed, feature), []).append(explanation)
-    if not found:
+            by_feature.setdefault((seed, feature), []).append(explanation)
+    if not by_feature:
         raise ValueError(f"{path}: found no explanation, expected a JSON object per line")
-    return found
+    return by_feature
 
 
 def write(
     folder: Path,
-    explanations: Found,
+    explanations: Explanations,
     *,
     model_id: str,
     sources: Mapping[int, str],
@@ -88,10 +88,10 @@ def write(
 def _line(explanation: FeatureExplanation, model_id: str, source: str, scored: ScoredExamples | None) -> dict[str, Any]:
     named = _NAMED.fullmatch(explanation.explainer)
     model, kind = named.groups() if named else (explanation.explainer, OWN_TYPE)
-    told = [model_id, source, explanation.feature, explanation.explainer, explanation.text]
+    identity = [model_id, source, explanation.feature, explanation.explainer, explanation.text]
     types = {own: name for name, own in SCORE_TYPES.items()}
     return {
-        "id": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24],  # the same in every export
+        "id": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24],  # the same in every export
         "modelId": model_id,
         "layer": source,
         "index": str(explanation.feature),
@@ -115,15 +115,15 @@ def _files(path: Path) -> list[Path]:
     """The files to read, batches in the order of their numbers."""
     if path.is_file():
         return [path]
-    found = [
+    files = [
         file for file in path.rglob("*") if re.search(r"\.jsonl(\.gz)?$", file.name) and _holds_explanations(path, file)
     ]
-    if not found:
+    if not files:
         raise ValueError(
             f"found no explanations in {path}, expected batch-*.jsonl or batch-*.jsonl.gz, there or in a folder `explanations`"
         )
     return sorted(
-        found, key=lambda file: (str(file.parent), *(int(n) for n in re.findall(r"\d+", file.name)), file.name)
+        files, key=lambda file: (str(file.parent), *(int(n) for n in re.findall(r"\d+", file.name)), file.name)
     )
 
 
@@ -152,33 +152,33 @@ def _lines(file: Path) -> Iterator[str]:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        held = json.loads(line)
+        entry = json.loads(line)
     except (ValueError, RecursionError):
         raise ValueError(f"{where}: found {line[:40]!r}, expected a JSON object") from None
-    if not isinstance(held, dict):
-        raise ValueError(f"{where}: found a JSON {type(held).__name__}, expected an object")
-    return held
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: found a JSON {type(entry).__name__}, expected an object")
+    return entry
 
 
-def _text(held: dict[str, Any], name: str, where: str) -> str:
-    value = held.get(name)
+def _text(entry: dict[str, Any], name: str, where: str) -> str:
+    value = entry.get(name)
     if not isinstance(value, str) or not value.strip():
-        told = f"no {name}" if name not in held else f"{name} {json.dumps(value)[:40]}"
-        raise ValueError(f"{where}: found {told}, expected text")
+        value_found = f"no {name}" if name not in entry else f"{name} {json.dumps(value)[:40]}"
+        raise ValueError(f"{where}: found {value_found}, expected text")
     return value.strip()
 
 
-def _index(held: dict[str, Any], where: str) -> int:
-    value = held.get("index")
+def _index(entry: dict[str, Any], where: str) -> int:
+    value = entry.get("index")
     if type(value) is int or (isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value)):
         return int(value)
     raise ValueError(f"{where}: found the index {value!r}, expected a feature's number")
 
 
-def _explainer(held: dict[str, Any], where: str) -> str:
+def _explainer(entry: dict[str, Any], where: str) -> str:
     names = {}
     for name in ("explanationModelName", "typeName"):
-        value = held.get(name)
+        value = entry.get(name)
         if value is not None and not isinstance(value, str):
             raise ValueError(f"{where}: found {name} {json.dumps(value)[:40]}, expected text or none")
         names[name] = value or "unknown"
@@ -186,11 +186,11 @@ def _explainer(held: dict[str, Any], where: str) -> str:
     return model if kind == OWN_TYPE else f"{model} ({kind})"
 
 
-def _scores(held: dict[str, Any], where: str) -> tuple[ExplanationScore, ...]:
-    listed = held.get("scores") or []
+def _scores(entry: dict[str, Any], where: str) -> tuple[ExplanationScore, ...]:
+    listed = entry.get("scores") or []
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
         raise ValueError(f"{where}: found scores {json.dumps(listed)[:40]}, expected a list of objects")
-    found = []
+    scores = []
     for one in listed:
         kind, details = SCORE_TYPES.get(str(one.get("explanationScoreTypeName"))), one.get("jsonDetails")
         if isinstance(details, str):
@@ -199,5 +199,5 @@ def _scores(held: dict[str, Any], where: str) -> tuple[ExplanationScore, ...]:
             except (ValueError, RecursionError):
                 raise ValueError(f"{where}: found jsonDetails {details[:40]!r}, expected JSON") from None
         if kind and details:
-            found.append(read_records(kind, details, f"{where}, scores"))
-    return tuple(found)
+            scores.append(read_records(kind, details, f"{where}, scores"))
+    return tuple(scores)

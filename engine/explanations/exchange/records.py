@@ -1,4 +1,4 @@
-"""What both layouts share: which seed a source is, and one record per scored context, as delphi writes them.
+"""Shared by both layouts: the seed of a source, and one record per scored context, as delphi writes them.
 
 A record tells whether a context is active (`activating`, in older files `ground_truth`) and what was predicted (a truth
 value, null where the answer could not be read). Scores are computed from records as everywhere in this project; what others
@@ -16,7 +16,7 @@ from seedscope.engine.explanations.explanation import ExplanationScore, FeatureE
 from seedscope.engine.explanations.scoring import score
 from seedscope.engine.features.examples import HALVES, KINDS, Examples
 
-Found = dict[tuple[int, int], list[FeatureExplanation]]  # {(seed, feature): in the order of the files}
+Explanations = dict[tuple[int, int], list[FeatureExplanation]]  # {(seed, feature): in the order of the files}
 Seeds = Mapping[str, int] | int  # {source or hook point: seed}, or the seed of the only one
 
 
@@ -29,9 +29,9 @@ class SeedsInNames(Mapping[str, int]):
     def __getitem__(self, source: str) -> int:
         if source in self._named:
             return self._named[source]
-        told = re.findall(r"seed[-_ =]?([0-9]{1,9})(?![0-9])", source.lower())
-        if len(told) == 1 and int(told[0]) in self._members:
-            return int(told[0])
+        numbers = re.findall(r"seed[-_ =]?([0-9]{1,9})(?![0-9])", source.lower())
+        if len(numbers) == 1 and int(numbers[0]) in self._members:
+            return int(numbers[0])
         raise KeyError(source)
 
     def __iter__(self) -> Iterator[str]:
@@ -51,7 +51,7 @@ class ScoredExamples(NamedTuple):
     def records(self, feature: int, scored: ExplanationScore) -> list[dict[str, Any]]:
         """One record per scored context, none where the score holds no answers; activations say whether, not how strongly.
 
-        Of a score that failed no prediction is told: others would make a score of it.
+        Records of a failed score hold no prediction, so that nobody computes a score from them.
         """
         first, last = np.searchsorted(self.examples.feature, [feature, feature + 1])
         rows = first + np.flatnonzero(self.examples.half[first:last] == HALVES.index("scored"))
@@ -62,31 +62,31 @@ class ScoredExamples(NamedTuple):
                 f"feature {feature} has {len(rows)} scored contexts and {len(scored.said)} answers, expected as many; "
                 "these scores were taken on other contexts"
             )
-        ids, found = self.tokens.ids.reshape(-1), []
+        ids, records = self.tokens.ids.reshape(-1), []
         for row, said in zip(rows.tolist(), scored.said.tolist(), strict=True):
             start, length = int(self.examples.start[row]), int(self.examples.length[row])
             active = int(self.examples.kind[row]) == KINDS.index("active")
-            known = said >= 0 and scored.value is not None
+            is_answered = said >= 0 and scored.value is not None
             marks = int(self.examples.mask[row]) >> np.arange(length) & 1
-            found.append(
+            records.append(
                 {
                     "str_tokens": [self.texts[token] for token in ids[start : start + length].tolist()],
                     "activations": marks.astype(float).tolist(),
                     "distance": None,
                     "activating": active,
-                    "prediction": said == 1 if known else None,
+                    "prediction": said == 1 if is_answered else None,
                     "probability": None,
-                    "correct": (said == 1) == active if known else None,
+                    "correct": (said == 1) == active if is_answered else None,
                 }
             )
-        return found
+        return records
 
 
 def read_records(kind: str, records: Any, where: str) -> ExplanationScore:
     """The score that records make; raises ValueError naming `where` they stand and which of them is none."""
     if not isinstance(records, list) or not records:
-        found = "an empty list" if records == [] else f"a JSON {type(records).__name__}"
-        raise ValueError(f"{where}: found {found}, expected a list of one record per context")
+        content = "an empty list" if records == [] else f"a JSON {type(records).__name__}"
+        raise ValueError(f"{where}: found {content}, expected a list of one record per context")
     labels, said = np.zeros(len(records), bool), np.full(len(records), -1, np.int8)
     for i, record in enumerate(records):
         if not isinstance(record, dict):

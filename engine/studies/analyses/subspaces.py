@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from seedscope.engine.geometry.map import draw_atlas
+from seedscope.engine.geometry.map import draw_map
 from seedscope.engine.geometry.measure import measure
 from seedscope.engine.geometry.rows import ANALYSIS as SUBSPACES
 from seedscope.engine.geometry.rows import as_arrays
@@ -55,7 +55,7 @@ def measure_subspaces(run: EnsembleRun, match: Part, live: np.ndarray | None, co
             device=run.device, seeds=run.seeds, report=report,
         )  # fmt: skip
     with run.progress.stage(f"{run.name}: map of directions", "features") as report:
-        atlas = draw_atlas(decoders, matches, alive)
-        report(n := int(np.isfinite(atlas.x).sum()), n)
+        direction_map = draw_map(decoders, matches, alive)
+        report(n := int(np.isfinite(direction_map.x).sum()), n)
     with run.parts.write(SUBSPACES, about) as put:
-        put(run.seeds[0], as_arrays(geometry, atlas, ~alive, run.seeds))
+        put(run.seeds[0], as_arrays(geometry, direction_map, ~alive, run.seeds))

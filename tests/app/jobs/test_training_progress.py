@@ -164,13 +164,13 @@ def test_members_trained_in_groups_have_lines_of_their_own_and_end_with_the_last
 
 
 def test_what_is_told_of_many_members_is_bounded_and_holds_no_infinity():
-    from seedscope.engine.training.summary import told
+    from seedscope.engine.training.summary import summarise
     from seedscope.engine.training.trace import Point
 
     n = 96
     values = tuple(i + 1 / 3 for i in range(n))
     points = [Point(9, 90, tuple(range(n)), (math.inf, *values[1:]), values, values, values, math.nan)]
-    (moment,) = told(points, tuple(range(n)))
+    (moment,) = summarise(points, tuple(range(n)))
     assert moment.seeds == list(range(0, n, 3))
     assert moment.loss[0] is None
     assert moment.loss[1:] == [float(f"{values[seed]:.5g}") for seed in moment.seeds[1:]]

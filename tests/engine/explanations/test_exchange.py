@@ -162,7 +162,7 @@ def test_a_delphi_folder_is_read_and_its_failures_are_failures(tmp_path, label, 
     (detection,) = seven.scores
     assert (detection.kind, detection.n_active, detection.n_silent) == ("detection", 2, 4)
     assert detection.value == pytest.approx((1 / 2 + 3 / 4) / 2)
-    assert (nine.text, nine.failure) == (None, "FeatureExplanation could not be parsed.")
+    assert (nine.text, nine.failure) == (None, "Explanation could not be parsed.")
 
 
 @pytest.mark.parametrize(

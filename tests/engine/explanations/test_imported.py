@@ -20,7 +20,7 @@ from seedscope.engine.store.parts import Parts
 from seedscope.engine.studies.publish import publish
 
 ENSEMBLE = "topk-96"
-COULD_NOT = "FeatureExplanation could not be parsed."
+COULD_NOT = "Explanation could not be parsed."
 GPT = "gpt-4o-mini (oai_token-act-pair)"
 
 
@@ -179,7 +179,7 @@ def test_they_need_no_activity_and_outlive_other_tokens(study, tmp_path):
     take_explanations(study, ENSEMBLE, write(tmp_path / "a.jsonl.gz", line(3, "cats")))
     publish(study)
     assert stored(study, "SELECT computed FROM Ensemble") == [(["match", "subspaces"],)]
-    assert stored(study, "SELECT seed, feature, explainer, text FROM FeatureExplanation") == [(1, 3, GPT, "cats")]
+    assert stored(study, "SELECT seed, feature, explainer, text FROM Explanation") == [(1, 3, GPT, "cats")]
     assert stored(study, "SELECT count(*) FROM Scored") == [(0,)]
     assert stored(study, "SELECT seed, feature FROM Word WHERE word = 'cats'") == [(1, 3)]
 

@@ -123,7 +123,7 @@ def test_lists_and_search_know_what_is_said(study):
         (seed, feature): (text, "token rule", value)
         for seed, feature, text, value in stored(
             study,
-            "SELECT e.seed, e.feature, text, value FROM FeatureExplanation e "
+            "SELECT e.seed, e.feature, text, value FROM Explanation e "
             "LEFT JOIN Score s USING (ensemble, seed, feature, explainer) WHERE text IS NOT NULL",
         )
     }
@@ -347,10 +347,8 @@ def test_the_key_is_sent_and_stands_nowhere_in_the_study(study, chat, monkeypatc
     for path in files:
         content = path.read_bytes()
         assert not [form for form in ("utf-8", "utf-16-le", "utf-32-le") if SECRET.encode(form) in content], path
-    texts = stored(study, "SELECT text FROM FeatureExplanation") + stored(
-        study, "SELECT failure FROM FeatureExplanation"
-    )
-    texts += stored(study, "SELECT failure FROM ExplanationScore") + stored(study, "SELECT word FROM Word")
+    texts = stored(study, "SELECT text FROM Explanation") + stored(study, "SELECT failure FROM Explanation")
+    texts += stored(study, "SELECT failure FROM Score") + stored(study, "SELECT word FROM Word")
     assert not [text for (text,) in texts if text and ("secret" in text and "0123456789" in text)]
 
 

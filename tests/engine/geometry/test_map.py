@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from seedscope.engine.geometry.map import draw_atlas
+from seedscope.engine.geometry.map import draw_map
 from seedscope.engine.matching.match import Matches, match_ensemble
 from seedscope.engine.saes.sae import SAE
 
@@ -36,33 +36,33 @@ def living() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def atlas(decoders, matches, living):
-    return draw_atlas(decoders, matches, living)
+def direction_map(decoders, matches, living):
+    return draw_map(decoders, matches, living)
 
 
-def test_all_living_features_with_a_direction_are_drawn(atlas, living):
+def test_all_living_features_with_a_direction_are_drawn(direction_map, living):
     drawn = living.copy()
     drawn[1, 59] = False
-    for places in (atlas.x, atlas.y):
+    for places in (direction_map.x, direction_map.y):
         assert (np.isfinite(places) == drawn).all()
-    assert "all 176 living features" in atlas.remark
-    assert "random seed 0" in atlas.remark
+    assert "all 176 living features" in direction_map.remark
+    assert "random seed 0" in direction_map.remark
 
 
-def test_the_map_is_the_same_again(atlas, decoders, matches, living):
-    again = draw_atlas(decoders, matches, living)
-    np.testing.assert_array_equal(again.x, atlas.x)
-    np.testing.assert_array_equal(again.y, atlas.y)
+def test_the_map_is_the_same_again(direction_map, decoders, matches, living):
+    again = draw_map(decoders, matches, living)
+    np.testing.assert_array_equal(again.x, direction_map.x)
+    np.testing.assert_array_equal(again.y, direction_map.y)
 
 
-def test_copies_in_other_members_lie_nearer_than_other_features(atlas):
-    place = np.stack([atlas.x, atlas.y], -1)[:, :40]
+def test_copies_in_other_members_lie_nearer_than_other_features(direction_map):
+    place = np.stack([direction_map.x, direction_map.y], -1)[:, :40]
     apart = np.linalg.norm(place[0][:, None] - place[1][None], axis=-1)
     assert (apart.argmin(1) == np.arange(40)).mean() > 0.9
 
 
 def test_of_many_a_random_choice_of_one_member_is_drawn_with_its_nearest_in_the_others(decoders, matches, living):
-    found = draw_atlas(decoders, matches, living, most=30)
+    found = draw_map(decoders, matches, living, most=30)
     drawn = np.isfinite(found.x)
     mine = np.flatnonzero(drawn[0])
     assert len(mine) == 10
@@ -75,4 +75,4 @@ def test_of_many_a_random_choice_of_one_member_is_drawn_with_its_nearest_in_the_
 def test_too_few_features_have_no_map(decoders, matches):
     nobody = np.zeros((MEMBERS, D_SAE), bool)
     nobody[0, :2] = True
-    assert np.isnan(draw_atlas(decoders, matches, nobody).x).all()
+    assert np.isnan(draw_map(decoders, matches, nobody).x).all()
