@@ -24,7 +24,7 @@ from seedscope.engine.export.open_study import FeatureBlock, Opened, inside
 from seedscope.engine.export.sweeps import sweep_rows
 from seedscope.engine.progress import Report
 from seedscope.engine.store import catalogue
-from seedscope.engine.studies.pools.record import place, read
+from seedscope.engine.studies.pools.record import pool_folder, read
 from seedscope.engine.studies.synthetic import plan as synthetic
 
 FEATURES, MATCHES, CONTEXTS, CURVES = "features.parquet", "matches.parquet", "contexts.parquet", "curves.parquet"
@@ -87,15 +87,15 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
 
 
 def _copy_pool(study: Opened, row: pools.FeaturePool, folder: Path) -> None:
-    """A pool's folder as it is; raises ValueError where it is not the pool that the store tells of."""
-    held = place(study.folder, inside(row.ensemble).name)
-    told = read(held)
-    if told is None or told["digest"] != row.sae_digest:
+    """A pool's folder as it is; raises ValueError where it is not the pool that the store holds."""
+    source = pool_folder(study.folder, inside(row.ensemble).name)
+    record = read(source)
+    if record is None or record.digest != row.sae_digest:
         raise ValueError(
-            f"{held} is not the pool that was published ({row.sae_digest}); publish what is there with: seedscope pool "
+            f"{source} is not the pool that was published ({row.sae_digest}); publish what is there with: seedscope pool "
             f"{study.folder.name} {row.ensemble} --replace"
         )
-    shutil.copytree(held, place(folder, row.ensemble))
+    shutil.copytree(source, pool_folder(folder, row.ensemble))
 
 
 def _curves(study: Opened) -> pa.Table:

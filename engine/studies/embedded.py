@@ -9,7 +9,7 @@ from pathlib import Path
 
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
-from seedscope.engine.studies.pools.build import Asked
+from seedscope.engine.studies.pools.settings import PoolSettings
 from seedscope.engine.studies.run import CORE, pool_study, run_file, run_study, run_synthetic
 from seedscope.engine.studies.studyfile.read import read_study_file
 from seedscope.engine.studies.synthetic.plan import NAME as GROUND_TRUTH
@@ -36,7 +36,7 @@ def build_all(root: Path, corpus: stdlib.Corpus, progress: Progress) -> None:
             root, corpus, n_tokens=stdlib.STUDY.train.n_tokens, only=None, control=True, progress=progress
         ),
         f"the feature pool of {name}": lambda: pool_study(
-            root / name, stdlib.STUDY.ensemble, Asked(tokens=POOL_TOKENS), progress=progress
+            root / name, stdlib.STUDY.ensemble, PoolSettings(tokens=POOL_TOKENS), progress=progress
         ),
     }
     for file in FILES:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,8 +27,9 @@ from seedscope.engine.store.database import StoreReader
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.anchor import anchor_ensemble
 from seedscope.engine.studies.import_ensemble import enrol
-from seedscope.engine.studies.pools.build import Asked, pool_ensemble
-from seedscope.engine.studies.pools.record import place
+from seedscope.engine.studies.pools.build import pool_ensemble
+from seedscope.engine.studies.pools.record import PoolRecord, pool_folder
+from seedscope.engine.studies.pools.settings import PoolSettings
 from seedscope.engine.studies.publish import publish
 from seedscope.engine.studies.studyfile.read import AnchorPlan, ImportPlan, StudyFile, TrainPlan
 from seedscope.engine.studies.synthetic import plan as synthetic
@@ -240,29 +240,29 @@ def _files_digest(wanted: ImportPlan) -> str:
 
 
 def pool_study(
-    study: Path, name: str, asked: Asked | None = None, *, progress: Progress | None = None
-) -> dict[str, Any]:
+    study: Path, name: str, settings: PoolSettings | None = None, *, progress: Progress | None = None
+) -> PoolRecord:
     """Pool an ensemble of a study where the study keeps it, and publish it; at once where exactly that is done already.
 
     Takes the study's lock. Raises ValueError as `pool_ensemble` does. A study without results is not published.
     """
     progress = progress or Progress()
     with only_writer(study):
-        told = pool_ensemble(study, name, place(study, name), asked, progress=progress)
+        record = pool_ensemble(study, name, pool_folder(study, name), settings, progress=progress)
         store = published(study)
         if store is None:
             progress.say(f"{name}: published with the study's results: seedscope analyze {study.name}")
-            return told
-        if not _shown(study / store[0], told):
+            return record
+        if not _is_published(study / store[0], record):
             with progress.stage("publishing", "members") as report:
                 publish(study, report=report)
-        return told
+        return record
 
 
-def _shown(store: Path, told: dict[str, Any]) -> bool:
+def _is_published(store: Path, record: PoolRecord) -> bool:
     """Whether a store has this very pool."""
     try:
-        with StoreReader(store) as held:
-            return told["digest"] in [row.sae_digest for row in held.rows(FeaturePool, ensemble=told["ensemble"])]
+        with StoreReader(store) as reader:
+            return record.digest in [row.sae_digest for row in reader.rows(FeaturePool, ensemble=record.ensemble)]
     except ValueError:  # of another version
         return False
