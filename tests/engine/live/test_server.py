@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from seedscope.engine.contract.queries import QUEUE_LIMIT, LiveAnswer, LiveQuery, as_fields, live_query
-from seedscope.engine.live.crashes import Deaths
+from seedscope.engine.live.crashes import CrashRecord
 from seedscope.engine.live.neighbours import neighbours
 from seedscope.engine.live.residents import Residents
 from seedscope.engine.live.server import Engine
@@ -276,14 +276,14 @@ class Gated:
 def blamed(deaths: Path) -> dict[tuple[str, int], int]:
     """{(kind, feature): deaths} of the queries below that the next process would find to have some."""
     with tempfile.TemporaryDirectory() as folder:
-        found = Deaths(Path(shutil.copy(deaths, folder)))
+        found = CrashRecord(Path(shutil.copy(deaths, folder)))
     asked = [replace(query, feature=feature) for query in (QUERY, PAIR) for feature in range(8)]
-    return {(query.kind, query.feature): n for query in asked if (n := found.of((query, "v1")))}
+    return {(query.kind, query.feature): n for query in asked if (n := found.count((query, "v1")))}
 
 
 def die_of(deaths: Path, *queries: LiveQuery) -> None:
     """Leave the file as a process that ends while it computes these."""
-    with Deaths(deaths).computing([(query, "v1") for query in queries]):
+    with CrashRecord(deaths).computing([(query, "v1") for query in queries]):
         found = deaths.read_bytes()
     deaths.write_bytes(found)
 
@@ -295,7 +295,7 @@ class Served:
         self.address, self.deaths = f"{folder}/s", Path(folder) / "s.deaths"
         self.answerer = Gated(self.deaths)
         self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(Engine(self.answerer, Deaths(self.deaths)).serve(self.address))
+        self._task = self._loop.create_task(Engine(self.answerer, CrashRecord(self.deaths)).serve(self.address))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         self.pool = ThreadPoolExecutor(300)
@@ -354,9 +354,9 @@ def served(*died_of: LiveQuery) -> Iterator[Served]:
 
 def test_queries_that_wait_together_share_a_batch_and_identical_ones_are_computed_once():
     with served() as engine:
-        asked = [engine.studies.pools.pool.submit(engine.ask, 0)]
+        asked = [engine.pool.submit(engine.ask, 0)]
         wait_for(lambda: engine.status()["running"] == 1)
-        asked += [engine.studies.pools.pool.submit(engine.ask, 1 + i % 4) for i in range(100)]
+        asked += [engine.pool.submit(engine.ask, 1 + i % 4) for i in range(100)]
         wait_for(lambda: engine.status()["askers"] == 101)
         assert engine.status()["waiting"] == 4
         assert not any(future.done() for future in asked)
@@ -372,9 +372,9 @@ def test_queries_that_wait_together_share_a_batch_and_identical_ones_are_compute
 
 def test_what_is_being_computed_and_nothing_else_is_blamed_for_a_death():
     with served() as engine:
-        asked = [engine.studies.pools.pool.submit(engine.ask, 0)]
+        asked = [engine.pool.submit(engine.ask, 0)]
         wait_for(lambda: engine.status()["running"] == 1)
-        asked += [engine.studies.pools.pool.submit(engine.ask, feature) for feature in (1, 2)]
+        asked += [engine.pool.submit(engine.ask, feature) for feature in (1, 2)]
         wait_for(lambda: engine.status()["waiting"] == 2)
         engine.ask(5, query=PAIR)  # beside the first, which is still running
         engine.answerer.gate.set()
@@ -386,18 +386,18 @@ def test_what_is_being_computed_and_nothing_else_is_blamed_for_a_death():
         assert both == {("neighbours", 1): 1, ("neighbours", 2): 1}
         # The answers before may not have left yet when the last is begun: they were computed all the same.
         assert last == {("neighbours", 3): 1}
-        wait_for(lambda: blamed(engine.live.crashes) == {})
+        wait_for(lambda: blamed(engine.deaths) == {})
 
 
 def test_a_suspect_is_computed_alone_and_nothing_beside_it():
     suspects = [replace(QUERY, feature=2), replace(QUERY, feature=4), replace(PAIR, feature=6)]
     with served(*suspects) as engine:
-        asked = [engine.studies.pools.pool.submit(engine.ask, 0)]
+        asked = [engine.pool.submit(engine.ask, 0)]
         wait_for(lambda: engine.status()["running"] == 1)
         for i in range(1, 6):
-            asked.append(engine.studies.pools.pool.submit(engine.ask, i))
+            asked.append(engine.pool.submit(engine.ask, i))
             wait_for(lambda i=i: engine.status()["waiting"] == i)
-        asked.append(engine.studies.pools.pool.submit(engine.ask, 6, query=PAIR))
+        asked.append(engine.pool.submit(engine.ask, 6, query=PAIR))
         wait_for(lambda: engine.status()["waiting"] == 6)
         engine.answerer.gate.set()
         assert all(future.result()["error"] is None for future in asked)
@@ -406,7 +406,7 @@ def test_a_suspect_is_computed_alone_and_nothing_beside_it():
         for batch, now in zip(engine.answerer.batches, engine.answerer.blamed, strict=True):
             new = [feature for (_, feature), n in now.items() if n == 2 or feature not in (2, 4, 6)]
             assert new == batch
-        assert blamed(engine.live.crashes) == {}  # all three are cleared
+        assert blamed(engine.deaths) == {}  # all three are cleared
         assert engine.ask(2)["error"] is None
 
 
@@ -415,13 +415,13 @@ def test_no_death_convicts_an_innocent_neighbour(tmp_path: Path):
     deadly, innocent = replace(QUERY, feature=13), replace(QUERY, feature=1)
     file = tmp_path / "deaths"
     die_of(file, innocent, deadly)  # in one batch
-    second = Deaths(file)
-    assert [second.of((query, "v1")) for query in (innocent, deadly)] == [1, 1]
+    second = CrashRecord(file)
+    assert [second.count((query, "v1")) for query in (innocent, deadly)] == [1, 1]
     with second.computing([(innocent, "v1")]):
         pass
     die_of(file, deadly)  # before the innocent one's answer is sent
-    third = Deaths(file)
-    assert [third.of((query, "v1")) for query in (innocent, deadly)] == [0, 2]
+    third = CrashRecord(file)
+    assert [third.count((query, "v1")) for query in (innocent, deadly)] == [0, 2]
 
 
 def test_a_convicted_query_is_refused_until_other_data_are_published():
@@ -441,21 +441,21 @@ def test_a_convicted_query_is_refused_until_other_data_are_published():
 def test_deaths_that_cannot_be_read_are_none(tmp_path: Path, content: str):
     file = tmp_path / "deaths"
     file.write_text(content)
-    deaths = Deaths(file)
-    assert deaths.of((QUERY, "v1")) == 0
+    deaths = CrashRecord(file)
+    assert deaths.count((QUERY, "v1")) == 0
     assert json.loads(file.read_text()) == {}
     deaths.forget()
     assert not file.exists()
 
 
 def test_deaths_that_cannot_be_written_do_not_keep_the_engine_from_answering(tmp_path: Path):
-    with Deaths(tmp_path / "no such folder" / "deaths").computing([(QUERY, "v1")]):
+    with CrashRecord(tmp_path / "no such folder" / "deaths").computing([(QUERY, "v1")]):
         pass
 
 
 def test_when_the_queue_is_full_askers_are_told_and_served_again_later():
     with served() as engine:
-        asked = [engine.studies.pools.pool.submit(engine.ask, 100 + i) for i in range(QUEUE_LIMIT)]
+        asked = [engine.pool.submit(engine.ask, 100 + i) for i in range(QUEUE_LIMIT)]
         wait_for(lambda: engine.status()["askers"] == QUEUE_LIMIT)
         refused = engine.ask(1)
         assert refused["cause"] == "busy"
@@ -467,7 +467,7 @@ def test_when_the_queue_is_full_askers_are_told_and_served_again_later():
 
 def test_what_nobody_waits_for_any_more_is_not_computed():
     with served() as engine:
-        first = engine.studies.pools.pool.submit(engine.ask, 0)
+        first = engine.pool.submit(engine.ask, 0)
         wait_for(lambda: engine.status()["running"] == 1)
         late = engine.ask(1, limit=0.05)
         assert late["cause"] == "late"
@@ -486,7 +486,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed():
 
 def test_a_pair_does_not_keep_neighbours_waiting_nor_the_other_way_round():
     with served() as engine:
-        neighbour = engine.studies.pools.pool.submit(engine.ask, 0)
+        neighbour = engine.pool.submit(engine.ask, 0)
         wait_for(lambda: engine.status()["running"] == 1)
         assert engine.ask(query=PAIR)["gap"] == 0.5
         assert not neighbour.done()
@@ -494,9 +494,9 @@ def test_a_pair_does_not_keep_neighbours_waiting_nor_the_other_way_round():
 
 def test_an_unknown_fault_is_logged_and_spoils_no_other_query(capfd: pytest.CaptureFixture):
     with served() as engine:
-        first = engine.studies.pools.pool.submit(engine.ask, 0)
+        first = engine.pool.submit(engine.ask, 0)
         wait_for(lambda: engine.status()["running"] == 1)
-        both = [engine.studies.pools.pool.submit(engine.ask, feature) for feature in (13, 14)]
+        both = [engine.pool.submit(engine.ask, feature) for feature in (13, 14)]
         wait_for(lambda: engine.status()["waiting"] == 2)
         engine.answerer.gate.set()
         assert first.result()["error"] is None
