@@ -11,7 +11,8 @@ from seedscope.engine.store.database import Writer
 from seedscope.engine.store.rows import add_row, row_keys
 
 
-def _add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None:
+def add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None:
+    """One member's contexts, a row each."""
     if not len(c.feature):
         return
     columns = {
@@ -26,7 +27,8 @@ def _add_contexts(writer: Writer, ensemble: str, seed: int, c: Contexts) -> None
     writer.add(Context, row_keys(ensemble, seed, c.feature) | columns)
 
 
-def _add_logits(writer: Writer, ensemble: str, seed: int, logits: Logits) -> None:
+def add_logits(writer: Writer, ensemble: str, seed: int, logits: Logits) -> None:
+    """One member's direct effects on logits: per feature the highest, then the lowest, a row each."""
     for sign, ids, values in ((1, logits.positive_ids, logits.positive), (-1, logits.negative_ids, logits.negative)):
         n_features, n = ids.shape
         keys = row_keys(ensemble, seed, np.repeat(np.arange(n_features), n))

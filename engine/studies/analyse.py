@@ -1,4 +1,4 @@
-"""What a study's catalogue asks for, computed where it is missing: activity, matching and worth of every ensemble.
+"""Analyses of every ensemble of a study, computed where they are missing: matching, activity, worth, loss and the rest.
 
 Every analysis leaves a part on disk as soon as it is done, so a stopped run resumes after the last one, and a study that
 gains an ensemble computes that one alone. `publish` turns the parts into a store.
@@ -84,7 +84,7 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossAsked | None) -> None
             activity = keep_activity(run, evaluator, collected.activity, collected.tokens)
     live = living(activity, run.seeds)
     match = find_match(run, live) or match_members(run, live)
-    if evaluator and "explain" in wanted:
+    if evaluator and activity and "explain" in wanted:
         explain_by_rules(
             run.parts, run.ensemble, activity, evaluator.tokens, evaluator.texts, run.measured, run.progress
         )
@@ -95,11 +95,13 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossAsked | None) -> None
         measure_subspaces(run, match, live, covariance)
     if TRAJECTORY in wanted:
         follow_training(run, activity)
-    measures_loss = loss and evaluator and lacks_loss(run, evaluator, loss)
-    if not measures_loss and not (collected and collected.ablation):
+    if evaluator is None or activity is None:
+        return
+    missing_loss = loss if loss and lacks_loss(run, evaluator, loss) else None
+    if missing_loss is None and not (collected and collected.ablation):
         return
     masked = MaskedFeatures(*zip(*judge(run.plan, run.ensemble, match, activity), strict=True))
     if collected and collected.ablation:
         measure_worth(run, collected.ablation, masked, collected.rows)
-    if measures_loss:
-        measure_loss(run, evaluator, activity, masked, loss)
+    if missing_loss:
+        measure_loss(run, evaluator, activity, masked, missing_loss)

@@ -1,4 +1,4 @@
-"""Results -> rows of the contract: what the analyses found, as the columns that the Writer takes."""
+"""Rows of the contract for one member and its pairs, from arrays of matching, activity, worth, loss and explanations."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from seedscope.engine.contract.schema import RULE_COLUMN, RULES, TRIGGERS
 from seedscope.engine.contract.tables.features import Feature, Match
 from seedscope.engine.contract.tables.study import Member
 from seedscope.engine.explanations.explanation import FeatureExplanation
-from seedscope.engine.explanations.rows import _shown
+from seedscope.engine.explanations.rows import listed_explanations
 from seedscope.engine.features.ablation import Worth
 from seedscope.engine.features.activity import Activity
 from seedscope.engine.features.logits import Logits
 from seedscope.engine.features.loss import Losses
-from seedscope.engine.features.rows import _add_contexts, _add_logits
+from seedscope.engine.features.rows import add_contexts, add_logits
 from seedscope.engine.matching.match import Matches, rule_cosine
 from seedscope.engine.matching.rows import add_anchor_pairs
 from seedscope.engine.store import catalogue
@@ -79,7 +79,7 @@ def add_member(
         "trigger_what": triggers.what.tolist() if triggers else [None] * d_sae,
         "worth_ev": worth.marginal if worth else None,
         "worth_loss": loss.attributed if loss else None,
-        **_shown(explanations, d_sae),
+        **listed_explanations(explanations, d_sae),
         "histogram": activity.histogram if activity else none,
         "top_token_ids": activity.top_token_ids if activity else none,
         "top_token_counts": activity.top_token_counts if activity else none,
@@ -97,9 +97,9 @@ def add_member(
     }
     writer.add(Match, keys | partners)
     if activity:
-        _add_contexts(writer, ensemble, seed, activity.contexts)
+        add_contexts(writer, ensemble, seed, activity.contexts)
     if logits:
-        _add_logits(writer, ensemble, seed, logits)
+        add_logits(writer, ensemble, seed, logits)
 
 
 def dead_features(norms: np.ndarray, activity: Activity | None) -> np.ndarray:

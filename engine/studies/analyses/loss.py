@@ -1,4 +1,4 @@
-"""What buckets are worth in next-token loss, kept as a part."""
+"""Next-token loss that reconstructions, and masks of each bucket's features, add to the model, kept as a part."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from seedscope.engine.studies.evaluator import Evaluator
 
 
 class LossAsked(NamedTuple):
-    """How the loss is to be measured."""
+    """On what the loss is measured, and whether however long it takes."""
 
     n_tokens: int | None  # None: on LOSS_TOKENS, or on as many as it was measured on before
     expressly: bool  # however long it takes
@@ -30,7 +30,7 @@ def lacks_loss(run: EnsembleRun, evaluator: Evaluator, asked: LossAsked) -> bool
 def measure_loss(
     run: EnsembleRun, evaluator: Evaluator, activity: Part, masked: MaskedFeatures, asked: LossAsked
 ) -> None:
-    """What reconstructions and masks cost the model's next-token prediction; left out, with a word, where it takes long."""
+    """Measure and keep the losses; left out, with a message, where that takes long and was not asked for expressly."""
     drawn = [masked.fewer_masks(index) for index in range(run.members.n_members)]
     total, done = sum(len(sets) for masks in drawn for sets in masks.values()), 0
     n_tokens = LOSS_TOKENS if asked.n_tokens is None else asked.n_tokens
@@ -41,12 +41,12 @@ def measure_loss(
         )
         return
     windows = evaluator.loss_tokens(n_tokens, run.left_out(activity))
-    splice = Splice(evaluator.model, windows, run.ensemble.hookpoint)
+    splice = Splice(evaluator.model, windows, run.hookpoint)
     own, zero = (float(each.double().mean()) for each in (splice.own(), splice.losses(torch.zeros_like)))
     about = run.measured | run.judgement | {"loss_tokens": n_tokens}
     with run.progress.stage(f"{run.name}: loss", "masks") as report, run.parts.write("loss", about) as put:
         for index, seed in enumerate(run.seeds):
-            member = run.members.only(index).to(evaluator.model.network.device)
+            member = run.members.only(index).to(evaluator.device)
 
             def step() -> None:
                 nonlocal done

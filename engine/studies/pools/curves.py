@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from seedscope.engine.features.loss import LOSS_TOKENS, Splice, takes_long
@@ -48,7 +49,7 @@ def open_held_out(run: PoolRun, hookpoint: str) -> HeldOut | None:
         evaluator = evaluator.control
     if evaluator is None:
         return None
-    activations = evaluator.place(hookpoint, run.members.d_in)
+    activations = evaluator.activations(hookpoint, run.members.d_in)
     n_rows = len(activations.rows)
     chosen = np.linspace(0, n_rows - 1, min(n_rows, EVALUATED)).round().astype(np.int64)
     rows = activations.rows[chosen].astype(np.float32)
@@ -94,7 +95,7 @@ def measure_curves(
         with run.progress.stage(f"{run.name}: measured after {n_tokens:,}", "SAEs") as report:
             for sae in trained:
                 measures.append(measure(sae, held_out.rows, device=run.device))
-                losses += [_loss(held_out.splice, sae)] if held_out.splice else []
+                losses += [_loss(held_out.splice, sae, held_out.evaluator.device)] if held_out.splice else []
                 report(len(measures), len(trained))
         end = 0
         for kind, group in groups.items():
@@ -134,8 +135,8 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _loss(splice: Splice, member: SAE) -> float:
+def _loss(splice: Splice, member: SAE, device: torch.device) -> float:
     """Next-token loss with the SAE's reconstruction in place, nats per token."""
-    loss = splice.spliced(member.to(splice.device))
+    loss = splice.spliced(member.to(device))
     member.cpu()
     return loss

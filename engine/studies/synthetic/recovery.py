@@ -144,11 +144,12 @@ def verdict(recovery: Recovery, truth: TrueFeatures) -> str:
     d, r = truth.span.shape
     if low.chance is not None and low.chance >= BY_CHANCE:
         return "chance"
-    if truth.n_free and min(free.found, free.p_hat or 0) < RECOVERED:
+    if truth.n_free and min(free.found or 0, free.p_hat or 0) < RECOVERED:
         return "free lost"
     if low.p_hat is not None and low.p_hat > ARBITRARY:
         return "one by one"
-    if low.p_hat is None or unstable is None or unstable.energy < max(CAPTURED, TIMES_RANDOM * r / d):
+    energy = unstable.energy if unstable else None
+    if low.p_hat is None or energy is None or energy < max(CAPTURED, TIMES_RANDOM * r / d):
         return "no span"
     return "holds"
 
