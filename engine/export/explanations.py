@@ -1,4 +1,4 @@
-"""Explanations of a published study as exports write them: with the contexts they were scored on, batch by batch."""
+"""Explanations of a published study, and the contexts they were scored on, batch by batch for exports."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple

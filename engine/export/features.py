@@ -1,4 +1,4 @@
-"""Rows of the store -> what a feature's page calls them: scalars with their judgement, one row per comparison."""
+"""Columns of exports from rows of the store, named as the pages' JSON names them: per feature and per comparison."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""A published study as exports read it: its rows part by part, its plan, its SAE files checked against their digests."""
+"""Opens a published study for exports: rows block by block, the plan, and SAE files checked against their digests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -147,13 +147,13 @@ def _agreed(values: Iterable[str | None]) -> str | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-def same_place(given: str, named: str) -> bool:
-    """Whether the hook point given can be the one that the files name, each in the spelling of its library."""
-    if given == named or given.endswith("." + named) or named.endswith("." + given):
+def same_place(hookpoint: str, named: str) -> bool:
+    """Whether a hook point can be the one that the files name, each in the spelling of its library."""
+    if hookpoint == named or hookpoint.endswith("." + named) or named.endswith("." + hookpoint):
         return True
     if layer := LAYER.fullmatch(named):
-        return layer[1] in re.findall(r"\d+", given)[:1]
-    blocks = [match and match[1] for match in map(BLOCK.fullmatch, (given, named))]
+        return layer[1] in re.findall(r"\d+", hookpoint)[:1]
+    blocks = [match and match[1] for match in map(BLOCK.fullmatch, (hookpoint, named))]
     return blocks[0] is not None and blocks[0] == blocks[1]
 
 

@@ -193,7 +193,7 @@ def run_synthetic(
             if former != folder / entry.folder:
                 shutil.rmtree(former)
         if with_map:
-            wanted = made.places(plan.theta, plan.epsilon)
+            wanted = made.cells(plan.theta, plan.epsilon)
             with progress.stage("map", "cells") as report:
                 draw_map(folder / synthetic.CELLS, wanted, report=report)
             path = _published(folder, progress)

@@ -1,4 +1,4 @@
-"""A study file, `study.toml`: everything that a study is to consist of, checked as a whole before any work begins."""
+"""Reads a study file, `study.toml`, into a StudyFile; all of it is checked before any work begins."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,7 @@ from seedscope.engine.contract.stability import EPSILON, THETA
 from seedscope.engine.demo import stdlib
 from seedscope.engine.saes.importers.ensemble import FORMATS
 from seedscope.engine.store import catalogue
-from seedscope.engine.studies.studyfile import recipes
-from seedscope.engine.studies.studyfile import values as values
+from seedscope.engine.studies.studyfile import recipes, values
 from seedscope.engine.studies.studyfile.paths import model_in, paths_in, sources_in
 from seedscope.engine.studies.studyfile.toml import Table, reading, shown
 
@@ -196,7 +195,7 @@ def _plans(table: Table, around: _Surroundings) -> Sequence[ImportPlan | TrainPl
 def _import_plan(table: Table, around: _Surroundings) -> ImportPlan:
     with table.alone(_HOMES):
         name, hookpoint = _head(table)
-        table.known("train", "sweep")
+        table.allow("train", "sweep")
         if "import" not in table:
             table.wrong("", 'has neither import nor train, expected one of them; such as import = ["ckpts/seed*"]')
         elif "sweep" in table:
@@ -216,7 +215,7 @@ def _train_plans(table: Table, around: _Surroundings) -> list[TrainPlan]:
     """One plan, or one for every combination of a sweep."""
     with table.alone(_HOMES):
         name, hookpoint = _head(table)
-        table.known("import")
+        table.allow("import")
         if "import" in table:
             table.wrong("import", "stands beside train, expected one of them; make it two ensembles")
         train, sweep = table.table("train"), table.table("sweep")
@@ -231,16 +230,16 @@ def _train_plans(table: Table, around: _Surroundings) -> list[TrainPlan]:
         return _swept(table, train, sweep, name, hookpoint, settings)
     if train is None or settings is None:
         return [TrainPlan(name, hookpoint, TrainConfig())]
-    recipe, misfits = recipes.settled(settings)
+    recipe, misfits = recipes.recipe_from(settings)
     for misfit in misfits:
-        train.wrong(misfit.key, misfit.told)
+        train.wrong(misfit.key, misfit.problem)
     return [TrainPlan(name, hookpoint, *recipe)]
 
 
 def _settings(train: Table) -> dict[str, Any] | None:
     """The settings of a recipe; None where its variant is none, so that nothing more can be said of them."""
     with train.alone(_HOMES):
-        settings = recipes.given(train)
+        settings = recipes.settings_in(train)
     return None if "variant" in train and "variant" not in settings else settings
 
 
@@ -258,7 +257,7 @@ def _swept(
         return []
     return [
         TrainPlan(each.name, each.settings.get("hookpoint", hookpoint), *recipe)
-        for each, recipe in recipes.each_settled(settings, combinations, sweep)
+        for each, recipe in recipes.sweep_recipes(settings, combinations, sweep)
     ]
 
 
@@ -269,7 +268,7 @@ def _anchor_plan(table: Table, around: _Surroundings) -> AnchorPlan:
         if len(paths) > 1:
             table.wrong("anchor", f"names {len(paths)} SAEs, expected one; seeds of one recipe are brought with import")
         for key in ("import", "sweep", "shared_start", "seeds"):
-            table.known(key)
+            table.allow(key)
             if key in table:
                 table.wrong(
                     key, "stands beside anchor, expected one SAE and train = { } for its comparisons; leave it out"
@@ -287,7 +286,7 @@ def _free(train: Table) -> dict[str, Any]:
     with train.alone(_HOMES):
         settings = {key: train.take(key, check) for key, check in recipes.OF_COMPARISONS.items()}
         for key in ("variant", *recipes.KEYS):
-            train.known(key)
+            train.allow(key)
             if key in train and key not in settings:
                 others = ", ".join(settings)
                 train.wrong(key, f"stands beside anchor, which decides it; expected some of {others}; leave it out")

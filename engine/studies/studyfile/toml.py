@@ -176,7 +176,7 @@ class Table:
         contents = self.take(key, _tables, [])
         return [Table(content, (*self._place, key, i), self._problems) for i, content in enumerate(contents)]
 
-    def known(self, *keys: str) -> None:
+    def allow(self, *keys: str) -> None:
         """Let keys stand that are not taken."""
         self._allowed += keys
 

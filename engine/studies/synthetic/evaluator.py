@@ -1,4 +1,4 @@
-"""Samples of known true features in the place of a model and tokens."""
+"""The evaluator of a synthetic study: samples of known true features in place of a model and tokens."""
 
 from pathlib import Path
 
