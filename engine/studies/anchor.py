@@ -28,7 +28,7 @@ from seedscope.engine.saes.importers.imported import Imported
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.import_ensemble import as_sae, described, same_place
-from seedscope.engine.studies.train import train
+from seedscope.engine.studies.train import TrainingSource, train
 
 ANCHOR = 0  # its seed; those of comparisons are 1, 2, .. unless given
 COMPARISONS = 7
@@ -104,7 +104,7 @@ def anchor_ensemble(
         f"text; {len(seeds)} comparisons: {variant}, {sparsity}, {n_tokens:,} tokens each"
     )
     made = train(
-        study, name, config, hookpoint, model, tokens, n_ctx, progress, beside=anchor.digest(0), device=device,
+        study, name, config, TrainingSource(model, hookpoint, tokens), progress, beside=anchor.digest(0), device=device,
         l0=round(measured.l0, 2) if by_l1 else None,
     )  # fmt: skip
     anchor.save(

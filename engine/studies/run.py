@@ -36,7 +36,7 @@ from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.generator import TRAINING
 from seedscope.engine.studies.synthetic.phase_map import draw_map
 from seedscope.engine.studies.synthetic.samples import draw_rows
-from seedscope.engine.studies.train import train, train_once, trained_entry
+from seedscope.engine.studies.train import TrainingSource, train, train_once, trained_entry
 
 # The analyses that `seedscope demo` waits for; the loss is measured while the pages are open already.
 CORE = ("match", "activity", "ablate", "explain", "subspaces")
@@ -74,7 +74,8 @@ def run_study(
         control = control or any(each.control_of == config.ensemble for each in (before.ensembles if before else ()))
 
         def train_named(name: str, model: LanguageModel) -> catalogue.EnsemblePlan:
-            return train(folder, name, config.train, config.hookpoint, model, corpus.train, config.n_ctx, progress)
+            texts = tokenize(corpus.train, model, n_ctx=config.n_ctx)
+            return train(folder, name, config.train, TrainingSource(model, config.hookpoint, texts), progress)
 
         for trained in _with_control(train_named, config.ensemble, model, control=control):
             plan = plan.with_ensemble(trained)
@@ -151,8 +152,8 @@ def _train_planned(
     hookpoint = wanted.hookpoint or file.hookpoint
     if hookpoint is None:
         raise ValueError(f"ensemble {name} has no hook point to be trained at; name one in the study file")
-    n_ctx = file.tokens.n_ctx if file.tokens else None
-    return train(folder, name, wanted.config, hookpoint, model, tokens, n_ctx, progress, device=device, l0=wanted.l0)
+    source = TrainingSource(model, hookpoint, tokens)
+    return train(folder, name, wanted.config, source, progress, device=device, l0=wanted.l0)
 
 
 def run_synthetic(

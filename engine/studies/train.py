@@ -7,9 +7,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from seedscope.engine.activations.documents import Document
-from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harvest, tokenize
+from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harvest
 from seedscope.engine.contract.progress_files import Curves
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
 from seedscope.engine.machine import named_device
@@ -38,27 +37,32 @@ CHECKPOINTS = "checkpoints"  # in the study's folder
 CALIBRATION = "calibration.json"  # in the study's folder: which l1 were tried, with what L0
 
 
+@dataclass(frozen=True)
+class TrainingSource:
+    """What SAEs are trained on: activations of a model at one hook point, on the tokens that count."""
+
+    model: LanguageModel
+    hookpoint: str
+    tokens: TokenSet
+
+
 def train(
     study: Path,
     name: str,
     config: TrainConfig,
-    hookpoint: str,
-    model: LanguageModel,
-    texts: Iterable[Document] | TokenSet,
-    n_ctx: int | None,
+    source: TrainingSource,
     progress: Progress,
     *,
     beside: str | None = None,
     device: str = "cpu",
     l0: float | None = None,
 ) -> catalogue.EnsemblePlan:
-    """Train an ensemble on a model's activations, or load it if exactly this one was trained before.
+    """Train an ensemble on a model's activations, about as many as `config` asks for, or load it if it was trained before.
 
     `beside` names an SAE that will stand with the members, in a folder that no other one shares. Where an `l0` is asked for,
     its l1 is found first and stands in the recipe; members that miss it by more than a tenth are remarked on.
     """
-    tokens = texts if isinstance(texts, TokenSet) else tokenize(texts, model, n_ctx=n_ctx)
-    tokens = enough(tokens, config.n_tokens)
+    model, hookpoint, tokens = source.model, source.hookpoint, enough(source.tokens, config.n_tokens)
 
     def made_from(config: TrainConfig, *more: float | str) -> str:
         recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint, *more], sort_keys=True)
