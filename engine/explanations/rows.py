@@ -14,7 +14,7 @@ from seedscope.engine.store.database import Writer
 from seedscope.engine.store.rows import row_keys
 
 
-def shown_explanations(explanations: Sequence[FeatureExplanation], d_sae: int) -> dict[str, list]:
+def listed_explanations(explanations: Sequence[FeatureExplanation], d_sae: int) -> dict[str, list]:
     """The explanation of each feature that lists show, and its detection score: others come before token rules."""
     columns: dict[str, list] = {name: [None] * d_sae for name in ("explanation", "explainer", "score")}
     for each in sorted(explanations, key=lambda each: (each.explainer != TOKEN_RULE, each.explainer)):

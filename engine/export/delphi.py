@@ -26,19 +26,19 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     for done, (row, member) in enumerate(members):
         for batch in batches(study, row, member.seed):
             by_explainer: dict[str, list[FeatureExplanation]] = {}
-            for explanation in (each for held in batch.explanations.values() for each in held):
+            for explanation in (each for of_feature in batch.explanations.values() for each in of_feature):
                 by_explainer.setdefault(explanation.explainer, []).append(explanation)
-            for explainer, held in by_explainer.items():
+            for explainer, explanations in by_explainer.items():
                 target = folder / row.ensemble / f"seed-{member.seed}" / _folder_name(explainer, names)
-                exchange.write(target, held, hookpoint=row.hookpoint or "unknown", scored=batch.scored)
+                exchange.write(target, explanations, hookpoint=row.hookpoint or "unknown", scored=batch.scored)
         report(done + 1, len(members))
     without = [row.ensemble for row in study.ensembles if row not in rows]
-    told = {"results": "delphi has no place for them; --format parquet holds all"}
-    return told | ({", ".join(without): "nothing is explained"} if without else {})
+    left_out = {"results": "delphi has no place for them; --format parquet holds all"}
+    return left_out | ({", ".join(without): "nothing is explained"} if without else {})
 
 
 def _folder_name(explainer: str, names: dict[str, str]) -> str:
-    """A folder for an explainer, another one for another; `names` are those given so far."""
+    """The folder of an explainer, different for each; `names` are those of earlier calls, and gain this one."""
     if explainer not in names:
         plain = re.sub(r"[^a-z0-9.]+", "-", explainer.lower()).strip("-.")[:80] or "explainer"
         taken = set(names.values())

@@ -1,4 +1,4 @@
-"""Rows of the store -> what a feature's page calls them: scalars with their judgement, one row per comparison."""
+"""Columns of exports from rows of the store, named as the pages' JSON names them: per feature and per comparison."""
 
 from typing import Any, NamedTuple
 
@@ -6,12 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import RULE_COLUMN
 from seedscope.engine.contract.stability import buckets, count_matches, is_match, score
 from seedscope.engine.contract.tables import training
 from seedscope.engine.contract.tables.features import Logit, NullMatch
-from seedscope.engine.contract.tables.spans import first_energies
+from seedscope.engine.contract.tables.spans import FeatureSpan, SpanCurve, first_energies
 from seedscope.engine.contract.tables.study import Ensemble
 from seedscope.engine.export.explanations import is_explained
 from seedscope.engine.export.open_study import FeatureBlock, Opened
@@ -44,8 +43,8 @@ def by_chance(study: Opened, ensemble: Ensemble) -> ByChance:
     kinds = study.store.table(NullMatch, ["kind"], **where)["kind"].unique().to_pylist()
     rate, p999 = {}, {}
     for kind in sorted(kinds):
-        held = study.store.table(NullMatch, ["cosines"], ensemble=ensemble.ensemble, kind=kind)
-        cosines = matrix(held["cosines"])
+        nulls = study.store.table(NullMatch, ["cosines"], ensemble=ensemble.ensemble, kind=kind)
+        cosines = matrix(nulls["cosines"])
         rate[kind] = float(is_match(cosines, ensemble.theta).mean())
         p999[kind] = float(np.quantile(cosines, 0.999))
     return ByChance(rate, p999)
@@ -105,27 +104,27 @@ def feature_columns(study: Opened, part: FeatureBlock, chance: ByChance) -> dict
 
 def _top_tokens(study: Opened, ids: pa.ChunkedArray) -> pa.Array:
     """The texts of the top tokens; places that are not filled are left out."""
-    held = matrix(ids)
-    kept = held >= 0
+    token_ids = matrix(ids)
+    kept = token_ids >= 0
     offsets = np.concatenate([[0], kept.sum(1).cumsum()]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), study.texts.take(pa.array(held[kept], pa.int32())))
+    return pa.ListArray.from_arrays(pa.array(offsets), study.texts.take(pa.array(token_ids[kept], pa.int32())))
 
 
 def comparison_columns(part: FeatureBlock) -> dict[str, pa.Array]:
     """One row per comparison; what was not computed is null, and so is a partner that does not exist."""
     shape = len(part.features), len(part.others)
-    found: dict[str, pa.Array] = {}
+    columns: dict[str, pa.Array] = {}
     for name, column in COMPARISON.items():
-        held = (part.features if column in part.features.column_names else part.matches)[column]
-        values = matrix(held)
+        lists = (part.features if column in part.features.column_names else part.matches)[column]
+        values = matrix(lists)
         if values.shape == shape:
             flat = values.reshape(-1)
-            found[name] = pa.array(flat, held.type.value_type, mask=flat < 0 if name in PARTNERS else None)
+            columns[name] = pa.array(flat, lists.type.value_type, mask=flat < 0 if name in PARTNERS else None)
         else:
-            found[name] = pa.nulls(shape[0] * shape[1], held.type.value_type)
+            columns[name] = pa.nulls(shape[0] * shape[1], lists.type.value_type)
         if name == "runner_up_cosine":
-            found["matched"] = pa.array(is_match(matrix(part.features["cosines"]), part.ensemble.theta).reshape(-1))
-    return found
+            columns["matched"] = pa.array(is_match(matrix(part.features["cosines"]), part.ensemble.theta).reshape(-1))
+    return columns
 
 
 def comparison_keys(part: FeatureBlock) -> dict[str, pa.Array]:
@@ -142,15 +141,15 @@ def comparison_keys(part: FeatureBlock) -> dict[str, pa.Array]:
 def logit_lists(study: Opened, part: FeatureBlock) -> dict[int, dict[str, list[dict[str, Any]]]]:
     """{feature: its `positive_logits` and `negative_logits`, the strongest first}; features without any are left out."""
     where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
-    held = study.store.table(Logit, ["feature", "sign", "token", "logit"], **where)
-    texts = study.texts.take(held["token"].combine_chunks()).to_pylist()
-    found: dict[int, dict[str, list[dict[str, Any]]]] = {}
-    for row, text in zip(held.to_pylist(), texts, strict=True):
-        lists = found.setdefault(row["feature"], {"positive_logits": [], "negative_logits": []})
+    logits = study.store.table(Logit, ["feature", "sign", "token", "logit"], **where)
+    texts = study.texts.take(logits["token"].combine_chunks()).to_pylist()
+    by_feature: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    for row, text in zip(logits.to_pylist(), texts, strict=True):
+        lists = by_feature.setdefault(row["feature"], {"positive_logits": [], "negative_logits": []})
         lists["positive_logits" if row["sign"] > 0 else "negative_logits"].append(
             {"token": text, "logit": row["logit"]}
         )
-    return found
+    return by_feature
 
 
 def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
@@ -159,57 +158,58 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     undefined = f"undefined: in {study.study.model} every token sees the tokens after it"
     if study.study.synthetic:
         blind, undefined = True, "undefined: samples of known true features are made, there is no language model"
-    found = {}
+    needed: dict[str, str] = {}  # what each field needs
     if "activity" not in ensemble.computed:
-        found |= dict.fromkeys(_MEASURED, f"{command} activity")
+        needed |= dict.fromkeys(_MEASURED, f"{command} activity")
     if "ablate" not in ensemble.computed:
         either = "loss" in ensemble.computed
-        found |= dict.fromkeys(
+        needed |= dict.fromkeys(
             ("ablation.marginal_ev", "ablation.rank") if either else ("ablation",), f"{command} ablate"
         )
     if not is_explained(study, ensemble):
-        found |= dict.fromkeys(_EXPLAINED, f"{command} explain")
+        needed |= dict.fromkeys(_EXPLAINED, f"{command} explain")
     if "loss" not in ensemble.computed:
         needs = undefined if blind else f"{command} loss"
-        found |= dict.fromkeys(("ablation.marginal_loss_nats", "ablation.loss_rank"), needs)
+        needed |= dict.fromkeys(("ablation.marginal_loss_nats", "ablation.loss_rank"), needs)
     if "subspaces" not in ensemble.computed:
         one = "undefined: spans are compared among members, and the ensemble has one"
-        found["subspace"] = f"{command} subspaces" if ensemble.n_members > 1 else one
+        needed["subspace"] = f"{command} subspaces" if ensemble.n_members > 1 else one
     if "trajectory" not in ensemble.computed:
         kept = study.store.table(training.Checkpoint, ["step"], ensemble=ensemble.ensemble).num_rows
         none = "undefined: no members were kept along its training, or it was trained elsewhere"
-        found["trajectory"] = f"{command} trajectory" if kept and ensemble.n_members > 1 else none
+        needed["trajectory"] = f"{command} trajectory" if kept and ensemble.n_members > 1 else none
     first = study.members[ensemble.ensemble][0].seed
     if not study.store.table(Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
         width = "the hook point does not have the residual stream's width"
         needs = undefined if blind else f"{command} activity" if "activity" not in ensemble.computed else width
-        found |= dict.fromkeys(("positive_logits", "negative_logits"), needs)
-    return [{"field": field, "needs": needs} for field, needs in found.items()]
+        needed |= dict.fromkeys(("positive_logits", "negative_logits"), needs)
+    return [{"field": field, "needs": needs} for field, needs in needed.items()]
 
 
 def subspace_rows(study: Opened, part: FeatureBlock) -> dict[int, dict[str, Any]]:
     """{feature: what the pages say of it in the spans of unstable features} of a part's living features."""
-    ensemble, where = part.ensemble, {"seed": part.member.seed, "feature": part.numbers}
-    held = study.store.table(schema.FeatureSpan, ensemble=ensemble.ensemble, **where).to_pylist()
-    if not held:
+    ensemble = part.ensemble
+    where: dict[str, Any] = {"ensemble": ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
+    lines = study.store.table(FeatureSpan, **where).to_pylist()
+    if not lines:
         return {}
-    ranks = sorted(set(study.store.table(schema.SpanCurve, ["rank"], ensemble=ensemble.ensemble)["rank"].to_pylist()))
+    ranks = sorted(set(study.store.table(SpanCurve, ["rank"], ensemble=ensemble.ensemble)["rank"].to_pylist()))
     random = [rank / ensemble.d_in for rank in ranks]
-    found = {}
-    for row in held:
-        span = schema.FeatureSpan(**row)
+    by_feature = {}
+    for line in lines:
+        span = FeatureSpan(**line)
         rank, own, others = first_energies(span, ranks, ensemble.span_rank) or (None, None, None)
         curves = {"ranks": ranks, "own": span.own, "others": span.others, "random": random}
         first = {"rank": rank, "own_energy": own, "others_energy": others}
-        found[span.feature] = curves | first | {"x": span.x, "y": span.y}
-    return found
+        by_feature[span.feature] = curves | first | {"x": span.x, "y": span.y}
+    return by_feature
 
 
 def trajectory_rows(study: Opened, part: FeatureBlock) -> dict[int, dict[str, Any]]:
     """{feature: what the pages say of it along training} of a part's features; empty where that was not measured."""
-    where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
-    held = study.store.table(training.FeatureAlong, **where).to_pylist()
-    steps = study.store.rows(training.Checkpoint, ensemble=part.ensemble.ensemble) if held else []
+    where: dict[str, Any] = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
+    lines = study.store.table(training.FeatureAlong, **where).to_pylist()
+    steps = study.store.rows(training.Checkpoint, ensemble=part.ensemble.ensemble) if lines else []
     n = steps[0].n_comparisons if steps else 0
     common = {"steps": [each.step for each in steps], "tokens": [each.tokens for each in steps], "n_comparisons": n}
     return {
@@ -222,5 +222,5 @@ def trajectory_rows(study: Opened, part: FeatureBlock) -> dict[int, dict[str, An
             "n_active": row["n_active"] or None,
             "n_tokens": steps[0].n_tokens,
         }
-        for row in held
+        for row in lines
     }

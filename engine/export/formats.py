@@ -1,4 +1,4 @@
-"""What users take away: a study's results in one folder, whole or not there, described by a manifest.
+"""Exports the published results of a study into one folder, complete or not there, described by a manifest.
 
 parquet: everything, restorable (engine.export.restore). json: the pages' JSON, a line per feature. neuronpedia: the layout that
 Neuronpedia imports. saelens: a folder per SAE that SAELens loads. delphi: explanations alone.
@@ -34,13 +34,13 @@ def export(
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
     _require_empty(folder)
-    with opened(root, study) as held, staged(folder) as target:
-        left_out = FORMATS[format](held, target, report)
-        manifest.write(target, held, format, left_out)
+    with opened(root, study) as exported, staged(folder) as target:
+        left_out = FORMATS[format](exported, target, report)
+        manifest.write(target, exported, format, left_out)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _require_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        held = "has files in it" if folder.is_dir() else "is a file"
-        raise ValueError(f"{folder} {held}, expected a new or empty folder; name another one, or empty it")
+        content = "has files in it" if folder.is_dir() else "is a file"
+        raise ValueError(f"{folder} {content}, expected a new or empty folder; name another one, or empty it")

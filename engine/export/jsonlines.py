@@ -92,9 +92,9 @@ def _write_lines(folder: Path, name: str, ensemble: str, head: dict[str, Any], l
 def feature_lines(
     study: Opened, part: FeatureBlock, chance: ByChance, ranks: dict[str, np.ndarray], *, explained: bool
 ) -> Iterator[dict[str, Any]]:
-    """What the JSON of every feature's page says; `ranks` are those of either worth within the member, empty if not computed.
+    """What the JSON of every feature's page says; `ranks` are those of each worth within the member, empty if not computed.
 
-    `explained` says whether anything is said of any feature of the ensemble.
+    `explained` says whether any feature of the ensemble has an explanation.
     """
     columns = feature_columns(study, part, chance)
     counts, ids = (columns.pop(name) for name in ("top_token_counts", "top_token_ids"))
@@ -106,8 +106,8 @@ def feature_lines(
     subspaces, along = subspace_rows(study, part), trajectory_rows(study, part)
     said = explanation_lists(study, part.ensemble, part.member.seed, part.numbers) if explained else {}
     n = len(part.others)
-    for i, (row, top, found) in enumerate(zip(rows, counts.to_pylist(), ids.to_pylist(), strict=True)):
-        filled = [count for count, token in zip(top, found, strict=True) if token >= 0]
+    for i, (row, top, token_ids) in enumerate(zip(rows, counts.to_pylist(), ids.to_pylist(), strict=True)):
+        filled = [count for count, token in zip(top, token_ids, strict=True) if token >= 0]
         row["top_tokens"] = list(zip(row["top_tokens"], filled, strict=True))
         if "activity" not in part.ensemble.computed:
             row |= {"top_tokens": None, "histogram": None, "quantiles": None}
@@ -129,7 +129,7 @@ def feature_lines(
 def _ablation(
     part: FeatureBlock, feature: int, worth: dict[str, float | None], ranks: dict[str, np.ndarray]
 ) -> dict[str, float | int | None] | None:
-    place = {name: int(held[feature]) if len(held) else None for name, held in ranks.items()}
+    place = {name: int(of_member[feature]) if len(of_member) else None for name, of_member in ranks.items()}
     if set(place.values()) == {None}:
         return None
     return {"marginal_ev": worth["worth_ev"], "rank": place["worth_ev"], "of": part.ensemble.d_sae,
@@ -138,20 +138,20 @@ def _ablation(
 
 def _worth_ranks(study: Opened, row: Ensemble, member: Member, column: str) -> np.ndarray:
     """(d_sae,) 1-based rank of every feature's worth within its member, the largest first; empty if not computed."""
-    held = study.store.table(Feature, [column], ensemble=row.ensemble, seed=member.seed)[column]
-    if held.null_count:
+    values = study.store.table(Feature, [column], ensemble=row.ensemble, seed=member.seed)[column]
+    if values.null_count:
         return np.zeros(0, np.int64)
-    worth = held.to_numpy()
+    worth = values.to_numpy()
     return len(worth) - np.searchsorted(np.sort(worth), worth, side="right") + 1
 
 
 def _contexts(study: Opened, part: FeatureBlock) -> dict[int, list[dict[str, Any]]]:
     """{feature: its contexts as the pages show them}."""
-    found: dict[int, list[dict[str, Any]]] = {}
+    by_feature: dict[int, list[dict[str, Any]]] = {}
     for row in study.contexts(part).to_pylist():
         shown = row | {
             "tokens": study.texts.take(pa.array(row["token_ids"], pa.int32())).to_pylist(),
             "document": study.documents[row["document"]],
         }
-        found.setdefault(row["feature"], []).append({name: shown[name] for name in _OF_CONTEXT})
-    return found
+        by_feature.setdefault(row["feature"], []).append({name: shown[name] for name in _OF_CONTEXT})
+    return by_feature

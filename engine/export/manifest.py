@@ -78,10 +78,10 @@ def write(folder: Path, study: Opened, kind: str, left_out: dict[str, str]) -> N
     write_whole(folder / FILE, json.dumps(content, indent=1, allow_nan=False))
 
 
-def _sae(found: SaeFile, files: Collection[str]) -> dict[str, Any]:
+def _sae(sae_file: SaeFile, files: Collection[str]) -> dict[str, Any]:
     """One SAE with its file, None where this export does not hold it."""
-    file = found.file if found.file in files else None
-    return {"seed": found.seed, "digest": found.digest, "source": found.source, "file": file}
+    file = sae_file.file if sae_file.file in files else None
+    return {"seed": sae_file.seed, "digest": sae_file.digest, "source": sae_file.source, "file": file}
 
 
 def _ensemble(row: Ensemble) -> dict[str, Any]:
@@ -97,10 +97,10 @@ def _ensemble(row: Ensemble) -> dict[str, Any]:
         "epsilon": row.epsilon,
         "dead_policy": dead if "activity" in row.computed else unknown,
     }
-    told = {
+    columns = {
         name: value for name, value in asdict(row).items() if name not in ("rule", "theta", "epsilon", "convention")
     }
-    return told | {"convention": json.loads(row.convention), "matching": matching}
+    return columns | {"convention": json.loads(row.convention), "matching": matching}
 
 
 def commit() -> str | None:
@@ -111,8 +111,8 @@ def commit() -> str | None:
             command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=UNTIL_S, check=True)
             return done.stdout.strip() or None
-        told = json.loads(distribution("seedscope").read_text("direct_url.json") or "{}")  # written by pip
-        return told.get("vcs_info", {}).get("commit_id")
+        url = json.loads(distribution("seedscope").read_text("direct_url.json") or "{}")  # written by pip
+        return url.get("vcs_info", {}).get("commit_id")
     except (OSError, subprocess.SubprocessError, PackageNotFoundError, ValueError, AttributeError):
         return None
 
@@ -132,16 +132,16 @@ def read(folder: Path) -> Manifest:
     way_out = "export the study again: seedscope export STUDY DIR"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: content[name] for name in ("format", "version", "schema_version", "seedscope")}
+        named = {name: content[name] for name in ("format", "version", "schema_version", "seedscope")}
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"found no {FILE} in {folder}, expected an export of SeedScope; {way_out}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); copy it again, or {way_out}") from None
     for name, expected in (("format", FORMAT), ("version", FORMAT_VERSION), ("schema_version", SCHEMA_VERSION)):
-        if found[name] != expected:
+        if named[name] != expected:
             raise ValueError(
-                f"{path} has {name} {found[name]!r}, this version reads {expected!r}; it was written by seedscope "
-                f"{found['seedscope']}: import it with that version, or {way_out} with this one"
+                f"{path} has {name} {named[name]!r}, this version reads {expected!r}; it was written by seedscope "
+                f"{named['seedscope']}: import it with that version, or {way_out} with this one"
             )
     try:
         manifest = _MANIFEST.validate_python(content)

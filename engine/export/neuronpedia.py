@@ -85,9 +85,9 @@ def _explanations(study: Opened, folder: Path, row: Ensemble, seed: int) -> int:
     model, sources = model_id(study.study), {seed: source_id(study.study, row, seed)}
     n_failed = 0
     for batch in batches(study, row, seed):
-        found = {(seed, feature): held for feature, held in batch.explanations.items()}
+        explanations = {(seed, feature): of_feature for feature, of_feature in batch.explanations.items()}
         scored = {seed: batch.scored} if batch.scored else None
-        n_failed += exchange.write(folder, found, model_id=model, sources=sources, scored=scored)
+        n_failed += exchange.write(folder, explanations, model_id=model, sources=sources, scored=scored)
     return n_failed
 
 
@@ -138,25 +138,25 @@ class _Source:
 def _about(study: Study, row: Ensemble, source: str) -> dict[str, dict[str, Any]]:
     """The one-line files of a source: what the importer must find in front of its features."""
     model, whole, by = model_id(study), source_set(study, row), {"creatorId": CREATOR}
-    told = (
+    description = (
         f"{row.n_members} SAEs that differ in their seed, {row.hookpoint or 'unknown hook point'}, matched by SeedScope"
     )
     return {
-        "release": by | {"name": whole, "description": told, "urls": [], "creatorName": "SeedScope"},
+        "release": by | {"name": whole, "description": description, "urls": [], "creatorName": "SeedScope"},
         "model": by | {"id": model, "displayName": study.model, "displayNameShort": model, "owner": "", "layers": 0,
                        "neuronsPerLayer": 0},
-        "sourceset": by | {"modelId": model, "name": whole, "description": told, "creatorName": "SeedScope", "urls": [],
+        "sourceset": by | {"modelId": model, "name": whole, "description": description, "creatorName": "SeedScope", "urls": [],
                            "releaseName": whole},
         "source": by | {"id": source, "modelId": model, "setName": whole, "dataset": study.corpus_remark},
     }  # fmt: skip
 
 
 def _features(study: Opened, part: FeatureBlock, columns: dict[str, pa.Array]) -> Iterator[dict[str, Any]]:
-    row, told = part.ensemble, study.study
-    here = {"modelId": model_id(told), "layer": source_id(told, row, part.member.seed)}
+    row, about = part.ensemble, study.study
+    here = {"modelId": model_id(about), "layer": source_id(about, row, part.member.seed)}
     edges = np.array(part.member.histogram_edges)
     middles = ((edges[1:] + edges[:-1]) / 2).tolist()
-    sources = {int(seed): source_id(told, row, int(seed)) for seed in part.others}
+    sources = {int(seed): source_id(about, row, int(seed)) for seed in part.others}
     matches = pa.table({name: comparison_columns(part)[name] for name in ("partner", "cosine", "matched")}).to_pylist()
     n = len(part.others)
     for i, feature in enumerate(pa.table(columns).to_pylist()):
@@ -167,7 +167,7 @@ def _features(study: Opened, part: FeatureBlock, columns: dict[str, pa.Array]) -
         ]  # fmt: skip
         yield here | {
             "index": str(feature["feature"]),
-            "sourceSetName": source_set(told, row),
+            "sourceSetName": source_set(about, row),
             "creatorId": CREATOR,
             "maxActApprox": feature["max_activation"],
             "frac_nonzero": feature["density"],
@@ -181,17 +181,18 @@ def _features(study: Opened, part: FeatureBlock, columns: dict[str, pa.Array]) -
 
 def _activations(study: Opened, part: FeatureBlock, columns: dict[str, pa.Array]) -> dict[int, list[dict[str, Any]]]:
     """{feature: its contexts as activations}; group 0 is the top, the others are fifths of (0, max], the strongest first."""
-    told, found = study.study, {}
-    layer = source_id(told, part.ensemble, part.member.seed)
+    about = study.study
+    activations: dict[int, list[dict[str, Any]]] = {}
+    layer = source_id(about, part.ensemble, part.member.seed)
     largest = dict(zip(part.numbers, columns["max_activation"].to_pylist(), strict=True))
     for row in study.contexts(part).to_pylist():
         feature, group, values = row["feature"], row["group"], row["activations"]
         low, high = _interval(group, largest[feature])
-        found.setdefault(feature, []).append(
+        activations.setdefault(feature, []).append(
             {
                 # Unique among all sources of a database, and the same in every export.
-                "id": f"{part.member.sae_digest}-{told.eval_token_digest}-{feature}-{group}-{row['rank']}",
-                "modelId": model_id(told),
+                "id": f"{part.member.sae_digest}-{about.eval_token_digest}-{feature}-{group}-{row['rank']}",
+                "modelId": model_id(about),
                 "layer": layer,
                 "index": str(feature),
                 "creatorId": CREATOR,
@@ -207,7 +208,7 @@ def _activations(study: Opened, part: FeatureBlock, columns: dict[str, pa.Array]
                 "dataSource": study.documents[row["document"]],
             }
         )
-    return found
+    return activations
 
 
 def _interval(group: int, largest: float) -> tuple[float, float]:

@@ -1,11 +1,11 @@
-"""A published study as exports read it: its rows part by part, its plan, its SAE files checked against their digests."""
+"""Opens a published study for exports: rows block by block, the plan, and SAE files checked against their digests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -77,9 +77,9 @@ class Opened:
     @cached_property
     def texts(self) -> pa.Array:
         """The text of every token id."""
-        held = self.store.table(Token)
-        texts = np.full(max(held["id"].to_pylist(), default=-1) + 1, "", object)
-        texts[held["id"].to_numpy()] = held["text"].to_pylist()
+        tokens = self.store.table(Token)
+        texts = np.full(max(tokens["id"].to_pylist(), default=-1) + 1, "", object)
+        texts[tokens["id"].to_numpy()] = tokens["text"].to_pylist()
         return pa.array(texts, pa.string())
 
     @cached_property
@@ -91,13 +91,17 @@ class Opened:
         step = max(n_rows // (ensemble.n_comparisons + CONTEXTS_EACH), 1)
         others = [other.seed for other in self.members[ensemble.ensemble] if other != member]
         for first in range(0, ensemble.d_sae, step):
-            where = {"ensemble": ensemble.ensemble, "seed": member.seed, "feature": range(first, first + step)}
+            where: dict[str, Any] = {
+                "ensemble": ensemble.ensemble,
+                "seed": member.seed,
+                "feature": range(first, first + step),
+            }
             features, matches = (self.store.table(table, **where) for table in (Feature, Match))
             yield FeatureBlock(ensemble, member, np.array(others, np.int32), features, matches)
 
     def contexts(self, part: FeatureBlock) -> pa.Table:
         """The contexts of a part's features."""
-        where = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
+        where: dict[str, Any] = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
         return self.store.table(Context, **where)
 
     def saes(self, ensemble: Ensemble) -> list[SaeFile]:
@@ -109,20 +113,20 @@ class Opened:
 
     def all_saes(self) -> list[SaeFile]:
         """Every SAE that the store names, and then those that the plan alone names."""
-        found = {one.file: one for row in self.ensembles for one in self.saes(row)}
+        by_file = {one.file: one for row in self.ensembles for one in self.saes(row)}
         for each in self.plan.ensembles if self.plan else ():
             for m in each.members:
                 file = sae_file(each.folder, m.seed)
-                found.setdefault(file, SaeFile(each.name, m.seed, m.digest, m.source, file))
-        return list(found.values())
+                by_file.setdefault(file, SaeFile(each.name, m.seed, m.digest, m.source, file))
+        return list(by_file.values())
 
-    def read_sae(self, found: SaeFile) -> sae.SAE:
+    def read_sae(self, sae_file: SaeFile) -> sae.SAE:
         """One SAE; raises ValueError where its file is missing or is not the one that the study was computed on."""
-        path = self.folder / inside(found.file)
+        path = self.folder / inside(sae_file.file)
         member, _ = sae.read(path)
-        if member.digest(0) != found.digest:
+        if member.digest(0) != sae_file.digest:
             raise ValueError(
-                f"{path} has the digest {member.digest(0)}, the study was computed on {found.digest}; put the former file "
+                f"{path} has the digest {member.digest(0)}, the study was computed on {sae_file.digest}; put the former file "
                 f"back, or compute the study again with: seedscope analyze {self.folder.name}"
             )
         return member
@@ -135,27 +139,27 @@ def sae_file(folder: str, seed: int) -> str:
 
 def inside(path: str) -> PurePosixPath:
     """A relative path that stays in its folder; raises ValueError for any other."""
-    found = PurePosixPath(path)
-    if found.is_absolute() or ".." in found.parts or not found.parts:
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts or not relative.parts:
         raise ValueError(
             f"{path!r} leads out of its folder, expected a path within it; the study or export was tampered with"
         )
-    return found
+    return relative
 
 
 @contextmanager
 def opened(root: Path, study: str) -> Iterator[Opened]:
     """The published study of a name; raises ValueError naming those there are, and what is wrong with this one."""
     folder = root / study
-    found = None if name_problem(study, exists=True) else published(folder)
-    if found is None:
-        there = sorted(folder.name for folder in folders_with_store(root))
-        there = [name for name in there if not name_problem(name, exists=True)]  # not what is being imported
+    current = None if name_problem(study, exists=True) else published(folder)
+    if current is None:
+        studies = sorted(path.name for path in folders_with_store(root))
+        studies = [name for name in studies if not name_problem(name, exists=True)]  # not what is being imported
         if not name_problem(study, exists=True) and (folder / catalogue.FILE).is_file():
             raise ValueError(f"study {study} has no results yet; compute them with: seedscope analyze {study}")
         raise ValueError(
-            f"found no study {study!r} under {root}, there is {', '.join(there) or 'none; build one with: seedscope demo'}"
+            f"found no study {study!r} under {root}, there is {', '.join(studies) or 'none; build one with: seedscope demo'}"
         )
     plan = catalogue.read(folder)
-    with StoreReader(folder / found[0]) as store:
-        yield Opened(folder, *found, plan, store)
+    with StoreReader(folder / current[0]) as store:
+        yield Opened(folder, *current, plan, store)

@@ -10,6 +10,7 @@ them. The other tables are those of the contract. Everything streams.
 import shutil
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +19,14 @@ import pyarrow.parquet as pq
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.tables import pools, training
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Match, NullMatch, Pair
+from seedscope.engine.contract.tables.spans import SpanCurve
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
 from seedscope.engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns
 from seedscope.engine.export.open_study import FeatureBlock, Opened, inside
 from seedscope.engine.export.sweeps import sweep_rows
 from seedscope.engine.progress import Report
 from seedscope.engine.store import catalogue
-from seedscope.engine.studies.pools.record import place, read
+from seedscope.engine.studies.pools.record import pool_folder, read
 from seedscope.engine.studies.synthetic import plan as synthetic
 
 FEATURES, MATCHES, CONTEXTS, CURVES = "features.parquet", "matches.parquet", "contexts.parquet", "curves.parquet"
@@ -35,7 +37,7 @@ _NAMES = {
 # {kind of a curve: table}; in one file, where what a kind does not have is null.
 CURVE_TABLES = {
     "ablation": Ablation,
-    "subspace": schema.SpanCurve,
+    "subspace": SpanCurve,
     "trajectory": training.AgreementPoint,
     "pool": pools.PoolPoint,
 }
@@ -53,11 +55,11 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     """Write all files but the manifest; returns what is left out, and why."""
     saes = study.all_saes()
     total = len(saes) + study.n_members
-    for done, found in enumerate(saes):
-        study.read_sae(found)
-        target = folder / found.file
+    for done, sae_file in enumerate(saes):
+        study.read_sae(sae_file)
+        target = folder / sae_file.file
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(study.folder / found.file, target)
+        shutil.copyfile(study.folder / sae_file.file, target)
         report(done + 1, total)
     if study.plan:
         shutil.copyfile(study.folder / catalogue.FILE, folder / catalogue.FILE)
@@ -74,7 +76,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
         members = [(row, member) for row in study.ensembles for member in study.members[row.ensemble]]
         chance = {row.ensemble: by_chance(study, row) for row in study.ensembles}
         for done, (row, member) in enumerate(members):
-            where = {"ensemble": row.ensemble, "seed": member.seed}
+            where: dict[str, Any] = {"ensemble": row.ensemble, "seed": member.seed}
             for table in by_member:
                 files.add(PLAIN[table], study.store.table(table, **where))
             for part in study.parts(row, member, n_rows=N_ROWS):
@@ -87,40 +89,40 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
 
 
 def _copy_pool(study: Opened, row: pools.FeaturePool, folder: Path) -> None:
-    """A pool's folder as it is; raises ValueError where it is not the pool that the store tells of."""
-    held = place(study.folder, inside(row.ensemble).name)
-    told = read(held)
-    if told is None or told["digest"] != row.sae_digest:
+    """A pool's folder as it is; raises ValueError where it is not the pool that the store holds."""
+    source = pool_folder(study.folder, inside(row.ensemble).name)
+    record = read(source)
+    if record is None or record.digest != row.sae_digest:
         raise ValueError(
-            f"{held} is not the pool that was published ({row.sae_digest}); publish what is there with: seedscope pool "
+            f"{source} is not the pool that was published ({row.sae_digest}); publish what is there with: seedscope pool "
             f"{study.folder.name} {row.ensemble} --replace"
         )
-    shutil.copytree(held, place(folder, row.ensemble))
+    shutil.copytree(source, pool_folder(folder, row.ensemble))
 
 
 def _curves(study: Opened) -> pa.Table:
     """Curves of all kinds, with the columns of all of them."""
-    held = {kind: study.store.table(table) for kind, table in CURVE_TABLES.items()}
-    named = [table.add_column(0, "kind", pa.repeat(pa.scalar(kind), len(table))) for kind, table in held.items()]
+    tables = {kind: study.store.table(table) for kind, table in CURVE_TABLES.items()}
+    named = [table.add_column(0, "kind", pa.repeat(pa.scalar(kind), len(table))) for kind, table in tables.items()]
     swept = pa.Table.from_pylist([{"kind": SWEEP} | row for row in sweep_rows(study)])
     return pa.concat_tables([*named, *([swept] if len(swept) else [])], promote_options="default")
 
 
 def _contexts(study: Opened, part: FeatureBlock) -> pa.Table:
     """Contexts with their texts; `document` is its name, as on the pages, `document_id` its id."""
-    held = study.contexts(part)
-    documents = [study.documents[i] for i in held["document"].to_pylist()]
-    ids = held["token_ids"].combine_chunks()
+    contexts = study.contexts(part)
+    documents = [study.documents[i] for i in contexts["document"].to_pylist()]
+    ids = contexts["token_ids"].combine_chunks()
     texts = study.texts.take(ids.flatten())
     lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
-    columns = {name: held[name] for name in held.column_names if name != "document"}
+    columns = {name: contexts[name] for name in contexts.column_names if name != "document"}
     return pa.table(
         columns
         | {
             "tokens": pa.ListArray.from_arrays(pa.array(offsets), texts),
             "document": pa.array(documents, pa.string()),
-            "document_id": held["document"],
+            "document_id": contexts["document"],
         }
     )
 

@@ -20,9 +20,9 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
             raise ValueError(
                 f"ensemble {row.ensemble} cannot be exported to SAELens: {reason}; --format parquet keeps the SAEs as they are"
             )
-    found = [(row, one) for row in study.ensembles for one in study.saes(row)]
-    for done, (row, one) in enumerate(found):
-        told = {
+    members = [(row, one) for row in study.ensembles for one in study.saes(row)]
+    for done, (row, one) in enumerate(members):
+        metadata = {
             "model_name": study.study.model,
             "hook_name": row.hookpoint,
             "context_size": study.study.n_ctx,
@@ -30,6 +30,6 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
             "seed": one.seed,
             "seedscope_digest": one.digest,
         }
-        save(study.read_sae(one), folder / one.ensemble / f"seed-{one.seed}", told)
-        report(done + 1, len(found))
+        save(study.read_sae(one), folder / one.ensemble / f"seed-{one.seed}", metadata)
+        report(done + 1, len(members))
     return {"results": "SAELens has no place for them; --format parquet holds all"}

@@ -1,6 +1,6 @@
 """Bucket shares along what a study varies, as rows for `curves.parquet`: kind `sweep`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from statistics import fmean, stdev
 from typing import Any
 
@@ -19,10 +19,10 @@ def sweep_rows(study: Opened) -> Iterator[dict[str, Any]]:
     `stable`, `middle` and `unstable` are shares of the features that are not known to be dead, `dead` of all.
     """
     rows = {row.ensemble: row for row in study.ensembles}
-    found = factors(list(rows.values()))
-    named = {name for sets in found.values() for each in sets for _, name in each.points}
+    by_factor = factors(list(rows.values()))
+    named = {name for sets in by_factor.values() for each in sets for _, name in each.points}
     shares = {name: _shares(study, rows[name]) for name in sorted(named)}
-    for factor, sets in found.items():
+    for factor, sets in by_factor.items():
         for number, each in enumerate(sets):
             for value, name in each.points:
                 yield {
@@ -37,18 +37,18 @@ def sweep_rows(study: Opened) -> Iterator[dict[str, Any]]:
 
 def _shares(study: Opened, row: Ensemble) -> dict[str, float | None]:
     members = study.members[row.ensemble]
-    held = [_of_member(study, row, member) for member in members]
-    known: dict[str, list[float | None]] = {bucket: [one[bucket] for one in held] for bucket in BUCKETS}
+    of_members = [_of_member(study, row, member) for member in members]
+    values: dict[str, list[float | None]] = {bucket: [each[bucket] for each in of_members] for bucket in BUCKETS}
     if "activity" not in row.computed:
-        known["dead"] = [None] * len(held)
-    of: dict[str, Callable[[Member], float | None]] = {"ev": lambda m: m.ev, "l0": lambda m: m.l0}
-    known |= {name: [read(member) for member in members] for name, read in of.items()}
-    found: dict[str, float | None] = {}
-    for name, values in known.items():
-        whole = None not in values
-        found[name] = fmean(values) if whole else None
-        found[f"{name}_sd"] = stdev(values) if whole and len(values) > 1 else None
-    return found
+        values["dead"] = [None] * len(members)
+    values |= {"ev": [member.ev for member in members], "l0": [member.l0 for member in members]}
+    means: dict[str, float | None] = {}
+    for name, of_each in values.items():
+        numbers = [value for value in of_each if value is not None]
+        whole = len(numbers) == len(of_each)
+        means[name] = fmean(numbers) if whole else None
+        means[f"{name}_sd"] = stdev(numbers) if whole and len(numbers) > 1 else None
+    return means
 
 
 def _of_member(study: Opened, row: Ensemble, member: Member) -> dict[str, float]:

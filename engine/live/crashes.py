@@ -1,4 +1,8 @@
-"""What the live engine died of: noted before it is computed, because who dies of a query cannot tell."""
+"""Which queries crashed the live engine, kept in a file that outlives the process.
+
+A process that crashes cannot write down what it was computing, so queries are noted before they are computed and struck out
+after. What is left in the file when the next process starts is what its predecessor crashed on.
+"""
 
 import hashlib
 import json
@@ -10,45 +14,45 @@ from pathlib import Path
 
 from seedscope.engine.contract.queries import LiveQuery, as_fields
 
-MOST = 2  # deaths of one query; after that it is not computed again
+MAX_CRASHES = 2  # of one query; after that it is not computed again
 
 Key = tuple[LiveQuery, str]  # a query, and the version of the data that it is asked of
 
 
-class Deaths:
-    """How often the engine died of which query, in a file that outlives the process.
+class CrashRecord:
+    """How often the engine crashed while it computed each query.
 
-    What a process was computing when it ended, without `forget`, has one more death for the next one; what was computed to
-    its end has none any more. The file names queries by digests, as their texts are nobody else's business. One that cannot
-    be read or written counts as empty: the engine then starts as new. Not thread-safe.
+    A query that a process was computing when it ended without `forget` counts one more crash for the next process; one that
+    was computed to its end counts none any more. The file names queries by digests, since their texts are private. A file that
+    cannot be read or written counts as empty. Not thread-safe.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._running: Counter[str] = Counter()
-        self._deaths = _read(path)
+        self._crashes = _read(path)
         self._write()
 
-    def of(self, key: Key) -> int:
-        """How often the engine died while it computed this."""
-        return self._deaths[_digest(key)] if self._deaths else 0
+    def count(self, key: Key) -> int:
+        """How often the engine crashed while it computed this query."""
+        return self._crashes[_digest(key)] if self._crashes else 0
 
     @contextmanager
     def computing(self, keys: Iterable[Key]) -> Iterator[None]:
-        """Note that the block computes these, possibly beside others."""
+        """Note these queries as being computed for the length of the block, which may overlap with other blocks."""
         digests = Counter(map(_digest, keys))
         self._running += digests
         self._write()
         try:
             yield
             for digest in digests:
-                del self._deaths[digest]
+                del self._crashes[digest]
         finally:
             self._running -= digests
             self._write()
 
     def forget(self) -> None:
-        """Remove the file: this process ends because it is told to."""
+        """Remove the file: this process ends without a crash."""
         self._path.unlink(missing_ok=True)
 
     def _write(self) -> None:
@@ -56,7 +60,7 @@ class Deaths:
         with suppress(OSError):  # a full disk is no reason not to answer
             # Not synced: it has to outlive the process, not the machine.
             with open(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as file:
-                json.dump(self._deaths + self._running, file)
+                json.dump(self._crashes + self._running, file)
             temporary.replace(self._path)
 
 

@@ -1,4 +1,4 @@
-"""What one feature is worth to the next token, exactly: asked of the live engine, answered from a study's parts."""
+"""The exact next-token loss that masking one feature adds, on evaluation windows: one kind of query of the live engine."""
 
 from pathlib import Path
 
@@ -28,21 +28,24 @@ def find_windows(study: Path, query: LiveQuery) -> TokenSet:
     again = f"measure again with: seedscope analyze {query.study}"
     if tokens is None or evaluation is None or not tokens.digest == evaluation.token_digest == query.tokens:
         raise ValueError(f"study {query.study} does not hold the evaluation tokens that it was measured on; {again}")
-    ensemble = catalogue.read(study).ensemble(query.ensemble)
+    plan = catalogue.read(study)
+    if plan is None:
+        raise ValueError(f"found no {catalogue.FILE} in study {query.study}; {again}")
+    ensemble = plan.ensemble(query.ensemble)
     activity = Parts(study, query.ensemble).find("activity", **measured_from(ensemble, evaluation))
     if activity is None:
         raise ValueError(f"ensemble {query.ensemble} of study {query.study} has no activity; {again}")
-    tokens = tokens._replace(**activity.read(query.seed, "left_out"))
+    tokens = tokens._replace(left_out=activity.read(query.seed, "left_out")["left_out"])
     if query.windows == "random":
         return tokens.sample(query.n_tokens)
-    held = activity.read(query.seed, *(f"context_{name}" for name in ("feature", "group", "document", "position")))
-    mine = (held["context_feature"] == query.feature) & (held["context_group"] == 0)
+    contexts = activity.read(query.seed, *(f"context_{name}" for name in ("feature", "group", "document", "position")))
+    mine = (contexts["context_feature"] == query.feature) & (contexts["context_group"] == 0)
     # Windows of one document stand in its order: the last that begins at or before a peak holds it.
     key = tokens.document.astype(np.int64) * (1 << 32) + tokens.start
-    wanted = held["context_document"][mine].astype(np.int64) * (1 << 32) + held["context_position"][mine]
-    found = np.searchsorted(key, wanted, side="right") - 1
-    n_read = np.cumsum(tokens.counted[found].sum(1))
-    return tokens.only(np.sort(found[: int(np.searchsorted(n_read, query.n_tokens)) + 1]))
+    wanted = contexts["context_document"][mine].astype(np.int64) * (1 << 32) + contexts["context_position"][mine]
+    windows = np.searchsorted(key, wanted, side="right") - 1
+    n_read = np.cumsum(tokens.counted[windows].sum(1))
+    return tokens.only(np.sort(windows[: int(np.searchsorted(n_read, query.n_tokens)) + 1]))
 
 
 def answer(query: LiveQuery, model: LanguageModel, hookpoint: str, study: Path, member: SAE) -> LiveAnswer:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seedscope.engine.contract.queries import MAX_K, SPACES, LiveAnswer, LiveQuery
+from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
 
 BLOCK = 2048  # rows multiplied at once on a CPU; 32 queries with a whole member of 16,384 take MKL 40 % longer
 GROUP = 32  # features that share one maximum in the search for the k largest
@@ -57,11 +57,11 @@ def neighbours(resident: Resident, queries: list[LiveQuery]) -> list[LiveAnswer]
     for i, query in enumerate(queries):
         seeds = query.members or resident.seeds
         at = np.searchsorted(wanted, [place[seed] for seed in seeds])
-        there = np.isfinite(key[at, : query.k, i])
+        exists = np.isfinite(key[at, : query.k, i])
         arrays = {
-            "seed": np.broadcast_to(np.array(seeds, np.int32)[:, None], there.shape)[there],
-            "feature": feature[at, : query.k, i][there].astype(np.int32),
-            "cosine": cosine[at, : query.k, i][there].clip(-1, 1),
+            "seed": np.broadcast_to(np.array(seeds, np.int32)[:, None], exists.shape)[exists],
+            "feature": feature[at, : query.k, i][exists].astype(np.int32),
+            "cosine": cosine[at, : query.k, i][exists].clip(-1, 1),
         }
         answers.append(LiveAnswer(arrays))
     return answers
@@ -96,7 +96,8 @@ def _nearest(
         inside = inside.flatten(1, 2)
         largest, at = keys.gather(1, inside).topk(depth, dim=1)
         at = inside.gather(1, at)
-    return tuple(tensor.cpu().numpy() for tensor in (at, scores.gather(1, at), largest))
+    feature, cosine, key = (tensor.cpu().numpy() for tensor in (at, scores.gather(1, at), largest))
+    return feature, cosine, key
 
 
 def _runs(members: list[int], longest: int) -> Iterator[list[int]]:
@@ -108,27 +109,3 @@ def _runs(members: list[int], longest: int) -> Iterator[list[int]]:
             run = []
         run.append(member)
     yield run
-
-
-def _check(name: str, found: object, fits: bool, expected: str) -> None:
-    if not fits:
-        raise ValueError(f"{name} is {found!r:.80}, expected {expected}")
-
-
-def _check_ensemble(query: LiveQuery) -> None:
-    _check("seeds", query.seeds, len(query.seeds) == len(set(query.seeds)) > 0, "at least one, each once")
-    _check("by", query.by, query.by in SPACES, " or ".join(SPACES))
-
-
-def _check_neighbours(query: LiveQuery, resident: Resident) -> None:
-    seeds, expected = resident.seeds, f"one of {', '.join(map(str, resident.seeds)):.200}"
-    for seed in (query.seed, *query.members):
-        _check("seed", seed, seed in seeds, expected)
-    _check("members", query.members, len(query.members) == len(set(query.members)), "each seed once")
-    _check("k", query.k, 1 <= query.k <= MAX_K, f"1 to {MAX_K}")
-    _check("feature", query.feature, 0 <= query.feature < resident.d_sae, f"0 to {resident.d_sae - 1}")
-    row = seeds.index(query.seed) * resident.d_sae + query.feature
-    if row in resident.without:
-        raise ValueError(
-            f"feature {query.feature} of seed {query.seed} has no direction: its row is zero or not finite"
-        )

@@ -1,4 +1,4 @@
-"""Answers of the live engine about projections: what is asked as arrays, what is found as an answer."""
+"""Projections of a set of features, or of one feature, onto the spans of other members: queries of the live engine answered."""
 
 from collections.abc import Sequence
 
@@ -14,30 +14,32 @@ from seedscope.engine.geometry.subspaces import Curve, log_ranks
 
 def answer(query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.ndarray) -> LiveAnswer:
     """A `project` query over an ensemble's unit rows, one member below the other; `without` are rows without a direction."""
-    asked, rows, directed = _members(query, seeds, rows, without)
+    asked, members, directed = _members(query, seeds, rows, without)
     masks = {name: unpacked(getattr(query, name), *directed.shape) for name in ("rows", "living", "stable")}
     chosen = masks["rows"] & directed
-    found = project(rows, chosen, living=masks["living"] & directed, stable=masks["stable"] & directed, rank=query.rank)
-    features = [np.flatnonzero(chosen[member]) for member in found.members]
-    compared = np.array(asked)[found.members]
+    projection = project(
+        members, chosen, living=masks["living"] & directed, stable=masks["stable"] & directed, rank=query.rank
+    )
+    features = [np.flatnonzero(chosen[member]) for member in projection.members]
+    compared = np.array(asked)[projection.members]
     arrays = {
-        "ranks": found.ranks,
-        "rank": np.array([found.rank]),
-        "n_splits": np.array([found.n_splits]),
+        "ranks": projection.ranks,
+        "rank": np.array([projection.rank]),
+        "n_splits": np.array([projection.n_splits]),
         "asked": np.array(asked),
-        "n_rows": found.n_rows,
+        "n_rows": projection.n_rows,
         "n_undirected": (masks["rows"] & ~directed).sum(1),
         "compared": compared,
-        "n_fitted": found.transfer.within.n_fitted,
-        "effective_rank": found.effective_rank,
-        "overlap": found.overlap,
+        "n_fitted": projection.transfer.within.n_fitted,
+        "effective_rank": projection.effective_rank,
+        "overlap": projection.overlap,
         "seed": np.repeat(compared, [len(each) for each in features]).astype(np.int32),
         "feature": np.concatenate(features).astype(np.int32),
-        "own": np.concatenate(found.own).astype(np.float32),
-        "others": np.concatenate(found.others).astype(np.float32),
+        "own": np.concatenate(projection.own).astype(np.float32),
+        "others": np.concatenate(projection.others).astype(np.float32),
     }
     for name in ("within", "cross", "random_set", "stable"):
-        curve: Curve | None = getattr(found.transfer, name)
+        curve: Curve | None = getattr(projection.transfer, name)
         if curve is not None:
             arrays[name] = np.stack([curve.mean, curve.spread, curve.n_pairs])
     return LiveAnswer(arrays)
@@ -45,8 +47,8 @@ def answer(query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.nda
 
 def spans_of(query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.ndarray) -> FittedSpans:
     """The spans that a `project_feature` query asks about; those of all features of a set are the same."""
-    asked, rows, directed = _members(query, seeds, rows, without)
-    return fit_spans(rows, unpacked(query.rows, *directed.shape) & directed, asked)
+    asked, members, directed = _members(query, seeds, rows, without)
+    return fit_spans(members, unpacked(query.rows, *directed.shape) & directed, asked)
 
 
 def answer_feature(
@@ -90,10 +92,10 @@ def _members(
         raise ValueError(f"members has {unknown}, expected seeds among {', '.join(map(str, seeds)):.200}")
     if len(set(asked)) < len(asked):
         raise ValueError(f"members is {asked}, expected each seed once")
-    directed = np.ones(len(rows), bool)
-    directed[without] = False
-    rows, directed = rows.unflatten(0, (len(seeds), -1)), directed.reshape(len(seeds), -1)
+    is_directed = np.ones(len(rows), bool)
+    is_directed[without] = False
+    members, directed = rows.unflatten(0, (len(seeds), -1)), is_directed.reshape(len(seeds), -1)
     if asked == tuple(seeds):
-        return asked, rows, directed
+        return asked, members, directed
     at = [seeds.index(seed) for seed in asked]
-    return asked, rows[at], directed[at]
+    return asked, members[at], directed[at]

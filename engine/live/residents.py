@@ -1,4 +1,6 @@
-"""What stays on the device, and what is asked of it: nearest features, pairs matched, texts tried, sets projected.
+"""Dictionaries, SAEs and models that stay on the device, and the answers computed from them.
+
+Answers are nearest features, matched pairs, activations on a text, exact losses and projections of sets.
 
 The unit rows of all members lie one below the other in ONE matrix. Neighbours of a feature are a product of that matrix with
 one vector, which is worth exactly one read of it; queries that wait together share the read. Scores of a few members exist
@@ -26,7 +28,8 @@ from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
 from seedscope.engine.contract.schema import PAIR_RULES
 from seedscope.engine.geometry.projection import FittedSpans
 from seedscope.engine.live import exact_loss, projection, text
-from seedscope.engine.live.neighbours import Resident, _check, _check_ensemble, _check_neighbours, neighbours
+from seedscope.engine.live.checks import check, check_ensemble, check_neighbours
+from seedscope.engine.live.neighbours import Resident, neighbours
 from seedscope.engine.live.projection import answer_feature, spans_of
 from seedscope.engine.machine import named_device
 from seedscope.engine.matching.cuda import choice
@@ -35,10 +38,11 @@ from seedscope.engine.saes import sae
 
 N_PAIRS = 16  # matched pairs that are kept: another rule or the other direction then costs nothing
 T = TypeVar("T")
+Loaded = TypeVar("Loaded", bound=Resident | FittedSpans | text.TextReader | sae.SAE)
 
 
 class Held(NamedTuple):
-    """Something on the device: a Resident, a member's SAE, a Reader or a set's Spans."""
+    """Something on the device: a Resident, a member's SAE, a TextReader or a set's FittedSpans."""
 
     value: Any
     n_bytes: int
@@ -74,28 +78,29 @@ class Residents:
 
     def status(self) -> dict[str, Any]:
         """What is resident where, and which kernel matches pairs. Never waits for a load."""
-        held: dict[str, int] = {}
+        resident: dict[str, int] = {}  # bytes by name
         for (name, *_), each in list(self._held.items()):
-            held[name] = held.get(name, 0) + each.n_bytes
+            resident[name] = resident.get(name, 0) + each.n_bytes
         kernel = ": ".join(choice(self._device))
         return {"device": str(self._device), "kernel": kernel, "budget": self._budget,
-                "resident": held, "bytes": sum(held.values())}  # fmt: skip
+                "resident": resident, "bytes": sum(resident.values())}  # fmt: skip
 
     def _neighbours(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         try:
-            _check_ensemble(queries[0])
+            check_ensemble(queries[0])
             resident = self._resident(queries[0])
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")] * len(queries)
         answers: list[LiveAnswer | None] = []
         for query in queries:
             try:
-                answers.append(_check_neighbours(query, resident))
+                check_neighbours(query, resident)
+                answers.append(None)
             except ValueError as error:
                 answers.append(LiveAnswer(error=str(error), cause="query"))
-        fine = [query for query, answer in zip(queries, answers, strict=True) if answer is None]
-        found = iter(neighbours(resident, fine) if fine else [])
-        return [answer or next(found) for answer in answers]
+        valid = [query for query, answer in zip(queries, answers, strict=True) if answer is None]
+        computed = iter(neighbours(resident, valid) if valid else [])
+        return [answer or next(computed) for answer in answers]
 
     def _resident(self, query: LiveQuery) -> Resident:
         """The query's ensemble; a newly published study is loaded anew."""
@@ -107,8 +112,8 @@ class Residents:
             lambda: _readable(lambda: self._load(query, files)),
         )
 
-    def _hold(self, key: tuple, size: Callable[[], int], load: Callable[[], T]) -> T:
-        """What is held under a key; if nothing is, it is loaded, and what was used least leaves for its `size` in bytes.
+    def _hold(self, key: tuple, size: Callable[[], int], load: Callable[[], Loaded]) -> Loaded:
+        """What is resident under a key, loaded if need be; the least recently used makes room for its `size` in bytes.
 
         A lane of the engine asks for its own kind of things, one at a time, and does not wait while another lane loads.
         Raises ValueError for what is larger than all that may be held.
@@ -165,7 +170,7 @@ class Residents:
     def _try(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         query = queries[0]
         try:
-            _check_ensemble(query)
+            check_ensemble(query)
             files = {seed: _file(self._root, query, seed) for seed in query.seeds}
             place = text.find_place(self._root / query.study, query)
             reader, use = self._reader(place, query)
@@ -187,8 +192,8 @@ class Residents:
     def _loss(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         (query,) = queries
         try:
-            _check_ensemble(query)
-            _check("seed", query.seed, query.seed in query.seeds, f"one of {', '.join(map(str, query.seeds)):.200}")
+            check_ensemble(query)
+            check("seed", query.seed, query.seed in query.seeds, f"one of {', '.join(map(str, query.seeds)):.200}")
             study = self._root / query.study
             place = text.find_place(study, query)
             reader, _ = self._reader(place, query)
@@ -200,15 +205,15 @@ class Residents:
     def _project(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         (query,) = queries
         try:
-            _check_ensemble(query)
+            check_ensemble(query)
             resident = self._resident(query)
             if query.kind == "project":
                 return [projection.answer(query, *resident)]
             # A set's spans take seconds, a feature's energies in them none: the next feature finds them here.
-            name, asked = f"{query.study}/{query.folder} spans", query.members or query.seeds
+            name, members = f"{query.study}/{query.folder} spans", query.members or query.seeds
             spans = self._hold(
-                (name, query.study, query.folder, query.seeds, self.version(query), query.by, asked, query.rows),
-                lambda: 4 * len(asked) * resident.rows.shape[1] ** 2,
+                (name, query.study, query.folder, query.seeds, self.version(query), query.by, members, query.rows),
+                lambda: 4 * len(members) * resident.rows.shape[1] ** 2,
                 lambda: spans_of(query, *resident),
             )
             return [answer_feature(query, *resident, spans)]
@@ -228,39 +233,39 @@ class Residents:
     def _pair(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         query = queries[0]
         try:
-            _check_ensemble(query)
-            found, gap = self._matched(query)
+            check_ensemble(query)
+            matches, gap = self._matched(query)
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")] * len(queries)
-        partner = found.rule_partner(query.rule).astype(np.int32)
+        partner = matches.rule_partner(query.rule).astype(np.int32)
         arrays = {
             "partner": partner,
-            "cosine": found.rule_cosine(query.rule).astype(np.float32),
-            "runner_up": found.runner_up,
-            "mutual": found.mutual & (partner == found.partner),
+            "cosine": matches.rule_cosine(query.rule).astype(np.float32),
+            "runner_up": matches.runner_up,
+            "mutual": matches.mutual & (partner == matches.partner),
         }
         return [LiveAnswer(arrays, gap)] * len(queries)
 
     def _matched(self, query: LiveQuery) -> tuple[PairMatches, float | None]:
         """The pair from `seed` to `other` and the gap of its one-to-one matching; both directions are kept."""
         for name, seed in (("seed", query.seed), ("other", query.other)):
-            _check(name, seed, seed in query.seeds, f"one of {', '.join(map(str, query.seeds)):.200}")
-        _check("other", query.other, query.other != query.seed, "another seed than the anchor's")
-        _check("rule", query.rule, query.rule in PAIR_RULES, f"one of {', '.join(PAIR_RULES)}")
+            check(name, seed, seed in query.seeds, f"one of {', '.join(map(str, query.seeds)):.200}")
+        check("other", query.other, query.other != query.seed, "another seed than the anchor's")
+        check("rule", query.rule, query.rule in PAIR_RULES, f"one of {', '.join(PAIR_RULES)}")
         assign = query.rule in ("hungarian", "both")
         seeds = tuple(sorted((query.seed, query.other)))
         key = (query.study, query.folder, self.version(query), query.absolute, seeds)
         with self._lock:
-            held = self._pairs.get(key)
-        if held is None or (assign and held[2] is None):
+            pair = self._pairs.get(key)
+        if pair is None or (assign and pair[2] is None):
             folder = _file(self._root, query, seeds[0]).parent
             a, b = dictionaries(_readable(lambda: sae.load(folder, seeds)), device=self._device)
-            held = match_pair(a, b, assign=assign, absolute=query.absolute)
+            pair = match_pair(a, b, assign=assign, absolute=query.absolute)
             with self._lock:
-                self._pairs[key] = held
+                self._pairs[key] = pair
                 while len(self._pairs) > N_PAIRS:
                     self._pairs.popitem(last=False)
-        return held[seeds.index(query.seed)], held[2].gap if assign and held[2] else None
+        return pair[seeds.index(query.seed)], pair[2].gap if assign and pair[2] else None
 
 
 def _n_bytes(file: Path, tensor: str) -> int:
@@ -288,7 +293,7 @@ def _file(root: Path, query: LiveQuery, seed: int) -> Path:
     """Where a member lies; raises ValueError for a folder outside the study."""
     study = (root / query.study).resolve()
     folder = (study / query.folder).resolve()
-    _check("folder", query.folder, folder.is_relative_to(study), "a folder inside the study")
+    check("folder", query.folder, folder.is_relative_to(study), "a folder inside the study")
     return folder / f"seed-{seed}.safetensors"
 
 

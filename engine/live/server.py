@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from seedscope.engine.contract.queries import KINDS, QUEUE_LIMIT, LiveAnswer, LiveQuery, live_query
-from seedscope.engine.live.crashes import MOST, Deaths
+from seedscope.engine.live.crashes import MAX_CRASHES, CrashRecord
 
 BATCH_LIMIT = 64  # queries that share one product
 KEPT_BYTES = 2**26  # of answers: clicks on the same thing, at once or one after the other, cost one computation
@@ -57,12 +57,12 @@ class _Work:
 class Engine:
     """Queue, batches and answers; everything but the computing happens in one event loop.
 
-    A query that the engine died of is a suspect, as is every one that was computed beside it. Suspects are computed one at
-    a time and nothing beside them, so that a second death convicts; a convicted query is refused.
+    All queries that were being computed when an earlier process crashed are suspects. A suspect is computed with nothing
+    beside it, so that a further crash is its own; after MAX_CRASHES it is refused.
     """
 
-    def __init__(self, answerer: Answerer, deaths: Deaths) -> None:
-        self._answerer, self._deaths = answerer, deaths
+    def __init__(self, answerer: Answerer, crashes: CrashRecord) -> None:
+        self._answerer, self._crashes = answerer, crashes
         self._work: dict[tuple, _Work] = {}  # by (query, version), the oldest first
         self._kept: OrderedDict[tuple, bytes] = OrderedDict()
         self._kept_bytes = 0
@@ -90,8 +90,8 @@ class Engine:
 
     async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         try:
-            asked = json.loads(await reader.readline())
-            query, limit_s = live_query(asked["query"]), float(asked["time_limit_s"])
+            message = json.loads(await reader.readline())
+            query, limit_s = live_query(message["query"]), float(message["time_limit_s"])
             if not 0 < limit_s <= LONGEST_S:
                 raise ValueError(f"time_limit_s is {limit_s:g}, expected up to {LONGEST_S:g}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -106,11 +106,9 @@ class Engine:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        if self._deaths.of(key) >= MOST:
-            error = (
-                f"the engine died of this query {MOST} times; it is not computed again before SeedScope is restarted"
-            )
-            return _encoded(LiveAnswer(error=error, cause="deadly"))
+        if self._crashes.count(key) >= MAX_CRASHES:
+            refusal = f"the engine died of this query {MAX_CRASHES} times; it is not computed again before SeedScope is restarted"
+            return _encoded(LiveAnswer(error=refusal, cause="deadly"))
         if self._asking() >= QUEUE_LIMIT:
             return _encoded(LiveAnswer(error=f"busy: {QUEUE_LIMIT} queries wait; try again in a moment", cause="busy"))
         if key not in self._work:
@@ -124,8 +122,9 @@ class Engine:
         """Until the work is done, the time is up or the asker hangs up; work that nobody waits for is not begun."""
         work.askers.add(writer)
         gone = asyncio.create_task(_hung_up(reader))
+        ends: set[asyncio.Future[Any]] = {work.done, gone}
         try:
-            await asyncio.wait({work.done, gone}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
             work.askers.discard(writer)
@@ -140,12 +139,12 @@ class Engine:
             while True:
                 self._arrived[kind].clear()
                 while batch := self._next_batch(kind):
-                    suspect = any(self._deaths.of(key) for key in batch)
+                    suspect = any(self._crashes.count(key) for key in batch)
                     async with self._room(LANES if suspect else (kind,)):
                         for work in batch.values():
                             work.runs = True
                         queries = [work.query for work in batch.values()]
-                        with self._deaths.computing(batch):
+                        with self._crashes.computing(batch):
                             answers = await loop.run_in_executor(thread, self._compute, queries)
                     self._counts["computed"] += len(batch)
                     self._counts["batches"] += 1
@@ -169,7 +168,7 @@ class Engine:
         waiting = {key: work for key, work in self._work.items() if work.query.kind == kind and not work.runs}
         for key in [key for key, work in waiting.items() if not work.askers]:
             del waiting[key], self._work[key]
-        suspects = {key for key in waiting if self._deaths.of(key)}
+        suspects = {key for key in waiting if self._crashes.count(key)}
         batch: dict[tuple, _Work] = {}
         for key, work in waiting.items():
             first = next(iter(batch), key)
@@ -215,10 +214,10 @@ def _encoded(answer: LiveAnswer) -> bytes:
     return b"".join([json.dumps(header).encode() + b"\n", *(a.tobytes() for a in answer.arrays.values())])
 
 
-def _end_with_parent(address: str, deaths: Deaths) -> None:
+def _end_with_parent(address: str, crashes: CrashRecord) -> None:
     sys.stdin.buffer.read()
     Path(address).unlink(missing_ok=True)
-    deaths.forget()
+    crashes.forget()
     os._exit(0)
 
 
@@ -232,9 +231,9 @@ def main() -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
     faulthandler.enable()
-    deaths = Deaths(Path(address).with_suffix(".deaths"))
-    threading.Thread(target=_end_with_parent, args=(address, deaths), daemon=True).start()
+    crashes = CrashRecord(Path(address).with_suffix(".deaths"))
+    threading.Thread(target=_end_with_parent, args=(address, crashes), daemon=True).start()
     # Loads torch: after the lock, so that a second engine is gone at once.
     from seedscope.engine.live.residents import Residents
 
-    asyncio.run(Engine(Residents(Path(root), *device), deaths).serve(address))
+    asyncio.run(Engine(Residents(Path(root), *device), crashes).serve(address))

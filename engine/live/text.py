@@ -1,4 +1,4 @@
-"""What a text sets off: the study's model reads it, and every member encodes what passes at the ensemble's hook point.
+"""Features that are active on a text: the study's model reads it, and members encode its activations at the hook point.
 
 The text is cut as the evaluation tokens were: BOS in front, at most one window. Activations are a_i * ||d_i||, as in
 engine.features.activity, so that they compare with what the pages say of the evaluation tokens.
@@ -62,14 +62,14 @@ class Window(NamedTuple):
 class ActiveFeatures(NamedTuple):
     """What is active in one member: a run of features per token, the strongest first."""
 
-    count: Int[np.ndarray, " tokens"]
+    n_active: Int[np.ndarray, " tokens"]
     feature: Int[np.ndarray, " active"]
     activation: Float[np.ndarray, " active"]
 
     def first(self, n_tokens: int) -> "ActiveFeatures":
         """The same of the first tokens alone."""
-        end = int(self.count[:n_tokens].sum())
-        return ActiveFeatures(self.count[:n_tokens], self.feature[:end], self.activation[:end])
+        end = int(self.n_active[:n_tokens].sum())
+        return ActiveFeatures(self.n_active[:n_tokens], self.feature[:end], self.activation[:end])
 
 
 def find_place(study: Path, query: LiveQuery) -> TextHook:
@@ -124,13 +124,13 @@ def answer(
     The model reads all texts together. A text is cut after as many tokens as have `most` active features, at least one.
     What is wrong with a text stands in its own answer; raises ValueError for what is wrong with model or SAEs.
     """
-    found: list[Window | LiveAnswer] = []
+    read_or_refused: list[Window | LiveAnswer] = []
     for query in queries:
         try:
-            found.append(read(reader.model, query.text, place.tokens))
+            read_or_refused.append(read(reader.model, query.text, place.tokens))
         except ValueError as error:
-            found.append(LiveAnswer(error=str(error), cause="query"))
-    windows = [window for window in found if isinstance(window, Window)]
+            read_or_refused.append(LiveAnswer(error=str(error), cause="query"))
+    windows = [window for window in read_or_refused if isinstance(window, Window)]
     rows = _rows(reader.model, windows, place.hookpoint) if windows else []
     active: list[list[ActiveFeatures]] = [[] for _ in windows]
     for seed in queries[0].seeds:
@@ -138,11 +138,11 @@ def answer(
         for i, window in enumerate(windows):
             _require_width(rows[i], sae, place, reader.model)
             active[i].append(encode(sae, rows[i], window.counts[: len(rows[i])]))
-            total = np.cumsum(sum(each.count for each in active[i]))
+            total = np.cumsum(sum(each.n_active for each in active[i]))
             fits = max(int(np.searchsorted(total, most, side="right")), 1)
             rows[i], active[i] = rows[i][:fits], [each.first(fits) for each in active[i]]
     answers = iter(_answer(reader, *each) for each in zip(windows, active, strict=True))
-    return [each if isinstance(each, LiveAnswer) else next(answers) for each in found]
+    return [each if isinstance(each, LiveAnswer) else next(answers) for each in read_or_refused]
 
 
 def read(model: LanguageModel, text: str, settings: catalogue.Tokens) -> Window:
@@ -152,12 +152,12 @@ def read(model: LanguageModel, text: str, settings: catalogue.Tokens) -> Window:
     text = text.encode(errors="replace").decode()  # a lone surrogate is no character
     if not model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
         raise ValueError(f"the tokenizer of {model.name} makes no token of this text; try other characters")
-    found = tokenize([("the text", text)], model, n_ctx=settings.n_ctx, bos=settings.bos)
-    ids = found.ids[0][found.ids[0] != PADDING]
-    in_front = int(found.bos is not None)
-    shown = 0 if found.bos_counts else in_front
-    n_all = int((found.ids != PADDING).sum()) - in_front * len(found.ids)
-    return Window(ids, shown, found.counted[0][: len(ids)][shown:], len(ids) - in_front, n_all)
+    tokens = tokenize([("the text", text)], model, n_ctx=settings.n_ctx, bos=settings.bos)
+    ids = tokens.ids[0][tokens.ids[0] != PADDING]
+    in_front = int(tokens.bos is not None)
+    shown = 0 if tokens.bos_counts else in_front
+    n_all = int((tokens.ids != PADDING).sum()) - in_front * len(tokens.ids)
+    return Window(ids, shown, tokens.counted[0][: len(ids)][shown:], len(ids) - in_front, n_all)
 
 
 @torch.no_grad()
@@ -201,13 +201,13 @@ def _require_width(rows: Tensor, sae: SAE, place: TextHook, model: LanguageModel
 
 
 def _answer(reader: TextReader, window: Window, active: list[ActiveFeatures]) -> LiveAnswer:
-    n_shown = len(active[0].count)
+    n_shown = len(active[0].n_active)
     ids = window.ids[window.shown :][:n_shown]
     arrays = {
         "id": ids.astype(np.int32),
         "counts": window.counts[:n_shown],
         "extent": np.array([window.n_read - (window.rows - n_shown), window.n_all], np.int32),
-        "count": np.stack([each.count for each in active]),
+        "count": np.stack([each.n_active for each in active]),
         "feature": np.concatenate([each.feature for each in active]),
         "activation": np.concatenate([each.activation for each in active]),
     }

@@ -1,4 +1,4 @@
-"""What a study's catalogue asks for, computed where it is missing: activity, matching and worth of every ensemble.
+"""Analyses of every ensemble of a study, computed where they are missing: matching, activity, worth, loss and the rest.
 
 Every analysis leaves a part on disk as soon as it is done, so a stopped run resumes after the last one, and a study that
 gains an ensemble computes that one alone. `publish` turns the parts into a store.
@@ -20,7 +20,7 @@ from seedscope.engine.matching.cuda import choice
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.analyses.activity import TokenPass, keep_activity, pass_over_tokens
-from seedscope.engine.studies.analyses.loss import LossAsked, lacks_loss, measure_loss
+from seedscope.engine.studies.analyses.loss import LossSettings, lacks_loss, measure_loss
 from seedscope.engine.studies.analyses.matching import find_match, match_members
 from seedscope.engine.studies.analyses.subspaces import activation_covariance, measure_subspaces
 from seedscope.engine.studies.analyses.trajectory import follow_training
@@ -54,12 +54,12 @@ def analyse(
     plan = catalogue.read(study)
     if plan is None:
         raise ValueError(f"found no {catalogue.FILE} in {study}; import SAEs into the study first: seedscope import")
-    asked = set(ANALYSES if only is None else only)
-    if unknown := asked - set(ANALYSES):
+    requested = set(ANALYSES if only is None else only)
+    if unknown := requested - set(ANALYSES):
         raise ValueError(f"analyses are {', '.join(sorted(unknown))}, expected some of {', '.join(ANALYSES)}")
     progress = progress or Progress()
     on = named_device(device)
-    wanted = {"match"} | asked | ({"activity"} if NEED_ACTIVITY & asked else set())
+    wanted = {"match"} | requested | ({"activity"} if NEED_ACTIVITY & requested else set())
     evaluator = None
     if wanted != {"match"}:
         evaluator = open_evaluator(study, plan, model, texts, on, progress)
@@ -67,12 +67,12 @@ def analyse(
     for ensemble in plan.ensembles:
         at_hook = evaluator and (evaluator.control if ensemble.control_of else evaluator)
         at_hook = at_hook if ensemble.hookpoint else None
-        loss = LossAsked(loss_tokens, only is not None) if "loss" in wanted else None
+        loss = LossSettings(loss_tokens, only is not None) if "loss" in wanted else None
         _analyse(EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress), wanted, loss)
     shutil.rmtree(study / "scratch", ignore_errors=True)
 
 
-def _analyse(run: EnsembleRun, wanted: set[str], loss: LossAsked | None) -> None:
+def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> None:
     """All wanted parts of one ensemble: one pass over the tokens for activity and worth, then matching, then masks."""
     evaluator, activity = run.evaluator, run.find_activity()
     worth = activity and run.parts.find("ablate", **run.measured, **run.judgement)
@@ -84,7 +84,7 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossAsked | None) -> None
             activity = keep_activity(run, evaluator, collected.activity, collected.tokens)
     live = living(activity, run.seeds)
     match = find_match(run, live) or match_members(run, live)
-    if evaluator and "explain" in wanted:
+    if evaluator and activity and "explain" in wanted:
         explain_by_rules(
             run.parts, run.ensemble, activity, evaluator.tokens, evaluator.texts, run.measured, run.progress
         )
@@ -95,11 +95,13 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossAsked | None) -> None
         measure_subspaces(run, match, live, covariance)
     if TRAJECTORY in wanted:
         follow_training(run, activity)
-    measures_loss = loss and evaluator and lacks_loss(run, evaluator, loss)
-    if not measures_loss and not (collected and collected.ablation):
+    if evaluator is None or activity is None:
+        return
+    missing_loss = loss if loss and lacks_loss(run, evaluator, loss) else None
+    if missing_loss is None and not (collected and collected.ablation):
         return
     masked = MaskedFeatures(*zip(*judge(run.plan, run.ensemble, match, activity), strict=True))
     if collected and collected.ablation:
         measure_worth(run, collected.ablation, masked, collected.rows)
-    if measures_loss:
-        measure_loss(run, evaluator, activity, masked, loss)
+    if missing_loss:
+        measure_loss(run, evaluator, activity, masked, missing_loss)

@@ -1,7 +1,8 @@
-"""One public SAE and no other seeds: SAEs of its width, sparsity and hook point are trained for it to be compared with.
+"""An ensemble around one public SAE that has no other seeds: comparisons of its width, sparsity and hook point are trained.
 
-It becomes the anchor of an ensemble whose other members were trained here. Recipe, data and length are not its own, so that a
-feature without a counterpart may be missing for their sake; the comparisons among themselves show how much is to be had at all.
+The public SAE is the anchor, the comparisons are the other members. They differ from the anchor in recipe, data and training
+length, so a feature of the anchor may lack a counterpart for that reason alone; how well the comparisons agree with each other
+shows the agreement that is possible at all.
 """
 
 import hashlib
@@ -27,19 +28,21 @@ from seedscope.engine.saes.importers.imported import Imported
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.import_ensemble import as_sae, described, same_place
-from seedscope.engine.studies.train import train
+from seedscope.engine.studies.train import TrainingSource, train
 
-ANCHOR = 0  # its seed; comparisons have others, 1, 2, .. unless told
+ANCHOR = 0  # its seed; those of comparisons are 1, 2, .. unless given
 COMPARISONS = 7
-TOKENS = 2_000_000  # that a comparison is trained on, or all that there are
+TOKENS = 2_000_000  # that a comparison is trained on unless given; all tokens where there are fewer
 SAMPLE = 16_384  # tokens that the anchor is tried on
 PROVEN_ON = 256  # rows on which its two forms must agree
-# The settings of a recipe that can be told: width, variant and sparsity are the anchor's.
-TOLD = ("seeds", "n_tokens", "batch", "lr", "data_order", "warmup_frac", "decay_frac")
+# {architecture of a folded SAE: recipe of its comparisons}.
+VARIANT_OF: dict[str, Variant] = {"topk": "topk", "jumprelu": "jumprelu", "relu": "relu", "gated": "gated"}
+# Fields of a recipe that can be set: width, variant and sparsity are the anchor's.
+SETTINGS = ("seeds", "n_tokens", "batch", "lr", "data_order", "warmup_frac", "decay_frac")
 
 
-class Tried(NamedTuple):
-    """What the anchor does on activations of the text that its comparisons are trained on."""
+class AnchorMeasures(NamedTuple):
+    """The anchor measured on activations of the text that its comparisons are trained on."""
 
     l0: float
     ev: float
@@ -63,144 +66,146 @@ def anchor_ensemble(
 ) -> catalogue.EnsemblePlan:
     """Import one SAE, train comparisons like it on a model's activations, and say of both what a catalogue says.
 
-    `settings` are fields of TrainConfig, some of TOLD. The hook point is by default the one that the SAE's files name. What was
+    `settings` are fields of TrainConfig, some of SETTINGS. The hook point is by default the one that the SAE's files name. What was
     trained before for the same SAE is loaded; a training that was stopped goes on. Raises ValueError, before anything is
     trained, for an SAE that cannot be folded into the form of those trained here, that reads another width or hook point,
     that no recipe here is like, and that explains nothing of these activations (the last two hook points unless `force`).
     """
     settings = dict(settings or {})
-    if unknown := set(settings) - set(TOLD):
-        raise ValueError(f"settings are {', '.join(sorted(unknown))}, expected some of {', '.join(TOLD)}")
+    if unknown := set(settings) - set(SETTINGS):
+        raise ValueError(f"settings are {', '.join(sorted(unknown))}, expected some of {', '.join(SETTINGS)}")
     seeds = tuple(settings.pop("seeds", range(1, COMPARISONS + 1)))
     if ANCHOR in seeds or len(seeds) < 2:
         raise ValueError(f"seeds are {list(seeds)}, expected at least 2, without {ANCHOR}, which is the anchor's")
-    given = replace(read(path, format), seed=ANCHOR)
+    imported = replace(read(path, format), seed=ANCHOR)
     if str(path).startswith(PREFIX):  # not the folder of this machine that it was downloaded to
-        given = replace(given, source=given.source | {"path": str(path)})
-    hookpoint, remarks = _place(given, hookpoint, force=force)
+        imported = replace(imported, source=imported.source | {"path": str(path)})
+    hookpoint, remarks = _hookpoint(imported, hookpoint, force=force)
     hook_module(model, hookpoint)
     tokens = texts if isinstance(texts, TokenSet) else tokenize(texts, model, n_ctx=n_ctx)
-    if (found := width(model, tokens, hookpoint)) != given.d_in:
+    if (model_width := width(model, tokens, hookpoint)) != imported.d_in:
         raise ValueError(
-            f"{given.source['path']} reads {given.d_in} numbers per token, {model.name} has {found} at {hookpoint}: it was trained "
-            "on another model or hook point"
+            f"{imported.source['path']} reads {imported.d_in} numbers per token, {model.name} has {model_width} at "
+            f"{hookpoint}: it was trained on another model or hook point"
         )
     rows = _sampled(study, tokens, hookpoint, model, progress)
-    variant = _variant(given)
-    anchor, folded = _folded(given, rows)
-    tried = _tried(anchor, rows, device)
-    _require_sense(given, tried, hookpoint, force=force)
+    anchor, folded = _folded(imported, rows)
+    variant = _variant(imported)
+    measured = _measure(anchor, rows, device)
+    _require_sense(imported, measured, hookpoint, force=force)
     n_tokens = settings.pop("n_tokens", None) or min(TOKENS, int(tokens.counted.sum()))
     by_l1 = "l1" in TrainConfig(variant=variant).uses  # the weight of a penalty, which is found for the anchor's L0
-    k = {} if by_l1 else {"k": anchor.k or max(round(tried.l0), 1)}
-    config = TrainConfig(d_sae=anchor.d_sae, seeds=seeds, n_tokens=n_tokens, variant=variant, **k, **settings)
-    sparsity = f"the l1 that leads to L0 {tried.l0:.1f}" if by_l1 else f"k {config.k}"
+    if not by_l1:
+        settings["k"] = anchor.k or max(round(measured.l0), 1)
+    config = TrainConfig(d_sae=anchor.d_sae, seeds=seeds, n_tokens=n_tokens, variant=variant, **settings)
+    sparsity = f"the l1 that leads to L0 {measured.l0:.1f}" if by_l1 else f"k {config.k}"
     progress.say(
-        f"{name}: the anchor has L0 {tried.l0:.1f} and EV {tried.ev:.3f} on {tried.n_tokens:,} tokens of the training text; "
-        f"{len(seeds)} comparisons: {variant}, {sparsity}, {n_tokens:,} tokens each"
+        f"{name}: the anchor has L0 {measured.l0:.1f} and EV {measured.ev:.3f} on {measured.n_tokens:,} tokens of the training "
+        f"text; {len(seeds)} comparisons: {variant}, {sparsity}, {n_tokens:,} tokens each"
     )
     made = train(
-        study, name, config, hookpoint, model, tokens, n_ctx, progress, beside=anchor.digest(0), device=device,
-        l0=round(tried.l0, 2) if by_l1 else None,
+        study, name, config, TrainingSource(model, hookpoint, tokens), progress, beside=anchor.digest(0), device=device,
+        l0=round(measured.l0, 2) if by_l1 else None,
     )  # fmt: skip
     anchor.save(
         study / made.folder,
-        provenance={key: given.source[key] for key in ("model", "hookpoint") if key in given.source},
+        provenance={key: imported.source[key] for key in ("model", "hookpoint") if key in imported.source},
     )
-    member = replace(described(given), digest=anchor.digest(0), remarks=("the anchor", *given.remarks, *folded))
+    member = replace(described(imported), digest=anchor.digest(0), remarks=("the anchor", *imported.remarks, *folded))
     return replace(
         made,
         members=tuple(sorted((member, *made.members), key=lambda each: each.seed)),
         anchor=ANCHOR,
-        remarks=(*_told(given, tried, config, model), *made.remarks, *remarks),
+        remarks=(*_remarks(imported, measured, config, model), *made.remarks, *remarks),
     )
 
 
-def _place(given: Imported, told: str | None, *, force: bool) -> tuple[str, list[str]]:
-    """The hook point, and what was forced."""
-    named = given.source.get("hookpoint")
-    if told and named and not same_place(told, named):
-        differ = f"hook point {told} was given, {given.source['path']} says {named}"
+def _hookpoint(imported: Imported, given: str | None, *, force: bool) -> tuple[str, list[str]]:
+    """The hook point, the given one before the one that the files name, and a remark where the two differ."""
+    named = imported.source.get("hookpoint")
+    if given and named and not same_place(given, named):
+        differ = f"hook point {given} was given, {imported.source['path']} says {named}"
         if not force:
             raise ValueError(f"{differ}; leave the hook point out, or give --force to go on and have it remembered")
-        return told, [f"forced: {differ}"]
-    if not (told or named):
+        return given, [f"forced: {differ}"]
+    hookpoint = given or named
+    if not hookpoint:
         raise ValueError(
-            f"{given.source['path']} does not say where it reads the model, expected a hook point; give one, such as --hookpoint "
-            "blocks.6.hook_resid_post"
+            f"{imported.source['path']} does not say where it reads the model, expected a hook point; give one, such as "
+            "--hookpoint blocks.6.hook_resid_post"
         )
-    return told or named, []
+    return hookpoint, []
 
 
-def _variant(given: Imported) -> Variant:
-    """The recipe of its family."""
-    held = given.convention.architecture
-    name = given.source.get("architecture", "").lower().replace("_", "").replace("-", "")
-    if held == "jumprelu" and "batchtopk" in name:
+def _variant(imported: Imported) -> Variant:
+    """The recipe of its family, of an SAE that can be folded into the form of those trained here."""
+    name = imported.source.get("architecture", "").lower().replace("_", "").replace("-", "")
+    if imported.convention.architecture == "jumprelu" and "batchtopk" in name:
         return "matryoshka" if "matryoshka" in name else "batchtopk"
-    return held
+    return VARIANT_OF[imported.convention.architecture]
 
 
-def _folded(given: Imported, rows: np.ndarray) -> tuple[SAE, tuple[str, ...]]:
+def _folded(imported: Imported, rows: np.ndarray) -> tuple[SAE, tuple[str, ...]]:
     """The anchor as those trained here are, float32, shown to be the same SAE in double precision."""
-    whole = as_sae(given)
+    whole = as_sae(imported)
     try:
-        found = fold(whole)
+        folded = fold(whole)
     except ValueError as error:
-        raise ValueError(f"{given.source['path']}: {error}") from None
-    apart = largest_difference(whole, found.sae, torch.from_numpy(rows[:PROVEN_ON]))
+        raise ValueError(f"{imported.source['path']}: {error}") from None
+    apart = largest_difference(whole, folded.sae, torch.from_numpy(rows[:PROVEN_ON]))
     if not apart < AGREES:
         raise ValueError(
-            f"{given.source['path']}, folded into the form of SAEs trained here, gives other reconstructions than it does itself "
-            f"(they differ by {apart:.1e} of the largest); its weights may be too large or not finite"
+            f"{imported.source['path']}, folded into the form of SAEs trained here, gives other reconstructions than it does "
+            f"itself (they differ by {apart:.1e} of the largest); its weights may be too large or not finite"
         )
-    return found.sae.float(), found.remarks
+    return folded.sae.float(), folded.remarks
 
 
 def _sampled(study: Path, tokens: TokenSet, hookpoint: str, model: LanguageModel, progress: Progress) -> np.ndarray:
     """Activations (about SAMPLE, d_in) of the training text, float32, without those of outlying length."""
     sample = tokens.sample(SAMPLE)
-    place = hashlib.sha256(f"anchor {hookpoint}".encode()).hexdigest()[:16]
+    folder = hashlib.sha256(f"anchor {hookpoint}".encode()).hexdigest()[:16]
     with progress.stage(f"a sample of activations at {hookpoint}", "tokens") as report:
-        held = harvest(model, sample, hookpoint, study / "scratch" / place, dtype="float32", report=report)
-    rows = np.array(held[: len(held)], np.float32)
+        activations = harvest(model, sample, hookpoint, study / "scratch" / folder, dtype="float32", report=report)
+    rows = np.array(activations[: len(activations)], np.float32)
     return np.delete(rows, find_outliers(rows), axis=0)
 
 
-def _tried(anchor: SAE, rows: np.ndarray, device: str) -> Tried:
-    found = measure(anchor, rows, device=named_device(device))
-    return Tried(float(found.l0[0]), float(found.ev[0]), len(rows))
+def _measure(anchor: SAE, rows: np.ndarray, device: str) -> AnchorMeasures:
+    measures = measure(anchor, rows, device=named_device(device))
+    return AnchorMeasures(float(measures.l0[0]), float(measures.ev[0]), len(rows))
 
 
-def _require_sense(given: Imported, tried: Tried, hookpoint: str, *, force: bool) -> None:
+def _require_sense(imported: Imported, measured: AnchorMeasures, hookpoint: str, *, force: bool) -> None:
     """Raise ValueError for an SAE that is not one of these activations."""
-    if tried.l0 == 0:
+    path = imported.source["path"]
+    if measured.l0 == 0:
         raise ValueError(
-            f"{given.source['path']} is never active on {tried.n_tokens:,} tokens at {hookpoint}, so it has no sparsity to train "
+            f"{path} is never active on {measured.n_tokens:,} tokens at {hookpoint}, so it has no sparsity to train "
             "others by; name the model and hook point that it was trained on"
         )
-    if not tried.ev > 0 and not force:
+    if not measured.ev > 0 and not force:
         raise ValueError(
-            f"{given.source['path']} explains nothing of the activations at {hookpoint} (EV {tried.ev:.2f} on {tried.n_tokens:,} "
+            f"{path} explains nothing of the activations at {hookpoint} (EV {measured.ev:.2f} on {measured.n_tokens:,} "
             "tokens): name the model and hook point that it was trained on, or give --force to go on"
         )
 
 
-def _told(given: Imported, tried: Tried, config: TrainConfig, model: LanguageModel) -> list[str]:
+def _remarks(imported: Imported, measured: AnchorMeasures, config: TrainConfig, model: LanguageModel) -> list[str]:
     """What a reader of the ensemble's numbers should know."""
-    on = f"{tried.l0:.1f} on {tried.n_tokens:,} tokens of the text"
-    if given.convention.k:
+    on = f"{measured.l0:.1f} on {measured.n_tokens:,} tokens of the text"
+    if imported.convention.k:
         sparsity = f"k {config.k} (the anchor’s own)"
     elif "l1" in config.uses:
         sparsity = f"the l1 that leads to the anchor’s L0, {on}"
     else:
         sparsity = f"k {config.k} (the anchor’s L0, {on})"
     return [
-        f"recipe differs: seed {ANCHOR} is {given.source['path']} ({given.library or 'library unknown'}), seeds "
+        f"recipe differs: seed {ANCHOR} is {imported.source['path']} ({imported.library or 'library unknown'}), seeds "
         f"{config.seeds[0]} to {config.seeds[-1]} were trained here to compare it with, on other text, for another length and by "
         f"another recipe: of a feature of seed {ANCHOR}, p counts those; of theirs, one of the {len(config.seeds)} that p counts "
         f"is seed {ANCHOR}",
         f"comparisons: {config.variant} of the same width and hook point, {sparsity}, {config.n_tokens:,} tokens of "
         f"{model.name} each, data order {config.data_order}",
-        f"the anchor explains {tried.ev:.3f} of the variance of {tried.n_tokens:,} tokens of the comparisons’ training text",
+        f"the anchor explains {measured.ev:.3f} of the variance of {measured.n_tokens:,} tokens of the comparisons’ training text",
     ]

@@ -5,11 +5,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
-from seedscope.engine.studies.pools.build import Asked
+from seedscope.engine.studies.pools.settings import PoolSettings
 from seedscope.engine.studies.run import CORE, pool_study, run_file, run_study, run_synthetic
 from seedscope.engine.studies.studyfile.read import read_study_file
 from seedscope.engine.studies.synthetic.plan import NAME as GROUND_TRUTH
@@ -22,7 +23,7 @@ FILES = ("variants.toml", "starts.toml")  # beside the model, in the order in wh
 def build(
     root: Path, corpus: stdlib.Corpus, *, n_tokens: int, only: tuple[str, ...] | None, control: bool, progress: Progress
 ) -> None:
-    """The embedded study: what people wait for first, with `only`; all of it without."""
+    """The embedded study, with the analyses named in `only`; with all of them where it is None."""
     config = replace(stdlib.STUDY, train=replace(stdlib.STUDY.train, n_tokens=n_tokens))
     made_from = stdlib.built_from(corpus) if config == stdlib.STUDY else f"{n_tokens} tokens"
     run_study(config, corpus, root, built_from=made_from, only=only, control=control, progress=progress)
@@ -36,12 +37,12 @@ def build_all(root: Path, corpus: stdlib.Corpus, progress: Progress) -> None:
             root, corpus, n_tokens=stdlib.STUDY.train.n_tokens, only=None, control=True, progress=progress
         ),
         f"the feature pool of {name}": lambda: pool_study(
-            root / name, stdlib.STUDY.ensemble, Asked(tokens=POOL_TOKENS), progress=progress
+            root / name, stdlib.STUDY.ensemble, PoolSettings(tokens=POOL_TOKENS), progress=progress
         ),
     }
     for file in FILES:
-        found = read_study_file(stdlib.HERE / file)
-        steps[found.name] = lambda found=found: run_file(found, root, progress=progress)
+        study_file = read_study_file(stdlib.HERE / file)
+        steps[study_file.name] = partial(run_file, study_file, root, progress=progress)
     steps[GROUND_TRUTH] = lambda: run_synthetic(SyntheticPlan(), root, GROUND_TRUTH, progress=progress)
     for done, (what, run) in enumerate(steps.items()):
         progress.say(f"{done + 1} of {len(steps)}: {what}")

@@ -52,6 +52,13 @@ class EnsembleRun:
         return self.ensemble.name
 
     @property
+    def hookpoint(self) -> str:
+        """Where its SAEs read the model; raises ValueError where that is not known, and so activity cannot be measured."""
+        if not self.ensemble.hookpoint:
+            raise ValueError(f"the hook point of ensemble {self.name} is not known; give it with --hookpoint")
+        return self.ensemble.hookpoint
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Members' seeds, ascending; the order of every (members, ..) array."""
         return self.ensemble.seeds
@@ -79,10 +86,17 @@ class EnsembleRun:
             return affordable(members.n_members, members.d_sae, members.d_in)
         return self.one_to_one
 
+    def part(self, analysis: str, about: dict[str, Any]) -> Part:
+        """A part that was written before; raises LookupError where it is not there."""
+        part = self.parts.find(analysis, **about)
+        if part is None:
+            raise LookupError(f"found no part {analysis} of {self.name} that was computed from {about}")
+        return part
+
     def find_activity(self) -> Part | None:
         """The activity that is there; without an evaluator, any of these SAEs at this hook point."""
-        known = {"version": VERSION, "saes": self.sae_digests, "hookpoint": self.ensemble.hookpoint}
-        return self.parts.find("activity", **(self.measured or known))
+        unmeasured = {"version": VERSION, "saes": self.sae_digests, "hookpoint": self.ensemble.hookpoint}
+        return self.parts.find("activity", **(self.measured or unmeasured))
 
     def left_out(self, activity: Part) -> np.ndarray:
         """Flat indices of tokens that do not count at the ensemble's hook point; the same for all members."""

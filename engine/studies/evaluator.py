@@ -1,4 +1,4 @@
-"""What activity is measured on: a study's model and evaluation tokens, and activations of it at any hook point."""
+"""The evaluator of a study: its language model, its evaluation tokens, and activations at any hook point."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from seedscope.engine.activations.harvest import (
     BeyondRangeError,
@@ -50,8 +51,13 @@ class Evaluator:
         self.texts = list(evaluation.texts)
         self._scratch, self._progress = scratch, progress
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.network.parameters()).device
+
     def loss_tokens(self, n: int, left_out: np.ndarray) -> TokenSet:
-        """Windows, drawn at random, that hold about n tokens that count; `left_out` says what does not at a hook point."""
+        """Windows, drawn at random, that hold about n tokens that count; `left_out` are flat indices of those that do not."""
         return self.tokens._replace(left_out=left_out).sample(n)
 
     def sample(self, hookpoint: str, n: int, left_out: np.ndarray) -> np.ndarray | Shards:
@@ -62,15 +68,19 @@ class Evaluator:
 
     @cached_property
     def vocabulary(self) -> TokenClasses:
-        """What the classes of triggers need to know of the tokens."""
+        """Classes of tokens that triggers are named by."""
         return TokenClasses(self.texts, self.tokens.ids[self.tokens.counted])
 
-    def place(self, hookpoint: str, d_in: int) -> HookActivations:
-        """Activations from disk, in float32 where float16 cannot hold them; without outliers unless they count."""
-        found = width(self.model, self.tokens, hookpoint)
-        if found != d_in:
+    def activations(self, hookpoint: str, d_in: int) -> HookActivations:
+        """Activations at a hook point and the tokens that count there; without outliers unless they count.
+
+        They lie on disk as float16, or float32 where float16 cannot hold them. Raises ValueError where the model has another
+        width than d_in there.
+        """
+        model_width = width(self.model, self.tokens, hookpoint)
+        if model_width != d_in:
             raise ValueError(
-                f"at {hookpoint} {self.model.name} has {found} numbers per token, the SAEs read {d_in}: they were trained on "
+                f"at {hookpoint} {self.model.name} has {model_width} numbers per token, the SAEs read {d_in}: they were trained on "
                 "another model or hook point"
             )
         folder = self._scratch / hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
@@ -86,18 +96,18 @@ class Evaluator:
         if (outliers := self.evaluation.outliers) is None:
             return HookActivations(rows, self.tokens)
         with self._progress.stage(f"outliers at {hookpoint}", "tokens") as report:
-            found = find_outliers(rows, times=outliers, report=report)
-        if len(found):
+            outlying = find_outliers(rows, times=outliers, report=report)
+        if len(outlying):
             self._progress.say(
-                f"{len(found):,} of {len(rows):,} tokens left out at {hookpoint}: their activations are longer than "
+                f"{len(outlying):,} of {len(rows):,} tokens left out at {hookpoint}: their activations are longer than "
                 f"{outliers:g} times the median"
             )
-        tokens = self.tokens._replace(left_out=np.flatnonzero(self.tokens.counted)[found])
-        return HookActivations(Without(rows, found) if len(found) else rows, tokens)
+        tokens = self.tokens._replace(left_out=np.flatnonzero(self.tokens.counted)[outlying])
+        return HookActivations(Without(rows, outlying) if len(outlying) else rows, tokens)
 
 
 def keep_evaluation(study: Path, record: Evaluation, tokens: TokenSet) -> None:
-    """Keep beside a study's parts what they are measured on."""
+    """Write the evaluation and its tokens beside the parts of a study that are measured on them."""
     (study / "parts").mkdir(parents=True, exist_ok=True)
     write_whole(study / "parts" / EVALUATION, json.dumps(asdict(record)))
     save_tokens(tokens, study / "parts")

@@ -1,9 +1,9 @@
-"""SAE files of any library -> an ensemble of a study: checked together, kept in our own format, entered in the catalogue."""
+"""Imports SAE files of any library as an ensemble: checks them together, saves them in this project's format, catalogues them."""
 
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import combinations
@@ -18,6 +18,7 @@ from seedscope.engine.store import catalogue
 EQUAL_ROWS_SHOWN = 3
 # Names of what leaves a block: `layers.6`, `transformer.h.6`, `blocks.6.hook_resid_post`; Gemma Scope's folders say no site.
 BLOCK = re.compile(r"(?:.*\.)?(?:layers?|h|blocks)\.(\d+)(?:\.hook_resid_post)?")
+PROVENANCE: tuple[str, ...] = ("model", "hookpoint")  # kept with a member's file where its source names them
 LAYER = re.compile(r"layer_(\d+)")
 
 
@@ -47,10 +48,10 @@ def enrol(
     """
     catalogue.require_name("study", study)
     folder = root / study
-    held = catalogue.read(folder) or catalogue.StudyPlan(study)
-    plan = replace(held, model=model or held.model, tokens=tokens or held.tokens)
+    former = catalogue.read(folder) or catalogue.StudyPlan(study)
+    plan = replace(former, model=model or former.model, tokens=tokens or former.tokens)
     catalogue.require_name("ensemble", ensemble)
-    if not replaced and any(each.name == ensemble for each in held.ensembles):
+    if not replaced and any(each.name == ensemble for each in former.ensembles):
         raise ValueError(
             f"study {study} has an ensemble {ensemble} already; choose another name, or give --replace to put the new one "
             "in its place"
@@ -65,10 +66,10 @@ def enrol(
     remarks = []
     named = members[0].source.get("hookpoint")
     if hookpoint and named and not same_place(hookpoint, named):
-        told = f"hook point {hookpoint} was given, {members[0].source['path']} says {named}"
+        differ = f"hook point {hookpoint} was given, {members[0].source['path']} says {named}"
         if not force:
-            raise ValueError(f"{told}; leave --hookpoint out, or give --force to go on and have it remembered")
-        remarks.append(f"forced: {told}")
+            raise ValueError(f"{differ}; leave --hookpoint out, or give --force to go on and have it remembered")
+        remarks.append(f"forced: {differ}")
     kept = [described(member) for member in members]
     _refuse_copies(kept)
     start, evidence = _start(members, shared_start)
@@ -77,13 +78,14 @@ def enrol(
     name = hashlib.sha256(" ".join(f"{m.seed}:{m.digest}" for m in kept).encode()).hexdigest()[:16]
     with _unfinished(folder / "sae" / f".{ensemble}-unfinished") as unfinished:
         for done, member in enumerate(members):
-            told = {key: member.source[key] for key in ("model", "hookpoint") if key in member.source}
-            as_sae(member).save(unfinished, provenance=told)
+            provenance = {key: member.source[key] for key in PROVENANCE if key in member.source}
+            as_sae(member).save(unfinished, provenance=provenance)
             report(done + 1, len(members))
         target.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target / name, ignore_errors=True)  # the same SAEs again: mended, whatever became of their files
+        # Of the same SAEs, imported before: its files may have been damaged since.
+        shutil.rmtree(target / name, ignore_errors=True)
         unfinished.replace(target / name)
-    found = catalogue.EnsemblePlan(
+    imported = catalogue.EnsemblePlan(
         name=ensemble,
         origin="imported",
         folder=str((target / name).relative_to(folder)),
@@ -93,13 +95,13 @@ def enrol(
         shared_start=start,
         remarks=tuple(remarks),
     )
-    # What it replaces stays on disk until the next publish: the store that people look at still names it.
-    catalogue.write(plan.with_ensemble(found), folder)
-    return found
+    # What it replaces stays on disk until the next publish: the published store still names it.
+    catalogue.write(plan.with_ensemble(imported), folder)
+    return imported
 
 
 @contextmanager
-def _unfinished(folder: Path):
+def _unfinished(folder: Path) -> Iterator[Path]:
     """A folder that vanishes unless it was given its final name, and so do the folders above it that it leaves empty."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -115,16 +117,23 @@ def _unfinished(folder: Path):
 def as_sae(member: Imported) -> sae.SAE:
     """One SAE in our own form."""
     return sae.assemble(
-        {name: tensor[None] for name, tensor in member.tensors.items()}, member.convention, (member.seed,)
+        {name: tensor[None] for name, tensor in member.tensors.items()}, member.convention, (_seed(member),)
     )
+
+
+def _seed(member: Imported) -> int:
+    """The seed of an SAE; raises ValueError where its files name none and none was given."""
+    if member.seed is None:
+        raise ValueError(f"the seed of {member.source['path']} is not known; give the seeds")
+    return member.seed
 
 
 def described(member: Imported) -> catalogue.MemberPlan:
     """What the catalogue says of an SAE; its digest covers tensors and convention, not the file."""
     source = member.source
-    trained_on = [source[name] for name in ("model", "hookpoint") if name in source]
+    trained_on = [source[name] for name in PROVENANCE if name in source]
     return catalogue.MemberPlan(
-        seed=member.seed,
+        seed=_seed(member),
         digest=as_sae(member).digest(0),
         source=source["path"],
         library=member.library,
@@ -133,18 +142,18 @@ def described(member: Imported) -> catalogue.MemberPlan:
     )
 
 
-def _agreed(values) -> str | None:
-    found = set(values)
-    return found.pop() if len(found) == 1 else None
+def _agreed(values: Iterable[str | None]) -> str | None:
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
-def same_place(given: str, named: str) -> bool:
-    """Whether the hook point given can be the one that the files name, each in the spelling of its library."""
-    if given == named or given.endswith("." + named) or named.endswith("." + given):
+def same_place(hookpoint: str, named: str) -> bool:
+    """Whether a hook point can be the one that the files name, each in the spelling of its library."""
+    if hookpoint == named or hookpoint.endswith("." + named) or named.endswith("." + hookpoint):
         return True
     if layer := LAYER.fullmatch(named):
-        return layer[1] in re.findall(r"\d+", given)[:1]
-    blocks = [found and found[1] for found in map(BLOCK.fullmatch, (given, named))]
+        return layer[1] in re.findall(r"\d+", hookpoint)[:1]
+    blocks = [match and match[1] for match in map(BLOCK.fullmatch, (hookpoint, named))]
     return blocks[0] is not None and blocks[0] == blocks[1]
 
 
@@ -153,8 +162,8 @@ def _start(members: list[Imported], claimed: catalogue.YesNo | None) -> tuple[ca
     if any("start shared" in remark for member in members for remark in member.remarks):
         evidence = ["members share a start: all were built from the same archetypes"]
     else:
-        evidence = [_equal_rows(members)]
-    evidence = [text for text in evidence if text]
+        equal_rows = _equal_rows(members)
+        evidence = [equal_rows] if equal_rows else []
     if evidence and claimed == "no":
         raise ValueError(f"--shared-start no was given, but {evidence[0]}; give --shared-start yes, or leave it out")
     return ("yes" if evidence else claimed or "unknown"), evidence

@@ -1,4 +1,4 @@
-"""Opens what activity is measured on: model, hook point and evaluation tokens of a study."""
+"""Opens the evaluator of a study: loads its model, tokenizes its evaluation text, and checks hook points."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def open_evaluator(
     if made := synthetic.read(study):
         return open_samples(study, made, plan, progress)
     if plan.model is None or (plan.tokens is None and texts is None):
-        lacks = " and ".join(name for name, held in (("--model", plan.model), ("--tokens", plan.tokens)) if not held)
+        lacks = " and ".join(name for name, value in (("--model", plan.model), ("--tokens", plan.tokens)) if not value)
         progress.say(f"activity, ablate: left out, no {lacks} was given for {plan.name}")
         return None
     settings = plan.tokens or catalogue.Tokens(())
@@ -39,17 +39,17 @@ def open_evaluator(
         model.network.to(device)
     for ensemble in plan.ensembles:
         if ensemble.hookpoint:
-            _require_place(model, ensemble)
+            _require_hookpoint(model, ensemble.name, ensemble.hookpoint)
         else:
             progress.say(f"{ensemble.name}: no hook point is known, so no activity; give one with --hookpoint")
     with progress.stage("tokenizing", "tokens") as report:
-        found = tokenize(
+        evaluated = tokenize(
             documents_of(settings) if texts is None else texts, model, n_ctx=settings.n_ctx, bos=settings.bos,
             n_tokens=settings.n_eval,
         )  # fmt: skip
-        n_tokens = int(found.counted.sum())
+        n_tokens = int(evaluated.counted.sum())
         report(n_tokens, n_tokens)
-    found = found._replace(names=short_names(found.names))
+    evaluated = evaluated._replace(names=short_names(evaluated.names))
     outliers = TIMES if settings.outliers == "exclude" else None
     control = randomised(model) if any(each.control_of for each in plan.ensembles) else None
     record = Evaluation(
@@ -57,36 +57,37 @@ def open_evaluator(
         model_digest=model.digest,
         control_digest=control.digest if control else None,
         causal=model.causal,
-        n_ctx=found.ids.shape[1],
-        policy=f"{found.policy}; tokens with activations longer than {outliers:g} times the median excluded"
+        n_ctx=evaluated.ids.shape[1],
+        policy=f"{evaluated.policy}; tokens with activations longer than {outliers:g} times the median excluded"
         if outliers
-        else f"{found.policy}; norm outliers counted",
-        token_digest=found.digest,
+        else f"{evaluated.policy}; norm outliers counted",
+        token_digest=evaluated.digest,
         n_tokens=n_tokens,
         remark=settings.remark or ", ".join(settings.source),
         texts=tuple(token_texts(model)),
-        documents=tuple(found.names),
+        documents=tuple(evaluated.names),
         outliers=outliers,
     )
-    keep_evaluation(study, record, found)
-    where = found, record
-    twin = control and Evaluator(control, *where, study / "scratch" / "control", progress)
-    return Evaluator(model, *where, study / "scratch", progress, control=twin)
+    keep_evaluation(study, record, evaluated)
+    scratch = study / "scratch"
+    control_evaluator = control and Evaluator(control, evaluated, record, scratch / "control", progress)
+    return Evaluator(model, evaluated, record, scratch, progress, control=control_evaluator)
 
 
-def _require_place(model: LanguageModel, ensemble: catalogue.EnsemblePlan) -> None:
+def _require_hookpoint(model: LanguageModel, ensemble: str, hookpoint: str) -> None:
+    """Raise ValueError, naming the ensemble, where the model does not have the hook point."""
     try:
-        hook_module(model, ensemble.hookpoint)
+        hook_module(model, hookpoint)
     except ValueError as error:
-        raise ValueError(f"ensemble {ensemble.name}: {error}") from None
+        raise ValueError(f"ensemble {ensemble}: {error}") from None
 
 
 def documents_of(tokens: catalogue.Tokens) -> Iterator[Document]:
     """The documents that a catalogue's evaluation tokens name."""
     if tokens.source == (stdlib.SOURCE,):
         return iter(stdlib.load_corpus().held_out)
-    found = documents(tokens.source)
-    return split(found, tokens.part) if tokens.part != "all" else found
+    texts = documents(tokens.source)
+    return split(texts, tokens.part) if tokens.part != "all" else texts
 
 
 def short_names(names: list[str]) -> list[str]:

@@ -1,18 +1,20 @@
-"""A study's catalogue and the parts that were computed -> one store, published whole."""
+"""Publishes a study: its catalogue and the parts of its analyses become one new store, visible to readers when complete."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 
 from seedscope.engine.activations.tokens import PADDING, load_tokens
 from seedscope.engine.contract.schema import ANALYSES, SCHEMA_VERSION
 from seedscope.engine.contract.tables.study import Document, Ensemble, Study, Token, TokenWindow
-from seedscope.engine.explanations.explanation import from_arrays
+from seedscope.engine.explanations.explanation import FeatureExplanation, from_arrays
 from seedscope.engine.explanations.of_study import ANALYSIS as RULES
 from seedscope.engine.explanations.of_study import IMPORTED, explanations
 from seedscope.engine.explanations.rows import add_explanations
@@ -44,7 +46,7 @@ from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
 
 
 def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Write what is known of a study's ensembles into a new store; returns its path.
+    """Write the results of a study's ensembles into a new store; returns its path.
 
     An ensemble whose members were never matched is left out. Memory: one member of the largest ensemble, its SAEs, and
     what the Writer holds. Raises ValueError where no ensemble was matched.
@@ -53,20 +55,19 @@ def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, to
     if plan is None:
         raise ValueError(f"found no {catalogue.FILE} in {study}; import SAEs into the study first: seedscope import")
     evaluation = read_evaluation(study)
-    matched = [
-        (ensemble, found) for ensemble in plan.ensembles if (found := _Found(study, plan, ensemble, evaluation)).match
-    ]
+    parts = [_EnsembleParts(study, plan, ensemble, evaluation) for ensemble in plan.ensembles]
+    matched = [(ensemble_parts, match) for ensemble_parts in parts if (match := ensemble_parts.match)]
     if not matched:
         raise ValueError(
             f"no ensemble of {plan.name} was matched; compute what is missing with: seedscope analyze {plan.name}"
         )
-    total, done = sum(len(ensemble.members) for ensemble, _ in matched), 0
-    measured = any(found.activity for _, found in matched)
+    total, done = sum(len(ensemble_parts.ensemble.members) for ensemble_parts, _ in matched), 0
+    measured = any(ensemble_parts.activity for ensemble_parts, _ in matched)
     with Writer(study) as writer:
-        devices = {found.match.about["device"] for _, found in matched}
+        devices = {match.about["device"] for _, match in matched}
         _add_study(writer, plan, evaluation if measured else None, study / "parts", devices)
-        for ensemble, found in matched:
-            for _ in _add_ensemble(writer, study, plan, ensemble, found):
+        for ensemble_parts, match in matched:
+            for _ in _add_ensemble(writer, ensemble_parts, match):
                 done += 1
                 report(done, total)
         path = writer.publish(built_from=plan.built_from)
@@ -75,21 +76,22 @@ def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, to
 
 
 def _forget_replaced(study: Path, plan: catalogue.StudyPlan) -> None:
-    """Remove SAEs of imported ensembles that others were put in the place of; what was trained is kept."""
+    """Remove SAEs of imported ensembles that were replaced; trained ones are kept."""
     for ensemble in plan.ensembles:
-        kept, held = study / ensemble.folder, study / "sae" / ensemble.name
-        if ensemble.origin == "imported" and kept.parent == held:
-            for former in held.iterdir():
-                if former != kept and former.is_dir():
+        current_folder, folders = study / ensemble.folder, study / "sae" / ensemble.name
+        if ensemble.origin == "imported" and current_folder.parent == folders:
+            for former in folders.iterdir():
+                if former != current_folder and former.is_dir():
                     shutil.rmtree(former)
 
 
-class _Found:
-    """The parts of one ensemble that belong to its present members, the present tokens and thresholds."""
+class _EnsembleParts:
+    """The parts of one ensemble that belong to its present members, the present tokens and thresholds, and its pool."""
 
     def __init__(
         self, study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, evaluation: Evaluation | None
     ) -> None:
+        self.study, self.plan, self.ensemble = study, plan, ensemble
         parts = Parts(study, ensemble.name)
         saes = [member.digest for member in ensemble.members]
         self.match: Part | None = parts.find("match", version=VERSION, saes=saes)
@@ -120,90 +122,117 @@ class _Found:
 
     @property
     def computed(self) -> list[str]:
+        """Names of the analyses that there are parts of."""
         return [name for name in ANALYSES if getattr(self, name)]
 
 
 def _add_study(
     writer: Writer, plan: catalogue.StudyPlan, evaluation: Evaluation | None, parts: Path, devices: set[str]
 ) -> None:
-    found = evaluation
+    # A model that is known but was not run yet: pages then name the analysis instead of asking for a model.
+    named = Path(plan.model).name if plan.model and plan.tokens else None
+    model = evaluation.model if evaluation else named
     row = Study(
         study=plan.name,
         schema_version=SCHEMA_VERSION,
         seedscope_version=version("seedscope"),
-        # A model that is known but was not run yet: pages then name the analysis instead of asking for a model.
-        model=found.model if found else plan.model and plan.tokens and Path(plan.model).name,
-        model_digest=found.model_digest if found and found.model else None,
-        causal=found.causal if found and found.model else None,
-        n_ctx=found.n_ctx if found else None,
-        token_policy=found.policy if found else None,
-        eval_token_digest=found.token_digest if found else None,
-        n_eval_tokens=found.n_tokens if found else None,
-        corpus_remark=found.remark if found else None,
+        model=model,
+        model_digest=evaluation.model_digest if evaluation and evaluation.model else None,
+        causal=evaluation.causal if evaluation and evaluation.model else None,
+        n_ctx=evaluation.n_ctx if evaluation else None,
+        token_policy=evaluation.policy if evaluation else None,
+        eval_token_digest=evaluation.token_digest if evaluation else None,
+        n_eval_tokens=evaluation.n_tokens if evaluation else None,
+        corpus_remark=evaluation.remark if evaluation else None,
         device=" and ".join(sorted(devices)),
-        precision="float32 (activations kept as float16)" if found and found.model else "float32",
+        precision="float32 (activations kept as float16)" if evaluation and evaluation.model else "float32",
         synthetic=synthetic.read(parts.parent) is not None,
     )
     add_row(writer, row)
-    if found:
-        writer.add(Token, {"id": np.arange(len(found.texts)), "text": list(found.texts)})
-        writer.add(Document, {"id": np.arange(len(found.documents)), "name": list(found.documents)})
+    if evaluation:
+        writer.add(Token, {"id": np.arange(len(evaluation.texts)), "text": list(evaluation.texts)})
+        writer.add(Document, {"id": np.arange(len(evaluation.documents)), "name": list(evaluation.documents)})
         tokens = load_tokens(parts)
-        if tokens is not None and tokens.digest == found.token_digest:
+        if tokens is not None and tokens.digest == evaluation.token_digest:
             writer.add(TokenWindow, {"id": np.arange(len(tokens.ids)), "document": tokens.document, "start": tokens.start,
                                 "token_ids": [ids[ids != PADDING] for ids in tokens.ids]})  # fmt: skip
 
 
-def _add_ensemble(
-    writer: Writer, study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, found: _Found
-):
+class _MemberArrays(NamedTuple):
+    """What parts hold of one member; None or empty where an analysis was not computed."""
+
+    match: dict[str, np.ndarray]
+    activity: Activity | None
+    n_outliers: int | None  # evaluation tokens that are left out
+    logits: Logits | None
+    examples: Examples | None
+    worth: dict[str, np.ndarray] | None
+    loss: dict[str, np.ndarray] | None
+    explanations: list[FeatureExplanation]
+
+    @property
+    def matches(self) -> Matches:
+        """Slices (d_sae, comparisons) of the ensemble's matches."""
+        return Matches(**{field: self.match[field] for field in Matches._fields})
+
+
+def _read_member(parts: _EnsembleParts, match: Part, seed: int) -> _MemberArrays:
+    arrays = parts.activity.read(seed) if parts.activity else None
+    has_logits = arrays is not None and "logit_positive" in arrays
+    return _MemberArrays(
+        match=match.read(seed),
+        activity=_activity(arrays) if arrays else None,
+        n_outliers=len(arrays["left_out"]) if arrays else None,
+        logits=Logits(**_prefixed(arrays, "logit", Logits._fields, torch.from_numpy))
+        if arrays and has_logits
+        else None,
+        examples=Examples(**_prefixed(arrays, "example", Examples._fields)) if arrays else None,
+        worth=parts.ablate.read(seed) if parts.ablate else None,
+        loss=parts.loss.read(seed) if parts.loss else None,
+        explanations=[
+            explanation
+            for part in parts.explanations
+            if seed in part.seeds
+            for explanation in from_arrays(part.read(seed))
+        ],
+    )
+
+
+def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterator[None]:
     """Add an ensemble's rows member by member, and yield after each."""
+    study, plan, ensemble = parts.study, parts.plan, parts.ensemble
     members = sae.load(study / ensemble.folder, ensemble.seeds)
     convention, name, seeds = members.convention, ensemble.name, ensemble.seeds
     directed = sae.directed(members.W_dec).numpy()
     norms = np.where(directed, members.W_dec.norm(dim=-1).detach().numpy(), 0)
     made, cosines, dead = synthetic.read(study), [], []
+    n_tokens = n_outliers = None
     for index, member in enumerate(ensemble.members):
-        match = found.match.read(member.seed)
-        matches = Matches(**{field: match[field] for field in Matches._fields})
-        held = found.activity.read(member.seed) if found.activity else {}
-        n_tokens = int(held["n_tokens"]) if held else None
-        n_outliers = len(held.pop("left_out")) if held else None
-        logits = (
-            Logits(**{name: held.pop(f"logit_{name}") for name in Logits._fields}) if "logit_positive" in held else None
-        )
-        examples = {name: held.pop(f"example_{name}") for name in Examples._fields} if held else None
-        activity = _activity(held) if held else None
-        explained = [
-            each
-            for part in found.explanations
-            if member.seed in part.seeds
-            for each in from_arrays(part.read(member.seed))
-        ]
-        worth = found.ablate.read(member.seed) if found.ablate else None
-        loss = found.loss.read(member.seed) if found.loss else None
+        arrays = _read_member(parts, match, member.seed)
+        matches, activity, worth, loss = arrays.matches, arrays.activity, arrays.worth, arrays.loss
+        n_tokens, n_outliers = activity.n_tokens if activity else None, arrays.n_outliers
         add_member(
-            writer, name, member, norms[index], matches, activity=activity, logits=logits, explanations=explained,
-            worth=Worth(float(worth["ev"]), worth["marginal"]) if worth else None,
-            loss=Losses(*(float(loss[f]) for f in Losses._fields[:3]), int(loss["n_tokens"]), loss["attributed"]) if loss else None,
+            writer, name, member, norms[index], matches, activity=activity, logits=arrays.logits,
+            explanations=arrays.explanations, worth=Worth(float(worth["ev"]), worth["marginal"]) if worth else None,
+            loss=_losses(loss) if loss else None,
         )  # fmt: skip
         add_pairs(writer, name, seeds, index, matches, norms[index], activity)
         if made:
             cosines.append(matches.cosine)
             dead.append(dead_features(norms[index], activity))
-        if explained:
-            add_explanations(
-                writer, name, member.seed, explained, Examples(**examples) if examples else None, found.n_ctx
-            )
+        if arrays.explanations:
+            add_explanations(writer, name, member.seed, arrays.explanations, arrays.examples, parts.n_ctx)
         for kind in NULL_KINDS:
-            add_null(writer, name, member.seed, kind, Chance(match["null_feature"], match[f"null_{kind}"]))
+            chance = Chance(arrays.match["null_feature"], arrays.match[f"null_{kind}"])
+            add_null(writer, name, member.seed, kind, chance)
         if worth:
-            add_ablation(writer, name, member.seed, _rows(worth, Masking), _rows(loss, MaskedLoss) if loss else [])
+            losses = _mask_rows(loss, MaskedLoss) if loss else []
+            add_ablation(writer, name, member.seed, _mask_rows(worth, Masking), losses)
         yield
-    spans = add_spans(writer, name, found.subspaces)
+    spans = add_spans(writer, name, parts.subspaces)
     folder = study / ensemble.folder
-    add_trajectory(writer, name, seeds, read_trace(folder), kept(folder, seeds), found.trajectory)
-    add_pool(writer, found.pool)
+    add_trajectory(writer, name, seeds, read_trace(folder), kept(folder, seeds), parts.trajectory)
+    add_pool(writer, parts.pool)
     if made:
         add_truth(writer, study, plan, ensemble, made, members, np.stack(cosines), np.stack(dead))
     row = Ensemble(
@@ -224,7 +253,7 @@ def _add_ensemble(
         train_tokens=ensemble.train_tokens,
         batch=ensemble.batch,
         lr=ensemble.lr,
-        recipe=ensemble.recipe and json.dumps(ensemble.recipe),
+        recipe=json.dumps(ensemble.recipe) if ensemble.recipe else None,
         anchor=ensemble.anchor,
         rule=catalogue.MATCHING,
         theta=plan.theta,
@@ -235,21 +264,38 @@ def _add_ensemble(
         **spans,
         folder=ensemble.folder,
         control_of=ensemble.control_of,
-        computed=found.computed,
+        computed=parts.computed,
         remarks=list(ensemble.remarks),
     )
     add_row(writer, row)
 
 
-def _activity(held: dict[str, np.ndarray]) -> Activity:
-    contexts = Contexts(*(held.pop(f"context_{field}") for field in Contexts._fields))
-    triggers = Triggers(*(held.pop(f"trigger_{field}") for field in Triggers._fields))
-    return Activity(**held | {"n_tokens": int(held["n_tokens"])}, contexts=contexts, triggers=triggers, examples=None)
+def _prefixed(
+    arrays: dict[str, np.ndarray], prefix: str, fields: Sequence[str], convert: Callable[[np.ndarray], Any] = np.asarray
+) -> dict[str, Any]:
+    """The arrays of a part that were kept under `prefix_FIELD`, by field."""
+    return {field: convert(arrays[f"{prefix}_{field}"]) for field in fields}
 
 
-def _rows(held: dict[str, np.ndarray], kind: type) -> list:
-    """Masks as they were before they became arrays."""
-    columns = (held[f"mask_{field}"].tolist() for field in kind._fields)
+def _activity(arrays: dict[str, np.ndarray]) -> Activity:
+    """A member's activity from the arrays of its part; examples are read on their own."""
+    own = {field: arrays[field] for field in Activity._fields if field in arrays and field != "n_tokens"}
+    contexts = Contexts(**_prefixed(arrays, "context", Contexts._fields))
+    triggers = Triggers(**_prefixed(arrays, "trigger", Triggers._fields))
+    return Activity(n_tokens=int(arrays["n_tokens"]), **own, contexts=contexts, triggers=triggers, examples=None)
+
+
+def _losses(arrays: dict[str, np.ndarray]) -> Losses:
+    own, spliced, zero = (float(arrays[field]) for field in ("own", "spliced", "zero"))
+    return Losses(own, spliced, zero, int(arrays["n_tokens"]), arrays["attributed"])
+
+
+MaskRow = TypeVar("MaskRow", Masking, MaskedLoss)
+
+
+def _mask_rows(arrays: dict[str, np.ndarray], kind: type[MaskRow]) -> list[MaskRow]:
+    """Masks as rows, from the columns that they were kept as."""
+    columns = (arrays[f"mask_{field}"].tolist() for field in kind._fields)
     return [kind(*row) for row in zip(*columns, strict=True)]
 
 

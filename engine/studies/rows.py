@@ -1,4 +1,4 @@
-"""Results -> rows of the contract: what the analyses found, as the columns that the Writer takes."""
+"""Rows of the contract for one member and its pairs, from arrays of matching, activity, worth, loss and explanations."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from seedscope.engine.contract.schema import RULE_COLUMN, RULES, TRIGGERS
 from seedscope.engine.contract.tables.features import Feature, Match
 from seedscope.engine.contract.tables.study import Member
 from seedscope.engine.explanations.explanation import FeatureExplanation
-from seedscope.engine.explanations.rows import shown_explanations
+from seedscope.engine.explanations.rows import listed_explanations
 from seedscope.engine.features.ablation import Worth
 from seedscope.engine.features.activity import Activity
 from seedscope.engine.features.logits import Logits
@@ -79,7 +79,7 @@ def add_member(
         "trigger_what": triggers.what.tolist() if triggers else [None] * d_sae,
         "worth_ev": worth.marginal if worth else None,
         "worth_loss": loss.attributed if loss else None,
-        **shown_explanations(explanations, d_sae),
+        **listed_explanations(explanations, d_sae),
         "histogram": activity.histogram if activity else none,
         "top_token_ids": activity.top_token_ids if activity else none,
         "top_token_counts": activity.top_token_counts if activity else none,

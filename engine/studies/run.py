@@ -1,4 +1,4 @@
-"""Whole studies: ensembles trained or imported, measured and published."""
+"""Runs whole studies: ensembles are trained or imported, analysed and published, from settings or from a study file."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,17 +27,18 @@ from seedscope.engine.store.database import StoreReader
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.anchor import anchor_ensemble
 from seedscope.engine.studies.import_ensemble import enrol
-from seedscope.engine.studies.pools.build import Asked, pool_ensemble
-from seedscope.engine.studies.pools.record import place
+from seedscope.engine.studies.pools.build import pool_ensemble
+from seedscope.engine.studies.pools.record import PoolRecord, pool_folder
+from seedscope.engine.studies.pools.settings import PoolSettings
 from seedscope.engine.studies.publish import publish
 from seedscope.engine.studies.studyfile.read import AnchorPlan, ImportPlan, StudyFile, TrainPlan
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.generator import TRAINING
 from seedscope.engine.studies.synthetic.phase_map import draw_map
 from seedscope.engine.studies.synthetic.samples import draw_rows
-from seedscope.engine.studies.train import train, train_once, trained_entry
+from seedscope.engine.studies.train import TrainingSource, train, train_once, trained_entry
 
-# What `seedscope demo` waits for; the loss follows while people look.
+# The analyses that `seedscope demo` waits for; the loss is measured while the pages are open already.
 CORE = ("match", "activity", "ablate", "explain", "subspaces")
 
 
@@ -73,10 +73,11 @@ def run_study(
         before = catalogue.read(folder)
         control = control or any(each.control_of == config.ensemble for each in (before.ensembles if before else ()))
 
-        def made(name: str, model: LanguageModel) -> catalogue.EnsemblePlan:
-            return train(folder, name, config.train, config.hookpoint, model, corpus.train, config.n_ctx, progress)
+        def train_named(name: str, model: LanguageModel) -> catalogue.EnsemblePlan:
+            texts = tokenize(corpus.train, model, n_ctx=config.n_ctx)
+            return train(folder, name, config.train, TrainingSource(model, config.hookpoint, texts), progress)
 
-        for trained in _with_control(made, config.ensemble, model, control=control):
+        for trained in _with_control(train_named, config.ensemble, model, control=control):
             plan = plan.with_ensemble(trained)
         catalogue.write(plan, folder)
         analyse(folder, only=only, loss_tokens=loss_tokens, texts=corpus.held_out, model=model, progress=progress)
@@ -97,33 +98,47 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
             if isinstance(wanted, ImportPlan):
                 _import(root, file, wanted, progress)
                 continue
-            model = model or load_model(file.model)
-            tokens = tokens or tokenize(_training_texts(file), model, n_ctx=file.tokens.n_ctx)
+            model_path, settings = _training_source(file)
+            model = model or load_model(model_path)
+            tokens = tokens or tokenize(_training_texts(file, settings), model, n_ctx=settings.n_ctx)
             if isinstance(wanted, AnchorPlan):
-                found = _anchored(folder, file, wanted, tokens, model, device=device, progress=progress)
-                catalogue.write((catalogue.read(folder) or catalogue.StudyPlan(file.name)).with_ensemble(found), folder)
+                # Without a control: the SAE was trained on this model's weights.
+                anchored = anchor_ensemble(
+                    folder, wanted.name, wanted.path, wanted.hookpoint or file.hookpoint, model, tokens, settings.n_ctx,
+                    progress, settings=wanted.settings, format=wanted.format, force=wanted.force, device=device,
+                )  # fmt: skip
+                _enter(anchored, folder)
                 continue
-            made = partial(_train_as_asked, folder, file, wanted, tokens, device=device, progress=progress)
-            for trained in _with_control(made, wanted.name, model, control=file.control is not None):
-                catalogue.write(
-                    (catalogue.read(folder) or catalogue.StudyPlan(file.name)).with_ensemble(trained), folder
-                )
-        settings = {"model": file.model, "tokens": file.tokens, "theta": file.theta, "epsilon": file.epsilon}
-        catalogue.write(replace(catalogue.read(folder), **settings), folder)
+            train_on = partial(_train_planned, folder, file, wanted, tokens, device=device, progress=progress)
+            for trained in _with_control(train_on, wanted.name, model, control=file.control is not None):
+                _enter(trained, folder)
+        plan = catalogue.read(folder) or catalogue.StudyPlan(file.name)
+        plan = replace(plan, model=file.model, tokens=file.tokens, theta=file.theta, epsilon=file.epsilon)
+        catalogue.write(plan, folder)
         analyse(folder, only=file.analyses, loss_tokens=file.loss_tokens, model=model, device=device, progress=progress)
         return _published(folder, progress)
 
 
+def _enter(ensemble: catalogue.EnsemblePlan, folder: Path) -> None:
+    """Put an ensemble into the catalogue of a study, which begins with it if need be."""
+    plan = catalogue.read(folder) or catalogue.StudyPlan(folder.name)
+    catalogue.write(plan.with_ensemble(ensemble), folder)
+
+
 def _with_control(
-    made: Callable[[str, LanguageModel], catalogue.EnsemblePlan], name: str, model: LanguageModel, *, control: bool
+    train_named: Callable[[str, LanguageModel], catalogue.EnsemblePlan],
+    name: str,
+    model: LanguageModel,
+    *,
+    control: bool,
 ) -> Iterator[catalogue.EnsemblePlan]:
-    """An ensemble as soon as it was `made`, and then its control: the same recipe on the model with random weights."""
-    yield made(name, model)
+    """An ensemble as soon as it is trained, and then its control: the same recipe on the model with random weights."""
+    yield train_named(name, model)
     if control:
-        yield replace(made(f"{name}-{catalogue.CONTROL}", randomised(model)), control_of=name)
+        yield replace(train_named(f"{name}-{catalogue.CONTROL}", randomised(model)), control_of=name)
 
 
-def _train_as_asked(
+def _train_planned(
     folder: Path,
     file: StudyFile,
     wanted: TrainPlan,
@@ -134,25 +149,11 @@ def _train_as_asked(
     device: str,
     progress: Progress,
 ) -> catalogue.EnsemblePlan:
-    hookpoint, n_ctx = wanted.hookpoint or file.hookpoint, file.tokens.n_ctx
-    return train(folder, name, wanted.config, hookpoint, model, tokens, n_ctx, progress, device=device, l0=wanted.l0)
-
-
-def _anchored(
-    folder: Path,
-    file: StudyFile,
-    wanted: AnchorPlan,
-    tokens: TokenSet,
-    model: LanguageModel,
-    *,
-    device: str,
-    progress: Progress,
-) -> catalogue.EnsemblePlan:
-    """An SAE with comparisons trained for it; no control, for it was trained on this model's weights."""
-    return anchor_ensemble(
-        folder, wanted.name, wanted.path, wanted.hookpoint or file.hookpoint, model, tokens, file.tokens.n_ctx, progress,
-        settings=wanted.settings, format=wanted.format, force=wanted.force, device=device,
-    )  # fmt: skip
+    hookpoint = wanted.hookpoint or file.hookpoint
+    if hookpoint is None:
+        raise ValueError(f"ensemble {name} has no hook point to be trained at; name one in the study file")
+    source = TrainingSource(model, hookpoint, tokens)
+    return train(folder, name, wanted.config, source, progress, device=device, l0=wanted.l0)
 
 
 def run_synthetic(
@@ -175,9 +176,9 @@ def run_synthetic(
 
         def rows() -> np.ndarray:
             with progress.stage("training samples", "samples") as report:
-                found = draw_rows(made.samples, made.recipe.n_tokens, stream=TRAINING)
-                report(len(found), len(found))
-            return found
+                samples = draw_rows(made.samples, made.recipe.n_tokens, stream=TRAINING)
+                report(len(samples), len(samples))
+            return samples
 
         trained = train_once(folder, ensemble, made.recipe, made_from, rows, {"samples": made.samples.digest}, progress)
         entry = trained_entry(
@@ -193,18 +194,25 @@ def run_synthetic(
             if former != folder / entry.folder:
                 shutil.rmtree(former)
         if with_map:
-            wanted = made.places(plan.theta, plan.epsilon)
+            wanted = made.cells(plan.theta, plan.epsilon)
             with progress.stage("map", "cells") as report:
                 draw_map(folder / synthetic.CELLS, wanted, report=report)
             path = _published(folder, progress)
         return path
 
 
-def _training_texts(file: StudyFile) -> Iterable[Document]:
+def _training_source(file: StudyFile) -> tuple[str, catalogue.Tokens]:
+    """The model and the token settings that ensembles are trained with; raises ValueError for a file without them."""
+    if file.model is None or file.tokens is None:
+        raise ValueError(f"study file of {file.name} trains ensembles, expected both [model] and [tokens]; add them")
+    return file.model, file.tokens
+
+
+def _training_texts(file: StudyFile, tokens: catalogue.Tokens) -> Iterable[Document]:
     if file.train_source == (stdlib.SOURCE,):
         return stdlib.load_corpus().train
-    found = documents(file.train_source)
-    return split(found, "train") if file.tokens.part == "held-out" else found
+    texts = documents(file.train_source)
+    return split(texts, "train") if tokens.part == "held-out" else texts
 
 
 def _published(folder: Path, progress: Progress) -> Path:
@@ -215,17 +223,16 @@ def _published(folder: Path, progress: Progress) -> Path:
 def _import(root: Path, file: StudyFile, wanted: ImportPlan, progress: Progress) -> None:
     """Enrol an ensemble unless exactly these files were."""
     made_from = _files_digest(wanted)
-    held = catalogue.read(root / file.name)
-    if held and any(each.name == wanted.name and each.made_from == made_from for each in held.ensembles):
+    plan = catalogue.read(root / file.name)
+    if plan and any(each.name == wanted.name and each.made_from == made_from for each in plan.ensembles):
         return
     with progress.stage(f"{wanted.name}: importing", "SAEs") as report:
-        found = enrol(
+        imported = enrol(
             root, file.name, wanted.name, wanted.paths, format=wanted.format, seeds=wanted.seeds,
             hookpoint=wanted.hookpoint or file.hookpoint, shared_start=wanted.shared_start, force=wanted.force,
             replaced=True, report=report,
         )  # fmt: skip
-    folder = root / file.name
-    catalogue.write(catalogue.read(folder).with_ensemble(replace(found, made_from=made_from)), folder)
+    _enter(replace(imported, made_from=made_from), root / file.name)
 
 
 def _files_digest(wanted: ImportPlan) -> str:
@@ -240,29 +247,29 @@ def _files_digest(wanted: ImportPlan) -> str:
 
 
 def pool_study(
-    study: Path, name: str, asked: Asked | None = None, *, progress: Progress | None = None
-) -> dict[str, Any]:
+    study: Path, name: str, settings: PoolSettings | None = None, *, progress: Progress | None = None
+) -> PoolRecord:
     """Pool an ensemble of a study where the study keeps it, and publish it; at once where exactly that is done already.
 
     Takes the study's lock. Raises ValueError as `pool_ensemble` does. A study without results is not published.
     """
     progress = progress or Progress()
     with only_writer(study):
-        told = pool_ensemble(study, name, place(study, name), asked, progress=progress)
+        record = pool_ensemble(study, name, pool_folder(study, name), settings, progress=progress)
         store = published(study)
         if store is None:
             progress.say(f"{name}: published with the study's results: seedscope analyze {study.name}")
-            return told
-        if not _shown(study / store.name, told):
+            return record
+        if not _is_published(study / store.name, record):
             with progress.stage("publishing", "members") as report:
                 publish(study, report=report)
-        return told
+        return record
 
 
-def _shown(store: Path, told: dict[str, Any]) -> bool:
+def _is_published(store: Path, record: PoolRecord) -> bool:
     """Whether a store has this very pool."""
     try:
-        with StoreReader(store) as held:
-            return told["digest"] in [row.sae_digest for row in held.rows(FeaturePool, ensemble=told["ensemble"])]
+        with StoreReader(store) as reader:
+            return record.digest in [row.sae_digest for row in reader.rows(FeaturePool, ensemble=record.ensemble)]
     except ValueError:  # of another version
         return False

@@ -1,4 +1,4 @@
-"""Ensembles trained once for a study, on a model's activations or on any rows: what is there is loaded.
+"""Trains an ensemble for a study, on a model's activations or on given rows; one trained before is loaded.
 
 A training that was stopped goes on from its last checkpoint.
 """
@@ -7,9 +7,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from seedscope.engine.activations.documents import Document
-from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harvest, tokenize
+from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harvest
 from seedscope.engine.contract.progress_files import Curves
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
 from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue
+from seedscope.engine.training.batches import Rows
 from seedscope.engine.training.calibrate import NEAR, Calibration, calibrated
 from seedscope.engine.training.ensemble import train_ensemble, training_space
 from seedscope.engine.training.snapshots import ALONG, Snapshots
@@ -37,67 +37,72 @@ CHECKPOINTS = "checkpoints"  # in the study's folder
 CALIBRATION = "calibration.json"  # in the study's folder: which l1 were tried, with what L0
 
 
+@dataclass(frozen=True)
+class TrainingSource:
+    """What SAEs are trained on: activations of a model at one hook point, on the tokens that count."""
+
+    model: LanguageModel
+    hookpoint: str
+    tokens: TokenSet
+
+
 def train(
     study: Path,
     name: str,
     config: TrainConfig,
-    hookpoint: str,
-    model: LanguageModel,
-    texts: Iterable[Document] | TokenSet,
-    n_ctx: int | None,
+    source: TrainingSource,
     progress: Progress,
     *,
     beside: str | None = None,
     device: str = "cpu",
     l0: float | None = None,
 ) -> catalogue.EnsemblePlan:
-    """Train an ensemble on a model's activations, or load it if exactly this one was trained before.
+    """Train an ensemble on a model's activations, about as many as `config` asks for, or load it if it was trained before.
 
     `beside` names an SAE that will stand with the members, in a folder that no other one shares. Where an `l0` is asked for,
     its l1 is found first and stands in the recipe; members that miss it by more than a tenth are remarked on.
     """
-    tokens = texts if isinstance(texts, TokenSet) else tokenize(texts, model, n_ctx=n_ctx)
-    tokens = enough(tokens, config.n_tokens)
+    model, hookpoint, tokens = source.model, source.hookpoint, enough(source.tokens, config.n_tokens)
 
     def made_from(config: TrainConfig, *more: float | str) -> str:
         recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint, *more], sort_keys=True)
         return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
     @cache
-    def rows() -> np.ndarray:
+    def rows() -> Rows:
         place = hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
         with progress.stage(f"training activations at {hookpoint}", "tokens") as report:
             return harvest(model, tokens, hookpoint, study / "scratch" / f"train-{place}", report=report)
 
-    found = None
+    calibration = None
     if l0 is not None:
-        found = calibrated(
+        calibration = calibrated(
             rows, config, l0, name=name, kept=study / CALIBRATION, key=made_from(config, l0), device=named_device(device),
             progress=progress,
         )  # fmt: skip
-        config = replace(config, l1=found.l1)
+        config = replace(config, l1=calibration.l1)
     provenance, made = {"model": model.digest, "hookpoint": hookpoint}, made_from(config, *([beside] if beside else []))
     ensemble = train_once(study, name, config, made, rows, provenance, progress, device=device)
     entry = trained_entry(
         study, name, config, made, ensemble, hookpoint=hookpoint, train_token_digest=tokens.digest,
         n_train_tokens=int(tokens.counted.sum()),
     )  # fmt: skip
-    return entry if found is None else _as_asked(entry, found, study, name, progress)
+    return entry if calibration is None else _with_l0(entry, calibration, study, progress)
 
 
-def _as_asked(
-    entry: catalogue.EnsemblePlan, found: Calibration, study: Path, name: str, progress: Progress
+def _with_l0(
+    entry: catalogue.EnsemblePlan, calibration: Calibration, study: Path, progress: Progress
 ) -> catalogue.EnsemblePlan:
-    """The entry with the L0 that was asked for, and a word where its members miss it."""
+    """The entry with the L0 that was asked for, and a remark where its members miss it."""
     points = read_trace(study / entry.folder)
     last = max(point.step for point in points)
-    mean, remarks = fmean(l0 for point in points if point.step == last for l0 in point.l0), [found.says]
-    if abs(mean / found.asked - 1) > NEAR:
+    mean, remarks = fmean(l0 for point in points if point.step == last for l0 in point.l0), [calibration.says]
+    if abs(mean / calibration.asked - 1) > NEAR:
         remarks.append(
-            f"L0 = {found.asked:g} was asked for and missed: its members end with {mean:.2f} active features"
+            f"L0 = {calibration.asked:g} was asked for and missed: its members end with {mean:.2f} active features"
         )
-        progress.say(f"{name}: {remarks[-1]}")
-    return replace(entry, recipe=entry.recipe | {"l0": found.asked}, remarks=tuple(remarks))
+        progress.say(f"{entry.name}: {remarks[-1]}")
+    return replace(entry, recipe=(entry.recipe or {}) | {"l0": calibration.asked}, remarks=tuple(remarks))
 
 
 def train_once(
@@ -105,7 +110,7 @@ def train_once(
     name: str,
     config: TrainConfig,
     made_from: str,
-    rows: Callable[[], np.ndarray],
+    rows: Callable[[], Rows],
     provenance: dict[str, str],
     progress: Progress,
     *,
@@ -115,7 +120,7 @@ def train_once(
     folder = study / "sae" / name / made_from
     ensemble = _trained_before(folder, config)
     if ensemble is None:
-        found = rows()
+        activations = rows()
         trace, checkpoints = Trace(), checkpoints_of(study, name)
         begun = time.time()
 
@@ -127,26 +132,26 @@ def train_once(
         trace.on_point = show
         with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
             ensemble = train_ensemble(
-                found, config, device=named_device(device), checkpoints=checkpoints / made_from, trace=trace, report=report,
+                activations, config, device=named_device(device), checkpoints=checkpoints / made_from, trace=trace, report=report,
                 snapshots=Snapshots(folder), say=lambda text: progress.say(f"{name}: {text}"),
             )  # fmt: skip
         ensemble.save(folder, provenance=provenance)
         trace.save(folder)
-        training_space(found, config).save(folder / ALONG)
+        training_space(activations, config).save(folder / ALONG)
         (folder / "complete").touch()
         forget_checkpoints(study, name)
     return ensemble
 
 
 def checkpoints_of(study: Path, name: str) -> Path:
-    """Where a training of this ensemble that is stopped is kept: outside scratch/, which every analysis empties."""
+    """Folder of the checkpoints of an ensemble's trainings: outside scratch/, which every analysis empties."""
     return study / CHECKPOINTS / name
 
 
 def forget_checkpoints(study: Path, name: str) -> None:
-    """Remove those of an ensemble, of recipes that nobody finished as well."""
+    """Remove the checkpoints of an ensemble, those of trainings by other recipes among them."""
     shutil.rmtree(checkpoints_of(study, name), ignore_errors=True)
-    with suppress(OSError):  # others are on their way, or there were none
+    with suppress(OSError):  # not empty, as other ensembles have checkpoints, or not there
         (study / CHECKPOINTS).rmdir()
 
 

@@ -1,4 +1,4 @@
-"""What features do on the evaluation tokens, kept as a part; the same pass over the tokens collects what worth needs."""
+"""Activity of features on the evaluation tokens, kept as a part; the same pass over the tokens collects what worth needs."""
 
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class TokenPass(NamedTuple):
 
 def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, worth: bool) -> TokenPass:
     """Encode the evaluation tokens once, for activity, for worth, or for both."""
-    rows, tokens = evaluator.place(run.ensemble.hookpoint, run.members.d_in)
+    rows, tokens = evaluator.activations(run.hookpoint, run.members.d_in)
     activity_pass = ActivityPass(run.members) if activity else None
     ablation_pass = AblationPass(run.members) if worth else None
     positions = np.flatnonzero(tokens.counted)
@@ -53,7 +53,7 @@ def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass
             named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
             put(seed, _flat(summary) | named | {"left_out": tokens.left_out})
             report(index + 1, run.members.n_members)
-    return run.parts.find("activity", **run.measured)
+    return run.part("activity", run.measured)
 
 
 def _flat(activity: Activity) -> dict[str, Any]:

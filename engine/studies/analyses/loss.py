@@ -1,4 +1,4 @@
-"""What buckets are worth in next-token loss, kept as a part."""
+"""Next-token loss that reconstructions, and masks of each bucket's features, add to the model, kept as a part."""
 
 from typing import NamedTuple
 
@@ -11,42 +11,42 @@ from seedscope.engine.studies.ensemble_run import EnsembleRun
 from seedscope.engine.studies.evaluator import Evaluator
 
 
-class LossAsked(NamedTuple):
-    """How the loss is to be measured."""
+class LossSettings(NamedTuple):
+    """On what the loss is measured, and whether however long it takes."""
 
     n_tokens: int | None  # None: on LOSS_TOKENS, or on as many as it was measured on before
     expressly: bool  # however long it takes
 
 
-def lacks_loss(run: EnsembleRun, evaluator: Evaluator, asked: LossAsked) -> bool:
-    """Whether the loss has a meaning here and was not measured as asked."""
+def lacks_loss(run: EnsembleRun, evaluator: Evaluator, settings: LossSettings) -> bool:
+    """Whether the loss has a meaning here and was not measured with these settings."""
     if not evaluator.model.causal:
         run.progress.say(f"{run.name}: loss: left out, {evaluator.model.name} predicts no next token")
         return False
-    length = {} if asked.n_tokens is None else {"loss_tokens": asked.n_tokens}
+    length = {} if settings.n_tokens is None else {"loss_tokens": settings.n_tokens}
     return run.parts.find("loss", **run.measured, **run.judgement, **length) is None
 
 
 def measure_loss(
-    run: EnsembleRun, evaluator: Evaluator, activity: Part, masked: MaskedFeatures, asked: LossAsked
+    run: EnsembleRun, evaluator: Evaluator, activity: Part, masked: MaskedFeatures, settings: LossSettings
 ) -> None:
-    """What reconstructions and masks cost the model's next-token prediction; left out, with a word, where it takes long."""
+    """Measure and keep the losses; left out, with a message, where that takes long and was not asked for expressly."""
     drawn = [masked.fewer_masks(index) for index in range(run.members.n_members)]
     total, done = sum(len(sets) for masks in drawn for sets in masks.values()), 0
-    n_tokens = LOSS_TOKENS if asked.n_tokens is None else asked.n_tokens
-    if not asked.expressly and takes_long(evaluator.model, total, n_tokens):
+    n_tokens = LOSS_TOKENS if settings.n_tokens is None else settings.n_tokens
+    if not settings.expressly and takes_long(evaluator.model, total, n_tokens):
         run.progress.say(
             f"{run.name}: loss: left out, {total:,} passes of {evaluator.model.name} over {n_tokens:,} tokens take long on "
             f"a CPU; ask for them with: seedscope analyze {run.plan.name} --only loss"
         )
         return
     windows = evaluator.loss_tokens(n_tokens, run.left_out(activity))
-    splice = Splice(evaluator.model, windows, run.ensemble.hookpoint)
+    splice = Splice(evaluator.model, windows, run.hookpoint)
     own, zero = (float(each.double().mean()) for each in (splice.own(), splice.losses(torch.zeros_like)))
     about = run.measured | run.judgement | {"loss_tokens": n_tokens}
     with run.progress.stage(f"{run.name}: loss", "masks") as report, run.parts.write("loss", about) as put:
         for index, seed in enumerate(run.seeds):
-            member = run.members.only(index).to(evaluator.model.network.device)
+            member = run.members.only(index).to(evaluator.device)
 
             def step() -> None:
                 nonlocal done

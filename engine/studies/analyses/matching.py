@@ -37,4 +37,4 @@ def match_members(run: EnsembleRun, live: np.ndarray | None) -> Part:
             mine = {field: array[index] for field, array in matches._asdict().items()}
             null = {f"null_{kind}": of_kind.cosine[index] for kind, of_kind in chance.items()}
             put(seed, mine | null | {"null_feature": chance[NULL_KINDS[0]].feature})
-    return run.parts.find("match", **about)
+    return run.part("match", about)

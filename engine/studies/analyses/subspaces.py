@@ -1,4 +1,4 @@
-"""Spans of an ensemble's buckets and the map of directions, kept as a part."""
+"""Spans of an ensemble's buckets, and the map that lays its decoder rows out in the plane, kept as a part."""
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ def activation_covariance(run: EnsembleRun, evaluator: Evaluator, rows: Rows | N
     part = run.parts.find("activations", **run.measured)
     if part is None:
         d_in = run.members.d_in
-        rows = evaluator.place(run.ensemble.hookpoint, d_in).rows if rows is None else rows
+        rows = evaluator.activations(run.hookpoint, d_in).rows if rows is None else rows
         total, product = np.zeros(d_in), np.zeros((d_in, d_in))
         with run.progress.stage(f"{run.name}: directions of activations", "tokens") as report:
             for first in range(0, len(rows), COVARIANCE_ROWS):
@@ -32,7 +32,7 @@ def activation_covariance(run: EnsembleRun, evaluator: Evaluator, rows: Rows | N
         mean = total / len(rows)
         with run.parts.write("activations", run.measured) as put:  # one for all members: under the first one's name
             put(run.seeds[0], {"covariance": product / len(rows) - np.outer(mean, mean)})
-        part = run.parts.find("activations", **run.measured)
+        part = run.part("activations", run.measured)
     return part.read(run.seeds[0])["covariance"]
 
 

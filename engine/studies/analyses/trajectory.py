@@ -32,7 +32,7 @@ def follow_training(run: EnsembleRun, activity: Part | None) -> None:
         )
     rows = None
     if run.evaluator and activity:
-        rows = run.evaluator.sample(run.ensemble.hookpoint, trajectory.N_TOKENS, run.left_out(activity))
+        rows = run.evaluator.sample(run.hookpoint, trajectory.N_TOKENS, run.left_out(activity))
     units, followed = snapshots.units(folder, members.d_in), []
     with run.progress.stage(f"{name}: trajectory", "snapshots") as report:
         for each in taken:

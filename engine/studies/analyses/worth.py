@@ -1,4 +1,4 @@
-"""What buckets are worth in explained variance, kept as a part."""
+"""Explained variance that masking single features, and growing sets of each bucket, takes away, kept as a part."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,13 +13,13 @@ LOSS_DRAWS = 2  # of the headline's masks; curves are drawn once
 
 
 class MaskedFeatures(NamedTuple):
-    """What masks are drawn from: every member's buckets and firings, (d_sae,) each."""
+    """Buckets and firing counts that masks are drawn from: per member (d_sae,) each."""
 
     buckets: Sequence[np.ndarray]
     n_active: Sequence[np.ndarray]
 
     def masks(self, index: int) -> dict[str, list[np.ndarray]]:
-        """All of one member, the headline's and the curves'."""
+        """All masks of one member by name: those of the headline and those of the curves."""
         pair = self.buckets[index], self.n_active[index]
         return headline_masks(*pair) | curve_masks(*pair)
 
@@ -30,7 +30,7 @@ class MaskedFeatures(NamedTuple):
 
 
 def measure_worth(run: EnsembleRun, ablation: AblationPass, masked: MaskedFeatures, rows: Rows) -> None:
-    """Every feature's worth, and what growing sets of each bucket are worth."""
+    """Measure and keep the worth of every feature and of the masked sets; `rows` are those that `ablation` was collected on."""
     mask_pass, drawn = None, [masked.masks(index) for index in range(run.members.n_members)]
     if not ablation.pairwise:
         mask_pass = MaskPass(run.members, drawn)
@@ -42,8 +42,8 @@ def measure_worth(run: EnsembleRun, ablation: AblationPass, masked: MaskedFeatur
     with run.progress.stage(f"{run.name}: worth", "members") as report, run.parts.write("ablate", about) as put:
         for index, seed in enumerate(run.seeds):
             worth = ablation.finish(index)
-            answers = mask_pass.finish(index, worth) if mask_pass else worth
-            columns = mask_columns(explained_under(answers, drawn[index]))
+            masked_worth = mask_pass.finish(index, worth) if mask_pass else worth
+            columns = mask_columns(explained_under(masked_worth, drawn[index]))
             put(seed, {"ev": worth.explained_variance(), "marginal": worth.marginal_worth()} | columns)
             report(index + 1, run.members.n_members)
 

@@ -53,21 +53,24 @@ def unique_features(
     Cost: all features times the unique ones times d_in multiply-adds, twice; memory the unit rows, and the pool's once more.
     """
     walked = tuple(range(sae.n_members)) if members is None else members
-    found = dictionaries(sae, device=device)
-    rows = [found[member].decoder[found[member].valid] for member in walked]
+    members_rows = dictionaries(sae, device=device)
+    rows = [members_rows[member].decoder[members_rows[member].valid] for member in walked]
     total, n = 2 * sum(map(len, rows)), 0
     pool = rows[0].new_empty(sum(map(len, rows)), sae.d_in)  # no page of it is touched before a feature needs it
-    owner, feature, done = [], [], 0
+    owners: list[np.ndarray] = []
+    features: list[np.ndarray] = []
+    done = 0
     for place, member in enumerate(walked):
         for first in range(0, len(rows[place]), ROWS):
             part = rows[place][first : first + ROWS]
             new = _new(part, pool[:n], theta)
             pool[n : n + len(new)] = part[new]
-            owner.append(np.full(len(new), place))
-            feature.append(found[member].valid.cpu().numpy()[first : first + ROWS][new])
+            owners.append(np.full(len(new), place))
+            features.append(members_rows[member].valid.cpu().numpy()[first : first + ROWS][new])
             n, done = n + len(new), done + len(part)
             report(done, total)
-    owner = np.concatenate(owner) if owner else np.zeros(0, np.int64)
+    owner = np.concatenate(owners) if owners else np.zeros(0, np.int64)
+    feature = np.concatenate(features) if features else np.zeros(0, np.int64)
     holders = np.zeros(n, np.int64)
     for place, part in enumerate(rows):
         if n and len(part):
@@ -75,7 +78,7 @@ def unique_features(
             holders += is_match(cosine, theta) | (owner == place)
         done += len(part)
         report(done, total)
-    return Unique(np.array(walked)[owner], np.concatenate(feature) if feature else owner, holders)
+    return Unique(np.array(walked)[owner], feature, holders)
 
 
 def _new(part: Float[Tensor, "rows d_in"], pool: Float[Tensor, "unique d_in"], theta: float) -> np.ndarray:
@@ -110,24 +113,24 @@ def pool(
             "groupmax takes the largest of every group of neighbours, so a feature means nothing outside its group; pool an "
             "ensemble of another architecture"
         )
-    found = unique_features(sae, members=members, theta=theta, device=device, report=report)
-    if not len(found.holders):
+    unique = unique_features(sae, members=members, theta=theta, device=device, report=report)
+    if not len(unique.holders):
         raise ValueError("no decoder row has a direction (all are zero or not finite), expected some features to pool")
-    dense = np.zeros(len(found.holders)) if density is None else density[found.member, found.feature]
-    order = np.lexsort((np.arange(len(dense)), -dense, -found.holders))[: sae.d_sae]
+    dense = np.zeros(len(unique.holders)) if density is None else density[unique.member, unique.feature]
+    order = np.lexsort((np.arange(len(dense)), -dense, -unique.holders))[: sae.d_sae]
     if len(order) < sae.k:
         raise ValueError(
             f"found {len(order)} unique features at theta {theta:g}, expected at least k ({sae.k}); raise theta"
         )
-    member, feature = found.member[order], found.feature[order]
+    member, feature = unique.member[order], unique.feature[order]
     walked = sae.n_members if members is None else len(members)
     return Pool(
         sae=taken_from(sae, member, feature, members=members),
         seed=np.array(sae.seeds)[member],
         feature=feature,
-        holders=found.holders[order],
+        holders=unique.holders[order],
         density=None if density is None else dense[order],
-        n_unique=np.bincount(found.holders, minlength=walked + 1)[1:],
+        n_unique=np.bincount(unique.holders, minlength=walked + 1)[1:],
     )
 
 

@@ -1,6 +1,6 @@
-"""What training on does to a pool: explained variance, L0 and agreement after each of several lengths, beside controls.
+"""Post-training of a pool beside its controls: the recipe, the SAEs that are trained further, and how much pairs agree.
 
-Controls see the same extra tokens: single members, fresh seeds, and random features of the members that a pool was made from.
+Controls read the same extra tokens: single members, fresh seeds, and random features of the members that a pool was made from.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ Report = Callable[[int, int], None]
 
 
 class PairAgreement(NamedTuple):
-    """Two SAEs compared, both ways; living features alone are asked, all rows count as partners."""
+    """Two SAEs compared, both ways: every living feature of one with all rows of the other."""
 
     shared: float  # share of features with a partner at theta in the other
     mmcs: float  # mean of the largest cosines
@@ -50,15 +50,15 @@ def lengths(n_tokens: int, batch: int) -> list[int]:
 
 
 def starts(sae: SAE, whole: Pool, two: tuple[Pool, Pool] | None, *, seed: int = 0) -> dict[str, list[SAE]]:
-    """What is trained on, by name: the pool; and the two pools, a member and random features of each half."""
-    found = {"pool": [whole.sae]}
+    """What is trained further, by kind: the pool; and the two pools, a member and random features of each half."""
+    groups = {"pool": [whole.sae]}
     if two is None:
-        return found
+        return groups
     sets, rng = halves(sae.n_members), np.random.default_rng(seed)
-    found["halves"] = [each.sae for each in two]
-    found["members"] = [sae.only(members[0]) for members in sets]
-    found["subset"] = [_random(sae, members, each.sae.d_sae, rng) for members, each in zip(sets, two, strict=True)]
-    return found
+    groups["halves"] = [half.sae for half in two]
+    groups["members"] = [sae.only(members[0]) for members in sets]
+    groups["subset"] = [_random(sae, members, half.sae.d_sae, rng) for members, half in zip(sets, two, strict=True)]
+    return groups
 
 
 def _random(sae: SAE, members: tuple[int, ...], n: int, rng: np.random.Generator) -> SAE:
@@ -79,19 +79,20 @@ def two_pools(
     """Pools of the two halves of the members; None for fewer than four, where a half would be no pool."""
     if sae.n_members < 4:
         return None
-    made = [
+    first, second = (
         pool(sae, members=members, density=density, theta=theta, device=device) for members in halves(sae.n_members)
-    ]
-    return made[0], made[1]
+    )
+    return first, second
 
 
 def recipe_of(
-    members: SAE, kept: Mapping[str, Any] | None, n_tokens: int, *, variant: str | None = None, **known: Any
+    members: SAE, kept: Mapping[str, Any] | None, n_tokens: int, *, variant: str | None = None, **settings: Any
 ) -> TrainConfig:
     """The members' own recipe for `n_tokens` more, as far as it was `kept` (fields of TrainConfig); the rest has its default.
 
-    Where nothing was kept, `variant` is what the ensemble is called and `known` what is known beside it. All that is trained
-    on sees one stream. Raises ValueError, with the reason alone, where training on would make something else of the members.
+    Where none was kept, `variant` is the ensemble's and `settings` are the fields that the study names nevertheless. The data
+    order is the default, one stream for all SAEs. Raises ValueError, with the reason alone, where the recipe here would train
+    SAEs of another convention.
     """
     convention = replace(members.convention, rescale_by_decoder_norm=False)
     named = (kept or {}).get("variant") or variant or convention.architecture
@@ -104,10 +105,10 @@ def recipe_of(
             f"it is {named} and how it was trained is not known, and what its sparsity weighs decides what training does"
         )
     taken = {field.name for field in fields(TrainConfig)} - {"d_sae", "seeds", "n_tokens", "data_order", *BEGINNING}
-    held = {name: value for name, value in (known if kept is None else kept).items() if name in taken}
-    held = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items()}
-    held |= {"k": members.k} if convention.architecture == "topk" else {}
-    config = TrainConfig(d_sae=members.d_sae, seeds=(0,), n_tokens=n_tokens, **held)
+    own = {name: value for name, value in (settings if kept is None else kept).items() if name in taken}
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+    own |= {"k": members.k} if convention.architecture == "topk" else {}
+    config = TrainConfig(d_sae=members.d_sae, seeds=(0,), n_tokens=n_tokens, **own)
     if convention != (trained := RECIPES[config.variant].convention(config)):
         raise ValueError(f"it is used as {members.convention}, and training makes {trained}")
     norms = members.W_dec.detach().norm(dim=-1)
@@ -148,27 +149,25 @@ def train_on(
     `config` says how long and how; its seeds and d_sae are the members'. The given SAEs stay as they are.
     """
     begun = [with_unit_rows(each) for each in members]
-    result: list[SAE | None] = [None] * len(begun)
-    widths = sorted({each.d_sae for each in begun})
-    behind, total = 0, len(begun) * config.n_tokens
-    for width in widths:
-        places = tuple(i for i, each in enumerate(begun) if each.d_sae == width)
-        chosen = [begun[i] for i in places]
+    trained: dict[int, SAE] = {}  # by index into the given SAEs
+    done_before, total = 0, len(begun) * config.n_tokens
+    for width in sorted({each.d_sae for each in begun}):
+        indices = [i for i, each in enumerate(begun) if each.d_sae == width]
+        chosen = [begun[i] for i in indices]
         names = chosen[0].convention.tensors
         tensors = {name: torch.cat([getattr(each, name).detach() for each in chosen]) for name in names}
-        start = assemble(tensors, chosen[0].convention, tuple(range(len(places))))
+        start = assemble(tensors, chosen[0].convention, tuple(range(len(indices))))
 
-        def told(done: int, of: int, behind: int = behind, n: int = len(places)) -> None:
-            report(behind + n * done, total)
+        def report_all(done: int, of: int, before: int = done_before, n: int = len(indices)) -> None:
+            report(before + n * done, total)
 
-        trained = train_ensemble(
-            rows, replace(config, d_sae=width, seeds=start.seeds), device=device, start=start, report=told,
+        ensemble = train_ensemble(
+            rows, replace(config, d_sae=width, seeds=start.seeds), device=device, start=start, report=report_all,
             checkpoints=checkpoints and checkpoints / f"width-{width}",
         )  # fmt: skip
-        for member, place in enumerate(places):
-            result[place] = trained.only(member)
-        behind += len(places) * config.n_tokens
-    return result
+        trained |= {index: ensemble.only(member) for member, index in enumerate(indices)}
+        done_before += len(indices) * config.n_tokens
+    return [trained[i] for i in range(len(begun))]
 
 
 def agreement(
@@ -186,10 +185,10 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean(dtype=np.float64)) if len(values) else float("nan")
 
 
-def agreement_of(members: list[SAE], found: list[HeldOutMeasures], *, theta: float = THETA) -> PairAgreement | None:
+def agreement_of(members: list[SAE], measures: list[HeldOutMeasures], *, theta: float = THETA) -> PairAgreement | None:
     """The mean over all pairs of members; None where there is no pair."""
     pairs = [
-        agreement(members[i], members[j], (found[i].n_active[0] > 0, found[j].n_active[0] > 0), theta=theta)
+        agreement(members[i], members[j], (measures[i].n_active[0] > 0, measures[j].n_active[0] > 0), theta=theta)
         for i, j in combinations(range(len(members)), 2)
     ]
     return PairAgreement(*np.mean(pairs, 0).tolist()) if pairs else None

@@ -1,4 +1,4 @@
-"""What a study file names: models, texts and SAE files; local ones are sought from the folder that the file lies in."""
+"""Checks of the models, texts and SAE files that a study file names; relative paths start from the folder of the file."""
 
 import glob
 import re
@@ -28,8 +28,8 @@ def model_in(folder: Path) -> Check:
                 raise Unfit(f"expected a folder of a transformers model, found no config.json in {local}")
             return str(local)
         if local.exists() or not _HUB_ID.fullmatch(name):
-            found = "which is a file" if local.exists() else "which does not exist"
-            raise Unfit(f"expected a folder, or a hub id such as EleutherAI/pythia-70m; it reads as {local}, {found}")
+            what = "which is a file" if local.exists() else "which does not exist"
+            raise Unfit(f"expected a folder, or a hub id such as EleutherAI/pythia-70m; it reads as {local}, {what}")
         return name
 
     return check
@@ -67,19 +67,19 @@ def paths_in(folder: Path) -> Check:
     """Files and folders of SAEs: names first, patterns second; the matches of a pattern in natural order."""
 
     def check(value: Any) -> tuple[Path, ...]:
-        found: list[Path] = []
+        paths: list[Path] = []
         for pattern in texts(value):
             if pattern.startswith(PREFIX):
-                found.append(_on_hub(pattern))
+                paths.append(_on_hub(pattern))
                 continue
             named = folder / Path(pattern).expanduser()
             names = [str(named)] if named.exists() else glob.glob(_anchored(folder, pattern), recursive=True)
             if not names:
                 raise Unfit(f"expected SAE files or folders, {pattern!r} matches none{_what_there_is(named)}")
-            found += map(Path, natsorted(names))  # seed2 before seed10
-        if twice := sorted({str(path) for path in found if found.count(path) > 1}):
+            paths += map(Path, natsorted(names))  # seed2 before seed10
+        if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
             raise Unfit(f"expected every SAE once, {twice[0]} is matched twice; narrow the patterns")
-        return tuple(found)
+        return tuple(paths)
 
     return check
 

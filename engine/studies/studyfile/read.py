@@ -1,4 +1,4 @@
-"""A study file, `study.toml`: everything that a study is to consist of, checked as a whole before any work begins."""
+"""Reads a study file, `study.toml`, into a StudyFile; all of it is checked before any work begins."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,7 @@ from seedscope.engine.contract.stability import EPSILON, THETA
 from seedscope.engine.demo import stdlib
 from seedscope.engine.saes.importers.ensemble import FORMATS
 from seedscope.engine.store import catalogue
-from seedscope.engine.studies.studyfile import recipes
-from seedscope.engine.studies.studyfile import values as values
+from seedscope.engine.studies.studyfile import recipes, values
 from seedscope.engine.studies.studyfile.paths import model_in, paths_in, sources_in
 from seedscope.engine.studies.studyfile.toml import Table, reading, shown
 
@@ -75,8 +74,8 @@ class StudyFile:
     loss_tokens: int | None = None  # that losses are measured on
 
 
-class _Given(NamedTuple):
-    """What the rest of the file says, as far as an ensemble depends on it."""
+class _Surroundings(NamedTuple):
+    """What an ensemble depends on in the rest of the file."""
 
     folder: Path  # that relative paths start from
     lacks: list[str]  # tables that training needs
@@ -107,8 +106,8 @@ def read_study_file(path: Path) -> StudyFile:
         tokens, train_source = _tokens(
             top, folder, trains=any("train" in table or "anchor" in table for table in tables)
         )
-        given = _Given(folder, [f"[{key}]" for key in ("model", "tokens") if key not in top], has_hookpoint)
-        ensembles = _ensembles(top, tables, given)
+        around = _Surroundings(folder, [f"[{key}]" for key in ("model", "tokens") if key not in top], has_hookpoint)
+        ensembles = _ensembles(top, tables, around)
     return StudyFile(
         study.name, study.theta, study.epsilon, model, hookpoint, tokens, train_source, ensembles, study.control,
         study.analyses, study.loss_tokens,
@@ -169,32 +168,34 @@ def _tokens(top: Table, folder: Path, *, trains: bool) -> tuple[catalogue.Tokens
     return tokens, tuple(source.values()) if trains else ()
 
 
-def _ensembles(top: Table, tables: list[Table], given: _Given) -> tuple[ImportPlan | TrainPlan | AnchorPlan, ...]:
+def _ensembles(
+    top: Table, tables: list[Table], around: _Surroundings
+) -> tuple[ImportPlan | TrainPlan | AnchorPlan, ...]:
     if "ensemble" not in top:
         top.wrong("ensemble", "is missing, expected at least one [[ensemble]] with a name and import or train")
     names: dict[str, int] = {}
     plans: list[ImportPlan | TrainPlan | AnchorPlan] = []
     for table in tables:
-        for plan in _plans(table, given):
+        for plan in _plans(table, around):
             plans.append(plan)
             if plan.name in names:
-                key, told = ("sweep", f"makes {plan.name}") if "sweep" in table else ("name", f"= {shown(plan.name)}")
-                table.wrong(key, f"{told}, expected another name: line {names[plan.name]} has it already")
+                key, clash = ("sweep", f"makes {plan.name}") if "sweep" in table else ("name", f"= {shown(plan.name)}")
+                table.wrong(key, f"{clash}, expected another name: line {names[plan.name]} has it already")
             elif plan.name:
                 names[plan.name] = table.line("name")
     return tuple(plans)
 
 
-def _plans(table: Table, given: _Given) -> Sequence[ImportPlan | TrainPlan | AnchorPlan]:
+def _plans(table: Table, around: _Surroundings) -> Sequence[ImportPlan | TrainPlan | AnchorPlan]:
     if "anchor" in table:
-        return [_anchor_plan(table, given)]
-    return _train_plans(table, given) if "train" in table else [_import_plan(table, given)]
+        return [_anchor_plan(table, around)]
+    return _train_plans(table, around) if "train" in table else [_import_plan(table, around)]
 
 
-def _import_plan(table: Table, given: _Given) -> ImportPlan:
+def _import_plan(table: Table, around: _Surroundings) -> ImportPlan:
     with table.alone(_HOMES):
         name, hookpoint = _head(table)
-        table.known("train", "sweep")
+        table.allow("train", "sweep")
         if "import" not in table:
             table.wrong("", 'has neither import nor train, expected one of them; such as import = ["ckpts/seed*"]')
         elif "sweep" in table:
@@ -202,7 +203,7 @@ def _import_plan(table: Table, given: _Given) -> ImportPlan:
         return ImportPlan(
             name,
             hookpoint,
-            paths=table.take("import", paths_in(given.folder), ()),
+            paths=table.take("import", paths_in(around.folder), ()),
             format=table.take("format", values.one_of(FORMATS), "auto"),
             seeds=table.take("seeds", values.seeds),
             shared_start=table.take("shared_start", values.one_of(get_args(catalogue.YesNo)), "unknown"),
@@ -210,35 +211,35 @@ def _import_plan(table: Table, given: _Given) -> ImportPlan:
         )
 
 
-def _train_plans(table: Table, given: _Given) -> list[TrainPlan]:
+def _train_plans(table: Table, around: _Surroundings) -> list[TrainPlan]:
     """One plan, or one for every combination of a sweep."""
     with table.alone(_HOMES):
         name, hookpoint = _head(table)
-        table.known("import")
+        table.allow("import")
         if "import" in table:
             table.wrong("import", "stands beside train, expected one of them; make it two ensembles")
         train, sweep = table.table("train"), table.table("sweep")
-    if given.lacks:
+    if around.lacks:
         table.wrong(
-            "train", f"needs {' and '.join(given.lacks)}, expected both [model] and [tokens]; add what is missing"
+            "train", f"needs {' and '.join(around.lacks)}, expected both [model] and [tokens]; add what is missing"
         )
-    elif not given.hookpoint and "hookpoint" not in table and (sweep is None or "hookpoint" not in sweep):
+    elif not around.hookpoint and "hookpoint" not in table and (sweep is None or "hookpoint" not in sweep):
         table.wrong("hookpoint", "is missing, expected one here or below [model], such as blocks.7.hook_resid_post")
     settings = {} if train is None else _settings(train)
     if sweep is not None:
         return _swept(table, train, sweep, name, hookpoint, settings)
-    if settings is None:
+    if train is None or settings is None:
         return [TrainPlan(name, hookpoint, TrainConfig())]
-    recipe, misfits = recipes.settled(settings)
+    recipe, misfits = recipes.recipe_from(settings)
     for misfit in misfits:
-        train.wrong(misfit.key, misfit.told)
+        train.wrong(misfit.key, misfit.problem)
     return [TrainPlan(name, hookpoint, *recipe)]
 
 
 def _settings(train: Table) -> dict[str, Any] | None:
     """The settings of a recipe; None where its variant is none, so that nothing more can be said of them."""
     with train.alone(_HOMES):
-        settings = recipes.given(train)
+        settings = recipes.settings_in(train)
     return None if "variant" in train and "variant" not in settings else settings
 
 
@@ -256,26 +257,26 @@ def _swept(
         return []
     return [
         TrainPlan(each.name, each.settings.get("hookpoint", hookpoint), *recipe)
-        for each, recipe in recipes.each_settled(settings, combinations, sweep)
+        for each, recipe in recipes.sweep_recipes(settings, combinations, sweep)
     ]
 
 
-def _anchor_plan(table: Table, given: _Given) -> AnchorPlan:
+def _anchor_plan(table: Table, around: _Surroundings) -> AnchorPlan:
     with table.alone(_HOMES):
         name, hookpoint = _head(table)
-        paths = table.take("anchor", paths_in(given.folder), (Path(),))
+        paths = table.take("anchor", paths_in(around.folder), (Path(),))
         if len(paths) > 1:
             table.wrong("anchor", f"names {len(paths)} SAEs, expected one; seeds of one recipe are brought with import")
         for key in ("import", "sweep", "shared_start", "seeds"):
-            table.known(key)
+            table.allow(key)
             if key in table:
                 table.wrong(
                     key, "stands beside anchor, expected one SAE and train = { } for its comparisons; leave it out"
                 )
         format = table.take("format", values.one_of(FORMATS), "auto")
         force, recipe = table.take("force", values.truth, False), table.table("train")
-    if given.lacks:
-        lacks = " and ".join(given.lacks)
+    if around.lacks:
+        lacks = " and ".join(around.lacks)
         table.wrong("anchor", f"needs {lacks}, expected both [model] and [tokens] to train comparisons on; add them")
     return AnchorPlan(name, hookpoint, paths[0], {} if recipe is None else _free(recipe), format, force)
 
@@ -283,13 +284,13 @@ def _anchor_plan(table: Table, given: _Given) -> AnchorPlan:
 def _free(train: Table) -> dict[str, Any]:
     """The settings of comparisons that their anchor leaves open, by the fields of TrainConfig."""
     with train.alone(_HOMES):
-        found = {key: train.take(key, check) for key, check in recipes.OF_COMPARISONS.items()}
+        settings = {key: train.take(key, check) for key, check in recipes.OF_COMPARISONS.items()}
         for key in ("variant", *recipes.KEYS):
-            train.known(key)
-            if key in train and key not in found:
-                told = f"stands beside anchor, which decides it; expected some of {', '.join(found)}; leave it out"
-                train.wrong(key, told)
-    return {recipes.FIELD.get(key, key): value for key, value in found.items() if value is not None}
+            train.allow(key)
+            if key in train and key not in settings:
+                others = ", ".join(settings)
+                train.wrong(key, f"stands beside anchor, which decides it; expected some of {others}; leave it out")
+    return {recipes.FIELD.get(key, key): value for key, value in settings.items() if value is not None}
 
 
 def _head(table: Table) -> tuple[str, str | None]:

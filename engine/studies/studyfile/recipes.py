@@ -60,35 +60,37 @@ class Misfit(NamedTuple):
     """A setting that does not go with the others."""
 
     key: str  # empty where several are meant
-    told: str
+    problem: str
 
 
-def given(table: Table) -> dict[str, Any]:
-    """The settings that stand in a recipe and are right by themselves, by their keys."""
+def settings_in(table: Table) -> dict[str, Any]:
+    """The settings of a recipe that are valid on their own, by key."""
     taken = {"variant": table.take("variant", one_of(VARIANTS))}
     taken |= {key: table.take(key, check) for key, check in KEYS.items()}
     return {key: value for key, value in taken.items() if value is not None}
 
 
-def settled(settings: Mapping[str, Any]) -> tuple[Recipe, list[Misfit]]:
-    """The recipe that settings make, or the default one with what does not fit."""
+def recipe_from(settings: Mapping[str, Any]) -> tuple[Recipe, list[Misfit]]:
+    """The recipe of some settings, or the default one with what is wrong with them."""
     variant = settings.get("variant", VARIANTS[0])
     uses = TrainConfig(variant=variant).uses
     misfits = [*_unused(settings, variant, uses)]
-    found = {FIELD.get(key, key): value for key, value in settings.items() if FIELD.get(key, key) in (*uses, "variant")}
+    fields = {
+        FIELD.get(key, key): value for key, value in settings.items() if FIELD.get(key, key) in (*uses, "variant")
+    }
     l0 = settings.get("l0")
     if l0 is not None and (twin := "k" if "k" in uses else "l1") in settings:
         misfits.append(Misfit("l0", f"stands beside {twin}, expected one of them: it says the same; leave one out"))
     elif l0 is not None and "k" in uses:
         if l0 % 1:
             misfits.append(Misfit("l0", f"= {l0:g}, expected a whole number: of {variant} it is k"))
-        found["k"] = int(l0)
+        fields["k"] = int(l0)
         l0 = None
-    misfits = misfits or [*_misfits(settings, vars(TrainConfig()) | found, uses)]
+    misfits = misfits or [*_misfits(settings, vars(TrainConfig()) | fields, uses)]
     if misfits:
         return Recipe(TrainConfig()), misfits
     try:
-        return Recipe(TrainConfig(**found), l0), []
+        return Recipe(TrainConfig(**fields), l0), []
     except ValueError as error:  # what several settings say together
         return Recipe(TrainConfig()), [Misfit("", f"does not fit together: {error}")]
 
@@ -127,19 +129,19 @@ class Combination(NamedTuple):
 
 def combinations(table: Table, name: str) -> list[Combination]:
     """All that a sweep asks for, in its order: the last key changes fastest. None where anything is wrong with it."""
-    held = {key: table.take(key, several(check)) for key, check in SWEPT.items()}
-    keys = [key for key in table if held.get(key) is not None]
+    values_of = {key: table.take(key, several(check)) for key, check in SWEPT.items()}
+    keys = [key for key in table if values_of.get(key) is not None]
     if not [*table]:
         table.wrong("", "is empty, expected lists of values, such as k = [4, 8]; or leave it out")
     if not keys or len(keys) < len([*table]):
         return []
-    n = prod(len(held[key]) for key in keys)
+    n = prod(len(values_of[key]) for key in keys)
     if n > MOST_COMBINATIONS:
-        sizes = " x ".join(f"{len(held[key])} of {key}" for key in keys)
+        sizes = " x ".join(f"{len(values_of[key])} of {key}" for key in keys)
         table.wrong("", f"makes {n} ensembles ({sizes}), expected at most {MOST_COMBINATIONS}; sweep fewer values")
         return []
-    found = [dict(zip(keys, values, strict=True)) for values in product(*(held[key] for key in keys))]
-    named = [Combination("-".join([name, *(_part(*each) for each in one.items())]), one) for one in found]
+    swept = [dict(zip(keys, values, strict=True)) for values in product(*(values_of[key] for key in keys))]
+    named = [Combination("-".join([name, *(_part(*each) for each in one.items())]), one) for one in swept]
     for each in named:
         if problem := name and name_problem(each.name):
             table.wrong("", f"makes an ensemble {each.name!r}, {problem}; shorten its name or sweep other values")
@@ -156,17 +158,17 @@ def _part(key: str, value: Any) -> str:
     )
 
 
-def each_settled(base: Mapping[str, Any], swept: list[Combination], table: Table) -> list[tuple[Combination, Recipe]]:
-    """The recipe of every combination; what does not fit is told of the sweep, once, with the combinations it is true of."""
-    told: dict[str, list[str]] = {}
-    found = []
+def sweep_recipes(base: Mapping[str, Any], swept: list[Combination], table: Table) -> list[tuple[Combination, Recipe]]:
+    """The recipe of every combination; each problem is reported once, with the combinations that have it."""
+    problems: dict[str, list[str]] = {}
+    recipes = []
     for each in swept:
         settings = {key: value for key, value in each.settings.items() if key != "hookpoint"}
-        recipe, misfits = settled({**base, **settings})
-        found.append((each, recipe))
+        recipe, misfits = recipe_from({**base, **settings})
+        recipes.append((each, recipe))
         for misfit in misfits:
-            told.setdefault(f"{misfit.key} {misfit.told}".strip(), []).append(each.name)
-    for problem, names in told.items():
+            problems.setdefault(f"{misfit.key} {misfit.problem}".strip(), []).append(each.name)
+    for problem, names in problems.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         table.wrong("", f"makes {names[0]}{others}, whose {problem}")
-    return found
+    return recipes

@@ -29,29 +29,29 @@ _PIECE = re.compile(
 
 
 class Unfit(Exception):
-    """A value that is refused; the text says what was expected, and the way out."""
+    """A value that is refused; the text says what was expected, and how to correct it."""
 
 
 class Lines:
     """The lines, counted from 1, on which the tables and keys of a valid TOML text begin."""
 
     def __init__(self, text: str) -> None:
-        self._found: dict[Place, int] = {}
+        self._line_of: dict[Place, int] = {}
         for place, offset in _places(text):
-            self._found.setdefault(place, text.count("\n", 0, offset) + 1)
+            self._line_of.setdefault(place, text.count("\n", 0, offset) + 1)
 
     def of(self, place: Place) -> int:
         """The line of a key or table; inside arrays and inline tables, or where there is none, of what holds it."""
-        while place and place not in self._found:
+        while place and place not in self._line_of:
             place = place[:-1]
-        return self._found.get(place, 1)
+        return self._line_of.get(place, 1)
 
 
 def _places(text: str) -> Iterator[tuple[Place, int]]:
     """(place, offset) of every table and key outside inline tables, and of the tables that dotted names imply."""
     table: Place = ()
     counts: dict[Place, int] = {}  # tables so far, of every array of tables
-    at = _SKIPPED.match(text).end()
+    at = _match(_SKIPPED, text, 0).end()
     while at < len(text):
         begin = at
         if text[at] == "[":
@@ -73,7 +73,15 @@ def _places(text: str) -> Iterator[tuple[Place, int]]:
             for n in range(1, len(parts) + 1):
                 yield (*table, *parts[:n]), begin
             at = _behind_value(text, at + 1)
-        at = _SKIPPED.match(text, at).end()
+        at = _match(_SKIPPED, text, at).end()
+
+
+def _match(pattern: re.Pattern[str], text: str, at: int) -> re.Match[str]:
+    """What a pattern matches at an offset; in valid TOML it always does."""
+    match = pattern.match(text, at)
+    if match is None:
+        raise ValueError(f"found no {pattern.pattern} at offset {at}, expected valid TOML")
+    return match
 
 
 def _newest(place: Place, counts: Mapping[Place, int]) -> Place:
@@ -85,10 +93,10 @@ def _dotted(text: str, at: int) -> tuple[tuple[str, ...], int]:
     """The parts of a dotted key, and the offset of what follows it."""
     parts = []
     while True:
-        found = _KEY.match(text, at)
-        part = found["key"]
+        key = _match(_KEY, text, at)
+        part = key["key"]
         parts.append(tomllib.loads(f"key = {part}")["key"] if part[0] in "\"'" else part)
-        at = found.end()
+        at = key.end()
         if not text.startswith(".", at):
             return tuple(parts), at
         at += 1
@@ -97,7 +105,7 @@ def _dotted(text: str, at: int) -> tuple[tuple[str, ...], int]:
 def _behind_value(text: str, at: int) -> int:
     depth = 0
     while at < len(text):
-        piece = _PIECE.match(text, at)[0]
+        piece = _match(_PIECE, text, at)[0]
         if piece == "\n" and not depth:
             break
         depth += (piece in ("[", "{")) - (piece in ("]", "}"))
@@ -110,12 +118,12 @@ class Problems:
 
     def __init__(self, path: Path, lines: Lines) -> None:
         self._path, self._lines = path, lines
-        self._told: list[tuple[int, str]] = []
+        self._problems: list[tuple[int, str]] = []
 
-    def add(self, place: Place, told: str) -> None:
+    def add(self, place: Place, problem: str) -> None:
         """Remember a problem with a key or table."""
         name = ".".join(_key_shown(part) for part in place if isinstance(part, str))
-        self._told.append((self._lines.of(place), f"{name} {told}"))
+        self._problems.append((self._lines.of(place), f"{name} {problem}"))
 
     def line(self, place: Place) -> int:
         """Where a key or table stands."""
@@ -123,12 +131,12 @@ class Problems:
 
     def raise_any(self) -> None:
         """Raise ValueError with all problems in the order of their lines, if there is any."""
-        if not self._told:
+        if not self._problems:
             return
-        told = [f"{self._path}:{line}: {text}" for line, text in sorted(self._told, key=lambda each: each[0])]
-        rest = [f".. and {len(told) - MOST_PROBLEMS} more"] if len(told) > MOST_PROBLEMS else []
-        count = "1 problem" if len(told) == 1 else f"{len(told)} problems"
-        raise ValueError("\n".join([f"{self._path} has {count}:", *told[:MOST_PROBLEMS], *rest]))
+        messages = [f"{self._path}:{line}: {text}" for line, text in sorted(self._problems, key=lambda each: each[0])]
+        rest = [f".. and {len(messages) - MOST_PROBLEMS} more"] if len(messages) > MOST_PROBLEMS else []
+        count = "1 problem" if len(messages) == 1 else f"{len(messages)} problems"
+        raise ValueError("\n".join([f"{self._path} has {count}:", *messages[:MOST_PROBLEMS], *rest]))
 
 
 class Table:
@@ -136,7 +144,7 @@ class Table:
 
     def __init__(self, content: Mapping[str, Any], place: Place, problems: Problems) -> None:
         self._content, self._place, self._problems = content, place, problems
-        self._known: list[str] = []
+        self._allowed: list[str] = []
 
     def __contains__(self, key: str) -> bool:
         return key in self._content
@@ -147,7 +155,7 @@ class Table:
 
     def take(self, key: str, check: Check, default: Any = None, *, required: str = "") -> Any:
         """The checked value of a key; `default` where it is missing or unfit. `required` says what must be there."""
-        self._known.append(key)
+        self._allowed.append(key)
         if key not in self._content:
             if required:
                 self.wrong(key, f"is missing, expected {required}")
@@ -168,13 +176,13 @@ class Table:
         contents = self.take(key, _tables, [])
         return [Table(content, (*self._place, key, i), self._problems) for i, content in enumerate(contents)]
 
-    def known(self, *keys: str) -> None:
+    def allow(self, *keys: str) -> None:
         """Let keys stand that are not taken."""
-        self._known += keys
+        self._allowed += keys
 
-    def wrong(self, key: str, told: str) -> None:
+    def wrong(self, key: str, problem: str) -> None:
         """Remember a problem with a key, or with the table itself where the key is empty."""
-        self._problems.add((*self._place, key) if key else self._place, told)
+        self._problems.add((*self._place, key) if key else self._place, problem)
 
     def line(self, key: str) -> int:
         """Where a key stands."""
@@ -185,13 +193,13 @@ class Table:
         """Keys that the block does not take are problems; `homes` names the tables that known keys belong to."""
         yield
         for key in self._content:
-            if key in self._known:
+            if key in self._allowed:
                 continue
-            near = get_close_matches(key, self._known, n=1)
+            near = get_close_matches(key, self._allowed, n=1)
             way_out = f"did you mean {near[0]}?" if near else "leave it out"
             if key in homes:
                 way_out = f"it belongs to {homes[key]}"
-            self.wrong(key, f"is not known here, expected {any_of(self._known)}; {way_out}")
+            self.wrong(key, f"is not known here, expected {any_of(self._allowed)}; {way_out}")
 
 
 @contextmanager
@@ -232,14 +240,14 @@ def _text(path: Path, example: str) -> str:
 
 def _syntax(path: Path, text: str, error: Exception) -> str:
     """One line about a text that is no TOML; the reader's own message names the place in words."""
-    told = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    place = re.search(r" \(at (line (\d+), column (\d+)|end of document)\)", told)
+    message = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    place = re.search(r" \(at (line (\d+), column (\d+)|end of document)\)", message)
     line, column = text.rstrip().count("\n") + 1, ""
     if place:
-        told = told.replace(place[0], "")
+        message = message.replace(place[0], "")
         line, column = (int(place[2]), f" at column {place[3]}") if place[2] else (line, "")
     return (
-        f"{path}:{line}: found no valid TOML{column} ({told}), expected lines such as name = \"text\", number = 0.7, "
+        f"{path}:{line}: found no valid TOML{column} ({message}), expected lines such as name = \"text\", number = 0.7, "
         "list = [1, 2], [table]; correct this line"
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a value in a study file may be: texts, numbers, seeds, hook points; each check returns it as it is used."""
+"""Checks of single values in a study file: texts, numbers, seeds, hook points; each returns the value as it is used."""
 
 import math
 import re
@@ -101,15 +101,15 @@ def several(single: Check) -> Check:
     def check(value: Any) -> list[Any]:
         if not isinstance(value, list) or not value:
             raise Unfit("expected a list of values in [ ], such as [4, 8]")
-        found: list[Any] = []
+        checked: list[Any] = []
         for each in value:
             try:
-                found.append(single(each))
+                checked.append(single(each))
             except Unfit as unfit:
                 raise Unfit(f"holds {shown(each)}, {unfit}") from None
-            if found[-1] in found[:-1]:
+            if checked[-1] in checked[:-1]:
                 raise Unfit(f"holds {shown(each)} twice, expected every value once")
-        return found
+        return checked
 
     return check
 
@@ -125,20 +125,20 @@ def seeds(value: Any) -> tuple[int, ...]:
 
 def members(value: Any) -> tuple[int, ...]:
     """The seeds of an ensemble to be trained, or how many."""
-    n = value if type(value) is int else len(found := seeds(value))
+    n = value if type(value) is int else len(given_seeds := seeds(value))
     if not 2 <= n <= MOST_MEMBERS:
         raise Unfit(f"expected 2 to {MOST_MEMBERS} members: the stability of a single SAE is undefined")
-    return tuple(range(n)) if type(value) is int else found
+    return tuple(range(n)) if type(value) is int else given_seeds
 
 
 def comparisons(value: Any) -> tuple[int, ...]:
     """The seeds of an anchor's comparisons, or how many; seed 0 is the anchor's."""
-    found = members(value)
+    given_seeds = members(value)
     if type(value) is int:
-        return tuple(seed + 1 for seed in found)
-    if 0 in found:
+        return tuple(seed + 1 for seed in given_seeds)
+    if 0 in given_seeds:
         raise Unfit("expected seeds of at least 1: seed 0 is the anchor's")
-    return found
+    return given_seeds
 
 
 def shares(value: Any) -> tuple[float, ...]:

@@ -1,1 +1,4 @@
-"""Data whose true features are known: made, and what SAEs trained on it find of them (METHOD section 7)."""
+"""Studies of known true features: samples are drawn, SAEs trained on them, and their recovery measured (METHOD section 7).
+
+There is no model and no text; a plan that names either is refused.
+"""

@@ -1,4 +1,4 @@
-"""Samples of known true features in the place of a model and tokens."""
+"""The evaluator of a synthetic study: samples of known true features in place of a model and tokens."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from seedscope.engine.studies.synthetic.samples import Labelled, label
 class SampleEvaluator(Evaluator):
     """Evaluation samples of known true features: each stands for a token that names its strongest one."""
 
-    def __init__(self, samples: synthetic.SyntheticConfig, held: Labelled) -> None:
+    def __init__(self, samples: synthetic.SyntheticConfig, labelled: Labelled) -> None:
         # No model made them: what stands in its place computes nothing and predicts no token.
         model = LanguageModel(torch.nn.Identity(), None, "a generator of samples", samples.digest, causal=False)
         evaluation = Evaluation(
@@ -25,30 +25,30 @@ class SampleEvaluator(Evaluator):
             model_digest=model.digest,
             control_digest=None,
             causal=False,
-            n_ctx=held.tokens.ids.shape[1],
+            n_ctx=labelled.tokens.ids.shape[1],
             policy="every sample counts; a sample is shown as the name of its strongest true feature",
-            token_digest=held.tokens.digest,
-            n_tokens=int(held.tokens.counted.sum()),
+            token_digest=labelled.tokens.digest,
+            n_tokens=int(labelled.tokens.counted.sum()),
             remark="samples of known true features that training did not see",
-            texts=tuple(held.texts),
-            documents=tuple(held.tokens.names),
+            texts=tuple(labelled.texts),
+            documents=tuple(labelled.tokens.names),
         )
-        self.model, self.tokens, self.evaluation, self.control, self._held = model, held.tokens, evaluation, None, held
-        self.texts = held.texts
+        self.model, self.tokens, self.evaluation, self.control = model, labelled.tokens, evaluation, None
+        self.texts, self._rows = labelled.texts, labelled.rows
 
-    def place(self, hookpoint: str, d_in: int) -> HookActivations:
+    def activations(self, hookpoint: str, d_in: int) -> HookActivations:
         """The samples themselves, whatever the hook point is called; raises ValueError for SAEs of another width."""
-        if self._held.rows.shape[1] != d_in:
+        if self._rows.shape[1] != d_in:
             raise ValueError(
-                f"samples have {self._held.rows.shape[1]} numbers, the SAEs at {hookpoint} read {d_in}: they were trained on "
+                f"samples have {self._rows.shape[1]} numbers, the SAEs at {hookpoint} read {d_in}: they were trained on "
                 "something else; import them into a study of their own"
             )
-        return HookActivations(self._held.rows, self.tokens)
+        return HookActivations(self._rows, self.tokens)
 
     def sample(self, hookpoint: str, n: int, left_out: np.ndarray) -> np.ndarray:
         """Some of the samples themselves."""
         window = np.flatnonzero(self.tokens.counted) // self.tokens.ids.shape[1]
-        return self._held.rows[np.isin(window, self.tokens.draw(n))]
+        return self._rows[np.isin(window, self.tokens.draw(n))]
 
 
 def open_samples(
@@ -61,8 +61,8 @@ def open_samples(
             f"{'a model' if plan.model else 'text'}; leave out --model, --tokens and what belongs to them"
         )
     with progress.stage("evaluation samples", "samples") as report:
-        held = label(made.samples, made.n_evaluated)
-        report(len(held.rows), len(held.rows))
-    evaluator = SampleEvaluator(made.samples, held)
-    keep_evaluation(study, evaluator.evaluation, held.tokens)
+        labelled = label(made.samples, made.n_evaluated)
+        report(len(labelled.rows), len(labelled.rows))
+    evaluator = SampleEvaluator(made.samples, labelled)
+    keep_evaluation(study, evaluator.evaluation, labelled.tokens)
     return evaluator

@@ -124,8 +124,8 @@ def draw_samples(config: SyntheticConfig, n: int, *, stream: int = TRAINING) -> 
         rows = np.asarray(codes @ truth.features, np.float32)
         if config.noise:
             rows += np.float32(config.noise) * rng.standard_normal(rows.shape, np.float32)
-        held = min(CHUNK, n - first)
-        yield Samples(rows[:held], codes[:held])
+        n_kept = min(CHUNK, n - first)
+        yield Samples(rows[:n_kept], codes[:n_kept])
 
 
 def _codes(rng: np.random.Generator, n_samples: int, n: int, rate: float) -> sparse.csr_matrix:

@@ -1,4 +1,8 @@
-"""Where low-rank features are found as a span and not one by one: one small ensemble for every cell of two grids."""
+"""The phase map of a synthetic study: where low-rank features are recovered as a span and not one by one.
+
+One small ensemble is trained and measured for every cell of two grids: subspace dimension against how often, or how many,
+low-rank features are active.
+"""
 
 import hashlib
 import json
@@ -53,20 +57,20 @@ class CellSettings:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def places(
+def map_cells(
     samples: SyntheticConfig, recipe: TrainConfig, *, theta: float = THETA, epsilon: float = EPSILON
 ) -> list[CellSettings]:
     """Every cell of both grids that a study's settings allow, its own among them; all else is as in the study."""
-    found, active, n_low = [], samples.active_low, samples.n_low
+    cells, active, n_low = [], samples.active_low, samples.n_low
     if not n_low:
         return []
     for r in _with(RANKS, samples.r, most=samples.d_in):
         for at_once in _with(AT_ONCE, active, most=n_low):
-            found.append(("rate", replace(samples, r=int(r), rate_low=at_once / n_low)))
+            cells.append(("rate", replace(samples, r=int(r), rate_low=at_once / n_low)))
     for r in _with(COUNTED_RANKS, samples.r, most=samples.d_in):
         for n in _with(COUNTS, n_low, least=active):
-            found.append(("n_low", replace(samples, r=int(r), n_low=int(n), rate_low=active / n)))
-    return [CellSettings(grid, each, recipe, theta, epsilon) for grid, each in found]
+            cells.append(("n_low", replace(samples, r=int(r), n_low=int(n), rate_low=active / n)))
+    return [CellSettings(grid, each, recipe, theta, epsilon) for grid, each in cells]
 
 
 def _with(values: Sequence[Number], own: Number, *, least: Number = 0, most: Number = np.inf) -> list[Number]:
@@ -86,18 +90,18 @@ def draw_map(
     small SAEs gain little from a second one, and wait for it where others use the machine. With 1 in this process.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lacking = list({place.key: place for place in wanted if _read(folder, place) is None}.values())
+    lacking = list({cell.key: cell for cell in wanted if _read(folder, cell) is None}.values())
     workers = min(os.cpu_count() or 1, MOST_WORKERS, len(lacking)) if workers is None else workers
-    n_held = len({place.key for place in wanted}) - len(lacking)
+    n_held = len({cell.key for cell in wanted}) - len(lacking)
     report(n_held, n_held + len(lacking))
     if workers <= 1:
-        for done, place in enumerate(lacking):
-            _compute_into(folder, place)
+        for done, cell in enumerate(lacking):
+            _compute_into(folder, cell)
             report(n_held + done + 1, n_held + len(lacking))
         return read_map(folder, wanted)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
     try:
-        futures = [pool.submit(_compute_into, folder, place) for place in lacking]
+        futures = [pool.submit(_compute_into, folder, cell) for cell in lacking]
         for done, future in enumerate(as_completed(futures)):
             future.result()
             report(n_held + done + 1, n_held + len(lacking))
@@ -107,55 +111,55 @@ def draw_map(
 
 
 def _begin() -> None:
-    """What a process does first: one thread, and stopping is its parent's to do."""
+    """Prepare a worker process: one thread, and Ctrl-C is left to its parent."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _compute_into(folder: Path, place: CellSettings) -> None:
-    write_whole(folder / f"{place.key}.json", json.dumps(asdict(compute(place)), indent=1), durable=False)
+def _compute_into(folder: Path, cell: CellSettings) -> None:
+    write_whole(folder / f"{cell.key}.json", json.dumps(asdict(compute(cell)), indent=1), durable=False)
 
 
 def read_map(folder: Path, wanted: Sequence[CellSettings]) -> list[PhaseCell]:
-    """Those cells that are there."""
-    return [cell for place in wanted if (cell := _read(folder, place))]
+    """The cells that were computed."""
+    return [computed for cell in wanted if (computed := _read(folder, cell))]
 
 
-def _read(folder: Path, place: CellSettings) -> PhaseCell | None:
-    """A cell, on the grid that it is asked for: the two meet at the study's own settings."""
+def _read(folder: Path, cell: CellSettings) -> PhaseCell | None:
+    """A cell that was computed, on the grid that is asked for: both grids hold the cell of the study's own settings."""
     try:
-        told = json.loads((folder / f"{place.key}.json").read_text())
-        return PhaseCell(**told | {"ensemble": "", "grid": place.grid})
+        content = json.loads((folder / f"{cell.key}.json").read_text())
+        return PhaseCell(**content | {"ensemble": "", "grid": cell.grid})
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
 
 
-def compute(place: CellSettings) -> PhaseCell:
+def compute(cell: CellSettings) -> PhaseCell:
     """Train one cell's ensemble and say what it recovered."""
-    samples, recipe = place.samples, place.recipe
+    samples, recipe = cell.samples, cell.recipe
     members = train_ensemble(draw_rows(samples, recipe.n_tokens, stream=TRAINING), recipe)
-    held = evaluate(members, draw_rows(samples, EVALUATED, stream=EVALUATION))
-    live = held.n_active > 0
+    measures = evaluate(members, draw_rows(samples, EVALUATED, stream=EVALUATION))
+    live = measures.n_active > 0
     matches = match_ensemble(members, live, assign=False)
     truth = draw_truth(samples)
-    found = measure(
-        truth, list(members.W_dec), matches.cosine, ~live, theta=place.theta, epsilon=place.epsilon, seed=samples.seed
+    recovery = measure(
+        truth, list(members.W_dec), matches.cosine, ~live, theta=cell.theta, epsilon=cell.epsilon, seed=samples.seed
     )
-    return summarise(place, found, float(held.ev.mean()), verdict(found, truth))
+    return summarise(cell, recovery, float(measures.ev.mean()), verdict(recovery, truth))
 
 
-def summarise(place: CellSettings, found: Recovery, ev: float, says: str) -> PhaseCell:
+def summarise(cell: CellSettings, recovery: Recovery, ev: float, says: str) -> PhaseCell:
     """A cell of what was recovered there."""
-    samples, free, low = place.samples, found.groups[FREE], found.groups[LOW]
-    unstable, living = found.levels.get("unstable"), found.levels.get("living")
+    samples, free, low = cell.samples, recovery.groups[FREE], recovery.groups[LOW]
+    unstable, living = recovery.levels.get("unstable"), recovery.levels.get("living")
     return PhaseCell(
         ensemble="",
-        grid=place.grid,
+        grid=cell.grid,
         r=samples.r,
         n_low=samples.n_low,
         rate_low=samples.rate_low,
-        n_members=len(place.recipe.seeds),
-        n_samples=place.recipe.n_tokens,
+        n_members=len(cell.recipe.seeds),
+        n_samples=cell.recipe.n_tokens,
         ev=ev,
         free_found=free.found,
         free_p=free.p_hat,

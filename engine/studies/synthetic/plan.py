@@ -1,4 +1,4 @@
-"""What a synthetic study is made from, as `synthetic.json` in its folder."""
+"""The plan of a synthetic study, `synthetic.json` in its folder: how its samples are drawn and its SAEs trained."""
 
 import json
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.studies.synthetic.generator import SyntheticConfig
-from seedscope.engine.studies.synthetic.phase_map import CellSettings, places
+from seedscope.engine.studies.synthetic.phase_map import CellSettings, map_cells
 
 NAME = "ground-truth"  # of the study, unless another is given; `synthetic` is a page
 FILE = "synthetic.json"
@@ -44,9 +44,9 @@ class SyntheticPlan:
         if self.n_evaluated < 1:
             raise ValueError(f"n_evaluated is {self.n_evaluated}, expected at least 1 sample")
 
-    def places(self, theta: float, epsilon: float) -> list[CellSettings]:
+    def cells(self, theta: float, epsilon: float) -> list[CellSettings]:
         """The cells of its map."""
-        return places(self.samples, self.map_recipe, theta=theta, epsilon=epsilon)
+        return map_cells(self.samples, self.map_recipe, theta=theta, epsilon=epsilon)
 
 
 _PLAN = TypeAdapter(SyntheticPlan)

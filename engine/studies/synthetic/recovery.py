@@ -1,4 +1,4 @@
-"""What SAEs found of known true features: one by one, and as the span that the low-rank ones share.
+"""Recovery of known true features by the SAEs of an ensemble: one by one, and as the span that the low-rank ones share.
 
 Definitions of this project. A true feature is *found* by a member whose best decoder row has a cosine of at least theta
 with it. A latent is *free* when its best cosine with a free true feature reaches theta and its square is no less than its
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seedscope.engine.contract.stability import EPSILON, THETA, buckets, count_matches, is_match
-from seedscope.engine.geometry.subspaces import Basis, basis, captured, moment, overlaps, transfer
+from seedscope.engine.geometry.subspaces import Basis, Curve, basis, captured, moment, overlaps, transfer
 from seedscope.engine.matching.match import random_dictionary
 from seedscope.engine.saes.sae import unit_rows
 from seedscope.engine.studies.synthetic.generator import FREE, LOW, TrueFeatures
@@ -98,7 +98,7 @@ def measure(
 ) -> Recovery:
     """Recovery of the true features by all members' decoder rows (d_sae, d_in).
 
-    `cosine` are best cosines as matching found them; `dead` (members, d_sae) latents count in no group or set. `seed` is of
+    `cosine` are best cosines that matching found; `dead` (members, d_sae) latents count in no group or set. `seed` is of
     random turns and sets. Raises ValueError for fewer than two members.
     """
     if len(decoders) < 2:
@@ -108,14 +108,14 @@ def measure(
     n_comparisons = cosine.shape[-1]
     p_hat = count_matches(cosine, theta) / n_comparisons
     named = buckets(count_matches(cosine, theta), n_comparisons, dead, epsilon)
-    latents, found = compare(truth, rows, dead, theta), find(truth.features, rows)
+    latents, features = compare(truth, rows, dead, theta), find(truth.features, rows)
     anywhere = [[random_dictionary(each, "haar", generator) for each in rows] for _ in range(N_DRAWS)]
     inside = [[turned_inside(each, truth.span, generator) for each in rows] for _ in range(N_DRAWS)]
     groups = {}
     for index, group in enumerate(GROUPS):
         which = {FREE: slice(0, truth.n_free), LOW: slice(truth.n_free, None), OTHER: slice(0, 0)}[group]
         turned, mine = inside if group == LOW else anywhere, latents.group == index
-        hits = is_match(found.cosine[which], theta)
+        hits = is_match(features.cosine[which], theta)
         by_chance = [is_match(find(truth.features[which], each).cosine, theta) for each in turned] if hits.size else []
         groups[group] = Group(
             group=group,
@@ -124,14 +124,14 @@ def measure(
             found_by_all=_mean(hits.all(1)),
             found_by_none=_mean(~hits.any(1)),
             found_chance=_mean(by_chance),
-            mean_cosine=_mean(found.cosine[which]),
+            mean_cosine=_mean(features.cosine[which]),
             n_latents=int(mine.sum()),
             p_hat=_mean(p_hat[mine]),
             stable=_mean(named[mine] == "stable"),
             unstable=_mean(named[mine] == "unstable"),
             chance=_match_rate(rows, mine, turned, theta),
         )
-    return Recovery(latents, found, groups, _levels(truth, rows, named, generator))
+    return Recovery(latents, features, groups, _levels(truth, rows, named, generator))
 
 
 def verdict(recovery: Recovery, truth: TrueFeatures) -> str:
@@ -145,11 +145,12 @@ def verdict(recovery: Recovery, truth: TrueFeatures) -> str:
     d, r = truth.span.shape
     if low.chance is not None and low.chance >= BY_CHANCE:
         return "chance"
-    if truth.n_free and min(free.found, free.p_hat or 0) < RECOVERED:
+    if truth.n_free and min(free.found or 0, free.p_hat or 0) < RECOVERED:
         return "free lost"
     if low.p_hat is not None and low.p_hat > ARBITRARY:
         return "one by one"
-    if low.p_hat is None or unstable is None or unstable.energy < max(CAPTURED, TIMES_RANDOM * r / d):
+    energy = unstable.energy if unstable else None
+    if low.p_hat is None or energy is None or energy < max(CAPTURED, TIMES_RANDOM * r / d):
         return "no span"
     return "holds"
 
@@ -180,10 +181,10 @@ def compare(truth: TrueFeatures, rows: Sequence[Tensor], dead: np.ndarray, theta
 
 def turned_inside(rows: Tensor, span: Float[np.ndarray, "d r"], generator: torch.Generator) -> Tensor:
     """Rows whose part inside a span is rotated at random there; what lies outside stays."""
-    held = torch.from_numpy(span)
-    inside = rows @ held
-    turn = random_dictionary(torch.eye(held.shape[1]), "haar", generator)
-    return rows + (inside @ turn - inside) @ held.T
+    basis_of_span = torch.from_numpy(span)
+    inside = rows @ basis_of_span
+    turn = random_dictionary(torch.eye(basis_of_span.shape[1]), "haar", generator)
+    return rows + (inside @ turn - inside) @ basis_of_span.T
 
 
 def _match_rate(rows: list[Tensor], mine: np.ndarray, turned: list[list[Tensor]], theta: float) -> float | None:
@@ -227,18 +228,18 @@ def _levels(
     }
     moved = transfer(unstable, [r], living=living, stable=stable if has_stable else None)
     curves = {"unstable": moved.cross, "stable": moved.stable, "living": moved.random_set}
-    levels = {name: _level(name, held, truth.span, curves.get(name)) for name, held in draws.items()}
+    levels = {name: _level(name, sets, truth.span, curves.get(name)) for name, sets in draws.items()}
     return levels | {"r / d": ComparedSet("r / d", None, r / d, r / d, r / d, r / d)}
 
 
-def _level(name: str, draws: list[list[Tensor]], span: np.ndarray, curve) -> ComparedSet:
+def _level(name: str, draws: list[list[Tensor]], span: np.ndarray, curve: Curve | None) -> ComparedSet:
     """Means over draws and members; overlaps of members with at least r rows."""
     r = span.shape[1]
     true = Basis(torch.from_numpy(span), r)
     energy, to_true, between = [], [], []
     for members in draws:
         energy.append(captured([true], torch.stack([moment(each) for each in members]), [r]).mean())
-        bases = [found for each in members if (found := basis(each, r)).rank >= r]
+        bases = [span_basis for each in members if (span_basis := basis(each, r)).rank >= r]
         if bases:
             pairs = overlaps([*bases, true], [r])[..., 0]
             to_true.append(pairs[-1, :-1].mean())
@@ -248,5 +249,6 @@ def _level(name: str, draws: list[list[Tensor]], span: np.ndarray, curve) -> Com
     return ComparedSet(name, n_rows, _mean(energy), _mean(to_true), _mean(between), crossed)
 
 
-def _mean(values) -> float | None:
-    return float(np.mean(values)) if np.size(values) else None
+def _mean(values: Sequence[int | float | np.generic | np.ndarray] | np.ndarray | np.generic) -> float | None:
+    array = np.asarray(values)
+    return float(array.mean()) if array.size else None

@@ -1,4 +1,4 @@
-"""Ground truth of a synthetic study -> rows of the contract."""
+"""Rows of the contract about the true features of a synthetic study, their recovery, and the phase map."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,15 +26,15 @@ def add_truth(
     cosine: np.ndarray,
     dead: np.ndarray,
 ) -> None:
-    """Everything that is known of an ensemble's true features: their recovery, measured here, and the map so far.
+    """The true features of an ensemble, their recovery, which is measured here, and the cells of the map so far.
 
     `cosine` (members, d_sae, comparisons) are best cosines, `dead` (members, d_sae) the latents that never fired. Seconds.
     """
     name, truth = ensemble.name, draw_truth(made.samples)
-    found = measure(
+    recovery = measure(
         truth, list(members.W_dec), cosine, dead, theta=plan.theta, epsilon=plan.epsilon, seed=made.samples.seed
     )
-    wanted = made.places(plan.theta, plan.epsilon)
+    wanted = made.cells(plan.theta, plan.epsilon)
     row = Synthetic(
         ensemble=name,
         **asdict(made.samples),
@@ -43,7 +43,7 @@ def add_truth(
         n_map_members=len(made.map_recipe.seeds),
         n_map_samples=made.map_recipe.n_tokens,
         n_map_cells=len(wanted),
-        verdict=verdict(found, truth),
+        verdict=verdict(recovery, truth),
     )
     add_row(writer, row)
     n = len(truth.features)
@@ -56,18 +56,18 @@ def add_truth(
         "group": [FREE] * truth.n_free + [LOW] * (n - truth.n_free),
         "rate": truth.rates,
         "n_active": active,
-        "latents": found.found.latent,
-        "cosines": found.found.cosine,
+        "latents": recovery.found.latent,
+        "cosines": recovery.found.cosine,
     }
     writer.add(TrueFeature, {"ensemble": name} | features)
     for index, seed in enumerate(ensemble.seeds):
-        latents = {field: array[index] for field, array in found.latents._asdict().items()}
+        latents = {field: array[index] for field, array in recovery.latents._asdict().items()}
         latents["group"] = [None if group < 0 else GROUPS[group] for group in latents["group"]]
         writer.add(TrueLatent, row_keys(name, seed, np.arange(members.d_sae)) | latents)
-    for group in found.groups.values():
+    for group in recovery.groups.values():
         add_row(writer, TrueGroup(name, *group))
     for rank, level in enumerate(SETS):
-        if level in found.levels:
-            add_row(writer, SpanLevel(name, rank, *found.levels[level]))
+        if level in recovery.levels:
+            add_row(writer, SpanLevel(name, rank, *recovery.levels[level]))
     for cell in read_map(study / CELLS, wanted):
         add_row(writer, replace(cell, ensemble=name))

@@ -1,4 +1,4 @@
-"""Samples as analyses read them: rows, and a token for each that names its strongest true feature."""
+"""Synthetic samples as analyses read them: rows, and for each a token named after its strongest true feature."""
 
 from typing import NamedTuple
 
@@ -50,5 +50,5 @@ def label(samples: SyntheticConfig, n: int) -> Labelled:
 
 def _strongest(codes: sparse.csr_matrix) -> np.ndarray:
     """Each row's largest column; the number of columns where it has none."""
-    found = np.asarray(codes.argmax(1)).ravel()
-    return np.where(np.diff(codes.indptr) > 0, found, codes.shape[1]).astype(np.int32)
+    largest = np.asarray(codes.argmax(1)).ravel()
+    return np.where(np.diff(codes.indptr) > 0, largest, codes.shape[1]).astype(np.int32)

@@ -15,7 +15,8 @@ from seedscope.engine.saes.importers.ensemble import read
 from seedscope.engine.saes.importers.recognise import recognise
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.analyse import analyse
-from seedscope.engine.studies.pools.build import Asked, pool_ensemble
+from seedscope.engine.studies.pools.build import pool_ensemble
+from seedscope.engine.studies.pools.settings import PoolSettings
 from seedscope.engine.studies.publish import publish
 from support.commands import assert_one_line, run
 from support.golden import explained_variance, topk_codes, unit_rows
@@ -202,8 +203,8 @@ def test_what_is_missing_is_named(root, tmp_path):
 def test_stopped_while_it_is_written_the_former_pool_stays_and_nothing_else(tmp_path, monkeypatch):
     publish_study(tmp_path, "bare", {"four": (members_that_agree(members=4), {})})
     folder, quiet = tmp_path / "bare" / "pool" / "four", Progress(quiet=True)
-    first = pool_ensemble(tmp_path / "bare", "four", folder, Asked(tokens=0), progress=quiet)
-    assert [len(each) for each in first["halves"]] == [2, 2]
+    first = pool_ensemble(tmp_path / "bare", "four", folder, PoolSettings(tokens=0), progress=quiet)
+    assert [len(each) for each in first.halves] == [2, 2]
     before = (folder / "pool.json").read_bytes()
 
     def stop(self: Path, *_: object) -> None:
@@ -211,7 +212,9 @@ def test_stopped_while_it_is_written_the_former_pool_stays_and_nothing_else(tmp_
 
     monkeypatch.setattr(Path, "write_text", stop)
     with pytest.raises(KeyboardInterrupt):
-        pool_ensemble(tmp_path / "bare", "four", folder, Asked(tokens=0, theta=0.3, replaced=True), progress=quiet)
+        pool_ensemble(
+            tmp_path / "bare", "four", folder, PoolSettings(tokens=0, theta=0.3, replaced=True), progress=quiet
+        )
     assert [path.name for path in folder.parent.iterdir()] == ["four"]
     assert (folder / "pool.json").read_bytes() == before
 

@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from seedscope.engine.contract.queries import QUEUE_LIMIT, LiveAnswer, LiveQuery, as_fields, live_query
-from seedscope.engine.live.crashes import Deaths
+from seedscope.engine.live.crashes import CrashRecord
 from seedscope.engine.live.neighbours import neighbours
 from seedscope.engine.live.residents import Residents
 from seedscope.engine.live.server import Engine
@@ -276,14 +276,14 @@ class Gated:
 def blamed(deaths: Path) -> dict[tuple[str, int], int]:
     """{(kind, feature): deaths} of the queries below that the next process would find to have some."""
     with tempfile.TemporaryDirectory() as folder:
-        found = Deaths(Path(shutil.copy(deaths, folder)))
+        found = CrashRecord(Path(shutil.copy(deaths, folder)))
     asked = [replace(query, feature=feature) for query in (QUERY, PAIR) for feature in range(8)]
-    return {(query.kind, query.feature): n for query in asked if (n := found.of((query, "v1")))}
+    return {(query.kind, query.feature): n for query in asked if (n := found.count((query, "v1")))}
 
 
 def die_of(deaths: Path, *queries: LiveQuery) -> None:
     """Leave the file as a process that ends while it computes these."""
-    with Deaths(deaths).computing([(query, "v1") for query in queries]):
+    with CrashRecord(deaths).computing([(query, "v1") for query in queries]):
         found = deaths.read_bytes()
     deaths.write_bytes(found)
 
@@ -295,7 +295,7 @@ class Served:
         self.address, self.deaths = f"{folder}/s", Path(folder) / "s.deaths"
         self.answerer = Gated(self.deaths)
         self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(Engine(self.answerer, Deaths(self.deaths)).serve(self.address))
+        self._task = self._loop.create_task(Engine(self.answerer, CrashRecord(self.deaths)).serve(self.address))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         self.pool = ThreadPoolExecutor(300)
@@ -415,13 +415,13 @@ def test_no_death_convicts_an_innocent_neighbour(tmp_path: Path):
     deadly, innocent = replace(QUERY, feature=13), replace(QUERY, feature=1)
     file = tmp_path / "deaths"
     die_of(file, innocent, deadly)  # in one batch
-    second = Deaths(file)
-    assert [second.of((query, "v1")) for query in (innocent, deadly)] == [1, 1]
+    second = CrashRecord(file)
+    assert [second.count((query, "v1")) for query in (innocent, deadly)] == [1, 1]
     with second.computing([(innocent, "v1")]):
         pass
     die_of(file, deadly)  # before the innocent one's answer is sent
-    third = Deaths(file)
-    assert [third.of((query, "v1")) for query in (innocent, deadly)] == [0, 2]
+    third = CrashRecord(file)
+    assert [third.count((query, "v1")) for query in (innocent, deadly)] == [0, 2]
 
 
 def test_a_convicted_query_is_refused_until_other_data_are_published():
@@ -441,15 +441,15 @@ def test_a_convicted_query_is_refused_until_other_data_are_published():
 def test_deaths_that_cannot_be_read_are_none(tmp_path: Path, content: str):
     file = tmp_path / "deaths"
     file.write_text(content)
-    deaths = Deaths(file)
-    assert deaths.of((QUERY, "v1")) == 0
+    deaths = CrashRecord(file)
+    assert deaths.count((QUERY, "v1")) == 0
     assert json.loads(file.read_text()) == {}
     deaths.forget()
     assert not file.exists()
 
 
 def test_deaths_that_cannot_be_written_do_not_keep_the_engine_from_answering(tmp_path: Path):
-    with Deaths(tmp_path / "no such folder" / "deaths").computing([(QUERY, "v1")]):
+    with CrashRecord(tmp_path / "no such folder" / "deaths").computing([(QUERY, "v1")]):
         pass
 
 

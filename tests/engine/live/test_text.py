@@ -147,9 +147,9 @@ def test_every_architecture_is_encoded_as_written_out(convention: Convention):
     expected = codes * norms * counts[:, None]
     found = np.zeros_like(expected)
     active = encode(sae, torch.from_numpy(x), counts)
-    found[np.repeat(np.arange(9), active.count), active.feature] = active.activation
+    found[np.repeat(np.arange(9), active.n_active), active.feature] = active.activation
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert active.count.tolist() == (expected > 0).sum(1).tolist()
+    assert active.n_active.tolist() == (expected > 0).sum(1).tolist()
 
 
 def test_rows_without_a_direction_and_activations_that_are_no_numbers_are_not_active(make_sae: Callable[..., SAE]):

@@ -429,7 +429,7 @@ def test_an_analysis_killed_outright_resumes_to_the_same_store(study, words, tmp
     run(whole)
     script = (
         "import sys, time\nfrom contextlib import contextmanager\nfrom pathlib import Path\n"
-        "from seedscope.engine.studies.analyse import analyse\nfrom engine.contract.files import only_writer\n"
+        "from seedscope.engine.studies.analyse import analyse\nfrom seedscope.engine.contract.files import only_writer\n"
         "from seedscope.engine.progress import Progress\n"
         "class Waits(Progress):\n"
         "    @contextmanager\n"

@@ -88,8 +88,8 @@ def test_a_build_that_dies_in_every_stage_publishes_nothing_until_one_comes_thro
 def test_a_build_killed_outright_publishes_nothing_and_the_next_one_finishes_it(tiny, few, built, tmp_path):
     script = (
         "import sys, time\nfrom contextlib import contextmanager\nfrom pathlib import Path\n"
-        "from seedscope.engine.contract.recipe import StudyConfig, TrainConfig\nfrom engine.demo.stdlib import Corpus\n"
-        "from seedscope.engine.progress import Progress\nfrom engine.studies.run import run_study\n"
+        "from seedscope.engine.contract.recipe import StudyConfig, TrainConfig\nfrom seedscope.engine.demo.stdlib import Corpus\n"
+        "from seedscope.engine.progress import Progress\nfrom seedscope.engine.studies.run import run_study\n"
         "class Waits(Progress):\n"
         "    @contextmanager\n"
         "    def stage(self, name, unit):\n"

@@ -18,7 +18,7 @@ from seedscope.engine.studies.synthetic.generator import (
     draw_samples,
     draw_truth,
 )
-from seedscope.engine.studies.synthetic.phase_map import AT_ONCE, RANKS, CellSettings, draw_map, places, read_map
+from seedscope.engine.studies.synthetic.phase_map import AT_ONCE, RANKS, CellSettings, draw_map, map_cells, read_map
 from seedscope.engine.studies.synthetic.plan import FILE, SyntheticPlan, read, write
 from seedscope.engine.studies.synthetic.recovery import GROUPS, measure, turned_inside, verdict
 from seedscope.engine.studies.synthetic.samples import BLOCK, NOTHING, draw_rows, label
@@ -244,7 +244,7 @@ def test_one_member_has_no_recovery():
 
 def test_the_map_holds_the_studys_own_cell_on_both_grids_and_no_impossible_one():
     plan = SyntheticPlan()
-    wanted = plan.places(0.7, 0.05)
+    wanted = plan.cells(0.7, 0.05)
     own = [place for place in wanted if place.samples == plan.samples]
     assert sorted(place.grid for place in own) == ["n_low", "rate"]
     assert len({place.key for place in own}) == 1
@@ -253,9 +253,9 @@ def test_the_map_holds_the_studys_own_cell_on_both_grids_and_no_impossible_one()
     assert all(
         place.samples.active_low == pytest.approx(plan.samples.active_low) for place in wanted if place.grid == "n_low"
     )
-    assert all(place.samples.r <= 24 for place in places(SMALL, RECIPE))
-    assert {place.samples.r for place in places(SMALL, RECIPE)} >= {SMALL.r}
-    assert places(replace(SMALL, n_low=0), RECIPE) == []
+    assert all(place.samples.r <= 24 for place in map_cells(SMALL, RECIPE))
+    assert {place.samples.r for place in map_cells(SMALL, RECIPE)} >= {SMALL.r}
+    assert map_cells(replace(SMALL, n_low=0), RECIPE) == []
 
 
 def test_cells_are_kept_as_they_come_and_computed_once(tmp_path):

@@ -118,7 +118,7 @@ def test_cells_that_are_there_are_published(root, tmp_path):
     from seedscope.engine.studies.synthetic.phase_map import draw_map
 
     run_synthetic(PLAN, tmp_path, "made", with_map=False, progress=QUIET)
-    wanted = PLAN.places(0.7, 0.05)
+    wanted = PLAN.cells(0.7, 0.05)
     drawn = draw_map(tmp_path / "made" / "cells", wanted[:2], workers=1)
     with StoreReader(publish(tmp_path / "made")) as reader:
         (row,) = reader.rows(synthetic.Synthetic)

@@ -24,7 +24,7 @@ from seedscope.engine.export.formats import export
 from seedscope.engine.export.restore import restore
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
-from seedscope.engine.studies.pools.build import Asked
+from seedscope.engine.studies.pools.settings import PoolSettings
 from seedscope.engine.studies.publish import publish
 from seedscope.engine.studies.run import pool_study, run_synthetic
 from seedscope.engine.studies.synthetic.generator import SyntheticConfig
@@ -36,7 +36,7 @@ RECIPE = TrainConfig(d_sae=64, k=3, seeds=(0, 1, 2, 3, 4), n_tokens=12_288, batc
 PLAN = SyntheticPlan(SAMPLES, RECIPE, replace(RECIPE, n_tokens=1_024), n_evaluated=3_000)
 STUDY, ENSEMBLE = "made", "topk-64"
 PAGE, BASE = f"/s/{STUDY}/pool", f"/s/{STUDY}/{ENSEMBLE}"
-ASKED = Asked(tokens=2_048)
+ASKED = PoolSettings(tokens=2_048)
 QUIET = Progress(quiet=True)
 
 
@@ -184,11 +184,11 @@ def test_the_same_pool_is_not_made_again_and_another_needs_a_word(own, told):
     folder = own / STUDY / "pool" / ENSEMBLE
     before, current = (folder / "pool.json").stat(), (own / STUDY / "CURRENT").read_text()
     began = time.monotonic()
-    assert pool_study(own / STUDY, ENSEMBLE, replace(ASKED, replaced=True), progress=QUIET) == told
+    assert pool_study(own / STUDY, ENSEMBLE, replace(ASKED, replaced=True), progress=QUIET).to_json() == told
     assert time.monotonic() - began < 5
     assert (folder / "pool.json").stat().st_mtime_ns == before.st_mtime_ns
     assert (own / STUDY / "CURRENT").read_text() == current
-    for other in (replace(ASKED, tokens=1_024), replace(ASKED, theta=0.5), Asked()):
+    for other in (replace(ASKED, tokens=1_024), replace(ASKED, theta=0.5), PoolSettings()):
         with pytest.raises(ValueError, match="of other members or settings; pass --replace"):
             pool_study(own / STUDY, ENSEMBLE, other, progress=QUIET)
 

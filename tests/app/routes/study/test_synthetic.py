@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     """A dashboard over a synthetic study with two cells of its map."""
     root = tmp_path_factory.mktemp("root")
     run_synthetic(PLAN, root, "made", with_map=False, progress=Progress(quiet=True))
-    wanted = PLAN.places(0.7, 0.05)
+    wanted = PLAN.cells(0.7, 0.05)
     grids = [next(place for place in wanted if place.grid == grid) for grid in ("rate", "n_low")]
     draw_map(root / "made" / "cells", grids, workers=1)
     publish(root / "made")
