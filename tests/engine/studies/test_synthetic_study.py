@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seedscope.engine.contract.published import CURRENT
+from seedscope.engine.contract.published import published
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.contract.tables import synthetic
 from seedscope.engine.contract.tables.features import Feature, Logit
@@ -39,7 +39,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reader(root):
-    name = (root / "made" / CURRENT).read_text().split()[0]
+    name = published(root / "made").name
     with StoreReader(root / "made" / name) as reader:
         yield reader
 
@@ -95,10 +95,10 @@ def test_the_study_says_that_there_is_no_model_and_what_it_is_made_of(reader):
 
 def test_the_same_command_again_changes_nothing_and_the_map_is_added(root):
     before = {path: path.stat().st_mtime_ns for path in (root / "made").rglob("*.safetensors")}
-    store = (root / "made" / CURRENT).read_text()
+    store = published(root / "made")
     run_synthetic(PLAN, root, "made", with_map=False, progress=QUIET)
     assert {path: path.stat().st_mtime_ns for path in (root / "made").rglob("*.safetensors")} == before
-    assert (root / "made" / CURRENT).read_text() == store
+    assert published(root / "made") == store
 
 
 def test_other_settings_take_the_place_of_the_former_ones_and_theta_stays(root, tmp_path):
@@ -109,7 +109,7 @@ def test_other_settings_take_the_place_of_the_former_ones_and_theta_stays(root, 
     plan = catalogue.read(tmp_path / "made")
     assert plan.theta == 0.6
     assert len(list((tmp_path / "made" / "sae").glob("*/*"))) == 1
-    with StoreReader(tmp_path / "made" / (tmp_path / "made" / CURRENT).read_text().split()[0]) as reader:
+    with StoreReader(tmp_path / "made" / published(tmp_path / "made").name) as reader:
         assert [row.r for row in reader.rows(synthetic.Synthetic)] == [3]
         assert [row.theta for row in reader.rows(Ensemble)] == [0.6]
 
