@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
-from seedscope.app.cli.study_options import StudyName, planned
+from seedscope.app.cli.study_options import EnsembleName, StudyName, planned
 from seedscope.app.settings import default_root
 
 KINDS = {
@@ -22,7 +22,7 @@ KINDS = {
 @app.command()
 def pool(
     study: StudyName,
-    ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name.", show_default=False)],
+    ensemble: EnsembleName,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="pool/ENSEMBLE in the study's")] = None,
     tokens: Annotated[
         int | None,
@@ -73,40 +73,40 @@ def pool(
         progress = Progress(quiet=quiet)
         if out is None:
             folder = (root / study / "pool" / ensemble).absolute()
-            told = pool_study(root / study, ensemble, asked, progress=progress)
+            record = pool_study(root / study, ensemble, asked, progress=progress)
         else:
             folder = out.absolute()
             with only_writer(root / study):
-                told = pool_ensemble(root / study, ensemble, folder, asked, progress=progress)
-    _tell(told)
-    if out is None and told["theta"] != theta_of_study:
+                record = pool_ensemble(root / study, ensemble, folder, asked, progress=progress)
+    _print_pool(record)
+    if out is None and record["theta"] != theta_of_study:
         print(f"θ is not the study's {theta_of_study:g}: its pages do not show this pool")
     print(f"{folder / 'sae'}: load it with SAELens, or add it to a study with: seedscope import")
 
 
-def _tell(told: dict[str, Any]) -> None:
+def _print_pool(record: dict[str, Any]) -> None:
     """How many features are unique and held by whom, and the curves as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    by_holders = told["unique_by_holders"]
+    by_holders = record["unique_by_holders"]
     print(
-        f"{told['study']}/{told['ensemble']}: {sum(by_holders):,} unique features at θ {told['theta']:g} of "
-        f"{len(told['members'])} seeds, {by_holders[-1]:,} held by all, {by_holders[0]:,} by one; {told['d_sae']:,} pooled"
+        f"{record['study']}/{record['ensemble']}: {sum(by_holders):,} unique features at θ {record['theta']:g} of "
+        f"{len(record['members'])} seeds, {by_holders[-1]:,} held by all, {by_holders[0]:,} by one; {record['d_sae']:,} pooled"
     )
-    if told["curves"]:
+    if record["curves"]:
         table = Table(
             "", "more tokens", "EV", "L0", "dead", "next-token loss", "shared", "MMCS", box=None, pad_edge=False
         )
         for column in table.columns[1:]:
             column.justify = "right"
         for kind, label in KINDS.items():
-            for n, row in enumerate(each for each in told["curves"] if each["kind"] == kind):
+            for n, row in enumerate(each for each in record["curves"] if each["kind"] == kind):
                 table.add_row(label if not n else "", f"{row['tokens']:,}", _mean(row["ev"], ".4f"), _mean(row["l0"], ".1f"),
                               _mean(row["dead"], ".1%"), _mean(row["loss"], ".4f"), _one(row["shared"], ".1%"),
                               _one(row["mmcs"], ".3f"))  # fmt: skip
         Console(width=None if sys.stdout.isatty() else 160).print(table)
-    for remark in told["remarks"]:
+    for remark in record["remarks"]:
         print(remark)
 
 
