@@ -1,9 +1,9 @@
 """One context -> full page, fragment or JSON; every HX- header."""
 
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from io import BytesIO
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from seedscope.app.formats import (
     alpha_step,
     architecture,
     density,
+    differing_recipe,
     duration,
     known,
     millinats,
@@ -26,17 +27,19 @@ from seedscope.app.formats import (
     per_mille,
     percent,
     points,
-    recipe_remark,
     shown_token,
     thousands,
 )
 from seedscope.app.settings import STATIC, TEMPLATES
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 def url(path: str, /, **parameters: Any) -> str:
     """A path with those query parameters that are set."""
-    given = {key: value for key, value in parameters.items() if value not in (None, "")}
-    return path + ("?" + urlencode(given) if given else "")
+    kept = {key: value for key, value in parameters.items() if value not in (None, "")}
+    return path + ("?" + urlencode(kept) if kept else "")
 
 
 def asset(name: str) -> str:
@@ -106,7 +109,7 @@ def _differs(request: Request) -> Differs | None:
     if row is None or row.anchor is None:
         return None
     base = f"/s/{request.path_params['study']}/{row.ensemble}"
-    return Differs(recipe_remark(row.anchor, row.n_comparisons), row.anchor, base)
+    return Differs(differing_recipe(row.anchor, row.n_comparisons), row.anchor, base)
 
 
 def retarget_to_page(response: Response) -> None:
@@ -116,12 +119,12 @@ def retarget_to_page(response: Response) -> None:
     response.headers["HX-Reselect"] = "unset"
 
 
-def as_json(context: Any, request: Request | None = None) -> JSONResponse:
+def as_json(context: "DataclassInstance | dict[str, Any]", request: Request | None = None) -> JSONResponse:
     """The same context as JSON; page furniture (fields whose name begins with `nav_` or `figure_`) is left out.
 
     Where a member of the ensemble has another recipe than the others, `recipe_differs` says what numbers mean then.
     """
-    values = asdict(context) if is_dataclass(context) else context
+    values = context if isinstance(context, dict) else asdict(context)
     if differs := request and _differs(request):
         values = values | {"recipe_differs": differs.remark}
     shown = {k: v for k, v in values.items() if not k.startswith(("nav_", "figure_"))}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from seedscope.app.store.ceiling import Ceiling
+    from seedscope.app.findings.ceiling import Ceiling
 
 
 def summary(root: Path, study: str) -> None:

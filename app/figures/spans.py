@@ -104,7 +104,7 @@ def captured_figure(
 
 def _title(held: dict[str, CapturedCurve], rank: int | None, subject: str, d: int) -> str:
     cross = held["cross"].at(rank) if rank is not None and "cross" in held else None
-    if cross is None:
+    if rank is None or cross is None:
         return f"How much of the energy of {subject} lies in another seed’s span?"
     within = held["within"].at(rank) if "within" in held else None
     own = f", their own {percent(within, 0)}" if within is not None else ""
@@ -115,10 +115,14 @@ def _title(held: dict[str, CapturedCurve], rank: int | None, subject: str, d: in
 
 
 def _band(curve: CapturedCurve, colour: str) -> dict[str, Any]:
-    at = [i for i, mean in enumerate(curve.mean) if mean is not None]
-    xs, spread = [curve.ranks[i] for i in at], [curve.spread[i] or 0 for i in at]
-    high = [min(curve.mean[i] + s, 1) for i, s in zip(at, spread, strict=True)]
-    low = [max(curve.mean[i] - s, 0) for i, s in zip(at, spread, strict=True)]
+    reached = [
+        (rank, mean, spread or 0)
+        for rank, mean, spread in zip(curve.ranks, curve.mean, curve.spread, strict=True)
+        if mean is not None
+    ]
+    xs = [rank for rank, _, _ in reached]
+    high = [min(mean + spread, 1) for _, mean, spread in reached]
+    low = [max(mean - spread, 0) for _, mean, spread in reached]
     return {
         "type": "scatter", "mode": "lines", "x": [*xs, *reversed(xs)], "y": [*high, *reversed(low)], "fill": "toself",
         "fillcolor": colour, "opacity": 0.16, "line": {"width": 0, "color": colour}, "hoverinfo": "skip",

@@ -127,7 +127,8 @@ class SweepDot(NamedTuple):
 
 def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *, agreement: bool) -> Figure:
     """Bucket shares along one factor, all else equal; `agreement` where members share their start or it is not known."""
-    numbers = all(not isinstance(dot.value, str) for dot in dots)
+    numbers = [dot.value for dot in dots if not isinstance(dot.value, str)]
+    is_numeric = len(numbers) == len(dots)
     first, last = dots[0], dots[-1]
     change = last.shares["stable"][0] - first.shares["stable"][0]
     verb = "rises" if change > 0 else "falls"
@@ -150,15 +151,9 @@ def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *
                     "hovertemplate": f"%{{text}}: %{{y:.1%}} {bucket}<extra></extra>",
                 }
             )  # fmt: skip
-    wide = (
-        numbers
-        and min(dot.value for dot in dots) > 0
-        and max(dot.value for dot in dots) >= 4 * min(dot.value for dot in dots)
-    )
-    axis = {"type": "log"} if wide else {} if numbers else {"type": "category"}
-    axis |= (
-        {"tickvals": [dot.value for dot in dots], "ticktext": [_shown(dot.value) for dot in dots]} if numbers else {}
-    )
+    is_wide = is_numeric and min(numbers) > 0 and max(numbers) >= 4 * min(numbers)
+    axis: dict[str, Any] = {"type": "log"} if is_wide else {} if is_numeric else {"type": "category"}
+    axis |= {"tickvals": numbers, "ticktext": [_shown(value) for value in numbers]} if is_numeric else {}
     return Figure(
         f"sweep_{index}",
         title,

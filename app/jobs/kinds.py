@@ -67,7 +67,10 @@ class Job:
     @property
     def left_s(self) -> float | None:
         """Seconds left of the stage at the rate so far."""
-        return (self.stage.total - self.stage.done) / self.stage.rate if self.share and self.stage.rate else None
+        stage = self.stage
+        if stage is None or stage.total is None or not (self.share and stage.rate):
+            return None
+        return (stage.total - stage.done) / stage.rate
 
     @property
     def took_s(self) -> float | None:

@@ -93,7 +93,9 @@ class Jobs:
                 (self._folder / job.id).mkdir()
                 self._keep(job)
             except OSError as error:
-                raise JobRefusedError("jobs", error.strerror, "a root that can be written to", 503) from None
+                raise JobRefusedError(
+                    "jobs", error.strerror or str(error), "a root that can be written to", 503
+                ) from None
             self._prune()
             self._changed.notify_all()
             return job
@@ -189,7 +191,7 @@ class Jobs:
             self._folder.mkdir(exist_ok=True)
             lock = open(self._folder / ".lock", "w")  # noqa: SIM115  held until `close`
         except OSError as error:
-            raise JobRefusedError("jobs", error.strerror, "a root that can be written to", 503) from None
+            raise JobRefusedError("jobs", error.strerror or str(error), "a root that can be written to", 503) from None
         if _is_locked(lock):
             lock.close()
             raise JobRefusedError(

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Request
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.tradeoff import TradeOff, trade_off
+from seedscope.app.findings.pool_verdict import EV_KEPT
+from seedscope.app.findings.precedence import TELLS
+from seedscope.app.findings.span_claim import NEARLY
 from seedscope.app.routes.address import Plain, StudyName, judged_shares
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.pools import EV_KEPT
-from seedscope.app.store.precedence import TELLS
-from seedscope.app.store.span_claim import NEARLY
 from seedscope.app.store.starts import Starts
 from seedscope.app.store.studies import Studies, analysis_of
 from seedscope.app.store.study import StudyStore

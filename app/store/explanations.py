@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seedscope.app.store.compare import JUDGED
+from seedscope.app.findings.bucket_comparison import JUDGED
+from seedscope.app.findings.scores import Scores
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.table import FeatureQuery, FeatureTable
@@ -66,19 +67,6 @@ class ScoredContext(NamedTuple):
     token_ids: list[int]
     active: list[bool]  # per token
     document: int
-
-
-class Scores(NamedTuple):
-    """An explainer's results on the judged features of an ensemble: equally long columns."""
-
-    seed: np.ndarray
-    bucket: np.ndarray  # index into BUCKETS
-    n_matched: np.ndarray
-    explained: np.ndarray  # whether there is a text
-    attempted: np.ndarray  # whether there is a row at all
-    value: np.ndarray  # NaN where it was not scored or scoring failed
-    shuffled_p95: np.ndarray
-    failed: np.ndarray  # explaining or scoring failed
 
 
 class Explanations:

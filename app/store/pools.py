@@ -1,51 +1,14 @@
-"""Feature pools: where pooled features came from, what training on does, and whether the paper's two claims hold."""
+"""Feature pools: where pooled features came from, and what training on does."""
 
-from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import pyarrow as pa
 
+from seedscope.app.findings.pool_verdict import PairSpread
+from seedscope.app.findings.span_claim import FEWEST_PAIRS
 from seedscope.app.store.database import Database
 from seedscope.app.store.pairs import Pairs
-from seedscope.app.store.span_claim import DEVIATIONS, FEWEST_PAIRS, Compared, EnergyAtRank, compare
 from seedscope.engine.contract.tables.pools import FeaturePool, PooledFeature, PoolPoint
-
-CONTROLS = ("members", "fresh", "subset")
-EV_KEPT = 0.01  # a pool keeps EV where it loses at most this against members that were trained on as long
-
-
-@dataclass(frozen=True)
-class PairSpread:
-    """How much two members agree as they are, over all unordered pairs: what one pair more or less is worth."""
-
-    n_pairs: int
-    mean: float  # share of the living features of both with a match in the other
-    low: float
-    high: float
-    spread: float | None  # standard deviation; None for too few pairs
-
-
-@dataclass(frozen=True)
-class Against:
-    """Pools of two disjoint halves beside one control, both trained on as long."""
-
-    control: str  # of CONTROLS
-    shared: float | None  # of the pools
-    control_shared: float | None
-    compared: Compared | None  # the pools' agreement against the control's; None where nobody can tell
-    ev: float
-    control_ev: float
-    keeps_ev: bool  # the pools lose next to nothing against the control
-
-
-@dataclass(frozen=True)
-class PoolVerdict:
-    """What holds at one length of "pooling makes features more stable and keeps EV"."""
-
-    tokens: int
-    against: list[Against]
-    is_more_stable: bool | None  # the pools agree more than every control; None where that cannot be told
-    keeps_ev: bool  # against members that were trained on as long
 
 
 class Pools:
@@ -109,40 +72,3 @@ class Pools:
             return None
         spread = stdev(shares) if len(shares) >= FEWEST_PAIRS else None
         return PairSpread(len(shares), fmean(shares), min(shares), max(shares), spread)
-
-
-def judge_pool(points: list[PoolPoint], pairs: PairSpread | None) -> list[PoolVerdict]:
-    """The verdict at every length that pools of two halves were measured at; empty without them.
-
-    One pair of pools stands beside one pair of controls: how much one pair says is the spread over pairs of members.
-    """
-    at = {(each.curve, each.tokens): each for each in points}
-    found = []
-    for tokens in sorted({each.tokens for each in points if each.curve == "halves"}):
-        pools = at["halves", tokens]
-        against = [
-            _against(pools, control, pairs) for name in CONTROLS if (control := at.get((name, tokens))) is not None
-        ]  # fmt: skip
-        found.append(PoolVerdict(tokens, against, _is_more(against), all(each.keeps_ev for each in against[:1])))
-    return found
-
-
-def _is_more(against: list[Against]) -> bool | None:
-    told = [each.compared for each in against]
-    if {"less", "equal"} & set(told):
-        return False
-    return None if None in told or not told else True
-
-
-def _against(pools: PoolPoint, control: PoolPoint, pairs: PairSpread | None) -> Against:
-    told = None
-    if None not in (pools.shared, control.shared) and pairs and pairs.spread is not None:
-        told = compare(*(EnergyAtRank(each.shared, pairs.spread, pairs.n_pairs) for each in (pools, control)))
-    ev, control_ev = fmean(pools.evs), fmean(control.evs)
-    keeps = ev >= control_ev - EV_KEPT
-    return Against(control.curve, pools.shared, control.shared, told, ev, control_ev, keeps)
-
-
-def least_difference(pairs: PairSpread | None) -> float | None:
-    """From which difference of two agreements on it is more than one pair more or less; see `claim.compare`."""
-    return None if pairs is None or pairs.spread is None else DEVIATIONS * 2**0.5 * pairs.spread

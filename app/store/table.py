@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,8 @@ from seedscope.app.store.errors import BadValue
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
 from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA, bucket_bounds
 
-SORTS = ("stability", "density", "worth", "loss", "max", "entropy", "score", "feature")
+Sort = Literal["stability", "density", "worth", "loss", "max", "entropy", "score", "feature"]
+SORTS: tuple[str, ...] = get_args(Sort)
 _SORT_SQL = {
     "stability": "n_matched",
     "density": "n_active",
@@ -37,6 +38,11 @@ _COLUMNS = (
     "worth_loss, trigger, trigger_share, trigger_what, token_entropy, top_token_share, top_token_ids, explanation, explainer, "
     "score"
 )
+# Columns that a line of the table takes over as they are.
+_AS_STORED = (
+    "decoder_norm", "density", "n_active", "max_activation", "worth_ev", "worth_loss", "trigger", "trigger_share",
+    "trigger_what", "token_entropy", "explanation", "explainer", "score",
+)  # fmt: skip
 SCORE_STEPS = (0.9, 0.8, 0.7, 0.6)  # of the facet: features whose score is at least this
 
 
@@ -110,35 +116,34 @@ class FeatureTable:
 
     def page(self, *, limit: int, after: str | None = None, before: str | None = None) -> list[FeatureRow]:
         """One page by keyset: the rows behind `after` (or those in front of `before`), in the query's order."""
-        backwards = before is not None
-        condition, keys = self._beyond(after or before, backwards) if after or before else ("", {})
+        backwards, key = before is not None, after or before
+        condition, keys = self._beyond(key, backwards) if key else ("", {})
         order = self._order(backwards)
         # Row ids first, then the wide columns of those rows alone: a tenth of the time of sorting whole rows.
         lines = self.select(
             f"SELECT line FROM filtered {condition} ORDER BY {order} LIMIT $limit", keys | {"limit": limit}
         )
         rows = self._fetch(
-            f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self.query.rule]}, decoder_norm, density, n_active, "
-            "max_activation, worth_ev, worth_loss, trigger, trigger_share, trigger_what, token_entropy, top_token_ids, "
-            f"explanation, explainer, score FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
+            f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self.query.rule]}, top_token_ids, {', '.join(_AS_STORED)} "
+            f"FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
             {"lines": [line for (line,) in lines]},
         )
         anchor = self._store.ensembles[self.query.ensemble].anchor
-        found = [
+        page = [
             FeatureRow(
-                *row[:2],
-                BUCKETS[row[2]],
-                row[3],
-                tuple(row[4]),
-                _mean_cosine(row[4]),
-                *row[5:15],
-                self._words(row[15]),
-                *row[16:],
-                anchor=row[0] == anchor,
+                seed=seed,
+                feature=feature,
+                bucket=BUCKETS[bucket],
+                n_matched=n_matched,
+                cosines=tuple(cosines),
+                mean_cosine=_mean_cosine(cosines),
+                top_tokens=self._words(top_token_ids),
+                anchor=seed == anchor,
+                **dict(zip(_AS_STORED, stored, strict=True)),
             )
-            for row in rows
+            for seed, feature, bucket, n_matched, cosines, top_token_ids, *stored in rows
         ]
-        return found[::-1] if backwards else found
+        return page[::-1] if backwards else page
 
     def buckets_at(self, places: list[tuple[int, int]]) -> dict[tuple[int, int], str]:
         """{(seed, feature): bucket} of a few features, read together."""
@@ -182,8 +187,13 @@ class FeatureTable:
     def facets(self) -> dict[str, dict[Any, int]]:
         """Counts per bucket, per seed and, of features that fire, per trigger, each under all other filters of the query."""
         counts = {}
-        for column in ("bucket", "seed", "trigger"):
-            wider = FeatureTable(self._store, replace(self.query, **{column: None}))
+        without = {
+            "bucket": replace(self.query, bucket=None),
+            "seed": replace(self.query, seed=None),
+            "trigger": replace(self.query, trigger=None),
+        }
+        for column, query in without.items():
+            wider = FeatureTable(self._store, query)
             where = "WHERE n_active > 0" if column == "trigger" else ""
             counts[column] = dict(wider.select(f"SELECT {column}, count(*) FROM filtered {where} GROUP BY {column}"))
         counts["bucket"] = {BUCKETS[code]: n for code, n in counts["bucket"].items()}
@@ -203,9 +213,13 @@ class FeatureTable:
     def download(self) -> pa.Table:
         """All features that the query finds, for downloads."""
         row = self._store.ensembles[self.query.ensemble]
-        n, told = row.n_comparisons, {}
-        for name, seed in (("of_anchor", row.anchor), ("of_others", -1)):
-            told[name] = recipe_remark(row.anchor, n, seed)
+        n = row.n_comparisons
+        remarks: dict[str, str | None] = {"of_anchor": None, "of_others": None}
+        if row.anchor is not None:
+            remarks = {
+                "of_anchor": recipe_remark(row.anchor, n, row.anchor),
+                "of_others": recipe_remark(row.anchor, n, -1),
+            }
         columns = (
             "density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, worth_loss, trigger, "
             "trigger_share, trigger_what, token_entropy, top_token_share, explanation, explainer, score"
@@ -215,7 +229,7 @@ class FeatureTable:
             f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns}, coalesce(seed = $anchor::INTEGER, false) AS anchor, "
             f"CASE WHEN seed = $anchor::INTEGER THEN $of_anchor::VARCHAR ELSE $of_others::VARCHAR END AS remark "
             f"FROM filtered ORDER BY {self._order(False)}",
-            told | {"anchor": row.anchor},
+            remarks | {"anchor": row.anchor},
         )
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:

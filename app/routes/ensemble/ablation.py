@@ -13,7 +13,7 @@ from seedscope.app import render
 from seedscope.app.figures.buckets import MASK_LABEL
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.masking import CURVES, EV, LOSS, CurvePoint, ReferenceLine, masking_curves
-from seedscope.app.routes.address import EnsembleName, Judgement, Plain, StudyName, judged_shares, open_ensemble
+from seedscope.app.routes.address import EnsembleJudgement, EnsembleName, Plain, StudyName, judged_shares, open_ensemble
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.tables.features import Ablation
@@ -282,7 +282,7 @@ def _sides(store: StudyStore, row: Ensemble) -> list[AblationSide]:
 
 def _side(store: StudyStore, name: str, *, is_control: bool) -> AblationSide:
     row, members = store.ensemble(name), [_member_line(member) for member in store.members(name)]
-    counts = store.features(Judgement().judged_by(row).query(name)).matched_counts()
+    counts = store.features(EnsembleJudgement.resolved(row).query(name)).matched_counts()
     ev, recovered, own, zero = (
         _mean([getattr(m, n) for m in members]) for n in ("ev", "loss_recovered", "loss_own", "loss_zero")
     )

@@ -4,15 +4,24 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends
 from pydantic import Field
 
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.scatter import Cloud, Dots, ScatterCells, metric_scatter
+from seedscope.app.findings.bucket_comparison import METRICS, BucketComparison
 from seedscope.app.formats import percent
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, Share, StudyName, Trigger, open_judged
-from seedscope.app.store.compare import METRICS, BucketComparison
+from seedscope.app.routes.address import (
+    RULE_SAYS,
+    EnsembleJudgement,
+    EnsembleName,
+    Opened,
+    Share,
+    StudyName,
+    Trigger,
+    judged,
+)
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
@@ -21,7 +30,7 @@ from seedscope.engine.contract.tables.study import Ensemble, Study
 router = APIRouter()
 
 
-class BucketsQuery(Judgement):
+class BucketsQuery(EnsembleJudgement):
     """The judgement, the scatter's metric, and the filter that greys its other points."""
 
     metric: Annotated[Literal[tuple(METRICS)] | None, Field(description="the scatter's; density where it is known")] = (
@@ -74,10 +83,12 @@ class BucketsPage:
 
 @render.page(router, "/s/{study}/{ensemble}/buckets", "ensemble/buckets.html", "buckets")
 def buckets(
-    request: Request, study: StudyName, ensemble: EnsembleName, judgement: Annotated[BucketsQuery, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[BucketsQuery], Depends(judged(BucketsQuery))],
 ) -> BucketsPage:
     """What sets stable features apart: medians and effect sizes by bucket, trigger classes, a metric against stability."""
-    store, row, judgement = open_judged(request, study, ensemble, judgement)
+    store, row, judgement = opened
     metrics = store.comparisons.metrics(ensemble)
     drawn, summary = _scatter(store, row, judgement, metrics)
     comparison = store.comparisons.compare(judgement.query(ensemble))

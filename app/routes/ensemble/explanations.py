@@ -4,21 +4,21 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.scores import ScoreCurve, score_by_stability
+from seedscope.app.findings.scores import BucketScores, ScorePoint, by_bucket, by_stability
+from seedscope.app.findings.word_contrast import Contrast, WordLine
 from seedscope.app.formats import percent
 from seedscope.app.jobs.kinds import language_model
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, StudyName, open_judged
+from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, EnsembleName, Opened, StudyName, judged
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.explanations import SCORE_KINDS
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.scores import BucketScores, ScorePoint, by_bucket, by_stability
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.vocabulary import Contrast, WordLine
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
@@ -30,7 +30,7 @@ _WORDS = pa.schema(
 )
 
 
-class ExplanationsQuery(Judgement):
+class ExplanationsQuery(EnsembleJudgement):
     """The judgement, whose explanations, and which kind of score."""
 
     explainer: str | None = None
@@ -80,10 +80,12 @@ class ExplanationsPage:
 
 @render.page(router, "/s/{study}/{ensemble}/explanations", "ensemble/explanations.html", "explanations")
 def explanations(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[ExplanationsQuery, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[ExplanationsQuery], Depends(judged(ExplanationsQuery))],
 ) -> ExplanationsPage:
     """How well features are explained, by bucket and by stability, and which words set unstable explanations apart."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     held = store.explanations
     explainer = held.check(ensemble, asked.explainer)
     kinds = held.kinds(ensemble, explainer) if explainer else []
@@ -128,10 +130,13 @@ def explanations(
 @router.get("/s/{study}/{ensemble}/explanations.csv", name="explanations.csv")
 @router.get("/s/{study}/{ensemble}/explanations.parquet", name="explanations.parquet")
 def explanations_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[ExplanationsQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[ExplanationsQuery], Depends(judged(ExplanationsQuery))],
 ) -> Response:
     """Every word that is compared between buckets, and every kind of token rule, as CSV or Parquet."""
-    store, _, asked = open_judged(request, study, ensemble, asked)
+    store, _, asked = opened
     explainer = store.explanations.check(ensemble, asked.explainer)
     lines: list[dict[str, Any]] = []
     if explainer:

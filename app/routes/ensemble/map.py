@@ -7,17 +7,17 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
 from seedscope.app.figures import map
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.map import Around, MapPoints
+from seedscope.app.findings.map_company import N_NEAR, Company, Places
 from seedscope.app.formats import shown_token
-from seedscope.app.routes.address import EnsembleName, StudyName, open_judged
+from seedscope.app.routes.address import EnsembleName, Opened, StudyName, judged
 from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
-from seedscope.app.store.map import N_NEAR, Company, Places
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.spans import map_remark
 from seedscope.app.store.study import StudyStore
@@ -53,10 +53,13 @@ class MapPage:
 
 @render.page(router, "/s/{study}/{ensemble}/subspaces/map", "ensemble/map.html", "map")
 def direction_map(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[SpanFilter, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
 ) -> MapPage:
     """The map of decoder directions: what comes back lies on top of each other, whatever the seed."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     if asked.seed is not None:
         store.member(ensemble, asked.seed)
     lacking = store.missing(ensemble)
@@ -88,10 +91,13 @@ def direction_map(
 @router.get("/s/{study}/{ensemble}/subspaces/map.csv", name="map.csv")
 @router.get("/s/{study}/{ensemble}/subspaces/map.parquet", name="map.parquet")
 def map_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[SpanFilter, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
 ) -> Response:
     """The coordinates as CSV or Parquet; `chosen` says which features the filter finds."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     columns = _columns(_read(store, asked, ensemble), row)
     return render.download(request, pa.table(columns), f"{study}-{ensemble}-map")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.members import pair_histogram, seed_matrix
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, Seed, StudyName, open_judged
+from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, EnsembleName, Opened, Seed, StudyName, judged
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.pairs import PairRows
 from seedscope.app.store.study import StudyStore
@@ -30,7 +30,7 @@ _PAIRS = pa.schema(
 )  # fmt: skip
 
 
-class MembersQuery(Judgement):
+class MembersQuery(EnsembleJudgement):
     """Which pair, if any, and how many lines of its lists."""
 
     a: Seed | None = None
@@ -38,7 +38,7 @@ class MembersQuery(Judgement):
     limit: Annotated[int, Field(ge=1, le=500)] = 20
 
 
-class MatchQuery(Judgement):
+class MatchQuery(EnsembleJudgement):
     """A pair to be matched now."""
 
     a: Seed
@@ -139,10 +139,12 @@ class MatchPage:
 
 @render.page(router, "/s/{study}/{ensemble}/members", "ensemble/members.html", "members")
 def members(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MembersQuery, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[MembersQuery], Depends(judged(MembersQuery))],
 ) -> MembersPage:
     """Which share of one seed's features comes back in another, for all pairs; with a and b, that pair's lists."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     pairs = store.pairs(ensemble, asked.rule)
     cells = []
     for pair, n_all, n_living in pairs.summaries(asked.theta):
@@ -185,10 +187,13 @@ def members(
 @router.get("/s/{study}/{ensemble}/members.csv", name="members.csv")
 @router.get("/s/{study}/{ensemble}/members.parquet", name="members.parquet")
 def members_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MembersQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[MembersQuery], Depends(judged(MembersQuery))],
 ) -> Response:
     """The complete matching of a pair, or the matrix where no pair is named, as CSV or Parquet."""
-    store, _, asked = open_judged(request, study, ensemble, asked)
+    store, _, asked = opened
     pairs = store.pairs(ensemble, asked.rule)
     name = f"{study}-{ensemble}-{asked.rule}"
     if asked.a is not None and asked.b is not None:
@@ -211,10 +216,13 @@ def members_download(
 
 @render.page(router, "/s/{study}/{ensemble}/members/match", "ensemble/match.html", "match")
 def match(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MatchQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[MatchQuery], Depends(judged(MatchQuery))],
 ) -> MatchPage:
     """Two members matched now, under any rule, by the live engine."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     _check_pair(store, ensemble, asked.a, asked.b)
     seeds = tuple(m.seed for m in store.members(ensemble))
     query = LiveQuery(

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends
 
 from seedscope.app import render
 from seedscope.app.figures import stability
@@ -13,9 +13,17 @@ from seedscope.app.figures.buckets import ablation, density_by_bucket
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.masking import CURVES
 from seedscope.app.figures.stability import stability_cdf, stability_distribution, theta_sweep
+from seedscope.app.findings.ceiling import Ceiling
 from seedscope.app.formats import percent
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, StudyName, judged_shares, open_judged
-from seedscope.app.store.ceiling import Ceiling
+from seedscope.app.routes.address import (
+    RULE_SAYS,
+    EnsembleJudgement,
+    EnsembleName,
+    Opened,
+    StudyName,
+    judged,
+    judged_shares,
+)
 from seedscope.app.store.ceiling import ceiling as find_ceiling
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import Sample, StudyStore
@@ -90,10 +98,12 @@ class EnsemblePage:
 
 @render.page(router, "/s/{study}/{ensemble}", "ensemble/overview.html", "ensemble")
 def ensemble(
-    request: Request, study: StudyName, ensemble: EnsembleName, judgement: Annotated[Judgement, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[EnsembleJudgement], Depends(judged(EnsembleJudgement))],
 ) -> EnsemblePage:
     """One ensemble: which share of its features is stable, and what the buckets are worth."""
-    store, row, judgement = open_judged(request, study, ensemble, judgement)
+    store, row, judgement = opened
     theta, epsilon = judgement.theta, judgement.epsilon
     found = store.features(judgement.query(ensemble))
     counts = found.matched_counts()
@@ -140,7 +150,7 @@ def ensemble(
 def _figures(
     store: StudyStore,
     row: Ensemble,
-    judgement: Judgement,
+    judgement: EnsembleJudgement,
     counts: list[tuple[int, str, int, int]],
     ablations: list[Ablation],
     masked_ev: dict[str, float],
@@ -177,7 +187,7 @@ def _figures(
     return drawn
 
 
-def _sweep(store: StudyStore, row: Ensemble, judgement: Judgement, sample: Sample, judged: str) -> Figure:
+def _sweep(store: StudyStore, row: Ensemble, judgement: EnsembleJudgement, sample: Sample, judged: str) -> Figure:
     shares = bucket_shares(sample.counts[:, SWEEP], row.n_comparisons, judgement.epsilon)
     thetas = [i / (N_THETAS - 1) for i in SWEEP]
     rates = [store.null_rates(row.ensemble, theta) for theta in thetas]
@@ -204,7 +214,7 @@ def _masked_n(masked: dict[str, list[Ablation]]) -> float:
 
 def _ablation_title(ev: dict[str, float]) -> str:
     cost = {mask: ev["none"] - ev[mask] for mask in ("N stable", "4N unstable")}
-    dearer, cheaper = max(cost, key=cost.get), min(cost, key=cost.get)
+    dearer, cheaper = max(cost, key=cost.__getitem__), min(cost, key=cost.__getitem__)
     if cost[cheaper] <= 0:
         return f"Masking {dearer} features costs {cost[dearer]:.3f} EV, masking {cheaper} costs nothing"
     return f"Masking {dearer} features costs {cost[dearer] / cost[cheaper]:.1f} times as much EV as masking {cheaper}"

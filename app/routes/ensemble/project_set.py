@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.spans import CapturedCurve, captured_figure
 from seedscope.app.formats import percent
 from seedscope.app.live import EngineRefusedError, LiveEngine
-from seedscope.app.routes.address import EnsembleName, Filter, StudyName, open_judged
+from seedscope.app.routes.address import EnsembleName, Filter, Opened, StudyName, judged
 from seedscope.app.routes.members_asked import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_sets import FeatureSets, feature_sets
@@ -113,10 +113,13 @@ class ProjectPage:
 
 @render.page(router, "/s/{study}/{ensemble}/subspaces/project", "ensemble/project_set.html", "project")
 def project(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[ProjectQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[ProjectQuery], Depends(judged(ProjectQuery))],
 ) -> ProjectPage:
     """A set of features, projected now: captured energy against rank, and every feature's energy at one rank."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     chosen, sets = _sets(store, row, asked)
     here = f"/s/{study}/{ensemble}/subspaces/project"
     alone = not render.wants_fragment(request) or here in request.headers.get("HX-Current-URL", here)
@@ -183,10 +186,13 @@ def project(
 @router.get("/s/{study}/{ensemble}/subspaces/project.csv", name="project.csv")
 @router.get("/s/{study}/{ensemble}/subspaces/project.parquet", name="project.parquet")
 def project_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[ProjectQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[ProjectQuery], Depends(judged(ProjectQuery))],
 ) -> Response:
     """Every feature that the page lists, with its energies, in the page's order."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     arrays = _ask(request, store, row, asked, *_sets(store, row, asked)).arrays
     listed = _listed(arrays, asked)
     columns = {name: arrays[name][listed] for name in ("seed", "feature", "own", "others")}
@@ -199,10 +205,13 @@ def project_download(
 @router.get("/s/{study}/{ensemble}/subspaces/project/curves.csv", name="project_curves.csv")
 @router.get("/s/{study}/{ensemble}/subspaces/project/curves.parquet", name="project_curves.parquet")
 def curves_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[ProjectQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[ProjectQuery], Depends(judged(ProjectQuery))],
 ) -> Response:
     """The curves that the page draws, and the overlap of spans, one line per curve and rank."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     arrays = _ask(request, store, row, asked, *_sets(store, row, asked)).arrays
     names = [name for name in (*CURVES, "overlap") if name in arrays]
     ranks = arrays["ranks"]

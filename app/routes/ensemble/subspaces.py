@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
@@ -14,11 +14,12 @@ from seedscope.app.figures.pursuit import Residual, pursuit_residual
 from seedscope.app.figures.seedspans import angle_matrix, energy_matrix, overlap_matrix
 from seedscope.app.figures.spans import CapturedCurve, captured_figure
 from seedscope.app.figures.spectrum import span_spectrum
+from seedscope.app.findings.random_subspaces import unrelated_angle
+from seedscope.app.findings.span_claim import Claim, EnergyAtRank, compare, judge_claim
 from seedscope.app.formats import percent
-from seedscope.app.routes.address import EnsembleName, StudyName, open_ensemble, open_judged
+from seedscope.app.routes.address import EnsembleName, Opened, StudyName, judged
 from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.span_claim import Claim, EnergyAtRank, compare, judge_claim
 from seedscope.app.store.spans import (
     TABLES,
     EnsembleSpans,
@@ -29,7 +30,6 @@ from seedscope.app.store.spans import (
     pairs_at,
     read_spans,
     span_table,
-    unrelated_angle,
 )
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract import schema
@@ -107,10 +107,12 @@ class SubspacesPage:
 
 @render.page(router, "/s/{study}/{ensemble}/subspaces", "ensemble/subspaces.html", "subspaces")
 def subspaces(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[SpanFilter, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
 ) -> SubspacesPage:
     """Whether spans of unstable features carry over from seed to seed, beside every control; angles, pursuit, map."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     lacking = store.missing(ensemble)
     found = read_spans(store, ensemble)
     rank = None
@@ -160,10 +162,12 @@ def _download(name: str, table: str) -> None:
     """Register one table's downloads."""
 
     def span_download(
-        request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[SpanFilter, Query()]
+        request: Request,
+        study: StudyName,
+        ensemble: EnsembleName,
+        opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
     ) -> Response:
-        store, _ = open_ensemble(request, study, ensemble)
-        return render.download(request, span_table(store, ensemble, table), f"{study}-{ensemble}-spans-{table}")
+        return render.download(request, span_table(opened.store, ensemble, table), f"{study}-{ensemble}-spans-{table}")
 
     for kind in ("csv", "parquet"):
         path = f"/s/{{study}}/{{ensemble}}/{name}.{kind}"

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import Field
 
 from seedscope.app import render
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, StudyName, open_ensemble, open_judged
+from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, Opened, StudyName, judged, open_ensemble
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.table import FeatureRow
 from seedscope.engine.contract import schema
@@ -55,10 +55,12 @@ class TablePage:
 
 @render.page(router, "/s/{study}/{ensemble}/features", "ensemble/table.html", "features")
 def feature_table(
-    request: Request, study: StudyName, ensemble: EnsembleName, filter: Annotated[TableFilter, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[TableFilter], Depends(judged(TableFilter))],
 ) -> TablePage:
     """Features of all members, filtered and sorted, page by page."""
-    store, row, filter = open_judged(request, study, ensemble, filter)
+    store, row, filter = opened
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
     found = store.features(filter.query(ensemble))
@@ -101,10 +103,13 @@ def feature_table(
 @router.get("/s/{study}/{ensemble}/features.csv", name="features.csv")
 @router.get("/s/{study}/{ensemble}/features.parquet", name="features.parquet")
 def feature_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, filter: Annotated[Filter, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[Filter], Depends(judged(Filter))],
 ) -> Response:
     """All features that the filter finds, as CSV or Parquet."""
-    store, _, filter = open_judged(request, study, ensemble, filter)
+    store, _, filter = opened
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
     table = store.features(filter.query(ensemble)).download()

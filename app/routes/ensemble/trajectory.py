@@ -18,11 +18,12 @@ from seedscope.app.figures.trajectory import (
     short,
     training_figures,
 )
+from seedscope.app.findings.features_along import BucketPoint, FeaturesAlong
+from seedscope.app.findings.precedence import QUANTITIES, TELLS, Lag, Separation
+from seedscope.app.findings.stabilization import Stabilization, Trajectory, judge_stabilization
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import EnsembleName, Plain, StudyName, open_ensemble
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.precedence import QUANTITIES, TELLS, Lag, Separation
-from seedscope.app.store.trajectory import BucketPoint, Features, Stabilization, Trajectory, judge_stabilization
 from seedscope.engine.contract.tables.study import Ensemble, Study
 from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry, TracePoint
 
@@ -171,7 +172,7 @@ def _geometry_says(geometry: list[CosineGeometry]) -> str:
     )
 
 
-def _answer(features: Features, row: Ensemble) -> list[str]:
+def _answer(features: FeaturesAlong, row: Ensemble) -> list[str]:
     """Which comes first, as far as the numbers say."""
     if not features.lags:
         return ["Worth was not measured along training, so that nothing can be said of what comes first."]
@@ -262,7 +263,7 @@ def _before(points: list[BucketPoint], *, shared: bool) -> list[str]:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _features(features: Features, found: Trajectory, word: str, theta: float) -> list[Figure]:
+def _features(features: FeaturesAlong, found: Trajectory, word: str, theta: float) -> list[Figure]:
     held: dict[str, list[BucketPoint]] = {}
     for point in features.points:
         held.setdefault(point.bucket, []).append(point)
@@ -292,7 +293,7 @@ def _features(features: Features, found: Trajectory, word: str, theta: float) ->
     ]  # fmt: skip
 
 
-def _first(features: Features) -> list[Figure]:
+def _first(features: FeaturesAlong) -> list[Figure]:
     """What tells first where features end, and what goes before what."""
     drawn = []
     if features.separations:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import Field, field_validator
 
 from seedscope.app import render
 from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
-from seedscope.app.routes.address import EnsembleName, Judgement, Seed, StudyName, open_judged
+from seedscope.app.routes.address import EnsembleJudgement, EnsembleName, Opened, Seed, StudyName, judged
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import NO_MODEL, Missing
 from seedscope.app.store.study import StudyStore
@@ -27,7 +27,7 @@ LINE, SHORT_LINE = 92, 46  # characters; a newline ends a line that is no shorte
 FEW_SEEDS = 16  # from there on, a line shows those alone in which something fires
 
 
-class TryQuery(Judgement):
+class TryQuery(EnsembleJudgement):
     """The text, whose features are shown on it, and at which of its tokens they are listed."""
 
     text: str = ""
@@ -171,10 +171,13 @@ class MemberActivity(NamedTuple):
 
 @render.page(router, "/s/{study}/{ensemble}/try", "ensemble/try_text.html", "try")
 def try_text(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[TryQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[TryQuery], Depends(judged(TryQuery))],
 ) -> TryPage:
     """A text run through the study's model and every member now: active features per token, and one feature's counterparts."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     store.check_rule(ensemble, asked.rule)
     seed = store.members(ensemble)[0].seed if asked.seed is None else store.member(ensemble, asked.seed).seed
     if asked.feature is not None:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from seedscope.app import render
-from seedscope.app.routes.address import Plain
+from seedscope.app.routes.address import FeatureIndex, Plain, SaeDigest
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.studies import Studies
 
@@ -39,7 +39,9 @@ class WeightsPage:
 
 @router.get("/f/{sae_digest}/{feature}", name="weights")
 @router.get("/f/{sae_digest}/{feature}.json", name="weights.json")  # registered first, or the other would swallow it
-def weights(request: Request, sae_digest: str, feature: str, address: Annotated[Plain, Query()]) -> Response:
+def weights(
+    request: Request, sae_digest: SaeDigest, feature: FeatureIndex, address: Annotated[Plain, Query()]
+) -> Response:
     """One decoder row of one SAE, wherever it stands: a redirect to its permalink, a list where there are several."""
     context = WeightsPage(sae_digest, *_find(request.app.state.studies, sae_digest, feature))
     twin = request.url.path.endswith(".json")

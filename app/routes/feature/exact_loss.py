@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
 from seedscope.app import render
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import EnsembleName, Filter, StudyName, open_feature
+from seedscope.app.routes.address import EnsembleName, Filter, OpenedFeature, StudyName, judged_feature
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.missing import NO_MODEL
 from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, WINDOWS, LiveQuery
@@ -57,12 +57,10 @@ def worth(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    seed: str,
-    feature: str,
-    asked: Annotated[WorthQuery, Query()],
+    opened: Annotated[OpenedFeature[WorthQuery], Depends(judged_feature(WorthQuery))],
 ) -> WorthPage:
     """A feature's exact worth: both losses are taken with the reconstruction in place, on the same windows."""
-    store, row, asked, member, found = open_feature(request, study, ensemble, seed, feature, asked)
+    store, row, asked, member, found = opened
     if store.study.synthetic:
         raise NotFound("loss", f"a feature of {study}", f"none in a synthetic study: {NO_MODEL}")
     if row.control_of is not None:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import Field, field_validator
 
 from seedscope.app import render
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import EnsembleName, Filter, StudyName, open_feature
+from seedscope.app.routes.address import EnsembleName, Filter, OpenedFeature, StudyName, judged_feature
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.queries import LiveQuery
@@ -67,12 +67,10 @@ def neighbours(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    seed: str,
-    feature: str,
-    asked: Annotated[NeighboursQuery, Query()],
+    opened: Annotated[OpenedFeature[NeighboursQuery], Depends(judged_feature(NeighboursQuery))],
 ) -> NeighboursPage:
     """The k nearest features in every member asked for, this feature's own included, by decoder or encoder."""
-    store, row, asked, member, found = open_feature(request, study, ensemble, seed, feature, asked)
+    store, row, asked, member, found = opened
     seeds = [m.seed for m in store.members(ensemble)]
     chosen = sorted({int(part) for part in asked.members.split(",") if part.strip()})
     unknown = [s for s in chosen if s not in seeds]

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends
 
 from seedscope.app import render
 from seedscope.app.formats import percent, recipe_remark
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, StudyName, open_feature
+from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, OpenedFeature, StudyName, judged_feature
 from seedscope.app.store.explanations import LabelAgreement, StoredExplanation
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.spans import FeatureSubspace, feature_subspace
@@ -185,15 +185,12 @@ class FeaturePage:
 
 @render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}", "feature/permalink.html", "feature")
 def feature(
-    request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    seed: str,
-    feature: str,
-    filter: Annotated[Filter, Query()],
+    opened: Annotated[OpenedFeature[Filter], Depends(judged_feature(Filter))],
 ) -> FeaturePage:
     """The permalink: a feature's stability and why, its contexts, its counterparts in all other seeds."""
-    store, row, filter, member, found = open_feature(request, study, ensemble, seed, feature, filter)
+    store, row, filter, member, found = opened
     listed = store.features(filter.query(ensemble))
     activity = store.has(ensemble, "activity")
     contexts = [_shown(store, c) for c in store.contexts(ensemble, member.seed, found.feature)] if activity else None

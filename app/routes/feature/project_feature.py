@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 
 from seedscope.app import render
 from seedscope.app.formats import density, percent
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import EnsembleName, StudyName, open_feature
+from seedscope.app.routes.address import EnsembleName, OpenedFeature, StudyName, judged_feature
 from seedscope.app.routes.members_asked import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.feature_sets import alike_in_density, feature_sets
 from seedscope.engine.contract.masks import packed
@@ -68,12 +68,10 @@ def project_feature(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    seed: str,
-    feature: str,
-    asked: Annotated[FeatureSpanQuery, Query()],
+    opened: Annotated[OpenedFeature[FeatureSpanQuery], Depends(judged_feature(FeatureSpanQuery))],
 ) -> FeatureProjection:
     """A feature's energy in the span of a bucket of every other seed, against rank, beside features of about its density."""
-    store, row, asked, member, found = open_feature(request, study, ensemble, seed, feature, asked)
+    store, row, asked, member, found = opened
     chosen = chosen_members(store, row, asked)
     sets = feature_sets(store, asked.query(ensemble), chosen)
     controls = alike_in_density(store, found, N_CONTROLS)

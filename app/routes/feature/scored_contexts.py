@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from seedscope.app import render
-from seedscope.app.routes.address import EnsembleName, Plain, StudyName, open_ensemble
+from seedscope.app.routes.address import EnsembleName, FeatureIndex, MemberSeed, Plain, StudyName, open_ensemble
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.explanations import ScoredContext
 from seedscope.app.store.study import StudyStore
@@ -72,8 +72,8 @@ def scored(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    seed: str,
-    feature: str,
+    seed: MemberSeed,
+    feature: FeatureIndex,
     asked: Annotated[ScoredQuery, Query()],
 ) -> ScoredPage:
     """The contexts that a feature's explanation was scored on, as hits and misses."""

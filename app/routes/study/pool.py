@@ -13,11 +13,11 @@ from pydantic import Field, model_validator
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.pools import POOL_KINDS, AxisBand, PoolAt, PoolMeasure, holders_figure, pool_figure
+from seedscope.app.findings.pool_verdict import EV_KEPT, PairSpread, PoolVerdict, judge_pool, least_difference
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import Plain, Seed, StudyName
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import Missing, pool_missing
-from seedscope.app.store.pools import EV_KEPT, PairSpread, PoolVerdict, judge_pool, least_difference
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.stability import buckets, is_match
 from seedscope.engine.contract.tables.pools import FeaturePool, PoolPoint

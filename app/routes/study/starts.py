@@ -9,11 +9,12 @@ from fastapi.responses import Response
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.trajectory import Along, Scale, along_training
+from seedscope.app.findings.signatures import REFERENCE, REFERENCE_RANDOM, Reference, Signature, signatures
+from seedscope.app.findings.start_grid import CONSTRAINTS, PREPROCESSING, Cell, Course
 from seedscope.app.routes.address import Plain, StudyName
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.signatures import REFERENCE, REFERENCE_RANDOM, Reference, Signature, signatures
-from seedscope.app.store.starts import CONSTRAINTS, PREPROCESSING, Cell, Course, Starts
+from seedscope.app.store.starts import Starts
 from seedscope.engine.contract.tables.study import Study
 
 router = APIRouter()

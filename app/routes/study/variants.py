@@ -3,18 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.tradeoff import SweepDot, TradeOff, sweep, trade_off
 from seedscope.app.formats import architecture, percent
-from seedscope.app.routes.address import RULE_SAYS, Judgement, StudyName
+from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, StudyName, address_reader
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract import schema
@@ -34,7 +34,7 @@ train = { variant = "topk", k = 10, seeds = 8, tokens = 1_000_000 }
 sweep = { d_sae = [256, 512, 1024] }"""
 
 
-class VariantsQuery(Judgement):
+class VariantsQuery(EnsembleJudgement):
     """The judgement, and what the trade-off shows."""
 
     measure: Annotated[Literal["stable", "p_hat"], Field(description="stable share, or mean p̂")] = "stable"
@@ -113,12 +113,27 @@ class VariantsPage:
     nav_example: str
 
 
-@render.page(router, "/s/{study}/variants", "study/variants.html", "variants")
-def variants(request: Request, study: StudyName, judgement: Annotated[VariantsQuery, Query()]) -> VariantsPage:
-    """Ensembles of a study beside each other: bucket shares, EV, L0, next-token loss, and shares along sweeps."""
+class OpenedVariants(NamedTuple):
+    """A study's ensembles, and how all are judged: by the first one's theta and epsilon where the address names none."""
+
+    store: StudyStore
+    rows: list[Ensemble]
+    judgement: VariantsQuery
+
+
+def read_variants(
+    request: Request, study: StudyName, address: Annotated[BaseModel, Depends(address_reader(VariantsQuery))]
+) -> OpenedVariants:
+    """The study of an address and its query; raises NotFound."""
     store: StudyStore = request.app.state.studies.get(study)
     rows = list(store.ensembles.values())
-    judgement = judgement.judged_by(rows[0])
+    return OpenedVariants(store, rows, VariantsQuery.resolved(rows[0], address))
+
+
+@render.page(router, "/s/{study}/variants", "study/variants.html", "variants")
+def variants(study: StudyName, opened: Annotated[OpenedVariants, Depends(read_variants)]) -> VariantsPage:
+    """Ensembles of a study beside each other: bucket shares, EV, L0, next-token loss, and shares along sweeps."""
+    store, rows, judgement = opened
     lines, l0 = _compared([_line(store, row, judgement) for row in rows])
     found, drawn = _sweeps(rows, lines, study, judgement)
     known = [line for line in lines if line.ev is not None]
@@ -147,11 +162,11 @@ def variants(request: Request, study: StudyName, judgement: Annotated[VariantsQu
 
 @router.get("/s/{study}/variants.csv", name="variants.csv")
 @router.get("/s/{study}/variants.parquet", name="variants.parquet")
-def variants_download(request: Request, study: StudyName, judgement: Annotated[VariantsQuery, Query()]) -> Response:
+def variants_download(
+    request: Request, study: StudyName, opened: Annotated[OpenedVariants, Depends(read_variants)]
+) -> Response:
     """Every ensemble's line, a column per mean and per standard deviation, as CSV or Parquet."""
-    store: StudyStore = request.app.state.studies.get(study)
-    rows = list(store.ensembles.values())
-    judgement = judgement.judged_by(rows[0])
+    store, rows, judgement = opened
     lines, _ = _compared([_line(store, row, judgement) for row in rows])
     settings = factors(rows)
     columns: dict[str, list[Any]] = {}

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.optimize import linear_sum_assignment
 
+from seedscope.app.findings.signatures import signatures
+from seedscope.app.findings.start_grid import Cell, Course
 from seedscope.app.routes.study.starts import StartsPage
-from seedscope.app.store.signatures import signatures
-from seedscope.app.store.starts import Cell, Course
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
