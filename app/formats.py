@@ -12,6 +12,11 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}\u00a0%"
 
 
+def optional_percent(value: float | None, digits: int = 1) -> str:
+    """As `percent`; a dash for what is not known."""
+    return "–" if value is None else percent(value, digits)
+
+
 def points(value: float) -> str:
     """A difference of shares, signed, in percentage points."""
     return f"{100 * value:+.1f}"

@@ -1,7 +1,7 @@
 """Stable beside unstable features: metrics by bucket with effect sizes, and trigger classes, with intervals over members."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,8 @@ class Metric(NamedTuple):
     analysis: str | None  # of schema.ANALYSES; None: the decoder alone says it
 
 
-METRICS = {
+MetricName = Literal["density", "entropy", "top_share", "worth_ev", "worth_loss", "norm", "max"]
+METRICS: dict[str, Metric] = {  # by MetricName
     "density": Metric("density", "density", "share of tokens", "activity"),
     "entropy": Metric("token_entropy", "token-type entropy", "bits", "activity"),
     "top_share": Metric("top_token_share", "share of the top token type", "share of firings", "activity"),

@@ -42,9 +42,8 @@ REFERENCE = (
 REFERENCE_RANDOM = 0.868
 
 
-def signatures(ensembles: Sequence[tuple[Cell, Course]]) -> list[Signature]:
-    """Every signature, from the ensembles of the grid with their courses, each once; those without distances are left out."""
-    measured = [each for cell, course in ensembles if (each := MeasuredCell.of(cell, course)) is not None]
+def signatures(measured: Sequence[MeasuredCell]) -> list[Signature]:
+    """Every signature, from the ensembles of the grid whose distances are known, each once."""
     return [_shared(measured), _independent(measured), _constraint(measured), _inflation(measured)]
 
 

@@ -163,10 +163,16 @@ def _summary(store: StudyStore, row: Ensemble) -> EnsembleSummary:
         ensemble=row,
         members=members,
         n_features=row.n_members * row.d_sae,
-        n_dead=sum(m.n_dead for m in members) if activity else None,
+        n_dead=sum(m.n_dead or 0 for m in members) if activity else None,
         n_undirected=sum(m.n_undirected for m in members),
         **judged_shares(counts),
-        ev=fmean(m.ev for m in members) if ablate else None,
-        l0=fmean(m.l0 for m in members) if activity else None,
+        ev=_mean([m.ev for m in members]) if ablate else None,
+        l0=_mean([m.l0 for m in members]) if activity else None,
         missing=list(store.missing(row.ensemble).values()),
     )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """Mean of the known ones; None where none is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from seedscope.engine.contract.tables.explanations import Explanation, Score, Sc
 from seedscope.engine.contract.tables.features import Feature
 from seedscope.engine.contract.tables.study import TokenWindow
 
-SCORE_KINDS = ("detection", "fuzzing")
+ScoreKind = Literal["detection", "fuzzing"]
+SCORE_KINDS: tuple[str, ...] = get_args(ScoreKind)
 CHANCE_LABELS = 200  # labels of other features that a label's agreement is compared with
 
 

@@ -1,6 +1,7 @@
 """What is known of a synthetic study: its true features, their recovery, and the map of where that holds."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import pyarrow as pa
 
@@ -9,7 +10,8 @@ from seedscope.engine.contract import schema
 from seedscope.engine.contract.tables import synthetic
 
 # Tables as downloads name them.
-DOWNLOADS = {
+TruthTable = Literal["features", "latents", "groups", "sets", "map"]
+DOWNLOADS: dict[TruthTable, type] = {
     "features": synthetic.TrueFeature,
     "latents": synthetic.TrueLatent,
     "groups": synthetic.TrueGroup,
@@ -73,7 +75,7 @@ class KnownTruth:
         )
         return [LatentPoint(*row) for row in self._store.fetch(sql, {"theta": theta})]
 
-    def table(self, name: str) -> pa.Table:
+    def table(self, name: TruthTable) -> pa.Table:
         """A table of DOWNLOADS with every column; true features once for every member, whose nearest latent stands beside."""
         kind = DOWNLOADS[name]
         if kind is synthetic.TrueFeature:

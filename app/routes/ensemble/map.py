@@ -132,10 +132,14 @@ def _columns(places: Places, row: Ensemble) -> dict[str, list]:
 def _drawn(
     store: StudyStore, row: Ensemble, asked: SpanFilter, places: Places, company: list[Company], n_chosen: int | None
 ) -> Figure:  # fmt: skip
-    columns = (places.seed, places.feature, places.bucket, places.n_matched)
-    each = zip(*(column.tolist() for column in columns), places.token, places.explanation, strict=True)
-    says = [_says(*one, row.n_comparisons) for one in each]
-    points = MapPoints(*(getattr(places, name) for name in ("seed", "feature", "x", "y", "bucket", "chosen")), says)
+    columns = (column.tolist() for column in (places.seed, places.feature, places.bucket, places.n_matched))
+    says = [
+        _says(seed, feature, bucket, n_matched, token, explanation, row.n_comparisons)
+        for seed, feature, bucket, n_matched, token, explanation in zip(
+            *columns, places.token, places.explanation, strict=True
+        )
+    ]
+    points = MapPoints(places.seed, places.feature, places.x, places.y, places.bucket, places.chosen, says)
     return map.direction_map(
         points,
         [Around(*astuple(one)) for one in company],

@@ -156,8 +156,8 @@ def members(
         _check_pair(store, ensemble, asked.a, asked.b)
         gap = next(cell.gap for cell in cells if (cell.a, cell.b) == (asked.a, asked.b))
         found = pairs.rows(asked.a, asked.b)
-        detail = _detail(found, row, asked, gap=gap if asked.rule in ("hungarian", "both") else None)
-        drawn = _drawn(found, asked)
+        detail = _detail(found, row, asked, asked.a, asked.b, gap=gap if asked.rule in ("hungarian", "both") else None)
+        drawn = _drawn(found, asked, asked.a, asked.b)
     seeds = [m.seed for m in store.members(ensemble)]
     here = render.url(f"{base}/members", **asked.parameters(a=None, b=None))
     here += "&" if "?" in here else "?"  # put together by hand: 96 seeds have 9,120 cells
@@ -247,8 +247,8 @@ def match(
         theta=asked.theta,
         rule=asked.rule,
         absolute=asked.absolute,
-        pair=_detail(found, row, asked, gap=answer.gap),
-        figure_pair=_drawn(found, asked),
+        pair=_detail(found, row, asked, asked.a, asked.b, gap=answer.gap),
+        figure_pair=_drawn(found, asked, asked.a, asked.b),
         nav_query=asked,
     )
 
@@ -268,7 +268,9 @@ def _judged(found: PairRows, asked: MembersQuery | MatchQuery) -> np.ndarray:
     return np.arange(len(found.cosine)) if asked.dead == "count" else np.flatnonzero(~found.dead)
 
 
-def _detail(found: PairRows, row: Ensemble, asked: MembersQuery | MatchQuery, *, gap: float | None) -> PairDetail:
+def _detail(
+    found: PairRows, row: Ensemble, asked: MembersQuery | MatchQuery, a: int, b: int, *, gap: float | None
+) -> PairDetail:
     anchors = _judged(found, asked)
     by_cosine = anchors[np.argsort(-found.cosine[anchors], kind="stable")]
     hits = is_match(found.cosine[by_cosine], asked.theta)
@@ -277,8 +279,8 @@ def _detail(found: PairRows, row: Ensemble, asked: MembersQuery | MatchQuery, *,
     contested = partners[claims > 1][np.argsort(-claims[claims > 1], kind="stable")]
     paired = found.cosine[anchors] > NO_MATCH
     return PairDetail(
-        a=asked.a,
-        b=asked.b,
+        a=a,
+        b=b,
         rule=asked.rule,
         theta=asked.theta,
         n_anchors=len(anchors),
@@ -308,9 +310,9 @@ def _line(found: PairRows, i: int) -> PairLine:
     )
 
 
-def _drawn(found: PairRows, asked: MembersQuery | MatchQuery) -> Figure:
+def _drawn(found: PairRows, asked: MembersQuery | MatchQuery, a: int, b: int) -> Figure:
     anchors = _judged(found, asked)
     counts, _ = np.histogram(found.cosine[anchors], bins=np.arange(-1, 1.0001, 0.02))
     n_none = int((found.cosine[anchors] <= NO_MATCH).sum())
     counts[0] -= n_none
-    return pair_histogram(counts.tolist(), n_none, asked.theta, asked.a, asked.b, asked.rule)
+    return pair_histogram(counts.tolist(), n_none, asked.theta, a, b, asked.rule)

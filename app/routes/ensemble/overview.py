@@ -181,9 +181,8 @@ def _figures(
     for _, bucket, x, n in counts:
         by_x[x] += n if bucket != "dead" else 0
     settled = convergence(by_x, epsilon=epsilon)
-    drawn.append(
-        stability.convergence(*(values.tolist() for values in settled), n_features=int(by_x.sum()), judged=judged)
-    )
+    n, same_bucket, error = (values.tolist() for values in settled)
+    drawn.append(stability.convergence(n, same_bucket, error, int(by_x.sum()), judged))
     return drawn
 
 

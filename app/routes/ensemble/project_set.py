@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -123,26 +123,26 @@ def project(
     chosen, sets = _sets(store, row, asked)
     here = f"/s/{study}/{ensemble}/subspaces/project"
     alone = not render.wants_fragment(request) or here in request.headers.get("HX-Current-URL", here)
-    around = {
-        "study": study,
-        "ensemble": ensemble,
-        "filter": asked.model_dump(exclude={"v", "embed", "sort", "view", "rank", "members", "order", "dir", "page"}),
-        "subject": _subject(asked),
-        "d_in": row.d_in,
-        "nav_query": asked,
-        "nav_seeds": {m.seed: m.seed in chosen for m in store.members(ensemble)},
-        "nav_chips": _chips(asked),
-        "nav_links": asked.judgement(),
-        "nav_alone": alone,
-        "nav_push": render.url(here, **asked.parameters()) if alone else None,
-    }
+    page = ProjectPage(
+        study=study,
+        ensemble=ensemble,
+        filter=asked.model_dump(exclude={"v", "embed", "sort", "view", "rank", "members", "order", "dir", "page"}),
+        subject=_subject(asked),
+        d_in=row.d_in,
+        rank=asked.rank,
+        sentence="",
+        nav_query=asked,
+        nav_seeds={m.seed: m.seed in chosen for m in store.members(ensemble)},
+        nav_chips=_chips(asked),
+        nav_links=asked.judgement(),
+        nav_alone=alone,
+        nav_push=render.url(here, **asked.parameters()) if alone else None,
+    )
     # One seed is a wrong address, and its page keeps the form to mend it with; a filter that finds little is none.
     wrong = len(chosen) < 2
     if (unfit := _unfit(chosen, sets, asked)) and not (wrong and request.url.path.endswith(".json")):
-        status = 422 if wrong else 200
-        return ProjectPage(**around, rank=asked.rank, sentence=unfit[0].upper() + unfit[1:] + ".", nav_status=status)
-    found = _ask(request, store, row, asked, chosen, sets)
-    arrays = found.arrays
+        return replace(page, sentence=unfit[0].upper() + unfit[1:] + ".", nav_status=422 if wrong else 200)
+    arrays = _ask(request, store, row, asked, chosen, sets).arrays
     rank = int(arrays["rank"][0])
     curves = [_curve(name, arrays) for name in CURVES if name in arrays]
     subject, n = _subject(asked), len(arrays["seed"])
@@ -154,8 +154,8 @@ def project(
     shown = listed[(asked.page - 1) * PAGE_ROWS : asked.page * PAGE_ROWS]
     fitted = [m.n_fitted for m in members if m.n_fitted is not None]
     reached = max(fitted) if max(fitted) < rank else None
-    return ProjectPage(
-        **around,
+    return replace(
+        page,
         rank=rank,
         ranks=arrays["ranks"].tolist(),
         n=n,
@@ -324,13 +324,14 @@ def _sentence(curves: dict[str, CapturedCurve], rank: int, d: int, subject: str,
     if cross is None:
         return f"No span of these sets has {rank:,} directions: too few features to fit so many ({of})."
     at = curves["cross"].ranks.index(rank)
+    spread = curves["cross"].spread[at] or 0.0
     beside = [f"a random subspace {percent(rank / d)}"]
     if "random_set" in curves and (random := curves["random_set"].at(rank)) is not None:
         beside.insert(0, f"that of as many random living features {percent(random)}")
     own = f"their own seed’s {percent(within)}, " if within is not None else ""
     return (
         f"At rank {rank:,} of {d:,} the span of another seed’s {subject} captures {percent(cross)} of their energy "
-        f"(± {100 * curves['cross'].spread[at]:.1f} over {curves['cross'].n_pairs[at]:,} ordered pairs); {own}"
+        f"(± {100 * spread:.1f} over {curves['cross'].n_pairs[at]:,} ordered pairs); {own}"
         f"{' and '.join(beside)}; {of}."
     )
 

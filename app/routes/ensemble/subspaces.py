@@ -15,8 +15,8 @@ from seedscope.app.figures.seedspans import angle_matrix, energy_matrix, overlap
 from seedscope.app.figures.spans import CapturedCurve, captured_figure
 from seedscope.app.figures.spectrum import span_spectrum
 from seedscope.app.findings.random_subspaces import unrelated_angle
-from seedscope.app.findings.span_claim import Claim, EnergyAtRank, compare, judge_claim
-from seedscope.app.formats import percent
+from seedscope.app.findings.span_claim import Claim, Compared, EnergyAtRank, compare, judge_claim
+from seedscope.app.formats import optional_percent, percent
 from seedscope.app.routes.address import EnsembleName, Opened, StudyName, judged
 from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
 from seedscope.app.store.missing import Missing
@@ -32,8 +32,13 @@ from seedscope.app.store.spans import (
     span_table,
 )
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
-from seedscope.engine.contract.tables.spans import SPAN_CURVES
+from seedscope.engine.contract.tables.spans import (
+    SPAN_CURVES,
+    SpanCurve,
+    SpanMember,
+    SpanPrediction,
+    SpanResidual,
+)
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
@@ -85,11 +90,11 @@ class SubspacesPage:
     shown_ranks: list[int]
     lines: list[CapturedLine]
     sides: list[SpanSide]  # empty without a control
-    curves: list[schema.SpanCurve]
+    curves: list[SpanCurve]
     pairs: list[PairSpan]  # at the rank
-    members: list[schema.SpanMember]
-    residuals: list[schema.SpanResidual]
-    predictions: list[schema.SpanPrediction]
+    members: list[SpanMember]
+    residuals: list[SpanResidual]
+    predictions: list[SpanPrediction]
     predicted: str | None  # what predictability leaves, in one sentence
     remarks: list[str]
     map_remark: str | None
@@ -148,7 +153,7 @@ def subspaces(
         missing=[lacking["subspaces"]] if "subspaces" in lacking else [],
         figure_captured=_captured(row, found, rank) if rank else None,
         figure_spectrum=_spectrum(row, found),
-        figure_matrix=_matrix(store, row, asked, rank, pairs) if pairs else None,
+        figure_matrix=_matrix(store, row, asked, rank, pairs) if rank and pairs else None,
         figure_pursuit=_pursuit(found),
         figure_predictability=_predictability(found),
         nav_query=asked,
@@ -240,34 +245,45 @@ def _beside(claim: Claim, levels: dict[str, EnergyAtRank]) -> str:
 
 
 def _as_much(claim: Claim, name: str) -> str:
-    return {"more": "less", "equal": "as much within the spread", "less": "more"}[claim.against[name]]
+    words: dict[Compared | None, str] = {"more": "less", "equal": "as much within the spread", "less": "more"}
+    return words[claim.against[name]]
 
 
-def _predicted(rows: list[schema.SpanPrediction], row: Ensemble) -> str | None:
+def _predicted(rows: list[SpanPrediction], row: Ensemble) -> str | None:
     """What is left of predictability after the controls."""
-    told = {found.setting: found for found in rows}
-    if not {"plain", "isotropic", "always_stable"} <= told.keys():
+    by_setting = {each.setting: each for each in rows}
+    if not {"plain", "isotropic", "always_stable"} <= by_setting.keys():
         return None
-    plain, copies, always = (told[name] for name in ("plain", "isotropic", "always_stable"))
+    plain, copies, always = (by_setting[name] for name in ("plain", "isotropic", "always_stable"))
     text = (
         f"From seed to seed the decoder row tells stable from unstable at F1 {plain.f1:.2f} (AUROC {plain.auroc:.2f}); random "
         f"directions that are copied as closely reach {copies.f1:.2f} ({copies.auroc:.2f}), always saying “stable” {always.f1:.2f}"
     )
-    if not {"disjoint", "isotropic_disjoint"} <= told.keys():
+    left = _without_copies(rows)
+    if left is None:
         return f"{text}; too few rows are left without shared copies to say more."
-    apart, chance = told["disjoint"], told["isotropic_disjoint"]
-    text += f"; without shared copies AUROC is {apart.auroc:.2f} where random directions give {chance.auroc:.2f}: "
+    apart, chance = left
+    text += f"; without shared copies AUROC is {apart.mean:.2f} where random directions give {chance.mean:.2f}: "
     text += (
-        f"{apart.auroc - chance.auroc:+.2f} is left" if _is_left(apart, chance) else "nothing beyond the spread is left"
+        f"{apart.mean - chance.mean:+.2f} is left"
+        if compare(apart, chance) == "more"
+        else "nothing beyond the spread is left"
     )
     if (row.largest_cluster or 0) > CHAINED:
-        text += f", but one cluster of matches holds {percent(row.largest_cluster, 0)} of the rows: that says little"
+        text += f", but one cluster of matches holds {optional_percent(row.largest_cluster, 0)} of the rows: that says little"
     return f"{text}."
 
 
-def _is_left(apart: schema.SpanPrediction, chance: schema.SpanPrediction) -> bool:
-    levels = (EnergyAtRank(each.auroc, each.auroc_spread, each.n_pairs) for each in (apart, chance))
-    return compare(*levels) == "more"
+def _without_copies(rows: list[SpanPrediction]) -> tuple[EnergyAtRank, EnergyAtRank] | None:
+    """AUROC without shared copies: of decoder rows, and of random directions; None where too few rows are left."""
+    levels = {
+        each.setting: EnergyAtRank(each.auroc, each.auroc_spread, each.n_pairs)
+        for each in rows
+        if each.auroc is not None
+    }
+    if not {"disjoint", "isotropic_disjoint"} <= levels.keys():
+        return None
+    return levels["disjoint"], levels["isotropic_disjoint"]
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------
@@ -366,12 +382,11 @@ def _pursuit(found: EnsembleSpans) -> Figure | None:
 def _predictability(found: EnsembleSpans) -> Figure | None:
     if not found.predictions:
         return None
-    told = {p.setting: p for p in found.predictions}
     title = "Does the decoder row say whether a feature is stable?"
-    if {"disjoint", "isotropic_disjoint"} <= told.keys():
-        apart, chance = told["disjoint"], told["isotropic_disjoint"]
-        says = "Something of stability shows" if _is_left(apart, chance) else "Nothing of stability shows"
-        title = f"{says} in the decoder row alone: AUROC {apart.auroc:.2f}, random directions {chance.auroc:.2f}"
+    if left := _without_copies(found.predictions):
+        apart, chance = left
+        says = "Something of stability shows" if compare(apart, chance) == "more" else "Nothing of stability shows"
+        title = f"{says} in the decoder row alone: AUROC {apart.mean:.2f}, random directions {chance.mean:.2f}"
     rows = [
         PredictionScore(p.setting, p.f1, p.f1_spread, p.auroc, p.auroc_spread, p.n_pairs) for p in found.predictions
     ]

@@ -12,9 +12,10 @@ from seedscope.app.live import LiveEngine
 from seedscope.app.routes.address import EnsembleName, Filter, OpenedFeature, StudyName, judged_feature
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.missing import NO_MODEL
-from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, WINDOWS, LiveQuery
+from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, LiveQuery
 
 router = APIRouter()
+Windows = Literal["random", "contexts"]  # as engine.contract.queries names them; a test holds them together
 TIME_LIMIT_S = 120.0  # a model that people run on a CPU needs a while
 N_DRAWS = 2000  # of the bootstrap over windows
 SIZES = (4096, 16384, 65536)
@@ -23,9 +24,7 @@ SIZES = (4096, 16384, 65536)
 class WorthQuery(Filter):
     """On which evaluation windows, and on about how many tokens; the list filter it came from stays for the links."""
 
-    windows: Annotated[Literal[WINDOWS], Field(description="random ones, or those of its strongest contexts")] = (
-        "random"
-    )
+    windows: Annotated[Windows, Field(description="random ones, or those of its strongest contexts")] = "random"
     tokens: Annotated[int, Field(ge=1, le=MAX_LOSS_TOKENS, description="evaluation tokens, about as many")] = 4096
 
 

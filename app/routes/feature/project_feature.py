@@ -7,7 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request
 
 from seedscope.app import render
-from seedscope.app.formats import density, percent
+from seedscope.app.formats import density, optional_percent, percent
 from seedscope.app.live import LiveEngine
 from seedscope.app.routes.address import EnsembleName, OpenedFeature, StudyName, judged_feature
 from seedscope.app.routes.members_asked import TIME_LIMIT_S, Members, chosen_members, known, span_of
@@ -149,13 +149,13 @@ def _feature_sentence(
     beside = ""
     if at["control_mean"] is not None:
         which = "features drawn at random"
-        if found.n_active:
+        if found.n_active and found.density is not None:
             which = f"living features of nearly its density ({density(found.density)})"
         beside = (
             f"; {n_controls} {which} {percent(at['control_mean'], 0)} "
-            f"(central 90 %: {percent(at['control_low'], 0)} to {percent(at['control_high'], 0)})"
+            f"(central 90 %: {optional_percent(at['control_low'], 0)} to {optional_percent(at['control_high'], 0)})"
         )
     return (
-        f"At rank {rank:,} of {d:,} {of} capture {percent(at['mean'], 0)} of its energy ({percent(at['low'], 0)} to "
-        f"{percent(at['high'], 0)} over seeds){beside}; a random subspace {percent(rank / d, 0)}."
+        f"At rank {rank:,} of {d:,} {of} capture {percent(at['mean'], 0)} of its energy ({optional_percent(at['low'], 0)} to "
+        f"{optional_percent(at['high'], 0)} over seeds){beside}; a random subspace {percent(rank / d, 0)}."
     )

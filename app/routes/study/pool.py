@@ -198,7 +198,7 @@ def sentence(row: Ensemble, held: FeaturePool | None, verdicts: list[PoolVerdict
 
 def _says(row: Ensemble, held: FeaturePool | None, verdicts: list[PoolVerdict], pairs: PairSpread | None) -> list[str]:
     asked = next((each for each in verdicts if held and each.tokens == held.tokens), None)
-    if asked is None or asked.against[0].shared is None:
+    if held is None or asked is None or (shared := asked.against[0].shared) is None:
         return []
     word = "stability" if row.shared_start == "no" else "agreement"
     first, said = asked.against[0], []
@@ -209,7 +209,7 @@ def _says(row: Ensemble, held: FeaturePool | None, verdicts: list[PoolVerdict], 
     )
     length = f"After {held.tokens:,} more tokens" if held.tokens else "As they were taken"
     said.append(
-        f"More {word}? {length} two pools of disjoint halves of the seeds share {percent(first.shared)} of their living features, "
+        f"More {word}? {length} two pools of disjoint halves of the seeds share {percent(shared)} of their living features, "
         f"with as much training on {others}: {_compared(asked)}."
     )
     kept = f"kept, as a loss of at most {EV_KEPT:g} counts as none" if first.keeps_ev else "not kept"
@@ -316,7 +316,7 @@ def _figures(
         bands: Sequence[AxisBand] = (),
     ) -> list[Figure]:
         at = [
-            PoolAt(p.curve, p.tokens, fmean(values(p)) if mean(p) is None else mean(p), list(values(p)))
+            PoolAt(p.curve, p.tokens, fmean(values(p)) if (of_all := mean(p)) is None else of_all, list(values(p)))
             for p in points
             if values(p)
         ]

@@ -11,11 +11,10 @@ from fastapi.responses import Response
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.truth import MARKS, Axis, Spot, Square, found_by_members, latents_in_span, phase_map
-from seedscope.app.formats import percent
+from seedscope.app.formats import optional_percent as percent
 from seedscope.app.routes.address import Plain, StudyName
 from seedscope.app.store.errors import BadValue
-from seedscope.app.store.truth import DOWNLOADS as TRUTH_TABLES
-from seedscope.app.store.truth import KnownTruth
+from seedscope.app.store.truth import KnownTruth, TruthTable
 from seedscope.engine.contract.stability import buckets, is_match
 from seedscope.engine.contract.tables import synthetic as truth
 from seedscope.engine.contract.tables.study import Ensemble, Study
@@ -35,7 +34,7 @@ class SyntheticQuery(Plain):
 class SyntheticTableQuery(Plain):
     """Which table is downloaded."""
 
-    table: Literal[tuple(TRUTH_TABLES)] = "features"
+    table: TruthTable = "features"
 
 
 @dataclass(frozen=True)
@@ -144,11 +143,10 @@ def synthetic(request: Request, study: StudyName, asked: Annotated[SyntheticQuer
 
 def _without(study: Study, asked: SyntheticQuery) -> SyntheticPage:
     """The page of a study whose true features nobody knows."""
-    unknown = ("ensemble", "synthetic", "active_free", "active_low", "random_energy", "sentence", "theta", "epsilon")
-    empty = ("seeds", "groups", "levels", "features", "cells", "verdicts", "figure_list", "figure_maps")
     return SyntheticPage(
-        study=study, group=asked.group, first=0, n_true=0, command=COMMAND, figure_first=None, nav_marks={}, nav_pages={},
-        **dict.fromkeys(unknown), **{name: [] for name in empty},
+        study=study, ensemble=None, synthetic=None, active_free=None, active_low=None, random_energy=None, sentence=None,
+        theta=None, epsilon=None, seeds=[], groups=[], levels=[], group=asked.group, first=0, n_true=0, features=[], cells=[],
+        verdicts=[], command=COMMAND, figure_first=None, figure_list=[], figure_maps=[], nav_marks={}, nav_pages={},
     )  # fmt: skip
 
 
@@ -173,18 +171,18 @@ def sentence(known: KnownTruth) -> str:
     if free.n_true:
         parts.append(f"A member finds {percent(free.found)} of the {free.n_true:,} free true features")
     if low.n_true:
-        found = f"{percent(low.found)} of the {low.n_true:,} that share {row.r} dimensions ({_share(low.found_chance)} by chance)"
+        found = f"{percent(low.found)} of the {low.n_true:,} that share {row.r} dimensions ({percent(low.found_chance)} by chance)"
         parts.append(f"{'and' if parts else 'A member finds'} {found}")
         if low.n_latents:
             parts.append(
-                f"where the latents it has there come back in {percent(low.p_hat)} of comparisons ({_share(low.chance)} "
+                f"where the latents it has there come back in {percent(low.p_hat)} of comparisons ({percent(low.chance)} "
                 "by chance)"
             )
     text = " ".join(parts[:2]) + "".join(f", {part}" for part in parts[2:])
     if "unstable" in levels:
-        found = levels["unstable"]
+        which = "that" if low.n_true else "the"
         text += (
-            f"; {percent(found.energy)} of the unstable latents’ energy lies in {'that' if low.n_true else 'the'} span, "
+            f"; {percent(levels['unstable'].energy)} of the unstable latents’ energy lies in {which} span, "
             f"against {percent(levels['living'].energy)} for as many living ones and {percent(levels['r / d'].energy)} for random "
             "directions"
         )
@@ -200,10 +198,6 @@ VERDICTS = {
     "one by one": "Here the claim fails: low-rank features come back one by one.",
     "no span": "Here the claim fails: the unstable latents do not lie in the span, or hardly more than random ones.",
 }
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else percent(value)
 
 
 def _lines(known: KnownTruth, asked: SyntheticQuery, seeds: list[int], theta: float) -> list[TrueLine]:

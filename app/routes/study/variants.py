@@ -1,7 +1,7 @@
 """A study's ensembles beside each other: stability, reconstruction and loss by variant, and along what was varied."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.tradeoff import SweepDot, TradeOff, sweep, trade_off
+from seedscope.app.findings.loss_recovered import loss_recovered
 from seedscope.app.formats import architecture, percent
 from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, StudyName, address_reader
 from seedscope.app.store.missing import Missing
@@ -135,8 +136,8 @@ def variants(study: StudyName, opened: Annotated[OpenedVariants, Depends(read_va
     """Ensembles of a study beside each other: bucket shares, EV, L0, next-token loss, and shares along sweeps."""
     store, rows, judgement = opened
     lines, l0 = _compared([_line(store, row, judgement) for row in rows])
-    found, drawn = _sweeps(rows, lines, study, judgement)
-    known = [line for line in lines if line.ev is not None]
+    sweeps, drawn = _sweeps(rows, lines, study, judgement)
+    has_trade_off = sum(line.ev is not None for line in lines) > 1
     rules = [rule for rule in schema.RULES if all(rule in store.rules(row.ensemble) for row in rows)]
     return VariantsPage(
         study=store.study,
@@ -148,9 +149,9 @@ def variants(study: StudyName, opened: Annotated[OpenedVariants, Depends(read_va
         sentence=sentence(lines, l0) if len(rows) > 1 else None,
         l0=l0,
         lines=lines,
-        sweeps=found,
+        sweeps=sweeps,
         missing=_lacks(store, rows),
-        figure_tradeoff=_trade_off(known, study, judgement) if len(known) > 1 else None,
+        figure_tradeoff=_trade_off(lines, study, judgement) if has_trade_off else None,
         figure_sweeps=drawn,
         nav_rules={rule: RULE_SAYS[rule] for rule in rules},
         nav_judgement=judgement.judgement(),
@@ -175,7 +176,9 @@ def variants_download(
         flat |= {f"factor_{name}": value_of(row, name) for name in settings}
         for name, value in flat.items():
             columns.setdefault(name, []).append(value)
-    return render.download(request, pa.table({n: _column(held) for n, held in columns.items()}), f"{study}-variants")
+    return render.download(
+        request, pa.table({n: _column(values) for n, values in columns.items()}), f"{study}-variants"
+    )
 
 
 # -- one ensemble ------------------------------------------------------------------------------------------------
@@ -185,19 +188,17 @@ def _line(store: StudyStore, row: Ensemble, judgement: VariantsQuery) -> Variant
     by_seed: dict[int, dict[str, int]] = {}
     matched: dict[int, int] = {}
     for seed, bucket, x, n in store.features(judgement.query(row.ensemble)).matched_counts():
-        held = by_seed.setdefault(seed, {})
-        held[bucket] = held.get(bucket, 0) + n
+        in_bucket = by_seed.setdefault(seed, {})
+        in_bucket[bucket] = in_bucket.get(bucket, 0) + n
         matched[seed] = matched.get(seed, 0) + (x * n if bucket != "dead" else 0)
-    judged = {seed: sum(n for bucket, n in held.items() if bucket != "dead") for seed, held in by_seed.items()}
+    judged = {
+        seed: sum(n for bucket, n in in_bucket.items() if bucket != "dead") for seed, in_bucket in by_seed.items()
+    }
     members = store.members(row.ensemble)
     activity = store.has(row.ensemble, "activity")
 
     def share(bucket: str) -> Spread:
-        return _spread([held.get(bucket, 0) / max(judged[seed], 1) for seed, held in by_seed.items()])
-
-    def recovered(m: Member) -> float | None:
-        known = m.loss_own is not None and m.loss_zero > m.loss_own
-        return (m.loss_zero - m.loss_spliced) / (m.loss_zero - m.loss_own) if known else None
+        return _spread([in_bucket.get(bucket, 0) / max(judged[seed], 1) for seed, in_bucket in by_seed.items()])
 
     own = [m.loss_own for m in members if m.loss_own is not None]
     return VariantLine(
@@ -214,16 +215,16 @@ def _line(store: StudyStore, row: Ensemble, judgement: VariantsQuery) -> Variant
         stable=share("stable"),
         middle=share("middle"),
         unstable=share("unstable"),
-        dead=_spread([m.n_dead / row.d_sae for m in members]) if activity else None,
+        dead=_known(members, lambda m: None if m.n_dead is None else m.n_dead / row.d_sae) if activity else None,
         p_hat=_spread([matched[s] / max(judged[s] * row.n_comparisons, 1) for s in by_seed]),
         chance=store.null_rates(row.ensemble, judgement.theta) if row.n_comparisons else {},
         ev=_known(members, lambda m: m.ev),
         l0=_known(members, lambda m: m.l0),
-        l0_asked=value_of(row, "l0") or value_of(row, "k"),
+        l0_asked=_number(row, "l0") or _number(row, "k"),
         l0_matched=None,
         loss=_known(members, lambda m: m.loss_spliced),
         loss_own=fmean(own) if own else None,
-        loss_recovered=_known(members, recovered),
+        loss_recovered=_known(members, loss_recovered),
         train_tokens=row.train_tokens,
     )
 
@@ -234,8 +235,14 @@ def _spread(values: Sequence[float]) -> Spread:
 
 def _known(members: list[Member], of: Callable[[Member], float | None]) -> Spread | None:
     """None where any member's is not known."""
-    values = [of(member) for member in members]
-    return None if not values or any(value is None for value in values) else _spread(values)
+    values = [value for member in members if (value := of(member)) is not None]
+    return _spread(values) if values and len(values) == len(members) else None
+
+
+def _number(row: Ensemble, setting: str) -> float | None:
+    """A setting of an ensemble that is a number; None where it has none."""
+    value = value_of(row, setting)
+    return None if isinstance(value, str) else value
 
 
 def _compared(lines: list[VariantLine]) -> tuple[list[VariantLine], float | None]:
@@ -244,70 +251,74 @@ def _compared(lines: list[VariantLine]) -> tuple[list[VariantLine], float | None
     Compared are the ensembles of one hook point, width and number of training tokens that have the most variants; their L0
     is the median.
     """
-    groups: dict[tuple, list[VariantLine]] = {}
+    groups: dict[tuple, dict[str, tuple[VariantLine, float]]] = {}  # {ensemble: (its line, its mean L0)} each
     for line in lines:
         if line.control_of is None and line.l0 is not None:
-            groups.setdefault((line.hookpoint, line.d_sae, line.train_tokens), []).append(line)
+            group = groups.setdefault((line.hookpoint, line.d_sae, line.train_tokens), {})
+            group[line.ensemble] = line, line.l0.mean
     if not groups:
         return lines, None
-    most = max(groups.values(), key=lambda held: (len({line.variant for line in held}), len(held)))
-    if len({line.variant for line in most}) < 2:
+
+    def n_variants(group: dict[str, tuple[VariantLine, float]]) -> int:
+        return len({line.variant for line, _ in group.values()})
+
+    most = max(groups.values(), key=lambda group: (n_variants(group), len(group)))
+    if n_variants(most) < 2:
         return lines, None
-    l0 = median(line.l0.mean for line in most)
-    names = {line.ensemble for line in most}
-    told = [
-        VariantLine(**vars(line) | {"l0_matched": abs(line.l0.mean / l0 - 1) <= NEAR})
-        if line.ensemble in names
-        else line
-        for line in lines
-    ]
-    return told, l0
+    l0 = median(mean for _, mean in most.values())
+    matched = {name: replace(line, l0_matched=abs(mean / l0 - 1) <= NEAR) for name, (line, mean) in most.items()}
+    return [matched.get(line.ensemble, line) for line in lines], l0
 
 
 def _flat(line: VariantLine) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in vars(line).items():
         if name == "chance":
-            found |= {f"chance_{kind}": value.get(kind) for kind in ("haar", "second_moment")}
+            flat |= {f"chance_{kind}": value.get(kind) for kind in ("haar", "second_moment")}
         elif name in SPREADS:
-            found |= {name: value and value.mean, f"{name}_sd": value and value.sd}
+            flat |= {name: value and value.mean, f"{name}_sd": value and value.sd}
         else:
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat
 
 
 SPREADS = ("stable", "middle", "unstable", "dead", "p_hat", "ev", "l0", "loss", "loss_recovered")
 
 
-def _column(held: list[Any]) -> pa.Array:
+def _column(values: list[Any]) -> pa.Array:
     """A column of one type: what is text in one row is text in all."""
-    if any(isinstance(value, str) for value in held):
-        return pa.array([None if value is None else str(value) for value in held], pa.string())
-    if all(value is None for value in held):
-        return pa.array(held, pa.float64())
-    return pa.array(held)
+    if any(isinstance(value, str) for value in values):
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
+    if all(value is None for value in values):
+        return pa.array(values, pa.float64())
+    return pa.array(values)
 
 
 def _lacks(store: StudyStore, rows: list[Ensemble]) -> list[Missing]:
     """What the page's columns lack, once, with the ensembles that lack it."""
-    found: dict[str, tuple[Missing, list[str]]] = {}
+    lacking: dict[str, tuple[Missing, list[str]]] = {}  # {result: (what is missing, ensembles that lack it)}
     for row in rows:
         for result, lack in store.missing(row.ensemble).items():
             if result in ("activity", "ablate", "loss"):
-                found.setdefault(result, (lack, []))[1].append(row.ensemble)
-    some = {result: f" ({', '.join(names)})" if len(names) < len(rows) else "" for result, (_, names) in found.items()}
+                lacking.setdefault(result, (lack, []))[1].append(row.ensemble)
+    some = {
+        result: f" ({', '.join(names)})" if len(names) < len(rows) else "" for result, (_, names) in lacking.items()
+    }
     return [
-        Missing(lack.result + some[result], lack.reason, lack.command, lack.job) for result, (lack, _) in found.items()
+        Missing(lack.result + some[result], lack.reason, lack.command, lack.job)
+        for result, (lack, _) in lacking.items()
     ]
 
 
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
-def _trade_off(known: list[VariantLine], study: str, judgement: VariantsQuery) -> Figure:
+def _trade_off(lines: list[VariantLine], study: str, judgement: VariantsQuery) -> Figure:
     dots = []
-    for line in known:
-        y = getattr(line, judgement.measure)
+    for line in lines:
+        if line.ev is None:
+            continue
+        y: Spread = line.stable if judgement.measure == "stable" else line.p_hat
         link = render.url(f"/s/{study}/{line.ensemble}", **judgement.judgement())
         dots.append(
             TradeOff(
@@ -330,24 +341,25 @@ def _sweeps(
     rows: list[Ensemble], lines: list[VariantLine], study: str, judgement: VariantsQuery
 ) -> tuple[list[SweepLine], list[Figure]]:
     """Every factor that varies while all else is equal, and its figure."""
-    held = {line.ensemble: line for line in lines}
-    found: list[Factor] = [each for values in factors(rows).values() for each in values]
-    told, drawn = [], []
-    for each in found:
-        told.append(SweepLine(each.name, each.rest, [v for v, _ in each.points], [n for _, n in each.points]))
+    by_name = {line.ensemble: line for line in lines}
+    varied: list[Factor] = [each for values in factors(rows).values() for each in values]
+    described: list[SweepLine] = []
+    drawn: list[Figure] = []
+    for each in varied:
+        described.append(SweepLine(each.name, each.rest, [v for v, _ in each.points], [n for _, n in each.points]))
         if len(drawn) == MOST_FIGURES:
             continue
         dots = []
         for value, name in each.points:
-            line = held[name]
+            line = by_name[name]
             shares = {b: (getattr(line, b).mean, getattr(line, b).sd) for b in ("stable", "middle", "unstable")}
             shares |= {"dead": (line.dead.mean, line.dead.sd)} if line.dead else {}
             link = render.url(f"/s/{study}/{name}", **judgement.judgement())
-            dots.append(SweepDot(name, link, value, shares, line.ev and line.ev.mean))
+            dots.append(SweepDot(name, link, value, shares, line.ev.mean if line.ev else None))
         rest = ", ".join(f"{name} {value}" for name, value in each.rest.items())
-        agreement = any(held[name].shared_start != "no" for _, name in each.points)
+        agreement = any(by_name[name].shared_start != "no" for _, name in each.points)
         drawn.append(sweep(len(drawn), each.name, UNITS.get(each.name, ""), rest, dots, agreement=agreement))
-    return told, drawn
+    return described, drawn
 
 
 # -- in words ----------------------------------------------------------------------------------------------------
@@ -357,21 +369,22 @@ def sentence(lines: list[VariantLine], l0: float | None) -> str:
     """The page in one or two sentences, made from its numbers."""
     own = [line for line in lines if line.control_of is None]
     at = [line for line in own if line.l0_matched] or own
-    known = [line for line in at if line.ev is not None]
+    measured = [(line, line.ev) for line in at if line.ev is not None]
     where = f"At L0 = {l0:.1f} within {percent(NEAR, 0)}" if l0 is not None and at[0].l0_matched else "Of its ensembles"
-    if not known:
+    if not measured:
         most = max(at, key=lambda line: line.stable.mean)
         return f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}); EV is not known, so nothing is said of a trade-off."
-    apart = [line for line in known if line.shared_start == "no"] or known  # agreement is no stability
-    most, best = max(apart, key=lambda line: line.stable.mean), max(known, key=lambda line: line.ev.mean)
+    apart = [each for each in measured if each[0].shared_start == "no"] or measured  # agreement is no stability
+    most, ev_of_most = max(apart, key=lambda each: each[0].stable.mean)
+    best, best_ev = max(measured, key=lambda each: each[1].mean)
     if most is best:
-        said = f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}) and reconstructs best (EV {most.ev.mean:.3f})."
+        said = f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}) and reconstructs best (EV {best_ev.mean:.3f})."
     else:
         said = (
-            f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}, EV {most.ev.mean:.3f}) and {best.ensemble} "
-            f"reconstructs best (EV {best.ev.mean:.3f}, {_share(best)})."
+            f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}, EV {ev_of_most.mean:.3f}) and {best.ensemble} "
+            f"reconstructs best (EV {best_ev.mean:.3f}, {_share(best)})."
         )
-    return f"{said} {_paper(known)}".strip()
+    return f"{said} {_paper(measured)}".strip()
 
 
 def _comes_back(line: VariantLine) -> str:
@@ -383,15 +396,15 @@ def _share(line: VariantLine) -> str:
     return f"{percent(line.stable.mean)} {word}"
 
 
-def _paper(known: list[VariantLine]) -> str:
+def _paper(measured: list[tuple[VariantLine, Spread]]) -> str:
     """Whether ReLU + l1 is more stable and reconstructs less than the TopK kinds, as paper A reports; empty without both."""
-    relu = [line for line in known if line.variant == "relu"]
-    kinds = [line for line in known if line.variant in TOPK_KINDS]
+    relu = [each for each in measured if each[0].variant == "relu"]
+    kinds = [each for each in measured if each[0].variant in TOPK_KINDS]
     if not relu or not kinds:
         return ""
-    one = relu[0]
-    more = [_differs(one.stable, line.stable) for line in kinds]
-    less = [_differs(line.ev, one.ev) for line in kinds]
+    one, one_ev = relu[0]
+    more = [_differs(one.stable, line.stable) for line, _ in kinds]
+    less = [_differs(ev, one_ev) for _, ev in kinds]
     verdict = {
         (True, True): "That ReLU + l1 is more stable and reconstructs less than the TopK kinds (paper A) holds here",
         (
@@ -409,9 +422,9 @@ def _paper(known: list[VariantLine]) -> str:
             False,
         ): "That ReLU + l1 is more stable and reconstructs less than the TopK kinds (paper A) does not hold here",
     }[all(each > 0 for each in more), all(each > 0 for each in less)]
-    stable = f"{percent(one.stable.mean)} against {_range([line.stable.mean for line in kinds], percent)}"
-    ev = f"EV {one.ev.mean:.3f} against {_range([line.ev.mean for line in kinds], '{:.3f}'.format)}"
-    return f"{verdict}: {stable} stable, {ev} ({', '.join(line.ensemble for line in kinds)})."
+    stable = f"{percent(one.stable.mean)} against {_range([line.stable.mean for line, _ in kinds], percent)}"
+    ev = f"EV {one_ev.mean:.3f} against {_range([ev.mean for _, ev in kinds], '{:.3f}'.format)}"
+    return f"{verdict}: {stable} stable, {ev} ({', '.join(line.ensemble for line, _ in kinds)})."
 
 
 def _range(values: list[float], shown: Callable[[float], str]) -> str:

@@ -4,8 +4,12 @@ from typing import get_args
 
 import pytest
 
+from seedscope.app.findings.bucket_comparison import METRICS, MetricName
 from seedscope.app.routes.address import EnsembleJudgement, Filter, Rule, Trigger, address_reader
+from seedscope.app.routes.feature.exact_loss import Windows
 from seedscope.app.store.studies import Studies
+from seedscope.app.store.truth import DOWNLOADS, TruthTable
+from seedscope.engine.contract.queries import WINDOWS
 from seedscope.engine.contract.schema import RULES, TRIGGERS
 from support.studies import ENSEMBLE, STUDY
 
@@ -15,7 +19,16 @@ def row(study_root):
     return Studies(study_root).get(STUDY).ensemble(ENSEMBLE)
 
 
-@pytest.mark.parametrize(("type_", "names"), [(Rule, RULES), (Trigger, TRIGGERS)])
+@pytest.mark.parametrize(
+    ("type_", "names"),
+    [
+        (Rule, RULES),
+        (Trigger, TRIGGERS),
+        (Windows, WINDOWS),
+        (MetricName, tuple(METRICS)),
+        (TruthTable, tuple(DOWNLOADS)),
+    ],
+)
 def test_types_of_addresses_name_what_the_contract_names(type_, names):
     assert get_args(type_) == names
 
