@@ -92,15 +92,15 @@ def members_now(curves: Curves) -> list[MemberNow]:
 
 def _lines(moments: list[Moment], field: str) -> dict[tuple[int, ...], Line]:
     """{seeds: its values}: of each member, or of each group of members where a value is about all of them."""
-    found: dict[tuple[int, ...], Line] = defaultdict(list)
+    lines: dict[tuple[int, ...], Line] = defaultdict(list)
     for moment in moments:
-        held = getattr(moment, field)
-        each = zip(moment.seeds, held, strict=True) if isinstance(held, list) and held else ()
-        of = [((seed,), value) for seed, value in each] if isinstance(held, list) else [(tuple(moment.seeds), held)]
+        value = getattr(moment, field)
+        each = zip(moment.seeds, value, strict=True) if isinstance(value, list) and value else ()
+        of = [((seed,), value) for seed, value in each] if isinstance(value, list) else [(tuple(moment.seeds), value)]
         for key, value in of:
             if value is not None:
-                found[key].append((moment.tokens, value))
-    return dict(found)
+                lines[key].append((moment.tokens, value))
+    return dict(lines)
 
 
 def _mean(lines: dict[tuple[int, ...], Line]) -> Line:

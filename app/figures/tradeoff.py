@@ -139,15 +139,15 @@ def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *
     )
     data = []
     for bucket, dash in LINES.items():
-        held = [dot for dot in dots if bucket in dot.shares]
-        if held:
+        with_bucket = [dot for dot in dots if bucket in dot.shares]
+        if with_bucket:
             data.append(
                 {
-                    "type": "scatter", "mode": "lines+markers", "name": bucket, "x": [dot.value for dot in held],
-                    "y": [dot.shares[bucket][0] for dot in held], "customdata": [dot.link for dot in held],
+                    "type": "scatter", "mode": "lines+markers", "name": bucket, "x": [dot.value for dot in with_bucket],
+                    "y": [dot.shares[bucket][0] for dot in with_bucket], "customdata": [dot.link for dot in with_bucket],
                     "line": {"color": BUCKET_ROLE[bucket], "dash": dash}, "marker": {"color": BUCKET_ROLE[bucket], "size": 7},
-                    "error_y": _bar([dot.shares[bucket][1] for dot in held], BUCKET_ROLE[bucket]),
-                    "text": [dot.ensemble for dot in held],
+                    "error_y": _bar([dot.shares[bucket][1] for dot in with_bucket], BUCKET_ROLE[bucket]),
+                    "text": [dot.ensemble for dot in with_bucket],
                     "hovertemplate": f"%{{text}}: %{{y:.1%}} {bucket}<extra></extra>",
                 }
             )  # fmt: skip

@@ -38,8 +38,8 @@ class Claim:
     @property
     def is_particular(self) -> bool | None:
         """Whether random living features of the same number capture less; None where nobody can tell."""
-        found = self.against.get("random_set")
-        return None if found is None else found == "more"
+        compared = self.against.get("random_set")
+        return None if compared is None else compared == "more"
 
 
 def judge_claim(levels: Mapping[str, EnergyAtRank]) -> Claim | None:

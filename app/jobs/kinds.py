@@ -185,16 +185,16 @@ def checked(kind: str, study: str, given: dict[str, str]) -> dict[str, str]:
     takes = KINDS[kind].parameters
     if unknown := sorted(set(given) - set(takes)):
         raise JobRefusedError(unknown[0], "an unknown parameter", f"one of {', '.join(takes)}")
-    found = {}
+    parameters = {}
     for name, check in takes.items():
         if value := given.get(name):
             try:
-                found[name] = check(value)
+                parameters[name] = check(value)
             except ValueError as error:
                 raise JobRefusedError(name, repr(value), str(error)) from None
-    if lacks := [name for name in KINDS[kind].places if name not in found]:
+    if lacks := [name for name in KINDS[kind].places if name not in parameters]:
         raise JobRefusedError(lacks[0], "not given", f"a name: {kind} is of one {lacks[0]}")
-    return found
+    return parameters
 
 
 def require_ready(kind: str, parameters: Mapping[str, str]) -> None:

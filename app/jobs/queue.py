@@ -156,11 +156,11 @@ class Jobs:
 
     def trained(self, id: str) -> list[Curves]:
         """How the trainings of a job went or go, in the order they began in; a training that was resumed counts once."""
-        found = []
+        curves = []
         for path in (self._folder / id).glob(PATTERN):
             with suppress(OSError, ValidationError):
-                found.append(_CURVES.validate_json(path.read_bytes()))
-        return sorted(found, key=lambda each: each.begun)
+                curves.append(_CURVES.validate_json(path.read_bytes()))
+        return sorted(curves, key=lambda each: each.begun)
 
     def close(self) -> None:
         """End what runs, as failed; what waits is run by the next server."""
@@ -316,14 +316,14 @@ _JOB, _STAGE, _CURVES = TypeAdapter(Job), TypeAdapter(StageProgress), TypeAdapte
 
 def _read(folder: Path) -> dict[str, Job]:
     """{id: job} of a folder; what cannot be read, or asked for by this version, is not there."""
-    found = {}
+    jobs = {}
     for path in folder.glob("*/job.json"):
         with suppress(OSError, ValidationError, JobRefusedError):
             job = _JOB.validate_json(path.read_bytes())
-            known = checked(job.kind, job.study, job.parameters) == job.parameters
-            if known and re.fullmatch(ID_PATTERN, job.id) and job.id == path.parent.name:
-                found[job.id] = job
-    return found
+            is_known = checked(job.kind, job.study, job.parameters) == job.parameters
+            if is_known and re.fullmatch(ID_PATTERN, job.id) and job.id == path.parent.name:
+                jobs[job.id] = job
+    return jobs
 
 
 def _is_locked(file: IO) -> bool:

@@ -125,7 +125,7 @@ def methods(address: Annotated[Plain, Query()]) -> MethodsPage:
 def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]) -> StudyPage:
     """One study: its ensembles, where each comes from, and what it all stands on."""
     store = _studies(request).get(study)
-    found = [_summary(store, row) for row in store.ensembles.values()]
+    summaries = [_summary(store, row) for row in store.ensembles.values()]
     compared = [
         TradeOff(
             each.ensemble.ensemble,
@@ -136,23 +136,23 @@ def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]
             each.ensemble.variant,
             agrees=each.ensemble.shared_start != "no",
         )
-        for each in found
+        for each in summaries
         if each.ev is not None
     ]
     tradeoff = trade_off(compared) if len(compared) > 1 else None
-    return StudyPage(store.study, found, _additions(found), Starts(store).is_grid, tradeoff)
+    return StudyPage(store.study, summaries, _additions(summaries), Starts(store).is_grid, tradeoff)
 
 
 def _additions(ensembles: list[EnsembleSummary]) -> list[Addition]:
     """Every command that would add something, once."""
-    found: dict[str, Addition] = {}
+    additions: dict[str, Addition] = {}
     for each in ensembles:
         for lack in each.missing:
             if lack.command:
-                held = found.setdefault(lack.command, Addition(lack.command, lack.reason, [], [], lack.job))
-                held.results.extend({lack.result} - set(held.results))
-                held.ensembles.extend({each.ensemble.ensemble} - set(held.ensembles))
-    return list(found.values())
+                addition = additions.setdefault(lack.command, Addition(lack.command, lack.reason, [], [], lack.job))
+                addition.results.extend({lack.result} - set(addition.results))
+                addition.ensembles.extend({each.ensemble.ensemble} - set(addition.ensembles))
+    return list(additions.values())
 
 
 def _summary(store: StudyStore, row: Ensemble) -> EnsembleSummary:

@@ -166,12 +166,12 @@ class Comparisons:
 
 def _marks(query: FeatureQuery) -> tuple[str, dict[str, object]]:
     """Condition and parameters for the features that bucket, trigger and density of a query choose."""
-    asked = {
+    conditions = {
         "bucket = $mark_bucket": None if query.bucket is None else BUCKETS.index(query.bucket),
         "trigger = $mark_trigger AND n_active > 0": query.trigger,
         "density >= $mark_min": query.density_min,
         "density <= $mark_max": query.density_max,
     }
-    given = {sql: value for sql, value in asked.items() if value is not None}
-    where = " AND ".join(f"coalesce({sql}, false)" for sql in given) or "true"
-    return where, {sql.split("$")[1].split()[0]: value for sql, value in given.items()}
+    chosen = {sql: value for sql, value in conditions.items() if value is not None}
+    where = " AND ".join(f"coalesce({sql}, false)" for sql in chosen) or "true"
+    return where, {sql.split("$")[1].split()[0]: value for sql, value in chosen.items()}

@@ -25,10 +25,10 @@ class Maps:
             "filtered JOIN (SELECT seed, feature, x, y FROM FeatureSpan WHERE ensemble = $ensemble AND x IS NOT NULL) "
             "USING (seed, feature) ORDER BY seed, feature",
         )
-        finder = FeatureTable(self._store, asked)
-        found = finder.select_arrow("SELECT seed, feature FROM filtered")
+        asked_table = FeatureTable(self._store, asked)
+        chosen_rows = asked_table.select_arrow("SELECT seed, feature FROM filtered")
         numbers = {name: rows[name].to_numpy() for name in ("seed", "feature", "x", "y", "bucket", "n_matched")}
-        chosen = np.isin(_keys(rows), _keys(found))
+        chosen = np.isin(_keys(rows), _keys(chosen_rows))
         tokens = self._store.tokens
         words = [None if i is None or i < 0 else tokens[i] for i in rows["token"].to_pylist()]
         return Places(**numbers, chosen=chosen, token=words, explanation=rows["explanation"].to_pylist())

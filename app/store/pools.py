@@ -33,11 +33,11 @@ class Pools:
         """Some of the pooled features that so many hold and that came from this member, in the pool's order; and how many
         there are."""
         where = "ensemble = $ensemble AND holders = coalesce($holders, holders) AND seed = coalesce($seed, seed)"
-        found = {"ensemble": ensemble, "holders": holders, "seed": seed}
-        total = self._store.fetch(f"SELECT count(*) FROM PooledFeature WHERE {where}", found)[0][0]
+        parameters = {"ensemble": ensemble, "holders": holders, "seed": seed}
+        total = self._store.fetch(f"SELECT count(*) FROM PooledFeature WHERE {where}", parameters)[0][0]
         page = f"id IN (SELECT id FROM PooledFeature WHERE {where} ORDER BY id LIMIT $n OFFSET $first)"
         return self._store.rows(
-            PooledFeature, f"ensemble = $ensemble AND {page}", found | {"first": first, "n": n}
+            PooledFeature, f"ensemble = $ensemble AND {page}", parameters | {"first": first, "n": n}
         ), total
 
     def feature_table(self, ensemble: str) -> pa.Table:
@@ -65,8 +65,8 @@ class Pools:
         theta = self._store.ensemble(ensemble).theta
         sums: dict[tuple[int, ...], list[int]] = {}
         for pair, _, living in Pairs(self._store, ensemble, "argmax").summaries(theta):
-            held = sums.setdefault(tuple(sorted((pair.seed, pair.other))), [0, 0])
-            held[0], held[1] = held[0] + living, held[1] + pair.n_living
+            sum_of_pair = sums.setdefault(tuple(sorted((pair.seed, pair.other))), [0, 0])
+            sum_of_pair[0], sum_of_pair[1] = sum_of_pair[0] + living, sum_of_pair[1] + pair.n_living
         shares = [matched / n for matched, n in sums.values() if n]
         if not shares:
             return None

@@ -90,10 +90,10 @@ class StudyStore(Database):
         self, ensemble: str, places: list[tuple[int, int]], *, n: int
     ) -> dict[tuple[int, int], list[Context]]:
         """The n strongest contexts of several features, read together."""
-        found: dict[tuple[int, int], list[Context]] = {}
+        by_place: dict[tuple[int, int], list[Context]] = {}
         for row in self.rows_at(Context, ensemble, places, f'AND "group" = 0 AND rank < {n:d}'):
-            found.setdefault((row.seed, row.feature), []).append(row)
-        return found
+            by_place.setdefault((row.seed, row.feature), []).append(row)
+        return by_place
 
     def matches(self, ensemble: str, seed: int, feature: int) -> Match:
         """One feature's partners."""
@@ -106,19 +106,19 @@ class StudyStore(Database):
     def random_feature(self, ensemble: str) -> tuple[int, int]:
         """(seed, index) of any feature that is not known to be dead; raises NotFound where all are."""
         sql = "SELECT seed, feature FROM Feature WHERE ensemble = ? AND dead IS NOT TRUE ORDER BY random() LIMIT 1"
-        found = self.fetch(sql, [ensemble])
-        if not found:
+        rows = self.fetch(sql, [ensemble])
+        if not rows:
             raise NotFound("living feature", ensemble, "only features that never fire or have no direction")
-        return found[0]
+        return rows[0]
 
     def logits(self, ensemble: str, seed: int, feature: int) -> list[Logit]:
         """The next tokens that a feature lowers, then those that it raises, the strongest first; empty without logits."""
         return self.rows(Logit, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
 
-    def worth_rank(self, found: Feature, column: str = "worth_ev") -> int:
+    def worth_rank(self, feature: Feature, column: str = "worth_ev") -> int:
         """1-based rank of a feature's marginal worth within its member, largest first."""
         sql = f'SELECT count(*) + 1 FROM Feature WHERE ensemble = ? AND seed = ? AND "{column}" > ?'
-        return self.fetch(sql, [found.ensemble, found.seed, getattr(found, column)])[0][0]
+        return self.fetch(sql, [feature.ensemble, feature.seed, getattr(feature, column)])[0][0]
 
     # -- an ensemble as a whole ----------------------------------------------------------------------------------
 

@@ -203,8 +203,8 @@ class FeatureTable:
         """{score: features that reach it}, under all other filters of the query."""
         wider = FeatureTable(self._store, replace(self.query, score_min=None))
         counted = ", ".join(f"count(*) FILTER (score >= {step}::FLOAT)" for step in SCORE_STEPS)
-        found = wider.select(f"SELECT {counted} FROM filtered")[0]
-        return {f"{step:.1f}": n for step, n in zip(SCORE_STEPS, found, strict=True)}
+        counts = wider.select(f"SELECT {counted} FROM filtered")[0]
+        return {f"{step:.1f}": n for step, n in zip(SCORE_STEPS, counts, strict=True)}
 
     def count(self) -> int:
         """Exact number of features that the query finds."""
@@ -234,8 +234,8 @@ class FeatureTable:
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """(seeds, features) of all that the query finds, in no order."""
-        found = self.select_arrow("SELECT seed, feature FROM filtered")
-        return found.column("seed").to_numpy(), found.column("feature").to_numpy()
+        rows = self.select_arrow("SELECT seed, feature FROM filtered")
+        return rows.column("seed").to_numpy(), rows.column("feature").to_numpy()
 
     # -- distributions -------------------------------------------------------------------------------------------
 
@@ -274,8 +274,8 @@ class FeatureTable:
 
     def _named(self, sql: str, more: dict[str, Any] | None) -> dict[str, Any]:
         """The values that a statement names; DuckDB refuses others."""
-        given = self._parameters | (more or {})
-        return {name: given[name] for name in set(re.findall(r"\$(\w+)", sql)) if name in given}
+        values = self._parameters | (more or {})
+        return {name: values[name] for name in set(re.findall(r"\$(\w+)", sql)) if name in values}
 
     def _statement(self, query: FeatureQuery) -> tuple[str, str, dict[str, Any]]:
         """All features with n_matched and bucket; the CTE `filtered` of those that the query finds; the parameters."""
@@ -311,12 +311,12 @@ class FeatureTable:
         require("score >= $score_min::FLOAT", "score_min", query.score_min)
         if query.q:
             ids = [i for i, text in enumerate(self._store.tokens) if query.q.lower() in text.lower()]
-            told, given = _told(query.q)
-            parameters |= given
+            with_words, word_parameters = _told(query.q)
+            parameters |= word_parameters
             # Lists taken apart and joined: a twentieth of the time of asking every list.
             tokens = "SELECT seed, feature, unnest(top_token_ids) AS token FROM Feature WHERE ensemble = $ensemble"
             shown = f"SELECT seed, feature FROM ({tokens}) WHERE token IN (SELECT unnest($token_ids::INTEGER[]))"
-            require(f"(seed, feature) IN ({shown}{told})", "token_ids", ids)
+            require(f"(seed, feature) IN ({shown}{with_words})", "token_ids", ids)
         # Buckets as numbers until the end: grouping by text takes three times as long.
         dead, stable, unstable, middle = (BUCKETS.index(b) for b in ("dead", "stable", "unstable", "middle"))
         own_bucket = "" if query.dead == "count" else f"WHEN dead THEN {dead} "
@@ -372,17 +372,17 @@ def _told(q: str) -> tuple[str, dict[str, str]]:
 
     The inverted table is sorted by word, so each word reads its own stretch of it. Empty for a search without words.
     """
-    asked = re.findall(r"\w+", q.lower())
-    if not asked:
+    query_words = re.findall(r"\w+", q.lower())
+    if not query_words:
         return "", {}
-    wanted = [f"word = $word_{i}" for i in range(len(asked) - 1)]
-    wanted.append("word >= $word_from AND word < $word_to")
+    conditions = [f"word = $word_{i}" for i in range(len(query_words) - 1)]
+    conditions.append("word >= $word_from AND word < $word_to")
     places = " INTERSECT ".join(
-        f"SELECT seed, feature FROM Word WHERE ensemble = $ensemble AND {each}" for each in wanted
+        f"SELECT seed, feature FROM Word WHERE ensemble = $ensemble AND {each}" for each in conditions
     )
-    given = {f"word_{i}": word for i, word in enumerate(asked[:-1])}
-    given |= {"word_from": asked[-1], "word_to": asked[-1] + chr(0x10FFFF)}
-    return f" UNION ALL SELECT seed, feature FROM ({places})", given
+    parameters = {f"word_{i}": word for i, word in enumerate(query_words[:-1])}
+    parameters |= {"word_from": query_words[-1], "word_to": query_words[-1] + chr(0x10FFFF)}
+    return f" UNION ALL SELECT seed, feature FROM ({places})", parameters
 
 
 def _mean_cosine(cosines: list[float]) -> float | None:

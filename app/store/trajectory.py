@@ -50,13 +50,13 @@ class Trajectories:
         tables = (TracePoint, Checkpoint, AgreementPoint, CosineGeometry)
         return Trajectory(*(self._store.rows(table, "ensemble = ?", [ensemble]) for table in tables))
 
-    def feature(self, found: Feature) -> FeatureTrajectory | None:
+    def feature(self, feature: Feature) -> FeatureTrajectory | None:
         """One feature along training; None where that was not measured."""
         where = "ensemble = ? AND seed = ? AND feature = ?"
-        held = self._store.rows(FeatureAlong, where, [found.ensemble, found.seed, found.feature])
-        if not held:
+        rows = self._store.rows(FeatureAlong, where, [feature.ensemble, feature.seed, feature.feature])
+        if not rows:
             return None
-        (row,), steps = held, self._store.rows(Checkpoint, "ensemble = ?", [found.ensemble])
+        (row,), steps = rows, self._store.rows(Checkpoint, "ensemble = ?", [feature.ensemble])
         n, measured = steps[0].n_comparisons, bool(row.worth_ev)
         return FeatureTrajectory(
             [each.step for each in steps], [each.tokens for each in steps], n, row.matched, [x / n for x in row.matched],

@@ -55,8 +55,8 @@ class KnownTruth:
         """Some of a group's true features by id, from the `first` of the group on."""
         offset = self.groups["free"].n_true if group == "low" else 0
         where = '"group" = $group AND id >= $first AND id < $last'
-        found = {"group": group, "first": offset + first, "last": offset + first + n}
-        return self._store.rows(synthetic.TrueFeature, where, found)
+        parameters = {"group": group, "first": offset + first, "last": offset + first + n}
+        return self._store.rows(synthetic.TrueFeature, where, parameters)
 
     def found(self, theta: float) -> list[FoundCount]:
         """How many true features of each group 0, 1, .. of the members found."""

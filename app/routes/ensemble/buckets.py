@@ -132,12 +132,12 @@ def _scatter(
             raise BadValue(name, repr(getattr(judgement, name)), f"no filter by {name}: {lacking['activity']}")
     query = judgement.query(row.ensemble)
     marks = {name: getattr(judgement, name) for name in ("bucket", "trigger", "density_min", "density_max")}
-    found = store.comparisons.scatter(query, metric, replace(query, **marks))
+    scatter = store.comparisons.scatter(query, metric, replace(query, **marks))
     n, base, at = row.n_comparisons, f"/s/{store.study.study}/{row.ensemble}", judgement.judgement()
-    cells = found.cells
+    cells = scatter.cells
     drawn: Dots | ScatterCells
-    if found.points is not None:
-        drawn = Dots(*found.points)
+    if scatter.points is not None:
+        drawn = Dots(*scatter.points)
     elif cells is not None:
         links = []
         for low, high in pairwise(cells.edges):
@@ -146,10 +146,10 @@ def _scatter(
             line = [at | marks | more | {"stability_min": x / n, "stability_max": x / n} for x in range(n + 1)]
             links.append([render.url(f"{base}/features", **parameters) for parameters in line])
         drawn = ScatterCells(cells.edges, cells.counts, cells.chosen, links)
-    cloud = Cloud(found.n, found.n_chosen, found.is_log, found.floor, found.n_floored, drawn)
+    cloud = Cloud(scatter.n, scatter.n_chosen, scatter.is_log, scatter.floor, scatter.n_floored, drawn)
     figure = metric_scatter(cloud, _named(metric), METRICS[metric].unit, n, base, render.url("", **at))
     return figure, ScatterSummary(
-        metric, found.n, found.n_chosen, found.is_log, found.n_floored, found.cells is not None, figure.table
+        metric, scatter.n, scatter.n_chosen, scatter.is_log, scatter.n_floored, scatter.cells is not None, figure.table
     )
 
 

@@ -87,9 +87,9 @@ def explanations(
 ) -> ExplanationsPage:
     """How well features are explained, by bucket and by stability, and which words set unstable explanations apart."""
     store, row, asked = opened
-    held = store.explanations
-    explainer = held.check(ensemble, asked.explainer)
-    kinds = held.kinds(ensemble, explainer) if explainer else []
+    stored = store.explanations
+    explainer = stored.check(ensemble, asked.explainer)
+    kinds = stored.kinds(ensemble, explainer) if explainer else []
     kind = _kind(asked, kinds)
     buckets = points = control = contrast = drawn = None
     if explainer:
@@ -108,7 +108,7 @@ def explanations(
         rules=store.rules(ensemble),
         dead=asked.dead,
         explainer=explainer,
-        explainers=held.explainers(ensemble),
+        explainers=stored.explainers(ensemble),
         kind=kind,
         kinds=kinds,
         sentence=_sentence(explainer, kind, buckets, contrast),
@@ -141,9 +141,9 @@ def explanations_download(
     explainer = store.explanations.check(ensemble, asked.explainer)
     lines: list[dict[str, Any]] = []
     if explainer:
-        found = store.vocabulary.contrast(asked.query(ensemble), explainer)
-        lines = [{"about": "word"} | asdict(line) for line in found.words]
-        lines += [{"about": "kind of rule"} | asdict(line) for line in found.rule_kinds or ()]
+        contrast = store.vocabulary.contrast(asked.query(ensemble), explainer)
+        lines = [{"about": "word"} | asdict(line) for line in contrast.words]
+        lines += [{"about": "kind of rule"} | asdict(line) for line in contrast.rule_kinds or ()]
     return render.download(request, pa.Table.from_pylist(lines, schema=_WORDS), f"{study}-{ensemble}-words")
 
 
@@ -156,9 +156,9 @@ def _kind(asked: ExplanationsQuery, kinds: list[str]) -> str | None:
 def _scored(
     store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explainer: str, kind: str
 ) -> tuple[list[BucketScores], list[ScorePoint]]:
-    found = store.explanations.scores(asked.query(row.ensemble), explainer, kind)
+    scores = store.explanations.scores(asked.query(row.ensemble), explainer, kind)
     seeds = [member.seed for member in store.members(row.ensemble)]
-    return by_bucket(found), by_stability(found, seeds, row.n_comparisons)
+    return by_bucket(scores), by_stability(scores, seeds, row.n_comparisons)
 
 
 def _control(store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explainer: str, kind: str) -> Control | None:

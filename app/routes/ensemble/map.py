@@ -64,8 +64,10 @@ def direction_map(
         store.member(ensemble, asked.seed)
     lacking = store.missing(ensemble)
     places = _read(store, asked, ensemble)
-    there = len(places.seed) > 0
-    company = [found for bucket in ("unstable", "stable") if (found := store.maps.company(ensemble, places, bucket))]
+    is_drawn = len(places.seed) > 0
+    company = [
+        of_bucket for bucket in ("unstable", "stable") if (of_bucket := store.maps.company(ensemble, places, bucket))
+    ]
     n_chosen = int(places.chosen.sum()) if asked.is_filtered else None
     return MapPage(
         study=store.study,
@@ -81,7 +83,7 @@ def direction_map(
         company=company,
         points=_columns(places, row),
         missing=[lacking["subspaces"]] if "subspaces" in lacking else [],
-        figure_map=_drawn(store, row, asked, places, company, n_chosen) if there else None,
+        figure_map=_drawn(store, row, asked, places, company, n_chosen) if is_drawn else None,
         nav_query=asked,
         nav_choices=choices(store, ensemble),
         nav_push=_push(request, asked, f"/s/{study}/{ensemble}/subspaces"),

@@ -105,8 +105,8 @@ def ensemble(
     """One ensemble: which share of its features is stable, and what the buckets are worth."""
     store, row, judgement = opened
     theta, epsilon = judgement.theta, judgement.epsilon
-    found = store.features(judgement.query(ensemble))
-    counts = found.matched_counts()
+    table = store.features(judgement.query(ensemble))
+    counts = table.matched_counts()
     buckets = {bucket: sum(n for _, b, _, n in counts if b == bucket) for bucket in BUCKETS}
     # The points of curves stand on the page of what buckets are worth; a mask here has one size per member.
     ablations = [row for row in store.ablations(ensemble) if row.mask not in CURVES]
@@ -114,7 +114,7 @@ def ensemble(
     at = judgement.judgement()
     masked = {mask: [a for a in ablations if a.mask == mask] for mask in {a.mask for a in ablations}}
     masked_ev = {mask: fmean(a.ev for a in held) for mask, held in sorted(masked.items())}
-    medians = found.bucket_densities()
+    medians = table.bucket_densities()
     judged = judgement.judged(activity=store.has(ensemble, "activity"))
     hungarian = store.pairs(ensemble, "hungarian").summaries(theta) if "hungarian" in store.rules(ensemble) else []
     return EnsemblePage(
@@ -139,7 +139,7 @@ def ensemble(
         stable_from=bounds.stable,
         unstable_to=bounds.unstable,
         missing=list(store.missing(ensemble).values()),
-        figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, found.density_histogram(), medians),
+        figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, table.density_histogram(), medians),
         nav_judgement=at,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_judged=judged,

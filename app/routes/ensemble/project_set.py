@@ -303,15 +303,21 @@ def _described(
     store: StudyStore, ensemble: str, arrays: dict[str, np.ndarray], shown: np.ndarray, asked: ProjectQuery
 ) -> list[ProjectedFeature]:
     places = list(zip(arrays["seed"][shown].tolist(), arrays["feature"][shown].tolist(), strict=True))
-    held = store.features_at(ensemble, places) if places else {}
+    features = store.features_at(ensemble, places) if places else {}
     activity = store.has(ensemble, "activity")
     described = []
     for place, own, others in zip(places, arrays["own"][shown], arrays["others"][shown], strict=True):
-        found = held[place]
-        tokens = [store.tokens[i] for i in found.top_token_ids if i >= 0] if activity else None
+        feature = features[place]
+        tokens = [store.tokens[i] for i in feature.top_token_ids if i >= 0] if activity else None
         described.append(
             ProjectedFeature(
-                *place, asked.score(found).bucket, found.density, tokens, known(own), known(others), known(own - others)
+                *place,
+                asked.score(feature).bucket,
+                feature.density,
+                tokens,
+                known(own),
+                known(others),
+                known(own - others),
             )
         )
     return described
@@ -347,13 +353,13 @@ def _remarks(
             f"The first {len(members)} of {n_all} seeds: all would take longer than a page can wait. Choose others below."
         )
     if few := [m for m in members if m.n_fitted is None]:
-        held = ", ".join(f"seed {m.seed}: {m.n}" for m in few)
-        remarks.append(f"Left out, as a set needs two features, one to fit and one to measure ({held}).")
+        listed = ", ".join(f"seed {m.seed}: {m.n}" for m in few)
+        remarks.append(f"Left out, as a set needs two features, one to fit and one to measure ({listed}).")
     if short := [m for m in members if m.n_fitted is not None and m.n_fitted < rank]:
-        held = ", ".join(f"seed {m.seed} at {m.n_fitted}" for m in short[:12]) + (", .." if len(short) > 12 else "")
+        listed = ", ".join(f"seed {m.seed} at {m.n_fitted}" for m in short[:12]) + (", .." if len(short) > 12 else "")
         remarks.append(
             f"Rank {rank:,} takes {2 * rank:,} features of a seed, half of them to fit: {len(short)} of {len(members) - len(few)} "
-            f"curves stop before it ({held})."
+            f"curves stop before it ({listed})."
         )
     if without := sum(m.n_undirected for m in members):
         remarks.append(f"{without:,} features without a direction are left out.")

@@ -152,18 +152,18 @@ class TextActivity:
     def line(self) -> list[LineToken]:
         """The tokens of the text with what is active on them in the seed that is shown."""
         ends = np.searchsorted(self._shown.token, np.arange(self.n_tokens + 1))
-        found = []
+        tokens = []
         for i, (text, counts) in enumerate(
             zip(self._answer.texts, self._answer.arrays["counts"].tolist(), strict=True)
         ):
             features = self._shown.feature[ends[i] : ends[i + 1]].tolist()
-            held = [self._buckets[self._seed, feature] for feature in features]
-            n = {bucket: held.count(bucket) for bucket in BUCKETS if bucket in held}
-            stops = np.cumsum([100 * k / len(held) for k in n.values()])
+            buckets = [self._buckets[self._seed, feature] for feature in features]
+            n = {bucket: buckets.count(bucket) for bucket in BUCKETS if bucket in buckets}
+            stops = np.cumsum([100 * k / len(buckets) for k in n.values()])
             parts = [(bucket, k, float(stop)) for (bucket, k), stop in zip(n.items(), stops, strict=True)]
             first = self._shown.activation[ends[i] : ends[i] + 3].tolist()
-            found.append(LineToken(text, counts, parts, list(zip(features, first, strict=False))))
-        return found
+            tokens.append(LineToken(text, counts, parts, list(zip(features, first, strict=False))))
+        return tokens
 
     def _listed_token(self) -> int | None:
         """The token asked for, else that of the strongest activation; raises BadValue for one that is not there."""
@@ -180,10 +180,10 @@ class TextActivity:
             return None
         seeds = []
         for a in sorted(self.members, key=lambda a: a.seed != self._seed):
-            there = np.flatnonzero(a.token == self._at)
-            shown = there[: N_LISTED if a.seed == self._seed else N_LISTED_BESIDE]
+            active = np.flatnonzero(a.token == self._at)
+            shown = active[: N_LISTED if a.seed == self._seed else N_LISTED_BESIDE]
             pairs = zip(a.feature[shown].tolist(), a.activation[shown].tolist(), strict=True)
-            seeds.append((a.seed, [Chip(a.seed, f, v, self._buckets[a.seed, f]) for f, v in pairs], len(there)))
+            seeds.append((a.seed, [Chip(a.seed, f, v, self._buckets[a.seed, f]) for f, v in pairs], len(active)))
         return Listed(self._at, seeds)
 
     def strongest(self) -> list[StrongFeature]:
@@ -191,21 +191,21 @@ class TextActivity:
         order = np.argsort(-self._shown.activation, kind="stable")
         features, first, n_active = np.unique(self._shown.feature[order], return_index=True, return_counts=True)
         chosen = np.argsort(first)[:N_STRONGEST]
-        held = self._store.features_at(self._row.ensemble, [(self._seed, int(features[i])) for i in chosen])
-        found = []
+        rows = self._store.features_at(self._row.ensemble, [(self._seed, int(features[i])) for i in chosen])
+        strongest = []
         for i in chosen:
             peak, feature = order[first[i]], int(features[i])
-            found.append(
+            strongest.append(
                 StrongFeature(
                     feature=feature,
                     bucket=self._buckets[self._seed, feature],
                     max_activation=float(self._shown.activation[peak]),
                     at=int(self._shown.token[peak]),
                     n_active=int(n_active[i]),
-                    cosines=self._asked.cosines(held[self._seed, feature]),
+                    cosines=self._asked.cosines(rows[self._seed, feature]),
                 )
             )
-        return found
+        return strongest
 
     def _rows_of(self, feature: int) -> list[OnText]:
         """A feature and its partner in every other seed, each with its activations."""

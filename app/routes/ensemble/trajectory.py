@@ -70,21 +70,21 @@ def trajectory(
 ) -> TrajectoryPage:
     """How training went, how members came to agree from step 0 on, and whether features' worth or stability comes first."""
     store, row = open_ensemble(request, study, ensemble)
-    found, features = store.trajectories.read(ensemble), store.trajectories.features(ensemble)
-    verdict, word = judge_stabilization(found, row.shared_start), _word(row)
+    course, features = store.trajectories.read(ensemble), store.trajectories.features(ensemble)
+    verdict, word = judge_stabilization(course, row.shared_start), _word(row)
     lacks = store.missing(ensemble)
     return TrajectoryPage(
         study=store.study,
         ensemble=row,
         theta=row.theta,
         epsilon=row.epsilon,
-        sentence=_sentence(verdict, found),
+        sentence=_sentence(verdict, course),
         stabilization=verdict,
-        trace=found.trace,
-        checkpoints=found.checkpoints,
-        agreement=found.agreement,
-        geometry=found.geometry,
-        geometry_says=_geometry_says(found.geometry),
+        trace=course.trace,
+        checkpoints=course.checkpoints,
+        agreement=course.agreement,
+        geometry=course.geometry,
+        geometry_says=_geometry_says(course.geometry),
         n_features=features.n if features else None,
         n_all=features.n_all if features else None,
         buckets=features.points if features else [],
@@ -92,11 +92,11 @@ def trajectory(
         lags=features.lags if features else [],
         answer=_answer(features, row) if features else [],
         missing=[lacks["trajectory"]] if "trajectory" in lacks else [],
-        figure_training=training_figures(found.trace),
-        figure_agreement=agreement_figures(found.checkpoints, found.of("all"), found.of("live"), found.geometry)
+        figure_training=training_figures(course.trace),
+        figure_agreement=agreement_figures(course.checkpoints, course.of("all"), course.of("live"), course.geometry)
         if verdict
         else [],
-        figure_features=_features(features, found, word, row.theta) if features else [],
+        figure_features=_features(features, course, word, row.theta) if features else [],
         figure_first=_first(features) if features else [],
     )
 
@@ -118,10 +118,10 @@ def _word(row: Ensemble) -> str:
 # -- in words ----------------------------------------------------------------------------------------------------------
 
 
-def _sentence(verdict: Stabilization | None, found: Trajectory) -> str:
+def _sentence(verdict: Stabilization | None, course: Trajectory) -> str:
     """Whether training brought members together, made from the numbers."""
     if verdict is None:
-        if found.trace:
+        if course.trace:
             return "How training went is known; agreement along it was not measured."
         return "How its members were trained is not known here."
     v = verdict
@@ -176,12 +176,15 @@ def _answer(features: FeaturesAlong, row: Ensemble) -> list[str]:
     """Which comes first, as far as the numbers say."""
     if not features.lags:
         return ["Worth was not measured along training, so that nothing can be said of what comes first."]
-    said = [*_told_by(features.separations, _word(row)), *_before(features.points, shared=row.shared_start == "yes")]
+    sentences = [
+        *_told_by(features.separations, _word(row)),
+        *_before(features.points, shared=row.shared_start == "yes"),
+    ]
     rows = {before: [each for each in features.lags if each.before == before] for before in ("worth", "best cosine")}
     n = len(rows["worth"])
-    mean = {before: fmean(each.partial for each in held) for before, held in rows.items()}
-    often = {before: sum(each.is_beyond and each.partial > 0 for each in held) for before, held in rows.items()}
-    most = {before: max(held, key=lambda each: abs(each.partial)) for before, held in rows.items()}
+    mean = {before: fmean(each.partial for each in lags) for before, lags in rows.items()}
+    often = {before: sum(each.is_beyond and each.partial > 0 for each in lags) for before, lags in rows.items()}
+    most = {before: max(lags, key=lambda each: abs(each.partial)) for before, lags in rows.items()}
 
     def course(before: str) -> str:
         top, last = most[before], rows[before][-1]
@@ -190,7 +193,7 @@ def _answer(features: FeaturesAlong, row: Ensemble) -> list[str]:
             f"{top.partial:+.2f} up to {top.next_tokens:,} tokens, {last.partial:+.2f} in the last"
         )
 
-    said.append(
+    sentences.append(
         "From one checkpoint to the next, of features with equal best cosine those worth more gain "
         f"{'more' if mean['worth'] > 0 else 'less'} of it ({course('worth')}); of features of equal worth those with the higher "
         f"best cosine gain {'more' if mean['best cosine'] > 0 else 'less'} worth ({course('best cosine')})."
@@ -198,48 +201,51 @@ def _answer(features: FeaturesAlong, row: Ensemble) -> list[str]:
     led = {before: often[before] > n / 2 for before in rows}
     word = _word(row)
     if all(led.values()):
-        said.append(f"Each goes before gains of the other in most steps: neither worth nor {word} comes first.")
+        sentences.append(f"Each goes before gains of the other in most steps: neither worth nor {word} comes first.")
     elif not any(led.values()):
-        said.append("Neither goes before gains of the other in most steps.")
+        sentences.append("Neither goes before gains of the other in most steps.")
     else:
         first, second = ("worth", word) if led["worth"] else (word, "worth")
-        said.append(
+        sentences.append(
             f"So far as one goes before the other, it is {first}: it goes before gains of {second} in most steps, {second} before "
             f"gains of {first} in {'none' if not min(often.values()) else 'fewer than half'} of them."
         )
-    said.append(
+    sentences.append(
         "What goes before need not be the cause: both may follow a third, such as how often a feature is needed."
     )
-    return said
+    return sentences
 
 
-def _told_by(found: list[Separation], word: str) -> list[str]:
+def _told_by(separations: list[Separation], word: str) -> list[str]:
     """From when on each quantity tells where features end."""
-    if not found:
+    if not separations:
         return []
-    told: dict[str, Separation | None] = {}
+    first_by_quantity: dict[str, Separation | None] = {}
     for quantity in QUANTITIES:
-        points = [each for each in found if each.quantity == quantity]
+        points = [each for each in separations if each.quantity == quantity]
         # From there on at every checkpoint: a single one above the level may be chance.
         below = max((i for i, each in enumerate(points) if each.auc < TELLS), default=-1)
-        told[quantity] = points[below + 1] if below + 1 < len(points) else None
+        first_by_quantity[quantity] = points[below + 1] if below + 1 < len(points) else None
     parts = [
         f"{quantity} from {f'{point.tokens:,} tokens' if point.tokens else 'the start'} on ({point.auc:.2f})"
         if point
         else f"{quantity} at no checkpoint for good"
-        for quantity, point in told.items()
+        for quantity, point in first_by_quantity.items()
     ]
-    said = f"Features that end stable are told from those that end unstable (AUC ≥ {TELLS}) by {', by '.join(parts)}."
-    first, second = told["worth"], told["best cosine"]
+    sentence = (
+        f"Features that end stable are told from those that end unstable (AUC ≥ {TELLS}) by {', by '.join(parts)}."
+    )
+    first, second = first_by_quantity["worth"], first_by_quantity["best cosine"]
     if not (first and second) or first.step == second.step:
-        return [said]
+        return [sentence]
     step = min(first.step, second.step)
     one, other = (
-        next(each for each in found if (each.quantity, each.step) == (name, step)) for name in ("worth", "best cosine")
+        next(each for each in separations if (each.quantity, each.step) == (name, step))
+        for name in ("worth", "best cosine")
     )
     apart = _are_apart(one, other)
     return [
-        f"{said} Worth tells {'earlier' if first.step < second.step else 'later'} than {word} itself"
+        f"{sentence} Worth tells {'earlier' if first.step < second.step else 'later'} than {word} itself"
         f"{'' if apart else f', though at {one.tokens:,} tokens their intervals overlap'}."
     ]
 
@@ -253,8 +259,8 @@ def _are_apart(one: Separation, other: Separation) -> bool:
 
 def _before(points: list[BucketPoint], *, shared: bool) -> list[str]:
     """What the two buckets were worth at the last checkpoint at which their matches were still alike."""
-    held = {name: [each for each in points if each.bucket == name] for name in ("stable", "unstable")}
-    pairs = list(zip(*held.values(), strict=True)) if all(held.values()) else []
+    by_bucket = {name: [each for each in points if each.bucket == name] for name in ("stable", "unstable")}
+    pairs = list(zip(*by_bucket.values(), strict=True)) if all(by_bucket.values()) else []
     alike = [(a, b) for a, b in pairs if (b.stability > 1 - ALIKE if shared else a.stability < ALIKE)]
     if not alike:
         return []
@@ -272,13 +278,13 @@ def _before(points: list[BucketPoint], *, shared: bool) -> list[str]:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _features(features: FeaturesAlong, found: Trajectory, word: str, theta: float) -> list[Figure]:
+def _features(features: FeaturesAlong, course: Trajectory, word: str, theta: float) -> list[Figure]:
     by_end: dict[str, list[BucketPoint]] = {}
     for point in features.points:
         by_end.setdefault(point.bucket, []).append(point)
     n = f"n = {features.n:,} features by the bucket in which they end"
     n += f", a random choice of {features.n_all:,}" if features.n < features.n_all else ""
-    n_tokens, n_comparisons = found.checkpoints[0].n_tokens, found.checkpoints[0].n_comparisons
+    n_tokens, n_comparisons = course.checkpoints[0].n_tokens, course.checkpoints[0].n_comparisons
     drawn = [
         by_bucket(
             "along_stability", f"When do features that end stable come apart in {word}?",

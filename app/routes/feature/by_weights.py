@@ -54,11 +54,11 @@ def weights(
 
 def _find(studies: Studies, sae_digest: str, feature: str) -> tuple[int, list[Holder]]:
     """(feature, every place of it); raises NotFound for weights that no study holds and an index out of range."""
-    found = [(store, *held) for store in studies.all() for held in store.holders(sae_digest)]
-    if not found:
+    places = [(store, *place) for store in studies.all() for place in store.holders(sae_digest)]
+    if not places:
         names: Any = ", ".join(studies.names()) or "none yet: run `seedscope demo`"
         raise NotFound("SAE", sae_digest, f"the SAEs of these studies: {names}; their pages show each digest")
-    store, row, member = found[0]
+    store, row, member = places[0]
     index = store.feature(row.ensemble, member.seed, feature).feature  # a digest covers the shape: one for all
     holders = [
         Holder(
@@ -71,6 +71,6 @@ def _find(studies: Studies, sae_digest: str, feature: str) -> tuple[int, list[Ho
             hookpoint=row.hookpoint,
             address=f"/s/{store.study.study}/{row.ensemble}/{member.seed}/{index}?v={row.digest}",
         )
-        for store, row, member in found
+        for store, row, member in places
     ]
     return index, holders

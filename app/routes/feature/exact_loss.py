@@ -59,14 +59,14 @@ def worth(
     opened: Annotated[OpenedFeature[WorthQuery], Depends(judged_feature(WorthQuery))],
 ) -> WorthPage:
     """A feature's exact worth: both losses are taken with the reconstruction in place, on the same windows."""
-    store, row, asked, member, found = opened
+    store, row, asked, member, feature = opened
     if store.study.synthetic:
         raise NotFound("loss", f"a feature of {study}", f"none in a synthetic study: {NO_MODEL}")
     if row.control_of is not None:
         raise NotFound("loss", f"a feature of {ensemble}", f"one of {row.control_of}: controls run on another model")
     query = LiveQuery(
         "loss", study, ensemble, row.folder, tuple(m.seed for m in store.members(ensemble)), seed=member.seed,
-        feature=found.feature, windows=asked.windows, n_tokens=asked.tokens, model=store.study.model_digest or "",
+        feature=feature.feature, windows=asked.windows, n_tokens=asked.tokens, model=store.study.model_digest or "",
         tokens=store.study.eval_token_digest or "",
     )  # fmt: skip
     engine: LiveEngine = request.app.state.live
@@ -78,7 +78,7 @@ def worth(
         study=study,
         ensemble=ensemble,
         seed=member.seed,
-        feature=found.feature,
+        feature=feature.feature,
         windows=asked.windows,
         tokens=asked.tokens,
         added_nats=float(added.sum() / read.sum()),
@@ -89,7 +89,7 @@ def worth(
         n_active=n_active,
         n_windows=len(read),
         n_windows_active=int((active > 0).sum()),
-        first_order_nats=found.worth_loss,
+        first_order_nats=feature.worth_loss,
         nav_query=asked,
         nav_sizes=SIZES,
     )

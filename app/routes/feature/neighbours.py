@@ -70,14 +70,14 @@ def neighbours(
     opened: Annotated[OpenedFeature[NeighboursQuery], Depends(judged_feature(NeighboursQuery))],
 ) -> NeighboursPage:
     """The k nearest features in every member asked for, this feature's own included, by decoder or encoder."""
-    store, row, asked, member, found = opened
+    store, row, asked, member, feature = opened
     seeds = [m.seed for m in store.members(ensemble)]
     chosen = sorted({int(part) for part in asked.members.split(",") if part.strip()})
     unknown = [s for s in chosen if s not in seeds]
     if unknown:
         raise BadValue("members", repr(asked.members), "seeds of this ensemble: " + ", ".join(map(str, seeds)))
     query = LiveQuery(
-        "neighbours", study, ensemble, row.folder, tuple(seeds), seed=member.seed, feature=found.feature, by=asked.by,
+        "neighbours", study, ensemble, row.folder, tuple(seeds), seed=member.seed, feature=feature.feature, by=asked.by,
         k=asked.k, members=tuple(chosen), absolute=asked.absolute,
     )  # fmt: skip
     engine: LiveEngine = request.app.state.live
@@ -85,7 +85,7 @@ def neighbours(
         study=study,
         ensemble=ensemble,
         seed=member.seed,
-        feature=found.feature,
+        feature=feature.feature,
         by=asked.by,
         k=asked.k,
         members=chosen or seeds,
@@ -101,9 +101,9 @@ def _described(store: StudyStore, ensemble: str, rows: list[tuple], asked: Neigh
     features = store.features_at(ensemble, [row[:2] for row in rows])
     described = []
     for seed, feature, cosine in rows:
-        held = features[seed, feature]
+        row = features[seed, feature]
         tokens = None
         if store.has(ensemble, "activity"):
-            tokens = [store.tokens[i] for i in held.top_token_ids if i >= 0]
-        described.append(Neighbour(seed, feature, cosine, asked.score(held).bucket, held.dead, tokens))
+            tokens = [store.tokens[i] for i in row.top_token_ids if i >= 0]
+        described.append(Neighbour(seed, feature, cosine, asked.score(row).bucket, row.dead, tokens))
     return described
