@@ -1,4 +1,4 @@
-"""One context -> full page, fragment or JSON; every HX- header."""
+"""One context dataclass as a full page, an htmx fragment or JSON, and tables as downloads; sets every HX- header."""
 
 from collections.abc import Callable
 from dataclasses import asdict, fields

@@ -1,4 +1,4 @@
-"""Who may ask, and what a browser may do with the answer: Host allow-list, token, Origin check, headers."""
+"""Access control: Host allow-list, token, Origin check, and the headers of every answer."""
 
 import hmac
 import ipaddress

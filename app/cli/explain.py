@@ -1,4 +1,4 @@
-"""`seedscope explain`: what features are about, in words, with a score."""
+"""`seedscope explain`: explanations of features with scores, by token rules or a language model, or taken from others."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What a command says of a study when it is done."""
+"""The lines that a command prints about a study when it is done."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

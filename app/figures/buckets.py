@@ -1,4 +1,4 @@
-"""What the buckets do and what they are worth."""
+"""Buckets of one ensemble as figures: density histograms, and explained variance with features masked."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Seed x seed."""
+"""The seed x seed matrix of shared features, and the histogram of one pair's cosines."""
 
 from seedscope.app.figures.drawing import Figure, layout
 from seedscope.app.formats import percent

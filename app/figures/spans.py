@@ -1,4 +1,4 @@
-"""What spans of sets of features capture, against rank."""
+"""Captured energy of sets of features against the rank of the span, with a band over pairs."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Stability: its distribution, the threshold, the number of seeds."""
+"""Stability as figures: its distribution and CDF, bucket shares against theta, and what fewer seeds would say."""
 
 from typing import Any
 

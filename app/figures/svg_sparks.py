@@ -1,4 +1,4 @@
-"""How a training goes, in pictures that a page can ask for every second: inline SVG, a line per member and their mean."""
+"""Training progress as inline SVG that a page can fetch every second: a line per member, and their mean."""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Ensembles of a study beside each other: what is stable against what is reconstructed, and along what was varied."""
+"""Ensembles of a study: stable share against explained variance, and bucket shares along one varied setting."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Everything that is drawn against training: the training itself, agreement, features by where they end, what comes first."""
+"""Lines against tokens seen in training: loss and EV, agreement of members, features by final bucket."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Known true features: where latents lie, who found what, and the map of where a span is found and its features are not."""
+"""Synthetic studies as figures: latents in the true span, true features by members that found them, and the phase map."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Features along training by the bucket in which they end: means at every checkpoint, and what tells or goes before what."""
+"""Features at every checkpoint by their final bucket: mean stability, cosine, worth and density, and what predicts the bucket."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

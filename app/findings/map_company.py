@@ -1,4 +1,4 @@
-"""In whose company features stand on the map of directions: whether their nearest points are of other seeds, or of their bucket."""
+"""Company on the map of directions: which share of the nearest points are of other seeds, or of the same bucket, and by chance."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

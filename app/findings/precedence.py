@@ -1,4 +1,4 @@
-"""Which comes first along training, worth or stability: how early each tells where features end, and what goes before what.
+"""Whether worth or stability comes first in training: AUC of each for the final bucket, and lagged partial rank correlations.
 
 Everything is computed within members and then averaged: features of one member share its training. Intervals are 95 %,
 Student's t over members; these share comparisons, so that they are somewhat too narrow.

@@ -1,4 +1,4 @@
-"""What subspaces of random directions share, from the law of large dimensions."""
+"""The angle between random subspaces of one rank, from the law of large dimensions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Paper B's signatures of agreement that training did not bring about, judged by a study's own numbers."""
+"""Four signatures, from paper B, of agreement between members that training did not cause: verdicts from a study's distances."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

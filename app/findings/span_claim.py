@@ -1,4 +1,4 @@
-"""Whether a span carries over from seed to seed, and more than its controls do: judged from means and their spreads."""
+"""Whether a span of features carries over from seed to seed: a verdict from mean captured energies and their spreads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What may be asked for, and what is known of a job: a `seedscope` command of one of a few kinds."""
+"""The kinds of jobs that may be asked for, the record of a job, and the `seedscope` command that each runs."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Home, study and the definitions page."""
+"""The home page, a study's page, and the definitions (`/methods`)."""
 
 from dataclasses import dataclass
 from statistics import fmean

@@ -1,4 +1,4 @@
-"""Stable beside unstable features: metrics by bucket with effect sizes, trigger classes, and a metric against stability."""
+"""What comparisons of buckets read: metric columns, trigger counts, and the points or cells of a scatter."""
 
 import math
 from functools import lru_cache

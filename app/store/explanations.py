@@ -1,4 +1,4 @@
-"""What explainers say of features: texts and scores of one feature, the contexts they were scored on, and whole ensembles."""
+"""Explanations as stored: texts and scores of one feature, the contexts scored on, and scores of a whole ensemble."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""The map of decoder directions: where features stand, how they are judged, which ones a filter finds, who is near whom."""
+"""The map of decoder directions: coordinates, buckets and text of every feature drawn, and which ones a filter finds."""
 
 from functools import lru_cache
 

@@ -1,4 +1,4 @@
-"""What an ensemble lacks, why, and the command that adds it."""
+"""Results that an ensemble lacks, why, and the command that adds each."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

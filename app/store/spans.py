@@ -1,4 +1,4 @@
-"""What was found on the spans of an ensemble's unstable features."""
+"""Tables on spans of unstable features: curves, pairs of members, single features, and their downloads."""
 
 import math
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""Where a study's ensembles began, under which constraint and in which space, and how alike their members became from there."""
+"""A study's grid of starts as stored: each ensemble's cell, its course from start to end, and its checkpoints."""
 
 import json
 from dataclasses import asdict, replace

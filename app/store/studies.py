@@ -1,4 +1,4 @@
-"""The studies under a root."""
+"""The studies under a root: opened on demand, and again where a new version was published."""
 
 import re
 import threading

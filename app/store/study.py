@@ -1,4 +1,4 @@
-"""One published study, as pages ask for it: features, contexts, chance matches, and what helpers compute from it."""
+"""One published study as pages ask for it: features, contexts, chance matches; and the readers of each subject."""
 
 import re
 from dataclasses import fields
@@ -178,29 +178,3 @@ class StudyStore(Database):
         order = ", ".join(schema.SORT_KEYS[Ablation])
         sql = f"SELECT {names} FROM Ablation WHERE ensemble = $ensemble ORDER BY {order}"
         return self.arrow(sql, {"ensemble": ensemble})
-
-    # -- SQL -----------------------------------------------------------------------------------------------------
-
-    def rows(self, table: type, where: str = "true", parameters: Any = None) -> list[Any]:
-        """Rows of one table in the order of its keys."""
-        names = ", ".join(f'"{f.name}"' for f in fields(table))
-        order = ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
-        sql = f"SELECT {names} FROM {table.__name__} WHERE {where} ORDER BY {order}"
-        return [table(*row) for row in self.fetch(sql, parameters)]
-
-    def _rows_at(self, table: type, ensemble: str, places: list[tuple[int, int]], more: str = "") -> list[Any]:
-        """Rows of a few (seed, feature): their row ids from the two key columns, then the wide columns of those alone."""
-        where = (
-            f"rowid IN (SELECT t.rowid FROM {table.__name__} t JOIN (SELECT unnest($seeds::INTEGER[]) AS seed, "
-            f"unnest($features::INTEGER[]) AS feature) USING (seed, feature) WHERE ensemble = $ensemble {more})"
-        )
-        seeds, features = ([int(place[i]) for place in places] for i in (0, 1))
-        return self.rows(table, where, {"seeds": seeds, "features": features, "ensemble": ensemble})
-
-    def fetch(self, sql: str, parameters: Any = None) -> list[tuple]:
-        """All rows of a statement."""
-        return self._connection.cursor().execute(sql, parameters or []).fetchall()
-
-    def arrow(self, sql: str, parameters: Any) -> pa.Table:
-        """All rows of a statement as an Arrow table."""
-        return self._connection.cursor().sql(sql, params=parameters).to_arrow_table()

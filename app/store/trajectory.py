@@ -1,4 +1,4 @@
-"""How an ensemble came to be: its training, agreement from the start on, and its features by where they end."""
+"""An ensemble along training as stored: training trace, checkpoints, agreement, and single features."""
 
 from dataclasses import dataclass, fields
 from functools import lru_cache

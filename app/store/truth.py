@@ -1,4 +1,4 @@
-"""What is known of a synthetic study: its true features, their recovery, and the map of where that holds."""
+"""Tables of a synthetic study: true features, their recovery, and the cells of the phase map."""
 
 from dataclasses import dataclass, fields
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What the buckets are worth: explained variance and next-token loss with features masked, beside controls."""
+"""Masking features: explained variance and next-token loss without stable, unstable or random features, beside controls."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Buckets compared: what sets stable features apart from unstable ones, metric by metric and feature by feature."""
+"""Buckets compared: metrics and trigger classes of stable beside unstable features, and a metric against stability."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise

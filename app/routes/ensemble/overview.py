@@ -1,4 +1,4 @@
-"""The overview of one ensemble: which share of its features comes back, how sure that is, and what the buckets are worth."""
+"""The overview of one ensemble: shares of stable and unstable features, how sure they are, and the figures behind them."""
 
 from dataclasses import dataclass
 from statistics import fmean

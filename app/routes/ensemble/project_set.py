@@ -17,7 +17,7 @@ from seedscope.app.figures.spans import CapturedCurve, captured_figure
 from seedscope.app.formats import percent
 from seedscope.app.live import EngineRefusedError, LiveEngine
 from seedscope.app.routes.address import EnsembleName, Filter, Opened, StudyName, judged
-from seedscope.app.routes.members_asked import TIME_LIMIT_S, Members, chosen_members, known, span_of
+from seedscope.app.routes.span_members import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_sets import FeatureSets, feature_sets
 from seedscope.app.store.study import StudyStore

@@ -1,4 +1,4 @@
-"""The geometry of unstable features: do their spans carry over from seed to seed, and more than controls do?"""
+"""Spans of unstable features: what they capture of another seed's features, beside every control; angles, pursuit, map."""
 
 from dataclasses import dataclass
 from statistics import fmean

@@ -1,4 +1,4 @@
-"""A text of one's own: what it sets off in every member, and one feature beside its counterparts, token by token."""
+"""A text of the user's own, run through every member now: active features per token, and one feature beside its counterparts."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any

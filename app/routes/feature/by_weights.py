@@ -1,4 +1,4 @@
-"""Weights by their digest: an address that stays whatever the study is called, and wherever the SAE stands."""
+"""`/f/{sae_digest}/{feature}`: a feature found by its weights' digest, in whichever study they are."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any

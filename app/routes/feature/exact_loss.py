@@ -1,4 +1,4 @@
-"""What one feature is worth to the next token, exactly: with and without it in the reconstruction, asked of the live engine."""
+"""The next-token loss that masking one feature adds, measured now by the live engine on evaluation windows."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

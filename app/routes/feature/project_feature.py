@@ -10,7 +10,7 @@ from seedscope.app import render
 from seedscope.app.formats import density, optional_percent, percent
 from seedscope.app.live import LiveEngine
 from seedscope.app.routes.address import EnsembleName, OpenedFeature, StudyName, judged_feature
-from seedscope.app.routes.members_asked import TIME_LIMIT_S, Members, chosen_members, known, span_of
+from seedscope.app.routes.span_members import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.feature_sets import alike_in_density, feature_sets
 from seedscope.engine.contract.masks import packed
 from seedscope.engine.contract.queries import LiveQuery

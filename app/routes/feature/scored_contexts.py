@@ -1,4 +1,4 @@
-"""The contexts that a feature's explanation was scored on: where it was right, what it missed, where it raised a false alarm."""
+"""The contexts that a feature's explanation was scored on: hits, misses and false alarms."""
 
 from dataclasses import dataclass
 from typing import Annotated

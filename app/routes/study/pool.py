@@ -1,4 +1,4 @@
-"""An ensemble's feature pool: where its features came from, what training on does, and what of the paper's claims holds."""
+"""An ensemble's feature pool: where its features came from, what training on does, and whether the paper's claims hold."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A study's grid of constraint, start and preprocessing: does training bring members together, or did they begin so?"""
+"""A study's grid of constraint, start and preprocessing: agreement of members from step 0 on, and paper B's signatures."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

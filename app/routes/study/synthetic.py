@@ -1,4 +1,4 @@
-"""A study whose true features are known: which were found, one by one or as a span, and where that holds."""
+"""A synthetic study: which true features members found, one by one or as a span, and the map of where that holds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whose spans: the seeds of an address, and how many of them a page can wait for."""
+"""Whose spans are projected: the seeds that an address names, and how many of them a page can wait for."""
 
 import math
 from collections.abc import Sequence
