@@ -79,7 +79,7 @@ def test_page_and_twin_hold_the_same_context(several):
     assert " ".join(data["sentence"].split()) in text_of(page.text)
     for drawn in figures_of(page.text).values():
         assert_valid_plotly(drawn)
-    for link in {link for link in links(page.text, "(?:href|src)") if link.startswith("/s/")}:
+    for link in {link for link in links(page.text, "[href], [src]") if link.startswith("/s/")}:
         assert several.get(link).status_code == 200, link
     assert '"/s/several/variants"' in several.get("/s/several").text
 
