@@ -1,8 +1,6 @@
 """A study's ensembles beside each other: stability, reconstruction and loss by variant, and along what was varied."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean, median, stdev
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -13,20 +11,17 @@ from pydantic import BaseModel, Field
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.tradeoff import SweepDot, TradeOff, sweep, trade_off
-from seedscope.app.findings.loss_recovered import loss_recovered
-from seedscope.app.formats import architecture, percent
 from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, StudyName, address_reader
+from seedscope.app.routes.study.variant_lines import Spread, VariantLine, match_l0, read_line
+from seedscope.app.routes.study.variant_sentence import sentence
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.sweeps import Factor, factors, value_of
-from seedscope.engine.contract.tables.study import Ensemble, Member, Study
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
-NEAR = 0.1  # ensembles whose L0 differ by less than this share are compared at matched L0
-CLEAR = 2.0  # standard deviations between members from which on two means are called different
 MOST_FIGURES = 12  # of sweeps; all of them stand in the JSON
-TOPK_KINDS = ("topk", "batchtopk", "matryoshka")
 UNITS = {"d_sae": "features", "k": "active features per token", "l0": "asked for, active features per token",
          "tokens": "training tokens per member", "layer": "block of the model"}  # fmt: skip
 EXAMPLE = """[[ensemble]]
@@ -39,45 +34,6 @@ class VariantsQuery(EnsembleJudgement):
     """The judgement, and what the trade-off shows."""
 
     measure: Annotated[Literal["stable", "p_hat"], Field(description="stable share, or mean p̂")] = "stable"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean over members, and their standard deviation where there are two."""
-
-    mean: float
-    sd: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class VariantLine:
-    """One ensemble; shares are of living features where activity is known, but `dead`, which is of all. None: not computed."""
-
-    ensemble: str
-    variant: str
-    says: str  # the variant and what it is known by, in words
-    shared_start: str
-    control_of: str | None
-    hookpoint: str | None
-    d_sae: int
-    n_members: int
-    n_comparisons: int
-    n_features: int  # that were judged
-    stable: Spread
-    middle: Spread
-    unstable: Spread
-    dead: Spread | None
-    p_hat: Spread
-    chance: dict[str, float]  # {null: share of chance comparisons that match}
-    ev: Spread | None
-    l0: Spread | None
-    l0_asked: float | None
-    l0_matched: bool | None  # None: it is not among those that are compared at one L0, or its L0 is not known
-    loss: Spread | None  # next-token loss with reconstructions in place, nats per token
-    loss_own: float | None  # the model's own
-    loss_recovered: Spread | None
-    train_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -135,7 +91,7 @@ def read_variants(
 def variants(study: StudyName, opened: Annotated[OpenedVariants, Depends(read_variants)]) -> VariantsPage:
     """Ensembles of a study beside each other: bucket shares, EV, L0, next-token loss, and shares along sweeps."""
     store, rows, judgement = opened
-    lines, l0 = _compared([_line(store, row, judgement) for row in rows])
+    lines, l0 = match_l0([read_line(store, row, judgement) for row in rows])
     sweeps, drawn = _sweeps(rows, lines, study, judgement)
     has_trade_off = sum(line.ev is not None for line in lines) > 1
     rules = [rule for rule in schema.RULES if all(rule in store.rules(row.ensemble) for row in rows)]
@@ -168,7 +124,7 @@ def variants_download(
 ) -> Response:
     """Every ensemble's line, a column per mean and per standard deviation, as CSV or Parquet."""
     store, rows, judgement = opened
-    lines, _ = _compared([_line(store, row, judgement) for row in rows])
+    lines, _ = match_l0([read_line(store, row, judgement) for row in rows])
     settings = factors(rows)
     columns: dict[str, list[Any]] = {}
     for line, row in zip(lines, rows, strict=True):
@@ -179,95 +135,6 @@ def variants_download(
     return render.download(
         request, pa.table({n: _column(values) for n, values in columns.items()}), f"{study}-variants"
     )
-
-
-# -- one ensemble ------------------------------------------------------------------------------------------------
-
-
-def _line(store: StudyStore, row: Ensemble, judgement: VariantsQuery) -> VariantLine:
-    by_seed: dict[int, dict[str, int]] = {}
-    matched: dict[int, int] = {}
-    for seed, bucket, x, n in store.features(judgement.query(row.ensemble)).matched_counts():
-        in_bucket = by_seed.setdefault(seed, {})
-        in_bucket[bucket] = in_bucket.get(bucket, 0) + n
-        matched[seed] = matched.get(seed, 0) + (x * n if bucket != "dead" else 0)
-    judged = {
-        seed: sum(n for bucket, n in in_bucket.items() if bucket != "dead") for seed, in_bucket in by_seed.items()
-    }
-    members = store.members(row.ensemble)
-    activity = store.has(row.ensemble, "activity")
-
-    def share(bucket: str) -> Spread:
-        return _spread([in_bucket.get(bucket, 0) / max(judged[seed], 1) for seed, in_bucket in by_seed.items()])
-
-    own = [m.loss_own for m in members if m.loss_own is not None]
-    return VariantLine(
-        ensemble=row.ensemble,
-        variant=row.variant,
-        says=architecture(row.variant, row.k),
-        shared_start=row.shared_start,
-        control_of=row.control_of,
-        hookpoint=row.hookpoint,
-        d_sae=row.d_sae,
-        n_members=row.n_members,
-        n_comparisons=row.n_comparisons,
-        n_features=sum(judged.values()),
-        stable=share("stable"),
-        middle=share("middle"),
-        unstable=share("unstable"),
-        dead=_known(members, lambda m: None if m.n_dead is None else m.n_dead / row.d_sae) if activity else None,
-        p_hat=_spread([matched[s] / max(judged[s] * row.n_comparisons, 1) for s in by_seed]),
-        chance=store.null_rates(row.ensemble, judgement.theta) if row.n_comparisons else {},
-        ev=_known(members, lambda m: m.ev),
-        l0=_known(members, lambda m: m.l0),
-        l0_asked=_number(row, "l0") or _number(row, "k"),
-        l0_matched=None,
-        loss=_known(members, lambda m: m.loss_spliced),
-        loss_own=fmean(own) if own else None,
-        loss_recovered=_known(members, loss_recovered),
-        train_tokens=row.train_tokens,
-    )
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
-
-
-def _known(members: list[Member], of: Callable[[Member], float | None]) -> Spread | None:
-    """None where any member's is not known."""
-    values = [value for member in members if (value := of(member)) is not None]
-    return _spread(values) if values and len(values) == len(members) else None
-
-
-def _number(row: Ensemble, setting: str) -> float | None:
-    """A setting of an ensemble that is a number; None where it has none."""
-    value = value_of(row, setting)
-    return None if isinstance(value, str) else value
-
-
-def _compared(lines: list[VariantLine]) -> tuple[list[VariantLine], float | None]:
-    """The lines, told whether they are at the L0 of those that they are compared with; and that L0.
-
-    Compared are the ensembles of one hook point, width and number of training tokens that have the most variants; their L0
-    is the median.
-    """
-    groups: dict[tuple, dict[str, tuple[VariantLine, float]]] = {}  # {ensemble: (its line, its mean L0)} each
-    for line in lines:
-        if line.control_of is None and line.l0 is not None:
-            group = groups.setdefault((line.hookpoint, line.d_sae, line.train_tokens), {})
-            group[line.ensemble] = line, line.l0.mean
-    if not groups:
-        return lines, None
-
-    def n_variants(group: dict[str, tuple[VariantLine, float]]) -> int:
-        return len({line.variant for line, _ in group.values()})
-
-    most = max(groups.values(), key=lambda group: (n_variants(group), len(group)))
-    if n_variants(most) < 2:
-        return lines, None
-    l0 = median(mean for _, mean in most.values())
-    matched = {name: replace(line, l0_matched=abs(mean / l0 - 1) <= NEAR) for name, (line, mean) in most.items()}
-    return [matched.get(line.ensemble, line) for line in lines], l0
 
 
 def _flat(line: VariantLine) -> dict[str, Any]:
@@ -360,79 +227,3 @@ def _sweeps(
         agreement = any(by_name[name].shared_start != "no" for _, name in each.points)
         drawn.append(sweep(len(drawn), each.name, UNITS.get(each.name, ""), rest, dots, agreement=agreement))
     return described, drawn
-
-
-# -- in words ----------------------------------------------------------------------------------------------------
-
-
-def sentence(lines: list[VariantLine], l0: float | None) -> str:
-    """The page in one or two sentences, made from its numbers."""
-    own = [line for line in lines if line.control_of is None]
-    at = [line for line in own if line.l0_matched] or own
-    measured = [(line, line.ev) for line in at if line.ev is not None]
-    where = f"At L0 = {l0:.1f} within {percent(NEAR, 0)}" if l0 is not None and at[0].l0_matched else "Of its ensembles"
-    if not measured:
-        most = max(at, key=lambda line: line.stable.mean)
-        return f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}); EV is not known, so nothing is said of a trade-off."
-    apart = [each for each in measured if each[0].shared_start == "no"] or measured  # agreement is no stability
-    most, ev_of_most = max(apart, key=lambda each: each[0].stable.mean)
-    best, best_ev = max(measured, key=lambda each: each[1].mean)
-    if most is best:
-        said = f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}) and reconstructs best (EV {best_ev.mean:.3f})."
-    else:
-        said = (
-            f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}, EV {ev_of_most.mean:.3f}) and {best.ensemble} "
-            f"reconstructs best (EV {best_ev.mean:.3f}, {_share(best)})."
-        )
-    return f"{said} {_paper(measured)}".strip()
-
-
-def _comes_back(line: VariantLine) -> str:
-    return "comes back most" if line.shared_start == "no" else "agrees most"
-
-
-def _share(line: VariantLine) -> str:
-    word = {"no": "stable", "yes": "agree, start shared"}.get(line.shared_start, "agree, start unknown")
-    return f"{percent(line.stable.mean)} {word}"
-
-
-def _paper(measured: list[tuple[VariantLine, Spread]]) -> str:
-    """Whether ReLU + l1 is more stable and reconstructs less than the TopK kinds, as paper A reports; empty without both."""
-    relu = [each for each in measured if each[0].variant == "relu"]
-    kinds = [each for each in measured if each[0].variant in TOPK_KINDS]
-    if not relu or not kinds:
-        return ""
-    one, one_ev = relu[0]
-    more = [_differs(one.stable, line.stable) for line, _ in kinds]
-    less = [_differs(ev, one_ev) for _, ev in kinds]
-    verdict = {
-        (True, True): "That ReLU + l1 is more stable and reconstructs less than the TopK kinds (paper A) holds here",
-        (
-            True,
-            False,
-        ): "Of paper A's finding the first half holds here: ReLU + l1 is more stable than the TopK kinds, but it does "
-        "not reconstruct less",
-        (
-            False,
-            True,
-        ): "Of paper A's finding the second half holds here: ReLU + l1 reconstructs less than the TopK kinds, but "
-        "it is not more stable",
-        (
-            False,
-            False,
-        ): "That ReLU + l1 is more stable and reconstructs less than the TopK kinds (paper A) does not hold here",
-    }[all(each > 0 for each in more), all(each > 0 for each in less)]
-    stable = f"{percent(one.stable.mean)} against {_range([line.stable.mean for line, _ in kinds], percent)}"
-    ev = f"EV {one_ev.mean:.3f} against {_range([ev.mean for _, ev in kinds], '{:.3f}'.format)}"
-    return f"{verdict}: {stable} stable, {ev} ({', '.join(line.ensemble for line, _ in kinds)})."
-
-
-def _range(values: list[float], shown: Callable[[float], str]) -> str:
-    low, high = shown(min(values)), shown(max(values))
-    return low if low == high else f"{low} to {high}"
-
-
-def _differs(a: Spread, b: Spread) -> int:
-    """1 where a is larger by more than CLEAR standard deviations of both, -1 where smaller, else 0."""
-    spread = ((a.sd or 0) ** 2 + (b.sd or 0) ** 2) ** 0.5
-    return 0 if abs(a.mean - b.mean) <= CLEAR * spread else 1 if a.mean > b.mean else -1

@@ -9,7 +9,9 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from seedscope.app.routes.study.variants import Spread, VariantLine, VariantsPage, sentence
+from seedscope.app.routes.study.variant_lines import Spread, VariantLine
+from seedscope.app.routes.study.variant_sentence import sentence
+from seedscope.app.routes.study.variants import VariantsPage
 from seedscope.app.store.studies import Studies
 from seedscope.engine.contract.tables.features import Feature
 from seedscope.engine.demo import stdlib
