@@ -63,12 +63,19 @@ templates.globals |= {
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "members_now": members_now,
     "alpha_step": alpha_step, "architecture": architecture,
 }  # fmt: skip
-# Macros imported at the top of a child template are unknown when one of its blocks is rendered alone.
-templates.globals |= {
-    name: macro
-    for name, macro in vars(templates.get_template("_macros.html").module).items()
-    if not name.startswith("_")
-}
+
+
+def _macros() -> dict[str, Any]:
+    """Every macro of templates/macros by name; they see each other whatever their file."""
+    names = dict(templates.globals)
+    for file in sorted((TEMPLATES / "macros").glob("*.html")):
+        module = templates.get_template(f"macros/{file.name}").make_module(names, shared=True)
+        names |= {name: macro for name, macro in vars(module).items() if not name.startswith("_")}
+    return names
+
+
+# As globals: what a child template imports at its top is unknown when one of its blocks is rendered alone.
+templates.globals |= _macros()
 
 
 def wants_fragment(request: Request) -> bool:
