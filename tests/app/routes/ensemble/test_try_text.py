@@ -196,7 +196,7 @@ def test_rows_of_counterparts_are_aligned_and_share_one_scale(ask, tried):
         assert len(rows) == len(SEEDS)
         assert len({re.sub("<[^>]*>", "", row) for row in rows}) == 1  # the same text in every row: aligned
     shown = [one["feature"] for one in data["on_text"]]
-    who = [text_of(row).split(" #") for row in parsed(page).select("span.who") if row.a]
+    who = [(row.small.text, row.a.text.removeprefix("#")) for row in parsed(page).select("span.who") if row.a]
     assert {(int(s), int(f)) for s, f in who} == {(one["seed"], one["feature"]) for one in data["on_text"]}
     assert shown[0] == feature
 
