@@ -12,6 +12,11 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}\u00a0%"
 
 
+def optional_percent(value: float | None, digits: int = 1) -> str:
+    """As `percent`; a dash for what is not known."""
+    return "–" if value is None else percent(value, digits)
+
+
 def points(value: float) -> str:
     """A difference of shares, signed, in percentage points."""
     return f"{100 * value:+.1f}"
@@ -50,16 +55,10 @@ def moment(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def recipe_remark(anchor: int | None, n_comparisons: int, seed: int | None = None) -> str | None:
-    """What a stability means where one member's recipe is not the others': of a seed's features, or of all; else None."""
+def recipe_remark(anchor: int | None, n_comparisons: int, seed: int) -> str | None:
+    """What the stability of a seed's features means where one member's recipe is not the others'; None where it is."""
     if anchor is None:
         return None
-    if seed is None:
-        return (
-            f"Recipe differs: seed {anchor} is a public SAE, the {n_comparisons} others were trained here to compare it with, by "
-            f"another recipe, on other text and for another length. Of a feature of seed {anchor}, p counts comparisons of "
-            f"another recipe; of a comparison’s feature, one of the {n_comparisons} counts is the anchor."
-        )
     if seed == anchor:
         return (
             f"Recipe differs: a feature of the anchor, a public SAE. p counts {n_comparisons} comparisons that were trained here "
@@ -68,6 +67,15 @@ def recipe_remark(anchor: int | None, n_comparisons: int, seed: int | None = Non
     return (
         f"Recipe differs: this seed was trained here to compare seed {anchor} with, a public SAE of another recipe, text and "
         f"length; that anchor is one of the {n_comparisons} that p counts."
+    )
+
+
+def differing_recipe(anchor: int, n_comparisons: int) -> str:
+    """What stability means in an ensemble of which one member's recipe is not the others'."""
+    return (
+        f"Recipe differs: seed {anchor} is a public SAE, the {n_comparisons} others were trained here to compare it with, by "
+        f"another recipe, on other text and for another length. Of a feature of seed {anchor}, p counts comparisons of "
+        f"another recipe; of a comparison’s feature, one of the {n_comparisons} counts is the anchor."
     )
 
 

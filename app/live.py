@@ -51,8 +51,8 @@ class LiveEngine:
         self._root, self._device = root.resolve(), device
         self._address = sockets.address(self._root)
         self._lock = threading.Lock()
-        self._asked: dict[tuple, Future[LiveAnswer]] = {}
-        self._process: subprocess.Popen | None = None
+        self._in_flight: dict[tuple[LiveQuery, float], Future[LiveAnswer]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
         self._began = self._failed = 0.0
         self._failures = 0
         self._accepted = False  # by the process that this client started last
@@ -77,13 +77,12 @@ class LiveEngine:
         """
         key = (query, time_limit_s)
         with self._lock:
-            future = self._asked.get(key)
-            mine = future is None
-            if mine:
-                future = self._asked[key] = Future()
-        if not mine:
+            asked_before = self._in_flight.get(key)
+            if asked_before is None:
+                future = self._in_flight[key] = Future()
+        if asked_before is not None:
             try:
-                return future.result(time_limit_s)
+                return asked_before.result(time_limit_s)
             except TimeoutError:
                 return _late(time_limit_s)
         try:
@@ -92,7 +91,7 @@ class LiveEngine:
             future.set_exception(error)
         finally:
             with self._lock:
-                del self._asked[key]
+                del self._in_flight[key]
         return future.result()
 
     def close(self) -> None:
@@ -100,20 +99,20 @@ class LiveEngine:
         with self._lock:
             self._closed = True
             if self._process is not None:
-                self._end()
+                self._end(self._process)
 
     def _ask(self, query: LiveQuery, time_limit_s: float) -> LiveAnswer:
         try:
             sockets.make_folder(self._address.parent)
         except OSError as error:
             raise EngineBrokenError(f"the engine needs the folder {self._address.parent}: {error.strerror}") from None
-        asked = {"query": as_fields(query), "time_limit_s": time_limit_s}
+        request = {"query": as_fields(query), "time_limit_s": time_limit_s}
         with socket.socket(socket.AF_UNIX) as connection:
             try:
                 connection.settimeout(time_limit_s)
                 connection.connect(str(self._address))
                 self._accepted = self._was_up = True
-                connection.sendall(json.dumps(asked).encode() + b"\n")
+                connection.sendall(json.dumps(request).encode() + b"\n")
                 with connection.makefile("rb") as answer:
                     answered = _decoded(json.loads(_line(answer)), answer)
             except TimeoutError:
@@ -136,7 +135,7 @@ class LiveEngine:
                 well = (self._accepted and self._address.exists()) or time.monotonic() - self._began < START_LIMIT_S
                 if code is None and well:
                     raise EngineStartingError(self._was_up)
-                self._end()
+                self._end(self._process)
                 if code != 0 and not self._accepted:  # 0: another worker's engine was there first
                     self._failures += 1
                     self._failed = time.monotonic()
@@ -159,14 +158,15 @@ class LiveEngine:
             )
         self._began, self._accepted = time.monotonic(), False
 
-    def _end(self) -> None:
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Close the pipe, on which the process exits; kill it if it does not."""
-        self._process.stdin.close()
+        if process.stdin is not None:
+            process.stdin.close()
         try:
-            self._process.wait(STOP_S)
+            process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            process.kill()
+            process.wait()
         self._process = None
 
 

@@ -1,9 +1,9 @@
-"""One context -> full page, fragment or JSON; every HX- header."""
+"""One context dataclass as a full page, an htmx fragment or JSON, and tables as downloads; sets every HX- header."""
 
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from io import BytesIO
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from seedscope.app.formats import (
     alpha_step,
     architecture,
     density,
+    differing_recipe,
     duration,
     known,
     millinats,
@@ -26,17 +27,19 @@ from seedscope.app.formats import (
     per_mille,
     percent,
     points,
-    recipe_remark,
     shown_token,
     thousands,
 )
 from seedscope.app.settings import STATIC, TEMPLATES
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 def url(path: str, /, **parameters: Any) -> str:
     """A path with those query parameters that are set."""
-    given = {key: value for key, value in parameters.items() if value not in (None, "")}
-    return path + ("?" + urlencode(given) if given else "")
+    kept = {key: value for key, value in parameters.items() if value not in (None, "")}
+    return path + ("?" + urlencode(kept) if kept else "")
 
 
 def asset(name: str) -> str:
@@ -60,12 +63,19 @@ templates.globals |= {
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "members_now": members_now,
     "alpha_step": alpha_step, "architecture": architecture,
 }  # fmt: skip
-# Macros imported at the top of a child template are unknown when one of its blocks is rendered alone.
-templates.globals |= {
-    name: macro
-    for name, macro in vars(templates.get_template("_macros.html").module).items()
-    if not name.startswith("_")
-}
+
+
+def _macros() -> dict[str, Any]:
+    """Every macro of templates/macros by name; they see each other whatever their file."""
+    names = dict(templates.globals)
+    for file in sorted((TEMPLATES / "macros").glob("*.html")):
+        module = templates.get_template(f"macros/{file.name}").make_module(names, shared=True)
+        names |= {name: macro for name, macro in vars(module).items() if not name.startswith("_")}
+    return names
+
+
+# As globals: what a child template imports at its top is unknown when one of its blocks is rendered alone.
+templates.globals |= _macros()
 
 
 def wants_fragment(request: Request) -> bool:
@@ -106,7 +116,7 @@ def _differs(request: Request) -> Differs | None:
     if row is None or row.anchor is None:
         return None
     base = f"/s/{request.path_params['study']}/{row.ensemble}"
-    return Differs(recipe_remark(row.anchor, row.n_comparisons), row.anchor, base)
+    return Differs(differing_recipe(row.anchor, row.n_comparisons), row.anchor, base)
 
 
 def retarget_to_page(response: Response) -> None:
@@ -116,12 +126,12 @@ def retarget_to_page(response: Response) -> None:
     response.headers["HX-Reselect"] = "unset"
 
 
-def as_json(context: Any, request: Request | None = None) -> JSONResponse:
+def as_json(context: "DataclassInstance | dict[str, Any]", request: Request | None = None) -> JSONResponse:
     """The same context as JSON; page furniture (fields whose name begins with `nav_` or `figure_`) is left out.
 
     Where a member of the ensemble has another recipe than the others, `recipe_differs` says what numbers mean then.
     """
-    values = asdict(context) if is_dataclass(context) else context
+    values = context if isinstance(context, dict) else asdict(context)
     if differs := request and _differs(request):
         values = values | {"recipe_differs": differs.remark}
     shown = {k: v for k, v in values.items() if not k.startswith(("nav_", "figure_"))}

@@ -1,4 +1,4 @@
-"""Who may ask, and what a browser may do with the answer: Host allow-list, token, Origin check, headers."""
+"""Access control: Host allow-list, token, Origin check, and the headers of every answer."""
 
 import hmac
 import ipaddress
@@ -88,7 +88,7 @@ class Guard:
                 )
         if self._token is None or scope["path"] == "/healthz":
             return None
-        return self._ask_for_token(scope, headers)
+        return _ask_for_token(self._token, scope, headers)
 
     def _host_allowed(self, host: str) -> bool:
         try:
@@ -105,20 +105,21 @@ class Guard:
             return False
         return True
 
-    def _ask_for_token(self, scope: Scope, headers: Headers) -> Response | None:
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        cookies = cookie_parser(headers.get("cookie", ""))
-        bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        if self._right(bearer) or (COOKIE in cookies and self._right(cookies[COOKIE])):
-            return None
-        if self._right(dict(query).get("token", "")):
-            rest = urlencode([pair for pair in query if pair[0] != "token"])
-            response = RedirectResponse("/" + scope["path"].lstrip("/\\") + (f"?{rest}" if rest else ""), 303)
-            response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict", max_age=30 * 86400)
-            return response
-        return PlainTextResponse(
-            "A token is needed: open the address that `seedscope serve` printed (?token=...)\n", 401
-        )
 
-    def _right(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self._token.encode())
+def _ask_for_token(token: str, scope: Scope, headers: Headers) -> Response | None:
+    """None where a header or cookie holds the token; a cookie and the address without it where the address does."""
+
+    def is_token(text: str) -> bool:
+        return hmac.compare_digest(text.encode(), token.encode())
+
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    cookies = cookie_parser(headers.get("cookie", ""))
+    bearer = headers.get("authorization", "").removeprefix("Bearer ")
+    if is_token(bearer) or (COOKIE in cookies and is_token(cookies[COOKIE])):
+        return None
+    if is_token(dict(query).get("token", "")):
+        rest = urlencode([pair for pair in query if pair[0] != "token"])
+        response = RedirectResponse("/" + scope["path"].lstrip("/\\") + (f"?{rest}" if rest else ""), 303)
+        response.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 86400)
+        return response
+    return PlainTextResponse("A token is needed: open the address that `seedscope serve` printed (?token=...)\n", 401)

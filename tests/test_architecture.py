@@ -95,17 +95,58 @@ def test_pages_are_written_in_templates(pattern):
     assert not names([path for path in SOURCES if re.search(pattern, path.read_text())])
 
 
-@pytest.mark.parametrize("template", sorted(ROOT.glob("templates/**/*.html")), ids=lambda path: path.stem)
+def named(template: Path) -> str:
+    return str(template.relative_to(ROOT / "templates"))
+
+
+def needed_by(body: list[nodes.Node]) -> set[str]:
+    """Names that a part of a template needs from around it, and those that the partials it includes need."""
+    part = nodes.Template(body, lineno=1)
+    part.set_environment(pages)
+    needs = meta.find_undeclared_variables(part)
+    for name in meta.find_referenced_templates(part):
+        needs |= needed_by(pages.parse((ROOT / "templates" / name).read_text()).body)
+    return needs
+
+
+@pytest.mark.parametrize("template", sorted(ROOT.glob("templates/**/*.html")), ids=named)
 def test_the_part_that_htmx_asks_for_needs_nothing_that_stands_outside_it(template):
-    """Jinja renders a block alone without what its file sets or defines at the top."""
+    """Jinja renders a block alone without what its file sets or defines at the top; partials get what the block has."""
     body = pages.parse(template.read_text()).body
     outside = {each.name for each in body if isinstance(each, nodes.Macro)}
     outside |= {each.target.name for each in body if isinstance(each, nodes.Assign)}
+    inside = {
+        name
+        for block in body
+        if isinstance(block, nodes.Block) and block.name == "main"
+        for each in block.body
+        for name in names_bound_by(each)
+    }
     for block in body:
         if isinstance(block, nodes.Block) and block.name == "main":
-            alone = nodes.Template(block.body, lineno=1)
-            alone.set_environment(pages)
-            assert not outside & meta.find_undeclared_variables(alone)
+            assert not outside & (needed_by(block.body) - inside)
+
+
+def names_bound_by(node: nodes.Node) -> set[str]:
+    """What a statement defines for the rest of its block."""
+    if isinstance(node, nodes.Macro):
+        return {node.name}
+    if isinstance(node, nodes.Assign):
+        return {each.name for each in node.target.find_all(nodes.Name)} | (
+            {node.target.name} if isinstance(node.target, nodes.Name) else set()
+        )
+    return set()
+
+
+def test_every_partial_belongs_to_a_page():
+    """A partial is included by a page or another partial, or its macros are imported there."""
+    partials = {named(path) for path in ROOT.glob("templates/**/_*.html")}
+    used = {
+        name
+        for path in ROOT.glob("templates/**/*.html")
+        for name in meta.find_referenced_templates(pages.parse(path.read_text()))
+    }
+    assert partials <= used
 
 
 def test_a_class_name_means_one_thing():

@@ -1,8 +1,8 @@
-"""`seedscope analyze`."""
+"""`seedscope analyze`: compute what a study lacks, and publish it."""
 
 from dataclasses import replace
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,13 +16,16 @@ from seedscope.app.cli.study_options import (
     Outliers,
     StudyName,
     TokenSource,
-    cut_as_told,
     planned,
-    tokens_as_told,
-    whole_place,
+    token_settings,
+    token_source,
+    whole_path,
 )
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
+
+if TYPE_CHECKING:
+    from seedscope.engine.store.catalogue import StudyPlan
 
 
 class AllPairsRule(StrEnum):
@@ -80,7 +83,7 @@ def analyze(
             from seedscope.engine.studies.analyse import analyse
             from seedscope.engine.studies.publish import publish
 
-            cut = cut_as_told(eval_tokens, n_ctx, bos, outliers)
+            cut = token_settings(eval_tokens, n_ctx, bos, outliers)
             catalogue.write(_changed(plan, theta, epsilon, model, hookpoint, tokens, cut), folder)
             try:
                 analyse(
@@ -106,7 +109,15 @@ def _analyses(only: str | None) -> tuple[str, ...] | None:
     return tuple(name for name in ANALYSES if name in names)
 
 
-def _changed(plan, theta, epsilon, model, hookpoint, tokens, cut):
+def _changed(
+    plan: "StudyPlan",
+    theta: float | None,
+    epsilon: float | None,
+    model: str | None,
+    hookpoint: str | None,
+    tokens: list[str] | None,
+    cut: dict[str, Any],
+) -> "StudyPlan":
     """The catalogue with what the command line says; without a word everything stays."""
     if hookpoint and plan.ensembles and not any(each.hookpoint in (None, hookpoint) for each in plan.ensembles):
         known = ", ".join(f"{each.name} {each.hookpoint}" for each in plan.ensembles)
@@ -117,12 +128,12 @@ def _changed(plan, theta, epsilon, model, hookpoint, tokens, cut):
     before = plan.tokens
     if tokens and before:  # another text, cut as before
         cut = {name: getattr(before, name) for name in ("n_eval", "n_ctx", "bos", "outliers")} | cut
-    found = tokens_as_told(tokens, cut) if tokens or not before else replace(before, **cut)
+    source = token_source(tokens, cut) if tokens or not before else replace(before, **cut)
     return replace(
         plan,
         theta=plan.theta if theta is None else theta,
         epsilon=plan.epsilon if epsilon is None else epsilon,
-        model=whole_place(model) or plan.model,
-        tokens=found,
+        model=whole_path(model) or plan.model,
+        tokens=source,
         ensembles=tuple(replace(each, hookpoint=each.hookpoint or hookpoint) for each in plan.ensembles),
     )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,15 +11,17 @@ from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, r
 from seedscope.app.cli.study_options import (
     Bos,
     Context,
+    EnsembleName,
     EvalTokens,
     HookPoint,
     Model,
     Outliers,
+    Replace,
     StudyName,
     TokenSource,
-    cut_as_told,
-    tokens_as_told,
-    whole_place,
+    token_settings,
+    token_source,
+    whole_path,
 )
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
@@ -38,7 +40,7 @@ class DataOrder(StrEnum):
 @app.command()
 def anchor(
     study: StudyName,
-    ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name.", show_default=False)],
+    ensemble: EnsembleName,
     sae: Annotated[
         str, typer.Argument(metavar="SAE", help="A file, a folder or hf:OWNER/REPO/FOLDER.", show_default=False)
     ],
@@ -69,9 +71,7 @@ def anchor(
     n_ctx: Context = None,
     bos: Bos = None,
     outliers: Outliers = None,
-    replace_: Annotated[
-        bool, typer.Option("--replace", help="Put it in the place of an ensemble of this name.")
-    ] = False,
+    replace_: Replace = False,
     force: Annotated[
         bool, typer.Option("--force", help="Take an SAE that names another hook point, or explains nothing there.")
     ] = False,
@@ -97,16 +97,16 @@ def anchor(
         catalogue.require_name("ensemble", ensemble)
         if format not in FORMATS:
             raise Stop(f"--format is {format!r}, expected one of {', '.join(FORMATS)}")
-        held = catalogue.read(root / study) or catalogue.StudyPlan(study)
-        if not replace_ and any(each.name == ensemble and not _goes_on(each, sae) for each in held.ensembles):
+        plan = catalogue.read(root / study) or catalogue.StudyPlan(study)
+        if not replace_ and any(each.name == ensemble and not _goes_on(each, sae) for each in plan.ensembles):
             raise Stop(
                 f"study {study} has an ensemble {ensemble} already; choose another name, or give --replace to put the new one in "
                 "its place"
             )
-        name = whole_place(model) or held.model
+        name = whole_path(model) or plan.model
         if name is None:
             raise Stop("no model is known to take activations from, expected --model DIR_OR_ID")
-        measured = tokens_as_told(tokens, cut_as_told(eval_tokens, n_ctx, bos, outliers)) or held.tokens
+        measured = token_source(tokens, token_settings(eval_tokens, n_ctx, bos, outliers)) or plan.tokens
         if measured is None:
             raise Stop("no text is known to measure and train on, expected --tokens FILES")
         source = tuple(
@@ -120,18 +120,18 @@ def anchor(
                 )
             source = measured.source
             measured = replace(measured, part="held-out", remark=measured.remark or ", ".join(measured.source))
-        told = {"n_tokens": train_tokens, "batch": batch, "lr": lr, "data_order": data_order.value}
-        settings = {key: value for key, value in told.items() if value is not None}
+        recipe: dict[str, Any] = {"n_tokens": train_tokens, "batch": batch, "lr": lr, "data_order": data_order.value}
+        settings = {key: value for key, value in recipe.items() if value is not None}
         settings["seeds"] = tuple(range(1, comparisons + 1))
-        wanted = AnchorPlan(ensemble, hookpoint, Path(sae), settings, format, force)
+        anchor_plan = AnchorPlan(ensemble, hookpoint, Path(sae), settings, format, force)
         from seedscope.engine.studies.run import run_file
 
-        asked = StudyFile(study, held.theta, held.epsilon, name, None, measured, source, (wanted,))
-        run_file(asked, root, device=device.value, progress=Progress(quiet=quiet))
+        study_file = StudyFile(study, plan.theta, plan.epsilon, name, None, measured, source, (anchor_plan,))
+        run_file(study_file, root, device=device.value, progress=Progress(quiet=quiet))
     summary(root, study)
 
 
-def _goes_on(held: "EnsemblePlan", sae: str) -> bool:
+def _goes_on(ensemble: "EnsemblePlan", sae: str) -> bool:
     """Whether an ensemble has this SAE as its anchor already."""
-    sources = [member.source for member in held.members if member.seed == held.anchor and member.source]
+    sources = [member.source for member in ensemble.members if member.seed == ensemble.anchor and member.source]
     return any(Path(source).is_relative_to(Path(sae).expanduser()) for source in sources)

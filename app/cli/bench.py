@@ -1,4 +1,4 @@
-"""`seedscope bench`."""
+"""`seedscope bench`: what this machine reaches, beside its limits and the alternatives."""
 
 import sys
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""`seedscope demo`."""
+"""`seedscope demo`: the embedded study, built once and served."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from seedscope.app.cli.options import Root, Stop, app, writable
-from seedscope.app.cli.serve import Open, Port, _on_a_desktop, _serve
+from seedscope.app.cli.serve import Open, Port, on_a_desktop, serve_until_stopped
 from seedscope.app.settings import DEFAULT_PORT, Settings, default_root
 
 
@@ -44,8 +44,8 @@ def demo(
         if code:
             raise Stop(f"the study could not be built (exit {code}); nothing was published")
     if serve:
-        open_browser = _on_a_desktop() if open_browser is None else open_browser
-        _serve(Settings(root, port=port), open_browser, follow_up=embedded.STUDY.name)
+        open_browser = on_a_desktop() if open_browser is None else open_browser
+        serve_until_stopped(Settings(root, port=port), open_browser, follow_up=embedded.STUDY.name)
     else:
         print(f"study {embedded.STUDY.name} is published under {root}; look at it with: seedscope serve --root {root}")
 

@@ -1,4 +1,4 @@
-"""`seedscope doctor`."""
+"""`seedscope doctor`: what this machine has, and which kernels and studies are found."""
 
 import json as json_format
 import sys

@@ -1,4 +1,4 @@
-"""`seedscope explain`: what features are about, in words, with a score."""
+"""`seedscope explain`: explanations of features with scores, by token rules or a language model, or taken from others."""
 
 import os
 import sys
@@ -104,7 +104,7 @@ def explain(
     with refusals():
         planned(root, study)
         with only_writer(folder):
-            if source is not None:
+            if source is not None and ensemble is not None:  # the latter was required above
                 _take(folder, ensemble, source, format or Foreign.auto, seed, _sources(named))
                 _publish(folder, progress)
             elif explainer is Explainer.tokens:
@@ -143,18 +143,22 @@ def _server(base_url: str | None, model: str | None, patience: dict[str, Any]) -
     from seedscope.engine.contract.environment import MODEL, URL
     from seedscope.engine.explanations.chat import Server
 
-    base_url, model = base_url or os.environ.get(URL), model or os.environ.get(MODEL)
-    for held, what, option, variable in ((base_url, "server", "--base-url", URL), (model, "model", "--model", MODEL)):
-        if not held:
-            raise Stop(f"found no {what} to ask: name it with {option}, or in the environment as {variable}")
-    given = {name: value for name, value in patience.items() if value is not None}
-    return Server(base_url=base_url, model=model, **given)
+    def require(value: str | None, what: str, option: str, variable: str) -> str:
+        if text := value or os.environ.get(variable):
+            return text
+        raise Stop(f"found no {what} to ask: name it with {option}, or in the environment as {variable}")
+
+    base_url = require(base_url, "server", "--base-url", URL)
+    model = require(model, "model", "--model", MODEL)
+    return Server(
+        base_url=base_url, model=model, **{name: value for name, value in patience.items() if value is not None}
+    )
 
 
 def _prices(prompt: float | None, completion: float | None) -> "Prices | None":
     from seedscope.engine.explanations.chat import Prices
 
-    return None if prompt is None else Prices(prompt, completion)
+    return None if prompt is None or completion is None else Prices(prompt, completion)
 
 
 def _ask(
@@ -165,29 +169,33 @@ def _ask(
     from seedscope.engine.explanations.of_study import Interpretation
 
     run = Interpretation(folder, server, limit=limit, prices=prices)
-    found = run.estimate()
-    told = f"{run.n_features:,} features to explain by {server.model} at {server.base_url}: {found}"
-    if found.requests and not yes and sys.stdin.isatty():
-        print(told)
+    estimate = run.estimate()
+    plan = f"{run.n_features:,} features to explain by {server.model} at {server.base_url}: {estimate}"
+    if estimate.requests and not yes and sys.stdin.isatty():
+        print(plan)
         if not typer.confirm("Ask?"):
             raise Stop("nothing was asked")
     else:
-        progress.say(told)
+        progress.say(plan)
     try:
         outcome = run.run(progress)
     except (KeyboardInterrupt, Refused) as stop:
         if isinstance(stop, KeyboardInterrupt):
-            told = "stopping: publishing what was answered; the same command goes on behind it"
-            print(f"\n{told}", file=sys.stderr, flush=True)
+            print(
+                "\nstopping: publishing what was answered; the same command goes on behind it",
+                file=sys.stderr,
+                flush=True,
+            )
         _publish(folder, progress)
         raise
     _publish(folder, progress)
-    _tell(outcome)
+    _print_outcome(outcome)
 
 
-def _tell(outcome: "Outcome") -> None:
-    told = f"{outcome.n_explained:,} of {outcome.n_features:,} features explained and scored"
-    print(told + (f", {outcome.n_bare:,} have too few contexts for that" if outcome.n_bare else ""))
+def _print_outcome(outcome: "Outcome") -> None:
+    """How many features were explained, and why others were not; raises Stop where none was."""
+    counts = f"{outcome.n_explained:,} of {outcome.n_features:,} features explained and scored"
+    print(counts + (f", {outcome.n_bare:,} have too few contexts for that" if outcome.n_bare else ""))
     if not outcome.n_failed:
         return
     reasons = [f"{reason} ({n:,} times)" for reason, n in outcome.failures.most_common(N_REASONS)]
@@ -203,13 +211,14 @@ def _tell(outcome: "Outcome") -> None:
 
 
 def _sources(named: list[str] | None) -> dict[str, int]:
-    found = {}
-    for each in named or ():
-        name, _, seed = each.rpartition("=")
+    """{source or hook point: seed} from NAME=SEED."""
+    seeds = {}
+    for assignment in named or ():
+        name, _, seed = assignment.rpartition("=")
         if not name or not seed.isascii() or not seed.isdigit():
-            raise typer.BadParameter(f"--source is {each!r}, expected NAME=SEED such as 6-res-seed1=1")
-        found[name] = int(seed)
-    return found
+            raise typer.BadParameter(f"--source is {assignment!r}, expected NAME=SEED such as 6-res-seed1=1")
+        seeds[name] = int(seed)
+    return seeds
 
 
 def _take(folder: Path, ensemble: str, path: Path, format: Foreign, seed: int | None, sources: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""`seedscope export`."""
+"""`seedscope export`: a study as files, for other tools or for `import`."""
 
 from enum import StrEnum
 from pathlib import Path

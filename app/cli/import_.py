@@ -1,4 +1,4 @@
-"""`seedscope import`."""
+"""`seedscope import`: SAEs of any library become an ensemble of a study; or an export becomes a study again."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -14,16 +14,19 @@ from seedscope.app.cli.study_options import (
     HookPoint,
     Model,
     Outliers,
+    Replace,
     StudyName,
     TokenSource,
-    cut_as_told,
-    tokens_as_told,
-    whole_place,
+    planned,
+    token_settings,
+    token_source,
+    whole_path,
 )
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
 
 if TYPE_CHECKING:
+    from seedscope.engine.progress import Progress
     from seedscope.engine.store.catalogue import EnsemblePlan
 
 
@@ -57,9 +60,7 @@ def import_(
     shared_start: Annotated[
         Known | None, typer.Option(help="Whether members began with the same weights.", show_default="unknown")
     ] = None,
-    replace_: Annotated[
-        bool, typer.Option("--replace", help="Put it in the place of an ensemble of this name.")
-    ] = False,
+    replace_: Replace = False,
     force: Annotated[bool, typer.Option("--force", help="Import what names another model or hook point.")] = False,
     root: Root = None,
     quiet: Quiet = False,
@@ -73,7 +74,7 @@ def import_(
     from seedscope.engine.store import catalogue
 
     root = writable(root or default_root())
-    progress, cut = Progress(quiet=quiet), cut_as_told(eval_tokens, n_ctx, bos, outliers)
+    progress, cut = Progress(quiet=quiet), token_settings(eval_tokens, n_ctx, bos, outliers)
     if not path:
         _restore(study, Path(ensemble), root, progress)
         return
@@ -83,21 +84,21 @@ def import_(
             from seedscope.engine.studies.import_ensemble import enrol
 
             with progress.stage("importing", "SAEs") as report:
-                found = enrol(
-                    root, study, ensemble, path, format=format, seeds=_numbers(seeds), model=whole_place(model),
-                    hookpoint=hookpoint, tokens=tokens_as_told(tokens, cut),
+                entry = enrol(
+                    root, study, ensemble, path, format=format, seeds=_numbers(seeds), model=whole_path(model),
+                    hookpoint=hookpoint, tokens=token_source(tokens, cut),
                     shared_start=shared_start.value if shared_start else None,
                     force=force, replaced=replace_, report=report,
                 )  # fmt: skip
-            plan = catalogue.read(root / study)
-    _describe(found)
-    needed = {"--model DIR_OR_ID": plan.model, "--tokens FILES": plan.tokens, "--hookpoint H": found.hookpoint}
-    lacks = [name for name, held in needed.items() if not held]
+            plan = planned(root, study)
+    _describe(entry)
+    needed = {"--model DIR_OR_ID": plan.model, "--tokens FILES": plan.tokens, "--hookpoint H": entry.hookpoint}
+    lacks = [name for name, value in needed.items() if not value]
     command = f"seedscope analyze {study}" + (f" --root {root}" if root != default_root() else "")
     print(f"next: {command}" + (f"   (activity needs {' and '.join(lacks)} as well)" if lacks else ""))
 
 
-def _restore(study: str, folder: Path, root: Path, progress) -> None:
+def _restore(study: str, folder: Path, root: Path, progress: "Progress") -> None:
     if not (folder / "manifest.json").is_file():
         raise Stop(
             f"found no manifest.json in {folder}: expected ENSEMBLE PATH.., or one folder that `seedscope export` wrote; "
@@ -117,13 +118,13 @@ def _numbers(text: str | None) -> list[int] | None:
         raise Stop(f"--seeds is {text!r}, expected whole numbers such as 0,1,2") from None
 
 
-def _describe(found: "EnsemblePlan") -> None:
+def _describe(ensemble: "EnsemblePlan") -> None:
     """What was imported, member by member."""
-    print(f"ensemble {found.name}: {len(found.members)} members, {found.variant}, "
-          f"hook point {found.hookpoint or 'unknown'}, shared start {found.shared_start}")  # fmt: skip
-    for member in found.members:
+    print(f"ensemble {ensemble.name}: {len(ensemble.members)} members, {ensemble.variant}, "
+          f"hook point {ensemble.hookpoint or 'unknown'}, shared start {ensemble.shared_start}")  # fmt: skip
+    for member in ensemble.members:
         print(f"  seed {member.seed}  {member.digest}  {member.library or 'library unknown'}  {member.source}")
         for remark in member.remarks:
             print(f"    {remark}")
-    for remark in found.remarks:
+    for remark in ensemble.remarks:
         print(f"  {remark}")

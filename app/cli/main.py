@@ -1,8 +1,11 @@
-"""`seedscope`: one front door. Imports lazily: the web process never loads torch, `--help` loads nothing."""
+"""`seedscope`: one front door. Imports lazily: the web process never loads torch, `--help` loads nothing.
+
+Every command stands in the file of its name; `import` is a Python keyword and stands in `import_.py`.
+"""
 
 import sys
 
-# Each registers the command of its name.
+# Each registers its command.
 from seedscope.app.cli import (  # noqa: F401
     analyze,
     anchor,
@@ -20,7 +23,16 @@ from seedscope.app.cli import (  # noqa: F401
 )
 from seedscope.app.cli.options import DEBUG, Stop, app
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
+
+# As `seedscope --help` lists them: to look, to bring in one's own, to compute and make more, to take away, the machine.
+COMMANDS = (
+    "demo", "serve", "run", "import", "analyze", "anchor", "explain", "pool", "synthetic", "match", "export", "bench",
+    "doctor",
+)  # fmt: skip
+app.registered_commands.sort(
+    key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))
+)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`seedscope match` and `seedscope bench`: without a study."""
+"""`seedscope match`: two SAEs matched without a study."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +10,7 @@ from seedscope.app.cli.options import Quiet, app, check_parent, refusals
 
 
 class Rule(StrEnum):
-    """How a partner is found."""
+    """How a partner is matching."""
 
     argmax = "argmax"
     mutual = "mutual"
@@ -22,7 +22,7 @@ class Rule(StrEnum):
 def match(
     sae_a: Annotated[Path, typer.Argument(help="An SAE: a file or folder of any library that `import` reads.")],
     sae_b: Annotated[Path, typer.Argument(help="Another one, of the same model and hook point.")],
-    rule: Annotated[Rule, typer.Option(help="How a partner is found.")] = Rule.argmax,
+    rule: Annotated[Rule, typer.Option(help="How a partner is matching.")] = Rule.argmax,
     theta: Annotated[float, typer.Option(min=-1, max=1, help="A cosine of at least theta is a match.")] = 0.7,
     absolute: Annotated[bool, typer.Option("--absolute", help="Compare absolute cosines.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Match SAEs of different models or hook points.")] = False,
@@ -38,26 +38,26 @@ def match(
 
     check_parent(json)
     with refusals(), Progress(quiet=quiet).stage("matching", "pairs") as report:
-        found = pair.compare(sae_a, sae_b, rule=rule.value, theta=theta, absolute=absolute, force=force)
+        matching = pair.compare(sae_a, sae_b, rule=rule.value, theta=theta, absolute=absolute, force=force)
         report(1, 1)
-    for name, one in (("A", found.a), ("B", found.b)):
+    for name, one in (("A", matching.a), ("B", matching.b)):
         print(f"{name}: {one}")
         for remark in one.remarks:
             print(f"{name}: {remark}")
-    for name, one, way in (("A in B", found.a, found.a_to_b), ("B in A", found.b, found.b_to_a)):
+    for name, one, way in (("A in B", matching.a, matching.a_to_b), ("B in A", matching.b, matching.b_to_a)):
         excluded = f", {one.n_undirected} rows without a direction left out" if one.n_undirected else ""
         print(
             f"{name}: {way.n_matched} of {len(way.feature)} features match ({way.shared:.1%}), MMCS {way.mmcs:.4f}{excluded}"
         )
-    if found.pw_mcc is None:
+    if matching.pw_mcc is None or matching.gap is None:
         print("one-to-one: not computed at this size by default; ask for it with --rule hungarian")
     else:
-        print(f"one-to-one: MCC {found.pw_mcc:.4f}, Hungarian distance {found.hungarian_distance:.4f}, "
-              f"proven within {max(found.gap, 0):.1e} of the best")  # fmt: skip
-    for difference in found.forced:
+        print(f"one-to-one: MCC {matching.pw_mcc:.4f}, Hungarian distance {matching.hungarian_distance:.4f}, "
+              f"proven within {max(matching.gap, 0):.1e} of the best")  # fmt: skip
+    for difference in matching.forced:
         print(f"forced: {difference}")
-    for remark in found.remarks:
+    for remark in matching.remarks:
         print(f"remark: {remark}")
     if json is not None:
-        pair.write(found, json)
+        pair.write(matching, json)
         print(f"complete matching: {json}")

@@ -1,4 +1,4 @@
-"""What the commands share: the front door itself, options with one meaning everywhere, and how a run fails."""
+"""The Typer application, options with one meaning in every command, and how a failed run ends."""
 
 import os
 import sys

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
-from seedscope.app.cli.study_options import StudyName, planned
+from seedscope.app.cli.study_options import EnsembleName, StudyName, planned
 from seedscope.app.settings import default_root
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ KINDS = {
 @app.command()
 def pool(
     study: StudyName,
-    ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name.", show_default=False)],
+    ensemble: EnsembleName,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="pool/ENSEMBLE in the study's")] = None,
     tokens: Annotated[
         int | None,

@@ -1,4 +1,4 @@
-"""`seedscope run`."""
+"""`seedscope run`: everything that a study file asks for."""
 
 from pathlib import Path
 from typing import Annotated

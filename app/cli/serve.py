@@ -1,4 +1,4 @@
-"""`seedscope demo` and `seedscope serve`."""
+"""`seedscope serve`: the dashboard as a process, on a free port."""
 
 import errno
 import os
@@ -43,7 +43,7 @@ def serve(
     root = root or default_root()
     if not root.is_dir():
         raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
-    _serve(Settings(root, host, port, token, tuple(allow_host or ()), device.value), bool(open_browser))
+    serve_until_stopped(Settings(root, host, port, token, tuple(allow_host or ()), device.value), bool(open_browser))
 
 
 def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
@@ -52,23 +52,23 @@ def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
     from seedscope.engine.store.catalogue import CONTROL
 
     parts = root / study / "parts"
-    wanted = []
+    missing_jobs: list[tuple[str, dict[str, str], str]] = []  # kind, parameters, what it adds
     kept = any((root / study / "sae").glob("*/*/along/*"))
     if kept and not any(parts.glob("*/trajectory/*/about.json")):
-        wanted.append(("analyze", {"only": "trajectory"}, "how members came to agree along their training"))
+        missing_jobs.append(("analyze", {"only": "trajectory"}, "how members came to agree along their training"))
     if not any(parts.glob("*/loss/*/about.json")):
-        wanted.append(("analyze", {"only": "loss"}, "the next-token loss of features"))
+        missing_jobs.append(("analyze", {"only": "loss"}, "the next-token loss of features"))
     if not any(parts.glob(f"*-{CONTROL}")):
-        wanted.append(("demo", {}, "the same on a model with random weights"))
+        missing_jobs.append(("demo", {}, "the same on a model with random weights"))
     with suppress(JobRefusedError):  # another server over this root does it
-        for kind, parameters, _ in wanted:
+        for kind, parameters, _ in missing_jobs:
             jobs.start(kind, study, parameters)
-        if wanted:
-            told = " and ".join(what for _, _, what in wanted)
-            print(f"{told} follow in the background: see /jobs; the pages say when it is done", flush=True)
+        if missing_jobs:
+            added = " and ".join(what for _, _, what in missing_jobs)
+            print(f"{added} follow in the background: see /jobs; the pages say when it is done", flush=True)
 
 
-def _on_a_desktop() -> bool:
+def on_a_desktop() -> bool:
     """Whether somebody sits in front of a screen: a terminal and a display."""
     displays = sys.platform == "darwin" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     return sys.stdout.isatty() and displays
@@ -93,7 +93,7 @@ def _bind(host: str, port: int) -> socket.socket:
     raise Stop(f"ports {port} to {port + N_PORTS_TRIED - 1} are all taken; choose one with --port")
 
 
-def _serve(settings: Settings, open_browser: bool, follow_up: str | None = None) -> None:
+def serve_until_stopped(settings: Settings, open_browser: bool, follow_up: str | None = None) -> None:
     """Serve until stopped; `follow_up` names a study whose loss is measured meanwhile."""
     from dataclasses import replace
 

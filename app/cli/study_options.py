@@ -1,4 +1,4 @@
-"""`seedscope import`, `analyze`, `run`, `export` and `doctor`: the user's own studies."""
+"""What the commands on a user's own study share: its options, its catalogue, and the text it is measured on."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +19,9 @@ class Counting(StrEnum):
     include = "include"
 
 
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="StudyPlan name.", show_default=False)]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Study name.", show_default=False)]
+EnsembleName = Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name.", show_default=False)]
+Replace = Annotated[bool, typer.Option("--replace", help="Put it in the place of an ensemble of this name.")]
 Model = Annotated[str | None, typer.Option(help="Folder or hub id of the transformers model.", show_default=False)]
 TokenSource = Annotated[
     list[str] | None,
@@ -57,28 +59,28 @@ def planned(root: Path, study: str) -> "StudyPlan":
     return plan
 
 
-def cut_as_told(
+def token_settings(
     n_eval: int | None, n_ctx: int | None, bos: "Counting | None", outliers: "Counting | None"
 ) -> dict[str, Any]:
-    """What was said of how the evaluation tokens are cut and counted."""
-    said = {"n_eval": n_eval, "n_ctx": n_ctx, "bos": bos and bos.value, "outliers": outliers and outliers.value}
-    return {name: value for name, value in said.items() if value is not None}
+    """How evaluation tokens are cut and counted, as far as the options say it."""
+    settings = {"n_eval": n_eval, "n_ctx": n_ctx, "bos": bos and bos.value, "outliers": outliers and outliers.value}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
-def tokens_as_told(source: list[str] | None, cut: dict[str, Any]) -> "Tokens | None":
+def token_source(source: list[str] | None, cut: dict[str, Any]) -> "Tokens | None":
     """The evaluation tokens as the catalogue keeps them: files by their whole path, named for the page as they were given."""
     from seedscope.engine.store.catalogue import Tokens
 
     if not source:
         if cut:
-            given = " and ".join(f"--{name}".replace("n_eval", "eval-tokens").replace("_", "-") for name in cut)
-            raise Stop(f"{given} given without --tokens, expected the text that they are taken from")
+            options = " and ".join(f"--{name}".replace("n_eval", "eval-tokens").replace("_", "-") for name in cut)
+            raise Stop(f"{options} given without --tokens, expected the text that they are taken from")
         return None
-    whole = tuple(each if each.startswith(("hf:", "/", "~")) else str(Path.cwd() / each) for each in source)
-    return Tokens(whole, **cut, remark=", ".join("/".join(Path(each).parts[-2:]) for each in source))
+    paths = tuple(each if each.startswith(("hf:", "/", "~")) else str(Path.cwd() / each) for each in source)
+    return Tokens(paths, **cut, remark=", ".join("/".join(Path(each).parts[-2:]) for each in source))
 
 
-def whole_place(model: str | None) -> str | None:
+def whole_path(model: str | None) -> str | None:
     """A model's folder by its whole path, to be found from anywhere; a hub id as it is."""
     folder = Path(model or "").expanduser()
     return str(folder.absolute()) if model and folder.is_dir() else model

@@ -1,10 +1,10 @@
-"""What a command says of a study when it is done."""
+"""The lines that a command prints about a study when it is done."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from seedscope.app.store.ceiling import Ceiling
+    from seedscope.app.findings.ceiling import Ceiling
 
 
 def summary(root: Path, study: str) -> None:

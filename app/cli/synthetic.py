@@ -54,11 +54,10 @@ def synthetic(
         config = SyntheticConfig(d_in, n_free, n_low, r, rate_free, rate_low, noise, data_seed)
         width = n_free + WIDER if d_sae is None else d_sae
         active = min(max(round(config.active_free + config.active_low) + SPARE, 1), width) if k is None else k
-        trained = {"d_sae": width, "k": active}
-        made = SyntheticPlan(
+        plan = SyntheticPlan(
             samples=config,
-            recipe=replace(RECIPE, seeds=tuple(range(seeds)), n_tokens=samples, **trained),
-            map_recipe=replace(MAP_RECIPE, n_tokens=min(samples, MAP_RECIPE.n_tokens), **trained),
+            recipe=replace(RECIPE, seeds=tuple(range(seeds)), n_tokens=samples, d_sae=width, k=active),
+            map_recipe=replace(MAP_RECIPE, n_tokens=min(samples, MAP_RECIPE.n_tokens), d_sae=width, k=active),
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -68,14 +67,15 @@ def synthetic(
     with refusals():
         from seedscope.engine.studies.run import run_synthetic
 
-        run_synthetic(made, root, name, with_map=map_, progress=Progress(quiet=quiet))
-    _tell(root, name)
+        run_synthetic(plan, root, name, with_map=map_, progress=Progress(quiet=quiet))
+    _print_recovery(root, name)
     summary(root, name)
 
 
-def _tell(root: Path, name: str) -> None:
+def _print_recovery(root: Path, name: str) -> None:
     """What was recovered, as the page says it."""
     from seedscope.app.routes.study.synthetic import sentence
     from seedscope.app.store.studies import Studies
 
-    print(sentence(Studies(root).get(name).truth))
+    if (truth := Studies(root).get(name).truth) is not None:
+        print(sentence(truth))

@@ -1,4 +1,4 @@
-"""What the buckets do and what they are worth."""
+"""Buckets of one ensemble as figures: density histograms, and explained variance with features masked."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ _MASK_ROLE = {"N stable": "@stable", "4N unstable": "@unstable"}
 
 
 def density_by_bucket(
-    rows: list[tuple[str, int, int]], medians: dict[str, tuple[int, float]], per_decade: int
+    rows: list[tuple[str, int, int]], medians: dict[str, tuple[int, float | None]], per_decade: int
 ) -> Figure:
     """Log-density histograms of the living buckets, each normalised to its own size."""
     data: list[dict[str, Any]] = []
@@ -47,8 +47,8 @@ def density_by_bucket(
         for b, c in zip(bins, centres, strict=True)
     )  # fmt: skip
     title = "How often do the features of each bucket fire?"
-    if {"stable", "unstable"} <= set(medians):
-        stable, unstable = medians["stable"][1], medians["unstable"][1]
+    (_, stable), (_, unstable) = (medians.get(bucket, (0, None)) for bucket in ("stable", "unstable"))
+    if stable is not None and unstable is not None:
         more = "rarely" if unstable < stable else "often"
         title = (
             f"Unstable features fire more {more}: median {percent(unstable, 2)} of tokens, stable {percent(stable, 2)}"

@@ -1,4 +1,4 @@
-"""What all figures share. Colours are role names that figures.js fills in per theme."""
+"""The `Figure` record and the layout that all figures share. Colours are role names, which figures.js fills in per theme."""
 
 from typing import Any, NamedTuple
 

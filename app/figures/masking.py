@@ -1,4 +1,4 @@
-"""What is lost as more and more features are masked."""
+"""Explained variance and next-token loss against the number of features masked, a curve per bucket."""
 
 import math
 from collections.abc import Sequence
@@ -131,7 +131,7 @@ def _title(what: MaskingAxis, by_kind: dict[str, list[CurvePoint]], untouched: f
         return f"What does masking features cost in {what.cost}?"
     at = min(by_kind[kind][-1].n_masked for kind in ("stable", "unstable"))
     cost = {kind: what.sign * (_between(by_kind[kind], at) - untouched) for kind in ("stable", "unstable")}
-    dearer, cheaper = max(cost, key=cost.get), min(cost, key=cost.get)
+    dearer, cheaper = max(cost, key=cost.__getitem__), min(cost, key=cost.__getitem__)
     if cost[dearer] <= 0:
         return f"Masking {at:.0f} stable or unstable features costs no {what.cost}"
     if cost[cheaper] <= 0:

@@ -1,4 +1,4 @@
-"""Seed x seed."""
+"""The seed x seed matrix of shared features, and the histogram of one pair's cosines."""
 
 from seedscope.app.figures.drawing import Figure, layout
 from seedscope.app.formats import percent
@@ -47,7 +47,7 @@ def pair_histogram(counts: list[int], n_unpaired: int, theta: float, a: int, b: 
     """Anchor features by the cosine to their partner; bins of width 0.02 from -1."""
     width = 2 / len(counts)
     edges = [-1 + i * width for i in range(len(counts))]
-    held = [(edge, n) for edge, n in zip(edges, counts, strict=True) if n]
+    bars = [(edge, n) for edge, n in zip(edges, counts, strict=True) if n]
     total = sum(counts) + n_unpaired
     line = {"type": "line", "x0": theta, "x1": theta, "y0": 0, "y1": 1, "yref": "paper"}
     unpaired = f" {n_unpaired:,} have no partner under this rule." if n_unpaired else ""
@@ -58,17 +58,17 @@ def pair_histogram(counts: list[int], n_unpaired: int, theta: float, a: int, b: 
         {
             "data": [
                 {
-                    "type": "bar", "x": [edge + width / 2 for edge, _ in held], "y": [n for _, n in held],
-                    "width": [width * 0.9] * len(held), "marker": {"color": "@accent"},
+                    "type": "bar", "x": [edge + width / 2 for edge, _ in bars], "y": [n for _, n in bars],
+                    "width": [width * 0.9] * len(bars), "marker": {"color": "@accent"},
                     "hovertemplate": "cosine about %{x:.2f}: %{y:,} features<extra></extra>",
                 }
             ],
             "layout": layout(
                 "cosine to the partner", "features", yaxis={"rangemode": "tozero"},
-                xaxis={"range": [min([edge for edge, _ in held] + [0]) - width, 1.01]},
+                xaxis={"range": [min([edge for edge, _ in bars] + [0]) - width, 1.01]},
                 shapes=[line | {"line": {"color": "@soft", "width": 1, "dash": "dash"}}],
             ),
         },
         ("cosine from", "to", "features"),
-        tuple((f"{edge:.2f}", f"{edge + width:.2f}", n) for edge, n in held),
+        tuple((f"{edge:.2f}", f"{edge + width:.2f}", n) for edge, n in bars),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Feature pools: who holds what is pooled, and what training on does to pools and their controls."""
+"""Feature pools as figures: features by the number of seeds that hold them, and pools beside controls along training."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

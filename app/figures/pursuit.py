@@ -1,4 +1,4 @@
-"""What is left of features when they are written with a few features of another seed."""
+"""What is left of a feature after matching pursuit with k features of another seed, against k."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -42,33 +42,33 @@ class Cloud(NamedTuple):
     drawn: Dots | ScatterCells
 
 
-def metric_scatter(found: Cloud, words: str, unit: str, n_comparisons: int, base: str, query: str) -> Figure:
+def metric_scatter(cloud: Cloud, words: str, unit: str, n_comparisons: int, base: str, query: str) -> Figure:
     """Stability against a metric, buckets by colour, what a filter leaves out in grey; a click opens feature or table.
 
     Features stand at `base`/seed/feature + `query`.
     """
     x = [i / n_comparisons for i in range(n_comparisons + 1)]
-    is_binned = isinstance(found.drawn, ScatterCells)
-    if not is_binned:
-        data = _dots(found, found.drawn, words, n_comparisons, base, query)
-        table = _table_of_points(found.drawn, n_comparisons)
+    is_binned = isinstance(cloud.drawn, ScatterCells)
+    if isinstance(cloud.drawn, Dots):
+        data = _dots(cloud, cloud.drawn, words, n_comparisons, base, query)
+        table = _table_of_points(cloud.drawn, n_comparisons)
         how = (
-            f"Each of n = {found.n:,} features is a point, moved sideways within 1/N by a hash of its address so that "
+            f"Each of n = {cloud.n:,} features is a point, moved sideways within 1/N by a hash of its address so that "
             "points do not pile up. Blue: stable, grey: middle, orange: unstable. Click a point for its feature."
         )
     else:
-        data = _heat(found, found.drawn, words, x)
-        table = _table_of_cells(found.drawn, x)
+        data = _heat(cloud, cloud.drawn, words, x)
+        table = _table_of_cells(cloud.drawn, x)
         how = (
-            f"n = {found.n:,} features, counted in cells; darker cells hold more, on a log scale. Click a cell for its "
+            f"n = {cloud.n:,} features, counted in cells; darker cells hold more, on a log scale. Click a cell for its "
             "features in the table."
         )
-    if found.n_chosen is not None:
-        how += f" The filter finds {found.n_chosen:,}; the others are {'grey' if is_binned else 'pale'}."
-    if found.n_floored:
-        how += f" {found.n_floored:,} with less than {found.floor:g} (zero and negative ones too) are drawn at {found.floor:g}."
+    if cloud.n_chosen is not None:
+        how += f" The filter finds {cloud.n_chosen:,}; the others are {'grey' if is_binned else 'pale'}."
+    if cloud.n_floored:
+        how += f" {cloud.n_floored:,} with less than {cloud.floor:g} (zero and negative ones too) are drawn at {cloud.floor:g}."
     axis: dict[str, Any] = {}
-    if found.is_log:
+    if cloud.is_log:
         powers = [10.0**p for p in range(-12, 7)]
         axis = {"type": "log", "tickvals": powers, "ticktext": [f"{power:g}" for power in powers]}
     label = f"{words}, {unit}" if unit else words
@@ -79,7 +79,7 @@ def metric_scatter(found: Cloud, words: str, unit: str, n_comparisons: int, base
         {
             "data": data,
             "layout": layout(
-                "stability p", label + (", log scale" if found.is_log else ""), yaxis=axis, hovermode="closest",
+                "stability p", label + (", log scale" if cloud.is_log else ""), yaxis=axis, hovermode="closest",
                 xaxis={"range": [-0.6 / n_comparisons, 1 + 0.6 / n_comparisons]},
             ),
         },
@@ -94,16 +94,16 @@ def jitter(seed: np.ndarray, feature: np.ndarray) -> np.ndarray:
     return ((key * np.uint64(_MIXED)) % np.uint64(2**32)).astype(np.float64) / 2**32 * 0.8 - 0.4
 
 
-def _dots(found: Cloud, points: Dots, words: str, n_comparisons: int, base: str, query: str) -> list[dict[str, Any]]:
+def _dots(cloud: Cloud, points: Dots, words: str, n_comparisons: int, base: str, query: str) -> list[dict[str, Any]]:
     x = np.round((points.n_matched + jitter(points.seed, points.feature)) / n_comparisons, 4)
-    value = np.maximum(points.value.astype(np.float64), found.floor)
+    value = np.maximum(points.value.astype(np.float64), cloud.floor)
     chosen = points.chosen.astype(bool)
     groups = [("not in the filter", "@track", ~chosen)]
     for bucket in ("middle", "unstable", "stable"):  # the few last, so that they lie on top
         groups.append((bucket, BUCKET_ROLE[bucket], chosen & (points.bucket == BUCKETS.index(bucket))))
     return [
         {
-            "type": "scatter" if found.n <= MOST_SVG else "scattergl", "mode": "markers", "name": name, "x": x[held].tolist(),
+            "type": "scatter" if cloud.n <= MOST_SVG else "scattergl", "mode": "markers", "name": name, "x": x[held].tolist(),
             "y": [float(f"{v:.4g}") for v in value[held]], "marker": {"color": role, "size": 5, "opacity": 0.6},
             "customdata": [f"/{s}/{f}" for s, f in zip(points.seed[held], points.feature[held], strict=True)],
             "meta": {"base": base, "query": query},
@@ -114,7 +114,7 @@ def _dots(found: Cloud, points: Dots, words: str, n_comparisons: int, base: str,
     ]  # fmt: skip
 
 
-def _heat(found: Cloud, cells: ScatterCells, words: str, x: list[float]) -> list[dict[str, Any]]:
+def _heat(cloud: Cloud, cells: ScatterCells, words: str, x: list[float]) -> list[dict[str, Any]]:
     def layer(counts: np.ndarray, role: str) -> dict[str, Any]:
         return {
             "type": "heatmap", "x": x, "y": [float(f"{edge:.5g}") for edge in cells.edges],
@@ -124,7 +124,7 @@ def _heat(found: Cloud, cells: ScatterCells, words: str, x: list[float]) -> list
             "hovertemplate": f"p = %{{x:.2f}}, {words} about %{{y:.3g}}: %{{text}} features<extra></extra>",
         }  # fmt: skip
 
-    if found.n_chosen is None:
+    if cloud.n_chosen is None:
         return [layer(cells.counts, "@accent")]
     return [layer(cells.counts, "@null"), layer(cells.chosen, "@accent")]
 
@@ -140,8 +140,8 @@ def _table_of_points(points: Dots, n_comparisons: int) -> tuple[tuple[Any, ...],
 def _table_of_cells(cells: ScatterCells, x: list[float]) -> tuple[tuple[Any, ...], ...]:
     rows = []
     for i, p in enumerate(x):
-        held = cells.counts[:, i].cumsum()
-        bin = int(np.searchsorted(held, held[-1] / 2)) if held[-1] else None
+        cumulated = cells.counts[:, i].cumsum()
+        bin = int(np.searchsorted(cumulated, cumulated[-1] / 2)) if cumulated[-1] else None
         between = "–" if bin is None else f"{cells.edges[bin]:.3g} to {cells.edges[bin + 1]:.3g}"
-        rows.append((f"{p:.2f}", int(held[-1]), between))
+        rows.append((f"{p:.2f}", int(cumulated[-1]), between))
     return tuple(rows)

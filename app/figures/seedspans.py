@@ -1,4 +1,4 @@
-"""Seed x seed: how the spans of members' unstable features lie to each other."""
+"""Seed x seed matrices of spans of unstable features: overlap, captured energy, principal angles."""
 
 from collections.abc import Sequence
 from statistics import fmean

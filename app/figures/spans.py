@@ -1,4 +1,4 @@
-"""What spans of sets of features capture, against rank."""
+"""Captured energy of sets of features against the rank of the span, with a band over pairs."""
 
 import math
 from collections.abc import Sequence
@@ -53,20 +53,20 @@ def captured_figure(
     `n` says of how many features and members, `fitted` on what the spans were fitted, `bucket` whose colour the subject has
     (None: it is no bucket). `rank`, one of the curves' ranks, is marked and what the title states.
     """
-    held = [
+    drawn = [
         curve for name in CURVES for curve in curves if curve.name == name and any(m is not None for m in curve.mean)
     ]
-    if not any(curve.name == "random_subspace" for curve in held):
-        ranks = max((curve.ranks for curve in held), key=len, default=(1, d))
-        held.append(
+    if not any(curve.name == "random_subspace" for curve in drawn):
+        ranks = max((curve.ranks for curve in drawn), key=len, default=(1, d))
+        drawn.append(
             CapturedCurve(
                 "random_subspace", ranks, tuple(r / d for r in ranks), (None,) * len(ranks), (0,) * len(ranks)
             )
         )
     own = BUCKET_ROLE[bucket] if bucket else "@accent"
     colours = {name: colour or own for name, (_, colour, _) in _DRAWN.items()}
-    data = [_band(curve, colours[curve.name]) for curve in held if any(curve.spread)]
-    data += [_line(curve, colours[curve.name], label) for curve, label in zip(held, _labels(held), strict=True)]
+    data = [_band(curve, colours[curve.name]) for curve in drawn if any(curve.spread)]
+    data += [_line(curve, colours[curve.name], label) for curve, label in zip(drawn, _labels(drawn), strict=True)]
     mark = {
         "type": "line",
         "x0": rank,
@@ -76,10 +76,10 @@ def captured_figure(
         "yref": "paper",
         "line": {"color": "@soft", "width": 1},
     }
-    band = " Bands: ± one standard deviation over pairs." if any(any(curve.spread) for curve in held) else ""
+    band = " Bands: ± one standard deviation over pairs." if any(any(curve.spread) for curve in drawn) else ""
     return Figure(
         id,
-        _title({curve.name: curve for curve in held}, rank, subject, d),
+        _title({curve.name: curve for curve in drawn}, rank, subject, d),
         f"Mean squared cosine of n = {n} with the span of the top r directions of {subject}, fitted on {fitted}, by rank r; "
         f"d = {d:,}.{band} Dashed grey: a random subspace, r/d.{'' if rank is None else f' The thin line is rank {rank:,}.'}",
         {
@@ -95,18 +95,18 @@ def captured_figure(
         ("span of", "rank", "captured energy, mean", "SD over pairs", "pairs"),
         tuple(
             (_DRAWN[curve.name][0], f"{r:,}", percent(mean), "–" if spread is None else percent(spread), n_pairs or "–")
-            for curve in held
+            for curve in drawn
             for r, mean, spread, n_pairs in zip(curve.ranks, curve.mean, curve.spread, curve.n_pairs, strict=True)
             if mean is not None
         ),
     )  # fmt: skip
 
 
-def _title(held: dict[str, CapturedCurve], rank: int | None, subject: str, d: int) -> str:
-    cross = held["cross"].at(rank) if rank is not None and "cross" in held else None
-    if cross is None:
+def _title(curves: dict[str, CapturedCurve], rank: int | None, subject: str, d: int) -> str:
+    cross = curves["cross"].at(rank) if rank is not None and "cross" in curves else None
+    if rank is None or cross is None:
         return f"How much of the energy of {subject} lies in another seed’s span?"
-    within = held["within"].at(rank) if "within" in held else None
+    within = curves["within"].at(rank) if "within" in curves else None
     own = f", their own {percent(within, 0)}" if within is not None else ""
     return (
         f"At rank {rank:,} another seed’s span captures {percent(cross, 0)} of the energy of {subject}{own}, "
@@ -115,10 +115,14 @@ def _title(held: dict[str, CapturedCurve], rank: int | None, subject: str, d: in
 
 
 def _band(curve: CapturedCurve, colour: str) -> dict[str, Any]:
-    at = [i for i, mean in enumerate(curve.mean) if mean is not None]
-    xs, spread = [curve.ranks[i] for i in at], [curve.spread[i] or 0 for i in at]
-    high = [min(curve.mean[i] + s, 1) for i, s in zip(at, spread, strict=True)]
-    low = [max(curve.mean[i] - s, 0) for i, s in zip(at, spread, strict=True)]
+    reached = [
+        (rank, mean, spread or 0)
+        for rank, mean, spread in zip(curve.ranks, curve.mean, curve.spread, strict=True)
+        if mean is not None
+    ]
+    xs = [rank for rank, _, _ in reached]
+    high = [min(mean + spread, 1) for _, mean, spread in reached]
+    low = [max(mean - spread, 0) for _, mean, spread in reached]
     return {
         "type": "scatter", "mode": "lines", "x": [*xs, *reversed(xs)], "y": [*high, *reversed(low)], "fill": "toself",
         "fillcolor": colour, "opacity": 0.16, "line": {"width": 0, "color": colour}, "hoverinfo": "skip",

@@ -1,6 +1,6 @@
 """How many directions sets of rows spread over: singular values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -14,7 +14,7 @@ _DRAWN = {
 
 
 def span_spectrum(
-    values: dict[str, Sequence[Sequence[float]]], ranks: dict[str, float], n_equal: Sequence[int], d: int
+    values: Mapping[str, Sequence[Sequence[float]]], ranks: dict[str, float], n_equal: Sequence[int], d: int
 ) -> Figure:
     """Singular values of as many stable, unstable and random unit rows each, mean and spread over members.
 

@@ -1,4 +1,4 @@
-"""Stability: its distribution, the threshold, the number of seeds."""
+"""Stability as figures: its distribution and CDF, bucket shares against theta, and what fewer seeds would say."""
 
 from typing import Any
 
@@ -95,7 +95,9 @@ def stability_cdf(
         edge | {"y": band.high.tolist(), "name": "band", "fill": "tonexty", "fillcolor": "@band"},
     ]
     # Members as one trace with gaps: 96 lines must not be 96 objects.
-    xs, ys, seeds = [], [], []
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    seeds: list[int | None] = []
     for seed, curve in curves.items():
         xs, ys, seeds = [*xs, *p, None], [*ys, *curve, None], [*seeds, *[seed] * len(p), None]
     data.append(

@@ -1,4 +1,4 @@
-"""How a training goes, in pictures that a page can ask for every second: inline SVG, a line per member and their mean."""
+"""Training progress as inline SVG that a page can fetch every second: a line per member, and their mean."""
 
 import math
 from collections import defaultdict
@@ -55,7 +55,7 @@ _QUANTITIES: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
 
 def sparks(curves: Curves) -> list[Spark]:
     """Pictures of EV, loss, agreement, L0 and dead share against tokens; those of which there is no value are left out."""
-    found = []
+    drawn = []
     for name, field, says, written in _QUANTITIES:
         lines = _lines(curves.moments, field)
         if not lines:
@@ -67,14 +67,19 @@ def sparks(curves: Curves) -> list[Spark]:
             low = max(low, min(0.0, high))  # the start may be far below zero
         if name == "dead":
             low, high = 0.0, max(high, 0.01)
-        last, edges = fmean(now), (written(min(now)), written(max(now)))
+        last, least, most = fmean(now), written(min(now)), written(max(now))
         title = f"{name}, {says}: {written(last)} at {mean[-1][0]:,} of {curves.n_tokens:,} tokens"
         picture = _picture(
             list(lines.values()), mean, curves.n_tokens, low, high, title, log=name == "loss" and low > 0
         )
-        edges = edges if edges[0] != edges[1] else (None, None)
-        found.append(Spark(name, says, written(last), *edges, written(low), written(high), picture))
-    return found
+        apart = least != most
+        drawn.append(
+            Spark(
+                name, says, written(last), least if apart else None, most if apart else None, written(low), written(high),
+                picture,
+            )
+        )  # fmt: skip
+    return drawn
 
 
 def members_now(curves: Curves) -> list[MemberNow]:
@@ -87,15 +92,15 @@ def members_now(curves: Curves) -> list[MemberNow]:
 
 def _lines(moments: list[Moment], field: str) -> dict[tuple[int, ...], Line]:
     """{seeds: its values}: of each member, or of each group of members where a value is about all of them."""
-    found: dict[tuple[int, ...], Line] = defaultdict(list)
+    lines: dict[tuple[int, ...], Line] = defaultdict(list)
     for moment in moments:
-        held = getattr(moment, field)
-        each = zip(moment.seeds, held, strict=True) if isinstance(held, list) and held else ()
-        of = [((seed,), value) for seed, value in each] if isinstance(held, list) else [(tuple(moment.seeds), held)]
+        value = getattr(moment, field)
+        each = zip(moment.seeds, value, strict=True) if isinstance(value, list) and value else ()
+        of = [((seed,), value) for seed, value in each] if isinstance(value, list) else [(tuple(moment.seeds), value)]
         for key, value in of:
             if value is not None:
-                found[key].append((moment.tokens, value))
-    return dict(found)
+                lines[key].append((moment.tokens, value))
+    return dict(lines)
 
 
 def _mean(lines: dict[tuple[int, ...], Line]) -> Line:

@@ -1,4 +1,4 @@
-"""Small pictures drawn by the server as inline SVG: seed strip, activation histogram, energy against rank, a course."""
+"""Small inline SVG pictures: seed strip, activation histogram, energy against rank, a value along training."""
 
 from math import log
 from typing import Any

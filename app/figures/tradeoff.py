@@ -1,4 +1,4 @@
-"""Ensembles of a study beside each other: what is stable against what is reconstructed, and along what was varied."""
+"""Ensembles of a study: stable share against explained variance, and bucket shares along one varied setting."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -127,7 +127,8 @@ class SweepDot(NamedTuple):
 
 def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *, agreement: bool) -> Figure:
     """Bucket shares along one factor, all else equal; `agreement` where members share their start or it is not known."""
-    numbers = all(not isinstance(dot.value, str) for dot in dots)
+    numbers = [dot.value for dot in dots if not isinstance(dot.value, str)]
+    is_numeric = len(numbers) == len(dots)
     first, last = dots[0], dots[-1]
     change = last.shares["stable"][0] - first.shares["stable"][0]
     verb = "rises" if change > 0 else "falls"
@@ -138,27 +139,21 @@ def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *
     )
     data = []
     for bucket, dash in LINES.items():
-        held = [dot for dot in dots if bucket in dot.shares]
-        if held:
+        with_bucket = [dot for dot in dots if bucket in dot.shares]
+        if with_bucket:
             data.append(
                 {
-                    "type": "scatter", "mode": "lines+markers", "name": bucket, "x": [dot.value for dot in held],
-                    "y": [dot.shares[bucket][0] for dot in held], "customdata": [dot.link for dot in held],
+                    "type": "scatter", "mode": "lines+markers", "name": bucket, "x": [dot.value for dot in with_bucket],
+                    "y": [dot.shares[bucket][0] for dot in with_bucket], "customdata": [dot.link for dot in with_bucket],
                     "line": {"color": BUCKET_ROLE[bucket], "dash": dash}, "marker": {"color": BUCKET_ROLE[bucket], "size": 7},
-                    "error_y": _bar([dot.shares[bucket][1] for dot in held], BUCKET_ROLE[bucket]),
-                    "text": [dot.ensemble for dot in held],
+                    "error_y": _bar([dot.shares[bucket][1] for dot in with_bucket], BUCKET_ROLE[bucket]),
+                    "text": [dot.ensemble for dot in with_bucket],
                     "hovertemplate": f"%{{text}}: %{{y:.1%}} {bucket}<extra></extra>",
                 }
             )  # fmt: skip
-    wide = (
-        numbers
-        and min(dot.value for dot in dots) > 0
-        and max(dot.value for dot in dots) >= 4 * min(dot.value for dot in dots)
-    )
-    axis = {"type": "log"} if wide else {} if numbers else {"type": "category"}
-    axis |= (
-        {"tickvals": [dot.value for dot in dots], "ticktext": [_shown(dot.value) for dot in dots]} if numbers else {}
-    )
+    is_wide = is_numeric and min(numbers) > 0 and max(numbers) >= 4 * min(numbers)
+    axis: dict[str, Any] = {"type": "log"} if is_wide else {} if is_numeric else {"type": "category"}
+    axis |= {"tickvals": numbers, "ticktext": [_shown(value) for value in numbers]} if is_numeric else {}
     return Figure(
         f"sweep_{index}",
         title,

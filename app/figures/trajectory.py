@@ -1,4 +1,4 @@
-"""Everything that is drawn against training: the training itself, agreement, features by where they end, what comes first."""
+"""Lines against tokens seen in training: loss and EV, agreement of members, features by final bucket."""
 
 import math
 from collections.abc import Sequence
@@ -128,12 +128,11 @@ def by_bucket(
     for bucket, points in values.items():
         tokens, _, mean, spread = (list(column) for column in zip(*points, strict=True))
         known = all(each is not None for each in spread)
-        edges = (
-            [[m - s for m, s in zip(mean, spread, strict=True)], [m + s for m, s in zip(mean, spread, strict=True)]]
-            if known
-            else [None, None]
+        low = [m - s for m, s in zip(mean, spread, strict=True)] if known else None
+        high = [m + s for m, s in zip(mean, spread, strict=True)] if known else None
+        lines.append(
+            Along(f"ends {bucket}", tokens, mean, low, high, colour=BUCKET_ROLE[bucket], marker=MARKERS[bucket])
         )
-        lines.append(Along(f"ends {bucket}", tokens, mean, *edges, BUCKET_ROLE[bucket], marker=MARKERS[bucket]))
         table += [
             (bucket, f"{t:,}", f"{n:,}", f"{m:{scale.form}}", "–" if s is None else f"{s:{scale.form}}")
             for t, n, m, s in points
@@ -209,13 +208,14 @@ def agreement_figures(
         if everyone[0].distance is None and name == "distance":
             continue
 
-        def line(rows: Sequence[AgreementPoint], label: str, *, name: str = name, **look: str) -> Along:
-            edges = [[getattr(r, f"{name}_{edge}") for r in rows] for edge in ("low", "high")]
-            return Along(label, [tokens[r.step] for r in rows], [getattr(r, name) for r in rows], *edges, **look)
+        def line(rows: Sequence[AgreementPoint], label: str, *, name: str = name) -> Along:
+            values, low, high = ([getattr(r, f"{name}{edge}") for r in rows] for edge in ("", "_low", "_high"))
+            return Along(label, [tokens[r.step] for r in rows], values, low, high)
 
         lines = [line(everyone, "all features")]
         if living:
-            lines.append(line(living, "living ones", colour="@stable", dash="dash", marker="diamond"))
+            living_line = line(living, "living ones")
+            lines.append(living_line._replace(colour="@stable", dash="dash", marker="diamond"))
         at = [tokens[row.step] for row in geometry]
         lines.append(Along("mean direction taken out", at, [getattr(row, f"centred_{name}") for row in geometry],
                            colour="@middle", dash="dot", marker="square"))  # fmt: skip

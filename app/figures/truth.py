@@ -1,4 +1,4 @@
-"""Known true features: where latents lie, who found what, and the map of where a span is found and its features are not."""
+"""Synthetic studies as figures: latents in the true span, true features by members that found them, and the phase map."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -50,12 +50,12 @@ def latents_in_span(spots: Sequence[Spot], theta: float, r: int, d: int, n_membe
     """Every living latent: does it come back, and does it lie in the span of the low-rank features?"""
     data: list[dict[str, Any]] = []
     for bucket, symbol in _SYMBOL.items():
-        held = [spot for spot in spots if spot.bucket == bucket]
-        if held:
+        own = [spot for spot in spots if spot.bucket == bucket]
+        if own:
             data.append(
                 {
-                    "type": "scattergl", "mode": "markers", "x": [s.x for s in held], "y": [s.y for s in held],
-                    "name": f"{bucket} ({len(held):,})", "text": [s.says for s in held], "customdata": [s.link for s in held],
+                    "type": "scattergl", "mode": "markers", "x": [s.x for s in own], "y": [s.y for s in own],
+                    "name": f"{bucket} ({len(own):,})", "text": [s.says for s in own], "customdata": [s.link for s in own],
                     "marker": {"color": BUCKET_ROLE[bucket], "symbol": symbol, "size": 6, "opacity": 0.7},
                     "hovertemplate": "%{text}<br>mean best cosine %{x:.2f}, energy in the true span %{y:.2f}<extra></extra>",
                 }
@@ -85,9 +85,9 @@ def latents_in_span(spots: Sequence[Spot], theta: float, r: int, d: int, n_membe
         },
         ("bucket", "latents", "energy in the true span, mean", "mean best cosine"),
         tuple(
-            (bucket, len(held), f"{sum(s.y for s in held) / len(held):.3f}", f"{sum(s.x for s in held) / len(held):.3f}")
+            (bucket, len(own), f"{sum(s.y for s in own) / len(own):.3f}", f"{sum(s.x for s in own) / len(own):.3f}")
             for bucket in _SYMBOL
-            if (held := [s for s in spots if s.bucket == bucket])
+            if (own := [s for s in spots if s.bucket == bucket])
         ),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What may be asked for, and what is known of a job: a `seedscope` command of one of a few kinds."""
+"""The kinds of jobs that may be asked for, the record of a job, and the `seedscope` command that each runs."""
 
 import os
 import re
@@ -67,7 +67,10 @@ class Job:
     @property
     def left_s(self) -> float | None:
         """Seconds left of the stage at the rate so far."""
-        return (self.stage.total - self.stage.done) / self.stage.rate if self.share and self.stage.rate else None
+        stage = self.stage
+        if stage is None or stage.total is None or not (self.share and stage.rate):
+            return None
+        return (stage.total - stage.done) / stage.rate
 
     @property
     def took_s(self) -> float | None:
@@ -182,16 +185,16 @@ def checked(kind: str, study: str, given: dict[str, str]) -> dict[str, str]:
     takes = KINDS[kind].parameters
     if unknown := sorted(set(given) - set(takes)):
         raise JobRefusedError(unknown[0], "an unknown parameter", f"one of {', '.join(takes)}")
-    found = {}
+    parameters = {}
     for name, check in takes.items():
         if value := given.get(name):
             try:
-                found[name] = check(value)
+                parameters[name] = check(value)
             except ValueError as error:
                 raise JobRefusedError(name, repr(value), str(error)) from None
-    if lacks := [name for name in KINDS[kind].places if name not in found]:
+    if lacks := [name for name in KINDS[kind].places if name not in parameters]:
         raise JobRefusedError(lacks[0], "not given", f"a name: {kind} is of one {lacks[0]}")
-    return found
+    return parameters
 
 
 def require_ready(kind: str, parameters: Mapping[str, str]) -> None:

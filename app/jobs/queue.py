@@ -93,7 +93,9 @@ class Jobs:
                 (self._folder / job.id).mkdir()
                 self._keep(job)
             except OSError as error:
-                raise JobRefusedError("jobs", error.strerror, "a root that can be written to", 503) from None
+                raise JobRefusedError(
+                    "jobs", error.strerror or str(error), "a root that can be written to", 503
+                ) from None
             self._prune()
             self._changed.notify_all()
             return job
@@ -154,11 +156,11 @@ class Jobs:
 
     def trained(self, id: str) -> list[Curves]:
         """How the trainings of a job went or go, in the order they began in; a training that was resumed counts once."""
-        found = []
+        curves = []
         for path in (self._folder / id).glob(PATTERN):
             with suppress(OSError, ValidationError):
-                found.append(_CURVES.validate_json(path.read_bytes()))
-        return sorted(found, key=lambda each: each.begun)
+                curves.append(_CURVES.validate_json(path.read_bytes()))
+        return sorted(curves, key=lambda each: each.begun)
 
     def close(self) -> None:
         """End what runs, as failed; what waits is run by the next server."""
@@ -189,7 +191,7 @@ class Jobs:
             self._folder.mkdir(exist_ok=True)
             lock = open(self._folder / ".lock", "w")  # noqa: SIM115  held until `close`
         except OSError as error:
-            raise JobRefusedError("jobs", error.strerror, "a root that can be written to", 503) from None
+            raise JobRefusedError("jobs", error.strerror or str(error), "a root that can be written to", 503) from None
         if _is_locked(lock):
             lock.close()
             raise JobRefusedError(
@@ -311,14 +313,14 @@ _JOB, _STAGE, _CURVES = TypeAdapter(Job), TypeAdapter(StageProgress), TypeAdapte
 
 def _read(folder: Path) -> dict[str, Job]:
     """{id: job} of a folder; what cannot be read, or asked for by this version, is not there."""
-    found = {}
+    jobs = {}
     for path in folder.glob("*/job.json"):
         with suppress(OSError, ValidationError, JobRefusedError):
             job = _JOB.validate_json(path.read_bytes())
-            known = checked(job.kind, job.study, job.parameters) == job.parameters
-            if known and re.fullmatch(ID_PATTERN, job.id) and job.id == path.parent.name:
-                found[job.id] = job
-    return found
+            is_known = checked(job.kind, job.study, job.parameters) == job.parameters
+            if is_known and re.fullmatch(ID_PATTERN, job.id) and job.id == path.parent.name:
+                jobs[job.id] = job
+    return jobs
 
 
 def _is_locked(file: IO) -> bool:

@@ -1,24 +1,36 @@
-"""What the pages read from an address: names, and how features are judged."""
+"""What the pages read from an address: names, and how features are judged.
+
+A query class says what a page understands, with every value that it needs. An address may leave theta and epsilon open: they
+are then the ensemble's own. `judged` and `judged_feature` read an address, fill these in, and hand over the resolved query.
+"""
 
 import re
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
-from fastapi import Path, Request
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from fastapi import Depends, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
 from seedscope.app.store.studies import Studies
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import SORTS, FeatureQuery
-from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, RULES, TRIGGERS
+from seedscope.app.store.table import FeatureQuery, Sort
+from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN
 from seedscope.engine.contract.stability import Stability, is_match, score
 from seedscope.engine.contract.tables.features import Feature, Match
 from seedscope.engine.contract.tables.study import Ensemble, Member
 
 StudyName = Annotated[str, Path(description="study name")]
 EnsembleName = Annotated[str, Path(description="ensemble name")]
-Rule = Literal[RULES]
-Trigger = Literal[TRIGGERS]
+MemberSeed = Annotated[str, Path(description="seed of a member")]  # text: what is no seed has no page, whatever it is
+FeatureIndex = Annotated[str, Path(description="index of a feature of that member")]
+# As types what engine.contract.schema says as RULES and TRIGGERS; a test holds them together.
+Rule = Literal["argmax", "live", "mutual", "hungarian", "both"]
+Trigger = Literal["single token", "family", "number", "punctuation", "substring", "position", "previous token", "other"]
+DeadPolicy = Literal["exclude", "only", "count"]
+Theta = Annotated[float, Field(ge=-1, le=1, description="a cosine of at least theta is a match")]
+Epsilon = Annotated[float, Field(ge=0, lt=0.5, description="stable: p >= 1 - epsilon, unstable: p <= epsilon")]
+SaeDigest = Annotated[str, Path(description="digest of an SAE's weights")]
 MAX_INDEX = 2**31 - 1  # what the store's integer columns hold
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_INDEX)]
@@ -41,29 +53,28 @@ class Plain(BaseModel):
 class Judgement(Plain):
     """How features are judged: what counts as a match, and from when on a feature is stable.
 
-    Empty values count as absent. theta and epsilon default to the ensemble's own.
+    Empty values of an address count as absent.
     """
 
-    theta: Annotated[float, Field(ge=-1, le=1, description="a cosine of at least theta is a match")] | None = None
-    epsilon: (
-        Annotated[float, Field(ge=0, lt=0.5, description="stable: p >= 1 - epsilon, unstable: p <= epsilon")] | None
-    ) = None
+    theta: Theta
+    epsilon: Epsilon
     rule: Annotated[Rule, Field(description="how a partner is found")] = "argmax"
-    dead: Annotated[Literal["count"] | None, Field(description="count: judge dead features like all others")] = None
-    _own: dict[str, float] = PrivateAttr(default_factory=dict)
+    dead: DeadPolicy | None = None
+    _own: dict[str, float] = PrivateAttr(default_factory=dict)  # the ensemble's theta and epsilon: links leave them out
 
     @model_validator(mode="before")
     @classmethod
     def _drop_empty(cls, values: Any) -> Any:
         return {k: v for k, v in values.items() if v != ""} if isinstance(values, dict) else values
 
-    def judged_by(self, row: Ensemble) -> Self:
-        """Fill in what the address leaves open."""
-        self._own = {"theta": row.theta, "epsilon": row.epsilon}
-        for name, value in self._own.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        return self
+    @classmethod
+    def resolved(cls, row: Ensemble, address: BaseModel | None = None) -> Self:
+        """What a validated address asks for, with the ensemble's own theta and epsilon where it leaves them open."""
+        own = {"theta": row.theta, "epsilon": row.epsilon}
+        values = {name: value for name, value in address or () if value is not None}
+        query = cls.model_construct(**own | values)
+        query._own = own
+        return query
 
     def query(self, ensemble: str) -> FeatureQuery:
         """The judgement as the store understands it."""
@@ -71,24 +82,24 @@ class Judgement(Plain):
 
     def parameters(self, **changes: Any) -> dict[str, Any]:
         """What a link must carry to mean this state with `changes`; defaults are left out."""
-        held = self.model_dump(exclude={"v", "embed", "limit", "after", "before"}) | changes
+        state = self.model_dump(exclude={"v", "embed", "limit", "after", "before"}) | changes
         defaults = {name: field.default for name, field in type(self).model_fields.items()} | self._own
-        return {k: v for k, v in held.items() if v is not None and (k not in defaults or v != defaults[k])}
+        return {k: v for k, v in state.items() if v is not None and (k not in defaults or v != defaults[k])}
 
-    def cosines(self, found: Feature) -> list[float]:
+    def cosines(self, feature: Feature) -> list[float]:
         """A feature's cosines under the rule, one per comparison."""
-        return getattr(found, RULE_COLUMN[self.rule])
+        return getattr(feature, RULE_COLUMN[self.rule])
 
-    def partners(self, found: Feature, match: Match) -> list[int | None]:
+    def partners(self, feature: Feature, match: Match) -> list[int | None]:
         """A feature's partners under the rule, one per comparison; None where it forms no pair."""
         named = {"live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners}
-        pairs = zip(named.get(self.rule, match.partners), self.cosines(found), strict=True)
+        pairs = zip(named.get(self.rule, match.partners), self.cosines(feature), strict=True)
         return [partner if cosine > NO_MATCH and partner >= 0 else None for partner, cosine in pairs]
 
-    def score(self, found: Feature) -> Stability:
+    def score(self, feature: Feature) -> Stability:
         """A feature's stability under this judgement."""
-        cosines = self.cosines(found)
-        x, dead = int(is_match(cosines, self.theta).sum()), found.dead is True and self.dead != "count"
+        cosines = self.cosines(feature)
+        x, dead = int(is_match(cosines, self.theta).sum()), feature.dead is True and self.dead != "count"
         return score(x, len(cosines), dead=dead, epsilon=self.epsilon)
 
     def judged(self, *, activity: bool) -> str:
@@ -99,9 +110,15 @@ class Judgement(Plain):
 
     def judgement(self) -> dict[str, Any]:
         """The part of `parameters` that other pages of the ensemble understand."""
-        shared = set(Judgement.model_fields) - {"embed"}
+        shared = {"theta", "epsilon", "rule", "dead"}
         kept = {k: v for k, v in self.parameters().items() if k in shared}
         return kept if kept.get("dead") in (None, "count") else {k: v for k, v in kept.items() if k != "dead"}
+
+
+class EnsembleJudgement(Judgement):
+    """A judgement of all features of an ensemble, which leaves none out."""
+
+    dead: Annotated[Literal["count"] | None, Field(description="count: judge dead features like all others")] = None
 
 
 J = TypeVar("J", bound=Judgement)
@@ -112,7 +129,6 @@ class Filter(Judgement):
 
     seed: Seed | None = None
     bucket: Literal["stable", "middle", "unstable", "dead"] | None = None
-    dead: Literal["exclude", "only", "count"] | None = None
     stability_min: Share | None = None
     stability_max: Share | None = None
     density_min: Share | None = None
@@ -124,7 +140,7 @@ class Filter(Judgement):
         | None
     ) = None
     score_min: Annotated[Share, Field(description="of the explanation that lists show")] | None = None
-    sort: Literal[SORTS] = "stability"
+    sort: Sort = "stability"
     dir: Literal["asc", "desc"] | None = None
     view: Annotated[Literal["stacked", "snippet", "full"], Field(description="how a feature's contexts are shown")] = (
         "stacked"
@@ -157,19 +173,61 @@ def open_ensemble(request: Request, study: str, ensemble: str) -> tuple[StudySto
     return store, row
 
 
-def open_judged(request: Request, study: str, ensemble: str, asked: J) -> tuple[StudyStore, Ensemble, J]:
-    """As `open_ensemble`, and the judgement asked for with the ensemble's own settings where it leaves them open."""
-    store, row = open_ensemble(request, study, ensemble)
-    return store, row, asked.judged_by(row)
+class Opened(NamedTuple, Generic[J]):
+    """The ensemble of an address, and how its features are judged."""
+
+    store: StudyStore
+    row: Ensemble
+    query: J
 
 
-def open_feature(
-    request: Request, study: str, ensemble: str, seed: str, feature: str, asked: J
-) -> tuple[StudyStore, Ensemble, J, Member, Feature]:
-    """As `open_judged`, and the feature that the address names with its member; raises NotFound."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
-    member = store.member(ensemble, seed)
-    return store, row, asked, member, store.feature(ensemble, member.seed, feature)
+class OpenedFeature(NamedTuple, Generic[J]):
+    """The feature of an address, with its member, its ensemble, and how features are judged."""
+
+    store: StudyStore
+    row: Ensemble
+    query: J
+    member: Member
+    feature: Feature
+
+
+def judged(model: type[J]) -> Callable[..., Opened[J]]:
+    """The dependency that opens an address's ensemble and reads its query as `model`; raises NotFound."""
+    read_address = address_reader(model)
+
+    def read(
+        request: Request, study: StudyName, ensemble: EnsembleName, address: Annotated[BaseModel, Depends(read_address)]
+    ) -> Opened[J]:
+        store, row = open_ensemble(request, study, ensemble)
+        return Opened(store, row, model.resolved(row, address))
+
+    return read
+
+
+def judged_feature(model: type[J]) -> Callable[..., OpenedFeature[J]]:
+    """As `judged`, and the feature that the address names with its member; raises NotFound."""
+    read_ensemble = judged(model)
+
+    def read(
+        opened: Annotated[Opened[J], Depends(read_ensemble)], seed: MemberSeed, feature: FeatureIndex
+    ) -> OpenedFeature[J]:
+        store, row, query = opened
+        member = store.member(row.ensemble, seed)
+        return OpenedFeature(store, row, query, member, store.feature(row.ensemble, member.seed, feature))
+
+    return read
+
+
+def address_reader(model: type[J]) -> Callable[..., BaseModel]:
+    """The dependency that validates an address's query as `model` with theta and epsilon left open."""
+    left_open: dict[str, Any] = {"theta": (Theta | None, None), "epsilon": (Epsilon | None, None)}
+    address_model = create_model(model.__name__, __base__=model, __doc__=model.__doc__, **left_open)
+
+    def read(address: BaseModel) -> BaseModel:
+        return address
+
+    read.__annotations__["address"] = Annotated[address_model, Query()]  # FastAPI reads the class that is made here
+    return read
 
 
 def judged_shares(counts: list[tuple[int, str, int, int]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Home, study and the definitions page."""
+"""The home page, a study's page, and the definitions (`/methods`)."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Request
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.tradeoff import TradeOff, trade_off
+from seedscope.app.findings.pool_verdict import EV_KEPT
+from seedscope.app.findings.precedence import TELLS
+from seedscope.app.findings.span_claim import NEARLY
 from seedscope.app.routes.address import Plain, StudyName, judged_shares
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.pools import EV_KEPT
-from seedscope.app.store.precedence import TELLS
-from seedscope.app.store.span_claim import NEARLY
 from seedscope.app.store.starts import Starts
 from seedscope.app.store.studies import Studies, analysis_of
 from seedscope.app.store.study import StudyStore
@@ -125,7 +125,7 @@ def methods(address: Annotated[Plain, Query()]) -> MethodsPage:
 def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]) -> StudyPage:
     """One study: its ensembles, where each comes from, and what it all stands on."""
     store = _studies(request).get(study)
-    found = [_summary(store, row) for row in store.ensembles.values()]
+    summaries = [_summary(store, row) for row in store.ensembles.values()]
     compared = [
         TradeOff(
             each.ensemble.ensemble,
@@ -136,23 +136,23 @@ def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]
             each.ensemble.variant,
             agrees=each.ensemble.shared_start != "no",
         )
-        for each in found
+        for each in summaries
         if each.ev is not None
     ]
     tradeoff = trade_off(compared) if len(compared) > 1 else None
-    return StudyPage(store.study, found, _additions(found), Starts(store).is_grid, tradeoff)
+    return StudyPage(store.study, summaries, _additions(summaries), Starts(store).is_grid, tradeoff)
 
 
 def _additions(ensembles: list[EnsembleSummary]) -> list[Addition]:
     """Every command that would add something, once."""
-    found: dict[str, Addition] = {}
+    additions: dict[str, Addition] = {}
     for each in ensembles:
         for lack in each.missing:
             if lack.command:
-                held = found.setdefault(lack.command, Addition(lack.command, lack.reason, [], [], lack.job))
-                held.results.extend({lack.result} - set(held.results))
-                held.ensembles.extend({each.ensemble.ensemble} - set(held.ensembles))
-    return list(found.values())
+                addition = additions.setdefault(lack.command, Addition(lack.command, lack.reason, [], [], lack.job))
+                addition.results.extend({lack.result} - set(addition.results))
+                addition.ensembles.extend({each.ensemble.ensemble} - set(addition.ensembles))
+    return list(additions.values())
 
 
 def _summary(store: StudyStore, row: Ensemble) -> EnsembleSummary:
@@ -163,10 +163,16 @@ def _summary(store: StudyStore, row: Ensemble) -> EnsembleSummary:
         ensemble=row,
         members=members,
         n_features=row.n_members * row.d_sae,
-        n_dead=sum(m.n_dead for m in members) if activity else None,
+        n_dead=sum(m.n_dead or 0 for m in members) if activity else None,
         n_undirected=sum(m.n_undirected for m in members),
         **judged_shares(counts),
-        ev=fmean(m.ev for m in members) if ablate else None,
-        l0=fmean(m.l0 for m in members) if activity else None,
+        ev=_mean([m.ev for m in members]) if ablate else None,
+        l0=_mean([m.l0 for m in members]) if activity else None,
         missing=list(store.missing(row.ensemble).values()),
     )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """Mean of the known ones; None where none is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -61,9 +61,9 @@ def _studies(request: Request) -> list[str]:
 def jobs(request: Request, address: Annotated[Plain, Query()]) -> JobsPage:
     """Long work that was started from the pages: state, stage, rate, time left."""
     queue, studies = _jobs(request), _studies(request)
-    found = queue.all()
-    training = {job.id: held[-1] for job in found if job.state == "running" and (held := queue.trained(job.id))}
-    return JobsPage(found, training, _last_words(queue, found), studies[0] if studies else None)
+    every_job = queue.all()
+    training = {job.id: curves[-1] for job in every_job if job.state == "running" and (curves := queue.trained(job.id))}
+    return JobsPage(every_job, training, _last_words(queue, every_job), studies[0] if studies else None)
 
 
 @render.page(router, "/jobs/{id}", "job.html", "job")
@@ -100,9 +100,9 @@ def start(request: Request, sent: Annotated[dict[str, str], Depends(_sent)]) -> 
     if study not in known:
         raise JobRefusedError("study", repr(study), f"one of {', '.join(known) or 'none yet'}")
     if fields.get("ensemble") and study in request.app.state.studies.names():
-        there = request.app.state.studies.get(study).ensembles
-        if fields["ensemble"] not in there:
-            raise JobRefusedError("ensemble", repr(fields["ensemble"]), f"one of {', '.join(there)}")
+        ensembles = request.app.state.studies.get(study).ensembles
+        if fields["ensemble"] not in ensembles:
+            raise JobRefusedError("ensemble", repr(fields["ensemble"]), f"one of {', '.join(ensembles)}")
     return _answer(request, _jobs(request).start(kind, study, fields))
 
 
@@ -128,12 +128,12 @@ def _answer(request: Request, job: Job) -> Response:
 
 def _page(request: Request, id: str) -> JobPage:
     queue = _jobs(request)
-    found = queue.get(id)
-    if found is None:
+    job = queue.get(id)
+    if job is None:
         raise _unknown(id)
     trained = queue.trained(id)
     return JobPage(
-        found, queue.log(id), trained[: -MOST_TRAINED - 1 : -1], len(trained), _last_words(queue, [found]),
+        job, queue.log(id), trained[: -MOST_TRAINED - 1 : -1], len(trained), _last_words(queue, [job]),
         render.wants_fragment(request),
     )  # fmt: skip
 

@@ -1,70 +1,20 @@
-"""How well an anchor's features come back in its comparisons, beside how well the comparisons' own do among themselves."""
+"""Counts of matches behind an anchor's ceiling: how its features come back, beside its comparisons' among themselves."""
 
-from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
+from seedscope.app.findings.ceiling import Ceiling, judge_ceiling
 from seedscope.app.store.database import Database
 from seedscope.app.store.table import FeatureQuery
 from seedscope.engine.contract.schema import RULE_COLUMN, count_column, theta_index
-from seedscope.engine.contract.stability import bucket_bounds
-
-
-@dataclass(frozen=True)
-class StabilityLevel:
-    """Stability of some features, each over the same number of comparisons."""
-
-    n_features: int
-    mean: float  # of p
-    stable: float  # this and the next: share of the features
-    unstable: float
-
-
-@dataclass(frozen=True)
-class Ceiling:
-    """What matching the recipe is worth at all: the comparisons' level among themselves."""
-
-    anchor: int
-    n_comparisons: int  # that both are counted over: one less than there are, for a comparison has that many others
-    of_anchor: StabilityLevel
-    of_comparisons: StabilityLevel
-    means: list[float]  # mean p of each comparison's features, in seed order
 
 
 def ceiling(store: Database, query: FeatureQuery) -> Ceiling | None:
-    """Both levels under a query's rule, theta, epsilon and place of dead features; None for an ensemble without an anchor.
-
-    The anchor's shares are what is to be expected when one of its comparisons, any of them, is left out.
-    """
+    """Both levels under a query's rule, theta, epsilon and place of dead features; None for an ensemble without an anchor."""
     row = store.ensembles[query.ensemble]
     if row.anchor is None or row.n_comparisons < 2:
         return None
-    n = row.n_comparisons - 1
-    counts = _counts(store, query, row.anchor)
-    bounds = bucket_bounds(n, query.epsilon)
-
-    def level(held: dict[int, float]) -> StabilityLevel:
-        total = sum(held.values())
-        share = total or 1
-        return StabilityLevel(
-            round(total),
-            sum(x * c for x, c in held.items()) / share / n,
-            sum(c for x, c in held.items() if x >= bounds.stable) / share,
-            sum(c for x, c in held.items() if x <= bounds.unstable) / share,
-        )
-
-    without_one: Counter[int] = Counter()
-    among: dict[int, Counter[int]] = {m.seed: Counter() for m in store.members(query.ensemble) if m.seed != row.anchor}
-    for seed, x, in_anchor, features in counts:
-        if seed == row.anchor:
-            without_one[x - 1] += features * x / (n + 1)
-            without_one[x] += features * (1 - x / (n + 1))
-        else:
-            among[seed][x - in_anchor] += features
-    without_one = Counter({x: c for x, c in without_one.items() if c})
-    together = sum(among.values(), Counter())
-    means = [level(held).mean for _, held in sorted(among.items())]
-    return Ceiling(row.anchor, n, level(without_one), level(together), means)
+    seeds = [member.seed for member in store.members(query.ensemble)]
+    return judge_ceiling(_counts(store, query, row.anchor), row.anchor, seeds, row.n_comparisons, query.epsilon)
 
 
 def _counts(store: Database, query: FeatureQuery, anchor: int) -> list[tuple[int, int, int, int]]:

@@ -21,9 +21,9 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection = duckdb.connect(str(path), read_only=True, config=READ_ONLY)
-        name, found = self.fetch("SELECT study, schema_version FROM Study")[0]
-        if found != schema.SCHEMA_VERSION:
-            expected = f"schema {found} in the file, {schema.SCHEMA_VERSION} is read; build the study again"
+        name, version = self.fetch("SELECT study, schema_version FROM Study")[0]
+        if version != schema.SCHEMA_VERSION:
+            expected = f"schema {version} in the file, {schema.SCHEMA_VERSION} is read; build the study again"
             raise NotFound("study of this version", name, expected)
         # Addresses and commands name a study by its folder, which people copy and rename.
         self.study: Study = replace(self.rows(Study)[0], study=path.parent.name)

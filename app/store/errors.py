@@ -1,4 +1,4 @@
-"""What can be wrong with an address, in words: found, expected."""
+"""The two refusals of an address, NotFound and BadValue: what was found, what was expected."""
 
 from dataclasses import dataclass
 

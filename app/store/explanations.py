@@ -1,13 +1,14 @@
-"""What explainers say of features: texts and scores of one feature, the contexts they were scored on, and whole ensembles."""
+"""Explanations as stored: texts and scores of one feature, the contexts scored on, and scores of a whole ensemble."""
 
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from seedscope.app.store.compare import JUDGED
+from seedscope.app.findings.bucket_comparison import JUDGED
+from seedscope.app.findings.scores import Scores
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.sampling import fixed_sample
@@ -18,7 +19,8 @@ from seedscope.engine.contract.tables.explanations import Explanation, Score, Sc
 from seedscope.engine.contract.tables.features import Feature
 from seedscope.engine.contract.tables.study import TokenWindow
 
-SCORE_KINDS = ("detection", "fuzzing")
+ScoreKind = Literal["detection", "fuzzing"]
+SCORE_KINDS: tuple[str, ...] = get_args(ScoreKind)
 CHANCE_LABELS = 200  # labels of other features that a label's agreement is compared with
 
 
@@ -69,19 +71,6 @@ class ScoredContext(NamedTuple):
     document: int
 
 
-class Scores(NamedTuple):
-    """An explainer's results on the judged features of an ensemble: equally long columns."""
-
-    seed: np.ndarray
-    bucket: np.ndarray  # index into BUCKETS
-    n_matched: np.ndarray
-    explained: np.ndarray  # whether there is a text
-    attempted: np.ndarray  # whether there is a row at all
-    value: np.ndarray  # NaN where it was not scored or scoring failed
-    shuffled_p95: np.ndarray
-    failed: np.ndarray  # explaining or scoring failed
-
-
 class Explanations:
     """The explanations of one study; what was computed last is kept."""
 
@@ -109,27 +98,27 @@ class Explanations:
     def kinds(self, ensemble: str, explainer: str) -> list[str]:
         """The kinds of scores that an explainer has."""
         sql = "SELECT DISTINCT kind FROM Score WHERE ensemble = ? AND explainer = ?"
-        held = {kind for (kind,) in self._store.fetch(sql, [ensemble, explainer])}
-        return [kind for kind in SCORE_KINDS if kind in held] + sorted(held - set(SCORE_KINDS))
+        scored_kinds = {kind for (kind,) in self._store.fetch(sql, [ensemble, explainer])}
+        return [kind for kind in SCORE_KINDS if kind in scored_kinds] + sorted(scored_kinds - set(SCORE_KINDS))
 
-    def of(self, found: Feature) -> list[StoredExplanation]:
+    def of(self, feature: Feature) -> list[StoredExplanation]:
         """Every explanation of a feature, the one that lists show first, each with its scores."""
-        at, where = [found.ensemble, found.seed, found.feature], "ensemble = ? AND seed = ? AND feature = ?"
+        at, where = [feature.ensemble, feature.seed, feature.feature], "ensemble = ? AND seed = ? AND feature = ?"
         texts = self._store.rows(Explanation, where, at)
         scores: dict[str, list[ToldScore]] = {}
         names = list(ToldScore.__dataclass_fields__)
         for row in self._store.rows(Score, where, at):
             scores.setdefault(row.explainer, []).append(ToldScore(*(getattr(row, name) for name in names)))
-        texts.sort(key=lambda row: (row.explainer != found.explainer, row.text is None, row.explainer))
+        texts.sort(key=lambda row: (row.explainer != feature.explainer, row.text is None, row.explainer))
         return [StoredExplanation(row.explainer, row.text, row.failure, scores.get(row.explainer, [])) for row in texts]
 
-    def contexts(self, found: Feature) -> list[ScoredContext]:
+    def contexts(self, feature: Feature) -> list[ScoredContext]:
         """The contexts that a feature's explanations are scored on, in the order of Score.said; empty without any."""
         where = "ensemble = ? AND seed = ? AND feature = ?"
-        held = self._store.rows(Scored, where, [found.ensemble, found.seed, found.feature])
-        if not held:
+        rows = self._store.rows(Scored, where, [feature.ensemble, feature.seed, feature.feature])
+        if not rows:
             return []
-        (row,) = held
+        (row,) = rows
         chosen = sorted(set(row.windows))
         windows = {w.id: w for w in self._store.rows(TokenWindow, "id IN (SELECT unnest(?::INTEGER[]))", [chosen])}
         contexts = []
@@ -150,21 +139,21 @@ class Explanations:
     # -- labels beside each other ----------------------------------------------------------------------------------
 
     def agreement(
-        self, found: Feature, bucket: str, query: FeatureQuery, matched: list[tuple[int, int]]
+        self, feature: Feature, bucket: str, query: FeatureQuery, matched: list[tuple[int, int]]
     ) -> LabelAgreement:
         """How alike the label that lists show of a feature and those of its matched counterparts are."""
-        if found.explanation is None or found.explainer is None:
+        if feature.explanation is None or feature.explainer is None:
             return LabelAgreement(None, 0, len(matched), None, 0, None)
-        own = words(found.explanation)
-        rows = self._store.rows_at(Explanation, found.ensemble, matched)
-        theirs = [words(row.text) for row in rows if row.explainer == found.explainer and row.text is not None]
+        own = words(feature.explanation)
+        rows = self._store.rows_at(Explanation, feature.ensemble, matched)
+        theirs = [words(row.text) for row in rows if row.explainer == feature.explainer and row.text is not None]
         drawn = [
-            said
-            for seed, said in self._chance_labels(query, bucket, found.explainer)
-            if seed != found.seed
+            text_words
+            for seed, text_words in self._chance_labels(query, bucket, feature.explainer)
+            if seed != feature.seed
         ][:CHANCE_LABELS]  # fmt: skip
         return LabelAgreement(
-            found.explainer, len(theirs), len(matched), _likeness(own, theirs), len(drawn), _likeness(own, drawn)
+            feature.explainer, len(theirs), len(matched), _likeness(own, theirs), len(drawn), _likeness(own, drawn)
         )
 
     def _draw_labels(self, query: FeatureQuery, bucket: str, explainer: str) -> list[tuple[int, set[str]]]:

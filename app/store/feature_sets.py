@@ -23,12 +23,12 @@ def feature_sets(store: Database, query: FeatureQuery, seeds: Sequence[int]) -> 
     """A query's features in some members whatever seed or index it names, beside the sets they are compared with."""
     judged = type(query)(query.ensemble, query.theta, query.epsilon, query.rule)
     count_dead = query.dead if query.dead == "count" else None
-    asked = (
+    queries = (
         replace(query, seed=None, id=None),
         replace(judged, dead="exclude"),
         replace(judged, bucket="stable", dead=count_dead),
     )
-    return FeatureSets(*(_mask(store, each, seeds) for each in asked))
+    return FeatureSets(*(_mask(store, each, seeds) for each in queries))
 
 
 def _mask(store: Database, query: FeatureQuery, seeds: Sequence[int]) -> np.ndarray:
@@ -39,19 +39,19 @@ def _mask(store: Database, query: FeatureQuery, seeds: Sequence[int]) -> np.ndar
     return masks
 
 
-def alike_in_density(store: Database, found: Feature, n: int) -> list[int]:
+def alike_in_density(store: Database, feature: Feature, n: int) -> list[int]:
     """The n living features of a feature's member whose densities are nearest to its own in the logarithm, nearest first.
 
     Any of them, always the same, for a feature that never fires or where nobody knows.
     """
-    beside = (
+    others = (
         "FROM Feature WHERE ensemble = $ensemble AND seed = $seed AND feature <> $feature AND dead IS NOT TRUE "
         "AND decoder_norm > 0"
     )
-    given = {"ensemble": found.ensemble, "seed": found.seed, "feature": found.feature, "n": n}
-    if found.n_active:
+    parameters = {"ensemble": feature.ensemble, "seed": feature.seed, "feature": feature.feature, "n": n}
+    if feature.n_active:
         order = "AND n_active > 0 ORDER BY abs(ln(n_active) - ln($n_active)), feature"
-        given["n_active"] = found.n_active
+        parameters["n_active"] = feature.n_active
     else:
         order = "ORDER BY hash(feature)"
-    return [feature for (feature,) in store.fetch(f"SELECT feature {beside} {order} LIMIT $n", given)]
+    return [feature for (feature,) in store.fetch(f"SELECT feature {others} {order} LIMIT $n", parameters)]

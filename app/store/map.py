@@ -1,43 +1,13 @@
-"""The map of decoder directions: where features stand, how they are judged, which ones a filter finds, who is near whom."""
+"""The map of decoder directions: coordinates, buckets and text of every feature drawn, and which ones a filter finds."""
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
+import pyarrow as pa
 
+from seedscope.app.findings.map_company import Company, Places, find_company, nearest_points
 from seedscope.app.store.database import Database
 from seedscope.app.store.table import FeatureQuery, FeatureTable
-from seedscope.engine.contract.stability import BUCKETS
-
-N_NEAR = 10  # points around one that say in which company it is
-
-
-class Places(NamedTuple):
-    """The features that are drawn, one entry each."""
-
-    seed: np.ndarray
-    feature: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    bucket: np.ndarray  # index into BUCKETS
-    n_matched: np.ndarray
-    chosen: np.ndarray  # whether the filter finds it
-    token: list[str | None]  # most frequent; None without activity, or where it never fires
-    explanation: list[str | None]
-
-
-@dataclass(frozen=True)
-class Company:
-    """Around the features of one bucket, of the N_NEAR nearest points of the map; shares beside what chance gives."""
-
-    bucket: str
-    n: int
-    other_seeds: float
-    other_seeds_by_chance: float  # where seeds do not matter
-    same_bucket: float
-    same_bucket_by_chance: float
 
 
 class Maps:
@@ -55,48 +25,27 @@ class Maps:
             "filtered JOIN (SELECT seed, feature, x, y FROM FeatureSpan WHERE ensemble = $ensemble AND x IS NOT NULL) "
             "USING (seed, feature) ORDER BY seed, feature",
         )
-        finder = FeatureTable(self._store, asked)
-        found = finder.select_arrow("SELECT seed, feature FROM filtered")
+        asked_table = FeatureTable(self._store, asked)
+        chosen_rows = asked_table.select_arrow("SELECT seed, feature FROM filtered")
         numbers = {name: rows[name].to_numpy() for name in ("seed", "feature", "x", "y", "bucket", "n_matched")}
-        chosen = np.isin(_keys(rows), _keys(found))
+        chosen = np.isin(_keys(rows), _keys(chosen_rows))
         tokens = self._store.tokens
         words = [None if i is None or i < 0 else tokens[i] for i in rows["token"].to_pylist()]
         return Places(**numbers, chosen=chosen, token=words, explanation=rows["explanation"].to_pylist())
 
     def company(self, ensemble: str, places: Places, bucket: str) -> Company | None:
         """Whose features stand around those of a bucket; None where the map has none of it, or too few points."""
-        near = self._nearest(ensemble)
-        mine = np.flatnonzero(places.bucket == BUCKETS.index(bucket))
-        n = len(places.seed)
-        if len(near) != n or not len(mine):
-            return None
-        _, seeds = np.unique(places.seed, return_inverse=True)
-        of_seed = np.bincount(seeds)[seeds[mine]]
-        around = near[mine]
-        return Company(
-            bucket,
-            len(mine),
-            float((seeds[around] != seeds[mine, None]).mean()),
-            float(((n - of_seed) / (n - 1)).mean()),
-            float((places.bucket[around] == places.bucket[mine, None]).mean()),
-            (len(mine) - 1) / (n - 1),
-        )
+        return find_company(self._nearest(ensemble), places, bucket)
 
     def _find_nearest(self, ensemble: str) -> np.ndarray:
-        """(points, N_NEAR) in the order of `places`; empty where there are no more points than that."""
+        """`nearest_points` in the order of `places`."""
         rows = self._store.arrow(
             "SELECT x, y FROM FeatureSpan WHERE ensemble = $ensemble AND x IS NOT NULL ORDER BY seed, feature",
             {"ensemble": ensemble},
         )
-        points = np.stack([rows[name].to_numpy() for name in ("x", "y")], 1).astype(np.float32)
-        if len(points) <= N_NEAR:
-            return np.empty((0, N_NEAR), np.int64)
-        nearest = cKDTree(points).query(points, N_NEAR + 1)[1]
-        is_itself = nearest == np.arange(len(points))[:, None]
-        is_itself[~is_itself.any(1), -1] = True  # at more than N_NEAR equal points: the farthest goes instead
-        return nearest[~is_itself].reshape(len(points), N_NEAR)
+        return nearest_points(np.stack([rows[name].to_numpy() for name in ("x", "y")], 1).astype(np.float32))
 
 
-def _keys(table) -> np.ndarray:
+def _keys(table: pa.Table) -> np.ndarray:
     """One number per feature of an ensemble."""
     return table["seed"].to_numpy().astype(np.int64) << 32 | table["feature"].to_numpy()

@@ -1,4 +1,4 @@
-"""What an ensemble lacks, why, and the command that adds it."""
+"""Results that an ensemble lacks, why, and the command that adds each."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -50,34 +50,34 @@ def missing(
         return Missing(result, "not computed yet", f"{command} --only {analysis}", job(only=analysis))
 
     match, activity, ablate, explain, loss, subspaces, trajectory = ANALYSES
-    found = {}
+    lacking = {}
     if activity not in ensemble.computed:
-        found["activity"] = lacks("activity: density, contexts, triggers, dead features", activity)
+        lacking["activity"] = lacks("activity: density, contexts, triggers, dead features", activity)
     if "live" not in rules:
         known = activity in ensemble.computed
         result = "matching with living features alone"
-        found["live"] = lacks(result, match if known else activity)
+        lacking["live"] = lacks(result, match if known else activity)
     if "hungarian" not in rules:
         reason = "not done for all pairs at this size; the page of a pair matches it on demand"
         command = f"seedscope analyze {study.study} --only match --rule hungarian"
-        found["one-to-one"] = Missing("one-to-one matching", reason, command, job(only=match, rule="hungarian"))
+        lacking["one-to-one"] = Missing("one-to-one matching", reason, command, job(only=match, rule="hungarian"))
     if ablate not in ensemble.computed:
-        found["ablate"] = lacks("worth: explained variance with features masked", ablate)
+        lacking["ablate"] = lacks("worth: explained variance with features masked", ablate)
     if explain not in ensemble.computed:
-        found["explanations"] = lacks("explanations: token rules and their scores", explain)
+        lacking["explanations"] = lacks("explanations: token rules and their scores", explain)
     if loss not in ensemble.computed:
         result = "next-token loss"
-        found["loss"] = Missing(result, blind, None) if blind else lacks(result, loss)
+        lacking["loss"] = Missing(result, blind, None) if blind else lacks(result, loss)
     if not logits:
         result = "logits: next tokens raised and lowered"
         if activity not in ensemble.computed and not blind:
-            found["logits"] = lacks(result, activity)
+            lacking["logits"] = lacks(result, activity)
         else:
             width = "the hook point does not have the residual stream's width"
-            found["logits"] = Missing(result, blind or width, None)
+            lacking["logits"] = Missing(result, blind or width, None)
     if subspaces not in ensemble.computed:
         command = f"seedscope analyze {study.study} --only {subspaces}"
-        found["subspaces"] = (
+        lacking["subspaces"] = (
             Missing(SPANS, "not computed yet", command, job(only=subspaces))
             if ensemble.n_members > 1
             else Missing(SPANS, "spans are compared among members, and the ensemble has one", None)
@@ -88,12 +88,12 @@ def missing(
         if ensemble.origin == "trained":
             why = "no members were kept along its training"
         alone = "agreement is between members, and the ensemble has one"
-        found["trajectory"] = (
+        lacking["trajectory"] = (
             Missing(TRAJECTORY, "not computed yet", command, job(only=trajectory))
             if snapshots and ensemble.n_members > 1
             else Missing(TRAJECTORY, alone if snapshots else why, None)
         )
-    return found
+    return lacking
 
 
 def pool_missing(study: Study, ensemble: Ensemble) -> list[Missing]:

@@ -14,6 +14,8 @@ _PARTNER = {
     "both": "hungarian_partners",
 }  # fmt: skip
 
+_SCALARS = ("ensemble", "rule", "seed", "other", "n_anchors", "n_living", "n_paired", "mean_cosine", "gap")
+
 
 @dataclass(frozen=True)
 class PairRows:
@@ -27,6 +29,11 @@ class PairRows:
     activity: bool  # whether the others are known to live
 
 
+def _pair(scalars: tuple) -> Pair:
+    """A row without its lists."""
+    return Pair(**dict(zip(_SCALARS, scalars, strict=True)), matched=[], matched_living=[])
+
+
 class Pairs:
     """The ordered pairs of an ensemble's members under one rule."""
 
@@ -36,17 +43,17 @@ class Pairs:
     def summaries(self, theta: float) -> list[tuple[Pair, int, int]]:
         """Every ordered pair with its matched anchors at theta: (pair, all, living); its own lists are left empty."""
         index = theta_index(theta)
-        scalars = "ensemble, rule, seed, other, n_anchors, n_living, n_paired, mean_cosine, gap"
+        scalars = ", ".join(_SCALARS)
         parameters = {"ensemble": self._ensemble, "rule": self._rule}
         where = "WHERE ensemble = $ensemble AND rule = $rule ORDER BY seed, other"
         if index is not None:
             rows = self._store.fetch(
                 f"SELECT {scalars}, matched[{index + 1}], matched_living[{index + 1}] FROM Pair {where}", parameters
             )
-            return [(Pair(*row[:9], [], []), row[9], row[10]) for row in rows]
+            return [(_pair(row[: len(_SCALARS)]), row[-2], row[-1]) for row in rows]
         counted = self._count(theta)
         rows = self._store.fetch(f"SELECT {scalars} FROM Pair {where}", parameters)
-        return [(Pair(*row, [], []), *counted[row[2], row[3]]) for row in rows]
+        return [(_pair(row), *counted[row[2], row[3]]) for row in rows]
 
     def _count(self, theta: float) -> dict[tuple[int, int], tuple[int, int]]:
         """{(seed, other): (matched anchors, living ones among them)} from the lists themselves."""

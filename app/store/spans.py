@@ -1,16 +1,21 @@
-"""What was found on the spans of an ensemble's unstable features."""
+"""Tables on spans of unstable features: curves, pairs of members, single features, and their downloads."""
 
 import math
 from dataclasses import dataclass, fields
 
-import numpy as np
 import pyarrow as pa
 
+from seedscope.app.findings.span_claim import EnergyAtRank
 from seedscope.app.store.database import Database
-from seedscope.app.store.span_claim import EnergyAtRank
-from seedscope.engine.contract import schema
 from seedscope.engine.contract.tables.features import Feature
-from seedscope.engine.contract.tables.spans import first_energies
+from seedscope.engine.contract.tables.spans import (
+    FeatureSpan,
+    SpanCurve,
+    SpanMember,
+    SpanPrediction,
+    SpanResidual,
+    first_energies,
+)
 from seedscope.engine.contract.tables.study import Ensemble
 
 MAP = "map: "  # what the remark on the map begins with
@@ -39,10 +44,10 @@ class EnsembleSpans:
     """Everything of one ensemble but what single features and pairs of members have."""
 
     ranks: list[int]
-    curves: list[schema.SpanCurve]
-    members: list[schema.SpanMember]
-    residuals: list[schema.SpanResidual]
-    predictions: list[schema.SpanPrediction]
+    curves: list[SpanCurve]
+    members: list[SpanMember]
+    residuals: list[SpanResidual]
+    predictions: list[SpanPrediction]
 
     def levels(self, rank: int) -> dict[str, EnergyAtRank]:
         """{curve: its energy at a rank}, of the curves that reach it; overlap is none of them."""
@@ -67,7 +72,7 @@ class PairSpan:
 def feature_subspace(store: Database, ensemble: Ensemble, found: Feature) -> FeatureSubspace | None:
     """A living feature's energies; None where there are none."""
     spans = store.rows(
-        schema.FeatureSpan, "ensemble = ? AND seed = ? AND feature = ?", [found.ensemble, found.seed, found.feature]
+        FeatureSpan, "ensemble = ? AND seed = ? AND feature = ?", [found.ensemble, found.seed, found.feature]
     )
     if not spans:
         return None
@@ -100,7 +105,7 @@ def nearest_rank(ranks: list[int], asked: int) -> int:
 
 def read_spans(store: Database, ensemble: str) -> EnsembleSpans:
     """All tables of an ensemble that have a row per curve, member, bucket or setting."""
-    tables = (schema.SpanCurve, schema.SpanMember, schema.SpanResidual, schema.SpanPrediction)
+    tables = (SpanCurve, SpanMember, SpanResidual, SpanPrediction)
     return EnsembleSpans(
         span_ranks(store, ensemble), *(store.rows(table, "ensemble = ?", [ensemble]) for table in tables)
     )
@@ -117,26 +122,9 @@ def pairs_at(store: Database, ensemble: str, rank: int) -> list[PairSpan]:
     return [PairSpan(*row) for row in rows]
 
 
-def unrelated_angle(rank: int, d: int) -> float:
-    """Degrees, about the median principal angle between random subspaces of that rank.
-
-    The law of large dimensions (Wachter 1980), whose density of angles t is sqrt(4a(1-a) - cos^2 t) / (pi a sin t), a =
-    rank / d. Above a half of the dimensions two subspaces must meet in 2 rank - d directions, at angle 0.
-    """
-    share = rank / d
-    met = max(2 - 1 / share, 0)  # share of the angles that are 0
-    if met >= 0.5:
-        return 0.0
-    edges = np.linspace(math.acos(math.sqrt(min(4 * share * (1 - share), 1))), math.pi / 2, 4001)
-    angle = (edges[1:] + edges[:-1]) / 2
-    density = np.sqrt(np.maximum(4 * share * (1 - share) - np.cos(angle) ** 2, 0)) / np.sin(angle)
-    held = met + (1 - met) * np.cumsum(density) / density.sum()
-    return math.degrees(angle[np.searchsorted(held, 0.5)])
-
-
 # -- downloads: lists become rows --------------------------------------------------------------------------------
 
-_MEMBER = ", ".join(f.name for f in fields(schema.SpanMember) if not f.name.endswith("_values"))
+_MEMBER = ", ".join(f.name for f in fields(SpanMember) if not f.name.endswith("_values"))
 # At most three lists of a row have entries at the same place; the shorter ones are then empty there.
 _RANK = "(SELECT list(DISTINCT rank ORDER BY rank) FROM SpanCurve WHERE ensemble = $ensemble)[place] AS rank"
 TABLES = {

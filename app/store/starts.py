@@ -1,66 +1,21 @@
-"""Where a study's ensembles began, under which constraint and in which space, and how alike their members became from there."""
+"""A study's grid of starts as stored: each ensemble's cell, its course from start to end, and its checkpoints."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from statistics import fmean
+from typing import Any
 
 import pyarrow as pa
 
+from seedscope.app.findings.start_grid import CONSTRAINTS, PREPROCESSING, STARTS, Cell, Course
 from seedscope.app.store.database import Database
 from seedscope.app.store.missing import Missing
 from seedscope.engine.contract.tables.study import Ensemble
 from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry
 
-CONSTRAINTS = ("none", "A", "RA", "RA unprojected")
-STARTS = ("shared", "independent", "random")
-PREPROCESSING = ("raw", "centred", "standardised")
 _CONSTRAINT = {"archetypal": "A", "relaxed-archetypal": "RA"}
 _START = {"kmeans-shared": "shared", "kmeans-independent": "independent", "mixtures": "random"}
 _FACTORS = ("variant", "start", "centroids", "delta", "preprocessing")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One place of the grid: constraint, start, preprocessing; and the ensemble that stands there."""
-
-    constraint: str  # one of CONSTRAINTS
-    start: str  # one of STARTS
-    preprocessing: str  # one of PREPROCESSING
-    ensemble: str
-    variant: str
-    group: int  # ensembles of one group differ in these three alone
-    equals: bool  # with W = 1 this place is that of no constraint: the ensemble is that one's
-    shared_start: str
-
-
-@dataclass(frozen=True)
-class Course:
-    """Where a cell's members stand at the start and at the end; distances and cosines are means over pairs of members.
-
-    In the space of training. What was not computed is None.
-    """
-
-    n_members: int
-    n_pairs: int
-    steps: int  # of the end
-    start_distance: float | None
-    start_low: float | None  # smallest and largest of the pairs
-    start_high: float | None
-    end_distance: float | None
-    end_low: float | None
-    end_high: float | None
-    start_live: float | None  # distances of features that are active on the evaluation tokens at that step
-    end_live: float | None
-    start_cosine: float  # mean best cosine
-    end_cosine: float
-    start_centred: float | None  # distance after the mean direction was taken out of every row
-    end_centred: float | None
-    start_share: float | None  # squared length of the mean of a dictionary's unit rows
-    end_share: float | None
-    random_distance: float | None  # of random unit dictionaries of that size
-    random_cosine: float | None
-    ev: float | None
-    dead: float | None  # share of features
 
 
 class Starts:
@@ -70,15 +25,15 @@ class Starts:
         self._store = store
         rows = [row for row in store.ensembles.values() if row.recipe and row.control_of is None]
         groups = list(dict.fromkeys(map(_rest, rows)))
-        held = [_cell(row, groups.index(_rest(row))) for row in rows]
-        known = {(cell.constraint, cell.start, cell.preprocessing, cell.group): cell for cell in held}
+        own = [_cell(row, groups.index(_rest(row))) for row in rows]
+        by_place = {(cell.constraint, cell.start, cell.preprocessing, cell.group): cell for cell in own}
         borrowed = []
-        for cell in held:
+        for cell in own:
             for start in STARTS if cell.constraint == "RA unprojected" else ():
-                twin = known.get(("none", start, cell.preprocessing, cell.group))
+                twin = by_place.get(("none", start, cell.preprocessing, cell.group))
                 if start != cell.start and twin:
                     borrowed.append(replace(twin, constraint=cell.constraint, equals=True))
-        self.cells = sorted(held + borrowed, key=_order)
+        self.cells = sorted(own + borrowed, key=_order)
 
     @property
     def is_grid(self) -> bool:
@@ -87,10 +42,10 @@ class Starts:
 
     def points(self, ensemble: str) -> dict[str, list[AgreementPoint]]:
         """{population: points in the order of steps}; empty without an analysis of the trajectory."""
-        found: dict[str, list[AgreementPoint]] = {}
+        by_population: dict[str, list[AgreementPoint]] = {}
         for point in self._store.rows(AgreementPoint, "ensemble = ?", [ensemble]):
-            found.setdefault(point.population, []).append(point)
-        return found
+            by_population.setdefault(point.population, []).append(point)
+        return by_population
 
     def tokens(self, ensemble: str) -> dict[int, int]:
         """{step: tokens that each member had seen}."""
@@ -126,32 +81,32 @@ class Starts:
             end_live=lives.get(last.step),
             start_cosine=first.best_cosine,
             end_cosine=last.best_cosine,
-            start_centred=before and before.centred_distance,
-            end_centred=after and after.centred_distance,
-            start_share=before and before.mean_share,
-            end_share=after and after.mean_share,
-            random_distance=after and after.random_distance,
-            random_cosine=after and after.random_best_cosine,
+            start_centred=before.centred_distance if before else None,
+            end_centred=after.centred_distance if after else None,
+            start_share=before.mean_share if before else None,
+            end_share=after.mean_share if after else None,
+            random_distance=after.random_distance if after else None,
+            random_cosine=after.random_best_cosine if after else None,
             ev=fmean(evs[0]) if evs else _mean([member.ev for member in members]),
             dead=fmean(known) / row.d_sae if known else None,
         )
 
     def missing(self) -> dict[str, Missing]:
         """{ensemble of the grid without a trajectory: why, and what adds it}."""
-        found = {}
+        missing = {}
         for name in dict.fromkeys(cell.ensemble for cell in self.cells):
             if not self.points(name):
                 command = f"seedscope analyze {self._store.study.study} --only trajectory"
                 lack = Missing("agreement along training, from step 0", "not computed yet", command)
-                found[name] = self._store.missing(name).get("trajectory", lack)
-        return found
+                missing[name] = self._store.missing(name).get("trajectory", lack)
+        return missing
 
     def cells_table(self) -> pa.Table:
         """Every cell with its start and end, for downloads."""
-        empty = dict.fromkeys(Course.__dataclass_fields__)
+        unknown: dict[str, Any] = dict.fromkeys(Course.__dataclass_fields__)
         courses = {cell.ensemble: self.course(cell.ensemble) for cell in self.cells}
-        lines = [asdict(c) | (asdict(courses[c.ensemble]) if courses[c.ensemble] else empty) for c in self.cells]
-        return pa.Table.from_pylist(lines)
+        columns = {name: unknown if course is None else asdict(course) for name, course in courses.items()}
+        return pa.Table.from_pylist([asdict(cell) | columns[cell.ensemble] for cell in self.cells])
 
     def points_table(self) -> pa.Table:
         """Every checkpoint of every cell, for downloads."""
@@ -167,7 +122,7 @@ class Starts:
 
 def _cell(row: Ensemble, group: int) -> Cell:
     """An ensemble's place; fields that a recipe does not name are at their defaults."""
-    recipe = json.loads(row.recipe)
+    recipe = json.loads(row.recipe or "{}")
     variant = recipe.get("variant", "topk")
     start = recipe["centroids"] if "centroids" in recipe else _START.get(recipe.get("start", "random"), "random")
     constraint = "RA unprojected" if recipe.get("start") == "mixtures" else _CONSTRAINT.get(variant, "none")
@@ -177,15 +132,15 @@ def _cell(row: Ensemble, group: int) -> Cell:
 
 def _rest(row: Ensemble) -> str:
     """All that makes an ensemble beside the factors of the grid; archetypal ones are TopK with a constraint."""
-    told = json.loads(row.recipe)
-    recipe = {name: value for name, value in told.items() if name not in _FACTORS}
-    variant = told.get("variant", "topk")
+    settings = json.loads(row.recipe or "{}")
+    recipe = {name: value for name, value in settings.items() if name not in _FACTORS}
+    variant = settings.get("variant", "topk")
     return json.dumps([recipe, "topk" if variant in _CONSTRAINT else variant, row.hookpoint], sort_keys=True)
 
 
 def _order(cell: Cell) -> tuple[int, int, int, str]:
-    places = (CONSTRAINTS, cell.constraint), (STARTS, cell.start), (PREPROCESSING, cell.preprocessing)
-    return (*(names.index(name) for names, name in places), cell.ensemble)
+    constraint, start = CONSTRAINTS.index(cell.constraint), STARTS.index(cell.start)
+    return constraint, start, PREPROCESSING.index(cell.preprocessing), cell.ensemble
 
 
 def _mean(values: list[float | None]) -> float | None:

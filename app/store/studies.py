@@ -1,4 +1,4 @@
-"""The studies under a root."""
+"""The studies under a root: opened on demand, and again where a new version was published."""
 
 import re
 import threading
@@ -45,15 +45,15 @@ class Studies:
                 raise NotFound("results of study", study, f"only what was imported: run `{analysis_of(study)}`")
             raise NotFound("study", study, ", ".join(self.names()) or "none yet: run `seedscope demo`")
         with self._lock:
-            held = self._open.get(study)
-            if held is None or held.path != path:
+            store = self._open.get(study)
+            if store is None or store.path != path:
                 try:
-                    held = self._open[study] = StudyStore(path)
+                    store = self._open[study] = StudyStore(path)
                 except (duckdb.Error, IndexError):
                     raise NotFound(
                         "readable study", study, f"{path.name}, which is damaged; build the study again"
                     ) from None
-            return held
+            return store
 
     def all(self) -> list[StudyStore]:
         """Every study that can be read; one that cannot says why on its own page."""

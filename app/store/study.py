@@ -1,4 +1,4 @@
-"""One published study, as pages ask for it: features, contexts, chance matches, and what helpers compute from it."""
+"""One published study as pages ask for it: features, contexts, chance matches; and the readers of each subject."""
 
 import re
 from dataclasses import fields
@@ -91,10 +91,10 @@ class StudyStore(Database):
         self, ensemble: str, places: list[tuple[int, int]], *, n: int
     ) -> dict[tuple[int, int], list[Context]]:
         """The n strongest contexts of several features, read together."""
-        found: dict[tuple[int, int], list[Context]] = {}
+        by_place: dict[tuple[int, int], list[Context]] = {}
         for row in self.rows_at(Context, ensemble, places, f'AND "group" = 0 AND rank < {n:d}'):
-            found.setdefault((row.seed, row.feature), []).append(row)
-        return found
+            by_place.setdefault((row.seed, row.feature), []).append(row)
+        return by_place
 
     def matches(self, ensemble: str, seed: int, feature: int) -> Match:
         """One feature's partners."""
@@ -107,19 +107,19 @@ class StudyStore(Database):
     def random_feature(self, ensemble: str) -> tuple[int, int]:
         """(seed, index) of any feature that is not known to be dead; raises NotFound where all are."""
         sql = "SELECT seed, feature FROM Feature WHERE ensemble = ? AND dead IS NOT TRUE ORDER BY random() LIMIT 1"
-        found = self.fetch(sql, [ensemble])
-        if not found:
+        rows = self.fetch(sql, [ensemble])
+        if not rows:
             raise NotFound("living feature", ensemble, "only features that never fire or have no direction")
-        return found[0]
+        return rows[0]
 
     def logits(self, ensemble: str, seed: int, feature: int) -> list[Logit]:
         """The next tokens that a feature lowers, then those that it raises, the strongest first; empty without logits."""
         return self.rows(Logit, "ensemble = ? AND seed = ? AND feature = ?", [ensemble, seed, feature])
 
-    def worth_rank(self, found: Feature, column: str = "worth_ev") -> int:
+    def worth_rank(self, feature: Feature, column: str = "worth_ev") -> int:
         """1-based rank of a feature's marginal worth within its member, largest first."""
         sql = f'SELECT count(*) + 1 FROM Feature WHERE ensemble = ? AND seed = ? AND "{column}" > ?'
-        return self.fetch(sql, [found.ensemble, found.seed, getattr(found, column)])[0][0]
+        return self.fetch(sql, [feature.ensemble, feature.seed, getattr(feature, column)])[0][0]
 
     # -- an ensemble as a whole ----------------------------------------------------------------------------------
 
@@ -179,29 +179,3 @@ class StudyStore(Database):
         order = ", ".join(schema.SORT_KEYS[Ablation])
         sql = f"SELECT {names} FROM Ablation WHERE ensemble = $ensemble ORDER BY {order}"
         return self.arrow(sql, {"ensemble": ensemble})
-
-    # -- SQL -----------------------------------------------------------------------------------------------------
-
-    def rows(self, table: type, where: str = "true", parameters: Any = None) -> list[Any]:
-        """Rows of one table in the order of its keys."""
-        names = ", ".join(f'"{f.name}"' for f in fields(table))
-        order = ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
-        sql = f"SELECT {names} FROM {table.__name__} WHERE {where} ORDER BY {order}"
-        return [table(*row) for row in self.fetch(sql, parameters)]
-
-    def _rows_at(self, table: type, ensemble: str, places: list[tuple[int, int]], more: str = "") -> list[Any]:
-        """Rows of a few (seed, feature): their row ids from the two key columns, then the wide columns of those alone."""
-        where = (
-            f"rowid IN (SELECT t.rowid FROM {table.__name__} t JOIN (SELECT unnest($seeds::INTEGER[]) AS seed, "
-            f"unnest($features::INTEGER[]) AS feature) USING (seed, feature) WHERE ensemble = $ensemble {more})"
-        )
-        seeds, features = ([int(place[i]) for place in places] for i in (0, 1))
-        return self.rows(table, where, {"seeds": seeds, "features": features, "ensemble": ensemble})
-
-    def fetch(self, sql: str, parameters: Any = None) -> list[tuple]:
-        """All rows of a statement."""
-        return self._connection.cursor().execute(sql, parameters or []).fetchall()
-
-    def arrow(self, sql: str, parameters: Any) -> pa.Table:
-        """All rows of a statement as an Arrow table."""
-        return self._connection.cursor().sql(sql, params=parameters).to_arrow_table()

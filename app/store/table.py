@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,8 @@ from seedscope.app.store.errors import BadValue
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
 from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA, bucket_bounds
 
-SORTS = ("stability", "density", "worth", "loss", "max", "entropy", "score", "feature")
+Sort = Literal["stability", "density", "worth", "loss", "max", "entropy", "score", "feature"]
+SORTS: tuple[str, ...] = get_args(Sort)
 _SORT_SQL = {
     "stability": "n_matched",
     "density": "n_active",
@@ -37,6 +38,11 @@ _COLUMNS = (
     "worth_loss, trigger, trigger_share, trigger_what, token_entropy, top_token_share, top_token_ids, explanation, explainer, "
     "score"
 )
+# Columns that a line of the table takes over as they are.
+_AS_STORED = (
+    "decoder_norm", "density", "n_active", "max_activation", "worth_ev", "worth_loss", "trigger", "trigger_share",
+    "trigger_what", "token_entropy", "explanation", "explainer", "score",
+)  # fmt: skip
 SCORE_STEPS = (0.9, 0.8, 0.7, 0.6)  # of the facet: features whose score is at least this
 
 
@@ -110,35 +116,34 @@ class FeatureTable:
 
     def page(self, *, limit: int, after: str | None = None, before: str | None = None) -> list[FeatureRow]:
         """One page by keyset: the rows behind `after` (or those in front of `before`), in the query's order."""
-        backwards = before is not None
-        condition, keys = self._beyond(after or before, backwards) if after or before else ("", {})
+        backwards, key = before is not None, after or before
+        condition, keys = self._beyond(key, backwards) if key else ("", {})
         order = self._order(backwards)
         # Row ids first, then the wide columns of those rows alone: a tenth of the time of sorting whole rows.
         lines = self.select(
             f"SELECT line FROM filtered {condition} ORDER BY {order} LIMIT $limit", keys | {"limit": limit}
         )
         rows = self._fetch(
-            f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self.query.rule]}, decoder_norm, density, n_active, "
-            "max_activation, worth_ev, worth_loss, trigger, trigger_share, trigger_what, token_entropy, top_token_ids, "
-            f"explanation, explainer, score FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
+            f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self.query.rule]}, top_token_ids, {', '.join(_AS_STORED)} "
+            f"FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
             {"lines": [line for (line,) in lines]},
         )
         anchor = self._store.ensembles[self.query.ensemble].anchor
-        found = [
+        page = [
             FeatureRow(
-                *row[:2],
-                BUCKETS[row[2]],
-                row[3],
-                tuple(row[4]),
-                _mean_cosine(row[4]),
-                *row[5:15],
-                self._words(row[15]),
-                *row[16:],
-                anchor=row[0] == anchor,
+                seed=seed,
+                feature=feature,
+                bucket=BUCKETS[bucket],
+                n_matched=n_matched,
+                cosines=tuple(cosines),
+                mean_cosine=_mean_cosine(cosines),
+                top_tokens=self._words(top_token_ids),
+                anchor=seed == anchor,
+                **dict(zip(_AS_STORED, stored, strict=True)),
             )
-            for row in rows
+            for seed, feature, bucket, n_matched, cosines, top_token_ids, *stored in rows
         ]
-        return found[::-1] if backwards else found
+        return page[::-1] if backwards else page
 
     def buckets_at(self, places: list[tuple[int, int]]) -> dict[tuple[int, int], str]:
         """{(seed, feature): bucket} of a few features, read together."""
@@ -182,8 +187,13 @@ class FeatureTable:
     def facets(self) -> dict[str, dict[Any, int]]:
         """Counts per bucket, per seed and, of features that fire, per trigger, each under all other filters of the query."""
         counts = {}
-        for column in ("bucket", "seed", "trigger"):
-            wider = FeatureTable(self._store, replace(self.query, **{column: None}))
+        without = {
+            "bucket": replace(self.query, bucket=None),
+            "seed": replace(self.query, seed=None),
+            "trigger": replace(self.query, trigger=None),
+        }
+        for column, query in without.items():
+            wider = FeatureTable(self._store, query)
             where = "WHERE n_active > 0" if column == "trigger" else ""
             counts[column] = dict(wider.select(f"SELECT {column}, count(*) FROM filtered {where} GROUP BY {column}"))
         counts["bucket"] = {BUCKETS[code]: n for code, n in counts["bucket"].items()}
@@ -193,8 +203,8 @@ class FeatureTable:
         """{score: features that reach it}, under all other filters of the query."""
         wider = FeatureTable(self._store, replace(self.query, score_min=None))
         counted = ", ".join(f"count(*) FILTER (score >= {step}::FLOAT)" for step in SCORE_STEPS)
-        found = wider.select(f"SELECT {counted} FROM filtered")[0]
-        return {f"{step:.1f}": n for step, n in zip(SCORE_STEPS, found, strict=True)}
+        counts = wider.select(f"SELECT {counted} FROM filtered")[0]
+        return {f"{step:.1f}": n for step, n in zip(SCORE_STEPS, counts, strict=True)}
 
     def count(self) -> int:
         """Exact number of features that the query finds."""
@@ -203,9 +213,13 @@ class FeatureTable:
     def download(self) -> pa.Table:
         """All features that the query finds, for downloads."""
         row = self._store.ensembles[self.query.ensemble]
-        n, told = row.n_comparisons, {}
-        for name, seed in (("of_anchor", row.anchor), ("of_others", -1)):
-            told[name] = recipe_remark(row.anchor, n, seed)
+        n = row.n_comparisons
+        remarks: dict[str, str | None] = {"of_anchor": None, "of_others": None}
+        if row.anchor is not None:
+            remarks = {
+                "of_anchor": recipe_remark(row.anchor, n, row.anchor),
+                "of_others": recipe_remark(row.anchor, n, -1),
+            }
         columns = (
             "density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, worth_loss, trigger, "
             "trigger_share, trigger_what, token_entropy, top_token_share, explanation, explainer, score"
@@ -215,13 +229,13 @@ class FeatureTable:
             f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns}, coalesce(seed = $anchor::INTEGER, false) AS anchor, "
             f"CASE WHEN seed = $anchor::INTEGER THEN $of_anchor::VARCHAR ELSE $of_others::VARCHAR END AS remark "
             f"FROM filtered ORDER BY {self._order(False)}",
-            told | {"anchor": row.anchor},
+            remarks | {"anchor": row.anchor},
         )
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """(seeds, features) of all that the query finds, in no order."""
-        found = self.select_arrow("SELECT seed, feature FROM filtered")
-        return found.column("seed").to_numpy(), found.column("feature").to_numpy()
+        rows = self.select_arrow("SELECT seed, feature FROM filtered")
+        return rows.column("seed").to_numpy(), rows.column("feature").to_numpy()
 
     # -- distributions -------------------------------------------------------------------------------------------
 
@@ -260,8 +274,8 @@ class FeatureTable:
 
     def _named(self, sql: str, more: dict[str, Any] | None) -> dict[str, Any]:
         """The values that a statement names; DuckDB refuses others."""
-        given = self._parameters | (more or {})
-        return {name: given[name] for name in set(re.findall(r"\$(\w+)", sql)) if name in given}
+        values = self._parameters | (more or {})
+        return {name: values[name] for name in set(re.findall(r"\$(\w+)", sql)) if name in values}
 
     def _statement(self, query: FeatureQuery) -> tuple[str, str, dict[str, Any]]:
         """All features with n_matched and bucket; the CTE `filtered` of those that the query finds; the parameters."""
@@ -297,12 +311,12 @@ class FeatureTable:
         require("score >= $score_min::FLOAT", "score_min", query.score_min)
         if query.q:
             ids = [i for i, text in enumerate(self._store.tokens) if query.q.lower() in text.lower()]
-            told, given = _told(query.q)
-            parameters |= given
+            with_words, word_parameters = _told(query.q)
+            parameters |= word_parameters
             # Lists taken apart and joined: a twentieth of the time of asking every list.
             tokens = "SELECT seed, feature, unnest(top_token_ids) AS token FROM Feature WHERE ensemble = $ensemble"
             shown = f"SELECT seed, feature FROM ({tokens}) WHERE token IN (SELECT unnest($token_ids::INTEGER[]))"
-            require(f"(seed, feature) IN ({shown}{told})", "token_ids", ids)
+            require(f"(seed, feature) IN ({shown}{with_words})", "token_ids", ids)
         # Buckets as numbers until the end: grouping by text takes three times as long.
         dead, stable, unstable, middle = (BUCKETS.index(b) for b in ("dead", "stable", "unstable", "middle"))
         own_bucket = "" if query.dead == "count" else f"WHEN dead THEN {dead} "
@@ -358,17 +372,17 @@ def _told(q: str) -> tuple[str, dict[str, str]]:
 
     The inverted table is sorted by word, so each word reads its own stretch of it. Empty for a search without words.
     """
-    asked = re.findall(r"\w+", q.lower())
-    if not asked:
+    query_words = re.findall(r"\w+", q.lower())
+    if not query_words:
         return "", {}
-    wanted = [f"word = $word_{i}" for i in range(len(asked) - 1)]
-    wanted.append("word >= $word_from AND word < $word_to")
+    conditions = [f"word = $word_{i}" for i in range(len(query_words) - 1)]
+    conditions.append("word >= $word_from AND word < $word_to")
     places = " INTERSECT ".join(
-        f"SELECT seed, feature FROM Word WHERE ensemble = $ensemble AND {each}" for each in wanted
+        f"SELECT seed, feature FROM Word WHERE ensemble = $ensemble AND {each}" for each in conditions
     )
-    given = {f"word_{i}": word for i, word in enumerate(asked[:-1])}
-    given |= {"word_from": asked[-1], "word_to": asked[-1] + chr(0x10FFFF)}
-    return f" UNION ALL SELECT seed, feature FROM ({places})", given
+    parameters = {f"word_{i}": word for i, word in enumerate(query_words[:-1])}
+    parameters |= {"word_from": query_words[-1], "word_to": query_words[-1] + chr(0x10FFFF)}
+    return f" UNION ALL SELECT seed, feature FROM ({places})", parameters
 
 
 def _mean_cosine(cosines: list[float]) -> float | None:

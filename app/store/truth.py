@@ -1,6 +1,7 @@
-"""What is known of a synthetic study: its true features, their recovery, and the map of where that holds."""
+"""Tables of a synthetic study: true features, their recovery, and the cells of the phase map."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import pyarrow as pa
 
@@ -9,7 +10,8 @@ from seedscope.engine.contract import schema
 from seedscope.engine.contract.tables import synthetic
 
 # Tables as downloads name them.
-DOWNLOADS = {
+TruthTable = Literal["features", "latents", "groups", "sets", "map"]
+DOWNLOADS: dict[TruthTable, type] = {
     "features": synthetic.TrueFeature,
     "latents": synthetic.TrueLatent,
     "groups": synthetic.TrueGroup,
@@ -53,8 +55,8 @@ class KnownTruth:
         """Some of a group's true features by id, from the `first` of the group on."""
         offset = self.groups["free"].n_true if group == "low" else 0
         where = '"group" = $group AND id >= $first AND id < $last'
-        found = {"group": group, "first": offset + first, "last": offset + first + n}
-        return self._store.rows(synthetic.TrueFeature, where, found)
+        parameters = {"group": group, "first": offset + first, "last": offset + first + n}
+        return self._store.rows(synthetic.TrueFeature, where, parameters)
 
     def found(self, theta: float) -> list[FoundCount]:
         """How many true features of each group 0, 1, .. of the members found."""
@@ -73,7 +75,7 @@ class KnownTruth:
         )
         return [LatentPoint(*row) for row in self._store.fetch(sql, {"theta": theta})]
 
-    def table(self, name: str) -> pa.Table:
+    def table(self, name: TruthTable) -> pa.Table:
         """A table of DOWNLOADS with every column; true features once for every member, whose nearest latent stands beside."""
         kind = DOWNLOADS[name]
         if kind is synthetic.TrueFeature:

@@ -1,12 +1,11 @@
 """How tests read the dashboard: as text, as JSON, as figures; and how they publish a changed study."""
 
-import html
 import json
 import re
 import shutil
 import time
-from html.parser import HTMLParser
 
+import bs4
 import duckdb
 import httpx2
 import plotly.graph_objects
@@ -15,21 +14,17 @@ from starlette.testclient import TestClient
 from seedscope.app.main import create_app
 from seedscope.app.settings import Settings
 
-
-class _Text(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: list[str] = []
-
-    def handle_data(self, data: str) -> None:
-        self.parts.append(data)
+ADDRESSES = ("href", "src", "action", "data-copy")
 
 
-def text_of(page: str) -> str:
+def parsed(page: str) -> bs4.BeautifulSoup:
+    return bs4.BeautifulSoup(page, "html.parser")
+
+
+def text_of(page: str | bs4.Tag) -> str:
     """What a reader sees, one space between words."""
-    parser = _Text()
-    parser.feed(page)
-    return " ".join(" ".join(parser.parts).replace("\u202f", " ").split())
+    element = parsed(page) if isinstance(page, str) else page
+    return " ".join(element.get_text(" ").replace("\u202f", " ").split())
 
 
 def twin(path: str) -> str:
@@ -38,8 +33,9 @@ def twin(path: str) -> str:
     return ("/index.json" if path == "/" else f"{path}.json") + (f"?{query}" if query else "")
 
 
-def links(page: str, pattern: str = r"href") -> list[str]:
-    return [html.unescape(found) for found in re.findall(rf'{pattern}="([^"]*)"', page)]
+def links(page: str, selector: str = "[href]") -> list[str]:
+    """The addresses of all elements that a CSS selector finds."""
+    return [next(e[name] for name in ADDRESSES if e.has_attr(name)) for e in parsed(page).select(selector)]
 
 
 def answered(client: TestClient, path: str, **options: object) -> httpx2.Response:
@@ -52,8 +48,8 @@ def answered(client: TestClient, path: str, **options: object) -> httpx2.Respons
 
 def figures_of(page: str) -> dict[str, dict]:
     """{figure id: its Plotly dictionary}."""
-    ids = re.findall(r'id="fig-(\w+)"', page)
-    return dict(zip(ids, (json.loads(figure) for figure in links(page, "data-figure")), strict=True))
+    figures = parsed(page).select("figure[id^=fig-]")
+    return {f["id"].removeprefix("fig-"): json.loads(f.select_one("[data-figure]")["data-figure"]) for f in figures}
 
 
 def assert_valid_plotly(figure: dict) -> None:

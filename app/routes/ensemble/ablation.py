@@ -1,4 +1,4 @@
-"""What the buckets are worth: explained variance and next-token loss with features masked, beside controls."""
+"""Masking features: explained variance and next-token loss without stable, unstable or random features, beside controls."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from seedscope.app import render
 from seedscope.app.figures.buckets import MASK_LABEL
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.masking import CURVES, EV, LOSS, CurvePoint, ReferenceLine, masking_curves
-from seedscope.app.routes.address import EnsembleName, Judgement, Plain, StudyName, judged_shares, open_ensemble
+from seedscope.app.findings.loss_recovered import loss_recovered
+from seedscope.app.routes.address import EnsembleJudgement, EnsembleName, Plain, StudyName, judged_shares, open_ensemble
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.tables.features import Ablation
@@ -143,34 +144,41 @@ def _spread(values: Sequence[float]) -> float | None:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     """None where any is."""
-    return None if not values or any(value is None for value in values) else fmean(values)
+    known = _all_known(values)
+    return fmean(known) if known else None
+
+
+def _all_known(values: Sequence[float | None]) -> list[float] | None:
+    """The values; None where any is."""
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None
 
 
 def _mask_lines(rows: list[Ablation]) -> list[MaskLine]:
     whole = {row.seed: row for row in rows if row.mask == "none"}
     lines = []
     for mask, label in MASKS.items():
-        held = [row for row in rows if row.mask == mask]
-        if not held:
+        masked = [row for row in rows if row.mask == mask]
+        if not masked:
             continue
-        same = [whole[row.seed] for row in held]
-        ev, loss = [row.ev for row in held], [row.loss for row in held]
-        mean_loss, whole_loss = _mean(loss), _mean([row.loss for row in same])
-        known = mean_loss is not None and whole_loss is not None
+        same = [whole[row.seed] for row in masked]
+        ev, loss = [row.ev for row in masked], _all_known([row.loss for row in masked])
+        whole_loss = _mean([row.loss for row in same])
+        mean_loss = fmean(loss) if loss else None
         lines.append(
             MaskLine(
                 mask=mask,
                 label=label,
                 is_control="matched" in mask or "random" in mask,
-                n_masked=fmean(row.n_masked for row in held),
-                n_draws=max(row.n_draws for row in held),
-                n_members=len(held),
+                n_masked=fmean(row.n_masked for row in masked),
+                n_draws=max(row.n_draws for row in masked),
+                n_members=len(masked),
                 ev=fmean(ev),
                 ev_spread=_spread(ev),
                 ev_lost=fmean(row.ev for row in same) - fmean(ev),
                 loss=mean_loss,
-                loss_spread=_spread(loss) if known else None,
-                loss_added=mean_loss - whole_loss if known else None,
+                loss_spread=_spread(loss) if loss and whole_loss is not None else None,
+                loss_added=None if mean_loss is None or whole_loss is None else mean_loss - whole_loss,
             )
         )
     return lines
@@ -195,19 +203,20 @@ def _places(rows: list[Ablation]) -> list[_Place]:
     for row in rows:
         curves.setdefault(row.seed, []).append(row)
     n_places = max(map(len, curves.values()), default=0)
-    measured = all(row.loss is not None for row in rows)
 
-    def read(of: Callable[[Ablation], float]) -> np.ndarray:
-        """(members, places)."""
-        at = np.linspace(0, 1, n_places)
-        return np.array(
-            [np.interp(at, np.linspace(0, 1, len(held)), [of(row) for row in held]) for held in curves.values()]
-        )
+    def read(of: Callable[[Ablation], float | None]) -> np.ndarray | None:
+        """(members, places); None where any value is not known."""
+        at, lines = np.linspace(0, 1, n_places), []
+        for curve in curves.values():
+            values = _all_known([of(row) for row in curve])
+            if values is None:
+                return None
+            lines.append(np.interp(at, np.linspace(0, 1, len(values)), values))
+        return np.array(lines)
 
-    if not n_places:
+    n_masked, ev, loss = read(lambda row: row.n_masked), read(lambda row: row.ev), read(lambda row: row.loss)
+    if not n_places or n_masked is None or ev is None:
         return []
-    n_masked, ev = read(lambda row: row.n_masked), read(lambda row: row.ev)
-    loss = read(lambda row: row.loss) if measured else None
     return [
         _Place(n_masked[:, i].tolist(), ev[:, i].tolist(), None if loss is None else loss[:, i].tolist())
         for i in range(n_places)
@@ -228,10 +237,15 @@ def _curve_line(kind: str, place: _Place) -> MaskingLine:
 
 
 def _member_line(member: Member) -> MemberWorth:
-    own, spliced, zero = member.loss_own, member.loss_spliced, member.loss_zero
-    known = own is not None and zero > own
-    recovered = (zero - spliced) / (zero - own) if known else None
-    return MemberWorth(member.seed, member.ev, own, spliced, zero, recovered, member.n_loss_tokens)
+    return MemberWorth(
+        seed=member.seed,
+        ev=member.ev,
+        loss_own=member.loss_own,
+        loss_spliced=member.loss_spliced,
+        loss_zero=member.loss_zero,
+        loss_recovered=loss_recovered(member),
+        n_loss_tokens=member.n_loss_tokens,
+    )
 
 
 # -- in words ----------------------------------------------------------------------------------------------------
@@ -239,8 +253,8 @@ def _member_line(member: Member) -> MemberWorth:
 
 def _sentence(masks: list[MaskLine], members: list[MemberWorth]) -> str:
     """The page in one sentence, made from its numbers."""
-    held = {line.mask: line for line in masks}
-    if not held:
+    by_mask = {line.mask: line for line in masks}
+    if not by_mask:
         own, spliced, zero = (_mean([getattr(m, f"loss_{n}") for m in members]) for n in ("own", "spliced", "zero"))
         if own is None:
             return "What the buckets are worth was not measured."
@@ -248,12 +262,12 @@ def _sentence(masks: list[MaskLine], members: list[MemberWorth]) -> str:
             f"The reconstruction in place of the activations takes the loss from {own:.3f} to {spliced:.3f} nats per "
             f"token, zeros to {zero:.3f}; what single buckets are worth was not measured."
         )
-    if "N stable" not in held:
+    if "N stable" not in by_mask:
         return (
             "The buckets are too small to compare N stable with four times as many unstable features: in no member is "
             "there one stable feature beside four unstable ones."
         )
-    first = held["N stable"]
+    first = by_mask["N stable"]
     before = first.ev + first.ev_lost
     text = f"Masking N = {first.n_masked:.0f} stable features takes EV from {before:.2f} to {first.ev:.2f}"
     if first.loss_added is not None:
@@ -263,7 +277,7 @@ def _sentence(masks: list[MaskLine], members: list[MemberWorth]) -> str:
         "N matched to stable": "as many of the stable ones’ density",
         "N random": "as many at random",
     }
-    return f"{text}; " + "; ".join(f"{says}: {_costs(held[mask])}" for mask, says in others.items()) + "."
+    return f"{text}; " + "; ".join(f"{says}: {_costs(by_mask[mask])}" for mask, says in others.items()) + "."
 
 
 def _costs(line: MaskLine) -> str:
@@ -282,7 +296,7 @@ def _sides(store: StudyStore, row: Ensemble) -> list[AblationSide]:
 
 def _side(store: StudyStore, name: str, *, is_control: bool) -> AblationSide:
     row, members = store.ensemble(name), [_member_line(member) for member in store.members(name)]
-    counts = store.features(Judgement().judged_by(row).query(name)).matched_counts()
+    counts = store.features(EnsembleJudgement.resolved(row).query(name)).matched_counts()
     ev, recovered, own, zero = (
         _mean([getattr(m, n) for m in members]) for n in ("ev", "loss_recovered", "loss_own", "loss_zero")
     )
@@ -299,30 +313,32 @@ def _figures(
     if not whole or not any(points.values()):
         return []
 
-    def along(values: Callable[[_Place], list[float]]) -> list[CurvePoint]:
+    def along(of: Callable[[_Place], list[float] | None]) -> list[CurvePoint]:
         return [
             CurvePoint(
-                kind, fmean(p.n_masked), min(p.n_masked), max(p.n_masked), len(p.ev), fmean(values(p)), _spread(values(p))
+                kind, fmean(p.n_masked), min(p.n_masked), max(p.n_masked), len(p.ev), fmean(values), _spread(values)
             )
             for kind, places in points.items()
             for p in places
+            if (values := of(p)) is not None
         ]  # fmt: skip
 
     n_draws = max(row.n_draws for row in rows if row.mask in CURVES)
     drawn = f"{n_draws} draw{'s' * (n_draws != 1)} each"
     ev = fmean(row.ev for row in whole)
     levels = [ReferenceLine("nothing masked", ev)]
-    found = [masking_curves(EV, along(lambda p: p.ev), levels, ev, n_tokens or 0, drawn)]
+    drawn_curves = [masking_curves(EV, along(lambda p: p.ev), levels, ev, n_tokens or 0, drawn)]
     own, spliced, zero = (_mean([getattr(m, f"loss_{n}") for m in members]) for n in ("own", "spliced", "zero"))
-    if own is None or any(place.loss is None for places in points.values() for place in places):
-        return found
+    n_loss_tokens = [m.n_loss_tokens for m in members if m.n_loss_tokens is not None]
+    is_measured = all(place.loss is not None for places in points.values() for place in places)
+    if own is None or spliced is None or zero is None or not n_loss_tokens or not is_measured:
+        return drawn_curves
     levels = [
         ReferenceLine("the model itself", own, below=True),
         ReferenceLine("spliced", spliced),
         ReferenceLine("zeros in place", zero),
     ]
-    n_loss_tokens = max(m.n_loss_tokens for m in members)
-    found.append(
-        masking_curves(LOSS, along(lambda p: p.loss), levels, spliced, n_loss_tokens, "on fewer draws than EV")
+    drawn_curves.append(
+        masking_curves(LOSS, along(lambda p: p.loss), levels, spliced, max(n_loss_tokens), "on fewer draws than EV")
     )
-    return found
+    return drawn_curves

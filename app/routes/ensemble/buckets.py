@@ -1,18 +1,27 @@
-"""Buckets compared: what sets stable features apart from unstable ones, metric by metric and feature by feature."""
+"""Buckets compared: metrics and trigger classes of stable beside unstable features, and a metric against stability."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends
 from pydantic import Field
 
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.scatter import Cloud, Dots, ScatterCells, metric_scatter
+from seedscope.app.findings.bucket_comparison import METRICS, BucketComparison, MetricName
 from seedscope.app.formats import percent
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, Share, StudyName, Trigger, open_judged
-from seedscope.app.store.compare import METRICS, BucketComparison
+from seedscope.app.routes.address import (
+    RULE_SAYS,
+    EnsembleJudgement,
+    EnsembleName,
+    Opened,
+    Share,
+    StudyName,
+    Trigger,
+    judged,
+)
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
@@ -21,12 +30,10 @@ from seedscope.engine.contract.tables.study import Ensemble, Study
 router = APIRouter()
 
 
-class BucketsQuery(Judgement):
+class BucketsQuery(EnsembleJudgement):
     """The judgement, the scatter's metric, and the filter that greys its other points."""
 
-    metric: Annotated[Literal[tuple(METRICS)] | None, Field(description="the scatter's; density where it is known")] = (
-        None
-    )
+    metric: Annotated[MetricName | None, Field(description="the scatter's; density where it is known")] = None
     bucket: Literal["stable", "middle", "unstable"] | None = None
     trigger: Trigger | None = None
     density_min: Share | None = None
@@ -74,10 +81,12 @@ class BucketsPage:
 
 @render.page(router, "/s/{study}/{ensemble}/buckets", "ensemble/buckets.html", "buckets")
 def buckets(
-    request: Request, study: StudyName, ensemble: EnsembleName, judgement: Annotated[BucketsQuery, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[BucketsQuery], Depends(judged(BucketsQuery))],
 ) -> BucketsPage:
     """What sets stable features apart: medians and effect sizes by bucket, trigger classes, a metric against stability."""
-    store, row, judgement = open_judged(request, study, ensemble, judgement)
+    store, row, judgement = opened
     metrics = store.comparisons.metrics(ensemble)
     drawn, summary = _scatter(store, row, judgement, metrics)
     comparison = store.comparisons.compare(judgement.query(ensemble))
@@ -116,28 +125,31 @@ def _scatter(
     metric = judgement.metric or metrics[0]
     lacking, analysis = store.missing(row.ensemble), METRICS[metric].analysis
     if metric not in metrics:
-        raise BadValue("metric", repr(metric), f"{', '.join(metrics)}, no {metric}: {lacking[analysis]}")
+        reason = lacking[analysis] if analysis else "not computed"
+        raise BadValue("metric", repr(metric), f"{', '.join(metrics)}, no {metric}: {reason}")
     for name in ("trigger", "density_min", "density_max"):
         if getattr(judgement, name) is not None and "activity" in lacking:
             raise BadValue(name, repr(getattr(judgement, name)), f"no filter by {name}: {lacking['activity']}")
     query = judgement.query(row.ensemble)
     marks = {name: getattr(judgement, name) for name in ("bucket", "trigger", "density_min", "density_max")}
-    found = store.comparisons.scatter(query, metric, replace(query, **marks))
+    scatter = store.comparisons.scatter(query, metric, replace(query, **marks))
     n, base, at = row.n_comparisons, f"/s/{store.study.study}/{row.ensemble}", judgement.judgement()
-    if found.points is not None:
-        drawn = Dots(*found.points)
-    else:
+    cells = scatter.cells
+    drawn: Dots | ScatterCells
+    if scatter.points is not None:
+        drawn = Dots(*scatter.points)
+    elif cells is not None:
         links = []
-        for low, high in pairwise(found.cells.edges):
+        for low, high in pairwise(cells.edges):
             # The table filters by density; of other metrics a cell opens its column.
             more = {"density_min": float(low), "density_max": min(float(high), 1.0)} if metric == "density" else {}
             line = [at | marks | more | {"stability_min": x / n, "stability_max": x / n} for x in range(n + 1)]
             links.append([render.url(f"{base}/features", **parameters) for parameters in line])
-        drawn = ScatterCells(*found.cells, links)
-    cloud = Cloud(found.n, found.n_chosen, found.is_log, found.floor, found.n_floored, drawn)
+        drawn = ScatterCells(cells.edges, cells.counts, cells.chosen, links)
+    cloud = Cloud(scatter.n, scatter.n_chosen, scatter.is_log, scatter.floor, scatter.n_floored, drawn)
     figure = metric_scatter(cloud, _named(metric), METRICS[metric].unit, n, base, render.url("", **at))
     return figure, ScatterSummary(
-        metric, found.n, found.n_chosen, found.is_log, found.n_floored, found.cells is not None, figure.table
+        metric, scatter.n, scatter.n_chosen, scatter.is_log, scatter.n_floored, scatter.cells is not None, figure.table
     )
 
 
@@ -146,15 +158,13 @@ def _named(metric: str) -> str:
     return METRICS[metric].words + {"worth_ev": " (EV)", "worth_loss": " (loss)"}.get(metric, "")
 
 
-def _comparison_title(found: BucketComparison) -> str:
+def _comparison_title(comparison: BucketComparison) -> str:
     """What tells stable from unstable features best."""
-    told = [line for line in found.metrics if line.auc is not None]
-    if not told:
+    aucs = [(line.auc, line.metric) for line in comparison.metrics if line.auc is not None]
+    if not aucs:
         return "What sets stable features apart? One of the two buckets is empty"
-    best = max(told, key=lambda line: abs(line.auc - 0.5))
-    if abs(best.auc - 0.5) < 0.05:
+    auc, metric = max(aucs, key=lambda each: abs(each[0] - 0.5))
+    if abs(auc - 0.5) < 0.05:
         return "No metric sets stable features apart from unstable ones"
-    side = "higher" if best.auc > 0.5 else "lower"
-    return (
-        f"A stable feature has the {side} {_named(best.metric)} in {percent(max(best.auc, 1 - best.auc), 0)} of pairs"
-    )
+    side = "higher" if auc > 0.5 else "lower"
+    return f"A stable feature has the {side} {_named(metric)} in {percent(max(auc, 1 - auc), 0)} of pairs"

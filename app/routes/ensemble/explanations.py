@@ -4,37 +4,38 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.scores import ScoreCurve, score_by_stability
-from seedscope.app.formats import percent
+from seedscope.app.findings.scores import BucketScores, ScorePoint, by_bucket, by_stability
+from seedscope.app.findings.word_contrast import Contrast, WordLine
+from seedscope.app.formats import optional_percent, percent
 from seedscope.app.jobs.kinds import language_model
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, StudyName, open_judged
+from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, EnsembleName, Opened, StudyName, judged
 from seedscope.app.store.errors import BadValue
-from seedscope.app.store.explanations import SCORE_KINDS
+from seedscope.app.store.explanations import ScoreKind
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.scores import BucketScores, ScorePoint, by_bucket, by_stability
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.vocabulary import Contrast, WordLine
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 OPENAI = "openai:"  # in front of a language model's name
 
+_COLUMN_TYPES = {str(int): pa.int64(), str(bool | None): pa.bool_()}
 _WORDS = pa.schema(
     {"about": pa.string(), "word": pa.string()}
-    | {f.name: {int: pa.int64(), bool | None: pa.bool_()}.get(f.type, pa.float64()) for f in fields(WordLine)[1:]}
+    | {f.name: _COLUMN_TYPES.get(str(f.type), pa.float64()) for f in fields(WordLine)[1:]}
 )
 
 
-class ExplanationsQuery(Judgement):
+class ExplanationsQuery(EnsembleJudgement):
     """The judgement, whose explanations, and which kind of score."""
 
     explainer: str | None = None
-    kind: Literal[SCORE_KINDS] | None = None
+    kind: ScoreKind | None = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,15 @@ class ExplanationsPage:
 
 @render.page(router, "/s/{study}/{ensemble}/explanations", "ensemble/explanations.html", "explanations")
 def explanations(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[ExplanationsQuery, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[ExplanationsQuery], Depends(judged(ExplanationsQuery))],
 ) -> ExplanationsPage:
     """How well features are explained, by bucket and by stability, and which words set unstable explanations apart."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
-    held = store.explanations
-    explainer = held.check(ensemble, asked.explainer)
-    kinds = held.kinds(ensemble, explainer) if explainer else []
+    store, row, asked = opened
+    stored = store.explanations
+    explainer = stored.check(ensemble, asked.explainer)
+    kinds = stored.kinds(ensemble, explainer) if explainer else []
     kind = _kind(asked, kinds)
     buckets = points = control = contrast = drawn = None
     if explainer:
@@ -105,7 +108,7 @@ def explanations(
         rules=store.rules(ensemble),
         dead=asked.dead,
         explainer=explainer,
-        explainers=held.explainers(ensemble),
+        explainers=stored.explainers(ensemble),
         kind=kind,
         kinds=kinds,
         sentence=_sentence(explainer, kind, buckets, contrast),
@@ -128,16 +131,19 @@ def explanations(
 @router.get("/s/{study}/{ensemble}/explanations.csv", name="explanations.csv")
 @router.get("/s/{study}/{ensemble}/explanations.parquet", name="explanations.parquet")
 def explanations_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[ExplanationsQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[ExplanationsQuery], Depends(judged(ExplanationsQuery))],
 ) -> Response:
     """Every word that is compared between buckets, and every kind of token rule, as CSV or Parquet."""
-    store, _, asked = open_judged(request, study, ensemble, asked)
+    store, _, asked = opened
     explainer = store.explanations.check(ensemble, asked.explainer)
     lines: list[dict[str, Any]] = []
     if explainer:
-        found = store.vocabulary.contrast(asked.query(ensemble), explainer)
-        lines = [{"about": "word"} | asdict(line) for line in found.words]
-        lines += [{"about": "kind of rule"} | asdict(line) for line in found.rule_kinds or ()]
+        contrast = store.vocabulary.contrast(asked.query(ensemble), explainer)
+        lines = [{"about": "word"} | asdict(line) for line in contrast.words]
+        lines += [{"about": "kind of rule"} | asdict(line) for line in contrast.rule_kinds or ()]
     return render.download(request, pa.Table.from_pylist(lines, schema=_WORDS), f"{study}-{ensemble}-words")
 
 
@@ -150,9 +156,9 @@ def _kind(asked: ExplanationsQuery, kinds: list[str]) -> str | None:
 def _scored(
     store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explainer: str, kind: str
 ) -> tuple[list[BucketScores], list[ScorePoint]]:
-    found = store.explanations.scores(asked.query(row.ensemble), explainer, kind)
+    scores = store.explanations.scores(asked.query(row.ensemble), explainer, kind)
     seeds = [member.seed for member in store.members(row.ensemble)]
-    return by_bucket(found), by_stability(found, seeds, row.n_comparisons)
+    return by_bucket(scores), by_stability(scores, seeds, row.n_comparisons)
 
 
 def _control(store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explainer: str, kind: str) -> Control | None:
@@ -170,23 +176,30 @@ def _control(store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explain
 def _drawn(
     row: Ensemble, points: list[ScorePoint], control: Control | None, kind: str, buckets: list[BucketScores]
 ) -> Figure:
-    ends = [point for point in points if point.mean is not None]
-    first, last = ends[0], ends[-1]
+    ends = [(point, point.mean) for point in points if point.mean is not None]
+    (first, first_mean), (last, last_mean) = ends[0], ends[-1]
     title = "Do explanations of stable features score higher?"
     if len(ends) > 1 and first.low is not None and last.low is not None:
         title = "Explanations of stable and of unstable features score alike"
-        if last.low > first.high or last.high < first.low:
-            side = "higher" if last.mean > first.mean else "lower"
+        side = _side(first, last)
+        if side:
             title = (
                 f"Features that come back in {'every' if last.p == 1 else 'most'} seed{'s' * (last.p < 1)} have explanations "
-                f"that score {side} than those that come back in {'none' if first.p == 0 else 'few'}: {last.mean:.2f} against "
-                f"{first.mean:.2f}"
+                f"that score {side} than those that come back in {'none' if first.p == 0 else 'few'}: {last_mean:.2f} against "
+                f"{first_mean:.2f}"
             )
     levels = [line.shuffled_p95 for line in buckets if line.shuffled_p95 is not None]
     sizes = [line.n_scored for line in buckets if line.shuffled_p95 is not None]
     level = sum(a * n for a, n in zip(levels, sizes, strict=True)) / sum(sizes) if levels else None
     beside = None if control is None else _curve(control.ensemble, control.points)
     return score_by_stability(_curve(row.ensemble, points), beside, title, kind, level)
+
+
+def _side(first: ScorePoint, last: ScorePoint) -> Literal["higher", "lower"] | None:
+    """Whether the last interval stands above or below the first; None where they overlap or are not known."""
+    if first.low is None or first.high is None or last.low is None or last.high is None:
+        return None
+    return "higher" if last.low > first.high else "lower" if last.high < first.low else None
 
 
 def _curve(name: str, points: list[ScorePoint]) -> ScoreCurve:
@@ -204,14 +217,14 @@ def _sentence(
     n_features = sum(line.n_features for line in buckets)
     named = f"Language model {explainer.removeprefix(OPENAI)}" if explainer.startswith(OPENAI) else explainer
     text = f"{named[0].upper()}{named[1:]}: {explained:,} of {n_features:,} features explained"
-    line = {held.bucket: held for held in buckets}
+    line = {each.bucket: each for each in buckets}
     if kind and all(line[b].score.median is not None for b in ("stable", "unstable")):
         medians = [f"{line[b].score.median:.2f} for {b}" for b in ("stable", "unstable")]
         text += f"; the median {kind} score is {medians[0]} and {medians[1]} ones"
-        above = [percent(line[b].above, 0) for b in ("stable", "unstable")]
+        above = [optional_percent(line[b].above, 0) for b in ("stable", "unstable")]
         text += f", and {above[0]} and {above[1]} of them score above what 95 % of shuffled labels reach"
     leading = contrast.rule_kinds or contrast.words if contrast else []
-    if leading:
+    if contrast and leading:
         most = leading[0]
         named = f"rules of the kind “{most.word}” make up" if contrast.rule_kinds else f"“{most.word}” stands in"
         text += f"; {named} {percent(most.unstable)} of unstable and {percent(most.stable)} of stable explanations"

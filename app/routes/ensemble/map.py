@@ -7,17 +7,17 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
 from seedscope.app.figures import map
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.map import Around, MapPoints
+from seedscope.app.findings.map_company import N_NEAR, Company, Places
 from seedscope.app.formats import shown_token
-from seedscope.app.routes.address import EnsembleName, StudyName, open_judged
+from seedscope.app.routes.address import EnsembleName, Opened, StudyName, judged
 from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
-from seedscope.app.store.map import N_NEAR, Company, Places
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.spans import map_remark
 from seedscope.app.store.study import StudyStore
@@ -53,16 +53,21 @@ class MapPage:
 
 @render.page(router, "/s/{study}/{ensemble}/subspaces/map", "ensemble/map.html", "map")
 def direction_map(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[SpanFilter, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
 ) -> MapPage:
     """The map of decoder directions: what comes back lies on top of each other, whatever the seed."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     if asked.seed is not None:
         store.member(ensemble, asked.seed)
     lacking = store.missing(ensemble)
     places = _read(store, asked, ensemble)
-    there = len(places.seed) > 0
-    company = [found for bucket in ("unstable", "stable") if (found := store.maps.company(ensemble, places, bucket))]
+    is_drawn = len(places.seed) > 0
+    company = [
+        of_bucket for bucket in ("unstable", "stable") if (of_bucket := store.maps.company(ensemble, places, bucket))
+    ]
     n_chosen = int(places.chosen.sum()) if asked.is_filtered else None
     return MapPage(
         study=store.study,
@@ -78,7 +83,7 @@ def direction_map(
         company=company,
         points=_columns(places, row),
         missing=[lacking["subspaces"]] if "subspaces" in lacking else [],
-        figure_map=_drawn(store, row, asked, places, company, n_chosen) if there else None,
+        figure_map=_drawn(store, row, asked, places, company, n_chosen) if is_drawn else None,
         nav_query=asked,
         nav_choices=choices(store, ensemble),
         nav_push=_push(request, asked, f"/s/{study}/{ensemble}/subspaces"),
@@ -88,10 +93,13 @@ def direction_map(
 @router.get("/s/{study}/{ensemble}/subspaces/map.csv", name="map.csv")
 @router.get("/s/{study}/{ensemble}/subspaces/map.parquet", name="map.parquet")
 def map_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[SpanFilter, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
 ) -> Response:
     """The coordinates as CSV or Parquet; `chosen` says which features the filter finds."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     columns = _columns(_read(store, asked, ensemble), row)
     return render.download(request, pa.table(columns), f"{study}-{ensemble}-map")
 
@@ -126,10 +134,14 @@ def _columns(places: Places, row: Ensemble) -> dict[str, list]:
 def _drawn(
     store: StudyStore, row: Ensemble, asked: SpanFilter, places: Places, company: list[Company], n_chosen: int | None
 ) -> Figure:  # fmt: skip
-    columns = (places.seed, places.feature, places.bucket, places.n_matched)
-    each = zip(*(column.tolist() for column in columns), places.token, places.explanation, strict=True)
-    says = [_says(*one, row.n_comparisons) for one in each]
-    points = MapPoints(*(getattr(places, name) for name in ("seed", "feature", "x", "y", "bucket", "chosen")), says)
+    columns = (column.tolist() for column in (places.seed, places.feature, places.bucket, places.n_matched))
+    says = [
+        _says(seed, feature, bucket, n_matched, token, explanation, row.n_comparisons)
+        for seed, feature, bucket, n_matched, token, explanation in zip(
+            *columns, places.token, places.explanation, strict=True
+        )
+    ]
+    points = MapPoints(places.seed, places.feature, places.x, places.y, places.bucket, places.chosen, says)
     return map.direction_map(
         points,
         [Around(*astuple(one)) for one in company],

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.members import pair_histogram, seed_matrix
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, Seed, StudyName, open_judged
+from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, EnsembleName, Opened, Seed, StudyName, judged
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.pairs import PairRows
 from seedscope.app.store.study import StudyStore
@@ -30,7 +30,7 @@ _PAIRS = pa.schema(
 )  # fmt: skip
 
 
-class MembersQuery(Judgement):
+class MembersQuery(EnsembleJudgement):
     """Which pair, if any, and how many lines of its lists."""
 
     a: Seed | None = None
@@ -38,7 +38,7 @@ class MembersQuery(Judgement):
     limit: Annotated[int, Field(ge=1, le=500)] = 20
 
 
-class MatchQuery(Judgement):
+class MatchQuery(EnsembleJudgement):
     """A pair to be matched now."""
 
     a: Seed
@@ -139,10 +139,12 @@ class MatchPage:
 
 @render.page(router, "/s/{study}/{ensemble}/members", "ensemble/members.html", "members")
 def members(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MembersQuery, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[MembersQuery], Depends(judged(MembersQuery))],
 ) -> MembersPage:
     """Which share of one seed's features comes back in another, for all pairs; with a and b, that pair's lists."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     pairs = store.pairs(ensemble, asked.rule)
     cells = []
     for pair, n_all, n_living in pairs.summaries(asked.theta):
@@ -153,9 +155,9 @@ def members(
     if asked.a is not None and asked.b is not None:
         _check_pair(store, ensemble, asked.a, asked.b)
         gap = next(cell.gap for cell in cells if (cell.a, cell.b) == (asked.a, asked.b))
-        found = pairs.rows(asked.a, asked.b)
-        detail = _detail(found, row, asked, gap=gap if asked.rule in ("hungarian", "both") else None)
-        drawn = _drawn(found, asked)
+        rows = pairs.rows(asked.a, asked.b)
+        detail = _detail(rows, row, asked, asked.a, asked.b, gap=gap if asked.rule in ("hungarian", "both") else None)
+        drawn = _drawn(rows, asked, asked.a, asked.b)
     seeds = [m.seed for m in store.members(ensemble)]
     here = render.url(f"{base}/members", **asked.parameters(a=None, b=None))
     here += "&" if "?" in here else "?"  # put together by hand: 96 seeds have 9,120 cells
@@ -185,18 +187,21 @@ def members(
 @router.get("/s/{study}/{ensemble}/members.csv", name="members.csv")
 @router.get("/s/{study}/{ensemble}/members.parquet", name="members.parquet")
 def members_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MembersQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[MembersQuery], Depends(judged(MembersQuery))],
 ) -> Response:
     """The complete matching of a pair, or the matrix where no pair is named, as CSV or Parquet."""
-    store, _, asked = open_judged(request, study, ensemble, asked)
+    store, _, asked = opened
     pairs = store.pairs(ensemble, asked.rule)
     name = f"{study}-{ensemble}-{asked.rule}"
     if asked.a is not None and asked.b is not None:
         _check_pair(store, ensemble, asked.a, asked.b)
-        found, name = pairs.rows(asked.a, asked.b), f"{name}-{asked.a}-{asked.b}"
-        columns = {name: getattr(found, name) for name in ("partner", "cosine", "runner_up", "mutual")}
-        dead = pa.array(found.dead, mask=None if found.activity else ~found.dead)
-        table = pa.table({"feature": np.arange(len(found.cosine))} | columns | {"dead": dead})
+        rows, name = pairs.rows(asked.a, asked.b), f"{name}-{asked.a}-{asked.b}"
+        columns = {name: getattr(rows, name) for name in ("partner", "cosine", "runner_up", "mutual")}
+        dead = pa.array(rows.dead, mask=None if rows.activity else ~rows.dead)
+        table = pa.table({"feature": np.arange(len(rows.cosine))} | columns | {"dead": dead})
     else:
         lives = store.has(ensemble, "activity")  # else nobody knows which do
         lines = [
@@ -211,10 +216,13 @@ def members_download(
 
 @render.page(router, "/s/{study}/{ensemble}/members/match", "ensemble/match.html", "match")
 def match(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[MatchQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[MatchQuery], Depends(judged(MatchQuery))],
 ) -> MatchPage:
     """Two members matched now, under any rule, by the live engine."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     _check_pair(store, ensemble, asked.a, asked.b)
     seeds = tuple(m.seed for m in store.members(ensemble))
     query = LiveQuery(
@@ -232,15 +240,15 @@ def match(
     answer = engine.answer(query)
     arrays = answer.arrays
     columns = {name: arrays[name] for name in ("partner", "cosine", "runner_up", "mutual")}
-    found = PairRows(**columns, dead=store.dead(ensemble, asked.a), activity=store.has(ensemble, "activity"))
+    rows = PairRows(**columns, dead=store.dead(ensemble, asked.a), activity=store.has(ensemble, "activity"))
     return MatchPage(
         study=store.study,
         ensemble=row,
         theta=asked.theta,
         rule=asked.rule,
         absolute=asked.absolute,
-        pair=_detail(found, row, asked, gap=answer.gap),
-        figure_pair=_drawn(found, asked),
+        pair=_detail(rows, row, asked, asked.a, asked.b, gap=answer.gap),
+        figure_pair=_drawn(rows, asked, asked.a, asked.b),
         nav_query=asked,
     )
 
@@ -255,54 +263,56 @@ def _price(row: Ensemble) -> str:
     return f"{pairs:,} pairs of {row.d_sae:,} × {row.d_sae:,} features"
 
 
-def _judged(found: PairRows, asked: MembersQuery | MatchQuery) -> np.ndarray:
+def _judged(rows: PairRows, asked: MembersQuery | MatchQuery) -> np.ndarray:
     """Indices of the anchor's features that count."""
-    return np.arange(len(found.cosine)) if asked.dead == "count" else np.flatnonzero(~found.dead)
+    return np.arange(len(rows.cosine)) if asked.dead == "count" else np.flatnonzero(~rows.dead)
 
 
-def _detail(found: PairRows, row: Ensemble, asked: MembersQuery | MatchQuery, *, gap: float | None) -> PairDetail:
-    anchors = _judged(found, asked)
-    by_cosine = anchors[np.argsort(-found.cosine[anchors], kind="stable")]
-    hits = is_match(found.cosine[by_cosine], asked.theta)
+def _detail(
+    rows: PairRows, row: Ensemble, asked: MembersQuery | MatchQuery, a: int, b: int, *, gap: float | None
+) -> PairDetail:
+    anchors = _judged(rows, asked)
+    by_cosine = anchors[np.argsort(-rows.cosine[anchors], kind="stable")]
+    hits = is_match(rows.cosine[by_cosine], asked.theta)
     matched, unmatched = by_cosine[hits], by_cosine[~hits]
-    partners, claims = np.unique(found.partner[matched], return_counts=True)
+    partners, claims = np.unique(rows.partner[matched], return_counts=True)
     contested = partners[claims > 1][np.argsort(-claims[claims > 1], kind="stable")]
-    paired = found.cosine[anchors] > NO_MATCH
+    paired = rows.cosine[anchors] > NO_MATCH
     return PairDetail(
-        a=asked.a,
-        b=asked.b,
+        a=a,
+        b=b,
         rule=asked.rule,
         theta=asked.theta,
         n_anchors=len(anchors),
         n_matched=len(matched),
         n_contested=len(contested),
         n_unclaimed=row.d_sae - len(partners),
-        mean_cosine=float(found.cosine[anchors][paired].mean()) if paired.any() else 0.0,
+        mean_cosine=float(rows.cosine[anchors][paired].mean()) if paired.any() else 0.0,
         gap=gap,
-        matched=[_line(found, i) for i in matched[: asked.limit]],
-        unmatched=[_line(found, i) for i in unmatched[: asked.limit]],
+        matched=[_line(rows, i) for i in matched[: asked.limit]],
+        unmatched=[_line(rows, i) for i in unmatched[: asked.limit]],
         contested=[
-            Contested(int(p), [_line(found, i) for i in matched[found.partner[matched] == p]])
+            Contested(int(p), [_line(rows, i) for i in matched[rows.partner[matched] == p]])
             for p in contested[: asked.limit]
         ],
     )
 
 
-def _line(found: PairRows, i: int) -> PairLine:
-    paired = bool(found.cosine[i] > NO_MATCH)
+def _line(rows: PairRows, i: int) -> PairLine:
+    paired = bool(rows.cosine[i] > NO_MATCH)
     return PairLine(
         feature=int(i),
-        partner=int(found.partner[i]) if paired else None,
-        cosine=float(found.cosine[i]) if paired else None,
-        runner_up=float(found.runner_up[i]),
-        mutual=bool(found.mutual[i]),
-        dead=bool(found.dead[i]) if found.activity or found.dead[i] else None,
+        partner=int(rows.partner[i]) if paired else None,
+        cosine=float(rows.cosine[i]) if paired else None,
+        runner_up=float(rows.runner_up[i]),
+        mutual=bool(rows.mutual[i]),
+        dead=bool(rows.dead[i]) if rows.activity or rows.dead[i] else None,
     )
 
 
-def _drawn(found: PairRows, asked: MembersQuery | MatchQuery) -> Figure:
-    anchors = _judged(found, asked)
-    counts, _ = np.histogram(found.cosine[anchors], bins=np.arange(-1, 1.0001, 0.02))
-    n_none = int((found.cosine[anchors] <= NO_MATCH).sum())
+def _drawn(rows: PairRows, asked: MembersQuery | MatchQuery, a: int, b: int) -> Figure:
+    anchors = _judged(rows, asked)
+    counts, _ = np.histogram(rows.cosine[anchors], bins=np.arange(-1, 1.0001, 0.02))
+    n_none = int((rows.cosine[anchors] <= NO_MATCH).sum())
     counts[0] -= n_none
-    return pair_histogram(counts.tolist(), n_none, asked.theta, asked.a, asked.b, asked.rule)
+    return pair_histogram(counts.tolist(), n_none, asked.theta, a, b, asked.rule)

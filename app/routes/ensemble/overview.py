@@ -1,11 +1,11 @@
-"""The overview of one ensemble: which share of its features comes back, how sure that is, and what the buckets are worth."""
+"""The overview of one ensemble: shares of stable and unstable features, how sure they are, and the figures behind them."""
 
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends
 
 from seedscope.app import render
 from seedscope.app.figures import stability
@@ -13,9 +13,17 @@ from seedscope.app.figures.buckets import ablation, density_by_bucket
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.masking import CURVES
 from seedscope.app.figures.stability import stability_cdf, stability_distribution, theta_sweep
+from seedscope.app.findings.ceiling import Ceiling
 from seedscope.app.formats import percent
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Judgement, StudyName, judged_shares, open_judged
-from seedscope.app.store.ceiling import Ceiling
+from seedscope.app.routes.address import (
+    RULE_SAYS,
+    EnsembleJudgement,
+    EnsembleName,
+    Opened,
+    StudyName,
+    judged,
+    judged_shares,
+)
 from seedscope.app.store.ceiling import ceiling as find_ceiling
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import Sample, StudyStore
@@ -90,13 +98,15 @@ class EnsemblePage:
 
 @render.page(router, "/s/{study}/{ensemble}", "ensemble/overview.html", "ensemble")
 def ensemble(
-    request: Request, study: StudyName, ensemble: EnsembleName, judgement: Annotated[Judgement, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[EnsembleJudgement], Depends(judged(EnsembleJudgement))],
 ) -> EnsemblePage:
     """One ensemble: which share of its features is stable, and what the buckets are worth."""
-    store, row, judgement = open_judged(request, study, ensemble, judgement)
+    store, row, judgement = opened
     theta, epsilon = judgement.theta, judgement.epsilon
-    found = store.features(judgement.query(ensemble))
-    counts = found.matched_counts()
+    table = store.features(judgement.query(ensemble))
+    counts = table.matched_counts()
     buckets = {bucket: sum(n for _, b, _, n in counts if b == bucket) for bucket in BUCKETS}
     # The points of curves stand on the page of what buckets are worth; a mask here has one size per member.
     ablations = [row for row in store.ablations(ensemble) if row.mask not in CURVES]
@@ -104,7 +114,7 @@ def ensemble(
     at = judgement.judgement()
     masked = {mask: [a for a in ablations if a.mask == mask] for mask in {a.mask for a in ablations}}
     masked_ev = {mask: fmean(a.ev for a in held) for mask, held in sorted(masked.items())}
-    medians = found.bucket_densities()
+    medians = table.bucket_densities()
     judged = judgement.judged(activity=store.has(ensemble, "activity"))
     hungarian = store.pairs(ensemble, "hungarian").summaries(theta) if "hungarian" in store.rules(ensemble) else []
     return EnsemblePage(
@@ -129,7 +139,7 @@ def ensemble(
         stable_from=bounds.stable,
         unstable_to=bounds.unstable,
         missing=list(store.missing(ensemble).values()),
-        figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, found.density_histogram(), medians),
+        figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, table.density_histogram(), medians),
         nav_judgement=at,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_judged=judged,
@@ -140,7 +150,7 @@ def ensemble(
 def _figures(
     store: StudyStore,
     row: Ensemble,
-    judgement: Judgement,
+    judgement: EnsembleJudgement,
     counts: list[tuple[int, str, int, int]],
     ablations: list[Ablation],
     masked_ev: dict[str, float],
@@ -171,13 +181,12 @@ def _figures(
     for _, bucket, x, n in counts:
         by_x[x] += n if bucket != "dead" else 0
     settled = convergence(by_x, epsilon=epsilon)
-    drawn.append(
-        stability.convergence(*(values.tolist() for values in settled), n_features=int(by_x.sum()), judged=judged)
-    )
+    n, same_bucket, error = (values.tolist() for values in settled)
+    drawn.append(stability.convergence(n, same_bucket, error, int(by_x.sum()), judged))
     return drawn
 
 
-def _sweep(store: StudyStore, row: Ensemble, judgement: Judgement, sample: Sample, judged: str) -> Figure:
+def _sweep(store: StudyStore, row: Ensemble, judgement: EnsembleJudgement, sample: Sample, judged: str) -> Figure:
     shares = bucket_shares(sample.counts[:, SWEEP], row.n_comparisons, judgement.epsilon)
     thetas = [i / (N_THETAS - 1) for i in SWEEP]
     rates = [store.null_rates(row.ensemble, theta) for theta in thetas]
@@ -204,7 +213,7 @@ def _masked_n(masked: dict[str, list[Ablation]]) -> float:
 
 def _ablation_title(ev: dict[str, float]) -> str:
     cost = {mask: ev["none"] - ev[mask] for mask in ("N stable", "4N unstable")}
-    dearer, cheaper = max(cost, key=cost.get), min(cost, key=cost.get)
+    dearer, cheaper = max(cost, key=cost.__getitem__), min(cost, key=cost.__getitem__)
     if cost[cheaper] <= 0:
         return f"Masking {dearer} features costs {cost[dearer]:.3f} EV, masking {cheaper} costs nothing"
     return f"Masking {dearer} features costs {cost[dearer] / cost[cheaper]:.1f} times as much EV as masking {cheaper}"

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import Field
 
@@ -16,8 +16,8 @@ from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.spans import CapturedCurve, captured_figure
 from seedscope.app.formats import percent
 from seedscope.app.live import EngineRefusedError, LiveEngine
-from seedscope.app.routes.address import EnsembleName, Filter, StudyName, open_judged
-from seedscope.app.routes.members_asked import TIME_LIMIT_S, Members, chosen_members, known, span_of
+from seedscope.app.routes.address import EnsembleName, Filter, Opened, StudyName, judged
+from seedscope.app.routes.span_members import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_sets import FeatureSets, feature_sets
 from seedscope.app.store.study import StudyStore
@@ -113,33 +113,36 @@ class ProjectPage:
 
 @render.page(router, "/s/{study}/{ensemble}/subspaces/project", "ensemble/project_set.html", "project")
 def project(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[ProjectQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[ProjectQuery], Depends(judged(ProjectQuery))],
 ) -> ProjectPage:
     """A set of features, projected now: captured energy against rank, and every feature's energy at one rank."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     chosen, sets = _sets(store, row, asked)
     here = f"/s/{study}/{ensemble}/subspaces/project"
     alone = not render.wants_fragment(request) or here in request.headers.get("HX-Current-URL", here)
-    around = {
-        "study": study,
-        "ensemble": ensemble,
-        "filter": asked.model_dump(exclude={"v", "embed", "sort", "view", "rank", "members", "order", "dir", "page"}),
-        "subject": _subject(asked),
-        "d_in": row.d_in,
-        "nav_query": asked,
-        "nav_seeds": {m.seed: m.seed in chosen for m in store.members(ensemble)},
-        "nav_chips": _chips(asked),
-        "nav_links": asked.judgement(),
-        "nav_alone": alone,
-        "nav_push": render.url(here, **asked.parameters()) if alone else None,
-    }
+    page = ProjectPage(
+        study=study,
+        ensemble=ensemble,
+        filter=asked.model_dump(exclude={"v", "embed", "sort", "view", "rank", "members", "order", "dir", "page"}),
+        subject=_subject(asked),
+        d_in=row.d_in,
+        rank=asked.rank,
+        sentence="",
+        nav_query=asked,
+        nav_seeds={m.seed: m.seed in chosen for m in store.members(ensemble)},
+        nav_chips=_chips(asked),
+        nav_links=asked.judgement(),
+        nav_alone=alone,
+        nav_push=render.url(here, **asked.parameters()) if alone else None,
+    )
     # One seed is a wrong address, and its page keeps the form to mend it with; a filter that finds little is none.
     wrong = len(chosen) < 2
     if (unfit := _unfit(chosen, sets, asked)) and not (wrong and request.url.path.endswith(".json")):
-        status = 422 if wrong else 200
-        return ProjectPage(**around, rank=asked.rank, sentence=unfit[0].upper() + unfit[1:] + ".", nav_status=status)
-    found = _ask(request, store, row, asked, chosen, sets)
-    arrays = found.arrays
+        return replace(page, sentence=unfit[0].upper() + unfit[1:] + ".", nav_status=422 if wrong else 200)
+    arrays = _ask(request, store, row, asked, chosen, sets).arrays
     rank = int(arrays["rank"][0])
     curves = [_curve(name, arrays) for name in CURVES if name in arrays]
     subject, n = _subject(asked), len(arrays["seed"])
@@ -151,8 +154,8 @@ def project(
     shown = listed[(asked.page - 1) * PAGE_ROWS : asked.page * PAGE_ROWS]
     fitted = [m.n_fitted for m in members if m.n_fitted is not None]
     reached = max(fitted) if max(fitted) < rank else None
-    return ProjectPage(
-        **around,
+    return replace(
+        page,
         rank=rank,
         ranks=arrays["ranks"].tolist(),
         n=n,
@@ -183,10 +186,13 @@ def project(
 @router.get("/s/{study}/{ensemble}/subspaces/project.csv", name="project.csv")
 @router.get("/s/{study}/{ensemble}/subspaces/project.parquet", name="project.parquet")
 def project_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[ProjectQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[ProjectQuery], Depends(judged(ProjectQuery))],
 ) -> Response:
     """Every feature that the page lists, with its energies, in the page's order."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     arrays = _ask(request, store, row, asked, *_sets(store, row, asked)).arrays
     listed = _listed(arrays, asked)
     columns = {name: arrays[name][listed] for name in ("seed", "feature", "own", "others")}
@@ -199,10 +205,13 @@ def project_download(
 @router.get("/s/{study}/{ensemble}/subspaces/project/curves.csv", name="project_curves.csv")
 @router.get("/s/{study}/{ensemble}/subspaces/project/curves.parquet", name="project_curves.parquet")
 def curves_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[ProjectQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[ProjectQuery], Depends(judged(ProjectQuery))],
 ) -> Response:
     """The curves that the page draws, and the overlap of spans, one line per curve and rank."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     arrays = _ask(request, store, row, asked, *_sets(store, row, asked)).arrays
     names = [name for name in (*CURVES, "overlap") if name in arrays]
     ranks = arrays["ranks"]
@@ -294,15 +303,21 @@ def _described(
     store: StudyStore, ensemble: str, arrays: dict[str, np.ndarray], shown: np.ndarray, asked: ProjectQuery
 ) -> list[ProjectedFeature]:
     places = list(zip(arrays["seed"][shown].tolist(), arrays["feature"][shown].tolist(), strict=True))
-    held = store.features_at(ensemble, places) if places else {}
+    features = store.features_at(ensemble, places) if places else {}
     activity = store.has(ensemble, "activity")
     described = []
     for place, own, others in zip(places, arrays["own"][shown], arrays["others"][shown], strict=True):
-        found = held[place]
-        tokens = [store.tokens[i] for i in found.top_token_ids if i >= 0] if activity else None
+        feature = features[place]
+        tokens = [store.tokens[i] for i in feature.top_token_ids if i >= 0] if activity else None
         described.append(
             ProjectedFeature(
-                *place, asked.score(found).bucket, found.density, tokens, known(own), known(others), known(own - others)
+                *place,
+                asked.score(feature).bucket,
+                feature.density,
+                tokens,
+                known(own),
+                known(others),
+                known(own - others),
             )
         )
     return described
@@ -315,13 +330,14 @@ def _sentence(curves: dict[str, CapturedCurve], rank: int, d: int, subject: str,
     if cross is None:
         return f"No span of these sets has {rank:,} directions: too few features to fit so many ({of})."
     at = curves["cross"].ranks.index(rank)
+    spread = curves["cross"].spread[at] or 0.0
     beside = [f"a random subspace {percent(rank / d)}"]
     if "random_set" in curves and (random := curves["random_set"].at(rank)) is not None:
         beside.insert(0, f"that of as many random living features {percent(random)}")
     own = f"their own seed’s {percent(within)}, " if within is not None else ""
     return (
         f"At rank {rank:,} of {d:,} the span of another seed’s {subject} captures {percent(cross)} of their energy "
-        f"(± {100 * curves['cross'].spread[at]:.1f} over {curves['cross'].n_pairs[at]:,} ordered pairs); {own}"
+        f"(± {100 * spread:.1f} over {curves['cross'].n_pairs[at]:,} ordered pairs); {own}"
         f"{' and '.join(beside)}; {of}."
     )
 
@@ -337,13 +353,13 @@ def _remarks(
             f"The first {len(members)} of {n_all} seeds: all would take longer than a page can wait. Choose others below."
         )
     if few := [m for m in members if m.n_fitted is None]:
-        held = ", ".join(f"seed {m.seed}: {m.n}" for m in few)
-        remarks.append(f"Left out, as a set needs two features, one to fit and one to measure ({held}).")
+        listed = ", ".join(f"seed {m.seed}: {m.n}" for m in few)
+        remarks.append(f"Left out, as a set needs two features, one to fit and one to measure ({listed}).")
     if short := [m for m in members if m.n_fitted is not None and m.n_fitted < rank]:
-        held = ", ".join(f"seed {m.seed} at {m.n_fitted}" for m in short[:12]) + (", .." if len(short) > 12 else "")
+        listed = ", ".join(f"seed {m.seed} at {m.n_fitted}" for m in short[:12]) + (", .." if len(short) > 12 else "")
         remarks.append(
             f"Rank {rank:,} takes {2 * rank:,} features of a seed, half of them to fit: {len(short)} of {len(members) - len(few)} "
-            f"curves stop before it ({held})."
+            f"curves stop before it ({listed})."
         )
     if without := sum(m.n_undirected for m in members):
         remarks.append(f"{without:,} features without a direction are left out.")

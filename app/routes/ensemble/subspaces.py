@@ -1,10 +1,10 @@
-"""The geometry of unstable features: do their spans carry over from seed to seed, and more than controls do?"""
+"""Spans of unstable features: what they capture of another seed's features, beside every control; angles, pursuit, map."""
 
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
@@ -14,11 +14,12 @@ from seedscope.app.figures.pursuit import Residual, pursuit_residual
 from seedscope.app.figures.seedspans import angle_matrix, energy_matrix, overlap_matrix
 from seedscope.app.figures.spans import CapturedCurve, captured_figure
 from seedscope.app.figures.spectrum import span_spectrum
-from seedscope.app.formats import percent
-from seedscope.app.routes.address import EnsembleName, StudyName, open_ensemble, open_judged
+from seedscope.app.findings.random_subspaces import unrelated_angle
+from seedscope.app.findings.span_claim import Claim, Compared, EnergyAtRank, compare, judge_claim
+from seedscope.app.formats import optional_percent, percent
+from seedscope.app.routes.address import EnsembleName, Opened, StudyName, judged
 from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.span_claim import Claim, EnergyAtRank, compare, judge_claim
 from seedscope.app.store.spans import (
     TABLES,
     EnsembleSpans,
@@ -29,11 +30,15 @@ from seedscope.app.store.spans import (
     pairs_at,
     read_spans,
     span_table,
-    unrelated_angle,
 )
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract import schema
-from seedscope.engine.contract.tables.spans import SPAN_CURVES
+from seedscope.engine.contract.tables.spans import (
+    SPAN_CURVES,
+    SpanCurve,
+    SpanMember,
+    SpanPrediction,
+    SpanResidual,
+)
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
@@ -85,11 +90,11 @@ class SubspacesPage:
     shown_ranks: list[int]
     lines: list[CapturedLine]
     sides: list[SpanSide]  # empty without a control
-    curves: list[schema.SpanCurve]
+    curves: list[SpanCurve]
     pairs: list[PairSpan]  # at the rank
-    members: list[schema.SpanMember]
-    residuals: list[schema.SpanResidual]
-    predictions: list[schema.SpanPrediction]
+    members: list[SpanMember]
+    residuals: list[SpanResidual]
+    predictions: list[SpanPrediction]
     predicted: str | None  # what predictability leaves, in one sentence
     remarks: list[str]
     map_remark: str | None
@@ -107,18 +112,20 @@ class SubspacesPage:
 
 @render.page(router, "/s/{study}/{ensemble}/subspaces", "ensemble/subspaces.html", "subspaces")
 def subspaces(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[SpanFilter, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
 ) -> SubspacesPage:
     """Whether spans of unstable features carry over from seed to seed, beside every control; angles, pursuit, map."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     lacking = store.missing(ensemble)
-    found = read_spans(store, ensemble)
+    spans = read_spans(store, ensemble)
     rank = None
     if row.span_rank is not None:
-        rank = _first_rank(row.span_rank, found) if asked.rank is None else nearest_rank(found.ranks, asked.rank)
-    levels = found.levels(rank) if rank else {}
+        rank = _first_rank(row.span_rank, spans) if asked.rank is None else nearest_rank(spans.ranks, asked.rank)
+    levels = spans.levels(rank) if rank else {}
     claim = judge_claim(levels)
-    shown = _around(found.ranks, rank) if rank else []
+    shown = _around(spans.ranks, rank) if rank else []
     pairs = pairs_at(store, ensemble, rank) if rank else []
     return SubspacesPage(
         study=store.study,
@@ -129,26 +136,26 @@ def subspaces(
         asked_epsilon=asked.epsilon,
         rank=rank,
         asked_rank=asked.rank,
-        ranks=found.ranks,
-        sentence=_sentence(row, found, rank, levels, claim, lacking),
+        ranks=spans.ranks,
+        sentence=_sentence(row, spans, rank, levels, claim, lacking),
         claim=claim,
         shown_ranks=shown,
-        lines=_lines(found, shown),
+        lines=_lines(spans, shown),
         sides=_sides(store, row, rank) if rank else [],
-        curves=found.curves,
+        curves=spans.curves,
         pairs=pairs,
-        members=found.members,
-        residuals=found.residuals,
-        predictions=found.predictions,
-        predicted=_predicted(found.predictions, row),
+        members=spans.members,
+        residuals=spans.residuals,
+        predictions=spans.predictions,
+        predicted=_predicted(spans.predictions, row),
         remarks=other_remarks(row),
         map_remark=map_remark(row),
         missing=[lacking["subspaces"]] if "subspaces" in lacking else [],
-        figure_captured=_captured(row, found, rank) if rank else None,
-        figure_spectrum=_spectrum(row, found),
-        figure_matrix=_matrix(store, row, asked, rank, pairs) if pairs else None,
-        figure_pursuit=_pursuit(found),
-        figure_predictability=_predictability(found),
+        figure_captured=_captured(row, spans, rank) if rank else None,
+        figure_spectrum=_spectrum(row, spans),
+        figure_matrix=_matrix(store, row, asked, rank, pairs) if rank and pairs else None,
+        figure_pursuit=_pursuit(spans),
+        figure_predictability=_predictability(spans),
         nav_query=asked,
         nav_choices=choices(store, ensemble),
         nav_tables=list(TABLES),
@@ -160,10 +167,12 @@ def _download(name: str, table: str) -> None:
     """Register one table's downloads."""
 
     def span_download(
-        request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[SpanFilter, Query()]
+        request: Request,
+        study: StudyName,
+        ensemble: EnsembleName,
+        opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
     ) -> Response:
-        store, _ = open_ensemble(request, study, ensemble)
-        return render.download(request, span_table(store, ensemble, table), f"{study}-{ensemble}-spans-{table}")
+        return render.download(request, span_table(opened.store, ensemble, table), f"{study}-{ensemble}-spans-{table}")
 
     for kind in ("csv", "parquet"):
         path = f"/s/{{study}}/{{ensemble}}/{name}.{kind}"
@@ -181,7 +190,7 @@ for _table in TABLES:
 
 
 def _sentence(
-    row: Ensemble, found: EnsembleSpans, rank: int | None, levels: dict[str, EnergyAtRank], claim: Claim | None,
+    row: Ensemble, spans: EnsembleSpans, rank: int | None, levels: dict[str, EnergyAtRank], claim: Claim | None,
     lacking: dict[str, Missing],
 ) -> str:  # fmt: skip
     """What holds here and what does not, made from the numbers."""
@@ -190,7 +199,7 @@ def _sentence(
     if rank is None:
         return "Too few members have unstable features whose spans could be compared, so nothing is said of the claim."
     if claim is None:
-        reached = _reached(found)
+        reached = _reached(spans)
         way_out = f"the largest rank that all needed curves reach is {reached:,}" if reached else "no rank is reached"
         return f"At rank {rank:,} no span has that many directions: fitted rows are too few, {way_out}."
     return f"At rank {rank:,} of {row.d_in:,}, {_measured(levels)}: {_verdict(claim)}{_beside(claim, levels)}."
@@ -217,66 +226,77 @@ def _verdict(claim: Claim) -> str:
 
 def _beside(claim: Claim, levels: dict[str, EnergyAtRank]) -> str:
     """What random and stable features of the same number capture."""
-    if any(found is None for found in claim.against.values()):
+    if any(compared is None for compared in claim.against.values()):
         return f", though {levels['cross'].n_pairs} ordered pairs are too few to set it against the controls"
     if claim.carries in ("no", "nothing"):
         return ""
-    told = []
+    parts = []
     if "random_set" in levels:
         value = percent(levels["random_set"].mean)
-        told.append(
+        parts.append(
             f", and as many random living features capture less, {value}"
             if claim.is_particular
             else f"; but as many random living features capture {_as_much(claim, 'random_set')}, {value}, so that this says little "
             "about unstable features in particular"
         )
     if "stable" in levels:
-        told.append(f"; as many stable ones {_as_much(claim, 'stable')}, {percent(levels['stable'].mean)}")
-    return "".join(told)
+        parts.append(f"; as many stable ones {_as_much(claim, 'stable')}, {percent(levels['stable'].mean)}")
+    return "".join(parts)
 
 
 def _as_much(claim: Claim, name: str) -> str:
-    return {"more": "less", "equal": "as much within the spread", "less": "more"}[claim.against[name]]
+    words: dict[Compared | None, str] = {"more": "less", "equal": "as much within the spread", "less": "more"}
+    return words[claim.against[name]]
 
 
-def _predicted(rows: list[schema.SpanPrediction], row: Ensemble) -> str | None:
+def _predicted(rows: list[SpanPrediction], row: Ensemble) -> str | None:
     """What is left of predictability after the controls."""
-    told = {found.setting: found for found in rows}
-    if not {"plain", "isotropic", "always_stable"} <= told.keys():
+    by_setting = {each.setting: each for each in rows}
+    if not {"plain", "isotropic", "always_stable"} <= by_setting.keys():
         return None
-    plain, copies, always = (told[name] for name in ("plain", "isotropic", "always_stable"))
+    plain, copies, always = (by_setting[name] for name in ("plain", "isotropic", "always_stable"))
     text = (
         f"From seed to seed the decoder row tells stable from unstable at F1 {plain.f1:.2f} (AUROC {plain.auroc:.2f}); random "
         f"directions that are copied as closely reach {copies.f1:.2f} ({copies.auroc:.2f}), always saying “stable” {always.f1:.2f}"
     )
-    if not {"disjoint", "isotropic_disjoint"} <= told.keys():
+    left = _without_copies(rows)
+    if left is None:
         return f"{text}; too few rows are left without shared copies to say more."
-    apart, chance = told["disjoint"], told["isotropic_disjoint"]
-    text += f"; without shared copies AUROC is {apart.auroc:.2f} where random directions give {chance.auroc:.2f}: "
+    apart, chance = left
+    text += f"; without shared copies AUROC is {apart.mean:.2f} where random directions give {chance.mean:.2f}: "
     text += (
-        f"{apart.auroc - chance.auroc:+.2f} is left" if _is_left(apart, chance) else "nothing beyond the spread is left"
+        f"{apart.mean - chance.mean:+.2f} is left"
+        if compare(apart, chance) == "more"
+        else "nothing beyond the spread is left"
     )
     if (row.largest_cluster or 0) > CHAINED:
-        text += f", but one cluster of matches holds {percent(row.largest_cluster, 0)} of the rows: that says little"
+        text += f", but one cluster of matches holds {optional_percent(row.largest_cluster, 0)} of the rows: that says little"
     return f"{text}."
 
 
-def _is_left(apart: schema.SpanPrediction, chance: schema.SpanPrediction) -> bool:
-    levels = (EnergyAtRank(each.auroc, each.auroc_spread, each.n_pairs) for each in (apart, chance))
-    return compare(*levels) == "more"
+def _without_copies(rows: list[SpanPrediction]) -> tuple[EnergyAtRank, EnergyAtRank] | None:
+    """AUROC without shared copies: of decoder rows, and of random directions; None where too few rows are left."""
+    levels = {
+        each.setting: EnergyAtRank(each.auroc, each.auroc_spread, each.n_pairs)
+        for each in rows
+        if each.auroc is not None
+    }
+    if not {"disjoint", "isotropic_disjoint"} <= levels.keys():
+        return None
+    return levels["disjoint"], levels["isotropic_disjoint"]
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------
 
 
-def _first_rank(usual: int, found: EnsembleSpans) -> int:
+def _first_rank(usual: int, spans: EnsembleSpans) -> int:
     """The usual rank, or the largest one that curves reach where that is smaller."""
-    return min(usual, _reached(found) or usual)
+    return min(usual, _reached(spans) or usual)
 
 
-def _reached(found: EnsembleSpans) -> int | None:
+def _reached(spans: EnsembleSpans) -> int | None:
     """The largest rank at which there is a verdict; None without any."""
-    return max((rank for rank in found.ranks if judge_claim(found.levels(rank))), default=None)
+    return max((rank for rank in spans.ranks if judge_claim(spans.levels(rank))), default=None)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------
@@ -288,9 +308,9 @@ def _around(ranks: list[int], rank: int) -> list[int]:
     return ranks[first : first + N_SHOWN]
 
 
-def _lines(found: EnsembleSpans, shown: list[int]) -> list[CapturedLine]:
-    at = {rank: found.levels(rank) for rank in shown}
-    fitted = {row.curve: row.n_fitted for row in found.curves}
+def _lines(spans: EnsembleSpans, shown: list[int]) -> list[CapturedLine]:
+    at = {rank: spans.levels(rank) for rank in shown}
+    fitted = {row.curve: row.n_fitted for row in spans.curves}
     return [
         CapturedLine(curve, CURVE_SAYS[curve], [at[rank].get(curve) for rank in shown], fitted[curve])
         for curve in CURVE_SAYS
@@ -304,8 +324,8 @@ def _sides(store: StudyStore, row: Ensemble, rank: int) -> list[SpanSide]:
     controls = [each.ensemble for each in store.ensembles.values() if each.control_of == original]
     sides = []
     for name in (original, *controls) if controls else ():
-        found = read_spans(store, name)
-        levels, n_unstable = found.levels(rank), sum(member.n_unstable for member in found.members)
+        spans = read_spans(store, name)
+        levels, n_unstable = spans.levels(rank), sum(member.n_unstable for member in spans.members)
         sides.append(SpanSide(name, name != original, n_unstable, levels, judge_claim(levels)))
     return sides
 
@@ -313,28 +333,28 @@ def _sides(store: StudyStore, row: Ensemble, rank: int) -> list[SpanSide]:
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
-def _captured(row: Ensemble, found: EnsembleSpans, rank: int) -> Figure:
+def _captured(row: Ensemble, spans: EnsembleSpans, rank: int) -> Figure:
     curves = []
     for name in SPAN_CURVES:
-        held = [each for each in found.curves if each.curve == name]
-        if name != "overlap" and held:
-            columns = zip(*((c.rank, c.mean, c.spread, c.n_pairs) for c in held), strict=True)
+        rows = [each for each in spans.curves if each.curve == name]
+        if name != "overlap" and rows:
+            columns = zip(*((c.rank, c.mean, c.spread, c.n_pairs) for c in rows), strict=True)
             curves.append(CapturedCurve(name, *columns))
-    n = sum(member.n_unstable for member in found.members)
+    n = sum(member.n_unstable for member in spans.members)
     return captured_figure(
-        curves, d=row.d_in, rank=rank, n=f"{n:,} unstable features of {len(found.members)} members",
+        curves, d=row.d_in, rank=rank, n=f"{n:,} unstable features of {len(spans.members)} members",
         fitted="half of a member’s unstable rows",
     )  # fmt: skip
 
 
-def _spectrum(row: Ensemble, found: EnsembleSpans) -> Figure | None:
-    held = [member for member in found.members if member.n_equal]
-    if not held:
+def _spectrum(row: Ensemble, spans: EnsembleSpans) -> Figure | None:
+    members = [member for member in spans.members if member.n_equal]
+    if not members:
         return None
     names = ("random", "stable", "unstable")
-    values = {name: [getattr(member, f"{name}_values") for member in held] for name in names}
-    ranks = {name: fmean(getattr(member, f"{name}_equal") for member in held) for name in names}
-    return span_spectrum(values, ranks, [member.n_equal for member in held], row.d_in)
+    values = {name: [getattr(member, f"{name}_values") for member in members] for name in names}
+    ranks = {name: fmean(getattr(member, f"{name}_equal") for member in members) for name in names}
+    return span_spectrum(values, ranks, [member.n_equal for member in members], row.d_in)
 
 
 def _matrix(store: StudyStore, row: Ensemble, asked: SpanFilter, rank: int, pairs: list[PairSpan]) -> Figure:
@@ -349,26 +369,25 @@ def _matrix(store: StudyStore, row: Ensemble, asked: SpanFilter, rank: int, pair
     return draw(seeds, cells, links, rank, row.d_in)
 
 
-def _pursuit(found: EnsembleSpans) -> Figure | None:
+def _pursuit(spans: EnsembleSpans) -> Figure | None:
     rows = [
         Residual(
             r.bucket, r.k, r.mean, r.spread, {"haar": r.haar, "second_moment": r.second_moment}, r.n_pairs, r.n_rows
         )
-        for r in found.residuals
+        for r in spans.residuals
     ]
     return pursuit_residual(rows) if rows else None
 
 
-def _predictability(found: EnsembleSpans) -> Figure | None:
-    if not found.predictions:
+def _predictability(spans: EnsembleSpans) -> Figure | None:
+    if not spans.predictions:
         return None
-    told = {p.setting: p for p in found.predictions}
     title = "Does the decoder row say whether a feature is stable?"
-    if {"disjoint", "isotropic_disjoint"} <= told.keys():
-        apart, chance = told["disjoint"], told["isotropic_disjoint"]
-        says = "Something of stability shows" if _is_left(apart, chance) else "Nothing of stability shows"
-        title = f"{says} in the decoder row alone: AUROC {apart.auroc:.2f}, random directions {chance.auroc:.2f}"
+    if left := _without_copies(spans.predictions):
+        apart, chance = left
+        says = "Something of stability shows" if compare(apart, chance) == "more" else "Nothing of stability shows"
+        title = f"{says} in the decoder row alone: AUROC {apart.mean:.2f}, random directions {chance.mean:.2f}"
     rows = [
-        PredictionScore(p.setting, p.f1, p.f1_spread, p.auroc, p.auroc_spread, p.n_pairs) for p in found.predictions
+        PredictionScore(p.setting, p.f1, p.f1_spread, p.auroc, p.auroc_spread, p.n_pairs) for p in spans.predictions
     ]
     return prediction_dots(rows, title)

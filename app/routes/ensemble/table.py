@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import Field
 
 from seedscope.app import render
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, StudyName, open_ensemble, open_judged
+from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, Opened, StudyName, judged, open_ensemble
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.table import FeatureRow
 from seedscope.engine.contract import schema
@@ -55,14 +55,16 @@ class TablePage:
 
 @render.page(router, "/s/{study}/{ensemble}/features", "ensemble/table.html", "features")
 def feature_table(
-    request: Request, study: StudyName, ensemble: EnsembleName, filter: Annotated[TableFilter, Query()]
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[TableFilter], Depends(judged(TableFilter))],
 ) -> TablePage:
     """Features of all members, filtered and sorted, page by page."""
-    store, row, filter = open_judged(request, study, ensemble, filter)
+    store, row, filter = opened
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
-    found = store.features(filter.query(ensemble))
-    rows = found.page(limit=filter.limit + 1, after=filter.after, before=filter.before)
+    table = store.features(filter.query(ensemble))
+    rows = table.page(limit=filter.limit + 1, after=filter.after, before=filter.before)
     more = len(rows) > filter.limit
     if filter.before:
         rows = rows[-filter.limit :]
@@ -70,7 +72,7 @@ def feature_table(
     else:
         rows = rows[: filter.limit]
         has_after, has_before = more, filter.after is not None
-    facets = found.facets()
+    facets = table.facets()
     base = f"/s/{study}/{ensemble}/features"
     position = {"limit": filter.limit if filter.limit != 50 else None, "after": filter.after, "before": filter.before}
     return TablePage(
@@ -81,17 +83,17 @@ def feature_table(
         epsilon=filter.epsilon,
         rule=filter.rule,
         rules=store.rules(ensemble),
-        total=found.count(),
+        total=table.count(),
         rows=rows,
         buckets={b: facets["bucket"].get(b, 0) for b in BUCKETS},
         seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
         triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has(ensemble, "activity") else None,
-        scores=found.score_facet() if store.has(ensemble, "explain") else None,
+        scores=table.score_facet() if store.has(ensemble, "explain") else None,
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),
         missing=list(store.missing(ensemble).values()),
-        after=found.key(rows[-1]) if rows and has_after else None,
-        before=found.key(rows[0]) if rows and has_before else None,
+        after=table.key(rows[-1]) if rows and has_after else None,
+        before=table.key(rows[0]) if rows and has_before else None,
         nav_filter=filter,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_push=render.url(base, **filter.parameters(), **position),
@@ -101,10 +103,13 @@ def feature_table(
 @router.get("/s/{study}/{ensemble}/features.csv", name="features.csv")
 @router.get("/s/{study}/{ensemble}/features.parquet", name="features.parquet")
 def feature_download(
-    request: Request, study: StudyName, ensemble: EnsembleName, filter: Annotated[Filter, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[Filter], Depends(judged(Filter))],
 ) -> Response:
     """All features that the filter finds, as CSV or Parquet."""
-    store, _, filter = open_judged(request, study, ensemble, filter)
+    store, _, filter = opened
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
     table = store.features(filter.query(ensemble)).download()

@@ -18,11 +18,12 @@ from seedscope.app.figures.trajectory import (
     short,
     training_figures,
 )
+from seedscope.app.findings.features_along import BucketPoint, FeaturesAlong
+from seedscope.app.findings.precedence import QUANTITIES, TELLS, Lag, Separation
+from seedscope.app.findings.stabilization import Stabilization, Trajectory, judge_stabilization
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import EnsembleName, Plain, StudyName, open_ensemble
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.precedence import QUANTITIES, TELLS, Lag, Separation
-from seedscope.app.store.trajectory import BucketPoint, Features, Stabilization, Trajectory, judge_stabilization
 from seedscope.engine.contract.tables.study import Ensemble, Study
 from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry, TracePoint
 
@@ -69,33 +70,33 @@ def trajectory(
 ) -> TrajectoryPage:
     """How training went, how members came to agree from step 0 on, and whether features' worth or stability comes first."""
     store, row = open_ensemble(request, study, ensemble)
-    found, features = store.trajectories.read(ensemble), store.trajectories.features(ensemble)
-    verdict, word = judge_stabilization(found, row.shared_start), _word(row)
+    course, features = store.trajectories.read(ensemble), store.trajectories.features(ensemble)
+    verdict, word = judge_stabilization(course, row.shared_start), _word(row)
     lacks = store.missing(ensemble)
     return TrajectoryPage(
         study=store.study,
         ensemble=row,
         theta=row.theta,
         epsilon=row.epsilon,
-        sentence=_sentence(verdict, found),
+        sentence=_sentence(verdict, course),
         stabilization=verdict,
-        trace=found.trace,
-        checkpoints=found.checkpoints,
-        agreement=found.agreement,
-        geometry=found.geometry,
-        geometry_says=_geometry_says(found.geometry),
-        n_features=features and features.n,
-        n_all=features and features.n_all,
+        trace=course.trace,
+        checkpoints=course.checkpoints,
+        agreement=course.agreement,
+        geometry=course.geometry,
+        geometry_says=_geometry_says(course.geometry),
+        n_features=features.n if features else None,
+        n_all=features.n_all if features else None,
         buckets=features.points if features else [],
         separations=features.separations if features else [],
         lags=features.lags if features else [],
         answer=_answer(features, row) if features else [],
         missing=[lacks["trajectory"]] if "trajectory" in lacks else [],
-        figure_training=training_figures(found.trace),
-        figure_agreement=agreement_figures(found.checkpoints, found.of("all"), found.of("live"), found.geometry)
+        figure_training=training_figures(course.trace),
+        figure_agreement=agreement_figures(course.checkpoints, course.of("all"), course.of("live"), course.geometry)
         if verdict
         else [],
-        figure_features=_features(features, found, word, row.theta) if features else [],
+        figure_features=_features(features, course, word, row.theta) if features else [],
         figure_first=_first(features) if features else [],
     )
 
@@ -117,10 +118,10 @@ def _word(row: Ensemble) -> str:
 # -- in words ----------------------------------------------------------------------------------------------------------
 
 
-def _sentence(verdict: Stabilization | None, found: Trajectory) -> str:
+def _sentence(verdict: Stabilization | None, course: Trajectory) -> str:
     """Whether training brought members together, made from the numbers."""
     if verdict is None:
-        if found.trace:
+        if course.trace:
             return "How training went is known; agreement along it was not measured."
         return "How its members were trained is not known here."
     v = verdict
@@ -171,16 +172,19 @@ def _geometry_says(geometry: list[CosineGeometry]) -> str:
     )
 
 
-def _answer(features: Features, row: Ensemble) -> list[str]:
+def _answer(features: FeaturesAlong, row: Ensemble) -> list[str]:
     """Which comes first, as far as the numbers say."""
     if not features.lags:
         return ["Worth was not measured along training, so that nothing can be said of what comes first."]
-    said = [*_told_by(features.separations, _word(row)), *_before(features.points, shared=row.shared_start == "yes")]
+    sentences = [
+        *_told_by(features.separations, _word(row)),
+        *_before(features.points, shared=row.shared_start == "yes"),
+    ]
     rows = {before: [each for each in features.lags if each.before == before] for before in ("worth", "best cosine")}
     n = len(rows["worth"])
-    mean = {before: fmean(each.partial for each in held) for before, held in rows.items()}
-    often = {before: sum(each.is_beyond and each.partial > 0 for each in held) for before, held in rows.items()}
-    most = {before: max(held, key=lambda each: abs(each.partial)) for before, held in rows.items()}
+    mean = {before: fmean(each.partial for each in lags) for before, lags in rows.items()}
+    often = {before: sum(each.is_beyond and each.partial > 0 for each in lags) for before, lags in rows.items()}
+    most = {before: max(lags, key=lambda each: abs(each.partial)) for before, lags in rows.items()}
 
     def course(before: str) -> str:
         top, last = most[before], rows[before][-1]
@@ -189,7 +193,7 @@ def _answer(features: Features, row: Ensemble) -> list[str]:
             f"{top.partial:+.2f} up to {top.next_tokens:,} tokens, {last.partial:+.2f} in the last"
         )
 
-    said.append(
+    sentences.append(
         "From one checkpoint to the next, of features with equal best cosine those worth more gain "
         f"{'more' if mean['worth'] > 0 else 'less'} of it ({course('worth')}); of features of equal worth those with the higher "
         f"best cosine gain {'more' if mean['best cosine'] > 0 else 'less'} worth ({course('best cosine')})."
@@ -197,60 +201,72 @@ def _answer(features: Features, row: Ensemble) -> list[str]:
     led = {before: often[before] > n / 2 for before in rows}
     word = _word(row)
     if all(led.values()):
-        said.append(f"Each goes before gains of the other in most steps: neither worth nor {word} comes first.")
+        sentences.append(f"Each goes before gains of the other in most steps: neither worth nor {word} comes first.")
     elif not any(led.values()):
-        said.append("Neither goes before gains of the other in most steps.")
+        sentences.append("Neither goes before gains of the other in most steps.")
     else:
         first, second = ("worth", word) if led["worth"] else (word, "worth")
-        said.append(
+        sentences.append(
             f"So far as one goes before the other, it is {first}: it goes before gains of {second} in most steps, {second} before "
             f"gains of {first} in {'none' if not min(often.values()) else 'fewer than half'} of them."
         )
-    said.append(
+    sentences.append(
         "What goes before need not be the cause: both may follow a third, such as how often a feature is needed."
     )
-    return said
+    return sentences
 
 
-def _told_by(found: list[Separation], word: str) -> list[str]:
+def _told_by(separations: list[Separation], word: str) -> list[str]:
     """From when on each quantity tells where features end."""
-    if not found:
+    if not separations:
         return []
-    told: dict[str, Separation | None] = {}
+    first_by_quantity: dict[str, Separation | None] = {}
     for quantity in QUANTITIES:
-        points = [each for each in found if each.quantity == quantity]
+        points = [each for each in separations if each.quantity == quantity]
         # From there on at every checkpoint: a single one above the level may be chance.
         below = max((i for i, each in enumerate(points) if each.auc < TELLS), default=-1)
-        told[quantity] = points[below + 1] if below + 1 < len(points) else None
+        first_by_quantity[quantity] = points[below + 1] if below + 1 < len(points) else None
     parts = [
         f"{quantity} from {f'{point.tokens:,} tokens' if point.tokens else 'the start'} on ({point.auc:.2f})"
         if point
         else f"{quantity} at no checkpoint for good"
-        for quantity, point in told.items()
+        for quantity, point in first_by_quantity.items()
     ]
-    said = f"Features that end stable are told from those that end unstable (AUC ≥ {TELLS}) by {', by '.join(parts)}."
-    first, second = told["worth"], told["best cosine"]
+    sentence = (
+        f"Features that end stable are told from those that end unstable (AUC ≥ {TELLS}) by {', by '.join(parts)}."
+    )
+    first, second = first_by_quantity["worth"], first_by_quantity["best cosine"]
     if not (first and second) or first.step == second.step:
-        return [said]
+        return [sentence]
     step = min(first.step, second.step)
     one, other = (
-        next(each for each in found if (each.quantity, each.step) == (name, step)) for name in ("worth", "best cosine")
+        next(each for each in separations if (each.quantity, each.step) == (name, step))
+        for name in ("worth", "best cosine")
     )
-    apart = one.low is not None and (one.low > other.high or other.low > one.high)
+    apart = _are_apart(one, other)
     return [
-        f"{said} Worth tells {'earlier' if first.step < second.step else 'later'} than {word} itself"
+        f"{sentence} Worth tells {'earlier' if first.step < second.step else 'later'} than {word} itself"
         f"{'' if apart else f', though at {one.tokens:,} tokens their intervals overlap'}."
     ]
 
 
+def _are_apart(one: Separation, other: Separation) -> bool:
+    """Whether two intervals are known and do not overlap."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low > other.high or other.low > one.high
+
+
 def _before(points: list[BucketPoint], *, shared: bool) -> list[str]:
     """What the two buckets were worth at the last checkpoint at which their matches were still alike."""
-    held = {name: [each for each in points if each.bucket == name] for name in ("stable", "unstable")}
-    pairs = list(zip(*held.values(), strict=True)) if all(held.values()) else []
+    by_bucket = {name: [each for each in points if each.bucket == name] for name in ("stable", "unstable")}
+    pairs = list(zip(*by_bucket.values(), strict=True)) if all(by_bucket.values()) else []
     alike = [(a, b) for a, b in pairs if (b.stability > 1 - ALIKE if shared else a.stability < ALIKE)]
-    if not alike or alike[-1][0].worth is None:
+    if not alike:
         return []
     stable, unstable = alike[-1]
+    if stable.worth is None or unstable.worth is None:
+        return []
     when = "at the start" if not stable.tokens else f"at {stable.tokens:,} tokens"
     return [
         f"{when[0].upper()}{when[1:]}, the last checkpoint at which hardly any of them {'differed' if shared else 'matched'} "
@@ -262,105 +278,96 @@ def _before(points: list[BucketPoint], *, shared: bool) -> list[str]:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _features(features: Features, found: Trajectory, word: str, theta: float) -> list[Figure]:
-    held: dict[str, list[BucketPoint]] = {}
+def _features(features: FeaturesAlong, course: Trajectory, word: str, theta: float) -> list[Figure]:
+    by_end: dict[str, list[BucketPoint]] = {}
     for point in features.points:
-        held.setdefault(point.bucket, []).append(point)
+        by_end.setdefault(point.bucket, []).append(point)
     n = f"n = {features.n:,} features by the bucket in which they end"
     n += f", a random choice of {features.n_all:,}" if features.n < features.n_all else ""
-    n_tokens, n_comparisons = found.checkpoints[0].n_tokens, found.checkpoints[0].n_comparisons
+    n_tokens, n_comparisons = course.checkpoints[0].n_tokens, course.checkpoints[0].n_comparisons
     drawn = [
         by_bucket(
             "along_stability", f"When do features that end stable come apart in {word}?",
             f"Mean share of {n_comparisons} comparisons that match at θ = {theta:.2f} as they stand at the same step; {n}. "
             "Band: ± one standard deviation over members.", Scale(f"{word} p", range=(-0.03, 1.03)),
-            {b: [(p.tokens, p.n, p.stability, p.stability_spread) for p in points] for b, points in held.items()},
+            {b: [(p.tokens, p.n, p.stability, p.stability_spread) for p in points] for b, points in by_end.items()},
         ),
     ]  # fmt: skip
     if not features.lags:
         return drawn
     on = f"on the same {n_tokens:,} evaluation tokens at every checkpoint; {n}. Band: ± one standard deviation over members."
-    scaled = {b: [(p.tokens, p.n, 1000 * p.worth, None if p.worth_spread is None else 1000 * p.worth_spread) for p in points]
-              for b, points in held.items()}  # fmt: skip
+    worth = {b: [(p.tokens, p.n, 1000 * p.worth, None if p.worth_spread is None else 1000 * p.worth_spread)
+                 for p in points if p.worth is not None] for b, points in by_end.items()}  # fmt: skip
+    density = {b: [(p.tokens, p.n, p.density, p.density_spread) for p in points if p.density is not None]
+               for b, points in by_end.items()}  # fmt: skip
     return [
         *drawn,
         by_bucket("along_worth", "What are they worth meanwhile?", f"Mean EV lost when a feature alone is masked, {on}",
-                  Scale("marginal worth, ‰ of EV", ".3f", zero=True), scaled),
+                  Scale("marginal worth, ‰ of EV", ".3f", zero=True), worth),
         by_bucket("along_density", "How often do they fire meanwhile?", f"Mean share of tokens on which a feature fires, {on}",
-                  Scale("density", ".2%"),
-                  {b: [(p.tokens, p.n, p.density, p.density_spread) for p in points] for b, points in held.items()}),
+                  Scale("density", ".2%"), density),
     ]  # fmt: skip
 
 
-def _first(features: Features) -> list[Figure]:
+def _first(features: FeaturesAlong) -> list[Figure]:
     """What tells first where features end, and what goes before what."""
-    drawn = []
-    if features.separations:
-        one = features.separations[0]
-        lines, table = [], []
-        for quantity in QUANTITIES:
-            rows = [each for each in features.separations if each.quantity == quantity]
-            colour, dash, marker = QUANTITY_DRAWN[quantity]
-            edges = (
-                [[each.low for each in rows], [each.high for each in rows]]
-                if rows and rows[0].low is not None
-                else [None, None]
-            )
-            if rows:
-                lines.append(
-                    Along(
-                        quantity, [r.tokens for r in rows], [r.auc for r in rows], *edges, colour, dash, marker=marker
-                    )
-                )
-            table += [
-                (quantity, f"{r.tokens:,}", f"{r.auc:.3f}", "–" if r.low is None else f"{r.low:.3f} – {r.high:.3f}")
-                for r in rows
-            ]
-        drawn.append(
-            along_training(
-                "separation", "What tells first which features end stable?",
-                f"AUC: how often one of {one.n_stable:,} features that end stable has more of it than one of "
-                f"{one.n_unstable:,} that end unstable, within {one.n_members} members; 0.5 is chance. Band: 95 % over members. "
-                "Where features end is judged by matches at the end, so that best cosine has to tell there.",
-                lines, Scale("AUC, ends stable against ends unstable", range=(0, 1.02)),
-                header=("quantity", "tokens", "AUC", "95 % over members"), table=table,
-            )
-        )  # fmt: skip
-    if features.lags:
-        lines, table = [], []
-        for before, label in (
-            ("worth", "worth before a gain of best cosine"),
-            ("best cosine", "best cosine before a gain of worth"),
-        ):
-            rows = [each for each in features.lags if each.before == before]
-            colour, dash, marker = QUANTITY_DRAWN[before]
-            edges = (
-                [[each.low for each in rows], [each.high for each in rows]] if rows[0].low is not None else [None, None]
-            )
-            lines.append(
-                Along(
-                    label, [r.next_tokens for r in rows], [r.partial for r in rows], *edges, colour, dash, marker=marker
-                )
-            )
-            table += [
-                (label, f"{short(r.tokens)} – {short(r.next_tokens)}", f"{r.n:,}", f"{r.partial:+.3f}",
-                 "–" if r.low is None else f"{r.low:+.3f} – {r.high:+.3f}", f"± {r.null:.3f}", f"{r.plain:+.3f}")
-                for r in rows
-            ]  # fmt: skip
-        rows = [each for each in features.lags if each.before == "worth"]
-        at, null = [r.next_tokens for r in rows], [r.null for r in rows]
-        lines.append(
-            Along("by chance, 95 %", at, [None] * len(at), [-x for x in null], null, "@null", "dash", 1.5, None)
-        )
-        drawn.append(
-            along_training(
-                "lags", "What goes before what, from one checkpoint to the next?",
-                "Partial rank correlation of one quantity with the other’s change up to the checkpoint shown, given the other as "
-                f"it stands before; n = {rows[0].n:,} features that end alive, within {rows[0].n_members} members. "
-                "Bands: 95 % over members; grey: what 95 % of random orders stay inside.",
-                lines, Scale("partial rank correlation", "+.3f", zero=True),
-                header=("what before what", "tokens", "features", "partial", "95 % over members", "by chance", "Spearman, plain"),
-                table=table,
-            )
-        )  # fmt: skip
-    return drawn
+    drawn = [_separation_figure(features.separations)] if features.separations else []
+    return [*drawn, _lag_figure(features.lags)] if features.lags else drawn
+
+
+def _separation_figure(separations: list[Separation]) -> Figure:
+    one = separations[0]
+    lines, table = [], []
+    for quantity in QUANTITIES:
+        rows = [each for each in separations if each.quantity == quantity]
+        if rows:
+            lines.append(_quantity_line(quantity, quantity, [(r.tokens, r.auc, r.low, r.high) for r in rows]))
+        table += [
+            (quantity, f"{r.tokens:,}", f"{r.auc:.3f}", "–" if r.low is None else f"{r.low:.3f} – {r.high:.3f}")
+            for r in rows
+        ]
+    return along_training(
+        "separation", "What tells first which features end stable?",
+        f"AUC: how often one of {one.n_stable:,} features that end stable has more of it than one of "
+        f"{one.n_unstable:,} that end unstable, within {one.n_members} members; 0.5 is chance. Band: 95 % over members. "
+        "Where features end is judged by matches at the end, so that best cosine has to tell there.",
+        lines, Scale("AUC, ends stable against ends unstable", range=(0, 1.02)),
+        header=("quantity", "tokens", "AUC", "95 % over members"), table=table,
+    )  # fmt: skip
+
+
+def _lag_figure(lags: list[Lag]) -> Figure:
+    lines, table = [], []
+    labels = {"worth": "worth before a gain of best cosine", "best cosine": "best cosine before a gain of worth"}
+    for before, label in labels.items():
+        rows = [each for each in lags if each.before == before]
+        lines.append(_quantity_line(before, label, [(r.next_tokens, r.partial, r.low, r.high) for r in rows]))
+        table += [
+            (label, f"{short(r.tokens)} – {short(r.next_tokens)}", f"{r.n:,}", f"{r.partial:+.3f}",
+             "–" if r.low is None else f"{r.low:+.3f} – {r.high:+.3f}", f"± {r.null:.3f}", f"{r.plain:+.3f}")
+            for r in rows
+        ]  # fmt: skip
+    rows = [each for each in lags if each.before == "worth"]
+    at = [r.next_tokens for r in rows]
+    low: list[float | None] = [-r.null for r in rows]
+    high: list[float | None] = [r.null for r in rows]
+    lines.append(Along("by chance, 95 %", at, [None] * len(at), low, high, "@null", "dash", 1.5, None))
+    return along_training(
+        "lags", "What goes before what, from one checkpoint to the next?",
+        "Partial rank correlation of one quantity with the other’s change up to the checkpoint shown, given the other as "
+        f"it stands before; n = {rows[0].n:,} features that end alive, within {rows[0].n_members} members. "
+        "Bands: 95 % over members; grey: what 95 % of random orders stay inside.",
+        lines, Scale("partial rank correlation", "+.3f", zero=True),
+        header=("what before what", "tokens", "features", "partial", "95 % over members", "by chance", "Spearman, plain"),
+        table=table,
+    )  # fmt: skip
+
+
+def _quantity_line(quantity: str, label: str, points: list[tuple[int, float, float | None, float | None]]) -> Along:
+    """A quantity as its figures draw it, from (tokens, value, low, high); a band where the interval is known."""
+    tokens, values, low, high = (list(column) for column in zip(*points, strict=True))
+    colour, dash, marker = QUANTITY_DRAWN[quantity]
+    is_known = low[0] is not None
+    return Along(
+        label, tokens, values, low if is_known else None, high if is_known else None, colour, dash, marker=marker
+    )

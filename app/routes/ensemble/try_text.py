@@ -1,114 +1,32 @@
-"""A text of one's own: what it sets off in every member, and one feature beside its counterparts, token by token."""
+"""A text of the user's own, run through every member now: active features per token, and one feature beside its counterparts."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
-from fastapi import APIRouter, Query, Request
-from pydantic import Field, field_validator
+from fastapi import APIRouter, Depends, Request
 
 from seedscope.app import render
 from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
-from seedscope.app.routes.address import EnsembleName, Judgement, Seed, StudyName, open_judged
+from seedscope.app.routes.address import EnsembleName, Opened, StudyName, judged
+from seedscope.app.routes.ensemble.text_activity import (
+    LineToken,
+    Listed,
+    MemberActive,
+    OnText,
+    StrongFeature,
+    TextActivity,
+    TextLine,
+    TryQuery,
+)
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import NO_MODEL, Missing
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
-from seedscope.engine.contract.stability import BUCKETS, is_match
 from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()
 LONGEST_ADDRESS = 8192  # bytes behind the question mark: what browsers, proxies and chat programs carry
-N_STRONGEST = 20  # features of the whole text
-N_LISTED, N_LISTED_BESIDE = 100, 5  # features at a token: of the seed that is shown, and of every other
 N_EXAMPLES = 3
-LINE, SHORT_LINE = 92, 46  # characters; a newline ends a line that is no shorter than the second
-FEW_SEEDS = 16  # from there on, a line shows those alone in which something fires
-
-
-class TryQuery(Judgement):
-    """The text, whose features are shown on it, and at which of its tokens they are listed."""
-
-    text: str = ""
-    seed: Seed | None = None
-    feature: Seed | None = None
-    at: Annotated[Seed, Field(description="index of a token: what is active there is listed")] | None = None
-
-    @field_validator("text")
-    @classmethod
-    def _as_forms_send_it(cls, value: str) -> str:
-        """A link and the form that it fills mean the same text."""
-        return value.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
-
-
-@dataclass(frozen=True)
-class MemberActive:
-    """All that is active in one member: three equally long columns, token after token, the strongest first."""
-
-    seed: int
-    token: list[int]
-    feature: list[int]
-    activation: list[float]
-
-
-@dataclass(frozen=True)
-class StrongFeature:
-    """A feature of the seed that is shown, by its largest activation on the text."""
-
-    feature: int
-    bucket: str
-    max_activation: float
-    at: int  # token of that activation
-    n_active: int  # tokens of the text
-    cosines: list[float]  # under the rule, one per comparison
-
-
-@dataclass(frozen=True)
-class OnText:
-    """The feature itself, or its counterpart in another seed, on the text."""
-
-    seed: int
-    feature: int | None  # None where the rule forms no pair
-    cosine: float | None  # with the feature itself; None for itself and where there is no pair
-    matched: bool | None
-    bucket: str | None
-    max_activation: float
-    n_active: int
-    activations: list[float]  # one per token
-
-
-class LineToken(NamedTuple):
-    """A token on the page, with the buckets of what is active on it in the seed that is shown."""
-
-    shown: str
-    counts: bool
-    buckets: list[tuple[str, int, float]]  # (bucket, features, where its part of the bar ends in percent)
-    strongest: list[tuple[int, float]]  # (feature, activation)
-
-
-class Chip(NamedTuple):
-    """A feature that is active at the token whose features are listed."""
-
-    seed: int
-    feature: int
-    activation: float
-    bucket: str
-
-
-class Listed(NamedTuple):
-    """What is active at one token, seed by seed, the one that is shown first."""
-
-    at: int
-    seeds: list[tuple[int, list[Chip], int]]  # (seed, the strongest, how many there are)
-
-
-class TextLine(NamedTuple):
-    """A stretch of tokens, with those of the feature and its counterparts that it shows."""
-
-    tokens: range
-    rows: list[OnText]
-    n_silent: int  # left out because they do not fire here
 
 
 @dataclass(frozen=True)
@@ -152,29 +70,15 @@ class TryPage:
     nav_query: TryQuery
 
 
-class MemberActivity(NamedTuple):
-    """All that is active in one member, as the engine says it."""
-
-    seed: int
-    token: np.ndarray
-    feature: np.ndarray
-    activation: np.ndarray
-
-    def of(self, feature: int | None, n_tokens: int) -> np.ndarray:
-        """One feature's activations, one per token."""
-        found = np.zeros(n_tokens, np.float32)
-        if feature is not None:
-            mine = self.feature == feature
-            found[self.token[mine]] = self.activation[mine]
-        return found
-
-
 @render.page(router, "/s/{study}/{ensemble}/try", "ensemble/try_text.html", "try")
 def try_text(
-    request: Request, study: StudyName, ensemble: EnsembleName, asked: Annotated[TryQuery, Query()]
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[Opened[TryQuery], Depends(judged(TryQuery))],
 ) -> TryPage:
     """A text run through the study's model and every member now: active features per token, and one feature's counterparts."""
-    store, row, asked = open_judged(request, study, ensemble, asked)
+    store, row, asked = opened
     store.check_rule(ensemble, asked.rule)
     seed = store.members(ensemble)[0].seed if asked.seed is None else store.member(ensemble, asked.seed).seed
     if asked.feature is not None:
@@ -187,7 +91,8 @@ def try_text(
         missing = Missing("a text of your own", NO_MODEL, None)
     if row.control_of is not None:
         missing = Missing("a text of your own", f"its members read {store.study.model} with random weights", None)
-    answer, says, again, status = None, None, False, 200
+    answer: LiveAnswer | None = None
+    says, again, status = None, False, 200
     if asked.text and missing is None:
         try:
             answer = _ask(request, store, row, asked)
@@ -195,7 +100,8 @@ def try_text(
             if request.url.path.endswith(".json"):
                 raise
             says, again, status = _instead(error)
-    page = _Answered(store, row, asked, seed, answer) if answer else None
+    activity = TextActivity(store, row, asked, seed, answer) if answer else None
+    on_text = activity.on_text or [] if activity else []
     return TryPage(
         study=study,
         ensemble=ensemble,
@@ -208,22 +114,22 @@ def try_text(
         seed=seed,
         feature=asked.feature,
         missing=missing,
-        n_read=page and page.n_read,
-        n_all=page and page.n_all,
-        ids=page and answer.arrays["id"].tolist(),
-        tokens=page and answer.texts,
-        counts=page and answer.arrays["counts"].tolist(),
-        members=page and [MemberActive(a.seed, *(column.tolist() for column in a[1:])) for a in page.members],
-        strongest=page and page.strongest(),
-        on_text=page and page.on_text,
+        n_read=activity.n_read if activity else None,
+        n_all=activity.n_all if activity else None,
+        ids=answer.arrays["id"].tolist() if answer else None,
+        tokens=answer.texts if answer else None,
+        counts=answer.arrays["counts"].tolist() if answer else None,
+        members=[a.as_columns() for a in activity.members] if activity else None,
+        strongest=activity.strongest() if activity else None,
+        on_text=activity.on_text if activity else None,
         nav_says=says,
         nav_again=again,
         nav_status=status,
-        nav_cut=page and page.cut(),
-        nav_line=page.line() if page else [],
-        nav_listed=page and page.listed(),
-        nav_lines=list(page.lines()) if page and page.on_text else [],
-        nav_largest=max((one.max_activation for one in page.on_text), default=0) if page and page.on_text else 0,
+        nav_cut=activity.cut() if activity else None,
+        nav_line=activity.line() if activity else [],
+        nav_listed=activity.listed() if activity else None,
+        nav_lines=list(activity.lines()) if activity and on_text else [],
+        nav_largest=max((row.max_activation for row in on_text), default=0),
         nav_seeds=[member.seed for member in store.members(ensemble)],
         nav_examples=_examples(store, ensemble, asked) if not asked.text and missing is None else [],
         nav_activity=store.has(ensemble, "activity"),
@@ -262,166 +168,11 @@ def _instead(error: Exception) -> tuple[str, bool, int]:
     return str(error), isinstance(error, EngineStartingError), 202 if isinstance(error, EngineStartingError) else 503
 
 
-class _Answered:
-    """The engine's answer, judged and put in order for the page."""
-
-    def __init__(self, store: StudyStore, row: Ensemble, asked: TryQuery, seed: int, answer: LiveAnswer) -> None:
-        self._store, self._row, self._asked, self._seed, self._answer = store, row, asked, seed, answer
-        self.n_read, self.n_all = answer.arrays["extent"].tolist()
-        self.n_tokens = len(answer.texts)
-        seeds = [member.seed for member in store.members(row.ensemble)]
-        self.members = list(_members(seeds, answer))
-        self._shown = next(a for a in self.members if a.seed == seed)
-        self._at = self._listed_token()
-        self.on_text = None if asked.feature is None else self._on_text()
-        here = [(a.seed, f) for a in self.members for f in a.feature[a.token == self._at].tolist()]
-        shown = [(seed, f) for f in np.unique(self._shown.feature).tolist()]
-        self._buckets = store.features(asked.query(row.ensemble)).buckets_at([*here, *shown])
-
-    def cut(self) -> str | None:
-        """Why the model did not read all of the text; None if it did."""
-        if self.n_read == self.n_all:
-            return None
-        room = self._store.study.n_ctx or 0
-        full = self.n_tokens + 1 >= room
-        return f"the study reads windows of {room:,}" if full else "more features are active than one answer holds"
-
-    def line(self) -> list[LineToken]:
-        """The tokens of the text with what is active on them in the seed that is shown."""
-        ends = np.searchsorted(self._shown.token, np.arange(self.n_tokens + 1))
-        found = []
-        for i, (text, counts) in enumerate(
-            zip(self._answer.texts, self._answer.arrays["counts"].tolist(), strict=True)
-        ):
-            features = self._shown.feature[ends[i] : ends[i + 1]].tolist()
-            held = [self._buckets[self._seed, feature] for feature in features]
-            n = {bucket: held.count(bucket) for bucket in BUCKETS if bucket in held}
-            stops = np.cumsum([100 * k / len(held) for k in n.values()])
-            parts = [(bucket, k, float(stop)) for (bucket, k), stop in zip(n.items(), stops, strict=True)]
-            first = self._shown.activation[ends[i] : ends[i] + 3].tolist()
-            found.append(LineToken(text, counts, parts, list(zip(features, first, strict=False))))
-        return found
-
-    def _listed_token(self) -> int | None:
-        """The token asked for, else that of the strongest activation; raises BadValue for one that is not there."""
-        at = self._asked.at
-        if at is not None and at >= self.n_tokens:
-            raise BadValue("at", str(at), f"a token of the text, 0 to {self.n_tokens - 1}")
-        if at is None and len(self._shown.token):
-            return int(self._shown.token[self._shown.activation.argmax()])
-        return at
-
-    def listed(self) -> Listed | None:
-        """What is active at one token in every seed."""
-        if self._at is None:
-            return None
-        seeds = []
-        for a in sorted(self.members, key=lambda a: a.seed != self._seed):
-            there = np.flatnonzero(a.token == self._at)
-            shown = there[: N_LISTED if a.seed == self._seed else N_LISTED_BESIDE]
-            pairs = zip(a.feature[shown].tolist(), a.activation[shown].tolist(), strict=True)
-            seeds.append((a.seed, [Chip(a.seed, f, v, self._buckets[a.seed, f]) for f, v in pairs], len(there)))
-        return Listed(self._at, seeds)
-
-    def strongest(self) -> list[StrongFeature]:
-        """The features of the seed that is shown with the largest activations on the text."""
-        order = np.argsort(-self._shown.activation, kind="stable")
-        features, first, n_active = np.unique(self._shown.feature[order], return_index=True, return_counts=True)
-        chosen = np.argsort(first)[:N_STRONGEST]
-        held = self._store.features_at(self._row.ensemble, [(self._seed, int(features[i])) for i in chosen])
-        found = []
-        for i in chosen:
-            peak, feature = order[first[i]], int(features[i])
-            found.append(
-                StrongFeature(
-                    feature=feature,
-                    bucket=self._buckets[self._seed, feature],
-                    max_activation=float(self._shown.activation[peak]),
-                    at=int(self._shown.token[peak]),
-                    n_active=int(n_active[i]),
-                    cosines=self._asked.cosines(held[self._seed, feature]),
-                )
-            )
-        return found
-
-    def _on_text(self) -> list[OnText]:
-        """The feature asked for and its partner in every other seed, each with its activations."""
-        store, ensemble, asked = self._store, self._row.ensemble, self._asked
-        found = store.feature(ensemble, self._seed, asked.feature)
-        cosines = asked.cosines(found)
-        others = store.other_seeds(ensemble, self._seed)
-        partners = asked.partners(found, store.matches(ensemble, self._seed, asked.feature))
-        held = {self._seed: (asked.feature, None, None)}
-        for seed, partner, cosine, matched in zip(
-            others, partners, cosines, is_match(cosines, asked.theta).tolist(), strict=True
-        ):
-            held[seed] = (None, None, None) if partner is None else (partner, cosine, matched)
-        places = [(seed, feature) for seed, (feature, *_) in held.items() if feature is not None]
-        buckets = store.features(asked.query(ensemble)).buckets_at(places)
-        rows = []
-        for active in self.members:
-            feature, cosine, matched = held[active.seed]
-            on = active.of(feature, self.n_tokens)
-            rows.append(
-                OnText(
-                    seed=active.seed,
-                    feature=feature,
-                    cosine=cosine,
-                    matched=matched,
-                    bucket=buckets.get((active.seed, feature)),
-                    max_activation=float(on.max(initial=0)),
-                    n_active=int((on > 0).sum()),
-                    activations=on.tolist(),
-                )
-            )
-        return sorted(rows, key=lambda one: one.seed != self._seed)
-
-    def lines(self) -> Iterator[TextLine]:
-        """The text in lines, each with the rows that fire there or, of few seeds, all; quiet lines are joined, with none."""
-        quiet = range(0)
-        for tokens in _cut(self._answer.texts):
-            rows = [one for one in self.on_text if any(one.activations[tokens.start : tokens.stop])]
-            if not rows:
-                quiet = range(quiet.start if quiet else tokens.start, tokens.stop)
-                continue
-            if quiet:
-                yield TextLine(quiet, [], 0)
-            quiet = range(0)
-            rows = self.on_text if len(self.on_text) <= FEW_SEEDS else rows
-            yield TextLine(tokens, rows, len(self.on_text) - len(rows))
-        if quiet:
-            yield TextLine(quiet, [], 0)
-
-
-def _members(seeds: list[int], answer: LiveAnswer) -> Iterator[MemberActivity]:
-    count, start = answer.arrays["count"], 0
-    for seed, counts in zip(seeds, count, strict=True):
-        stop = start + int(counts.sum())
-        token = np.repeat(np.arange(len(counts)), counts)
-        yield MemberActivity(seed, token, answer.arrays["feature"][start:stop], answer.arrays["activation"][start:stop])
-        start = stop
-
-
-def _cut(texts: list[str]) -> Iterator[range]:
-    """Tokens cut into lines of about LINE characters, behind a newline where that leaves no short line."""
-    start = width = 0
-    for i, text in enumerate(texts):
-        if width and width + len(text) > LINE:
-            yield range(start, i)
-            start, width = i, 0
-        width += max(len(text), 1)
-        if "\n" in text and width >= SHORT_LINE:
-            yield range(start, i + 1)
-            start, width = i + 1, 0
-    if start < len(texts):
-        yield range(start, len(texts))
-
-
 def _examples(store: StudyStore, ensemble: str, asked: TryQuery) -> list[str]:
     """Passages of the study's own documents: where the feature asked for is strongest, or where some stable ones are."""
     if not store.has(ensemble, "activity"):
         return []
-    if asked.feature is not None:
+    if asked.feature is not None and asked.seed is not None:
         contexts = store.contexts(ensemble, asked.seed, asked.feature)
     else:
         query = asked.query(ensemble)

@@ -1,4 +1,4 @@
-"""Weights by their digest: an address that stays whatever the study is called, and wherever the SAE stands."""
+"""`/f/{sae_digest}/{feature}`: a feature found by its weights' digest, in whichever study they are."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from seedscope.app import render
-from seedscope.app.routes.address import Plain
+from seedscope.app.routes.address import FeatureIndex, Plain, SaeDigest
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.studies import Studies
 
@@ -39,7 +39,9 @@ class WeightsPage:
 
 @router.get("/f/{sae_digest}/{feature}", name="weights")
 @router.get("/f/{sae_digest}/{feature}.json", name="weights.json")  # registered first, or the other would swallow it
-def weights(request: Request, sae_digest: str, feature: str, address: Annotated[Plain, Query()]) -> Response:
+def weights(
+    request: Request, sae_digest: SaeDigest, feature: FeatureIndex, address: Annotated[Plain, Query()]
+) -> Response:
     """One decoder row of one SAE, wherever it stands: a redirect to its permalink, a list where there are several."""
     context = WeightsPage(sae_digest, *_find(request.app.state.studies, sae_digest, feature))
     twin = request.url.path.endswith(".json")
@@ -52,11 +54,11 @@ def weights(request: Request, sae_digest: str, feature: str, address: Annotated[
 
 def _find(studies: Studies, sae_digest: str, feature: str) -> tuple[int, list[Holder]]:
     """(feature, every place of it); raises NotFound for weights that no study holds and an index out of range."""
-    found = [(store, *held) for store in studies.all() for held in store.holders(sae_digest)]
-    if not found:
+    places = [(store, *place) for store in studies.all() for place in store.holders(sae_digest)]
+    if not places:
         names: Any = ", ".join(studies.names()) or "none yet: run `seedscope demo`"
         raise NotFound("SAE", sae_digest, f"the SAEs of these studies: {names}; their pages show each digest")
-    store, row, member = found[0]
+    store, row, member = places[0]
     index = store.feature(row.ensemble, member.seed, feature).feature  # a digest covers the shape: one for all
     holders = [
         Holder(
@@ -69,6 +71,6 @@ def _find(studies: Studies, sae_digest: str, feature: str) -> tuple[int, list[Ho
             hookpoint=row.hookpoint,
             address=f"/s/{store.study.study}/{row.ensemble}/{member.seed}/{index}?v={row.digest}",
         )
-        for store, row, member in found
+        for store, row, member in places
     ]
     return index, holders

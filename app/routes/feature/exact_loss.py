@@ -1,20 +1,21 @@
-"""What one feature is worth to the next token, exactly: with and without it in the reconstruction, asked of the live engine."""
+"""The next-token loss that masking one feature adds, measured now by the live engine on evaluation windows."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
 from seedscope.app import render
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import EnsembleName, Filter, StudyName, open_feature
+from seedscope.app.routes.address import EnsembleName, Filter, OpenedFeature, StudyName, judged_feature
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.missing import NO_MODEL
-from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, WINDOWS, LiveQuery
+from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, LiveQuery
 
 router = APIRouter()
+Windows = Literal["random", "contexts"]  # as engine.contract.queries names them; a test holds them together
 TIME_LIMIT_S = 120.0  # a model that people run on a CPU needs a while
 N_DRAWS = 2000  # of the bootstrap over windows
 SIZES = (4096, 16384, 65536)
@@ -23,9 +24,7 @@ SIZES = (4096, 16384, 65536)
 class WorthQuery(Filter):
     """On which evaluation windows, and on about how many tokens; the list filter it came from stays for the links."""
 
-    windows: Annotated[Literal[WINDOWS], Field(description="random ones, or those of its strongest contexts")] = (
-        "random"
-    )
+    windows: Annotated[Windows, Field(description="random ones, or those of its strongest contexts")] = "random"
     tokens: Annotated[int, Field(ge=1, le=MAX_LOSS_TOKENS, description="evaluation tokens, about as many")] = 4096
 
 
@@ -57,19 +56,17 @@ def worth(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    seed: str,
-    feature: str,
-    asked: Annotated[WorthQuery, Query()],
+    opened: Annotated[OpenedFeature[WorthQuery], Depends(judged_feature(WorthQuery))],
 ) -> WorthPage:
     """A feature's exact worth: both losses are taken with the reconstruction in place, on the same windows."""
-    store, row, asked, member, found = open_feature(request, study, ensemble, seed, feature, asked)
+    store, row, asked, member, feature = opened
     if store.study.synthetic:
         raise NotFound("loss", f"a feature of {study}", f"none in a synthetic study: {NO_MODEL}")
     if row.control_of is not None:
         raise NotFound("loss", f"a feature of {ensemble}", f"one of {row.control_of}: controls run on another model")
     query = LiveQuery(
         "loss", study, ensemble, row.folder, tuple(m.seed for m in store.members(ensemble)), seed=member.seed,
-        feature=found.feature, windows=asked.windows, n_tokens=asked.tokens, model=store.study.model_digest or "",
+        feature=feature.feature, windows=asked.windows, n_tokens=asked.tokens, model=store.study.model_digest or "",
         tokens=store.study.eval_token_digest or "",
     )  # fmt: skip
     engine: LiveEngine = request.app.state.live
@@ -81,7 +78,7 @@ def worth(
         study=study,
         ensemble=ensemble,
         seed=member.seed,
-        feature=found.feature,
+        feature=feature.feature,
         windows=asked.windows,
         tokens=asked.tokens,
         added_nats=float(added.sum() / read.sum()),
@@ -92,7 +89,7 @@ def worth(
         n_active=n_active,
         n_windows=len(read),
         n_windows_active=int((active > 0).sum()),
-        first_order_nats=found.worth_loss,
+        first_order_nats=feature.worth_loss,
         nav_query=asked,
         nav_sizes=SIZES,
     )

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import Field, field_validator
 
 from seedscope.app import render
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import EnsembleName, Filter, StudyName, open_feature
+from seedscope.app.routes.address import EnsembleName, Filter, OpenedFeature, StudyName, judged_feature
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.queries import LiveQuery
@@ -67,19 +67,17 @@ def neighbours(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    seed: str,
-    feature: str,
-    asked: Annotated[NeighboursQuery, Query()],
+    opened: Annotated[OpenedFeature[NeighboursQuery], Depends(judged_feature(NeighboursQuery))],
 ) -> NeighboursPage:
     """The k nearest features in every member asked for, this feature's own included, by decoder or encoder."""
-    store, row, asked, member, found = open_feature(request, study, ensemble, seed, feature, asked)
+    store, row, asked, member, feature = opened
     seeds = [m.seed for m in store.members(ensemble)]
     chosen = sorted({int(part) for part in asked.members.split(",") if part.strip()})
     unknown = [s for s in chosen if s not in seeds]
     if unknown:
         raise BadValue("members", repr(asked.members), "seeds of this ensemble: " + ", ".join(map(str, seeds)))
     query = LiveQuery(
-        "neighbours", study, ensemble, row.folder, tuple(seeds), seed=member.seed, feature=found.feature, by=asked.by,
+        "neighbours", study, ensemble, row.folder, tuple(seeds), seed=member.seed, feature=feature.feature, by=asked.by,
         k=asked.k, members=tuple(chosen), absolute=asked.absolute,
     )  # fmt: skip
     engine: LiveEngine = request.app.state.live
@@ -87,7 +85,7 @@ def neighbours(
         study=study,
         ensemble=ensemble,
         seed=member.seed,
-        feature=found.feature,
+        feature=feature.feature,
         by=asked.by,
         k=asked.k,
         members=chosen or seeds,
@@ -103,9 +101,9 @@ def _described(store: StudyStore, ensemble: str, rows: list[tuple], asked: Neigh
     features = store.features_at(ensemble, [row[:2] for row in rows])
     described = []
     for seed, feature, cosine in rows:
-        held = features[seed, feature]
+        row = features[seed, feature]
         tokens = None
         if store.has(ensemble, "activity"):
-            tokens = [store.tokens[i] for i in held.top_token_ids if i >= 0]
-        described.append(Neighbour(seed, feature, cosine, asked.score(held).bucket, held.dead, tokens))
+            tokens = [store.tokens[i] for i in row.top_token_ids if i >= 0]
+        described.append(Neighbour(seed, feature, cosine, asked.score(row).bucket, row.dead, tokens))
     return described

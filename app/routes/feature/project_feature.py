@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 
 from seedscope.app import render
-from seedscope.app.formats import density, percent
+from seedscope.app.formats import density, optional_percent, percent
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import EnsembleName, StudyName, open_feature
-from seedscope.app.routes.members_asked import TIME_LIMIT_S, Members, chosen_members, known, span_of
+from seedscope.app.routes.address import EnsembleName, OpenedFeature, StudyName, judged_feature
+from seedscope.app.routes.span_members import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.feature_sets import alike_in_density, feature_sets
 from seedscope.engine.contract.masks import packed
 from seedscope.engine.contract.queries import LiveQuery
@@ -68,18 +68,16 @@ def project_feature(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    seed: str,
-    feature: str,
-    asked: Annotated[FeatureSpanQuery, Query()],
+    opened: Annotated[OpenedFeature[FeatureSpanQuery], Depends(judged_feature(FeatureSpanQuery))],
 ) -> FeatureProjection:
     """A feature's energy in the span of a bucket of every other seed, against rank, beside features of about its density."""
-    store, row, asked, member, found = open_feature(request, study, ensemble, seed, feature, asked)
+    store, row, asked, member, feature = opened
     chosen = chosen_members(store, row, asked)
     sets = feature_sets(store, asked.query(ensemble), chosen)
-    controls = alike_in_density(store, found, N_CONTROLS)
+    controls = alike_in_density(store, feature, N_CONTROLS)
     query = LiveQuery(
         "project_feature", study, ensemble, row.folder, tuple(m.seed for m in store.members(ensemble)), seed=member.seed,
-        feature=found.feature, members=tuple(chosen), rows=packed(sets.found), controls=tuple(controls),
+        feature=feature.feature, members=tuple(chosen), rows=packed(sets.found), controls=tuple(controls),
     )  # fmt: skip
     engine: LiveEngine = request.app.state.live
     arrays = engine.answer(query, time_limit_s=TIME_LIMIT_S).arrays
@@ -109,12 +107,12 @@ def project_feature(
         study=study,
         ensemble=ensemble,
         seed=member.seed,
-        feature=found.feature,
+        feature=feature.feature,
         bucket=asked.bucket,
         d_in=row.d_in,
         rank=rank,
         ranks=ranks,
-        sentence=_feature_sentence(at, rank, row.d_in, asked.bucket, len(energy), len(controls), found),
+        sentence=_feature_sentence(at, rank, row.d_in, asked.bucket, len(energy), len(controls), feature),
         remarks=remarks,
         seeds=[
             SeedEnergy(s, n, list(map(known, values)))
@@ -123,7 +121,7 @@ def project_feature(
         controls=controls,
         **shown,
         nav_query=asked,
-        nav_alike=bool(found.n_active),
+        nav_alike=bool(feature.n_active),
     )
 
 
@@ -136,14 +134,14 @@ def _mean(values: np.ndarray) -> np.ndarray:
 def _quantile(values: np.ndarray, share: float) -> np.ndarray:
     """A quantile over the first axis of what is known; NaN where nothing is."""
     known = np.isfinite(values).any(0)
-    found = np.full(values.shape[1], np.nan)
+    quantiles = np.full(values.shape[1], np.nan)
     if known.any():
-        found[known] = np.nanquantile(values[:, known], share, axis=0)
-    return found
+        quantiles[known] = np.nanquantile(values[:, known], share, axis=0)
+    return quantiles
 
 
 def _feature_sentence(
-    at: dict[str, float | None], rank: int, d: int, bucket: str, n_seeds: int, n_controls: int, found: Feature
+    at: dict[str, float | None], rank: int, d: int, bucket: str, n_seeds: int, n_controls: int, feature: Feature
 ) -> str:
     of = f"the spans of {n_seeds} other seed{'s’' * (n_seeds > 1) or '’s'} {bucket} features"
     if at["mean"] is None:
@@ -151,13 +149,13 @@ def _feature_sentence(
     beside = ""
     if at["control_mean"] is not None:
         which = "features drawn at random"
-        if found.n_active:
-            which = f"living features of nearly its density ({density(found.density)})"
+        if feature.n_active and feature.density is not None:
+            which = f"living features of nearly its density ({density(feature.density)})"
         beside = (
             f"; {n_controls} {which} {percent(at['control_mean'], 0)} "
-            f"(central 90 %: {percent(at['control_low'], 0)} to {percent(at['control_high'], 0)})"
+            f"(central 90 %: {optional_percent(at['control_low'], 0)} to {optional_percent(at['control_high'], 0)})"
         )
     return (
-        f"At rank {rank:,} of {d:,} {of} capture {percent(at['mean'], 0)} of its energy ({percent(at['low'], 0)} to "
-        f"{percent(at['high'], 0)} over seeds){beside}; a random subspace {percent(rank / d, 0)}."
+        f"At rank {rank:,} of {d:,} {of} capture {percent(at['mean'], 0)} of its energy ({optional_percent(at['low'], 0)} to "
+        f"{optional_percent(at['high'], 0)} over seeds){beside}; a random subspace {percent(rank / d, 0)}."
     )

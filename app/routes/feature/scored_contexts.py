@@ -1,4 +1,4 @@
-"""The contexts that a feature's explanation was scored on: where it was right, what it missed, where it raised a false alarm."""
+"""The contexts that a feature's explanation was scored on: hits, misses and false alarms."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from seedscope.app import render
-from seedscope.app.routes.address import EnsembleName, Plain, StudyName, open_ensemble
+from seedscope.app.routes.address import EnsembleName, FeatureIndex, MemberSeed, Plain, StudyName, open_ensemble
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.explanations import ScoredContext
 from seedscope.app.store.study import StudyStore
@@ -72,33 +72,35 @@ def scored(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    seed: str,
-    feature: str,
+    seed: MemberSeed,
+    feature: FeatureIndex,
     asked: Annotated[ScoredQuery, Query()],
 ) -> ScoredPage:
     """The contexts that a feature's explanation was scored on, as hits and misses."""
     store, _ = open_ensemble(request, study, ensemble)
     member = store.member(ensemble, seed)
-    found = store.feature(ensemble, member.seed, feature)
-    told = {each.explainer: each for each in store.explanations.of(found)}
-    explainer = asked.explainer or next((name for name, each in told.items() if each.scores), next(iter(told), None))
-    if explainer is not None and explainer not in told:
-        raise BadValue("explainer", repr(explainer), ", ".join(told) or "this feature has no explanation")
-    kinds = [score.kind for score in told[explainer].scores] if explainer else []
+    row = store.feature(ensemble, member.seed, feature)
+    by_explainer = {each.explainer: each for each in store.explanations.of(row)}
+    explainer = asked.explainer or next(
+        (name for name, each in by_explainer.items() if each.scores), next(iter(by_explainer), None)
+    )
+    if explainer is not None and explainer not in by_explainer:
+        raise BadValue("explainer", repr(explainer), ", ".join(by_explainer) or "this feature has no explanation")
+    kinds = [score.kind for score in by_explainer[explainer].scores] if explainer else []
     kind = asked.kind or next(iter(kinds), None)
     if kind is not None and kind not in kinds:
         raise BadValue("kind", repr(kind), ", ".join(kinds) or "this explanation was not scored")
-    contexts = store.explanations.contexts(found)
-    said = store.explanations.said(found, explainer, kind) if explainer and kind else []
+    contexts = store.explanations.contexts(row)
+    said = store.explanations.said(row, explainer, kind) if explainer and kind else []
     return ScoredPage(
         study=study,
         ensemble=ensemble,
         seed=member.seed,
-        feature=found.feature,
+        feature=row.feature,
         explainer=explainer,
         kind=kind,
         kinds=kinds,
-        text=told[explainer].text if explainer else None,
+        text=by_explainer[explainer].text if explainer else None,
         groups=_groups(store, contexts, said),
     )
 
@@ -106,9 +108,9 @@ def scored(
 def _groups(store: StudyStore, contexts: list[ScoredContext], said: list[int]) -> list[ScoredGroup]:
     """Contexts by what was said of them, near misses first among the silent ones; empty groups are left out."""
     answers: list[int | None] = list(said) if len(said) == len(contexts) else [None] * len(contexts)
-    held: dict[tuple[bool, int | None], list[ScoredWindow]] = {}
+    by_group: dict[tuple[bool, int | None], list[ScoredWindow]] = {}
     for context, answer in zip(contexts, answers, strict=True):
         texts = [store.tokens[i] for i in context.token_ids]
         shown = ScoredWindow(texts, context.active, context.kind == NEAR_MISS, store.documents[context.document])
-        held.setdefault((context.kind == ACTIVE, answer), []).append(shown)
-    return [ScoredGroup(*named, held[group]) for group, named in GROUPS.items() if group in held]
+        by_group.setdefault((context.kind == ACTIVE, answer), []).append(shown)
+    return [ScoredGroup(*named, by_group[group]) for group, named in GROUPS.items() if group in by_group]

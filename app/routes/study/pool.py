@@ -1,4 +1,4 @@
-"""An ensemble's feature pool: where its features came from, what training on does, and what of the paper's claims holds."""
+"""An ensemble's feature pool: where its features came from, what training on does, and whether the paper's claims hold."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from pydantic import Field, model_validator
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.pools import POOL_KINDS, AxisBand, PoolAt, PoolMeasure, holders_figure, pool_figure
+from seedscope.app.findings.pool_verdict import EV_KEPT, PairSpread, PoolVerdict, judge_pool, least_difference
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import Plain, Seed, StudyName
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import Missing, pool_missing
-from seedscope.app.store.pools import EV_KEPT, PairSpread, PoolVerdict, judge_pool, least_difference
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.stability import buckets, is_match
 from seedscope.engine.contract.tables.pools import FeaturePool, PoolPoint
@@ -114,35 +114,35 @@ def pool(request: Request, study: StudyName, asked: Annotated[PoolQuery, Query()
     """The unique features of all members as one SAE: who held them, and stability and EV as it is trained on."""
     store = request.app.state.studies.get(study)
     row = _chosen(store, asked)
-    pools, held = store.pools, store.pools.rows.get(row.ensemble)
+    pools, record = store.pools, store.pools.rows.get(row.ensemble)
     points = pools.points(row.ensemble)
-    pairs = pools.pairs(row.ensemble) if held else None
+    pairs = pools.pairs(row.ensemble) if record else None
     verdicts = judge_pool(points, pairs)
-    lines, total = _lines(store, row, asked) if held else ([], 0)
-    given = pools.given(row.ensemble)
+    lines, total = _lines(store, row, asked) if record else ([], 0)
+    counts = pools.given(row.ensemble)
     return PoolPage(
         study=store.study,
         ensemble=row,
         ensembles={name: name in pools.rows for name in store.ensembles},
-        pool=held,
-        sentence=sentence(row, held, verdicts),
-        says=_says(row, held, verdicts, pairs),
+        pool=record,
+        sentence=sentence(row, record, verdicts),
+        says=_says(row, record, verdicts, pairs),
         verdicts=verdicts,
         points=points,
-        at_length=_at(points, held.tokens) if held else [],
+        at_length=_at(points, record.tokens) if record else [],
         pairs=pairs,
         least_difference=least_difference(pairs),
-        null_rates=store.null_rates(row.ensemble, row.theta) if held else {},
-        given=_given(store, row, given) if held else [],
+        null_rates=store.null_rates(row.ensemble, row.theta) if record else {},
+        given=_given(store, row, counts) if record else [],
         holders=asked.holders,
         seed=asked.seed,
         first=asked.first,
         total=total,
         features=lines,
-        folder=str(store.path.parent / held.folder) if held else None,
-        missing=[] if held else pool_missing(store.study, row),
-        figure_first=_holders(held, given, study) if held else None,
-        figure_list=_figures(row, held, points, verdicts, pairs) if held else [],
+        folder=str(store.path.parent / record.folder) if record else None,
+        missing=[] if record else pool_missing(store.study, row),
+        figure_first=_holders(record, counts, study) if record else None,
+        figure_list=_figures(row, record, points, verdicts, pairs) if record else [],
         nav_kinds={curve: label for curve, (label, *_) in POOL_KINDS.items()},
         nav_pages=_pages(study, row.ensemble, asked, total),
     )
@@ -170,19 +170,21 @@ def _chosen(store: StudyStore, asked: EnsembleQuery) -> Ensemble:
 
 
 def _at(points: list[PoolPoint], tokens: int) -> list[PoolPoint]:
-    found = {each.curve: each for each in points if each.tokens == tokens}
-    return [found[curve] for curve in POOL_KINDS if curve in found]
+    by_curve = {each.curve: each for each in points if each.tokens == tokens}
+    return [by_curve[curve] for curve in POOL_KINDS if curve in by_curve]
 
 
 # -- in words ----------------------------------------------------------------------------------------------------
 
 
-def sentence(row: Ensemble, held: FeaturePool | None, verdicts: list[PoolVerdict]) -> str:
+def sentence(row: Ensemble, record: FeaturePool | None, verdicts: list[PoolVerdict]) -> str:
     """The page in one sentence, made from its numbers."""
-    if held is None:
+    if record is None:
         return f"The unique features of {row.ensemble}’s {row.n_members} members were not pooled."
-    unique = f"{sum(held.unique_by_holders):,} unique features of {row.n_members} members make a pool of {held.d_sae:,}"
-    asked = next((each for each in verdicts if each.tokens == held.tokens), None)
+    unique = (
+        f"{sum(record.unique_by_holders):,} unique features of {row.n_members} members make a pool of {record.d_sae:,}"
+    )
+    asked = next((each for each in verdicts if each.tokens == record.tokens), None)
     if asked is None or asked.is_more_stable is None:
         return f"{unique}."
     more = "more stable" if row.shared_start == "no" else "more alike"
@@ -196,34 +198,36 @@ def sentence(row: Ensemble, held: FeaturePool | None, verdicts: list[PoolVerdict
     return f"{unique}; {stable}, {joined} {kept}."
 
 
-def _says(row: Ensemble, held: FeaturePool | None, verdicts: list[PoolVerdict], pairs: PairSpread | None) -> list[str]:
-    asked = next((each for each in verdicts if held and each.tokens == held.tokens), None)
-    if asked is None or asked.against[0].shared is None:
+def _says(
+    row: Ensemble, record: FeaturePool | None, verdicts: list[PoolVerdict], pairs: PairSpread | None
+) -> list[str]:
+    asked = next((each for each in verdicts if record and each.tokens == record.tokens), None)
+    if record is None or asked is None or (shared := asked.against[0].shared) is None:
         return []
     word = "stability" if row.shared_start == "no" else "agreement"
-    first, said = asked.against[0], []
+    first, sentences = asked.against[0], []
     others = ", ".join(
         f"{CONTROL_SAYS[each.control]} {percent(each.control_shared)}"
         for each in asked.against
         if each.control_shared is not None
     )
-    length = f"After {held.tokens:,} more tokens" if held.tokens else "As they were taken"
-    said.append(
-        f"More {word}? {length} two pools of disjoint halves of the seeds share {percent(first.shared)} of their living features, "
+    length = f"After {record.tokens:,} more tokens" if record.tokens else "As they were taken"
+    sentences.append(
+        f"More {word}? {length} two pools of disjoint halves of the seeds share {percent(shared)} of their living features, "
         f"with as much training on {others}: {_compared(asked)}."
     )
     kept = f"kept, as a loss of at most {EV_KEPT:g} counts as none" if first.keeps_ev else "not kept"
     beside = CONTROL_SAYS[first.control]
-    said.append(
+    sentences.append(
         f"EV kept? The two pools reach {first.ev:.3f}, {beside} trained on as long {first.control_ev:.3f}: {kept}."
     )
     if len(verdicts) > 1:
         more, ev = ([each.tokens for each in verdicts if getattr(each, n)] for n in ("is_more_stable", "keeps_ev"))
-        said.append(
+        sentences.append(
             f"And with another length? Of {len(verdicts)} lengths up to {verdicts[-1].tokens:,} more tokens, {word} is higher "
             f"than every control’s at {_lengths(more, verdicts)}, EV is kept at {_lengths(ev, verdicts)}."
         )
-    return said
+    return sentences
 
 
 def _compared(asked: PoolVerdict) -> str:
@@ -232,46 +236,46 @@ def _compared(asked: PoolVerdict) -> str:
         for kind in ("more", "equal", "less")
     }
     words = {"more": "more than", "equal": "no more or less than", "less": "less than"}
-    told = "; ".join(f"{words[kind]} {_listed(names)}" for kind, names in by.items() if names)
-    return told or "with so few members nobody can tell whether that is more"
+    parts = "; ".join(f"{words[kind]} {_listed(names)}" for kind, names in by.items() if names)
+    return parts or "with so few members nobody can tell whether that is more"
 
 
 def _listed(names: list[str]) -> str:
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
-def _lengths(held: list[int], verdicts: list[PoolVerdict]) -> str:
-    if len(held) == len(verdicts):
+def _lengths(lengths: list[int], verdicts: list[PoolVerdict]) -> str:
+    if len(lengths) == len(verdicts):
         return "every one"
-    return _listed([f"{tokens:,}" for tokens in held]) if held else "none"
+    return _listed([f"{tokens:,}" for tokens in lengths]) if lengths else "none"
 
 
 # -- where features came from ------------------------------------------------------------------------------------
 
 
 def _given(store: StudyStore, row: Ensemble, counts: list[tuple[int, int, int]]) -> list[Given]:
-    found = []
+    given = []
     for member in store.members(row.ensemble):
         own = {holders: n for seed, holders, n in counts if seed == member.seed}
-        found.append(Given(member.seed, sum(own.values()), own.get(row.n_members, 0), own.get(1, 0)))
-    return found
+        given.append(Given(member.seed, sum(own.values()), own.get(row.n_members, 0), own.get(1, 0)))
+    return given
 
 
 def _lines(store: StudyStore, row: Ensemble, asked: PoolQuery) -> tuple[list[PooledLine], int]:
     if asked.seed is not None:
         store.member(row.ensemble, asked.seed)
-    held, total = store.pools.features(
+    pooled, total = store.pools.features(
         row.ensemble, holders=asked.holders, seed=asked.seed, first=asked.first, n=PER_PAGE
     )
     if asked.first and asked.first >= total:
         raise BadValue("first", str(asked.first), f"0 to {max(total - 1, 0)}: {total} features are listed")
-    found = store.features_at(row.ensemble, [(each.seed, each.feature) for each in held])
-    originals = [found[each.seed, each.feature] for each in held]
+    features = store.features_at(row.ensemble, [(each.seed, each.feature) for each in pooled])
+    originals = [features[each.seed, each.feature] for each in pooled]
     counts = np.array([is_match(own.cosines, row.theta).sum() for own in originals], np.int64)
     dead = np.array([bool(own.dead) for own in originals], bool)
     named = buckets(counts, row.n_comparisons, dead, row.epsilon).tolist()
     lines = []
-    for each, own, n_matched, bucket in zip(held, originals, counts.tolist(), named, strict=True):
+    for each, own, n_matched, bucket in zip(pooled, originals, counts.tolist(), named, strict=True):
         lines.append(
             PooledLine(each.id, each.seed, each.feature, each.holders, each.density, n_matched,
                        n_matched / row.n_comparisons, bucket, own.explanation, own.score)
@@ -281,29 +285,30 @@ def _lines(store: StudyStore, row: Ensemble, asked: PoolQuery) -> tuple[list[Poo
 
 def _pages(study: str, ensemble: str, asked: PoolQuery, total: int) -> dict[str, str]:
     """The places around the listed features."""
-    base, found = f"/s/{study}/pool", {}
+    base, pages = f"/s/{study}/pool", {}
     same = {"ensemble": ensemble, "holders": asked.holders, "seed": asked.seed}
     if asked.first:
-        found["before"] = render.url(base, **same, first=max(asked.first - PER_PAGE, 0) or None) + "#features"
+        pages["before"] = render.url(base, **same, first=max(asked.first - PER_PAGE, 0) or None) + "#features"
     if asked.first + PER_PAGE < total:
-        found["further"] = render.url(base, **same, first=asked.first + PER_PAGE) + "#features"
-    return found
+        pages["further"] = render.url(base, **same, first=asked.first + PER_PAGE) + "#features"
+    return pages
 
 
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
-def _holders(held: FeaturePool, counts: list[tuple[int, int, int]], study: str) -> Figure:
-    pooled = [sum(n for _, holders, n in counts if holders == h + 1) for h in range(len(held.unique_by_holders))]
+def _holders(record: FeaturePool, counts: list[tuple[int, int, int]], study: str) -> Figure:
+    pooled = [sum(n for _, holders, n in counts if holders == h + 1) for h in range(len(record.unique_by_holders))]
     links = [
-        render.url(f"/s/{study}/pool", ensemble=held.ensemble, holders=h + 1) + "#features" for h in range(len(pooled))
+        render.url(f"/s/{study}/pool", ensemble=record.ensemble, holders=h + 1) + "#features"
+        for h in range(len(pooled))
     ]
-    return holders_figure(held.unique_by_holders, pooled, held.theta, links)
+    return holders_figure(record.unique_by_holders, pooled, record.theta, links)
 
 
 def _figures(
     row: Ensemble,
-    held: FeaturePool,
+    record: FeaturePool,
     points: list[PoolPoint],
     verdicts: list[PoolVerdict],
     pairs: PairSpread | None,
@@ -316,16 +321,16 @@ def _figures(
         bands: Sequence[AxisBand] = (),
     ) -> list[Figure]:
         at = [
-            PoolAt(p.curve, p.tokens, fmean(values(p)) if mean(p) is None else mean(p), list(values(p)))
+            PoolAt(p.curve, p.tokens, fmean(values(p)) if (of_all := mean(p)) is None else of_all, list(values(p)))
             for p in points
             if values(p)
         ]
-        return [pool_figure(what, at, held.tokens, bands, n)] if at else []
+        return [pool_figure(what, at, record.tokens, bands, n)] if at else []
 
     if not points:
         return []
-    n, word = held.n_evaluated, "stability" if row.shared_start == "no" else "agreement"
-    asked = next((each for each in verdicts if each.tokens == held.tokens), None)
+    n, word = record.n_evaluated, "stability" if row.shared_start == "no" else "agreement"
+    asked = next((each for each in verdicts if each.tokens == record.tokens), None)
     of_pairs = (
         [AxisBand(f"{pairs.n_pairs} pairs of members as they are", pairs.mean, pairs.low, pairs.high)] if pairs else []
     )
@@ -338,8 +343,8 @@ def _figures(
         )
     share = PoolMeasure(
         "pool_shared", title, "share of living features in the other",
-        f"Share of both SAEs’ living features with a partner at θ = {held.theta:.2f} in the other. Band: pairs of members as they "
-        "are, smallest to largest.", ".1%",
+        f"Share of both SAEs’ living features with a partner at θ = {record.theta:.2f} in the other. Band: pairs of members as "
+        "they are, smallest to largest.", ".1%",
     )  # fmt: skip
     ev = PoolMeasure(
         "pool_ev", f"EV is {'kept' if asked.keeps_ev else 'not kept'}" if asked else "What is explained?",
@@ -352,6 +357,6 @@ def _figures(
     l0 = PoolMeasure("pool_l0", "How many features fire at once?", "L0", "Active features per token.", ".1f")
     shares = drawn(share, lambda p: p.shares, n, lambda p: p.shared, of_pairs) if any(p.shares for p in points) else []
     return [
-        *shares, *drawn(ev, lambda p: p.evs, n), *drawn(loss, lambda p: p.losses, held.n_loss_tokens),
+        *shares, *drawn(ev, lambda p: p.evs, n), *drawn(loss, lambda p: p.losses, record.n_loss_tokens),
         *drawn(dead, lambda p: p.deads, n), *drawn(l0, lambda p: p.l0s, n),
     ]  # fmt: skip

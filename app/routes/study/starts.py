@@ -1,4 +1,4 @@
-"""A study's grid of constraint, start and preprocessing: does training bring members together, or did they begin so?"""
+"""A study's grid of constraint, start and preprocessing: agreement of members from step 0 on, and paper B's signatures."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -9,11 +9,12 @@ from fastapi.responses import Response
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.trajectory import Along, Scale, along_training
+from seedscope.app.findings.signatures import REFERENCE, REFERENCE_RANDOM, Reference, Signature, signatures
+from seedscope.app.findings.start_grid import CONSTRAINTS, PREPROCESSING, Cell, Course, MeasuredCell
 from seedscope.app.routes.address import Plain, StudyName
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.signatures import REFERENCE, REFERENCE_RANDOM, Reference, Signature, signatures
-from seedscope.app.store.starts import CONSTRAINTS, PREPROCESSING, Cell, Course, Starts
+from seedscope.app.store.starts import Starts
 from seedscope.engine.contract.tables.study import Study
 
 router = APIRouter()
@@ -71,14 +72,15 @@ def starts(request: Request, study: StudyName, address: Annotated[Plain, Query()
     grid = Starts(store)
     cells = grid.cells if grid.is_grid else []
     lines = [CellLine(cell, grid.course(cell.ensemble)) for cell in cells]
-    held = [(line.cell, line.course) for line in lines if _whole(line.course) and not line.cell.equals]
+    own = [(line.cell, line.course) for line in lines if line.course and not line.cell.equals]
+    measured = [each for cell, course in own if (each := MeasuredCell.of(cell, course)) is not None]
     missing = grid.missing() if cells else {}
     return StartsPage(
         study=store.study,
         is_grid=grid.is_grid,
-        sentence=_sentence(held) if held else None,
+        sentence=_sentence(measured) if measured else None,
         lines=lines,
-        signatures=signatures(held) if held else [],
+        signatures=signatures(measured) if measured else [],
         reference=list(REFERENCE),
         reference_random=REFERENCE_RANDOM,
         missing=missing,
@@ -103,72 +105,67 @@ def starts_download(request: Request, study: StudyName, asked: Annotated[StartsT
     return render.download(request, table, f"{study}-starts-{asked.table}")
 
 
-def _whole(course: Course | None) -> bool:
-    """Whether one-to-one distances are known at both ends."""
-    return course is not None and course.start_distance is not None and course.end_distance is not None
-
-
-def _sentence(held: list[tuple[Cell, Course]]) -> str:
+def _sentence(measured: list[MeasuredCell]) -> str:
     """The page in one sentence, made from its numbers."""
 
-    def first(start: str) -> Course | None:
+    def first(start: str) -> MeasuredCell | None:
         order = ("centred", "raw", "standardised")
-        found = [each for each in held if each[0].start == start and each[0].constraint == "none"]
-        found = found or [each for each in held if each[0].start == start]
-        found.sort(key=lambda each: order.index(each[0].preprocessing))
-        return found[0][1] if found else None
+        candidates = [each for each in measured if each.cell.start == start and each.cell.constraint == "none"]
+        candidates = candidates or [each for each in measured if each.cell.start == start]
+        return min(candidates, key=lambda each: order.index(each.cell.preprocessing), default=None)
 
     shared, free, own = first("shared"), first("random"), first("independent")
     parts = []
     if shared:
         parts.append(
-            f"members that begin at one k-means go from {shared.start_distance:.3f} to {shared.end_distance:.3f}, which says "
+            f"members that begin at one k-means go from {shared.start:.3f} to {shared.end:.3f}, which says "
             "nothing of convergence"
         )
     if free:
         fell = free.end_high < free.start_low
-        level = "" if free.random_distance is None else f" (random dictionaries: {free.random_distance:.3f})"
+        random = free.course.random_distance
+        level = "" if random is None else f" (random dictionaries: {random:.3f})"
         parts.append(
-            f"members that begin at random {'fall' if fell else 'go'} from {free.start_distance:.3f}{level} to "
-            f"{free.end_distance:.3f}{': that much training brought about' if fell else ', no further than pairs differ'}"
+            f"members that begin at random {'fall' if fell else 'go'} from {free.start:.3f}{level} to "
+            f"{free.end:.3f}{': that much training brought about' if fell else ', no further than pairs differ'}"
         )
     if own:
-        parts.append(
-            f"members that each begin at a k-means of their own go from {own.start_distance:.3f} to {own.end_distance:.3f}"
-        )
+        parts.append(f"members that each begin at a k-means of their own go from {own.start:.3f} to {own.end:.3f}")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
 
 def _panels(grid: Starts, lines: list[CellLine]) -> dict[str, list[Figure]]:
     """Small multiples: a row for every constraint, a column for every preprocessing."""
-    found: dict[str, list[Figure]] = {}
-    shown = [line for line in lines if line.course]
+    panels: dict[str, list[Figure]] = {}
+    shown = [(line.cell, line.course) for line in lines if line.course]
     values = [
         point.distance_high
-        for line in shown
-        for point in grid.points(line.cell.ensemble)["all"]
+        for cell, _ in shown
+        for point in grid.points(cell.ensemble)["all"]
         if point.distance_high is not None
     ]
-    values += [line.course.random_distance or 0.0 for line in shown]
+    values += [course.random_distance or 0.0 for _, course in shown]
     top = max(values, default=1.0) * 1.05
     for constraint in CONSTRAINTS:
         for preprocessing in PREPROCESSING:
             here = [
-                line for line in shown if (line.cell.constraint, line.cell.preprocessing) == (constraint, preprocessing)
+                (cell, course)
+                for cell, course in shown
+                if (cell.constraint, cell.preprocessing) == (constraint, preprocessing)
             ]
             if here and values:
-                found.setdefault(constraint, []).append(_panel(grid, here, constraint, preprocessing, top))
-    return found
+                panels.setdefault(constraint, []).append(_panel(grid, here, constraint, preprocessing, top))
+    return panels
 
 
-def _panel(grid: Starts, here: list[CellLine], constraint: str, preprocessing: str, top: float) -> Figure:
+def _panel(grid: Starts, here: list[tuple[Cell, Course]], constraint: str, preprocessing: str, top: float) -> Figure:
     drawn, table = [], []
-    for line in here:
-        words, colour, dash, symbol = DRAWN[line.cell.start]
-        twins = sum(other.cell.start == line.cell.start for other in here)
-        name = f"{words} ({line.cell.ensemble})" if twins > 1 else words
-        points, tokens = grid.points(line.cell.ensemble), grid.tokens(line.cell.ensemble)
+    for cell, _ in here:
+        words, colour, dash, symbol = DRAWN[cell.start]
+        twins = sum(other.start == cell.start for other, _ in here)
+        name = f"{words} ({cell.ensemble})" if twins > 1 else words
+        points, tokens = grid.points(cell.ensemble), grid.tokens(cell.ensemble)
         live = {point.step: point.distance for point in points.get("live", ())}
         known = [point for point in points["all"] if point.distance is not None]
         at = [tokens[point.step] for point in known]
@@ -185,12 +182,12 @@ def _panel(grid: Starts, here: list[CellLine], constraint: str, preprocessing: s
             )
             for p in known
         ]  # fmt: skip
-    course = here[0].course
+    course = here[0][1]
     if course.random_distance is not None:
         ends = sorted({at for line in drawn for at in line.tokens})
-        level = [course.random_distance] * len(ends)
+        level: list[float | None] = [course.random_distance] * len(ends)
         drawn.append(Along("random dictionaries", ends, level, colour="@null", dash="dash", marker=None))
-    agreed = any(line.cell.shared_start != "no" for line in here)
+    agreed = any(cell.shared_start != "no" for cell, _ in here)
     return along_training(
         f"{constraint}_{preprocessing}".lower().replace(" ", "_"),
         preprocessing.capitalize(),

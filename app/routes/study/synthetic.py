@@ -1,4 +1,4 @@
-"""A study whose true features are known: which were found, one by one or as a span, and where that holds."""
+"""A synthetic study: which true features members found, one by one or as a span, and the map of where that holds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +11,10 @@ from fastapi.responses import Response
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.truth import MARKS, Axis, Spot, Square, found_by_members, latents_in_span, phase_map
-from seedscope.app.formats import percent
+from seedscope.app.formats import optional_percent as percent
 from seedscope.app.routes.address import Plain, StudyName
 from seedscope.app.store.errors import BadValue
-from seedscope.app.store.truth import DOWNLOADS as TRUTH_TABLES
-from seedscope.app.store.truth import KnownTruth
+from seedscope.app.store.truth import KnownTruth, TruthTable
 from seedscope.engine.contract.stability import buckets, is_match
 from seedscope.engine.contract.tables import synthetic as truth
 from seedscope.engine.contract.tables.study import Ensemble, Study
@@ -35,7 +34,7 @@ class SyntheticQuery(Plain):
 class SyntheticTableQuery(Plain):
     """Which table is downloaded."""
 
-    table: Literal[tuple(TRUTH_TABLES)] = "features"
+    table: TruthTable = "features"
 
 
 @dataclass(frozen=True)
@@ -144,11 +143,10 @@ def synthetic(request: Request, study: StudyName, asked: Annotated[SyntheticQuer
 
 def _without(study: Study, asked: SyntheticQuery) -> SyntheticPage:
     """The page of a study whose true features nobody knows."""
-    unknown = ("ensemble", "synthetic", "active_free", "active_low", "random_energy", "sentence", "theta", "epsilon")
-    empty = ("seeds", "groups", "levels", "features", "cells", "verdicts", "figure_list", "figure_maps")
     return SyntheticPage(
-        study=study, group=asked.group, first=0, n_true=0, command=COMMAND, figure_first=None, nav_marks={}, nav_pages={},
-        **dict.fromkeys(unknown), **{name: [] for name in empty},
+        study=study, ensemble=None, synthetic=None, active_free=None, active_low=None, random_energy=None, sentence=None,
+        theta=None, epsilon=None, seeds=[], groups=[], levels=[], group=asked.group, first=0, n_true=0, features=[], cells=[],
+        verdicts=[], command=COMMAND, figure_first=None, figure_list=[], figure_maps=[], nav_marks={}, nav_pages={},
     )  # fmt: skip
 
 
@@ -173,18 +171,21 @@ def sentence(known: KnownTruth) -> str:
     if free.n_true:
         parts.append(f"A member finds {percent(free.found)} of the {free.n_true:,} free true features")
     if low.n_true:
-        found = f"{percent(low.found)} of the {low.n_true:,} that share {row.r} dimensions ({_share(low.found_chance)} by chance)"
-        parts.append(f"{'and' if parts else 'A member finds'} {found}")
+        by_chance = percent(low.found_chance)
+        share_found = (
+            f"{percent(low.found)} of the {low.n_true:,} that share {row.r} dimensions ({by_chance} by chance)"
+        )
+        parts.append(f"{'and' if parts else 'A member finds'} {share_found}")
         if low.n_latents:
             parts.append(
-                f"where the latents it has there come back in {percent(low.p_hat)} of comparisons ({_share(low.chance)} "
+                f"where the latents it has there come back in {percent(low.p_hat)} of comparisons ({percent(low.chance)} "
                 "by chance)"
             )
     text = " ".join(parts[:2]) + "".join(f", {part}" for part in parts[2:])
     if "unstable" in levels:
-        found = levels["unstable"]
+        which = "that" if low.n_true else "the"
         text += (
-            f"; {percent(found.energy)} of the unstable latents’ energy lies in {'that' if low.n_true else 'the'} span, "
+            f"; {percent(levels['unstable'].energy)} of the unstable latents’ energy lies in {which} span, "
             f"against {percent(levels['living'].energy)} for as many living ones and {percent(levels['r / d'].energy)} for random "
             "directions"
         )
@@ -202,37 +203,33 @@ VERDICTS = {
 }
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else percent(value)
-
-
 def _lines(known: KnownTruth, asked: SyntheticQuery, seeds: list[int], theta: float) -> list[TrueLine]:
     lines = []
     for at, each in enumerate(known.features(asked.group, first=asked.first, n=PER_PAGE)):
         reached = is_match(each.cosines, theta).tolist()
-        held = [Nearest(*found) for found in zip(seeds, each.latents, each.cosines, reached, strict=True)]
-        lines.append(TrueLine(f"{each.group} {asked.first + at}", each.n_active, sum(reached), held))
+        nearest = [Nearest(*values) for values in zip(seeds, each.latents, each.cosines, reached, strict=True)]
+        lines.append(TrueLine(f"{each.group} {asked.first + at}", each.n_active, sum(reached), nearest))
     return lines
 
 
 def _pages(study: str, asked: SyntheticQuery, n_true: int) -> dict[str, str]:
     """The places around the listed features."""
-    base, found = f"/s/{study}/synthetic", {}
+    base, pages = f"/s/{study}/synthetic", {}
     if asked.first:
-        found["before"] = render.url(base, group=asked.group, first=max(asked.first - PER_PAGE, 0)) + "#features"
+        pages["before"] = render.url(base, group=asked.group, first=max(asked.first - PER_PAGE, 0)) + "#features"
     if asked.first + PER_PAGE < n_true:
-        found["further"] = render.url(base, group=asked.group, first=asked.first + PER_PAGE) + "#features"
-    return found
+        pages["further"] = render.url(base, group=asked.group, first=asked.first + PER_PAGE) + "#features"
+    return pages
 
 
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
 def _latents(known: KnownTruth, row: Ensemble, study: str) -> Figure:
-    spots, held = [], known.latents(row.theta)
-    n_matched = np.array([each.n_matched for each in held], int)
-    named = buckets(n_matched, row.n_comparisons, np.zeros(len(held), bool), row.epsilon).tolist()
-    for bucket, each in zip(named, held, strict=True):
+    spots, latents = [], known.latents(row.theta)
+    n_matched = np.array([each.n_matched for each in latents], int)
+    named = buckets(n_matched, row.n_comparisons, np.zeros(len(latents), bool), row.epsilon).tolist()
+    for bucket, each in zip(named, latents, strict=True):
         says = f"seed {each.seed} #{each.feature}, {each.group}, {each.n_matched} of {row.n_comparisons} seeds"
         link = f"/s/{study}/{row.ensemble}/{each.seed}/{each.feature}"
         spots.append(Spot(bucket, round(each.mean_cosine, 4), round(each.energy, 4), says, link))
@@ -249,7 +246,7 @@ def _found(known: KnownTruth, theta: float, n_members: int) -> Figure:
 
 def _maps(known: KnownTruth) -> list[Figure]:
     """Two quantities on two grids."""
-    row, found = known.row, []
+    row, drawn = known.row, []
     marks = ", ".join(f"{mark} {verdict}" for verdict, (mark, _) in MARKS.items())
     shown: tuple[tuple[str, str, Callable[[truth.PhaseCell], float | None]], ...] = (
         ("low_p", "Do low-rank latents come back one by one?", lambda cell: cell.low_p),
@@ -265,21 +262,21 @@ def _maps(known: KnownTruth) -> list[Figure]:
         if not cells:
             continue
         xs, ys = sorted({of(cell) for cell in cells}), sorted({cell.r for cell in cells})
-        held = f"n_low = {row.n_low:,}" if grid == "rate" else f"{row.n_low * row.rate_low:g} active at once"
+        constant = f"n_low = {row.n_low:,}" if grid == "rate" else f"{row.n_low * row.rate_low:g} active at once"
         for name, asks, value in shown:
             squares = [Square(f"{of(c):g}", str(c.r), value(c), c.verdict, _cell_says(c)) for c in cells]
-            found.append(
+            drawn.append(
                 phase_map(
                     f"{name}_{grid}",
                     asks,
-                    f"{what[name]}, by r and {title}, at {held}; each cell {row.n_map_members} members on "
+                    f"{what[name]}, by r and {title}, at {constant}; each cell {row.n_map_members} members on "
                     f"{row.n_map_samples:,} samples. {marks}.",
                     squares,
                     Axis(title, tuple(f"{x:g}" for x in xs)),
                     Axis("dimensions shared (r)", tuple(map(str, ys))),
                 )
             )
-    return found
+    return drawn
 
 
 def _cell_says(cell: truth.PhaseCell) -> str:

@@ -1,31 +1,27 @@
 """A study's ensembles beside each other: stability, reconstruction and loss by variant, and along what was varied."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, stdev
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.tradeoff import SweepDot, TradeOff, sweep, trade_off
-from seedscope.app.formats import architecture, percent
-from seedscope.app.routes.address import RULE_SAYS, Judgement, StudyName
+from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, StudyName, address_reader
+from seedscope.app.routes.study.variant_lines import Spread, VariantLine, match_l0, read_line
+from seedscope.app.routes.study.variant_sentence import sentence
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.sweeps import Factor, factors, value_of
-from seedscope.engine.contract.tables.study import Ensemble, Member, Study
+from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
-NEAR = 0.1  # ensembles whose L0 differ by less than this share are compared at matched L0
-CLEAR = 2.0  # standard deviations between members from which on two means are called different
 MOST_FIGURES = 12  # of sweeps; all of them stand in the JSON
-TOPK_KINDS = ("topk", "batchtopk", "matryoshka")
 UNITS = {"d_sae": "features", "k": "active features per token", "l0": "asked for, active features per token",
          "tokens": "training tokens per member", "layer": "block of the model"}  # fmt: skip
 EXAMPLE = """[[ensemble]]
@@ -34,49 +30,10 @@ train = { variant = "topk", k = 10, seeds = 8, tokens = 1_000_000 }
 sweep = { d_sae = [256, 512, 1024] }"""
 
 
-class VariantsQuery(Judgement):
+class VariantsQuery(EnsembleJudgement):
     """The judgement, and what the trade-off shows."""
 
     measure: Annotated[Literal["stable", "p_hat"], Field(description="stable share, or mean p̂")] = "stable"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean over members, and their standard deviation where there are two."""
-
-    mean: float
-    sd: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class VariantLine:
-    """One ensemble; shares are of living features where activity is known, but `dead`, which is of all. None: not computed."""
-
-    ensemble: str
-    variant: str
-    says: str  # the variant and what it is known by, in words
-    shared_start: str
-    control_of: str | None
-    hookpoint: str | None
-    d_sae: int
-    n_members: int
-    n_comparisons: int
-    n_features: int  # that were judged
-    stable: Spread
-    middle: Spread
-    unstable: Spread
-    dead: Spread | None
-    p_hat: Spread
-    chance: dict[str, float]  # {null: share of chance comparisons that match}
-    ev: Spread | None
-    l0: Spread | None
-    l0_asked: float | None
-    l0_matched: bool | None  # None: it is not among those that are compared at one L0, or its L0 is not known
-    loss: Spread | None  # next-token loss with reconstructions in place, nats per token
-    loss_own: float | None  # the model's own
-    loss_recovered: Spread | None
-    train_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -113,15 +70,30 @@ class VariantsPage:
     nav_example: str
 
 
-@render.page(router, "/s/{study}/variants", "study/variants.html", "variants")
-def variants(request: Request, study: StudyName, judgement: Annotated[VariantsQuery, Query()]) -> VariantsPage:
-    """Ensembles of a study beside each other: bucket shares, EV, L0, next-token loss, and shares along sweeps."""
+class OpenedVariants(NamedTuple):
+    """A study's ensembles, and how all are judged: by the first one's theta and epsilon where the address names none."""
+
+    store: StudyStore
+    rows: list[Ensemble]
+    judgement: VariantsQuery
+
+
+def read_variants(
+    request: Request, study: StudyName, address: Annotated[BaseModel, Depends(address_reader(VariantsQuery))]
+) -> OpenedVariants:
+    """The study of an address and its query; raises NotFound."""
     store: StudyStore = request.app.state.studies.get(study)
     rows = list(store.ensembles.values())
-    judgement = judgement.judged_by(rows[0])
-    lines, l0 = _compared([_line(store, row, judgement) for row in rows])
-    found, drawn = _sweeps(rows, lines, study, judgement)
-    known = [line for line in lines if line.ev is not None]
+    return OpenedVariants(store, rows, VariantsQuery.resolved(rows[0], address))
+
+
+@render.page(router, "/s/{study}/variants", "study/variants.html", "variants")
+def variants(study: StudyName, opened: Annotated[OpenedVariants, Depends(read_variants)]) -> VariantsPage:
+    """Ensembles of a study beside each other: bucket shares, EV, L0, next-token loss, and shares along sweeps."""
+    store, rows, judgement = opened
+    lines, l0 = match_l0([read_line(store, row, judgement) for row in rows])
+    sweeps, drawn = _sweeps(rows, lines, study, judgement)
+    has_trade_off = sum(line.ev is not None for line in lines) > 1
     rules = [rule for rule in schema.RULES if all(rule in store.rules(row.ensemble) for row in rows)]
     return VariantsPage(
         study=store.study,
@@ -133,9 +105,9 @@ def variants(request: Request, study: StudyName, judgement: Annotated[VariantsQu
         sentence=sentence(lines, l0) if len(rows) > 1 else None,
         l0=l0,
         lines=lines,
-        sweeps=found,
+        sweeps=sweeps,
         missing=_lacks(store, rows),
-        figure_tradeoff=_trade_off(known, study, judgement) if len(known) > 1 else None,
+        figure_tradeoff=_trade_off(lines, study, judgement) if has_trade_off else None,
         figure_sweeps=drawn,
         nav_rules={rule: RULE_SAYS[rule] for rule in rules},
         nav_judgement=judgement.judgement(),
@@ -147,12 +119,12 @@ def variants(request: Request, study: StudyName, judgement: Annotated[VariantsQu
 
 @router.get("/s/{study}/variants.csv", name="variants.csv")
 @router.get("/s/{study}/variants.parquet", name="variants.parquet")
-def variants_download(request: Request, study: StudyName, judgement: Annotated[VariantsQuery, Query()]) -> Response:
+def variants_download(
+    request: Request, study: StudyName, opened: Annotated[OpenedVariants, Depends(read_variants)]
+) -> Response:
     """Every ensemble's line, a column per mean and per standard deviation, as CSV or Parquet."""
-    store: StudyStore = request.app.state.studies.get(study)
-    rows = list(store.ensembles.values())
-    judgement = judgement.judged_by(rows[0])
-    lines, _ = _compared([_line(store, row, judgement) for row in rows])
+    store, rows, judgement = opened
+    lines, _ = match_l0([read_line(store, row, judgement) for row in rows])
     settings = factors(rows)
     columns: dict[str, list[Any]] = {}
     for line, row in zip(lines, rows, strict=True):
@@ -160,139 +132,60 @@ def variants_download(request: Request, study: StudyName, judgement: Annotated[V
         flat |= {f"factor_{name}": value_of(row, name) for name in settings}
         for name, value in flat.items():
             columns.setdefault(name, []).append(value)
-    return render.download(request, pa.table({n: _column(held) for n, held in columns.items()}), f"{study}-variants")
-
-
-# -- one ensemble ------------------------------------------------------------------------------------------------
-
-
-def _line(store: StudyStore, row: Ensemble, judgement: VariantsQuery) -> VariantLine:
-    by_seed: dict[int, dict[str, int]] = {}
-    matched: dict[int, int] = {}
-    for seed, bucket, x, n in store.features(judgement.query(row.ensemble)).matched_counts():
-        held = by_seed.setdefault(seed, {})
-        held[bucket] = held.get(bucket, 0) + n
-        matched[seed] = matched.get(seed, 0) + (x * n if bucket != "dead" else 0)
-    judged = {seed: sum(n for bucket, n in held.items() if bucket != "dead") for seed, held in by_seed.items()}
-    members = store.members(row.ensemble)
-    activity = store.has(row.ensemble, "activity")
-
-    def share(bucket: str) -> Spread:
-        return _spread([held.get(bucket, 0) / max(judged[seed], 1) for seed, held in by_seed.items()])
-
-    def recovered(m: Member) -> float | None:
-        known = m.loss_own is not None and m.loss_zero > m.loss_own
-        return (m.loss_zero - m.loss_spliced) / (m.loss_zero - m.loss_own) if known else None
-
-    own = [m.loss_own for m in members if m.loss_own is not None]
-    return VariantLine(
-        ensemble=row.ensemble,
-        variant=row.variant,
-        says=architecture(row.variant, row.k),
-        shared_start=row.shared_start,
-        control_of=row.control_of,
-        hookpoint=row.hookpoint,
-        d_sae=row.d_sae,
-        n_members=row.n_members,
-        n_comparisons=row.n_comparisons,
-        n_features=sum(judged.values()),
-        stable=share("stable"),
-        middle=share("middle"),
-        unstable=share("unstable"),
-        dead=_spread([m.n_dead / row.d_sae for m in members]) if activity else None,
-        p_hat=_spread([matched[s] / max(judged[s] * row.n_comparisons, 1) for s in by_seed]),
-        chance=store.null_rates(row.ensemble, judgement.theta) if row.n_comparisons else {},
-        ev=_known(members, lambda m: m.ev),
-        l0=_known(members, lambda m: m.l0),
-        l0_asked=value_of(row, "l0") or value_of(row, "k"),
-        l0_matched=None,
-        loss=_known(members, lambda m: m.loss_spliced),
-        loss_own=fmean(own) if own else None,
-        loss_recovered=_known(members, recovered),
-        train_tokens=row.train_tokens,
+    return render.download(
+        request, pa.table({n: _column(values) for n, values in columns.items()}), f"{study}-variants"
     )
 
 
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
-
-
-def _known(members: list[Member], of: Callable[[Member], float | None]) -> Spread | None:
-    """None where any member's is not known."""
-    values = [of(member) for member in members]
-    return None if not values or any(value is None for value in values) else _spread(values)
-
-
-def _compared(lines: list[VariantLine]) -> tuple[list[VariantLine], float | None]:
-    """The lines, told whether they are at the L0 of those that they are compared with; and that L0.
-
-    Compared are the ensembles of one hook point, width and number of training tokens that have the most variants; their L0
-    is the median.
-    """
-    groups: dict[tuple, list[VariantLine]] = {}
-    for line in lines:
-        if line.control_of is None and line.l0 is not None:
-            groups.setdefault((line.hookpoint, line.d_sae, line.train_tokens), []).append(line)
-    if not groups:
-        return lines, None
-    most = max(groups.values(), key=lambda held: (len({line.variant for line in held}), len(held)))
-    if len({line.variant for line in most}) < 2:
-        return lines, None
-    l0 = median(line.l0.mean for line in most)
-    names = {line.ensemble for line in most}
-    told = [
-        VariantLine(**vars(line) | {"l0_matched": abs(line.l0.mean / l0 - 1) <= NEAR})
-        if line.ensemble in names
-        else line
-        for line in lines
-    ]
-    return told, l0
-
-
 def _flat(line: VariantLine) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in vars(line).items():
         if name == "chance":
-            found |= {f"chance_{kind}": value.get(kind) for kind in ("haar", "second_moment")}
+            flat |= {f"chance_{kind}": value.get(kind) for kind in ("haar", "second_moment")}
         elif name in SPREADS:
-            found |= {name: value and value.mean, f"{name}_sd": value and value.sd}
+            flat |= {name: value and value.mean, f"{name}_sd": value and value.sd}
         else:
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat
 
 
 SPREADS = ("stable", "middle", "unstable", "dead", "p_hat", "ev", "l0", "loss", "loss_recovered")
 
 
-def _column(held: list[Any]) -> pa.Array:
+def _column(values: list[Any]) -> pa.Array:
     """A column of one type: what is text in one row is text in all."""
-    if any(isinstance(value, str) for value in held):
-        return pa.array([None if value is None else str(value) for value in held], pa.string())
-    if all(value is None for value in held):
-        return pa.array(held, pa.float64())
-    return pa.array(held)
+    if any(isinstance(value, str) for value in values):
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
+    if all(value is None for value in values):
+        return pa.array(values, pa.float64())
+    return pa.array(values)
 
 
 def _lacks(store: StudyStore, rows: list[Ensemble]) -> list[Missing]:
     """What the page's columns lack, once, with the ensembles that lack it."""
-    found: dict[str, tuple[Missing, list[str]]] = {}
+    lacking: dict[str, tuple[Missing, list[str]]] = {}  # {result: (what is missing, ensembles that lack it)}
     for row in rows:
         for result, lack in store.missing(row.ensemble).items():
             if result in ("activity", "ablate", "loss"):
-                found.setdefault(result, (lack, []))[1].append(row.ensemble)
-    some = {result: f" ({', '.join(names)})" if len(names) < len(rows) else "" for result, (_, names) in found.items()}
+                lacking.setdefault(result, (lack, []))[1].append(row.ensemble)
+    some = {
+        result: f" ({', '.join(names)})" if len(names) < len(rows) else "" for result, (_, names) in lacking.items()
+    }
     return [
-        Missing(lack.result + some[result], lack.reason, lack.command, lack.job) for result, (lack, _) in found.items()
+        Missing(lack.result + some[result], lack.reason, lack.command, lack.job)
+        for result, (lack, _) in lacking.items()
     ]
 
 
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
-def _trade_off(known: list[VariantLine], study: str, judgement: VariantsQuery) -> Figure:
+def _trade_off(lines: list[VariantLine], study: str, judgement: VariantsQuery) -> Figure:
     dots = []
-    for line in known:
-        y = getattr(line, judgement.measure)
+    for line in lines:
+        if line.ev is None:
+            continue
+        y: Spread = line.stable if judgement.measure == "stable" else line.p_hat
         link = render.url(f"/s/{study}/{line.ensemble}", **judgement.judgement())
         dots.append(
             TradeOff(
@@ -315,96 +208,22 @@ def _sweeps(
     rows: list[Ensemble], lines: list[VariantLine], study: str, judgement: VariantsQuery
 ) -> tuple[list[SweepLine], list[Figure]]:
     """Every factor that varies while all else is equal, and its figure."""
-    held = {line.ensemble: line for line in lines}
-    found: list[Factor] = [each for values in factors(rows).values() for each in values]
-    told, drawn = [], []
-    for each in found:
-        told.append(SweepLine(each.name, each.rest, [v for v, _ in each.points], [n for _, n in each.points]))
+    by_name = {line.ensemble: line for line in lines}
+    varied: list[Factor] = [each for values in factors(rows).values() for each in values]
+    described: list[SweepLine] = []
+    drawn: list[Figure] = []
+    for each in varied:
+        described.append(SweepLine(each.name, each.rest, [v for v, _ in each.points], [n for _, n in each.points]))
         if len(drawn) == MOST_FIGURES:
             continue
         dots = []
         for value, name in each.points:
-            line = held[name]
+            line = by_name[name]
             shares = {b: (getattr(line, b).mean, getattr(line, b).sd) for b in ("stable", "middle", "unstable")}
             shares |= {"dead": (line.dead.mean, line.dead.sd)} if line.dead else {}
             link = render.url(f"/s/{study}/{name}", **judgement.judgement())
-            dots.append(SweepDot(name, link, value, shares, line.ev and line.ev.mean))
+            dots.append(SweepDot(name, link, value, shares, line.ev.mean if line.ev else None))
         rest = ", ".join(f"{name} {value}" for name, value in each.rest.items())
-        agreement = any(held[name].shared_start != "no" for _, name in each.points)
+        agreement = any(by_name[name].shared_start != "no" for _, name in each.points)
         drawn.append(sweep(len(drawn), each.name, UNITS.get(each.name, ""), rest, dots, agreement=agreement))
-    return told, drawn
-
-
-# -- in words ----------------------------------------------------------------------------------------------------
-
-
-def sentence(lines: list[VariantLine], l0: float | None) -> str:
-    """The page in one or two sentences, made from its numbers."""
-    own = [line for line in lines if line.control_of is None]
-    at = [line for line in own if line.l0_matched] or own
-    known = [line for line in at if line.ev is not None]
-    where = f"At L0 = {l0:.1f} within {percent(NEAR, 0)}" if l0 is not None and at[0].l0_matched else "Of its ensembles"
-    if not known:
-        most = max(at, key=lambda line: line.stable.mean)
-        return f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}); EV is not known, so nothing is said of a trade-off."
-    apart = [line for line in known if line.shared_start == "no"] or known  # agreement is no stability
-    most, best = max(apart, key=lambda line: line.stable.mean), max(known, key=lambda line: line.ev.mean)
-    if most is best:
-        said = f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}) and reconstructs best (EV {most.ev.mean:.3f})."
-    else:
-        said = (
-            f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}, EV {most.ev.mean:.3f}) and {best.ensemble} "
-            f"reconstructs best (EV {best.ev.mean:.3f}, {_share(best)})."
-        )
-    return f"{said} {_paper(known)}".strip()
-
-
-def _comes_back(line: VariantLine) -> str:
-    return "comes back most" if line.shared_start == "no" else "agrees most"
-
-
-def _share(line: VariantLine) -> str:
-    word = {"no": "stable", "yes": "agree, start shared"}.get(line.shared_start, "agree, start unknown")
-    return f"{percent(line.stable.mean)} {word}"
-
-
-def _paper(known: list[VariantLine]) -> str:
-    """Whether ReLU + l1 is more stable and reconstructs less than the TopK kinds, as paper A reports; empty without both."""
-    relu = [line for line in known if line.variant == "relu"]
-    kinds = [line for line in known if line.variant in TOPK_KINDS]
-    if not relu or not kinds:
-        return ""
-    one = relu[0]
-    more = [_differs(one.stable, line.stable) for line in kinds]
-    less = [_differs(line.ev, one.ev) for line in kinds]
-    verdict = {
-        (True, True): "That ReLU + l1 is more stable and reconstructs less than the TopK kinds (paper A) holds here",
-        (
-            True,
-            False,
-        ): "Of paper A's finding the first half holds here: ReLU + l1 is more stable than the TopK kinds, but it does "
-        "not reconstruct less",
-        (
-            False,
-            True,
-        ): "Of paper A's finding the second half holds here: ReLU + l1 reconstructs less than the TopK kinds, but "
-        "it is not more stable",
-        (
-            False,
-            False,
-        ): "That ReLU + l1 is more stable and reconstructs less than the TopK kinds (paper A) does not hold here",
-    }[all(each > 0 for each in more), all(each > 0 for each in less)]
-    stable = f"{percent(one.stable.mean)} against {_range([line.stable.mean for line in kinds], percent)}"
-    ev = f"EV {one.ev.mean:.3f} against {_range([line.ev.mean for line in kinds], '{:.3f}'.format)}"
-    return f"{verdict}: {stable} stable, {ev} ({', '.join(line.ensemble for line in kinds)})."
-
-
-def _range(values: list[float], shown: Callable[[float], str]) -> str:
-    low, high = shown(min(values)), shown(max(values))
-    return low if low == high else f"{low} to {high}"
-
-
-def _differs(a: Spread, b: Spread) -> int:
-    """1 where a is larger by more than CLEAR standard deviations of both, -1 where smaller, else 0."""
-    spread = ((a.sd or 0) ** 2 + (b.sd or 0) ** 2) ** 0.5
-    return 0 if abs(a.mean - b.mean) <= CLEAR * spread else 1 if a.mean > b.mean else -1
+    return described, drawn

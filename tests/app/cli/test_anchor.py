@@ -37,6 +37,7 @@ from seedscope.engine.training.ensemble import train_ensemble
 from support.commands import assert_one_line, run
 from support.golden import explained_variance, jumprelu_codes, normalised_forward, relu_codes, topk_codes, unit_rows
 from support.layouts import write_saelens
+from support.reading import parsed, text_of
 
 HOOKPOINT = "blocks.2.hook_resid_post"
 D_SAE, N_COMPARISONS = 48, 3
@@ -274,8 +275,8 @@ def test_a_feature_says_what_its_own_number_means(pages):
         data, text = pages.get(f"/s/mine/relu/{seed}/3.json").json(), pages.get(f"/s/mine/relu/{seed}/3").text
         assert data["anchor"] is (seed == 0)
         assert said in data["remarks"][0]
-        (card,) = re.findall(r"<section[^>]*>\s*<h2[^>]*>Stability.*?</section>", text, re.DOTALL)
-        assert said in card
+        (card,) = (s for s in parsed(text).select("section.card") if s.h2 and text_of(s.h2).startswith("Stability"))
+        assert said in text_of(card)
 
 
 def test_rows_of_the_table_say_whose_they_are(pages):

@@ -27,7 +27,7 @@ from seedscope.app.settings import Settings
 from seedscope.engine.demo import stdlib
 from seedscope.engine.studies.publish import publish
 from support.paths import ROOT
-from support.reading import text_of
+from support.reading import parsed, text_of
 
 CWD = ROOT
 LOSS = {"kind": "analyze", "study": "small", "only": "loss"}  # minutes: it measures on the whole embedded corpus
@@ -132,8 +132,8 @@ def test_the_same_request_gives_the_same_job_and_cancelling_leaves_nothing_half_
     before = (whole_root / "small" / "CURRENT").read_text()
     with site(whole_root) as client:
         page = client.get("/s/small").text
-        button = re.search(r'<form class="compute" method="post" action="/jobs".*?</form>', page, re.DOTALL)[0]
-        fields = dict(re.findall(r'name="(\w+)" value="(\w+)"', button))
+        form = parsed(page).select_one("form.compute[method=post][action='/jobs']")
+        fields = {field["name"]: field["value"] for field in form.select("[name][value]")}
         assert fields == LOSS
         id = started(client, fields)
         assert started(client, fields) == id

@@ -21,7 +21,7 @@ from seedscope.app.settings import Settings
 from seedscope.engine.contract.progress_files import Curves, Moment
 from seedscope.engine.training.trace import Trace, read
 from support.paths import ROOT
-from support.reading import text_of
+from support.reading import parsed, text_of
 
 CWD, ID = ROOT, "0123456789abcdef"
 N_STEPS, SEEDS = 600, [0, 3, 5]
@@ -83,9 +83,9 @@ def test_a_training_is_seen_while_it_runs_and_afterwards(client, folder, tmp_pat
         assert process.wait() == 0
     assert 0 < half[-1]["step"] < N_STEPS
     for shown in (page, part):
-        line = re.search(rf'<div class="job running" id="job-{ID}" hx-get.*?</form>', shown, re.DOTALL)[0]
+        line = parsed(shown).select_one(f"div.job.running#job-{ID}[hx-get]")
         assert f"topk-64 of pystdlib: 3 TopK members, {half[-1]['tokens']:,} of 38,400 tokens each" in text_of(line)
-        assert line.count('<svg class="spark"') == 5
+        assert len(line.select("svg.spark")) == 5
         assert f"{fmean(half[-1]['ev']):.3f}" in text_of(line)
     assert f'id="trained-{ID}" hx-get' in part
 

@@ -9,7 +9,7 @@ import pytest
 from seedscope.app.figures.tradeoff import TradeOff, trade_off
 from seedscope.app.formats import architecture
 from seedscope.engine.contract.schema import ANALYSES
-from support.reading import assert_valid_plotly, browse, figures_of, links, text_of
+from support.reading import assert_valid_plotly, browse, figures_of, links, parsed, text_of
 from support.studies import members_that_agree, publish_study
 
 EVIL = "<script>alert(1)</script>"
@@ -60,7 +60,7 @@ def digests(client) -> dict[str, list[str]]:
 
 def card(client, ensemble: str) -> str:
     """What the study page says of one ensemble."""
-    return text_of(re.search(rf'<article[^>]*id="{ensemble}".*?</article>', client.get("/s/zoo").text, re.S)[0])
+    return text_of(parsed(client.get("/s/zoo").text).find("article", id=ensemble))
 
 
 # -- the study page ----------------------------------------------------------------------------------------------

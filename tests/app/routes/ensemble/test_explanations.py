@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from scipy.stats import binom
 
-from seedscope.app.store.vocabulary import rule_kinds
+from seedscope.app.findings.word_contrast import rule_kinds
 from support.reading import assert_valid_plotly, browse, figures_of, links, republish, text_of
 
 THETA = 0.7

@@ -11,10 +11,11 @@ import pyarrow.parquet
 import pytest
 from scipy.stats import ortho_group
 
+from seedscope.app.findings.map_company import N_NEAR
+from seedscope.app.findings.random_subspaces import unrelated_angle
 from seedscope.app.routes.ensemble.map import MapPage
 from seedscope.app.routes.ensemble.subspaces import SubspacesPage
-from seedscope.app.store.map import N_NEAR
-from seedscope.app.store.spans import TABLES, unrelated_angle
+from seedscope.app.store.spans import TABLES
 from seedscope.engine.contract.stability import bucket_bounds
 from seedscope.engine.contract.tables.spans import SpanCurve
 from support.reading import assert_valid_plotly, browse, figures_of, links, republish, text_of

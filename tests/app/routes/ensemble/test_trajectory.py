@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 from scipy.stats import rankdata, spearmanr
 
+from seedscope.app.findings.precedence import QUANTITIES, lags, separations
+from seedscope.app.findings.stabilization import Trajectory, judge_stabilization
 from seedscope.app.routes.ensemble.trajectory import TrajectoryPage
-from seedscope.app.store.precedence import QUANTITIES, lags, separations
-from seedscope.app.store.trajectory import Trajectory, judge_stabilization
 from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry
 from support.reading import assert_valid_plotly, browse, figures_of, links, republish, text_of
 

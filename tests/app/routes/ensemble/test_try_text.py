@@ -4,7 +4,6 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -20,7 +19,7 @@ from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.publish import publish
-from support.reading import answered, browse, links, republish, text_of
+from support.reading import answered, browse, links, parsed, republish, text_of
 from support.studies import members_that_agree, publish_study
 from support.tiny_models import save, tokenizer
 
@@ -54,22 +53,6 @@ def dense(data: dict, d_sae: int = 96) -> np.ndarray:
     for i, member in enumerate(data["members"]):
         found[i, member["token"], member["feature"]] = member["activation"]
     return found
-
-
-class Tags(HTMLParser):
-    """Elements of a page: what a browser would make of it."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attributes: list) -> None:
-        self.found.append((tag, dict(attributes)))
-
-    def of(self, tag: str, also: dict | None = None, **wanted: str) -> list[dict]:
-        wanted |= also or {}
-        return [held for name, held in self.found if name == tag and wanted.items() <= held.items()]
 
 
 # -- what the twin says --------------------------------------------------------------------------------------------
@@ -166,11 +149,11 @@ def test_line_ends_are_those_of_a_form_whoever_sends_them(ask):
 
 def test_every_token_can_be_chosen_and_says_what_is_active_on_it(ask, tried):
     page = ask(twin=False).text
-    choices = Tags(page).of("input", type="radio", name="at")
+    choices = parsed(page).select("input[type=radio][name=at]")
     assert [int(choice["value"]) for choice in choices] == list(range(len(tried["tokens"])))
     mine = dense(tried)[0]
-    assert [int(c["value"]) for c in choices if "checked" in c] == [int(mine.max(1).argmax())]
-    titles = [html.unescape(title) for title in re.findall(r'<label title="([^"]*)"', page)]
+    assert [int(c["value"]) for c in choices if c.has_attr("checked")] == [int(mine.max(1).argmax())]
+    titles = [label["title"] for label in parsed(page).select("label[title]")]
     for i, title in enumerate(titles):
         assert title.startswith(f"token {i + 1}")
         best = mine[i].argmax()
@@ -213,7 +196,7 @@ def test_rows_of_counterparts_are_aligned_and_share_one_scale(ask, tried):
         assert len(rows) == len(SEEDS)
         assert len({re.sub("<[^>]*>", "", row) for row in rows}) == 1  # the same text in every row: aligned
     shown = [one["feature"] for one in data["on_text"]]
-    who = re.findall(r'<span class="who"><small>(\d)</small> <a href="[^"]*">#(\d+)</a>', page)
+    who = [(row.small.text, row.a.text.removeprefix("#")) for row in parsed(page).select("span.who") if row.a]
     assert {(int(s), int(f)) for s, f in who} == {(one["seed"], one["feature"]) for one in data["on_text"]}
     assert shown[0] == feature
 
@@ -222,7 +205,7 @@ def test_the_page_is_well_formed_and_its_links_answer(ask, client, address, trie
     feature = tried["strongest"][0]["feature"]
     for page in (ask(twin=False).text, ask(twin=False, seed=0, feature=feature).text, ask("", twin=False).text):
         assert page.count("<form") == page.count("</form>")
-        one_per_kind = {re.sub(r"\d+", "N", link)[:60]: link for link in links(page, "(?:href|src)") if link[0] == "/"}
+        one_per_kind = {re.sub(r"\d+", "N", link)[:60]: link for link in links(page, "[href], [src]") if link[0] == "/"}
         for link in one_per_kind.values():
             assert answered(client, link).status_code == 200, link
 
@@ -231,9 +214,9 @@ def test_the_page_is_well_formed_and_its_links_answer(ask, client, address, trie
 def test_markup_in_a_text_is_inert(ask, more):
     plain, page = ask("x", twin=False, **({} if "at" in more else more)).text, ask(HOSTILE, twin=False, **more).text
     for tag in ("script", "img"):
-        assert len(Tags(page).of(tag)) == len(Tags(plain).of(tag))
-    assert not any(name.startswith("on") for _, held in Tags(page).found for name in held)
-    assert Tags(page).of("textarea")
+        assert len(parsed(page)(tag)) == len(parsed(plain)(tag))
+    assert not any(name.startswith("on") for element in parsed(page)(True) for name in element.attrs)
+    assert parsed(page).textarea
     assert "owned" in text_of(page)
     assert "{{ 7 * 7 }}" in html.unescape(page)
 
@@ -260,14 +243,14 @@ def test_control_characters_are_shown_as_pictures(ask):
 
 def test_without_a_text_there_is_the_box_and_passages_of_the_studys_documents(client, address, corpus, tried):
     page = client.get(f"{address}/try").text
-    assert Tags(page).of("textarea", name="text")
+    assert parsed(page).select("textarea[name=text]")
     documents = " ".join(text for _, text in corpus.held_out)
-    examples = re.findall(r'class="example" dir="auto" href="([^"]*)">(.*?)</a>', page, re.DOTALL)
+    examples = parsed(page).select("a.example")
     assert examples
-    for link, shown in examples:
-        assert html.unescape(shown) in documents
-        assert quote(html.unescape(shown)[:5]).lower()[:3] in html.unescape(link).lower()
-        assert answered(client, html.unescape(link)).status_code == 200
+    for example in examples:
+        assert example.text in documents
+        assert quote(example.text[:5]).lower()[:3] in example["href"].lower()
+        assert answered(client, example["href"]).status_code == 200
     assert client.get(f"{address}/try.json").json()["tokens"] is None
     seed, feature = 0, tried["strongest"][0]["feature"]
     own = client.get(f"{address}/try?seed={seed}&feature={feature}").text
@@ -278,11 +261,9 @@ def test_without_a_text_there_is_the_box_and_passages_of_the_studys_documents(cl
 @pytest.mark.parametrize("page", ["{study}", "{ensemble}", "{ensemble}?theta=0.6", "{ensemble}/2/17?theta=0.6"])
 def test_other_pages_have_the_box(client, address, page):
     shown = client.get(page.format(study=address.rsplit("/", 1)[0], ensemble=address)).text
-    assert Tags(shown).of("form", {"class": "try-box", "action": f"{address}/try"})
-    form = shown[shown.index('class="try-box"') :]
-    hidden = {
-        held["name"]: held["value"] for held in Tags(form[: form.index("</form>")]).of("input", {"type": "hidden"})
-    }
+    (form,) = parsed(shown).select("form.try-box")
+    assert form["action"] == f"{address}/try"
+    hidden = {field["name"]: field["value"] for field in form.select("input[type=hidden]")}
     expected = {"theta": "0.6"} if "theta" in page else {}
     assert hidden == (expected | {"seed": "2", "feature": "17"} if "17" in page else expected)
 
@@ -334,9 +315,7 @@ def test_while_the_engine_starts_the_page_stands_and_asks_again(own_root: Path, 
         page = client.get(f"{address}/try?text=hello&seed=1")
         assert page.status_code == 202
         assert "The engine is starting" in text_of(page.text)
-        (polls,) = (
-            held for held in (t for _, t in Tags(page.text).found) if held.get("hx-trigger", "").startswith("load")
-        )
+        (polls,) = parsed(page.text).select("[hx-trigger^=load]")
         assert polls["hx-get"] == f"{address}/try?text=hello&seed=1"
         assert "hello" in page.text
         twin = client.get(f"{address}/try.json?text=hello")
@@ -357,7 +336,7 @@ def test_a_study_without_a_model_says_what_is_missing_and_the_command(tmp_path: 
         ):
             page = client.get(f"/s/mine/{ensemble}/try?text=hello")
             assert page.status_code == 200
-            assert not Tags(page.text).of("textarea")
+            assert not parsed(page.text).textarea
             assert command in html.unescape(page.text)
             assert client.get(f"/s/mine/{ensemble}/try.json?text=x").json()["missing"]["command"] == command
 
@@ -408,7 +387,7 @@ def test_a_text_of_which_the_tokenizer_makes_nothing_keeps_the_box(wide):
     page = answered(wide, "/s/wide/some/try?text=+++")
     assert page.status_code == 422
     assert "makes no token of this text" in text_of(page.text)
-    assert Tags(page.text).of("textarea")
+    assert parsed(page.text).textarea
 
 
 def test_an_encoder_reads_texts_too(tmp_path: Path):
@@ -427,7 +406,7 @@ def test_a_model_that_changed_or_left_is_told_and_the_box_stays(tmp_path: Path):
         page = answered(client, "/s/wide/some/try?text=w5")
         assert page.status_code == 422
         assert "put that model back, or measure again" in text_of(page.text)
-        assert Tags(page.text).of("textarea")
+        assert parsed(page.text).textarea
 
 
 def test_a_control_takes_no_text_because_its_model_is_not_the_studys(own_root, address):

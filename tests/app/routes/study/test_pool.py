@@ -12,11 +12,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from seedscope.app.findings.pool_verdict import EV_KEPT, PairSpread, judge_pool, least_difference
 from seedscope.app.jobs.kinds import Job, JobRefusedError, checked, words
 from seedscope.app.jobs.queue import Jobs
 from seedscope.app.routes.study.pool import PoolPage
 from seedscope.app.store.missing import pool_missing
-from seedscope.app.store.pools import EV_KEPT, PairSpread, judge_pool, least_difference
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.contract.tables.pools import PoolPoint
 from seedscope.engine.contract.tables.study import Ensemble, Study

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.optimize import linear_sum_assignment
 
+from seedscope.app.findings.signatures import signatures
+from seedscope.app.findings.start_grid import Cell, Course, MeasuredCell
 from seedscope.app.routes.study.starts import StartsPage
-from seedscope.app.store.signatures import signatures
-from seedscope.app.store.starts import Cell, Course
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
@@ -192,7 +192,7 @@ def held(constraint: str, start: str, preprocessing: str, begins: float, ends: f
     known = dict.fromkeys((f.name for f in fields(Course)), None)
     spread = {f"{at}_{end}": value + by for at, value in (("start", begins), ("end", ends))
               for end, by in (("low", -0.01), ("high", 0.01))}  # fmt: skip
-    return cell, Course(**known | spread | {"start_distance": begins, "end_distance": ends} | more)
+    return MeasuredCell.of(cell, Course(**known | spread | {"start_distance": begins, "end_distance": ends} | more))
 
 
 def verdicts(*ensembles) -> list[str]:

@@ -9,7 +9,9 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from seedscope.app.routes.study.variants import Spread, VariantLine, VariantsPage, sentence
+from seedscope.app.routes.study.variant_lines import Spread, VariantLine
+from seedscope.app.routes.study.variant_sentence import sentence
+from seedscope.app.routes.study.variants import VariantsPage
 from seedscope.app.store.studies import Studies
 from seedscope.engine.contract.tables.features import Feature
 from seedscope.engine.demo import stdlib
@@ -79,7 +81,7 @@ def test_page_and_twin_hold_the_same_context(several):
     assert " ".join(data["sentence"].split()) in text_of(page.text)
     for drawn in figures_of(page.text).values():
         assert_valid_plotly(drawn)
-    for link in {link for link in links(page.text, "(?:href|src)") if link.startswith("/s/")}:
+    for link in {link for link in links(page.text, "[href], [src]") if link.startswith("/s/")}:
         assert several.get(link).status_code == 200, link
     assert '"/s/several/variants"' in several.get("/s/several").text
 

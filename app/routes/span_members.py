@@ -1,4 +1,4 @@
-"""Whose spans: the seeds of an address, and how many of them a page can wait for."""
+"""Whose spans are projected: the seeds that an address names, and how many of them a page can wait for."""
 
 import math
 from collections.abc import Sequence
@@ -31,11 +31,16 @@ class Members(Filter):
             raise ValueError("seeds as numbers with commas between them, such as 0,3; empty for the usual ones")
         return ",".join(map(str, sorted({int(part) for part in parts if part})))
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds asked for; empty for the usual ones."""
+        return [int(part) for part in str(self.members).split(",") if part]
+
 
 def chosen_members(store: StudyStore, row: Ensemble, asked: Members) -> list[int]:
     """The seeds asked for; without any, as many as a page can wait for."""
     seeds = [m.seed for m in store.members(row.ensemble)]
-    chosen = [int(part) for part in asked.members.split(",") if part]
+    chosen = asked.seeds
     if [s for s in chosen if s not in seeds]:
         raise BadValue("members", repr(asked.members), "seeds of this ensemble: " + ", ".join(map(str, seeds)))
     usual = seeds[: usual_members(row)]

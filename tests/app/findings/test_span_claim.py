@@ -2,7 +2,7 @@
 
 import pytest
 
-from seedscope.app.store.span_claim import DEVIATIONS, NEARLY, EnergyAtRank, compare, judge_claim
+from seedscope.app.findings.span_claim import DEVIATIONS, NEARLY, EnergyAtRank, compare, judge_claim
 
 CHANCE = EnergyAtRank(0.1, None, 0)
 

@@ -1,4 +1,4 @@
-"""Whether a span carries over from seed to seed, and more than its controls do: judged from means and their spreads."""
+"""Whether a span of features carries over from seed to seed: a verdict from mean captured energies and their spreads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ class Claim:
     @property
     def is_particular(self) -> bool | None:
         """Whether random living features of the same number capture less; None where nobody can tell."""
-        found = self.against.get("random_set")
-        return None if found is None else found == "more"
+        compared = self.against.get("random_set")
+        return None if compared is None else compared == "more"
 
 
 def judge_claim(levels: Mapping[str, EnergyAtRank]) -> Claim | None:

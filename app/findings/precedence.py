@@ -1,4 +1,4 @@
-"""Which comes first along training, worth or stability: how early each tells where features end, and what goes before what.
+"""Whether worth or stability comes first in training: AUC of each for the final bucket, and lagged partial rank correlations.
 
 Everything is computed within members and then averaged: features of one member share its training. Intervals are 95 %,
 Student's t over members; these share comparisons, so that they are somewhat too narrow.
@@ -68,8 +68,8 @@ def separations(
     member: np.ndarray,
 ) -> list[Separation]:
     """AUC of stable against unstable for every quantity (features, checkpoints), where members have both."""
-    groups = [np.flatnonzero(member == m) for m in np.unique(member)]
-    groups = [(at[bucket[at] == "stable"], at[bucket[at] == "unstable"]) for at in groups]
+    members = [np.flatnonzero(member == m) for m in np.unique(member)]
+    groups = [(at[bucket[at] == "stable"], at[bucket[at] == "unstable"]) for at in members]
     groups = [(stable, unstable) for stable, unstable in groups if len(stable) and len(unstable)]
     n_stable, n_unstable = (sum(len(group[i]) for group in groups) for i in (0, 1))
     if not groups:
@@ -89,7 +89,7 @@ def lags(
 ) -> list[Lag]:
     """Both directions at every checkpoint but the last; `worth` and `cosine` are (features, checkpoints)."""
     groups = [at for m in np.unique(member) if len(at := np.flatnonzero(member == m)) >= FEWEST]
-    found = []
+    rows = []
     pairs: tuple[tuple[Literal["worth", "best cosine"], np.ndarray, np.ndarray], ...] = (
         ("worth", worth, cosine),
         ("best cosine", cosine, worth),
@@ -102,13 +102,13 @@ def lags(
             )
             # Of any two lists that are dealt out at random the correlation has exactly the variance 1 / (n - 1).
             null = NORMAL_95 * np.sqrt(sum(1 / (len(at) - 2) for at in groups)) / len(groups)
-            found.append(
+            rows.append(
                 Lag(
                     steps[t], steps[t + 1], tokens[t], tokens[t + 1], before, float(np.mean(plain)),
                     *_over_members(partial), float(null), len(groups), sum(map(len, groups)),
                 )
             )  # fmt: skip
-    return found
+    return rows
 
 
 def _over_members(values: Sequence[float]) -> tuple[float, float | None, float | None]:

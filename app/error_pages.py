@@ -1,0 +1,147 @@
+"""Refusals as pages or as JSON: what was found, what was expected and the way out, for every error that a route raises."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from typing import TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from seedscope.app import render
+from seedscope.app.jobs.kinds import JobRefusedError
+from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError
+from seedscope.app.store.errors import BadValue, NotFound
+
+E = TypeVar("E", bound=Exception)
+
+
+@dataclass(frozen=True)
+class ErrorPage:
+    """Any refusal: what was found, what was expected, the way out."""
+
+    status: int
+    title: str
+    problems: list[dict[str, str]]  # name, found, expected
+
+
+@dataclass(frozen=True)
+class EnginePage:
+    """Instead of an answer of the live engine: it starts, restarts or refuses."""
+
+    says: str
+    again: bool  # whether the page asks again by itself
+    address: str
+
+
+def add_error_pages(app: FastAPI) -> None:
+    """Answer every refusal of the routes, and every HTTP error, with a page or its JSON."""
+
+    def answer(kind: type[E], handler: Callable[[Request, E], Response]) -> None:
+        def handle(request: Request, error: Exception) -> Response:
+            if not isinstance(error, kind):  # Starlette looks handlers up by class
+                raise error
+            return handler(request, error)
+
+        app.add_exception_handler(kind, handle)
+
+    answer(NotFound, _not_found)
+    answer(BadValue, _bad_value)
+    answer(JobRefusedError, _job_refused)
+    answer(EngineStartingError, _engine_starting)
+    answer(EngineBrokenError, _engine_silent)
+    answer(EngineRefusedError, _engine_silent)
+    answer(RequestValidationError, _bad_request)
+    answer(HTTPException, _http_error)
+
+
+def _refuse(request: Request, status: int, title: str, problems: list[dict[str, str]]) -> Response:
+    """The same refusal as a page or, for `.json` addresses and clients that ask for JSON, as JSON."""
+    context = ErrorPage(status, title, problems)
+    accept = request.headers.get("accept", "")
+    if request.url.path.endswith(".json") or ("application/json" in accept and "text/html" not in accept):
+        return JSONResponse(asdict(context), status)
+    response = render.respond(request, "error.html", context, status=status)
+    if render.wants_fragment(request):
+        render.retarget_to_page(response)
+    return response
+
+
+def _not_found(request: Request, error: NotFound) -> Response:
+    problem = {"name": error.what, "found": error.found, "expected": error.expected}
+    return _refuse(request, 404, f"No {error.what} {error.found!r} here", [problem])
+
+
+def _bad_value(request: Request, error: BadValue) -> Response:
+    return _refuse(request, 422, "A value in the address is not usable", [asdict(error)])
+
+
+def _job_refused(request: Request, error: JobRefusedError) -> Response:
+    problem = {"name": error.name, "found": error.found, "expected": error.expected}
+    return _refuse(request, error.status, "This job is refused", [problem])
+
+
+def _bad_request(request: Request, error: RequestValidationError) -> Response:
+    allowed = _parameters_of(request.scope["route"].dependant)
+    problems = [
+        {"name": str(e["loc"][-1]), "found": _found(e), "expected": _expected(e, allowed)} for e in error.errors()
+    ]
+    return _refuse(request, 422, "A value in the address is not usable", problems)
+
+
+def _parameters_of(dependant: Dependant) -> list[str]:
+    """Every query parameter that a route takes, sorted; a `.json` twin takes what its page does."""
+    names = [_parameters_of(dependency) for dependency in dependant.dependencies]
+    for field in dependant.query_params:
+        names.append(_fields_of(field.field_info.annotation) or [field.alias])
+    return sorted({name for some in names for name in some})
+
+
+def _fields_of(annotation: object) -> list[str]:
+    """The fields of a model that holds all query parameters; empty for a parameter of its own."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return list(annotation.model_fields)
+    return []
+
+
+def _found(error: dict) -> str:
+    return "an unknown parameter" if error["type"] == "extra_forbidden" else repr(error["input"])
+
+
+def _expected(error: dict, allowed: list[str]) -> str:
+    """pydantic's own words, which name the allowed values and bounds."""
+    if error["type"] == "extra_forbidden":
+        return "one of " + ", ".join(allowed)
+    return error["msg"].removeprefix("Input should be ")
+
+
+def _engine_starting(request: Request, error: EngineStartingError) -> Response:
+    return _without_answer(request, str(error), again=True)
+
+
+def _engine_silent(request: Request, error: Exception) -> Response:
+    refused = isinstance(error, EngineRefusedError) and error.cause == "query"
+    return _without_answer(request, str(error), again=False, status=422 if refused else 503)
+
+
+def _without_answer(request: Request, says: str, *, again: bool, status: int = 503) -> Response:
+    """A word in the place where the answer was due; the rest of the site does not need the engine."""
+    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    context = EnginePage(says, again, path)
+    if request.url.path.endswith(".json"):
+        response: Response = JSONResponse(asdict(context), status)
+    else:
+        response = render.respond(request, "engine.html", context, status=202 if again else status)
+    if status == 503:
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+def _http_error(request: Request, error: HTTPException) -> Response:
+    phrase = HTTPStatus(error.status_code).phrase
+    problem = {"name": "address", "found": request.url.path, "expected": "a page that the studies link to"}
+    return _refuse(request, error.status_code, phrase, [problem])

@@ -1,0 +1,66 @@
+"""How a feature is judged: its stability with interval and probabilities, its bucket, chance, and why it is in that bucket."""
+
+from dataclasses import dataclass
+
+from seedscope.app.formats import percent
+from seedscope.app.routes.address import Filter
+from seedscope.app.store.study import StudyStore
+from seedscope.engine.contract.stability import is_match
+from seedscope.engine.contract.tables.features import Feature
+
+
+@dataclass(frozen=True)
+class StabilityFacts:
+    """A feature's stability under a judgement, and how often chance would match."""
+
+    stability: float
+    stability_low: float
+    stability_high: float
+    p_stable: float
+    p_unstable: float
+    n_matched: int
+    n_comparisons: int
+    bucket: str
+    theta: float
+    epsilon: float
+    rule: str
+    null_rate: dict[str, float]
+    null_p999: dict[str, float]
+
+    @property
+    def why(self) -> str:
+        """Why it is in this bucket, with the numbers filled in."""
+        x, n, epsilon = self.n_matched, self.n_comparisons, self.epsilon
+        share, rate = f"{x} / {n} = {x / n:.2f}", percent(self.null_rate["second_moment"])
+        chance = f"Random dictionaries with the same second moment match in {rate} of comparisons."
+        if self.bucket == "dead":
+            return "It never fired on the evaluation tokens, so its direction was never tested."
+        if self.bucket == "stable":
+            text = f"{share} ≥ 1 − ε = {1 - epsilon:.2f}. P(p ≥ {1 - epsilon:.2f}) = {self.p_stable:.2f}"
+            doubt = f": {n} comparisons cannot show it" if self.p_stable < 0.95 else ""
+        elif self.bucket == "unstable":
+            text = f"{share} ≤ ε = {epsilon:.2f}. P(p ≤ {epsilon:.2f}) = {self.p_unstable:.2f}"
+            doubt = f": {n} comparisons cannot show it" if self.p_unstable < 0.95 else ""
+        else:
+            return f"{share} lies between ε = {epsilon:.2f} and 1 − ε = {1 - epsilon:.2f}. {chance}"
+        return f"{text}{doubt}. {chance}"
+
+
+def judge_feature(store: StudyStore, feature: Feature, filter: Filter) -> StabilityFacts:
+    """A feature's stability as the filter judges it."""
+    scored, cosines = filter.score(feature), filter.cosines(feature)
+    return StabilityFacts(
+        stability=scored.p_hat,
+        stability_low=scored.low,
+        stability_high=scored.high,
+        p_stable=scored.p_stable,
+        p_unstable=scored.p_unstable,
+        n_matched=int(is_match(cosines, filter.theta).sum()),
+        n_comparisons=len(cosines),
+        bucket=scored.bucket,
+        theta=filter.theta,
+        epsilon=filter.epsilon,
+        rule=filter.rule,
+        null_rate=store.null_rates(feature.ensemble, filter.theta),
+        null_p999=store.null_p999(feature.ensemble),
+    )

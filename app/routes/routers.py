@@ -1,0 +1,56 @@
+"""Every router of the dashboard, in the order in which addresses are matched.
+
+The first route that fits an address answers it, and names are free: `/s/{study}/{ensemble}` also fits `/s/mine/variants`, and
+`/s/{study}/{ensemble}/{seed}/{feature}` also fits `/s/mine/topk/members/match`. Routers whose addresses hold fixed words
+therefore stand before those whose addresses at the same place hold names: pages of a study, then of an ensemble, then of a
+feature, the permalink last of these.
+"""
+
+from fastapi import APIRouter
+
+from seedscope.app.routes import home, jobs, manual
+from seedscope.app.routes.ensemble import (
+    ablation,
+    buckets,
+    explanations,
+    map,
+    members,
+    overview,
+    project_set,
+    subspaces,
+    table,
+    trajectory,
+    try_text,
+)
+from seedscope.app.routes.feature import by_weights, exact_loss, neighbours, permalink, project_feature, scored_contexts
+from seedscope.app.routes.study import pool, starts, synthetic, variants
+
+ROUTERS: tuple[APIRouter, ...] = (
+    home.router,
+    manual.router,
+    jobs.router,
+    # of a study: /s/{study}/..
+    starts.router,
+    variants.router,
+    synthetic.router,
+    pool.router,
+    # of an ensemble: /s/{study}/{ensemble}/..
+    overview.router,
+    ablation.router,
+    buckets.router,
+    explanations.router,
+    members.router,
+    map.router,
+    subspaces.router,
+    project_set.router,
+    table.router,
+    trajectory.router,
+    try_text.router,
+    # of a feature: /s/{study}/{ensemble}/{seed}/{feature}/..
+    neighbours.router,
+    exact_loss.router,
+    project_feature.router,
+    scored_contexts.router,
+    permalink.router,
+    by_weights.router,
+)
