@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from seedscope.engine.contract.stability import BUCKETS
 
@@ -63,7 +63,7 @@ def nearest_points(points: np.ndarray) -> np.ndarray:
     """(points, N_NEAR) indices of the points nearest to each of (points, 2), in no order; empty where there are no more."""
     if len(points) <= N_NEAR:
         return np.empty((0, N_NEAR), np.int64)
-    nearest = cKDTree(points).query(points, N_NEAR + 1)[1]
+    nearest = KDTree(points).query(points, N_NEAR + 1)[1]
     is_itself = nearest == np.arange(len(points))[:, None]
     is_itself[~is_itself.any(1), -1] = True  # at more than N_NEAR equal points: the farthest goes instead
     return nearest[~is_itself].reshape(len(points), N_NEAR)

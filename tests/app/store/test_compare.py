@@ -6,6 +6,7 @@ import duckdb
 import numpy as np
 import pytest
 
+from seedscope.app.findings.bucket_comparison import metric_line
 from seedscope.app.store import compare
 from seedscope.engine.contract.schema import TRIGGERS
 from support.reading import assert_valid_plotly, browse, figures_of, republish, text_of
@@ -91,7 +92,7 @@ def test_copies_in_all_seeds_do_not_narrow_the_interval():
     shift = np.linspace(-1, 1, 8)[:, None]  # members differ; features within one do not say how
     values = np.concatenate([rng.normal(size=(8, 200)) + shift, rng.normal(size=(8, 200))], 1)
     member, bucket = np.repeat(range(8), 400), np.tile(np.repeat([0, 2], 200), 8)
-    line = compare._metric_line("max", values.ravel(), bucket, member, 8)
+    line = metric_line("max", values.ravel(), bucket, member, 8)
     assert line.auc_high - line.auc_low > 0.15  # 1,600 independent pairs of each kind: 0.04
 
 
