@@ -36,5 +36,5 @@ class Without:
     def __len__(self) -> int:
         return len(self._included)
 
-    def __getitem__(self, part: slice) -> np.ndarray:
+    def __getitem__(self, part: slice | np.ndarray) -> np.ndarray:
         return self._rows[self._included[part]]

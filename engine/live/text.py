@@ -150,6 +150,10 @@ def read(model: LanguageModel, text: str, settings: catalogue.Tokens) -> Window:
     if not 1 <= len(text) <= MAX_TEXT:
         raise ValueError(f"the text has {len(text):,} characters, expected 1 to {MAX_TEXT:,}")
     text = text.encode(errors="replace").decode()  # a lone surrogate is no character
+    if model.tokenizer is None:
+        raise ValueError(
+            f"{model.name} has no tokenizer, so no text can be read; copy the tokenizer's files into its folder"
+        )
     if not model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
         raise ValueError(f"the tokenizer of {model.name} makes no token of this text; try other characters")
     tokens = tokenize([("the text", text)], model, n_ctx=settings.n_ctx, bos=settings.bos)

@@ -21,6 +21,7 @@ from seedscope.engine.matching.cuda import best as best_cosines
 from seedscope.engine.matching.match import HUNGARIAN_UP_TO
 from seedscope.engine.saes.encode import count_active, encoded
 from seedscope.engine.saes.sae import SAE, directed, unit_rows
+from seedscope.engine.training.batches import Rows
 
 ANALYSIS = "trajectory"
 N_TOKENS = 16_384  # evaluation tokens, in whole windows, that activity and worth are measured on at every snapshot
@@ -85,7 +86,7 @@ def affordable(n_snapshots: int, n_members: int, d_sae: int, d_in: int) -> bool:
 @torch.no_grad()
 def follow(
     members: SAE,
-    rows: np.ndarray | None,
+    rows: Rows | None,
     *,
     units: Float[Tensor, " d_in"],
     theta: float,
