@@ -93,11 +93,11 @@ def test_a_training_killed_outright_again_and_again_ends_with_the_same_weights(r
 def test_a_checkpoint_is_whole_or_not_there_and_one_is_enough(tmp_path):
     kept = Checkpoints(tmp_path, "recipe", every_s=0.0)
     assert kept.newest() is None
-    kept.keep(State(3, {"a": torch.arange(4.0)}, ["told"]))
+    kept.keep(State(3, {"a": torch.arange(4.0)}, [{"step": 0}]))
     (tmp_path / "step-000000009.tmp").write_bytes(b"cut off while it was written")
     (tmp_path / "step-000000007.safetensors").write_bytes(b"damaged by the disk")
     found = kept.newest()
-    assert (found.step, found.told) == (3, ["told"])
+    assert (found.step, found.points) == (3, [{"step": 0}])
     assert torch.equal(found.tensors["a"], torch.arange(4.0))
     assert Checkpoints(tmp_path, "another recipe").newest() is None
     kept.keep(State(11, {"a": torch.zeros(1)}, []))
