@@ -217,7 +217,7 @@ def test_verdicts_follow_the_numbers():
 
 def test_ensembles_that_differ_in_more_than_the_grid_are_not_compared():
     wide, narrow = held("none", "random", "centred", 0.8, 0.4), held("RA", "random", "centred", 0.8, 0.3)
-    assert verdicts(wide, (replace(narrow[0], group=1), narrow[1]))[2] == "cannot be asked"
+    assert verdicts(wide, replace(narrow, cell=replace(narrow.cell, group=1)))[2] == "cannot be asked"
 
 
 def test_dead_features_that_stayed_at_a_shared_start_are_told():
