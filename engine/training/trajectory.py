@@ -177,7 +177,7 @@ def random_level(d_sae: int, d_in: int, *, assign: bool, seed: int = 0) -> Alike
 
 
 @torch.no_grad()
-def use(members: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -> Used:
+def use(members: SAE, rows: Rows, *, device: torch.device | str = "cpu") -> Used:
     """Run rows through members: explained variance, firings and every feature's marginal worth, exact."""
     ablation = AblationPass(members, pair_numbers=0)
     n_active = np.zeros((members.n_members, members.d_sae), np.int64)
