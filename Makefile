@@ -16,7 +16,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	bash .ci/link && PYTHONPATH=.linked $(BIN)/lint-imports --no-cache
-	$(BIN)/python .ci/types
+	$(BIN)/mypy -p seedscope
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("found Python %d.%d, expected 3.11 or newer; try: make PYTHON=python3.12 demo" % v[:2])'
