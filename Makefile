@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+PYTEST_ARGS ?=
 BIN = $(VENV)/bin
 
 .PHONY: demo test check clean
@@ -10,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/seedscope demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -173,7 +173,7 @@ def open_ensemble(request: Request, study: str, ensemble: str) -> tuple[StudySto
     return store, row
 
 
-class Opened(NamedTuple, Generic[J]):
+class JudgedEnsemble(NamedTuple, Generic[J]):
     """The ensemble of an address, and how its features are judged."""
 
     store: StudyStore
@@ -181,7 +181,7 @@ class Opened(NamedTuple, Generic[J]):
     query: J
 
 
-class OpenedFeature(NamedTuple, Generic[J]):
+class JudgedFeature(NamedTuple, Generic[J]):
     """The feature of an address, with its member, its ensemble, and how features are judged."""
 
     store: StudyStore
@@ -191,29 +191,29 @@ class OpenedFeature(NamedTuple, Generic[J]):
     feature: Feature
 
 
-def judged(model: type[J]) -> Callable[..., Opened[J]]:
+def judged(model: type[J]) -> Callable[..., JudgedEnsemble[J]]:
     """The dependency that opens an address's ensemble and reads its query as `model`; raises NotFound."""
     read_address = address_reader(model)
 
     def read(
         request: Request, study: StudyName, ensemble: EnsembleName, address: Annotated[BaseModel, Depends(read_address)]
-    ) -> Opened[J]:
+    ) -> JudgedEnsemble[J]:
         store, row = open_ensemble(request, study, ensemble)
-        return Opened(store, row, model.resolved(row, address))
+        return JudgedEnsemble(store, row, model.resolved(row, address))
 
     return read
 
 
-def judged_feature(model: type[J]) -> Callable[..., OpenedFeature[J]]:
+def judged_feature(model: type[J]) -> Callable[..., JudgedFeature[J]]:
     """As `judged`, and the feature that the address names with its member; raises NotFound."""
     read_ensemble = judged(model)
 
     def read(
-        opened: Annotated[Opened[J], Depends(read_ensemble)], seed: MemberSeed, feature: FeatureIndex
-    ) -> OpenedFeature[J]:
+        opened: Annotated[JudgedEnsemble[J], Depends(read_ensemble)], seed: MemberSeed, feature: FeatureIndex
+    ) -> JudgedFeature[J]:
         store, row, query = opened
         member = store.member(row.ensemble, seed)
-        return OpenedFeature(store, row, query, member, store.feature(row.ensemble, member.seed, feature))
+        return JudgedFeature(store, row, query, member, store.feature(row.ensemble, member.seed, feature))
 
     return read
 

@@ -30,7 +30,7 @@ ROUNDS = 3  # in which TopK is timed in turns with its peers; the other variants
 STEPS_OF_SPARSITY = (0.7, 1.0, 1.5)  # of k or l1: EV at a peer's L0 is read between them
 
 
-class Rows(NamedTuple):
+class BenchRows(NamedTuple):
     """Activations at the embedded study's hook point."""
 
     train: np.ndarray
@@ -68,18 +68,18 @@ def recipes(n_tokens: int, seeds: tuple[int, ...]) -> list[TrainConfig]:
     return [replace(demos, variant=variant, **changes.get(variant, {})) for variant in VARIANTS]
 
 
-def activations(model: LanguageModel, n_tokens: int) -> Rows:
-    """Rows to train on and rows that no training sees, as float32."""
+def activations(model: LanguageModel, n_tokens: int) -> BenchRows:
+    """BenchRows to train on and rows that no training sees, as float32."""
     corpus = stdlib.load_corpus()
     rows = []
     for texts, wanted in ((corpus.train, n_tokens), (corpus.held_out, HELD_TOKENS)):
         tokens = tokenize(texts, model, n_ctx=stdlib.STUDY.n_ctx, n_tokens=int(1.02 * wanted))
         with tempfile.TemporaryDirectory() as folder:
             rows.append(np.array(harvest(model, tokens, stdlib.STUDY.hookpoint, Path(folder)), np.float32))
-    return Rows(*rows)
+    return BenchRows(*rows)
 
 
-def line(config: TrainConfig, rows: Rows, *, rounds: int = 1) -> BenchLine:
+def line(config: TrainConfig, rows: BenchRows, *, rounds: int = 1) -> BenchLine:
     """One variant: ours, the bare encoder products, and every peer that has it; medians of rounds, in turns."""
     load_optimizers()
     taken, answers = [], []
@@ -135,7 +135,7 @@ def at_l0(measured: list[Quality], l0: float) -> float:
     return float(np.interp(np.log(l0), np.log([each.l0 for each in ordered]), [each.ev for each in ordered]))
 
 
-def _sparsities(config: TrainConfig, rows: Rows, own: Quality) -> list[Quality]:
+def _sparsities(config: TrainConfig, rows: BenchRows, own: Quality) -> list[Quality]:
     """The same recipe on either side of its sparsity."""
     name = "k" if "k" in config.uses else "l1"
     measured = [own]
@@ -147,7 +147,7 @@ def _sparsities(config: TrainConfig, rows: Rows, own: Quality) -> list[Quality]:
     return measured
 
 
-def _limit(config: TrainConfig, rows: Rows) -> float:
+def _limit(config: TrainConfig, rows: BenchRows) -> float:
     """Seconds that the encoder's product takes over all steps, measured on some: no step can do without it."""
     x = torch.from_numpy(rows.train[: config.batch])
     encoder = torch.randn(len(config.seeds) * config.d_sae, x.shape[1])
@@ -155,7 +155,7 @@ def _limit(config: TrainConfig, rows: Rows) -> float:
     return taken["limit"] * (config.n_tokens // config.batch)
 
 
-def _peers(config: TrainConfig, rows: Rows) -> dict[str, dict[str, Any]]:
+def _peers(config: TrainConfig, rows: BenchRows) -> dict[str, dict[str, Any]]:
     """Each peer's answer, one after the other, each in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -16,7 +16,7 @@ from seedscope.app.routes.address import (
     RULE_SAYS,
     EnsembleJudgement,
     EnsembleName,
-    Opened,
+    JudgedEnsemble,
     Share,
     StudyName,
     Trigger,
@@ -83,7 +83,7 @@ class BucketsPage:
 def buckets(
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[BucketsQuery], Depends(judged(BucketsQuery))],
+    opened: Annotated[JudgedEnsemble[BucketsQuery], Depends(judged(BucketsQuery))],
 ) -> BucketsPage:
     """What sets stable features apart: medians and effect sizes by bucket, trigger classes, a metric against stability."""
     store, row, judgement = opened

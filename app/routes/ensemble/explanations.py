@@ -14,7 +14,7 @@ from seedscope.app.findings.scores import BucketScores, ScorePoint, by_bucket, b
 from seedscope.app.findings.word_contrast import Contrast, WordLine
 from seedscope.app.formats import optional_percent, percent
 from seedscope.app.jobs.kinds import language_model
-from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, EnsembleName, Opened, StudyName, judged
+from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, EnsembleName, JudgedEnsemble, StudyName, judged
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.explanations import ScoreKind
 from seedscope.app.store.missing import Missing
@@ -83,7 +83,7 @@ class ExplanationsPage:
 def explanations(
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[ExplanationsQuery], Depends(judged(ExplanationsQuery))],
+    opened: Annotated[JudgedEnsemble[ExplanationsQuery], Depends(judged(ExplanationsQuery))],
 ) -> ExplanationsPage:
     """How well features are explained, by bucket and by stability, and which words set unstable explanations apart."""
     store, row, asked = opened
@@ -134,7 +134,7 @@ def explanations_download(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[ExplanationsQuery], Depends(judged(ExplanationsQuery))],
+    opened: Annotated[JudgedEnsemble[ExplanationsQuery], Depends(judged(ExplanationsQuery))],
 ) -> Response:
     """Every word that is compared between buckets, and every kind of token rule, as CSV or Parquet."""
     store, _, asked = opened

@@ -16,7 +16,7 @@ from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.map import Around, MapPoints
 from seedscope.app.findings.map_company import N_NEAR, Company, Places
 from seedscope.app.formats import shown_token
-from seedscope.app.routes.address import EnsembleName, Opened, StudyName, judged
+from seedscope.app.routes.address import EnsembleName, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.spans import map_remark
@@ -56,7 +56,7 @@ def direction_map(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
+    opened: Annotated[JudgedEnsemble[SpanFilter], Depends(judged(SpanFilter))],
 ) -> MapPage:
     """The map of decoder directions: what comes back lies on top of each other, whatever the seed."""
     store, row, asked = opened
@@ -96,7 +96,7 @@ def map_download(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
+    opened: Annotated[JudgedEnsemble[SpanFilter], Depends(judged(SpanFilter))],
 ) -> Response:
     """The coordinates as CSV or Parquet; `chosen` says which features the filter finds."""
     store, row, asked = opened

@@ -14,7 +14,7 @@ from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.members import pair_histogram, seed_matrix
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, EnsembleName, Opened, Seed, StudyName, judged
+from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, EnsembleName, JudgedEnsemble, Seed, StudyName, judged
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.pairs import PairRows
 from seedscope.app.store.study import StudyStore
@@ -141,7 +141,7 @@ class MatchPage:
 def members(
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[MembersQuery], Depends(judged(MembersQuery))],
+    opened: Annotated[JudgedEnsemble[MembersQuery], Depends(judged(MembersQuery))],
 ) -> MembersPage:
     """Which share of one seed's features comes back in another, for all pairs; with a and b, that pair's lists."""
     store, row, asked = opened
@@ -190,7 +190,7 @@ def members_download(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[MembersQuery], Depends(judged(MembersQuery))],
+    opened: Annotated[JudgedEnsemble[MembersQuery], Depends(judged(MembersQuery))],
 ) -> Response:
     """The complete matching of a pair, or the matrix where no pair is named, as CSV or Parquet."""
     store, _, asked = opened
@@ -219,7 +219,7 @@ def match(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[MatchQuery], Depends(judged(MatchQuery))],
+    opened: Annotated[JudgedEnsemble[MatchQuery], Depends(judged(MatchQuery))],
 ) -> MatchPage:
     """Two members matched now, under any rule, by the live engine."""
     store, row, asked = opened

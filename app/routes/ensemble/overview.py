@@ -19,7 +19,7 @@ from seedscope.app.routes.address import (
     RULE_SAYS,
     EnsembleJudgement,
     EnsembleName,
-    Opened,
+    JudgedEnsemble,
     StudyName,
     judged,
     judged_shares,
@@ -100,7 +100,7 @@ class EnsemblePage:
 def ensemble(
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[EnsembleJudgement], Depends(judged(EnsembleJudgement))],
+    opened: Annotated[JudgedEnsemble[EnsembleJudgement], Depends(judged(EnsembleJudgement))],
 ) -> EnsemblePage:
     """One ensemble: which share of its features is stable, and what the buckets are worth."""
     store, row, judgement = opened

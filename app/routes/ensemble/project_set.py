@@ -16,7 +16,7 @@ from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.spans import CapturedCurve, captured_figure
 from seedscope.app.formats import percent
 from seedscope.app.live import EngineRefusedError, LiveEngine
-from seedscope.app.routes.address import EnsembleName, Filter, Opened, StudyName, judged
+from seedscope.app.routes.address import EnsembleName, Filter, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.span_members import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_sets import FeatureSets, feature_sets
@@ -116,7 +116,7 @@ def project(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[ProjectQuery], Depends(judged(ProjectQuery))],
+    opened: Annotated[JudgedEnsemble[ProjectQuery], Depends(judged(ProjectQuery))],
 ) -> ProjectPage:
     """A set of features, projected now: captured energy against rank, and every feature's energy at one rank."""
     store, row, asked = opened
@@ -189,7 +189,7 @@ def project_download(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[ProjectQuery], Depends(judged(ProjectQuery))],
+    opened: Annotated[JudgedEnsemble[ProjectQuery], Depends(judged(ProjectQuery))],
 ) -> Response:
     """Every feature that the page lists, with its energies, in the page's order."""
     store, row, asked = opened
@@ -208,7 +208,7 @@ def curves_download(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[ProjectQuery], Depends(judged(ProjectQuery))],
+    opened: Annotated[JudgedEnsemble[ProjectQuery], Depends(judged(ProjectQuery))],
 ) -> Response:
     """The curves that the page draws, and the overlap of spans, one line per curve and rank."""
     store, row, asked = opened

@@ -17,7 +17,7 @@ from seedscope.app.figures.spectrum import span_spectrum
 from seedscope.app.findings.random_subspaces import unrelated_angle
 from seedscope.app.findings.span_claim import Claim, Compared, EnergyAtRank, compare, judge_claim
 from seedscope.app.formats import optional_percent, percent
-from seedscope.app.routes.address import EnsembleName, Opened, StudyName, judged
+from seedscope.app.routes.address import EnsembleName, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.spans import (
@@ -114,7 +114,7 @@ class SubspacesPage:
 def subspaces(
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
+    opened: Annotated[JudgedEnsemble[SpanFilter], Depends(judged(SpanFilter))],
 ) -> SubspacesPage:
     """Whether spans of unstable features carry over from seed to seed, beside every control; angles, pursuit, map."""
     store, row, asked = opened
@@ -170,7 +170,7 @@ def _download(name: str, table: str) -> None:
         request: Request,
         study: StudyName,
         ensemble: EnsembleName,
-        opened: Annotated[Opened[SpanFilter], Depends(judged(SpanFilter))],
+        opened: Annotated[JudgedEnsemble[SpanFilter], Depends(judged(SpanFilter))],
     ) -> Response:
         return render.download(request, span_table(opened.store, ensemble, table), f"{study}-{ensemble}-spans-{table}")
 

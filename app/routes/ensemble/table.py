@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import Field
 
 from seedscope.app import render
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, Opened, StudyName, judged, open_ensemble
+from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, JudgedEnsemble, StudyName, judged, open_ensemble
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.table import FeatureRow
 from seedscope.engine.contract import schema
@@ -57,7 +57,7 @@ class TablePage:
 def feature_table(
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[TableFilter], Depends(judged(TableFilter))],
+    opened: Annotated[JudgedEnsemble[TableFilter], Depends(judged(TableFilter))],
 ) -> TablePage:
     """Features of all members, filtered and sorted, page by page."""
     store, row, filter = opened
@@ -106,7 +106,7 @@ def feature_download(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[Filter], Depends(judged(Filter))],
+    opened: Annotated[JudgedEnsemble[Filter], Depends(judged(Filter))],
 ) -> Response:
     """All features that the filter finds, as CSV or Parquet."""
     store, _, filter = opened

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 
 from seedscope.app import render
 from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
-from seedscope.app.routes.address import EnsembleName, Opened, StudyName, judged
+from seedscope.app.routes.address import EnsembleName, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.ensemble.text_activity import (
     LineToken,
     Listed,
@@ -75,7 +75,7 @@ def try_text(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[Opened[TryQuery], Depends(judged(TryQuery))],
+    opened: Annotated[JudgedEnsemble[TryQuery], Depends(judged(TryQuery))],
 ) -> TryPage:
     """A text run through the study's model and every member now: active features per token, and one feature's counterparts."""
     store, row, asked = opened

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from seedscope.app import render
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import EnsembleName, Filter, OpenedFeature, StudyName, judged_feature
+from seedscope.app.routes.address import EnsembleName, Filter, JudgedFeature, StudyName, judged_feature
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.missing import NO_MODEL
 from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, LiveQuery
@@ -56,7 +56,7 @@ def worth(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[OpenedFeature[WorthQuery], Depends(judged_feature(WorthQuery))],
+    opened: Annotated[JudgedFeature[WorthQuery], Depends(judged_feature(WorthQuery))],
 ) -> WorthPage:
     """A feature's exact worth: both losses are taken with the reconstruction in place, on the same windows."""
     store, row, asked, member, feature = opened

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from seedscope.app import render
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import EnsembleName, Filter, OpenedFeature, StudyName, judged_feature
+from seedscope.app.routes.address import EnsembleName, Filter, JudgedFeature, StudyName, judged_feature
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.queries import LiveQuery
@@ -67,7 +67,7 @@ def neighbours(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[OpenedFeature[NeighboursQuery], Depends(judged_feature(NeighboursQuery))],
+    opened: Annotated[JudgedFeature[NeighboursQuery], Depends(judged_feature(NeighboursQuery))],
 ) -> NeighboursPage:
     """The k nearest features in every member asked for, this feature's own included, by decoder or encoder."""
     store, row, asked, member, feature = opened

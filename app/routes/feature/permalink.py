@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 
 from seedscope.app import render
 from seedscope.app.formats import recipe_remark
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, OpenedFeature, StudyName, judged_feature
+from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, JudgedFeature, StudyName, judged_feature
 from seedscope.app.routes.feature.activity_facts import ActivityFacts, activity_of
 from seedscope.app.routes.feature.contexts import ContextGroup, ShownContext, group_contexts, show_context
 from seedscope.app.routes.feature.counterparts import Counterpart, agree_labels, find_counterparts, nearest_living
@@ -76,7 +76,7 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
 def feature(
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[OpenedFeature[Filter], Depends(judged_feature(Filter))],
+    opened: Annotated[JudgedFeature[Filter], Depends(judged_feature(Filter))],
 ) -> FeaturePage:
     """The permalink: a feature's stability and why, its contexts, its counterparts in all other seeds."""
     store, row, filter, member, feature = opened

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from seedscope.app import render
 from seedscope.app.formats import density, optional_percent, percent
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import EnsembleName, OpenedFeature, StudyName, judged_feature
+from seedscope.app.routes.address import EnsembleName, JudgedFeature, StudyName, judged_feature
 from seedscope.app.routes.span_members import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.feature_sets import alike_in_density, feature_sets
 from seedscope.engine.contract.masks import packed
@@ -68,7 +68,7 @@ def project_feature(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[OpenedFeature[FeatureSpanQuery], Depends(judged_feature(FeatureSpanQuery))],
+    opened: Annotated[JudgedFeature[FeatureSpanQuery], Depends(judged_feature(FeatureSpanQuery))],
 ) -> FeatureProjection:
     """A feature's energy in the span of a bucket of every other seed, against rank, beside features of about its density."""
     store, row, asked, member, feature = opened
