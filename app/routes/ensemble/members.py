@@ -14,7 +14,15 @@ from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.members import pair_histogram, seed_matrix
 from seedscope.app.live import LiveEngine
-from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, EnsembleName, JudgedEnsemble, Seed, StudyName, judged
+from seedscope.app.routes.address import (
+    RULE_SAYS,
+    EnsembleJudgement,
+    EnsembleName,
+    JudgedEnsemble,
+    Seed,
+    StudyName,
+    judged,
+)
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.pairs import PairRows
 from seedscope.app.store.study import StudyStore

@@ -8,7 +8,15 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import Field
 
 from seedscope.app import render
-from seedscope.app.routes.address import RULE_SAYS, EnsembleName, Filter, JudgedEnsemble, StudyName, judged, open_ensemble
+from seedscope.app.routes.address import (
+    RULE_SAYS,
+    EnsembleName,
+    Filter,
+    JudgedEnsemble,
+    StudyName,
+    judged,
+    open_ensemble,
+)
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.table import FeatureRow
 from seedscope.engine.contract import schema
