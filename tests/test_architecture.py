@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -186,3 +187,13 @@ def test_modules_do_not_import_each_other_in_a_circle():
                 targets = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
                 graph[module] |= targets & graph.keys() - {module}
     TopologicalSorter(graph).prepare()  # raises CycleError, naming the circle
+
+
+def test_shapes_are_checked_in_every_module_that_states_them():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    checked = tuple(
+        f"{place.removeprefix('seedscope.').replace('.', '/')}" for place in options.split("=")[-1].split(",")
+    )
+    stating = [path.relative_to(ROOT).with_suffix("").as_posix() for path in SOURCES if "jaxtyping" in imported(path)]
+    assert stating
+    assert [path for path in stating if not path.startswith(checked)] == []
