@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/seedscope demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -32,6 +32,18 @@ LOCAL = "http://127.0.0.1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files that take longest, in seconds on two cores: begun first, so that no process is left with one while the other is idle.
+LONGEST = {
+    "test_checkpoints": 110, "test_run": 90, "test_explain": 90, "test_import": 80, "test_jobs": 70, "test_path": 60,
+    "test_start_a_job": 55, "test_run_variants": 50, "test_analyse": 50, "test_pool": 40, "test_training_progress": 30,
+    "test_try_text": 30, "test_anchor": 30,
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: -LONGEST.get(item.path.stem, 0))
+
+
 @pytest.fixture(scope="session")
 def study_config() -> StudyConfig:
     """A recipe that fills every bucket within seconds: few tokens, a rate high enough to kill features, no revival."""

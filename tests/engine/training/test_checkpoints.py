@@ -65,24 +65,27 @@ print("done", flush=True)
 """
 
 
+DEATHS = 2  # each costs seconds of loading torch again
+
+
 @pytest.mark.parametrize("variant", ["topk", "matryoshka", "relaxed-archetypal"])
 def test_a_training_killed_outright_again_and_again_ends_with_the_same_weights(rows, variant, tmp_path):
     config = replace(CONFIG, variant=variant, n_tokens=64 * 400)
     np.save(tmp_path / "rows.npy", rows)
     script = SCRIPT.replace("{config}", repr({name: getattr(config, name) for name in config.__dataclass_fields__}))
     rng, place = np.random.default_rng(VARIANTS.index(variant)), tmp_path / "checkpoints"
-    for life in range(4):
+    for life in range(DEATHS + 1):
         with subprocess.Popen(
             [sys.executable, "-c", script, tmp_path / "rows.npy", tmp_path], stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout.readline() == "ready\n"
-            if life < 3:
+            if life < DEATHS:
                 before = {path.name for path in place.rglob("step-*.safetensors")}
                 while {path.name for path in place.rglob("step-*.safetensors")} <= before:
                     time.sleep(0.001)  # it has gone on, by at least one step
                 time.sleep(rng.uniform(0, 0.1))
                 process.send_signal(signal.SIGKILL)
-            assert process.stdout.read() == ("" if life < 3 else "done\n")
+            assert process.stdout.read() == ("" if life < DEATHS else "done\n")
     made = {seed: load_file(tmp_path / f"sae/seed-{seed}.safetensors") for seed in config.seeds}
     whole = train_ensemble(rows, config)
     for member, seed in enumerate(config.seeds):
