@@ -126,5 +126,9 @@ def _describe(ensemble: "EnsemblePlan") -> None:
         print(f"  seed {member.seed}  {member.digest}  {member.library or 'library unknown'}  {member.source}")
         for remark in member.remarks:
             print(f"    {remark}")
+    from seedscope.engine.saes.importers.facts import in_short
+
+    for line in in_short({member.seed: member.facts for member in ensemble.members}):
+        print(f"  {line}")
     for remark in ensemble.remarks:
         print(f"  {remark}")

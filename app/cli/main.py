@@ -15,6 +15,7 @@ from seedscope.app.cli import (  # noqa: F401
     explain,
     export,
     import_,
+    inspect,
     match,
     pool,
     run,
@@ -27,7 +28,7 @@ __all__ = ["COMMANDS", "app", "main"]
 
 # As `seedscope --help` lists them: to look, to bring in one's own, to compute and make more, to take away, the machine.
 COMMANDS = (
-    "demo", "serve", "run", "import", "analyze", "anchor", "explain", "pool", "synthetic", "match", "export", "bench",
+    "demo", "serve", "run", "inspect", "import", "analyze", "anchor", "explain", "pool", "synthetic", "match", "export", "bench",
     "doctor",
 )  # fmt: skip
 app.registered_commands.sort(

@@ -14,6 +14,7 @@ from seedscope.app.findings.precedence import TELLS
 from seedscope.app.findings.span_claim import NEARLY
 from seedscope.app.routes.address import Plain, StudyName, judged_shares
 from seedscope.app.store.missing import Missing
+from seedscope.app.store.recognised import RecognisedMember, recognised
 from seedscope.app.store.starts import Starts
 from seedscope.app.store.studies import Studies, analysis_of
 from seedscope.app.store.study import StudyStore
@@ -66,6 +67,7 @@ class EnsembleSummary:
     ev: float | None
     l0: float | None
     missing: list[Missing]
+    recognised: list[RecognisedMember]  # of imported members, what their files say; empty where that was not kept
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def _summary(store: StudyStore, row: Ensemble) -> EnsembleSummary:
         ev=_mean([m.ev for m in members]) if ablate else None,
         l0=_mean([m.l0 for m in members]) if activity else None,
         missing=list(store.missing(row.ensemble).values()),
+        recognised=recognised(store.path.parent, row.ensemble, members),
     )
 
 

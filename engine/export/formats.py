@@ -7,9 +7,12 @@ Neuronpedia imports. saelens: a folder per SAE that SAELens loads. delphi: expla
 from collections.abc import Callable
 from pathlib import Path
 
+from seedscope.engine.contract.names import name_problem
+from seedscope.engine.contract.published import published
 from seedscope.engine.export import delphi, jsonlines, manifest, neuronpedia, parquet, saelens
 from seedscope.engine.export.open_study import Opened, opened
 from seedscope.engine.progress import Report
+from seedscope.engine.store import catalogue
 from seedscope.engine.store.staged import staged
 
 FORMATS: dict[str, Callable[[Opened, Path, Report], dict[str, str]]] = {
@@ -28,16 +31,29 @@ def export(
 ) -> list[Path]:
     """Write the published results of a study into a new folder; returns its files.
 
+    `saelens` needs no results: of a study that was only imported it writes the SAEs that the catalogue names, and no manifest.
     Memory: about one member of the largest ensemble. Raises ValueError for a study that is not there, a folder that holds
     something, an SAE that is gone or changed, and what the format cannot express; then nothing is left behind.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
     _require_empty(folder)
+    if format == "saelens" and (plan := _without_results(root, study)):
+        with staged(folder) as target:
+            saelens.write_imported(root / study, plan, target, report)
+        return sorted(path for path in folder.rglob("*") if path.is_file())
     with opened(root, study) as exported, staged(folder) as target:
         left_out = FORMATS[format](exported, target, report)
         manifest.write(target, exported, format, left_out)
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _without_results(root: Path, study: str) -> catalogue.StudyPlan | None:
+    """The catalogue of a study that has nothing published; None for any other."""
+    if name_problem(study, exists=True) or published(root / study):
+        return None
+    plan = catalogue.read(root / study)
+    return plan if plan and plan.ensembles else None
 
 
 def _require_empty(folder: Path) -> None:

@@ -122,14 +122,19 @@ class Opened:
 
     def read_sae(self, sae_file: SaeFile) -> sae.SAE:
         """One SAE; raises ValueError where its file is missing or is not the one that the study was computed on."""
-        path = self.folder / inside(sae_file.file)
-        member, _ = sae.read(path)
-        if member.digest(0) != sae_file.digest:
-            raise ValueError(
-                f"{path} has the digest {member.digest(0)}, the study was computed on {sae_file.digest}; put the former file "
-                f"back, or compute the study again with: seedscope analyze {self.folder.name}"
-            )
-        return member
+        return read_sae(self.folder, sae_file)
+
+
+def read_sae(study: Path, sae_file: SaeFile) -> sae.SAE:
+    """One SAE of the study in a folder; raises ValueError where its file is missing or not the one of the digest."""
+    path = study / inside(sae_file.file)
+    member, _ = sae.read(path)
+    if member.digest(0) != sae_file.digest:
+        raise ValueError(
+            f"{path} has the digest {member.digest(0)}, the study was computed on {sae_file.digest}; put the former file "
+            f"back, or compute the study again with: seedscope analyze {study.name}"
+        )
+    return member
 
 
 def sae_file(folder: str, seed: int) -> str:
@@ -156,7 +161,9 @@ def opened(root: Path, study: str) -> Iterator[Opened]:
         studies = sorted(path.name for path in folders_with_store(root))
         studies = [name for name in studies if not name_problem(name, exists=True)]  # not what is being imported
         if not name_problem(study, exists=True) and (folder / catalogue.FILE).is_file():
-            raise ValueError(f"study {study} has no results yet; compute them with: seedscope analyze {study}")
+            raise ValueError(
+                f"study {study} has no results yet; compute them with: seedscope analyze {study} (--format saelens needs none)"
+            )
         raise ValueError(
             f"found no study {study!r} under {root}, there is {', '.join(studies) or 'none; build one with: seedscope demo'}"
         )

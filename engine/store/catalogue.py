@@ -54,6 +54,8 @@ class MemberPlan:
     library: str | None = None
     trained_on: str | None = None
     remarks: tuple[str, ...] = ()
+    facts: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """{fact: (value, source)} of an imported SAE; see engine.saes.importers.facts. Empty where it was trained here."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.importers.ensemble import read_many
+from seedscope.engine.saes.importers.facts import BY_USER, changed
 from seedscope.engine.saes.importers.imported import Imported
 from seedscope.engine.store import catalogue
 
@@ -63,6 +64,7 @@ def enrol(
             "name SAEs of the same recipe with other seeds as well"
         )
     members.sort(key=lambda member: member.seed or 0)
+    members = [replace(each, facts=changed(each.facts, BY_USER, hook_point=hookpoint, model=model)) for each in members]
     remarks = []
     named = members[0].source.get("hookpoint")
     if hookpoint and named and not same_place(hookpoint, named):
@@ -139,6 +141,7 @@ def described(member: Imported) -> catalogue.MemberPlan:
         library=member.library,
         trained_on=" at ".join(trained_on) or None,
         remarks=member.remarks,
+        facts=member.facts,
     )
 
 

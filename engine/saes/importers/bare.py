@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from seedscope.engine.saes.convention import ARCHITECTURES, NORMALIZATIONS, Convention
+from seedscope.engine.saes.importers.facts import fixed, stated
 from seedscope.engine.saes.importers.imported import (
     Imported,
     imported,
@@ -21,6 +22,19 @@ _BESIDE = ("cfg.json", "config.json")
 _EXAMPLE = '{"architecture": "topk", "k": 32, "subtract_b_dec": true}'
 # Other libraries' names of the same settings.
 _ALIASES = {"apply_b_dec_to_input": "subtract_b_dec", "normalize_activations": "normalize"}
+_KEYS = {
+    "library": "library",
+    "forward pass": "architecture",
+    "normalisation": ("normalize", "normalize_activations"),
+    "scale": "input_scale",
+    "b_dec": ("subtract_b_dec", "apply_b_dec_to_input"),
+    "hook point": ("hook_name", "hookpoint"),
+    "k or l1": "k",
+    "model": ("model_name", "model"),
+    "dataset": "dataset",
+    "seed": "seed",
+}
+_OWN_FACTS = {"library": ("SeedScope", "format seedscope")} | fixed("format seedscope", "scale", "normalisation")
 _SHOWN = ("model", "model_name", "hookpoint", "hook_name", "dataset", "library", "library_version")
 
 
@@ -58,6 +72,8 @@ def read(path: Path) -> Imported:
         convention,
         seed=seed_of(int(seed) if isinstance(seed, str) and seed.isdigit() else seed),
         source=source,
+        facts=(_OWN_FACTS if own else {})
+        | stated(settings, where.name if where != path else f"{path.name} metadata", _KEYS),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
+from seedscope.engine.saes.importers.facts import Facts, fixed, stated
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, vector, whole
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
@@ -92,6 +93,21 @@ def read(path: Path) -> Imported:
             "run": folder if step else None,
         },
         remarks=remarks,
+        facts=_facts(config, state, file),
+    )
+
+
+def _facts(config: Mapping[str, Any], state: Mapping[str, Tensor], file: Path) -> Facts:
+    within = "trainer." if isinstance(config.get("trainer"), dict) else ""
+    facts = fixed("format dictionary_learning", "library", "normalisation", "scale")
+    facts |= fixed(f"{file.name}: names of the tensors", "forward pass", "b_dec")
+    facts |= stated(config, CONFIG, {"forward pass": f"{within}dict_class", "b_dec": f"{within}dict_class"})
+    keys = {"hook point": "submodule_name", "model": "lm_name", "seed": "seed"}
+    facts |= stated(config, CONFIG, {fact: within + key for fact, key in keys.items()})
+    penalties = ("k", "l1_penalty", "sparsity_penalty")
+    facts |= stated(config, CONFIG, {"k or l1": [within + key for key in penalties]})
+    return facts | (
+        {"k or l1": ("", f"{file.name}: k")} if facts["forward pass"][0] == "AutoEncoderTopK" and "k" in state else {}
     )
 
 

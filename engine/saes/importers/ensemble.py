@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from seedscope.engine.saes.importers.facts import ASSUMED, BY_USER, changed
 from seedscope.engine.saes.importers.hub import local
 from seedscope.engine.saes.importers.imported import Imported
 from seedscope.engine.saes.importers.recognise import READERS, RecognisedSAE, is_main, of_folder, recognise
@@ -14,7 +15,7 @@ _MUST_AGREE = ("model", "hookpoint")
 
 def read(path: Path | str, format: str = "auto") -> Imported:
     """The one SAE at a path; raises ValueError where there is none, more than one, or one that cannot be represented."""
-    saes = _recognised(local(path), format)
+    saes = recognised(local(path), format)
     if len(saes) > 1:
         names = ", ".join(str(sae.path) for sae in saes[:4])
         raise ValueError(
@@ -35,7 +36,7 @@ def read_many(
     """
     if not paths:
         raise ValueError("no path was given, expected at least one SAE")
-    saes = [sae for path in paths for sae in _recognised(local(path), format)]
+    saes = [sae for path in paths for sae in recognised(local(path), format)]
     resolved: dict[Path, Path] = {}
     for sae in saes:
         path = sae.path.resolve()
@@ -47,12 +48,13 @@ def read_many(
     members = [READERS[sae.format](sae.path) for sae in saes]
     members = [members[0], *(_compared(members[0], member, force) for member in members[1:])]
     _require_distinct_runs(members)
-    members = [replace(member, seed=seed) for member, seed in zip(members, _seeds(saes, members, seeds), strict=True)]
+    chosen, origin = numbered([member.seed for member in members], [sae.number for sae in saes], seeds)
+    members = [_with_seed(member, seed, origin) for member, seed in zip(members, chosen, strict=True)]
     _require_distinct_seeds(members, by_user=seeds is not None)
     return _with_shared_start(members)
 
 
-def _recognised(path: Path, format: str) -> list[RecognisedSAE]:
+def recognised(path: Path, format: str) -> list[RecognisedSAE]:
     """The SAEs of a format at a path; raises ValueError for an unknown format and where there is none of it."""
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
@@ -110,11 +112,19 @@ def _require_distinct_runs(members: list[Imported]) -> None:
             runs[run] = path
 
 
-def _seeds(saes: list[RecognisedSAE], members: list[Imported], by_user: Sequence[int] | None) -> list[int]:
-    for seeds in (by_user, [member.seed for member in members], [sae.number for sae in saes]):
+def numbered(
+    recorded: Sequence[int | None], names: Sequence[int | None], by_user: Sequence[int] | None = None
+) -> tuple[list[int], str]:
+    """Seeds of members and where they are from, "" for their files; `names`: the trailing numbers of the folders' names."""
+    for seeds, origin in ((by_user, BY_USER), (recorded, ""), (names, "number in the name")):
         if seeds is not None and None not in seeds:
-            return [int(seed) for seed in seeds if seed is not None]
-    return list(range(len(members)))
+            return [int(seed) for seed in seeds if seed is not None], origin
+    return list(range(len(recorded))), ASSUMED
+
+
+def _with_seed(member: Imported, seed: int, origin: str) -> Imported:
+    facts = changed(member.facts, origin, seed=str(seed)) if origin else member.facts
+    return replace(member, seed=seed, facts=facts)
 
 
 def _require_distinct_seeds(members: list[Imported], *, by_user: bool) -> None:

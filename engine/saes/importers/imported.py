@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.importers.facts import Facts, complete, dtype_of
 
 # Tensors that change the forward pass in a way that no convention describes.
 FOREIGN = ("W_skip", "affine_skip_connection")
@@ -22,7 +23,8 @@ class Imported:
 
     `tensors`: W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,) and the further tensors of the
     convention, (d_sae,) each; the gate's bias is b_enc. `seed` is the one that the library recorded. `source` says where it
-    comes from: format, path, library and what else its files record. `remarks` are for readers of its numbers.
+    comes from: format, path, library and what else its files record. `remarks` are for readers of its numbers. `facts` say what
+    its numbers rest on and where each was read; see `facts`.
     """
 
     tensors: dict[str, Tensor]
@@ -30,6 +32,7 @@ class Imported:
     seed: int | None
     source: dict[str, str]
     remarks: tuple[str, ...] = ()
+    facts: Facts = field(default_factory=dict)
 
     @property
     def library(self) -> str | None:
@@ -53,10 +56,12 @@ def imported(
     seed: int | None = None,
     source: Mapping[str, Any],
     remarks: Iterable[str] = (),
+    facts: Mapping[str, tuple[str, str]] | None = None,
 ) -> Imported:
     """An Imported from tensors that already have the convention's names, checked; values of `source` that are None are left out.
 
-    The lengths of b_dec and b_enc say which axis is d_in; a matrix that is stored the other way round is transposed.
+    `facts` are those whose source the importer knows. The lengths of b_dec and b_enc say which axis is d_in; a matrix that is
+    stored the other way round is transposed.
     Raises ValueError where a tensor is missing, is no floating-point tensor, or has a shape that does not fit.
     """
     remarks = list(remarks)
@@ -94,10 +99,13 @@ def imported(
         raise ValueError(f"{path} has {d_sae} features in k = {convention.k} groups, expected groups of one size")
     for dtype in sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()} - {"float32"}):
         remarks.append(f"weights cast from {dtype}")
+    dtype = dtype_of(tensors)
     # Transposed views are copied: files are written from contiguous memory.
     tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
     recorded = {name: str(value) for name, value in source.items() if value not in (None, "")}
-    return Imported(tensors, convention, seed, recorded | {"path": str(path)}, tuple(remarks))
+    recorded |= {"path": str(path)}
+    completed = complete(facts or {}, tensors, convention, recorded, seed, dtype)
+    return Imported(tensors, convention, seed, recorded, tuple(remarks), completed)
 
 
 def _lengths(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.encoders import linear_encoder
+from seedscope.engine.saes.importers.facts import fixed
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, whole
 
 _CLASSES = ("SAE", "TopKSAE", "BatchTopKSAE", "JumpSAE", "RATopKSAE", "RAJumpSAE")
@@ -86,9 +87,13 @@ def read(path: Path) -> Imported:
         tensors["threshold"] = parts.tensors["thresholds"].exp()
         convention = Convention("jumprelu", subtract_b_dec=False, inclusive=True)
     source = {"format": "overcomplete", "library": "overcomplete", "architecture": parts.name, "archetypes": points}
+    where = f"{path.with_suffix('.json').name if isinstance(value, Mapping) else path.name}: "
+    facts = fixed("format overcomplete", "library", "normalisation", "scale", "b_dec")
+    facts |= {"forward pass": ("", f"{where}class"), "k or l1": ("", f"{where}top_k"), "seed": ("", f"{where}seed")}
     return imported(
-        path, tensors, convention, seed=seed_of(parts.attributes.get("seed")), source=source, remarks=remarks
-    )
+        path, tensors, convention, seed=seed_of(parts.attributes.get("seed")), source=source, remarks=remarks,
+        facts=facts if convention.k else {name: fact for name, fact in facts.items() if name != "k or l1"},
+    )  # fmt: skip
 
 
 def _from_module(module: Any) -> ModuleTensors:

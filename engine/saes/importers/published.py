@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
+from seedscope.engine.saes.importers.facts import FOLDER_NAME, fixed, stated
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, vector, whole
 
 GEMMA_SCOPE, GEMMA_SCOPE_2 = "params.npz", "params.safetensors"
@@ -59,6 +60,9 @@ def read_gemma_scope(path: Path) -> Imported:
             "l0": config.get("l0") or _match(r"average_l0_(\d+)", where),
         },
         remarks=remarks,
+        facts=fixed("format gemma_scope", "library", "forward pass", "normalisation", "scale", "b_dec")
+        | fixed(FOLDER_NAME, "model", "hook point")
+        | stated(config, "config.json", {"model": "model_name", "hook point": "hf_hook_point_in"}),
     )
 
 
@@ -127,4 +131,7 @@ def read_openai(path: Path) -> Imported:
         if name in weights:
             weights[name] = weights[name].T
     source = {"format": "openai", "library": "openai/sparse_autoencoder", "architecture": activation}
-    return imported(path, weights, convention, source=source)
+    facts = fixed("format openai", "library", "normalisation", "scale", "b_dec")
+    facts |= {"forward pass": ("", f"{path.name}: activation")}
+    facts |= {"k or l1": ("", f"{path.name}: activation_state_dict.k")} if convention.k else {}
+    return imported(path, weights, convention, source=source, facts=facts)

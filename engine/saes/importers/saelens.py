@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seedscope.engine.saes.convention import NORMALIZATIONS, Convention
+from seedscope.engine.saes.importers.facts import Facts, dtype_of, fixed, stated
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, seed_of, whole
 
 CONFIG, WEIGHTS, SCALER, WHITENING = (
@@ -23,6 +24,23 @@ _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
 _ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"} | dict.fromkeys(
     _BATCH_TOPK, "jumprelu"
 )
+_KEYS = {
+    "library": (
+        "sae_lens_version",
+        "metadata.sae_lens_version",
+        "metadata.sae_lens_training_version",
+        "sae_lens_training_version",
+    ),
+    "forward pass": ("architecture", "activation_fn_str", "activation_fn"),
+    "normalisation": "normalize_activations",
+    "b_dec": "apply_b_dec_to_input",
+    "hook point": ("metadata.hook_name", "hook_name", "metadata.hook_point", "hook_point"),
+    "k or l1": ("l1_coefficient", "metadata.l1_coefficient"),
+    "model": ("metadata.model_name", "model_name"),
+    "processing of the model": ("metadata.model_from_pretrained_kwargs", "model_from_pretrained_kwargs"),
+    "dataset": ("metadata.dataset_path", "dataset_path"),
+    "seed": "seed",
+}
 _REFUSED = {
     "transcoder": "it maps one site to another, so its decoder rows do not span what it reads",
     "abstopk": "its activations may be negative",
@@ -47,6 +65,7 @@ def read(folder: Path) -> Imported:
     name = _architecture(config, folder)
     k = whole(config.get("k", details.get("k")), "k", folder / CONFIG) if name == "topk" else 0
     remarks: list[str] = []
+    dtype = dtype_of(t)
     t = _renamed(t, name, folder, remarks)
     folded = _folded(t, config, folder, remarks)
     trained_as = str(metadata.get("training_architecture") or name)
@@ -78,7 +97,28 @@ def read(folder: Path) -> Imported:
             "run": folder.parent if (folder / SCALER).exists() else None,
         },
         remarks=remarks,
+        facts=_facts(folder, config, name, dtype),
     )
+
+
+def _facts(folder: Path, config: Mapping[str, Any], architecture: str, dtype: str) -> Facts:
+    facts = fixed("format saelens", "library", "scale") | {"dtype": (dtype, f"{WEIGHTS}: tensors")}
+    facts |= stated(config, CONFIG, _KEYS)
+    for path in (folder.parent / "runner_cfg.json", folder / "runner_cfg.json"):
+        if path.is_file():
+            facts |= stated(
+                read_json(path), path.name, {"seed": "seed", "k or l1": ("sae.l1_coefficient", "l1_coefficient")}
+            )
+    if config.get("normalize_activations") == "covariance_whitening":
+        facts["scale"] = "whitening, folded into the weights", WHITENING
+    elif (folder / SCALER).exists() and config.get("normalize_activations") in (True, "expected_average_only_in"):
+        scale = stated(read_json(folder / SCALER), SCALER, {"scale": "scaling_factor"})
+        facts |= {name: (f"{value}, folded into the weights", source) for name, (value, source) in scale.items()}
+    if "topk" in architecture:
+        facts |= stated(config, CONFIG, {"k or l1": ("k", "activation_fn_kwargs.k")})
+        if config.get("architecture", "standard") == "standard":
+            facts |= stated(config, CONFIG, {"forward pass": ("activation_fn_str", "activation_fn")})
+    return facts
 
 
 def _architecture(config: Mapping[str, Any], folder: Path) -> str:

@@ -1,9 +1,12 @@
 """SAEs of EleutherAI's sparsify (formerly sae), written by `SparseCoder.save_to_disk`. Follows eai-sparsify 1.3.3."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.importers.facts import FOLDER_NAME, Facts, fixed, stated
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, seed_of, whole
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -56,7 +59,21 @@ def read(folder: Path) -> Imported:
         seed=_seed(folder),
         source={"format": "sparsify", "library": "eai-sparsify", "hookpoint": hook.name},
         remarks=["trained with Multi-TopK"] if config.get("multi_topk") else (),
+        facts=_facts(folder, config, hook.name),
     )
+
+
+def _facts(folder: Path, config: Mapping[str, Any], hook: str) -> Facts:
+    facts = fixed("format sparsify", "library", "threshold", "normalisation", "scale", "b_dec")
+    facts |= stated(config, CONFIG, {"forward pass": "activation", "k or l1": "k", "d_in": "d_in"})
+    facts |= stated(config, CONFIG, {"d_sae": "num_latents" if config.get("num_latents") else "expansion_factor"})
+    facts["hook point"] = hook, FOLDER_NAME
+    run = folder.parent / "config.json"
+    if run.is_file():
+        facts |= stated(read_json(run), run.name, {"model": "model", "dataset": "dataset", "seed": "init_seeds"})
+    if re.fullmatch(r"seed\d+", folder.name):
+        facts["seed"] = "", FOLDER_NAME
+    return facts
 
 
 def _seed(folder: Path) -> int | None:
