@@ -37,7 +37,7 @@ def token_texts(model: LanguageModel) -> list[str]:
 def _parts(tokenizer: "Tokenizer") -> dict[str, dict[str, Any]]:
     """{type: settings} of the pre-tokenizers and decoders of a fast tokenizer; empty for slow tokenizers."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not hasattr(backend, "to_str"):
+    if backend is None:
         return {}
     described = json.loads(backend.to_str())
     pre_tokenizer, decoder = described["pre_tokenizer"] or {}, described["decoder"] or {}
