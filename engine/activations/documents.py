@@ -1,6 +1,5 @@
 """Read documents, text or token ids, from files of several kinds or from a Hugging Face data set, as a stream."""
 
-import glob
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from seedscope.engine.activations.readers import Columns, Document, read_file
+from seedscope.engine.contract.patterns import matches
 
 __all__ = ["OPTIONS", "Document", "documents", "is_held_out", "split"]
 
@@ -83,8 +83,7 @@ def _source_documents(source: str, field: str | None) -> Iterator[Document]:
     path = Path(source).expanduser()
     if path.is_dir():
         raise ValueError(f"{source} is a folder, expected files; name them with a glob such as {path}/*.txt")
-    paths = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # a name first, a pattern second
-    files = sorted(Path(file) for file in paths if Path(file).is_file())
+    files = sorted(Path(file) for file in matches(path) if Path(file).is_file())
     if not files:
         raise ValueError(
             f"found no file at {source!r}, expected a file, a glob such as 'corpus/*.txt' or hf:NAME[:split]"
