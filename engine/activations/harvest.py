@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seedscope.engine.activations import hookpoints, shards
-from seedscope.engine.activations.model import LanguageModel, load_model, token_texts
+from seedscope.engine.activations.model import LanguageModel, load_model
+from seedscope.engine.activations.texts import token_texts
 from seedscope.engine.activations.tokens import PADDING, TokenSet, tokenize
 
 __all__ = [

@@ -1,7 +1,6 @@
 """Load a transformers model with its tokenizer from a folder or a hub id, after checking all that can be checked before."""
 
 import hashlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -13,8 +12,6 @@ from seedscope.engine.machine import require_memory
 
 if TYPE_CHECKING:
     import transformers
-
-BYTE_TOKEN = re.compile(r"^<0x[0-9A-F]{2}>$")
 
 
 class LanguageModel(NamedTuple):
@@ -140,24 +137,3 @@ def _digest(network: nn.Module) -> str:
         sha.update(f"{name}:{tuple(parameter.shape)}".encode())
         sha.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]
-
-
-def token_texts(model: LanguageModel) -> list[str]:
-    """The text of every token id; `<0xE2>` style where it is a fragment of a character, `<17>` where there is no text."""
-    tokenizer = model.tokenizer
-    texts: list[str] = []
-    if tokenizer is not None and len(tokenizer):
-        decoded = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
-        texts = [text if "\ufffd" not in text else _byte_text(tokenizer, i) for i, text in enumerate(decoded)]
-    return texts + [f"<{i}>" for i in range(len(texts), model.vocabulary)]
-
-
-def _byte_text(tokenizer: "transformers.PreTrainedTokenizerBase", token: int) -> str:
-    """A fragment as its bytes: byte-level alphabets map bytes to printable characters, others spell `<0xE2>` themselves."""
-    raw = tokenizer.convert_ids_to_tokens([token])[0]
-    if BYTE_TOKEN.match(raw):
-        return raw
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    to_byte = {char: byte for byte, char in bytes_to_unicode().items()}
-    return "".join(f"<0x{to_byte[c]:02X}>" if c in to_byte else c for c in raw)

@@ -1,6 +1,5 @@
 """Checks of the models, texts and SAE files that a study file names; relative paths start from the folder of the file."""
 
-import glob
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 
 from natsort import natsorted
 
-from seedscope.engine.activations.documents import OPTIONS, documents
+from seedscope.engine.activations.documents import documents
+from seedscope.engine.contract.patterns import matches
 from seedscope.engine.demo import stdlib
 from seedscope.engine.saes.importers.hub import PREFIX
 from seedscope.engine.studies.studyfile.toml import Check, Unfit, shown
@@ -53,9 +53,7 @@ def _source_in(folder: Path, source: str) -> str:
         if find_spec("datasets") is None:
             raise Unfit("expected the datasets library for it, which is missing; pip install 'seedscope[hub]'")
         return source
-    options = OPTIONS.match(source)
-    is_name = (folder / Path(options["source"] if options else source).expanduser()).exists()
-    local = str(folder / Path(source).expanduser()) if is_name else _anchored(folder, source)
+    local = str(folder / Path(source).expanduser())
     try:
         next(documents(local))
     except (ValueError, OSError) as error:
@@ -73,8 +71,7 @@ def paths_in(folder: Path) -> Check:
                 paths.append(_on_hub(pattern))
                 continue
             named = folder / Path(pattern).expanduser()
-            names = [str(named)] if named.exists() else glob.glob(_anchored(folder, pattern), recursive=True)
-            if not names:
+            if not (names := matches(named)):
                 raise Unfit(f"expected SAE files or folders, {pattern!r} matches none{_what_there_is(named)}")
             paths += map(Path, natsorted(names))  # seed2 before seed10
         if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
@@ -89,12 +86,6 @@ def _on_hub(name: str) -> Path:
     if not re.fullmatch(rf"{PREFIX}[\w.-]+/[\w.-]+(@[\w./-]+)?(/[^/]+)*/?", name):
         raise Unfit(f"expected {PREFIX}OWNER/REPO or {PREFIX}OWNER/REPO/FOLDER, found {shown(name)}")
     return Path(name)
-
-
-def _anchored(folder: Path, pattern: str) -> str:
-    """A pattern that means the same from anywhere; the folder's own name is no pattern."""
-    path = Path(pattern).expanduser()
-    return str(path) if path.is_absolute() else str(Path(glob.escape(str(folder))) / path)
 
 
 def _what_there_is(path: Path) -> str:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seedscope.engine.activations import documents as documents_module
+from seedscope.engine.activations import readers
 from seedscope.engine.activations.documents import documents, split
 from seedscope.engine.activations.tokens import PADDING, longest_context, tokenize
 from support.tiny_models import CONTEXT, VOCABULARY, tiny
@@ -53,7 +53,7 @@ def test_the_parts_of_a_long_text_put_together_are_the_text(tmp_path_factory, te
     path = tmp_path_factory.mktemp("long") / "long.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents_module, "PART_BYTES", part_bytes)
+        patch.setattr(readers, "PART_BYTES", part_bytes)
         parts = list(documents(path)) if text else []
     assert "".join(content for _, content in parts) == text
     assert len({name for name, _ in parts}) == len(parts)
@@ -91,7 +91,7 @@ def test_missing_values_are_empty_documents(tmp_path):
 
 
 def test_arrays_give_their_rows_or_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents_module, "PART_TOKENS", 4)
+    monkeypatch.setattr(readers, "PART_TOKENS", 4)
     flat, table = np.arange(10, dtype=np.uint16), np.arange(6, dtype=np.int64).reshape(2, 3)
     np.save(tmp_path / "flat.npy", flat)
     np.save(tmp_path / "table.npy", table)
