@@ -27,7 +27,7 @@ from seedscope.app.settings import default_root
 
 if TYPE_CHECKING:
     from seedscope.engine.progress import Progress
-    from seedscope.engine.store.catalogue import EnsemblePlan
+    from seedscope.engine.store.catalogue import EnsemblePlan, StudyPlan
 
 
 class Known(StrEnum):
@@ -61,6 +61,10 @@ def import_(
         Known | None, typer.Option(help="Whether members began with the same weights.", show_default="unknown")
     ] = None,
     replace_: Replace = False,
+    check: Annotated[
+        bool,
+        typer.Option(help="Look at EV and L0 on a few thousand tokens, where model, tokens and hook point are known."),
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Import what names another model or hook point.")] = False,
     root: Root = None,
     quiet: Quiet = False,
@@ -91,6 +95,8 @@ def import_(
                     force=force, replaced=replace_, report=report,
                 )  # fmt: skip
             plan = planned(root, study)
+            if check and plan.model and plan.tokens and entry.hookpoint:
+                entry = _checked(root / study, plan, entry, progress)
     _describe(entry)
     needed = {"--model DIR_OR_ID": plan.model, "--tokens FILES": plan.tokens, "--hookpoint H": entry.hookpoint}
     lacks = [name for name, value in needed.items() if not value]
@@ -109,6 +115,29 @@ def _restore(study: str, folder: Path, root: Path, progress: "Progress") -> None
 
         restore(folder, root, study, report=report)
     summary(root, study)
+
+
+def _checked(study: Path, plan: "StudyPlan", entry: "EnsemblePlan", progress: "Progress") -> "EnsemblePlan":
+    """The ensemble with what a first look says against it as remarks, kept in the catalogue; what prevents the look is printed."""
+    from seedscope.engine.store import catalogue
+    from seedscope.engine.studies.self_check import look_at, with_remarks
+
+    try:
+        looks = look_at(study, plan, entry, "auto", progress)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"self-check left out: {error}")
+        return entry
+    looked_at = with_remarks(entry, looks)
+    if looked_at != entry:
+        catalogue.write(plan.with_ensemble(looked_at), study)
+    evs, l0s = [look.ev for look in looks], [look.l0 for look in looks]
+    print(f"self-check on {looks[0].n_tokens:,} tokens: EV {_range(evs, '.3f')}, L0 {_range(l0s, '.1f')}")
+    return looked_at
+
+
+def _range(values: list[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -18,6 +18,7 @@ ASSUMED, BY_USER, FOLDER_NAME = "assumed", "you", "folder name"
 NOT_STATED = "not stated"
 NAMES = (
     "library", "forward pass", "threshold", "normalisation", "scale", "b_dec", "hook point", "d_in", "d_sae", "k or l1",
+    "recorded L0",
     "model", "processing of the model", "dtype", "dataset", "seed",
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
-from seedscope.engine.saes.importers.facts import FOLDER_NAME, fixed, stated
+from seedscope.engine.saes.importers.facts import FOLDER_NAME, Facts, fixed, stated
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, vector, whole
 
 GEMMA_SCOPE, GEMMA_SCOPE_2 = "params.npz", "params.safetensors"
@@ -62,8 +62,14 @@ def read_gemma_scope(path: Path) -> Imported:
         remarks=remarks,
         facts=fixed("format gemma_scope", "library", "forward pass", "normalisation", "scale", "b_dec")
         | fixed(FOLDER_NAME, "model", "hook point")
-        | stated(config, "config.json", {"model": "model_name", "hook point": "hf_hook_point_in"}),
+        | _recorded_l0(where)
+        | stated(config, "config.json", {"model": "model_name", "hook point": "hf_hook_point_in", "recorded L0": "l0"}),
     )
+
+
+def _recorded_l0(where: str) -> Facts:
+    l0 = _match(r"average_l0_(\d+)", where)
+    return {"recorded L0": (l0, FOLDER_NAME)} if l0 else {}
 
 
 def _refuse_transcoder(weights: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:

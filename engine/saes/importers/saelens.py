@@ -25,6 +25,7 @@ _ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "g
     _BATCH_TOPK, "jumprelu"
 )
 _KEYS = {
+    "recorded L0": "metadata.l0",
     "library": (
         "sae_lens_version",
         "metadata.sae_lens_version",
