@@ -23,6 +23,7 @@ from seedscope.app.cli.study_options import (
 )
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
+from seedscope.engine.contract.places import same_place
 
 if TYPE_CHECKING:
     from seedscope.engine.store.catalogue import StudyPlan
@@ -119,7 +120,11 @@ def _changed(
     cut: dict[str, Any],
 ) -> "StudyPlan":
     """The catalogue with what the command line says; without a word everything stays."""
-    if hookpoint and plan.ensembles and not any(each.hookpoint in (None, hookpoint) for each in plan.ensembles):
+    if (
+        hookpoint
+        and plan.ensembles
+        and not any(each.hookpoint is None or same_place(each.hookpoint, hookpoint) for each in plan.ensembles)
+    ):
         known = ", ".join(f"{each.name} {each.hookpoint}" for each in plan.ensembles)
         raise Stop(
             f"--hookpoint {hookpoint} was given, but every ensemble has its own ({known}); to change it, import the ensemble "

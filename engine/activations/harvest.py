@@ -69,7 +69,7 @@ def stream(
     captured: list[object] = []
 
     def capture(_module: nn.Module, inputs: tuple, named: dict, output: object = None) -> None:
-        captured.append(output if not wants_input else inputs[0] if inputs else named["hidden_states"])
+        captured.append(output if not wants_input else inputs[0] if inputs else named.get("hidden_states"))
         raise _HookPointPassed
 
     register = module.register_forward_pre_hook if wants_input else module.register_forward_hook

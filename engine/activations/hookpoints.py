@@ -1,16 +1,22 @@
 """Resolve a hook point's name, TransformerLens' or a module path in any spelling, to the module in a model."""
 
 import re
+from contextlib import suppress
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import transformers
 
-SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
-TRANSFORMER_LENS = re.compile(rf"blocks\.(\d+)\.hook_({'|'.join(SITES)})")
+SITES = (
+    "hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "hook_resid_mid", "attn.hook_z", "mlp.hook_post",
+)  # fmt: skip
+TRANSFORMER_LENS = re.compile(rf"blocks\.(\d+)\.({'|'.join(map(re.escape, SITES))})")
+EMBEDDING = "hook_embed"
 # Where, inside a block, stands what attention and MLP add to the residual stream; the first path that exists counts.
 # Longer paths come first: Bloom's and MPT's outer modules add the residual themselves, BERT's normalise the sum.
 ATTENTION = (
@@ -21,8 +27,37 @@ MLP = (
     "post_feedforward_layernorm", "post_mlp_layernorm", "mlp.dense_4h_to_h", "mlp", "feed_forward", "ffn.down_proj",
     "ffn", "fc2", "output.dense",
 )  # fmt: skip
+# The module whose input is the outputs of the heads side by side, and the one whose input is what the MLP's activation
+# function (times the gate's other branch, where there is one) gives.
+HEADS = (
+    "attn.c_proj", "attn.out_proj", "attn.o_proj", "attn.attention.out_proj", "self_attn.o_proj", "self_attn.out_proj",
+    "self_attn.dense", "self_attn.c_proj", "attention.dense", "self_attention.dense", "attention.output.dense",
+    "attention.out_lin", "attention.o_proj",
+)  # fmt: skip
+NEURONS = (
+    "mlp.c_proj", "mlp.down_proj", "mlp.dense_4h_to_h", "mlp.fc_out", "mlp.fc2", "fc2", "ffn.down_proj", "output.dense",
+    "ffn.lin2",
+)  # fmt: skip
+# The norm in front of the MLP: its input is the residual stream between attention and MLP.
+MIDDLE = (
+    "pre_feedforward_layernorm", "ln_2", "post_attention_layernorm", "norm_2", "ffn_norm", "post_attention_norm",
+    "final_layer_norm",
+)  # fmt: skip
+# Norms between heads and projection, or neurons and projection (BitNet): there the projection reads something else.
+INNER_NORMS = ("attn_sub_norm", "ffn_sub_norm", "inner_attn_ln", "ffn_layernorm")
 WRAPPERS = {"model", "transformer", "base_model", "module", "_orig_mod"}
 N_NEAREST = 4
+PROBE_TOKENS = 4
+
+
+class MiddleCheck(NamedTuple):
+    """What a short forward pass says of the input of the norm in front of a block's MLP."""
+
+    is_sum: bool  # it is what enters the block plus what attention adds
+    is_carried: bool  # what replaces it is also what the MLP's output is added to
+
+
+_CHECKED: "WeakKeyDictionary[nn.Module, MiddleCheck]" = WeakKeyDictionary()
 
 
 def find(network: "transformers.PreTrainedModel", hookpoint: str) -> tuple[nn.Module, bool]:
@@ -34,24 +69,102 @@ def find(network: "transformers.PreTrainedModel", hookpoint: str) -> tuple[nn.Mo
     - `blocks.L.hook_attn_out`, `hook_mlp_out`: what attention and MLP add to the residual stream. Families that
       normalise it before adding (Gemma 2 and 3, OLMo 2, GLM 4) are read behind that norm, as TransformerLens does;
       families that normalise after adding (BERT, OPT-350m) before the sum. A constant factor (Granite) is not applied.
+    - `blocks.L.hook_resid_mid`: the residual stream between attention and MLP. Parallel families have none.
+    - `blocks.L.attn.hook_z`: the heads' outputs in front of the output projection, flattened to heads * d_head.
+    - `blocks.L.mlp.hook_post`: the MLP's neurons behind the activation function, times the other branch in gated MLPs.
+    - `hook_embed`: token embeddings without positions; where the family normalises them (BLOOM), behind that norm.
 
     Any other name is a module path, whose output is meant, relative to the model or its base model, with or without
     the wrapper's prefix, or the unique end of one: `layers.6`, `h.6`, `transformer.h.6`, `model.layers.6.mlp`,
-    `gpt_neox.layers.3.attention`. Raises ValueError with the nearest names and how many there are.
+    `gpt_neox.layers.3.attention`. A path may end in `.output`, or in `.input` for what enters the module. Raises ValueError
+    with the reason, where there is one, the nearest names and how many there are.
     """
     match = TRANSFORMER_LENS.fullmatch(hookpoint)
     _, blocks = block_list(network)
     if match and int(match[1]) < len(blocks):
         block, site = blocks[int(match[1])], match[2]
-        if site.startswith("resid"):
-            return block, site == "resid_pre"
-        added = _residual_addend(block, site)
-        if added is not None:
-            return added, False
-    module = None if match else _by_path(network, hookpoint)
-    if module is not None:
-        return module, False
+        place = _site(block, site)
+        reason = _undefined(block, site) if place is None else ""
+        if place and site == "hook_resid_mid" and not check_middle(network, block, place[0]).is_sum:
+            reason = PARALLEL
+        if place and not reason:
+            return place
+        raise ValueError(_refusal(network, hookpoint, reason))
+    if hookpoint == EMBEDDING:
+        return _embedding(network), False
+    for path, is_input in _directions(hookpoint):
+        module = None if match else _by_path(network, path)
+        if module is not None:
+            return module, is_input
     raise ValueError(_refusal(network, hookpoint))
+
+
+def lies_on_stream(network: "transformers.PreTrainedModel", hookpoint: str) -> bool:
+    """Whether a hook point is some block's `hook_resid_mid`.
+
+    What a norm reads is replaced at its input, but the residual stream goes past that norm: whoever replaces activations
+    has to write them into that very tensor. Raises ValueError where that would not reach the sum behind the MLP.
+    """
+    match = TRANSFORMER_LENS.fullmatch(hookpoint)
+    if not match or match[2] != "hook_resid_mid":
+        return False
+    norm, _ = find(network, hookpoint)
+    block = block_list(network)[1][int(match[1])]
+    if not check_middle(network, block, norm).is_carried:
+        raise ValueError(
+            f"activations at {hookpoint!r} cannot be replaced in a {type(network).__name__}: its block does not add the MLP's "
+            "output to the tensor that the norm in front of the MLP reads; measure the loss at hook_resid_pre or "
+            "hook_resid_post"
+        )
+    return True
+
+
+PARALLEL = "attention and MLP do not follow each other on the residual stream, so nothing lies between them"
+
+
+def check_middle(network: "transformers.PreTrainedModel", block: nn.Module, norm: nn.Module) -> MiddleCheck:
+    """Run a few tokens up to the end of a block, with what `norm` reads doubled in place; computed once for each norm."""
+    if norm in _CHECKED:
+        return _CHECKED[norm]
+    attention, mlp = _residual_addend(block, "hook_attn_out"), _residual_addend(block, "hook_mlp_out")
+    if attention is None or mlp is None:
+        return MiddleCheck(is_sum=False, is_carried=False)
+    inputs: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def enter(module: nn.Module, positional: tuple, named: dict) -> None:
+        value: Tensor = positional[0] if positional else named["hidden_states"]
+        inputs[module] = value.clone()
+        if module is norm:
+            value.mul_(2)
+
+    def leave(module: nn.Module, _inputs: tuple, output: object) -> None:
+        outputs[module] = (output if isinstance(output, Tensor) else cast("tuple[Tensor, ...]", output)[0]).clone()
+        if module is block:
+            raise _BlockPassed
+
+    handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in (block, norm)]
+    handles += [module.register_forward_hook(leave) for module in (attention, mlp, block)]
+    try:
+        with suppress(_BlockPassed), torch.inference_mode():
+            ids = torch.arange(PROBE_TOKENS, device=network.device)[None]
+            network.base_model(ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(inputs) < 2 or len(outputs) < 3:  # some part is never called
+        return MiddleCheck(is_sum=False, is_carried=False)
+    parts = (inputs[block], inputs[norm], outputs[attention], outputs[mlp], outputs[block])
+    before, middle, added, last, after = (part.reshape(PROBE_TOKENS, -1) for part in parts)
+    # Computed in the model's own type, in which the model's sum is rounded as well.
+    is_sum = (before + added - middle).abs().max() <= 1e-3 * added.abs().max()
+    is_carried = (2 * middle + last - after).abs().max() <= 1e-2 * middle.abs().max()
+    _CHECKED[norm] = MiddleCheck(bool(is_sum), bool(is_sum and is_carried))
+    return _CHECKED[norm]
+
+
+class _BlockPassed(Exception):
+    """Ends a forward pass behind a block."""
 
 
 def block_list(network: "transformers.PreTrainedModel") -> tuple[str, list[nn.Module]]:
@@ -67,21 +180,74 @@ def names(network: "transformers.PreTrainedModel") -> tuple[list[str], list[str]
     """(TransformerLens' names, module paths within the base model) that this model has."""
     _, blocks = block_list(network)
     lens = [
-        f"blocks.{layer}.hook_{site}"
+        f"blocks.{layer}.{site}"
         for layer, block in enumerate(blocks)
         for site in SITES
-        if site.startswith("resid") or _residual_addend(block, site) is not None
+        if _site(block, site) is not None
     ]
+    lens.append(EMBEDDING)
     paths = [n for n, m in network.base_model.named_modules() if n and not isinstance(m, nn.ModuleList)]
     return lens, paths
+
+
+def _site(block: nn.Module, site: str) -> tuple[nn.Module, bool] | None:
+    """The module of a block behind a site, and whether its input is meant; None where the block has no such place."""
+    modules = dict(block.named_modules())
+    if site in ("hook_resid_pre", "hook_resid_post"):
+        return block, site == "hook_resid_pre"
+    if site in ("hook_attn_out", "hook_mlp_out"):
+        added = _residual_addend(block, site)
+        return None if added is None else (added, False)
+    if site == "hook_resid_mid":
+        if "post_feedforward_layernorm" in modules and "pre_feedforward_layernorm" not in modules:
+            paths: tuple[str, ...] = ("mlp",)  # OLMo 2 normalises behind attention and MLP alone
+        else:
+            paths = MIDDLE
+    else:
+        if any(path.rpartition(".")[2] in INNER_NORMS for path in modules):
+            return None
+        paths = HEADS if site == "attn.hook_z" else NEURONS
+    module = next((modules[path] for path in paths if path in modules), None)
+    if module is None or (site == "attn.hook_z" and _gated(modules, module)):
+        return None
+    return module, True
+
+
+def _gated(modules: dict[str, nn.Module], projection: nn.Module) -> bool:
+    """Whether heads are multiplied by gates in front of the output projection, as queries twice as wide show (Qwen 3 Next)."""
+    queries = next((module for path, module in modules.items() if path.endswith("attn.q_proj")), None)
+    wide, reads = getattr(queries, "out_features", None), getattr(projection, "in_features", None)
+    return wide is not None and reads is not None and wide == 2 * reads
+
+
+def _undefined(block: nn.Module, site: str) -> str:
+    """Why a block has no such place."""
+    if site == "hook_resid_mid":
+        return PARALLEL
+    if site in ("attn.hook_z", "mlp.hook_post"):
+        what = "the heads' outputs" if site == "attn.hook_z" else "the MLP's neurons (of a mixture: of all experts)"
+        return f"no module of its {type(block).__name__} takes {what} as they are"
+    return ""
 
 
 def _residual_addend(block: nn.Module, site: str) -> nn.Module | None:
     """The module of a block whose output attention or MLP adds to the residual stream."""
     modules = dict(block.named_modules())
-    if site == "attn_out" and "post_feedforward_layernorm" in modules:
+    if site == "hook_attn_out" and "post_feedforward_layernorm" in modules:
         return modules.get("post_attention_layernorm")  # elsewhere this name is the norm in front of the MLP
-    return next((modules[path] for path in (ATTENTION if site == "attn_out" else MLP) if path in modules), None)
+    return next((modules[path] for path in (ATTENTION if site == "hook_attn_out" else MLP) if path in modules), None)
+
+
+def _embedding(network: "transformers.PreTrainedModel") -> nn.Module:
+    """The module whose output is the token embeddings; BLOOM's norm behind them is part of TransformerLens' place."""
+    norm = getattr(network.base_model, "word_embeddings_layernorm", None)
+    return norm if isinstance(norm, nn.Module) else network.get_input_embeddings()
+
+
+def _directions(path: str) -> list[tuple[str, bool]]:
+    """(module path, whether its input is meant) that a name can stand for; a module of that very name comes first."""
+    module, _, end = path.rpartition(".")
+    return [(path, False)] + ([(module, end == "input")] if module and end in ("input", "output") else [])
 
 
 def _by_path(network: "transformers.PreTrainedModel", path: str) -> nn.Module | None:
@@ -103,7 +269,7 @@ def _by_path(network: "transformers.PreTrainedModel", path: str) -> nn.Module | 
     return None
 
 
-def _refusal(network: "transformers.PreTrainedModel", hookpoint: str) -> str:
+def _refusal(network: "transformers.PreTrainedModel", hookpoint: str, reason: str = "") -> str:
     lens, paths = names(network)
     name, blocks = block_list(network)
     # The same block in this model's own spelling is nearer than any string distance says.
@@ -111,7 +277,7 @@ def _refusal(network: "transformers.PreTrainedModel", hookpoint: str) -> str:
     nearest = dict.fromkeys(same + get_close_matches(hookpoint, lens + paths, n=N_NEAREST, cutoff=0.0))
     choices = f"{len(lens)} TransformerLens names" + (f" ({lens[0]} to {_last_post(lens)})" if lens else "")
     return (
-        f"hook point {hookpoint!r} is not in this model ({type(network).__name__}), nearest: "
+        f"hook point {hookpoint!r} is not in this model ({type(network).__name__}){f': {reason}' if reason else ''}, nearest: "
         f"{', '.join(list(nearest)[:N_NEAREST])}; expected one of {choices} or {len(paths)} module paths"
         + (f" ({name}.0 to {name}.{len(blocks) - 1} and their parts)" if blocks else "")
     )

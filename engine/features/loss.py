@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seedscope.engine.activations import hookpoints
 from seedscope.engine.activations.harvest import hook_module, stream
 from seedscope.engine.activations.model import LanguageModel
 from seedscope.engine.activations.tokens import PADDING, TokenSet
@@ -55,7 +56,9 @@ def takes_long(model: LanguageModel, n_passes: int, n_tokens: int) -> bool:
 class Splice:
     """A model over some windows, whose activations at one hook point can be replaced.
 
-    Raises ValueError for models without a next-token loss, and where the hook point does not pass one row per token.
+    Where the hook point is a module's input, that input is replaced. `hook_resid_mid` is replaced in the residual stream, not
+    only in front of the MLP's norm. Raises ValueError for models without a next-token loss, and where the hook point does
+    not pass one row per token or what passes there cannot be replaced.
     """
 
     def __init__(self, model: LanguageModel, tokens: TokenSet, hookpoint: str) -> None:
@@ -65,6 +68,8 @@ class Splice:
             )
         self._model, self._tokens = model, tokens
         self._module, self._is_input = hook_module(model, hookpoint)
+        self._hookpoint = hookpoint
+        self._in_place = hookpoints.lies_on_stream(model.pretrained, hookpoint)
         self._counted = torch.from_numpy(tokens.counted)
         self._ids = torch.from_numpy(tokens.ids).long()
         following = torch.zeros_like(self._counted)
@@ -103,6 +108,7 @@ class Splice:
             captured: dict[str, Tensor] = {}
 
             def exchange(value: Tensor, keep: Tensor = keep, captured: dict[str, Tensor] = captured) -> Tensor:
+                keep = self._rows_that_count(value, keep)
                 captured["rows"] = value.detach()[keep]
                 if replaced is None:
                     return value
@@ -119,6 +125,17 @@ class Splice:
                 loss = torch.nn.functional.cross_entropy(logits[:, :-1][at], to[at], reduction="none")
             yield captured["rows"].float(), captured.get("spliced", captured["rows"]), loss
 
+    def _rows_that_count(self, value: Tensor, keep: Tensor) -> Tensor:
+        """`keep` (windows, n_ctx) in the shape of the rows that pass: OPT's MLP has all tokens of a batch in one axis."""
+        if value.ndim == 3 and value.shape[:2] == keep.shape:
+            return keep
+        if value.ndim == 2 and len(value) == keep.numel():
+            return keep.reshape(-1)
+        raise ValueError(
+            f"at {self._hookpoint!r} passes {tuple(value.shape)}, expected one row of numbers per token {tuple(keep.shape)}: "
+            "activations there cannot be replaced"
+        )
+
     @contextmanager
     def _exchanged(self, exchange: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """The model with `exchange` between what passes at the hook point and what comes behind it."""
@@ -127,9 +144,16 @@ class Splice:
             return exchange(value) if isinstance(value, Tensor) else (exchange(value[0]), *value[1:])
 
         def on_input(_module: object, inputs: tuple, named: dict) -> tuple[tuple, dict]:
-            if inputs:
-                return (exchange(inputs[0]), *inputs[1:]), named
-            return inputs, named | {"hidden_states": exchange(named["hidden_states"])}
+            if not inputs and "hidden_states" not in named:
+                raise ValueError(
+                    f"the module at {self._hookpoint!r} is called with {', '.join(named) or 'nothing'}, expected "
+                    "hidden_states: what enters it cannot be replaced"
+                )
+            value: Tensor = inputs[0] if inputs else named["hidden_states"]
+            new = exchange(value)
+            if self._in_place and new is not value:
+                new = value.copy_(new)  # the residual stream is this very tensor
+            return ((new, *inputs[1:]), named) if inputs else (inputs, named | {"hidden_states": new})
 
         def on_output(_module: object, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
             return first_of(output)

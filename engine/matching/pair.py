@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.places import same_place
 from seedscope.engine.contract.schema import NO_MATCH
 from seedscope.engine.contract.stability import is_match
 from seedscope.engine.matching.match import Dictionary, PairMatches, affordable, dictionaries, match_pair
@@ -151,6 +152,8 @@ def _differences(path_a: Path, a: Imported, path_b: Path, b: Imported) -> tuple[
     for name in _COMPARED:
         one, another = a.source.get(name), b.source.get(name)
         if one is None or another is None or one == another:
+            continue
+        if name == "hookpoint" and same_place(one, another):
             continue
         if name == "model" and bool(_DIGEST.fullmatch(one)) != bool(_DIGEST.fullmatch(another)):
             remarks.append(

@@ -5,7 +5,8 @@ gains an ensemble computes that one alone. `publish` turns the parts into a stor
 """
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from seedscope.engine.studies.ensemble_run import EnsembleRun, living
 from seedscope.engine.studies.open_evaluator import open_evaluator
 from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
 
+UNREADABLE = "no activity: "  # how the remark on an ensemble begins that the model cannot be read for
 NEED_ACTIVITY = {"ablate", "loss", "explain", TRAJECTORY}
 
 
@@ -48,8 +50,9 @@ def analyse(
 
     By default all, the loss where it is cheap. `one_to_one` asks for one-to-one matching of all pairs, by default where it
     is cheap. `texts` and `model` stand for what the catalogue names. Without a model activity and worth are left out, and
-    that is said. Raises ValueError for a study without a catalogue, a model or tokens that cannot be read, and a hook
-    point that the model does not have.
+    that is said. An ensemble whose hook point the model does not have, or has in another width, gets a remark and no activity.
+    Raises ValueError for a study without a catalogue, a model or tokens that cannot be read, and where this is so of all
+    ensembles.
     """
     plan = catalogue.read(study)
     if plan is None:
@@ -63,13 +66,28 @@ def analyse(
     evaluator = None
     if wanted != {"match"}:
         evaluator = open_evaluator(study, plan, model, texts, on, progress)
+        plan = _with_remarks(study, plan, evaluator.unreadable) if evaluator else plan
     progress.say(f"best cosines: {choice(on)[1]}")
     for ensemble in plan.ensembles:
         at_hook = evaluator and (evaluator.control if ensemble.control_of else evaluator)
-        at_hook = at_hook if ensemble.hookpoint else None
+        readable = ensemble.hookpoint and not (evaluator and ensemble.name in evaluator.unreadable)
+        at_hook = at_hook if readable else None
         loss = LossSettings(loss_tokens, only is not None) if "loss" in wanted else None
         _analyse(EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress), wanted, loss)
     shutil.rmtree(study / "scratch", ignore_errors=True)
+
+
+def _with_remarks(study: Path, plan: catalogue.StudyPlan, unreadable: Mapping[str, str]) -> catalogue.StudyPlan:
+    """The catalogue with a remark on every ensemble that the model cannot be read for, and without those of before."""
+    remarked = plan
+    for ensemble in plan.ensembles:
+        remarks = [remark for remark in ensemble.remarks if not remark.startswith(UNREADABLE)]
+        if ensemble.name in unreadable:
+            remarks.append(f"{UNREADABLE}{unreadable[ensemble.name]}")
+        remarked = remarked.with_ensemble(replace(ensemble, remarks=tuple(remarks)))
+    if remarked != plan:
+        catalogue.write(remarked, study)
+    return remarked
 
 
 def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> None:

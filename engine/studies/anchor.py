@@ -17,6 +17,7 @@ import torch
 from seedscope.engine.activations.documents import Document
 from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harvest, hook_module, tokenize, width
 from seedscope.engine.activations.outliers import find_outliers
+from seedscope.engine.contract.places import same_place
 from seedscope.engine.contract.recipe import TrainConfig, Variant
 from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
@@ -27,7 +28,7 @@ from seedscope.engine.saes.importers.hub import PREFIX
 from seedscope.engine.saes.importers.imported import Imported
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
-from seedscope.engine.studies.import_ensemble import as_sae, described, same_place
+from seedscope.engine.studies.import_ensemble import as_sae, described
 from seedscope.engine.studies.train import TrainingSource, train
 
 ANCHOR = 0  # its seed; those of comparisons are 1, 2, .. unless given

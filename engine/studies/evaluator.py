@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,8 @@ class HookActivations(NamedTuple):
 class Evaluator:
     """A model with its evaluation tokens, and activations of it at any hook point."""
 
+    unreadable: dict[str, str] = {}  # noqa: RUF012 - {ensemble: why nothing can be read of the model for it}
+
     def __init__(
         self,
         model: LanguageModel,
@@ -45,9 +48,11 @@ class Evaluator:
         progress: Progress,
         *,
         control: "Evaluator | None" = None,
+        unreadable: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.tokens, self.evaluation = model, tokens, evaluation
         self.control = control  # the same tokens on the model with random weights, where an ensemble asks for it
+        self.unreadable = dict(unreadable or {})
         self.texts = list(evaluation.texts)
         self._scratch, self._progress = scratch, progress
 
@@ -77,12 +82,7 @@ class Evaluator:
         They lie on disk as float16, or float32 where float16 cannot hold them. Raises ValueError where the model has another
         width than d_in there.
         """
-        model_width = width(self.model, self.tokens, hookpoint)
-        if model_width != d_in:
-            raise ValueError(
-                f"at {hookpoint} {self.model.name} has {model_width} numbers per token, the SAEs read {d_in}: they were trained on "
-                "another model or hook point"
-            )
+        require_width(self.model, width(self.model, self.tokens, hookpoint), d_in, hookpoint)
         folder = self._scratch / hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
         for dtype in ("float16", "float32"):
             try:
@@ -104,6 +104,15 @@ class Evaluator:
             )
         tokens = self.tokens._replace(left_out=np.flatnonzero(self.tokens.counted)[outlying])
         return HookActivations(Without(rows, outlying) if len(outlying) else rows, tokens)
+
+
+def require_width(model: LanguageModel, model_width: int, d_in: int, hookpoint: str) -> None:
+    """Raise ValueError where SAEs that read d_in numbers cannot have been trained on a model's numbers at a hook point."""
+    if model_width != d_in:
+        raise ValueError(
+            f"at {hookpoint} {model.name} has {model_width} numbers per token, the SAEs read {d_in}: they were trained on "
+            "another model or hook point"
+        )
 
 
 def keep_evaluation(study: Path, record: Evaluation, tokens: TokenSet) -> None:

@@ -1,7 +1,6 @@
 """Imports SAE files of any library as an ensemble: checks them together, saves them in this project's format, catalogues them."""
 
 import hashlib
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -9,6 +8,7 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+from seedscope.engine.contract.places import same_place
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.importers.ensemble import read_many
 from seedscope.engine.saes.importers.facts import BY_USER, changed
@@ -17,10 +17,7 @@ from seedscope.engine.store import catalogue
 
 # Rows that two members share to the last bit have never been trained in either: they still stand where both began.
 EQUAL_ROWS_SHOWN = 3
-# Names of what leaves a block: `layers.6`, `transformer.h.6`, `blocks.6.hook_resid_post`; Gemma Scope's folders say no site.
-BLOCK = re.compile(r"(?:.*\.)?(?:layers?|h|blocks)\.(\d+)(?:\.hook_resid_post)?")
 PROVENANCE: tuple[str, ...] = ("model", "hookpoint")  # kept with a member's file where its source names them
-LAYER = re.compile(r"layer_(\d+)")
 
 
 def enrol(
@@ -148,16 +145,6 @@ def described(member: Imported) -> catalogue.MemberPlan:
 def _agreed(values: Iterable[str | None]) -> str | None:
     distinct = set(values)
     return distinct.pop() if len(distinct) == 1 else None
-
-
-def same_place(hookpoint: str, named: str) -> bool:
-    """Whether a hook point can be the one that the files name, each in the spelling of its library."""
-    if hookpoint == named or hookpoint.endswith("." + named) or named.endswith("." + hookpoint):
-        return True
-    if layer := LAYER.fullmatch(named):
-        return layer[1] in re.findall(r"\d+", hookpoint)[:1]
-    blocks = [match and match[1] for match in map(BLOCK.fullmatch, (hookpoint, named))]
-    return blocks[0] is not None and blocks[0] == blocks[1]
 
 
 def _start(members: list[Imported], claimed: catalogue.YesNo | None) -> tuple[catalogue.YesNo, list[str]]:

@@ -1,19 +1,29 @@
 """Opens the evaluator of a study: loads its model, tokenizes its evaluation text, and checks hook points."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from seedscope.engine.activations.documents import Document, documents, split
-from seedscope.engine.activations.harvest import LanguageModel, hook_module, load_model, token_texts, tokenize
+from seedscope.engine.activations.harvest import (
+    LanguageModel,
+    TokenSet,
+    hook_module,
+    load_model,
+    token_texts,
+    tokenize,
+    width,
+)
 from seedscope.engine.activations.model import randomised
 from seedscope.engine.activations.outliers import TIMES
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import Evaluation
-from seedscope.engine.studies.evaluator import Evaluator, keep_evaluation
+from seedscope.engine.studies.evaluator import Evaluator, keep_evaluation, require_width
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.evaluator import open_samples
 
@@ -38,10 +48,9 @@ def open_evaluator(
     if device.type != "cpu":
         model.network.to(device)
     for ensemble in plan.ensembles:
-        if ensemble.hookpoint:
-            _require_hookpoint(model, ensemble.name, ensemble.hookpoint)
-        else:
+        if not ensemble.hookpoint:
             progress.say(f"{ensemble.name}: no hook point is known, so no activity; give one with --hookpoint")
+    unreadable = _unreadable(plan, partial(_require_hookpoint, model))
     with progress.stage("tokenizing", "tokens") as report:
         evaluated = tokenize(
             documents_of(settings) if texts is None else texts, model, n_ctx=settings.n_ctx, bos=settings.bos,
@@ -50,6 +59,9 @@ def open_evaluator(
         n_tokens = int(evaluated.counted.sum())
         report(n_tokens, n_tokens)
     evaluated = evaluated._replace(names=short_names(evaluated.names))
+    unreadable |= _unreadable(plan, partial(_require_width, study, model, evaluated), besides=unreadable)
+    for name, reason in unreadable.items():
+        progress.say(f"{name}: no activity: {reason}")
     outliers = TIMES if settings.outliers == "exclude" else None
     control = randomised(model) if any(each.control_of for each in plan.ensembles) else None
     record = Evaluation(
@@ -71,15 +83,44 @@ def open_evaluator(
     keep_evaluation(study, record, evaluated)
     scratch = study / "scratch"
     control_evaluator = control and Evaluator(control, evaluated, record, scratch / "control", progress)
-    return Evaluator(model, evaluated, record, scratch, progress, control=control_evaluator)
+    return Evaluator(model, evaluated, record, scratch, progress, control=control_evaluator, unreadable=unreadable)
 
 
-def _require_hookpoint(model: LanguageModel, ensemble: str, hookpoint: str) -> None:
-    """Raise ValueError, naming the ensemble, where the model does not have the hook point."""
-    try:
-        hook_module(model, hookpoint)
-    except ValueError as error:
-        raise ValueError(f"ensemble {ensemble}: {error}") from None
+def _unreadable(
+    plan: catalogue.StudyPlan,
+    require: Callable[[catalogue.EnsemblePlan, str], None],
+    *,
+    besides: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """{ensemble: why `require(ensemble, hook point)` refuses it}; `besides` are known to be refused already.
+
+    Raises ValueError, naming the ensemble, where no ensemble with a hook point is left.
+    """
+    besides = besides or {}
+    left = [ensemble for ensemble in plan.ensembles if ensemble.hookpoint and ensemble.name not in besides]
+    reasons: dict[str, str] = {}
+    for ensemble in left:
+        try:
+            require(ensemble, ensemble.hookpoint or "")
+        except ValueError as error:
+            reasons[ensemble.name] = str(error)
+    if left and len(reasons) == len(left):
+        raise ValueError(f"ensemble {left[0].name}: {reasons[left[0].name]}")
+    return reasons
+
+
+def _require_hookpoint(model: LanguageModel, _ensemble: catalogue.EnsemblePlan, hookpoint: str) -> None:
+    """Raise ValueError where the model does not have the hook point."""
+    hook_module(model, hookpoint)
+
+
+def _require_width(
+    study: Path, model: LanguageModel, tokens: TokenSet, ensemble: catalogue.EnsemblePlan, hookpoint: str
+) -> None:
+    """Raise ValueError where no row per token passes at the hook point, or one of another width than the SAEs read."""
+    with safe_open(study / ensemble.folder / f"seed-{ensemble.seeds[0]}.safetensors", "pt") as file:
+        d_in = file.get_slice("W_dec").get_shape()[1]
+    require_width(model, width(model, tokens, hookpoint), d_in, hookpoint)
 
 
 def documents_of(tokens: catalogue.Tokens) -> Iterator[Document]:

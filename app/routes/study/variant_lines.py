@@ -8,6 +8,7 @@ from seedscope.app.findings.loss_recovered import loss_recovered
 from seedscope.app.formats import architecture
 from seedscope.app.routes.address import EnsembleJudgement
 from seedscope.app.store.study import StudyStore
+from seedscope.engine.contract.places import place
 from seedscope.engine.contract.sweeps import value_of
 from seedscope.engine.contract.tables.study import Ensemble, Member
 
@@ -124,7 +125,9 @@ def match_l0(lines: list[VariantLine]) -> tuple[list[VariantLine], float | None]
     groups: dict[tuple, dict[str, tuple[VariantLine, float]]] = {}  # {ensemble: (its line, its mean L0)} each
     for line in lines:
         if line.control_of is None and line.l0 is not None:
-            group = groups.setdefault((line.hookpoint, line.d_sae, line.train_tokens), {})
+            group = groups.setdefault(
+                (place(line.hookpoint or "") or line.hookpoint, line.d_sae, line.train_tokens), {}
+            )
             group[line.ensemble] = line, line.l0.mean
     if not groups:
         return lines, None

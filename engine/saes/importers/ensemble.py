@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from seedscope.engine.contract.places import same_place
 from seedscope.engine.saes.importers.facts import ASSUMED, BY_USER, changed
 from seedscope.engine.saes.importers.hub import local
 from seedscope.engine.saes.importers.imported import Imported
@@ -83,7 +84,7 @@ def _compared(first: Imported, other: Imported, force: bool) -> Imported:
     ]
     forced = []
     for name, one, another in pairs:
-        if one == another:
+        if one == another or (name == "hookpoint" and same_place(str(one), str(another))):
             continue
         difference = f"{first.source['path']} has {name} {one}, {other.source['path']} has {name} {another}"
         if name not in _MUST_AGREE:

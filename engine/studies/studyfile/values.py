@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from seedscope.engine.activations.hookpoints import SITES, TRANSFORMER_LENS
+from seedscope.engine.activations.hookpoints import EMBEDDING, SITES, TRANSFORMER_LENS
 from seedscope.engine.contract.names import name_problem
 from seedscope.engine.studies.studyfile.toml import Check, Unfit, any_of, shown
 
@@ -153,13 +153,14 @@ def shares(value: Any) -> tuple[float, ...]:
 def hookpoint(value: Any) -> str:
     """A hook point in a spelling that is known; whether the model has it is seen when the model is."""
     name = text(value)
-    if TRANSFORMER_LENS.fullmatch(name) or (_MODULE_PATH.fullmatch(name) and "hook_" not in name):
+    if name == EMBEDDING or TRANSFORMER_LENS.fullmatch(name) or (_MODULE_PATH.fullmatch(name) and "hook_" not in name):
         return name
-    block, _, site = name.rpartition(".hook_")
-    near = get_close_matches(site, SITES, n=1)
-    nearest = f"; did you mean {block}.hook_{near[0]}?" if near and re.fullmatch(r"blocks\.\d+", block) else ""
+    block = re.match(r"(blocks\.\d+)\.(.+)", name)
+    near = get_close_matches(block[2], SITES, n=1) if block else []
+    nearest = f"; did you mean {block[1]}.{near[0]}?" if block and near else ""
     raise Unfit(
-        f"expected blocks.LAYER.hook_ with {any_of(SITES)} behind it, or a module's path such as transformer.h.6{nearest}"
+        f"expected blocks.LAYER. with {any_of(SITES)} behind it, {EMBEDDING}, or a module's path such as "
+        f"transformer.h.6{nearest}"
     )
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from seedscope.engine.activations.harvest import stream
 from seedscope.engine.activations.hookpoints import block_list, find, names
 from seedscope.engine.activations.tokens import tokenize
-from support.tiny_models import FAMILIES, LAYERS, VOCABULARY, WIDTH, network, tiny
+from support.tiny_models import FAMILIES, LAYERS, USUAL, VOCABULARY, WIDTH, network, tiny
 
 DOCUMENTS = [("a", np.arange(2, 40)), ("b", np.array([5, 9, 5, 96, 3])), ("c", np.arange(2, 97) % 50 + 2)]
 # Where the blocks of each family are, relative to the whole model, and its attention, as its authors call them.
@@ -94,6 +94,130 @@ def test_attention_and_mlp_outputs_are_what_is_added_to_the_residual_stream(mode
     close(pre + attention + mlp, post)
 
 
+PARALLEL = {"gptj", "gpt_neox", "falcon", "phi"}
+# Output projections of attention and MLP.
+PROJECTIONS = {
+    "gpt2": ("attn.c_proj", "mlp.c_proj"),
+    "gptj": ("attn.out_proj", "mlp.fc_out"),
+    "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),
+    "opt": ("self_attn.out_proj", "fc2"),
+    "bloom": ("self_attention.dense", "mlp.dense_4h_to_h"),
+    "falcon": ("self_attention.dense", "mlp.dense_4h_to_h"),
+    "mpt": ("attn.out_proj", "ffn.down_proj"),
+    "phi": ("self_attn.dense", "mlp.fc2"),
+}
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_the_stream_between_attention_and_mlp_is_read_where_there_is_one(model, family):
+    if family in PARALLEL:
+        with pytest.raises(ValueError, match="do not follow each other on the residual stream"):
+            find(model(family).network, "blocks.1.hook_resid_mid")
+        return
+    pre, attention, mid, mlp, post = (
+        read(model(family), f"blocks.1.hook_{site}")
+        for site in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+    )
+    close(pre + attention, mid)
+    close(mid + mlp, post)
+
+
+@pytest.mark.parametrize(("family", "settings"), [("gpt_neox", False), ("falcon", False)])
+def test_families_that_may_be_sequential_are_read_as_their_config_says(family, settings):
+    key = {"gpt_neox": "use_parallel_residual", "falcon": "parallel_attn"}[family]
+    sequential = tiny(family, **{key: settings})
+    pre, attention, mid = (read(sequential, f"blocks.1.hook_{site}") for site in ("resid_pre", "attn_out", "resid_mid"))
+    close(pre + attention, mid)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_heads_and_neurons_are_what_the_projections_read(model, family):
+    path, _ = layout(family)
+    heads, neurons = PROJECTIONS.get(family, ("self_attn.o_proj", "mlp.down_proj"))
+    close(read(model(family), "blocks.1.attn.hook_z"), by_hand(model(family), f"{path}.1.{heads}", entering=True))
+    if family == "mixtral":
+        with pytest.raises(ValueError, match="takes the MLP's neurons"):
+            find(model(family).network, "blocks.1.mlp.hook_post")
+        return
+    close(read(model(family), "blocks.1.mlp.hook_post"), by_hand(model(family), f"{path}.1.{neurons}", entering=True))
+
+
+@torch.no_grad()
+def test_heads_of_gpt2_are_the_attention_pattern_times_the_values_and_neurons_the_activation_function(model):
+    gpt2 = model("gpt2")
+    block, tokens = gpt2.network.transformer.h[1], windows(gpt2)
+    gpt2.network.set_attn_implementation("eager")
+    z, post = [], []
+    for ids in tokens.ids:
+        out = gpt2.network(
+            torch.from_numpy(ids[ids >= 0]).long()[None], output_attentions=True, output_hidden_states=True
+        )
+        values = block.attn.c_attn(block.ln_1(out.hidden_states[1]))[..., 2 * WIDTH :].unflatten(-1, (2, WIDTH // 2))
+        heads = torch.einsum("hqk,khd->qhd", out.attentions[1][0], values[0]).flatten(1)
+        z.append(heads[1:])
+        middle = out.hidden_states[1][0] + block.attn.c_proj(heads)
+        post.append(block.mlp.act(block.mlp.c_fc(block.ln_2(middle)))[1:])
+    close(read(gpt2, "blocks.1.attn.hook_z"), torch.cat(z))
+    close(read(gpt2, "blocks.1.mlp.hook_post"), torch.cat(post))
+
+
+def test_gated_neurons_are_the_product_of_both_branches(model):
+    mlp = model("llama").network.model.layers[1].mlp
+    with torch.no_grad():
+        entering = by_hand(model("llama"), "model.layers.1.mlp", entering=True)
+        expected = mlp.act_fn(mlp.gate_proj(entering)) * mlp.up_proj(entering)
+    close(read(model("llama"), "blocks.1.mlp.hook_post"), expected)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "bloom"])
+def test_embeddings_are_read_without_positions(model, family):
+    path = {"gpt2": "transformer.wte", "bloom": "transformer.word_embeddings_layernorm"}.get(
+        family, "model.embed_tokens"
+    )
+    with torch.no_grad():
+        rows = torch.cat(
+            [
+                model(family).network.get_input_embeddings()(torch.from_numpy(ids[ids >= 0]).long())[1:]
+                for ids in windows(model(family)).ids
+            ]
+        )
+        expected = model(family).network.get_submodule(path)(rows) if family == "bloom" else rows
+    close(read(model(family), "hook_embed"), expected)
+
+
+def test_a_norm_or_a_gate_between_heads_and_projection_is_not_taken_for_the_heads():
+    normed = network("llama")
+    normed.model.layers[1].self_attn.attn_sub_norm = nn.LayerNorm(WIDTH)
+    gated = network("llama")
+    gated.model.layers[1].self_attn.q_proj = nn.Linear(WIDTH, 2 * WIDTH)
+    for changed in (normed, gated):
+        with pytest.raises(ValueError, match="takes the heads' outputs as they are"):
+            find(changed, "blocks.1.attn.hook_z")
+
+
+def test_a_stream_whose_addends_are_multiplied_is_refused_between_them():
+    with pytest.raises(ValueError, match="do not follow each other"):
+        find(network("granite", **USUAL, residual_multiplier=0.5), "blocks.1.hook_resid_mid")
+
+
+def test_paths_may_say_input_or_output(model):
+    gemma = model("gemma3_text").network
+    block = gemma.model.layers[1]
+    for name, place in {
+        "model.layers.1.output": (block, False),
+        "model.layers.1.input": (block, True),
+        "model.layers.1.self_attn.o_proj.input": (block.self_attn.o_proj, True),
+        "model.layers.1.post_feedforward_layernorm.output": (block.post_feedforward_layernorm, False),
+    }.items():
+        assert find(gemma, name) == place
+    lens = ("hook_resid_post", "hook_resid_pre", "attn.hook_z", "hook_mlp_out")
+    assert [find(gemma, f"blocks.1.{site}") for site in lens] == [
+        (block, False), (block, True), (block.self_attn.o_proj, True), (block.post_feedforward_layernorm, False),
+    ]  # fmt: skip
+    bert = tiny("bert").network  # whose blocks have a part of this very name
+    assert find(bert, "encoder.layer.1.output") == (bert.encoder.layer[1].output, False)
+
+
 @pytest.mark.parametrize("family", EVERY)
 def test_module_paths_reach_any_part(model, family):
     path, attention = layout(family)
@@ -132,7 +256,7 @@ def test_a_model_without_its_head_takes_the_same_names(model):
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "bloom"])
 def test_every_name_that_is_offered_is_found(model, family):
     lens, paths = names(model(family).network)
-    assert len(lens) == 4 * LAYERS
+    assert len(lens) == 7 * LAYERS + 1
     for name in lens + paths:
         assert isinstance(find(model(family).network, name)[0], nn.Module)
 
@@ -142,7 +266,7 @@ def test_every_name_that_is_offered_is_found(model, family):
     [
         ("h.1", "layers.1"),
         ("blocks.3.hook_resid_post", "blocks.2.hook_resid_post"),
-        ("blocks.1.hook_resid_mid", "blocks.1.hook_resid_pre"),
+        ("blocks.1.hook_resid_pra", "blocks.1.hook_resid_pre"),
         ("layers.1.attn", "layers.1.self_attn"),
         ("model.layers.1.mpl", "layers.1.mlp"),
         ("mlp", "layers.0.mlp"),
@@ -159,7 +283,7 @@ def test_an_unknown_hook_point_is_refused_with_the_nearest_names_and_their_numbe
     assert f"{hookpoint!r} is" in message
     if hookpoint:
         assert nearest in message.split("nearest: ")[1].split("; ")[0].split(", ")
-    assert "12 TransformerLens names (blocks.0.hook_resid_pre to blocks.2.hook_resid_post)" in message
+    assert "22 TransformerLens names (blocks.0.hook_resid_pre to blocks.2.hook_resid_post)" in message
     assert f"{n_paths} module paths (layers.0 to layers.2 and their parts)" in message
 
 
@@ -170,7 +294,7 @@ def test_a_recurrent_model_has_residual_names_only():
     network = MambaForCausalLM(
         MambaConfig(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, pad_token_id=1, **settings)
     )
-    assert len(names(network)[0]) == 2 * LAYERS
+    assert len(names(network)[0]) == 2 * LAYERS + 1
     with pytest.raises(ValueError, match=r"nearest: layers\.1"):
         find(network, "blocks.1.hook_mlp_out")
 

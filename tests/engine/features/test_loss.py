@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from seedscope.engine.activations.harvest import stream
+from seedscope.engine.activations.hookpoints import find
 from seedscope.engine.activations.tokens import PADDING, tokenize
 from seedscope.engine.demo import stdlib
 from seedscope.engine.features.loss import Splice, attributed_loss, exact_loss, masked
 from seedscope.engine.saes.sae import SAE
+from support.tiny_models import tiny
 
 HOOKPOINT = "blocks.2.hook_resid_post"
 
@@ -128,3 +130,75 @@ def test_a_feature_that_is_silent_costs_no_pass_and_adds_nothing(language_model,
     assert not found.active.any()
     assert not found.added.any()
     assert found.read.sum() > 0
+
+
+@torch.no_grad()
+def spliced_by_hand(model, tokens, path: str, entering: str | None, change) -> np.ndarray:
+    """Losses with a module's output changed at every real token but BOS so that `entering`'s input plus it is what is wanted."""
+    losses, before = [], []
+    for row in tokens.ids:
+        ids = torch.from_numpy(row[row != PADDING]).long()[None]
+
+        def enter(_module, inputs, named, before=before):
+            before[:] = [inputs[0] if inputs else named["hidden_states"]]
+
+        def leave(_module, _inputs, output, before=before):
+            rows = output[0] if isinstance(output, tuple) else output
+            flat = rows.ndim == 2  # OPT's MLP
+            rows = rows[None] if flat else rows
+            base = before[0] if before else torch.zeros_like(rows)
+            new = torch.cat([rows[:, :1], change((base + rows)[0, 1:])[None] - base[:, 1:]], 1)
+            new = new[0] if flat else new
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        handles = [model.network.get_submodule(path).register_forward_hook(leave)]
+        if entering:
+            handles.append(model.network.get_submodule(entering).register_forward_pre_hook(enter, with_kwargs=True))
+        p = torch.log_softmax(model.network(ids).logits[0].double(), -1)
+        for handle in handles:
+            handle.remove()
+        losses += [-float(p[t, ids[0, t + 1]]) for t in range(1, len(ids[0]) - 1)]
+    return np.array(losses)
+
+
+DOCUMENTS = [("a", np.arange(2, 40)), ("b", np.array([5, 9, 5, 96, 3])), ("c", np.arange(2, 97) % 50 + 2)]
+ADDS = {"gpt2": ("transformer.h.1", "attn"), "llama": ("model.layers.1", "self_attn"), "mixtral": ("model.layers.1", "self_attn"),
+        "gemma2": ("model.layers.1", "post_attention_layernorm"), "olmo2": ("model.layers.1", "post_attention_layernorm"),
+        "bloom": ("transformer.h.1", "self_attention.dense"), "opt": ("model.decoder.layers.1", "self_attn"),
+        "mpt": ("transformer.blocks.1", "attn")}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ADDS)
+def test_the_stream_between_attention_and_mlp_is_replaced_for_all_that_follows(family):
+    model = tiny(family)
+    tokens = tokenize(DOCUMENTS, model, n_ctx=16)
+    block, attention = ADDS[family]
+    splice = Splice(model, tokens, "blocks.1.hook_resid_mid")
+    for change in (torch.zeros_like, lambda rows: 2 * rows.flip(1)):
+        expected = spliced_by_hand(model, tokens, f"{block}.{attention}", block, change)
+        np.testing.assert_allclose(splice.losses(change).numpy(), expected, atol=1e-3)
+    np.testing.assert_allclose(splice.losses(lambda rows: rows).numpy(), splice.own().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gpt_neox"])
+@pytest.mark.parametrize("site", ["attn.hook_z", "mlp.hook_post"])
+def test_heads_and_neurons_are_replaced_in_front_of_their_projection(family, site):
+    model = tiny(family)
+    tokens = tokenize(DOCUMENTS, model, n_ctx=16)
+    projection, _ = find(model.network, f"blocks.1.{site}")
+    path = next(name for name, module in model.network.named_modules() if module is projection)
+    with torch.no_grad():
+        bias = projection(torch.zeros(1, next(stream(model, tokens, f"blocks.1.{site}")).rows.shape[1]))
+    expected = spliced_by_hand(model, tokens, path, None, lambda rows: bias.expand(len(rows), -1))
+    np.testing.assert_allclose(
+        Splice(model, tokens, f"blocks.1.{site}").losses(torch.zeros_like).numpy(), expected, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("site", ["hook_resid_mid", "attn.hook_z", "mlp.hook_post"])
+def test_gradients_at_inputs_are_the_slope_of_the_loss(site):
+    model = tiny("gpt2")
+    splice = Splice(model, tokenize(DOCUMENTS, model, n_ctx=16), f"blocks.1.{site}")
+    slope = sum(float((rows * gradient).double().sum()) for rows, gradient in splice.gradients(lambda rows: rows))
+    more, less = (float(splice.losses(lambda rows, by=by: rows * by).double().sum()) for by in (1 + 1e-2, 1 - 1e-2))
+    assert slope == pytest.approx((more - less) / 2e-2, rel=0.02)

@@ -347,8 +347,33 @@ def test_one_to_one_matching_asked_for_later_changes_the_matches_alone(study, wo
 def test_a_hook_point_that_the_model_lacks_is_refused_with_the_nearest(study, words, llama, tmp_path):
     enrol_one(tmp_path, "far", first=10, hookpoint="blocks.7.hook_resid_post")
     changed(study, **on_tokens(words[0]))
+    enrol_one(tmp_path, "one", hookpoint="blocks.8.hook_resid_post", replaced=True)  # no ensemble is left
     with refused(study, "ensemble far", "'blocks.7.hook_resid_post'", "nearest: ", "blocks.2.hook_resid_post"):
         run(study, llama)
+
+
+def test_one_ensemble_that_the_model_cannot_be_read_for_gets_a_remark_and_blocks_no_other(
+    study, words, llama, tmp_path
+):
+    enrol_one(tmp_path, "far", first=10, hookpoint="blocks.7.hook_resid_post")
+    enrol_one(tmp_path, "wide", first=20, d_in=WIDTH + 2)
+    changed(study, **on_tokens(words[0]))
+    said = run(study, llama).said
+    store = publish(study)
+    rows = {name: (set(computed), remarks) for name, computed, remarks in ask(
+        store, "SELECT ensemble, computed, remarks FROM Ensemble"
+    )}  # fmt: skip
+    assert rows["one"] == (set(MEASURED), [])
+    for name, reason in (("far", "'blocks.7.hook_resid_post' is not in this model"), ("wide", f"read {WIDTH + 2}")):
+        computed, (remark,) = rows[name]
+        assert not {"activity", "ablate", "loss"} & computed
+        assert "match" in computed
+        assert remark.startswith("no activity: ")
+        assert reason in remark
+        assert any(name in line and reason in line for line in said)
+    enrol_one(tmp_path, "far", first=10, hookpoint=PLACE, replaced=True)
+    run(study, llama)
+    assert one(publish(study), "SELECT remarks FROM Ensemble WHERE ensemble = 'far'") == ([],)
 
 
 def test_saes_of_another_width_than_the_model_are_refused_before_the_model_runs_on_all_tokens(
