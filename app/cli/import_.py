@@ -61,7 +61,9 @@ def import_(
         Known | None, typer.Option(help="Whether members began with the same weights.", show_default="unknown")
     ] = None,
     replace_: Replace = False,
-    force: Annotated[bool, typer.Option("--force", help="Import what names another model or hook point.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Import what names another model, hook point or setting.")
+    ] = False,
     root: Root = None,
     quiet: Quiet = False,
 ) -> None:

@@ -15,6 +15,7 @@ from seedscope.engine.saes.importers.imported import (
     vector,
     whole,
 )
+from seedscope.engine.saes.importers.settings import recorded
 
 OWN, BARE = "seedscope", "safetensors"
 _BESIDE = ("cfg.json", "config.json")
@@ -58,6 +59,7 @@ def read(path: Path) -> Imported:
         convention,
         seed=seed_of(int(seed) if isinstance(seed, str) and seed.isdigit() else seed),
         source=source,
+        settings=recorded(settings),
     )
 
 

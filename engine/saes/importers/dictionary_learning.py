@@ -11,6 +11,7 @@ from torch import Tensor
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, vector, whole
+from seedscope.engine.saes.importers.settings import recorded
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
@@ -92,7 +93,14 @@ def read(path: Path) -> Imported:
             "run": folder if step else None,
         },
         remarks=remarks,
+        settings=recorded(config) | (_steps(file) if step else {}),
     )
+
+
+def _steps(file: Path) -> dict[str, str]:
+    """The number of steps in the name of a checkpoint such as `ae_500.pt`."""
+    match = re.search(r"\d+$", file.stem)
+    return {"steps of the checkpoint": match[0]} if match else {}
 
 
 def _hookpoint(submodule: str | None) -> str | None:

@@ -1,8 +1,9 @@
 """The neutral form of an SAE of any library, and the checks and readers that all formats share."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class Imported:
 
     `tensors`: W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,) and the further tensors of the
     convention, (d_sae,) each; the gate's bias is b_enc. `seed` is the one that the library recorded. `source` says where it
-    comes from: format, path, library and what else its files record. `remarks` are for readers of its numbers.
+    comes from: format, path, library and what else its files record. `remarks` are for readers of its numbers. `settings` are
+    those of its training, which members of an ensemble must share: {name: value as text}.
     """
 
     tensors: dict[str, Tensor]
@@ -30,6 +32,7 @@ class Imported:
     seed: int | None
     source: dict[str, str]
     remarks: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def library(self) -> str | None:
@@ -53,6 +56,7 @@ def imported(
     seed: int | None = None,
     source: Mapping[str, Any],
     remarks: Iterable[str] = (),
+    settings: Mapping[str, str] | None = None,
 ) -> Imported:
     """An Imported from tensors that already have the convention's names, checked; values of `source` that are None are left out.
 
@@ -97,7 +101,7 @@ def imported(
     # Transposed views are copied: files are written from contiguous memory.
     tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
     recorded = {name: str(value) for name, value in source.items() if value not in (None, "")}
-    return Imported(tensors, convention, seed, recorded | {"path": str(path)}, tuple(remarks))
+    return Imported(tensors, convention, seed, recorded | {"path": str(path)}, tuple(remarks), settings or {})
 
 
 def _lengths(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -106,6 +110,11 @@ def _lengths(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
         if tensors[name].ndim != 1:
             raise ValueError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}, expected one dimension")
     return len(tensors["b_dec"]), len(tensors["b_enc"])
+
+
+def as_given(path: Path) -> Path:
+    """The absolute path by its own names: links are not followed, because the names of what they lead to say nothing."""
+    return Path(os.path.abspath(path))
 
 
 def vector(tensors: Mapping[str, Tensor], name: str, like: str) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.encoders import linear_encoder
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, whole
+from seedscope.engine.saes.importers.settings import recorded
 
 _CLASSES = ("SAE", "TopKSAE", "BatchTopKSAE", "JumpSAE", "RATopKSAE", "RAJumpSAE")
 _REFUSED = {
@@ -87,8 +88,27 @@ def read(path: Path) -> Imported:
         convention = Convention("jumprelu", subtract_b_dec=False, inclusive=True)
     source = {"format": "overcomplete", "library": "overcomplete", "architecture": parts.name, "archetypes": points}
     return imported(
-        path, tensors, convention, seed=seed_of(parts.attributes.get("seed")), source=source, remarks=remarks
+        path,
+        tensors,
+        convention,
+        seed=seed_of(parts.attributes.get("seed")),
+        source=source,
+        remarks=remarks,
+        settings=recorded(_settings(parts.attributes)),
     )
+
+
+def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain attributes of the module and its dictionary, without those of PyTorch's own and without tensors."""
+    plain = {name.removeprefix("dictionary."): value for name, value in attributes.items()}
+    return {
+        name: value
+        for name, value in plain.items()
+        if "." not in name
+        and not name.startswith("_")
+        and name not in ("training", "class")
+        and not isinstance(value, Tensor)
+    }
 
 
 def _from_module(module: Any) -> ModuleTensors:

@@ -2,9 +2,19 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from seedscope.engine.saes.convention import Convention
-from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, seed_of, whole
+from seedscope.engine.saes.importers.imported import (
+    Imported,
+    as_given,
+    imported,
+    read_json,
+    read_safetensors,
+    seed_of,
+    whole,
+)
+from seedscope.engine.saes.importers.settings import recorded
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _ACTIVATIONS = ("topk", "groupmax")
@@ -48,15 +58,23 @@ def read(folder: Path) -> Imported:
         )
     # The encoder's rows are features. It is transposed here, because shapes cannot tell how a square matrix is stored.
     tensors["W_enc"] = tensors["W_enc"].T
-    hook = folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder
+    named = as_given(folder)
+    hook = named.parent if re.fullmatch(r"seed\d+", named.name) else named
     return imported(
         folder,
         tensors,
         Convention(activation, k=whole(config.get("k"), "k", where)),
-        seed=_seed(folder),
+        seed=_seed(named),
         source={"format": "sparsify", "library": "eai-sparsify", "hookpoint": hook.name},
         remarks=["trained with Multi-TopK"] if config.get("multi_topk") else (),
+        settings=recorded(_run(hook), config),
     )
+
+
+def _run(hook: Path) -> dict[str, Any]:
+    """The settings of the run that a hookpoint's folder belongs to; {} where they are not beside it."""
+    run = hook.parent / "config.json"
+    return read_json(run) if run.is_file() else {}
 
 
 def _seed(folder: Path) -> int | None:

@@ -196,7 +196,7 @@ def test_seeds_are_given_recorded_or_in_the_folder_names(tmp_path):
     assert [member.seed for member in read_many([tmp_path])] == [4, 12]
     assert [member.seed for member in read_many([tmp_path], seeds=[7, 8])] == [7, 8]
     for name in ("run_4", "run_12"):
-        (tmp_path / name).rename(tmp_path / f"layer_{len(name)}")
+        (tmp_path / name).rename(tmp_path / f"final_{len(name)}")
     assert [member.seed for member in read_many([tmp_path])] == [0, 1]
     for folder, seed in zip(sorted(tmp_path.iterdir()), (31, 32), strict=True):
         (folder / "runner_cfg.json").write_text(json.dumps({"seed": seed}))
