@@ -92,6 +92,7 @@ def read(path: Path) -> Imported:
             "hookpoint": _hookpoint(trainer.get("submodule_name")),
             "run": folder if step else None,
         },
+        weights=file,
         remarks=remarks,
         settings=recorded(config) | (_steps(file) if step else {}),
     )

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from seedscope.engine.saes.convention import Convention
 
+# Share of the decoder rows that may hold NaN or infinite numbers; one row always may.
+ROWS_NOT_FINITE = 0.01
 # Tensors that change the forward pass in a way that no convention describes.
 FOREIGN = ("W_skip", "affine_skip_connection")
 
@@ -57,11 +59,13 @@ def imported(
     source: Mapping[str, Any],
     remarks: Iterable[str] = (),
     settings: Mapping[str, str] | None = None,
+    weights: Path | None = None,
 ) -> Imported:
     """An Imported from tensors that already have the convention's names, checked; values of `source` that are None are left out.
 
     The lengths of b_dec and b_enc say which axis is d_in; a matrix that is stored the other way round is transposed.
-    Raises ValueError where a tensor is missing, is no floating-point tensor, or has a shape that does not fit.
+    `weights` is the file that holds them, where `path` is a folder. Raises ValueError where a tensor is missing, is no
+    floating-point tensor, has a shape that does not fit, or holds numbers that are not finite, but for a few decoder rows.
     """
     remarks = list(remarks)
     tensors = {name: named[name] for name in convention.tensors if name in named}
@@ -100,8 +104,28 @@ def imported(
         remarks.append(f"weights cast from {dtype}")
     # Transposed views are copied: files are written from contiguous memory.
     tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    _require_finite(weights or path, tensors)
     recorded = {name: str(value) for name, value in source.items() if value not in (None, "")}
     return Imported(tensors, convention, seed, recorded | {"path": str(path)}, tuple(remarks), settings or {})
+
+
+def _require_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for NaN and infinite numbers; a few decoder rows may hold them, which then have no direction."""
+    damaged = []
+    for name, tensor in tensors.items():
+        wrong = ~torch.isfinite(tensor)
+        if name == "W_dec":
+            n_rows = int(wrong.any(1).sum())
+            if n_rows > max(1, int(ROWS_NOT_FINITE * len(tensor))):
+                damaged.append(f"{name} ({n_rows:,} of {len(tensor):,} rows)")
+        elif wrong.any():
+            damaged.append(f"{name} ({int(wrong.sum()):,} of {tensor.numel():,} numbers)")
+    if damaged:
+        raise ValueError(
+            f"{file} holds numbers that are not finite (NaN or infinite) in {', '.join(damaged)}, expected none there: its "
+            "training diverged, or its numbers were too large for the type that they were stored in. Leave this SAE out, or "
+            "save it again as float32 from an earlier step"
+        )
 
 
 def _lengths(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:

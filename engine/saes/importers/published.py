@@ -74,6 +74,7 @@ def read_gemma_scope(path: Path) -> Imported:
             "l0": config.get("l0") or places.get("l0"),
         },
         remarks=remarks,
+        weights=file,
         # In this release "l0" is what training aimed at.
         settings=recorded({"target_l0" if name == "l0" else name: value for name, value in config.items()}),
     )

@@ -79,6 +79,7 @@ def read(folder: Path) -> Imported:
             "recorded_l0": metadata.get("l0"),
             "run": folder.parent if (folder / SCALER).exists() else None,
         },
+        weights=folder / WEIGHTS,
         remarks=remarks,
         settings=recorded(runner, config),
     )

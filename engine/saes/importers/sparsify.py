@@ -67,6 +67,7 @@ def read(folder: Path) -> Imported:
         seed=_seed(named),
         source={"format": "sparsify", "library": "eai-sparsify", "hookpoint": hook.name},
         remarks=["trained with Multi-TopK"] if config.get("multi_topk") else (),
+        weights=folder / WEIGHTS,
         settings=recorded(_run(hook), config),
     )
 
