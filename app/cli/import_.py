@@ -65,7 +65,9 @@ def import_(
         bool,
         typer.Option(help="Look at EV and L0 on a few thousand tokens, where model, tokens and hook point are known."),
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Import what names another model or hook point.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Import what names another model, hook point or setting.")
+    ] = False,
     root: Root = None,
     quiet: Quiet = False,
 ) -> None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import torch
+
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.importers.ensemble import read_many
@@ -60,6 +62,7 @@ def enrol(
             f"found one SAE ({members[0].source['path']}), expected at least 2: the stability of a single SAE is undefined; "
             "name SAEs of the same recipe with other seeds as well"
         )
+    members = [_with_zero_rows(member) for member in members]
     members.sort(key=lambda member: member.seed or 0)
     members = [replace(each, facts=changed(each.facts, BY_USER, hook_point=hookpoint, model=model)) for each in members]
     remarks = []
@@ -118,6 +121,20 @@ def as_sae(member: Imported) -> sae.SAE:
     return sae.assemble(
         {name: tensor[None] for name, tensor in member.tensors.items()}, member.convention, (_seed(member),)
     )
+
+
+def _with_zero_rows(member: Imported) -> Imported:
+    """The SAE with zeros for decoder rows that are not finite, which would make every reconstruction that uses them NaN."""
+    rows = member.tensors["W_dec"]
+    finite = torch.isfinite(rows).all(1)
+    if finite.all():
+        return member
+    n_rows = int((~finite).sum())
+    remark = (
+        f"{n_rows:,} decoder row{'s' * (n_rows > 1)} not finite (NaN or infinite), set to zero: without a direction"
+    )
+    tensors = {**member.tensors, "W_dec": torch.where(finite[:, None], rows, 0)}
+    return replace(member, tensors=tensors, remarks=(*member.remarks, remark))
 
 
 def _seed(member: Imported) -> int:

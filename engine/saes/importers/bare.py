@@ -16,6 +16,7 @@ from seedscope.engine.saes.importers.imported import (
     vector,
     whole,
 )
+from seedscope.engine.saes.importers.settings import recorded
 
 OWN, BARE = "seedscope", "safetensors"
 _BESIDE = ("cfg.json", "config.json")
@@ -74,6 +75,7 @@ def read(path: Path) -> Imported:
         source=source,
         facts=(_OWN_FACTS if own else {})
         | stated(settings, where.name if where != path else f"{path.name} metadata", _KEYS),
+        settings=recorded(settings),
     )
 
 

@@ -12,6 +12,7 @@ from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.facts import Facts, fixed, stated
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, vector, whole
+from seedscope.engine.saes.importers.settings import recorded
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
@@ -92,7 +93,9 @@ def read(path: Path) -> Imported:
             "hookpoint": _hookpoint(trainer.get("submodule_name")),
             "run": folder if step else None,
         },
+        weights=file,
         remarks=remarks,
+        settings=recorded(config) | (_steps(file) if step else {}),
         facts=_facts(config, state, file),
     )
 
@@ -109,6 +112,12 @@ def _facts(config: Mapping[str, Any], state: Mapping[str, Tensor], file: Path) -
     return facts | (
         {"k or l1": ("", f"{file.name}: k")} if facts["forward pass"][0] == "AutoEncoderTopK" and "k" in state else {}
     )
+
+
+def _steps(file: Path) -> dict[str, str]:
+    """The number of steps in the name of a checkpoint such as `ae_500.pt`."""
+    match = re.search(r"\d+$", file.stem)
+    return {"steps of the checkpoint": match[0]} if match else {}
 
 
 def _hookpoint(submodule: str | None) -> str | None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.saes.importers.facts import ASSUMED, BY_USER, changed
-from seedscope.engine.saes.importers.hub import local
-from seedscope.engine.saes.importers.imported import Imported
+from seedscope.engine.saes.importers.hub import local, repository_names
+from seedscope.engine.saes.importers.imported import Imported, as_given
 from seedscope.engine.saes.importers.recognise import READERS, RecognisedSAE, is_main, of_folder, recognise
+from seedscope.engine.saes.importers.settings import in_names
 
 FORMATS = ("auto", *READERS)
 _MUST_AGREE = ("model", "hookpoint")
@@ -32,12 +33,12 @@ def read_many(
 
     Seeds are the first of these that every member has: `seeds`, the seeds that the library recorded, the trailing numbers of
     the folders' names, and 0, 1, 2 and so on. Raises ValueError naming both paths where two members have the same seed, differ
-    in their shapes, convention, model or hookpoint, or are steps of one run. With `force`, another model or hookpoint becomes a
-    remark of the member that differs from the first.
+    in their shapes, convention, model, hookpoint or a setting of their training, or are steps of one run. With `force`, another
+    model, hookpoint or setting becomes a remark of the member that differs from the first.
     """
     if not paths:
         raise ValueError("no path was given, expected at least one SAE")
-    saes = [sae for path in paths for sae in recognised(local(path), format)]
+    saes = [sae for path in paths for sae in located(path, format)]
     resolved: dict[Path, Path] = {}
     for sae in saes:
         path = sae.path.resolve()
@@ -47,12 +48,33 @@ def read_many(
     if seeds is not None and len(seeds) != len(saes):
         raise ValueError(f"{len(seeds)} seeds were given for {len(saes)} SAEs, expected one each")
     members = [READERS[sae.format](sae.path) for sae in saes]
-    members = [members[0], *(_compared(members[0], member, force) for member in members[1:])]
     _require_distinct_runs(members)
+    members = [
+        replace(member, settings={**member.settings, **named})
+        for member, named in zip(members, _named(saes), strict=True)
+    ]
+    members = [members[0], *(_compared(members[0], member, force) for member in members[1:])]
     chosen, origin = numbered([member.seed for member in members], [sae.number for sae in saes], seeds)
     members = [_with_seed(member, seed, origin) for member, seed in zip(members, chosen, strict=True)]
     _require_distinct_seeds(members, by_user=seeds is not None)
     return _with_shared_start(members)
+
+
+def located(given: Path | str, format: str) -> list[RecognisedSAE]:
+    """The SAEs at a path or a name on a hub, each with the names that lead to it there; links keep their own names."""
+    path = local(given)
+    repository = repository_names(given)
+    saes = []
+    for sae in recognised(path, format):
+        names = as_given(sae.path).parts
+        if repository:
+            # In the local copy a repository's files lie in a folder that is named after a commit.
+            owner, name, *folders = repository
+            commit = as_given(path).parents[len(folders) - 1] if folders else as_given(path)
+            names = (owner, name, *as_given(sae.path).relative_to(commit).parts)
+            sae = replace(sae, name=name if sae.name == commit.name else sae.name)
+        saes.append(replace(sae, names=names))
+    return saes
 
 
 def recognised(path: Path, format: str) -> list[RecognisedSAE]:
@@ -76,18 +98,24 @@ def _compared(first: Imported, other: Imported, force: bool) -> Imported:
         ("d_in", first.d_in, other.d_in),
         ("d_sae", first.d_sae, other.d_sae),
         *((name, value, other.convention.as_json()[name]) for name, value in first.convention.as_json().items()),
+    ]
+    by_force = [
         *(
             (name, first.source[name], other.source[name])
             for name in _MUST_AGREE
             if name in first.source and name in other.source
         ),
+        *((name, value, other.settings[name]) for name, value in first.settings.items() if name in other.settings),
     ]
     forced = []
-    for name, one, another in pairs:
+    for may_be_forced, (name, one, another) in [
+        *((False, pair) for pair in pairs),
+        *((True, pair) for pair in by_force),
+    ]:
         if one == another or (name == "hookpoint" and same_place(str(one), str(another))):
             continue
         difference = f"{first.source['path']} has {name} {one}, {other.source['path']} has {name} {another}"
-        if name not in _MUST_AGREE:
+        if not may_be_forced:
             raise ValueError(
                 f"{difference}: members of an ensemble differ by their seed alone. Import them as ensembles of their own"
             )
@@ -98,6 +126,15 @@ def _compared(first: Imported, other: Imported, force: bool) -> Imported:
             )
         forced.append(f"forced: {difference}")
     return replace(other, remarks=(*other.remarks, *forced))
+
+
+def _named(saes: list[RecognisedSAE]) -> list[dict[str, str]]:
+    """The settings in every SAE's path, as it was given, below the folders that all have in common."""
+    names = [sae.names for sae in saes]
+    n_common = next(
+        (i for i, level in enumerate(zip(*names, strict=False)) if len(set(level)) > 1), min(map(len, names))
+    )
+    return [in_names(each[n_common:]) for each in names]
 
 
 def _require_distinct_runs(members: list[Imported]) -> None:

@@ -14,9 +14,7 @@ def local(path: Path | str) -> Path:
     text = str(path)
     if not text.startswith(PREFIX):
         return Path(path).expanduser()
-    owner, _, rest = text.removeprefix(PREFIX).partition("/")
-    name, _, inside = rest.partition("/")
-    name, _, revision = name.partition("@")
+    owner, name, revision, inside = _parts(text)
     if not owner or not name:
         raise ValueError(f"{text} names no repository, expected hf:OWNER/REPO or hf:OWNER/REPO/FOLDER")
     from huggingface_hub import snapshot_download
@@ -33,3 +31,20 @@ def local(path: Path | str) -> Path:
             f"the repository {owner}/{name} holds no {inside}; look at its files and name one of its folders"
         )
     return folder / inside
+
+
+def repository_names(path: Path | str) -> tuple[str, ...]:
+    """(owner, repository, folders inside ..) of a name on the hub; () for a path."""
+    text = str(path)
+    if not text.startswith(PREFIX):
+        return ()
+    owner, name, _, inside = _parts(text)
+    return (owner, name, *Path(inside).parts)
+
+
+def _parts(text: str) -> tuple[str, str, str, str]:
+    """(owner, repository, revision, path inside) of `hf:OWNER/REPO@REVISION/FOLDER`; what is left out is empty."""
+    owner, _, rest = text.removeprefix(PREFIX).partition("/")
+    name, _, inside = rest.partition("/")
+    name, _, revision = name.partition("@")
+    return owner, name, revision, inside

@@ -1,6 +1,7 @@
 """The neutral form of an SAE of any library, and the checks and readers that all formats share."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers.facts import Facts, complete, dtype_of
 
+# Share of the decoder rows that may hold NaN or infinite numbers; one row always may.
+ROWS_NOT_FINITE = 0.01
 # Tensors that change the forward pass in a way that no convention describes.
 FOREIGN = ("W_skip", "affine_skip_connection")
 
@@ -24,7 +27,8 @@ class Imported:
     `tensors`: W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,) and the further tensors of the
     convention, (d_sae,) each; the gate's bias is b_enc. `seed` is the one that the library recorded. `source` says where it
     comes from: format, path, library and what else its files record. `remarks` are for readers of its numbers. `facts` say what
-    its numbers rest on and where each was read; see `facts`.
+    its numbers rest on and where each was read; see `facts`. `settings` are those of its training, which members of an ensemble
+    must share: {name: value as text}.
     """
 
     tensors: dict[str, Tensor]
@@ -33,6 +37,7 @@ class Imported:
     source: dict[str, str]
     remarks: tuple[str, ...] = ()
     facts: Facts = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def library(self) -> str | None:
@@ -57,12 +62,15 @@ def imported(
     source: Mapping[str, Any],
     remarks: Iterable[str] = (),
     facts: Mapping[str, tuple[str, str]] | None = None,
+    settings: Mapping[str, str] | None = None,
+    weights: Path | None = None,
 ) -> Imported:
     """An Imported from tensors that already have the convention's names, checked; values of `source` that are None are left out.
 
     `facts` are those whose source the importer knows. The lengths of b_dec and b_enc say which axis is d_in; a matrix that is
-    stored the other way round is transposed.
-    Raises ValueError where a tensor is missing, is no floating-point tensor, or has a shape that does not fit.
+    stored the other way round is transposed. `weights` is the file that holds them, where `path` is a folder. Raises ValueError
+    where a tensor is missing, is no floating-point tensor, has a shape that does not fit, or holds numbers that are not finite,
+    but for a few decoder rows.
     """
     remarks = list(remarks)
     tensors = {name: named[name] for name in convention.tensors if name in named}
@@ -102,10 +110,30 @@ def imported(
     dtype = dtype_of(tensors)
     # Transposed views are copied: files are written from contiguous memory.
     tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    _require_finite(weights or path, tensors)
     recorded = {name: str(value) for name, value in source.items() if value not in (None, "")}
     recorded |= {"path": str(path)}
     completed = complete(facts or {}, tensors, convention, recorded, seed, dtype)
-    return Imported(tensors, convention, seed, recorded, tuple(remarks), completed)
+    return Imported(tensors, convention, seed, recorded, tuple(remarks), completed, settings or {})
+
+
+def _require_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for NaN and infinite numbers; a few decoder rows may hold them, which then have no direction."""
+    damaged = []
+    for name, tensor in tensors.items():
+        wrong = ~torch.isfinite(tensor)
+        if name == "W_dec":
+            n_rows = int(wrong.any(1).sum())
+            if n_rows > max(1, int(ROWS_NOT_FINITE * len(tensor))):
+                damaged.append(f"{name} ({n_rows:,} of {len(tensor):,} rows)")
+        elif wrong.any():
+            damaged.append(f"{name} ({int(wrong.sum()):,} of {tensor.numel():,} numbers)")
+    if damaged:
+        raise ValueError(
+            f"{file} holds numbers that are not finite (NaN or infinite) in {', '.join(damaged)}, expected none there: its "
+            "training diverged, or its numbers were too large for the type that they were stored in. Leave this SAE out, or "
+            "save it again as float32 from an earlier step"
+        )
 
 
 def _lengths(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -114,6 +142,11 @@ def _lengths(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
         if tensors[name].ndim != 1:
             raise ValueError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}, expected one dimension")
     return len(tensors["b_dec"]), len(tensors["b_enc"])
+
+
+def as_given(path: Path) -> Path:
+    """The absolute path by its own names: links are not followed, because the names of what they lead to say nothing."""
+    return Path(os.path.abspath(path))
 
 
 def vector(tensors: Mapping[str, Tensor], name: str, like: str) -> dict[str, Tensor]:

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedscope.engine.saes.importers.ensemble import numbered, recognised
+from seedscope.engine.saes.importers.ensemble import located, numbered
 from seedscope.engine.saes.importers.facts import BY_USER, Facts, assumed, changed
-from seedscope.engine.saes.importers.hub import local
 from seedscope.engine.saes.importers.recognise import READERS, RecognisedSAE
 
 
@@ -30,7 +29,7 @@ def inspect(
     `model` and `hookpoint` are the user's word, as at import. Memory: one SAE at a time. An SAE that is refused has its reason
     and no facts. Raises ValueError where there is no SAE at the path.
     """
-    saes = recognised(local(path), format)
+    saes = located(path, format)
     members = list(_each(saes, model, hookpoint))
     read = [(i, sae) for i, (sae, member) in enumerate(zip(saes, members, strict=True)) if not member.refused]
     if read:

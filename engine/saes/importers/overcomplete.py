@@ -18,6 +18,7 @@ from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.encoders import linear_encoder
 from seedscope.engine.saes.importers.facts import fixed
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, whole
+from seedscope.engine.saes.importers.settings import recorded
 
 _CLASSES = ("SAE", "TopKSAE", "BatchTopKSAE", "JumpSAE", "RATopKSAE", "RAJumpSAE")
 _REFUSED = {
@@ -93,7 +94,21 @@ def read(path: Path) -> Imported:
     return imported(
         path, tensors, convention, seed=seed_of(parts.attributes.get("seed")), source=source, remarks=remarks,
         facts=facts if convention.k else {name: fact for name, fact in facts.items() if name != "k or l1"},
+        settings=recorded(_settings(parts.attributes)),
     )  # fmt: skip
+
+
+def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain attributes of the module and its dictionary, without those of PyTorch's own and without tensors."""
+    plain = {name.removeprefix("dictionary."): value for name, value in attributes.items()}
+    return {
+        name: value
+        for name, value in plain.items()
+        if "." not in name
+        and not name.startswith("_")
+        and name not in ("training", "class")
+        and not isinstance(value, Tensor)
+    }
 
 
 def _from_module(module: Any) -> ModuleTensors:

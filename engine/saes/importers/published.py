@@ -16,10 +16,25 @@ from torch import Tensor
 
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
-from seedscope.engine.saes.importers.facts import FOLDER_NAME, Facts, fixed, stated
-from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, vector, whole
+from seedscope.engine.saes.importers.facts import FOLDER_NAME, fixed, stated
+from seedscope.engine.saes.importers.imported import (
+    Imported,
+    as_given,
+    imported,
+    read_json,
+    read_safetensors,
+    vector,
+    whole,
+)
+from seedscope.engine.saes.importers.settings import recorded
 
 GEMMA_SCOPE, GEMMA_SCOPE_2 = "params.npz", "params.safetensors"
+# Folders of both releases; the hub's local copy has the repository's name two levels further up than the repository has it.
+_RELEASE = re.compile(
+    r"(?:/(?:models--[^/]+--)?(?P<model>gemma-scope-[^/]+)(?:/snapshots/[^/]+)?(?:/[a-z_]+)?)?"
+    r"/(?P<site>(?:layer_\d+|embedding)(?:(?!_?width_)[^/])*)[/_]width_(?P<width>[^/_]+)"
+    r"(?:/(?:average_l0_(?P<l0>\d+)[^/]*|[^/]+)|_l0_[a-z]+)?$"
+)
 _GEMMA = {"w_enc": "W_enc", "w_dec": "W_dec"}
 _OPENAI = {"encoder.weight": "W_enc", "decoder.weight": "W_dec", "pre_bias": "b_dec", "latent_bias": "b_enc"}
 
@@ -35,14 +50,14 @@ def read_gemma_scope(path: Path) -> Imported:
         file = path / (GEMMA_SCOPE if (path / GEMMA_SCOPE).is_file() else GEMMA_SCOPE_2)
     weights = _read_npz(file) if file.suffix == ".npz" else read_safetensors(file)[0]
     weights = {_GEMMA.get(name, name): tensor for name, tensor in weights.items()}
-    where = "/".join(file.resolve().parts)
+    places = _places(file)
     beside = file.parent / "config.json"
     config = read_json(beside) if file.suffix != ".npz" and beside.is_file() else {}
     _refuse_transcoder(weights, config, path)
     remarks = []
     if file.suffix != ".npz" and not config:
         remarks.append("without the config.json that belongs to it")
-    if re.search(r"(^|[/_-])embedding", where):
+    if str(places.get("site")).startswith("embedding"):
         if {"W_enc", "W_dec"} <= weights.keys():
             scale = weights["W_dec"].shape[1] ** 0.5
             weights["W_enc"], weights["W_dec"] = weights["W_enc"] / scale, weights["W_dec"] * scale
@@ -54,22 +69,20 @@ def read_gemma_scope(path: Path) -> Imported:
         source={
             "format": "gemma_scope",
             "library": "Gemma Scope" if file.suffix == ".npz" else "Gemma Scope 2",
-            "model": config.get("model_name") or _match(r"(gemma-scope-[^/]+)", where),
-            "hookpoint": config.get("hf_hook_point_in") or _match(r"/((?:layer_\d+|embedding)[^/]*)/", where),
-            "width": _match(r"width_(\w+?)(?=[_/])", where),
-            "l0": config.get("l0") or _match(r"average_l0_(\d+)", where),
+            "model": config.get("model_name") or places.get("model"),
+            "hookpoint": config.get("hf_hook_point_in") or places.get("site"),
+            "width": places.get("width"),
+            "l0": config.get("l0") or places.get("l0"),
         },
         remarks=remarks,
         facts=fixed("format gemma_scope", "library", "forward pass", "normalisation", "scale", "b_dec")
         | fixed(FOLDER_NAME, "model", "hook point")
-        | _recorded_l0(where)
-        | stated(config, "config.json", {"model": "model_name", "hook point": "hf_hook_point_in", "recorded L0": "l0"}),
+        | ({"recorded L0": (places["l0"], FOLDER_NAME)} if places.get("l0") else {})
+        | stated(config, "config.json", {"model": "model_name", "hook point": "hf_hook_point_in"}),
+        weights=file,
+        # In this release "l0" is what training aimed at.
+        settings=recorded({"target_l0" if name == "l0" else name: value for name, value in config.items()}),
     )
-
-
-def _recorded_l0(where: str) -> Facts:
-    l0 = _match(r"average_l0_(\d+)", where)
-    return {"recorded L0": (l0, FOLDER_NAME)} if l0 else {}
 
 
 def _refuse_transcoder(weights: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
@@ -88,9 +101,13 @@ def _refuse_transcoder(weights: Mapping[str, Tensor], config: Mapping[str, Any],
         raise ValueError(f"{path} has architecture = {architecture!r} in config.json, expected jump_relu")
 
 
-def _match(pattern: str, text: str) -> str | None:
-    match = re.search(pattern, text)
-    return match[1] if match else None
+def _places(file: Path) -> dict[str, str]:
+    """What the names of the release's own folders say, {} in other folders: `<model>/<site>/width_<width>/average_l0_<l0>`.
+
+    Only names that stand in this order directly above the file count, so that no other folder's name is taken for one of them.
+    """
+    match = _RELEASE.search(as_given(file).parent.as_posix())
+    return {name: value for name, value in match.groupdict().items() if value} if match else {}
 
 
 def _read_npz(file: Path) -> dict[str, Tensor]:

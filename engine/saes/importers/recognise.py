@@ -17,7 +17,7 @@ from seedscope.engine.saes.importers import (
     sparsify,
     unpickle,
 )
-from seedscope.engine.saes.importers.imported import Imported, peek_safetensors
+from seedscope.engine.saes.importers.imported import Imported, as_given, peek_safetensors
 
 READERS: dict[str, Callable[[Path], Imported]] = {
     "seedscope": bare.read,
@@ -49,6 +49,7 @@ class RecognisedSAE:
     path: Path
     format: str
     name: str = ""
+    names: tuple[str, ...] = ()  # of the folders that lead to it, as they were given, and its own
 
     @property
     def number(self) -> int | None:
@@ -124,7 +125,7 @@ def is_main(path: Path) -> bool:
 
 def _name(folder: Path, format: str) -> str:
     """The name that may end in the seed of an SAE in a folder, "" where no name does."""
-    folder = folder.resolve()
+    folder = as_given(folder)
     if format == "sparsify":  # the folder is named after its hookpoint, whose number is a layer
         return folder.parent.name
     trainer = format == "saelens" and (folder / saelens.SCALER).exists()  # named after its number of samples

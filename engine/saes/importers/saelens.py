@@ -13,9 +13,11 @@ from torch import Tensor
 from seedscope.engine.saes.convention import NORMALIZATIONS, Convention
 from seedscope.engine.saes.importers.facts import Facts, dtype_of, fixed, stated
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, seed_of, whole
+from seedscope.engine.saes.importers.settings import recorded
 
-CONFIG, WEIGHTS, SCALER, WHITENING = (
+CONFIG, RUNNER, WEIGHTS, SCALER, WHITENING = (
     "cfg.json",
+    "runner_cfg.json",
     "sae_weights.safetensors",
     "activation_scaler.json",
     "activation_whitening.safetensors",
@@ -57,7 +59,7 @@ def read(folder: Path) -> Imported:
     where the library ranks by them, the decoder norms are folded into the weights. Raises ValueError for architectures
     whose forward pass no convention describes.
     """
-    config = read_json(folder / CONFIG)
+    config, runner = read_json(folder / CONFIG), _runner(folder)
     t, _ = read_safetensors(folder / WEIGHTS)
     nested = config.get("metadata")
     metadata = nested if isinstance(nested, dict) else config
@@ -85,7 +87,7 @@ def read(folder: Path) -> Imported:
         folder,
         t,
         convention,
-        seed=_seed(folder, config),
+        seed=_seed(runner, config),
         source={
             "format": "saelens",
             "library": "sae-lens",
@@ -97,8 +99,10 @@ def read(folder: Path) -> Imported:
             "recorded_l0": metadata.get("l0"),
             "run": folder.parent if (folder / SCALER).exists() else None,
         },
+        weights=folder / WEIGHTS,
         remarks=remarks,
         facts=_facts(folder, config, name, dtype),
+        settings=recorded(runner, config),
     )
 
 
@@ -252,9 +256,16 @@ def _reshape(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     return str(config.get("reshape_activations") or ("hook_z" if hook.endswith("hook_z") else "none"))
 
 
-def _seed(folder: Path, config: Mapping[str, Any]) -> int | None:
-    """The runner's config lies beside the weights, or one level up where one runner trained several SAEs."""
-    for path in (folder / "runner_cfg.json", folder.parent / "runner_cfg.json"):
-        if path.is_file() and (seed := seed_of(read_json(path).get("seed"))) is not None:
+def _seed(runner: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
+    for recording in (runner, config):
+        if (seed := seed_of(recording.get("seed"))) is not None:
             return seed
-    return seed_of(config.get("seed"))
+    return None
+
+
+def _runner(folder: Path) -> dict[str, Any]:
+    """The runner's config, which lies beside the weights, or one level up where one runner trained several SAEs; {} without."""
+    for path in (folder / RUNNER, folder.parent / RUNNER):
+        if path.is_file():
+            return read_json(path)
+    return {}

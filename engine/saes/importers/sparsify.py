@@ -7,7 +7,16 @@ from typing import Any
 
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers.facts import FOLDER_NAME, Facts, fixed, stated
-from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, seed_of, whole
+from seedscope.engine.saes.importers.imported import (
+    Imported,
+    as_given,
+    imported,
+    read_json,
+    read_safetensors,
+    seed_of,
+    whole,
+)
+from seedscope.engine.saes.importers.settings import recorded
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _ACTIVATIONS = ("topk", "groupmax")
@@ -51,29 +60,36 @@ def read(folder: Path) -> Imported:
         )
     # The encoder's rows are features. It is transposed here, because shapes cannot tell how a square matrix is stored.
     tensors["W_enc"] = tensors["W_enc"].T
-    hook = folder.parent if re.fullmatch(r"seed\d+", folder.name) else folder
+    named = as_given(folder)
+    hook = named.parent if re.fullmatch(r"seed\d+", named.name) else named
     return imported(
         folder,
         tensors,
         Convention(activation, k=whole(config.get("k"), "k", where)),
-        seed=_seed(folder),
+        seed=_seed(named),
         source={"format": "sparsify", "library": "eai-sparsify", "hookpoint": hook.name},
         remarks=["trained with Multi-TopK"] if config.get("multi_topk") else (),
-        facts=_facts(folder, config, hook.name),
+        facts=_facts(folder, named, config, hook),
+        weights=folder / WEIGHTS,
+        settings=recorded(_run(hook), config),
     )
 
 
-def _facts(folder: Path, config: Mapping[str, Any], hook: str) -> Facts:
+def _facts(folder: Path, named: Path, config: Mapping[str, Any], hook: Path) -> Facts:
     facts = fixed("format sparsify", "library", "threshold", "normalisation", "scale", "b_dec")
     facts |= stated(config, CONFIG, {"forward pass": "activation", "k or l1": "k", "d_in": "d_in"})
     facts |= stated(config, CONFIG, {"d_sae": "num_latents" if config.get("num_latents") else "expansion_factor"})
-    facts["hook point"] = hook, FOLDER_NAME
-    run = folder.parent / "config.json"
-    if run.is_file():
-        facts |= stated(read_json(run), run.name, {"model": "model", "dataset": "dataset", "seed": "init_seeds"})
-    if re.fullmatch(r"seed\d+", folder.name):
+    facts["hook point"] = hook.name, FOLDER_NAME
+    facts |= stated(_run(hook), "config.json", {"model": "model", "dataset": "dataset", "seed": "init_seeds"})
+    if re.fullmatch(r"seed\d+", named.name):
         facts["seed"] = "", FOLDER_NAME
     return facts
+
+
+def _run(hook: Path) -> dict[str, Any]:
+    """The settings of the run that a hookpoint's folder belongs to; {} where they are not beside it."""
+    run = hook.parent / "config.json"
+    return read_json(run) if run.is_file() else {}
 
 
 def _seed(folder: Path) -> int | None:

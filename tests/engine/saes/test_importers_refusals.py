@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from seedscope.engine.saes.importers.ensemble import read, read_many
@@ -89,6 +90,41 @@ def test_decoder_rows_that_are_not_finite_are_handed_on(tmp_path):
     rows[3] = torch.nan
     member = read(changed(copied("saelens/standard", tmp_path), SAE_WEIGHTS, W_dec=rows))
     assert member.tensors["W_dec"][3].isnan().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_tensors_that_are_not_finite_are_refused_with_file_tensor_and_count(value, tmp_path):
+    folder = CHECKPOINTS / "saelens" / "jumprelu"
+    tensors = load_file(folder / SAE_WEIGHTS)
+    for name, at, said in (
+        ("W_enc", (2, 3), "W_enc .1 of 192 numbers"),
+        ("b_enc", ([3, 5],), "b_enc .2 of 24 numbers"),
+        ("b_dec", (0,), "b_dec .1 of 8 numbers"),
+        ("threshold", (7,), "threshold .1 of 24 numbers"),
+        ("W_dec", ([3, 5], 1), "W_dec .2 of 24 rows"),
+    ):
+        damaged = tensors[name].clone()
+        damaged[at] = value
+        member = changed(copied("saelens/jumprelu", tmp_path, name), SAE_WEIGHTS, **{name: damaged})
+        with pytest.raises(ValueError, match=f"{member / SAE_WEIGHTS} holds numbers that are not finite .* in {said}"):
+            read(member)
+
+
+def test_one_decoder_row_in_a_hundred_may_be_without_numbers(make_sae, tmp_path):
+    make_sae(members=2, dtype=np.float32, d_sae=200).save(tmp_path)
+    rows = load_file(tmp_path / "seed-1.safetensors")["W_dec"]
+    rows[:2] = torch.nan
+    file = tmp_path / "seed-1.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file(load_file(file) | {"W_dec": rows}, file, metadata)
+    assert read(file).tensors["W_dec"][:2].isnan().all()
+    rows[2] = torch.nan
+    save_file(load_file(file) | {"W_dec": rows}, file, metadata)
+    with pytest.raises(
+        ValueError, match=r"seed-1\.safetensors holds numbers that are not finite .* in W_dec .3 of 200 rows"
+    ):
+        read_many([tmp_path])
 
 
 def test_missing_and_broken_configs(tmp_path):
@@ -196,7 +232,7 @@ def test_seeds_are_given_recorded_or_in_the_folder_names(tmp_path):
     assert [member.seed for member in read_many([tmp_path])] == [4, 12]
     assert [member.seed for member in read_many([tmp_path], seeds=[7, 8])] == [7, 8]
     for name in ("run_4", "run_12"):
-        (tmp_path / name).rename(tmp_path / f"layer_{len(name)}")
+        (tmp_path / name).rename(tmp_path / f"final_{len(name)}")
     assert [member.seed for member in read_many([tmp_path])] == [0, 1]
     for folder, seed in zip(sorted(tmp_path.iterdir()), (31, 32), strict=True):
         (folder / "runner_cfg.json").write_text(json.dumps({"seed": seed}))

@@ -288,6 +288,28 @@ def test_rows_without_a_direction_are_no_shared_start(root, tmp_path):
     assert (found.shared_start, found.remarks) == ("no", ())
 
 
+def test_decoder_rows_that_are_not_finite_are_kept_as_zeros_and_that_is_said(root, tmp_path):
+    run = make_run()
+    run[3]["W_dec"][4, 2] = np.nan
+    found = enrol(root, "mine", "topk", [written(tmp_path / "files", "saelens", run)])
+    members = sae.load(root / "mine" / found.folder, found.seeds)
+    assert not members.W_dec[2, 4].any()
+    assert torch.isfinite(members.W_dec).all()
+    assert [member.remarks for member in found.members] == [
+        (),
+        (),
+        ("1 decoder row not finite (NaN or infinite), set to zero: without a direction",),
+    ]
+
+
+def test_a_diverged_member_is_refused(root, tmp_path):
+    run = make_run()
+    run[1]["b_enc"][:3] = np.inf
+    folder = written(tmp_path / "files", "saelens", run)
+    with refused(root, str(folder / "seed_1" / "sae_weights.safetensors"), "b_enc (3 of"):
+        enrol(root, "mine", "topk", [folder])
+
+
 def test_without_evidence_the_start_is_what_is_said(root, tmp_path):
     folder = written(tmp_path / "files")
     for claimed, expected in ((None, "unknown"), ("yes", "yes"), ("no", "no"), ("unknown", "unknown")):
