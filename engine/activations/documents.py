@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seedscope.engine.activations.readers import Columns, Document, read_file
+from seedscope.engine.activations.readers import Columns, Document, mask_beside, read_file
 from seedscope.engine.contract.patterns import matches
 
 __all__ = ["OPTIONS", "Document", "documents", "is_held_out", "split"]
@@ -26,6 +26,8 @@ def documents(source: str | Path | Iterable[str | Path], *, field: str | None = 
     - `.csv`, `.tsv`: a table with a line of names and a column of text.
     - `.parquet`: a column of text or of lists of token ids; missing values are empty documents.
     - `.npy`: integers; each row of a 2-d array is a document, a 1-d array comes in parts of 65,536 tokens.
+    - `.npz`: the same under `input_ids` or `tokens`, with an `attention_mask` where there is one; for `x.npy` it stands in
+      `x_attention_mask.npy`.
     - anything else is UTF-8 text, one document; files beyond 1 MiB come in parts cut at line ends.
     - `.gz`, `.zst`, `.bz2` or `.xz` behind any of these but `.parquet` and `.npy`.
     - `hf:NAME[:split]` streams from the Hugging Face hub (split `train` unless given; needs `seedscope[hub]`).
@@ -88,7 +90,8 @@ def _source_documents(source: str, field: str | None) -> Iterator[Document]:
         raise ValueError(
             f"found no file at {source!r}, expected a file, a glob such as 'corpus/*.txt' or hf:NAME[:split]"
         )
-    return chain.from_iterable(read_file(file, field) for file in files)
+    masks = {mask_beside(file) for file in files if file.suffix.lower() == ".npy"}
+    return chain.from_iterable(read_file(file, field) for file in files if file not in masks)
 
 
 def _data_set(source: str, field: str | None, config: str | None) -> Iterator[Document]:

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -22,7 +23,7 @@ PART_TOKENS = 2**16
 FIELDS = ("text", "input_ids", "tokens")  # looked for in this order where no field is named
 MASK = "attention_mask"
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-UNREADABLE = (".zip", ".arrow", ".safetensors", ".npz", ".pt", ".bin")
+UNREADABLE = (".zip", ".arrow", ".safetensors", ".pt", ".bin")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 LONGEST_NAME, WORDS = 40, 3  # characters and words of a column's name; what is longer is a text, not a name
 
@@ -63,7 +64,7 @@ def read_file(path: Path, field: str | None = None) -> Iterator[Document]:
     kind = path.suffix.lower()
     if kind in COMPRESSED:
         inner = Path(path.stem).suffix.lower()
-        if inner in (".parquet", ".npy", *UNREADABLE):
+        if inner in (".parquet", ".npy", ".npz", *UNREADABLE):
             raise ValueError(f"{path} is {inner}{kind}, which is read from anywhere within; unpack it")
         return _unpacked(path, lambda: _by_kind(path, inner, field))
     return _by_kind(path, kind, field)
@@ -81,6 +82,8 @@ def _by_kind(path: Path, kind: str, field: str | None) -> Iterator[Document]:
             return _parquet(path, field)
         case ".npy":
             return _array(path)
+        case ".npz":
+            return _archive(path, field)
     if kind in UNREADABLE:
         raise ValueError(f"{path} is {kind}, expected text, .jsonl, .parquet or .npy; unpack or convert it")
     return _text(path)
@@ -321,14 +324,46 @@ def _parquet(path: Path, field: str | None) -> Iterator[Document]:
 
 
 def _array(path: Path) -> Iterator[Document]:
-    array = _integers(path)
-    if array.ndim == 2:
-        for row in range(len(array)):
-            yield f"{path}[{row}]", np.array(array[row])
-    else:
-        for start in range(0, len(array), PART_TOKENS):
-            chunk = np.array(array[start : start + PART_TOKENS])
-            yield f"{path}[{start}:{start + len(chunk)}]", chunk
+    if MASK in path.stem:
+        raise ValueError(
+            f"{path} is an {MASK} by its name, expected token ids; name their file, it is read beside them"
+        )
+    ids, beside = _integers(path), mask_beside(path)
+    yield from _rows(ids, None if beside is None else np.load(beside, mmap_mode="r", allow_pickle=False), path)
+
+
+def mask_beside(path: Path) -> Path | None:
+    """The attention mask of a file of token ids: `x_attention_mask.npy` for `x.npy`, or with it in place of `input_ids`."""
+    names = [f"{path.stem}{mark}{MASK}.npy" for mark in "_-."]
+    if "input_ids" in path.stem:
+        names.append(f"{path.stem.replace('input_ids', MASK)}.npy")
+    elif path.stem in FIELDS:
+        names.append(f"{MASK}.npy")
+    return next((mask for name in names if (mask := path.with_name(name)).is_file()), None)
+
+
+def _archive(path: Path, field: str | None) -> Iterator[Document]:
+    """Arrays of token ids, and their attention mask where there is one, in one file."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            column = Columns(field).chosen(arrays.files, [], str(path))
+            ids, mask = arrays[column], arrays[MASK] if MASK in arrays.files else None
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as arrays ({error}); write it again with numpy.savez") from error
+    yield from _rows(_require_integers(ids, path), mask, path)
+
+
+def _rows(ids: np.ndarray, mask: np.ndarray | None, path: Path) -> Iterator[Document]:
+    """Documents of a table of token ids, a row each, or of a long row, in parts."""
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(
+            f"{path} holds ids of shape {ids.shape} and the {MASK} beside it {mask.shape}, expected the same"
+        )
+    long = ids.ndim == 1
+    for start in range(0, len(ids), PART_TOKENS if long else 1):
+        at = slice(start, min(start + PART_TOKENS, len(ids))) if long else start
+        name = f"{path}[{start}:{at.stop}]" if isinstance(at, slice) else f"{path}[{start}]"
+        yield name, masked(np.array(ids[at]), None if mask is None else mask[at], name)
 
 
 def _integers(path: Path) -> np.ndarray:
@@ -336,6 +371,10 @@ def _integers(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as an array ({error}); write it again with numpy.save") from error
+    return _require_integers(array, path)
+
+
+def _require_integers(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
         raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}, expected integers in 1 or 2 dimensions")
     return array

@@ -30,6 +30,7 @@ class TokenSet(NamedTuple):
     bos_counts: bool = False
     choice: str = "all windows"  # which of the source's windows these are
     left_out: Int[np.ndarray, " some"] = np.zeros(0, np.int64)  # flat indices of further tokens that do not count
+    remark: str = ""  # what may be wrong with the source
 
     @property
     def counted(self) -> np.ndarray:
@@ -64,10 +65,10 @@ class TokenSet(NamedTuple):
 
     @property
     def policy(self) -> str:
-        """For the page: what does not count, and which windows were chosen."""
+        """For the page: what does not count, which windows were chosen, and what may be wrong with them."""
         bos = "padding excluded, no BOS" if self.bos is None else "BOS and padding excluded"
         bos = "padding excluded, BOS counted" if self.bos_counts else bos
-        return bos if self.choice == "all windows" else f"{bos}; {self.choice}"
+        return "; ".join([bos, *([] if self.choice == "all windows" else [self.choice]), *filter(None, [self.remark])])
 
     @property
     def digest(self) -> str:
@@ -146,7 +147,8 @@ def tokenize(
     n_ctx = _context(model, n_ctx, head)
     chosen = _ChosenWindows(n_ctx, head if bos == "exclude" else None, n_tokens, take, np.random.default_rng(seed))
     names: list[str] = []
-    for name, ids in _encoded(documents, model, head):
+    padding = _PaddingCount(model, head)
+    for name, ids in _encoded(map(padding.read, documents), model, head):
         chosen.add(_windows(ids, n_ctx, head), document=len(names), room=n_ctx - (head is not None))
         names.append(name)
         if chosen.enough:
@@ -163,7 +165,38 @@ def tokenize(
         names = [names[i] for i in used]
         seen = f"{len(windows):,} of {chosen.seen:,} windows, shuffled with seed {seed}"
         choice = seen if take == "random" else f"the first {len(windows):,} windows"
-    return TokenSet(windows, document.astype(np.int32), start, names, head, bos == "include", choice)
+    return TokenSet(
+        windows, document.astype(np.int32), start, names, head, bos == "include", choice, remark=padding.remark
+    )
+
+
+class _PaddingCount:
+    """How much of documents of ids is a run of the padding token at either end, which an attention mask would leave out."""
+
+    def __init__(self, model: LanguageModel, head: int | None) -> None:
+        pad = getattr(model.tokenizer, "pad_token_id", None)
+        self._pad = None if pad in (head, getattr(model.tokenizer, "eos_token_id", None)) else pad
+        self._n_tokens = self._n_documents = 0
+
+    def read(self, document: Document) -> Document:
+        """The same document, counted."""
+        _, ids = document
+        if self._pad is not None and isinstance(ids, np.ndarray) and len(ids):
+            text = np.flatnonzero(ids != self._pad)
+            n = len(ids) - (int(text[-1] - text[0]) + 1 if len(text) else 0)
+            self._n_tokens += n
+            self._n_documents += n > 0
+        return document
+
+    @property
+    def remark(self) -> str:
+        """What the page says of it; empty where there is none."""
+        if not self._n_tokens:
+            return ""
+        return (
+            f"{self._n_tokens:,} tokens at the ends of {self._n_documents:,} documents are the padding token {self._pad} and "
+            "were read as text, as no attention_mask is given beside the ids"
+        )
 
 
 def _head(model: LanguageModel) -> int | None:
@@ -211,9 +244,12 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 def _require_known_ids(ids: np.ndarray, name: str, vocabulary: int) -> None:
     wrong = np.flatnonzero((ids < 0) | (ids >= vocabulary))
     if len(wrong):
+        why = "these ids come from another tokenizer"
+        if ids[wrong[0]] < 0:
+            why = "negative numbers mark padding or labels: leave them out, or give an attention_mask beside the ids"
         raise ValueError(
             f"{name}: token id {ids[wrong[0]]} at position {wrong[0]:,} is outside the model's vocabulary of "
-            f"{vocabulary:,} ids (0 to {vocabulary - 1:,}); these ids come from another tokenizer"
+            f"{vocabulary:,} ids (0 to {vocabulary - 1:,}); {why}"
         )
 
 

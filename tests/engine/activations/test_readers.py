@@ -5,6 +5,8 @@ import csv
 import gzip
 import json
 import lzma
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from seedscope.engine.activations.documents import documents
+from seedscope.engine.activations.tokens import tokenize
+from support.tiny_models import tiny
 
 TEXTS = ["the cat", 'a "mat", and;\na hill', "the dog", ""]
 OBJECTS = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
@@ -125,6 +129,89 @@ def test_sources_of_programs_and_markdown_are_text_as_they_are(tmp_path):
         assert contents(tmp_path / name) == ['{"text": "x"}\n']
 
 
-def test_arrays_are_unchanged(tmp_path):
-    np.save(tmp_path / "x.npy", np.array([[1, 2], [3, 4]], np.uint16))
-    assert contents(tmp_path / "x.npy") == [[1, 2], [3, 4]]
+PADDED = {
+    "input_ids": [[5, 6, 1, 1], [1, 1, 1, 7], [1, 1, 1, 1]],
+    "attention_mask": [[1, 1, 0, 0], [0, 0, 1, 1], [0] * 4],
+}
+KEPT = [[5, 6], [1, 7], []]  # a padding token for which the mask is 1 is a token
+
+
+def padded_rows() -> list[dict]:
+    return [dict(zip(PADDED, row, strict=True)) for row in zip(*PADDED.values(), strict=True)]
+
+
+def padded(folder, kind: str):
+    path = folder / f"x{kind}"
+    arrays = {name: np.array(values) for name, values in PADDED.items()}
+    match kind:
+        case ".jsonl":
+            path.write_bytes(lines(padded_rows()))
+        case ".json":
+            path.write_text(json.dumps(PADDED))
+        case ".parquet":
+            pq.write_table(pa.table(PADDED), path)
+        case ".npz":
+            np.savez(path, **arrays)
+        case ".npy":
+            np.save(path, arrays["input_ids"])
+            np.save(folder / "x_attention_mask.npy", arrays["attention_mask"].astype(bool))
+    return path
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet", ".npz", ".npy"])
+def test_the_attention_mask_says_which_ids_there_are_on_either_side(tmp_path, kind):
+    assert contents(padded(tmp_path, kind)) == KEPT
+    assert contents(f"{tmp_path}/*{kind}") == KEPT  # a mask in a file of its own is no document
+
+
+def test_the_attention_mask_of_a_data_set_is_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: iter(padded_rows())))
+    assert contents("hf:a/b") == KEPT
+
+
+def test_masks_that_do_not_fit_their_ids_are_refused(tmp_path):
+    np.save(tmp_path / "input_ids.npy", np.zeros((2, 3), int))
+    np.save(tmp_path / "attention_mask.npy", np.zeros((2, 4), int))
+    with pytest.raises(
+        ValueError, match=r"input_ids.npy holds ids of shape \(2, 3\) and the attention_mask beside it \(2, 4\)"
+    ):
+        contents(tmp_path / "input_ids.npy")
+    with pytest.raises(ValueError, match="is an attention_mask by its name, expected token ids"):
+        contents(tmp_path / "attention_mask.npy")
+    misfit = "does not hold 0 or 1 for each of the 3 token ids"
+    for mask, says in (([1, 1], misfit), ([1, 2, 0], misfit), ([1, 0, 1], "is 0 at position 1 between tokens")):
+        (tmp_path / "x.jsonl").write_bytes(lines([{"input_ids": [5, 6, 7], "attention_mask": mask}]))
+        with pytest.raises(ValueError, match=f"x.jsonl:1: attention_mask {says}"):
+            contents(tmp_path / "x.jsonl")
+
+
+def test_the_model_reads_padded_ids_as_it_reads_them_without_padding(tmp_path):
+    model = tiny("llama")
+    (tmp_path / "x.jsonl").write_bytes(
+        lines(
+            [
+                {"input_ids": [1, 1, 0, 5, 6], "attention_mask": [0, 0, 1, 1, 1]},  # left, in front of a BOS
+                {"input_ids": [7, 8, 9, 1, 1], "attention_mask": [1, 1, 1, 0, 0]},
+            ]
+        )
+    )
+    tokens = tokenize(documents(tmp_path / "x.jsonl"), model, n_ctx=8)
+    bare = tokenize([("a", np.array([0, 5, 6])), ("b", np.array([7, 8, 9]))], model, n_ctx=8)
+    assert tokens.digest == bare.digest
+    assert tokens.policy == bare.policy == "BOS and padding excluded"
+
+
+def test_padding_without_a_mask_gets_a_remark():
+    model = tiny("llama")
+    stream = [("a", np.array([1, 1, 5, 1, 6])), ("b", np.array([5, 1])), ("c", np.array([5])), ("d", "w5 <pad>")]
+    assert tokenize(stream, model, n_ctx=8).policy == (
+        "BOS and padding excluded; 3 tokens at the ends of 2 documents are the padding token 1 and were read as text, as no "
+        "attention_mask is given beside the ids"
+    )
+    model.tokenizer.eos_token = "<pad>"  # then a run of it may be ends of texts
+    assert tokenize(stream, model, n_ctx=8).policy == "BOS and padding excluded"
+
+
+def test_negative_ids_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"x: token id -100 at position 1 .* negative numbers mark padding or labels"):
+        tokenize([("x", np.array([5, -100]))], tiny("llama"))
