@@ -15,7 +15,9 @@ from starlette.exceptions import HTTPException
 from seedscope.app import render
 from seedscope.app.jobs.kinds import JobRefusedError
 from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError
-from seedscope.app.store.errors import BadValue, NotFound
+from seedscope.app.store.errors import BadValue, NotFound, OneMember
+from seedscope.app.store.missing import Missing
+from seedscope.engine.contract.stability import ALONE_SENTENCE
 
 E = TypeVar("E", bound=Exception)
 
@@ -38,6 +40,16 @@ class EnginePage:
     address: str
 
 
+@dataclass(frozen=True)
+class AlonePage:
+    """Instead of a page that compares members, where an ensemble has one: why nothing is compared, and what adds others."""
+
+    study: str
+    ensemble: str
+    says: str
+    missing: list[Missing]
+
+
 def add_error_pages(app: FastAPI) -> None:
     """Answer every refusal of the routes, and every HTTP error, with a page or its JSON."""
 
@@ -51,6 +63,7 @@ def add_error_pages(app: FastAPI) -> None:
 
     answer(NotFound, _not_found)
     answer(BadValue, _bad_value)
+    answer(OneMember, _one_member)
     answer(JobRefusedError, _job_refused)
     answer(EngineStartingError, _engine_starting)
     answer(EngineBrokenError, _engine_silent)
@@ -78,6 +91,13 @@ def _not_found(request: Request, error: NotFound) -> Response:
 
 def _bad_value(request: Request, error: BadValue) -> Response:
     return _refuse(request, 422, "A value in the address is not usable", [asdict(error)])
+
+
+def _one_member(request: Request, error: OneMember) -> Response:
+    context = AlonePage(error.study, error.ensemble, ALONE_SENTENCE, error.missing)
+    if request.url.path.endswith(".json"):
+        return JSONResponse(asdict(context))
+    return render.respond(request, "ensemble/alone.html", context)
 
 
 def _job_refused(request: Request, error: JobRefusedError) -> Response:

@@ -12,6 +12,7 @@ def summary(root: Path, study: str) -> None:
     from seedscope.app.store.ceiling import ceiling
     from seedscope.app.store.studies import Studies
     from seedscope.app.store.table import FeatureQuery
+    from seedscope.engine.contract.stability import ALONE
 
     store = Studies(root).get(study)
     for name, row in store.ensembles.items():
@@ -20,6 +21,7 @@ def summary(root: Path, study: str) -> None:
             shares[bucket] = shares.get(bucket, 0) + n
         judged = sum(n for bucket, n in shares.items() if bucket != "dead") or 1
         parts = [f"{bucket} {shares.get(bucket, 0) / judged:.1%}" for bucket in ("stable", "middle", "unstable")]
+        parts = parts if row.n_comparisons else [ALONE]
         if "dead" in shares:
             parts.append(f"{shares['dead']:,} dead")
         if beside := ceiling(store, FeatureQuery(name, row.theta, row.epsilon)):

@@ -10,12 +10,16 @@ from seedscope.engine.contract.stability import is_match
 PROFILE_FROM = 33  # comparisons from which the strip becomes a sorted profile
 
 
-def seed_strip(cosines: tuple[float, ...], theta: float, bucket: str, width: int = 70, height: int = 20) -> Markup:
+def seed_strip(
+    cosines: tuple[float, ...], theta: float, bucket: str | None, width: int = 70, height: int = 20
+) -> Markup:
     """One bar per comparison seed, in seed order: height = best cosine, solid where it reaches theta.
 
     From 33 comparisons on a sorted step profile. Three paths whatever the number of seeds.
     """
     n = len(cosines)
+    if not n:
+        return Markup("–")
     ordered = sorted(cosines, reverse=True) if n >= PROFILE_FROM else list(cosines)
     step = width / n
     gap = 0 if n >= PROFILE_FROM else min(2.0, step / 4)

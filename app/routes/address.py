@@ -16,7 +16,7 @@ from seedscope.app.store.studies import Studies
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import FeatureQuery, Sort
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN
-from seedscope.engine.contract.stability import Stability, is_match, score
+from seedscope.engine.contract.stability import UNDEFINED, Stability, is_match, score
 from seedscope.engine.contract.tables.features import Feature, Match
 from seedscope.engine.contract.tables.study import Ensemble, Member
 
@@ -96,11 +96,19 @@ class Judgement(Plain):
         pairs = zip(named.get(self.rule, match.partners), self.cosines(feature), strict=True)
         return [partner if cosine > NO_MATCH and partner >= 0 else None for partner, cosine in pairs]
 
-    def score(self, feature: Feature) -> Stability:
-        """A feature's stability under this judgement."""
+    def score(self, feature: Feature) -> Stability | None:
+        """A feature's stability under this judgement; None where there is no comparison."""
         cosines = self.cosines(feature)
+        if not cosines:
+            return None
         x, dead = int(is_match(cosines, self.theta).sum()), feature.dead is True and self.dead != "count"
         return score(x, len(cosines), dead=dead, epsilon=self.epsilon)
+
+    def bucket_of(self, feature: Feature) -> str | None:
+        """A feature's bucket under this judgement; without comparisons `dead` or None."""
+        if scored := self.score(feature):
+            return scored.bucket
+        return "dead" if feature.dead and self.dead != "count" else None
 
     def judged(self, *, activity: bool) -> str:
         """What is judged, in words: without activity nobody knows which features live."""
@@ -230,7 +238,12 @@ def address_reader(model: type[J]) -> Callable[..., BaseModel]:
     return read
 
 
-def judged_shares(counts: list[tuple[int, str, int, int]]) -> dict[str, float]:
-    """Shares of stable, middle and unstable among the features judged, from (seed, bucket, n_matched, features)."""
+def judged_shares(counts: list[tuple[int, str, int, int]]) -> dict[str, float | None]:
+    """Shares of stable, middle and unstable among the features judged, from (seed, bucket, n_matched, features).
+
+    None for one SAE alone.
+    """
+    if any(bucket == UNDEFINED for _, bucket, _, _ in counts):
+        return dict.fromkeys(("stable", "middle", "unstable"))
     judged = sum(n for _, bucket, _, n in counts if bucket != "dead") or 1
     return {b: sum(n for _, bucket, _, n in counts if bucket == b) / judged for b in ("stable", "middle", "unstable")}

@@ -61,9 +61,9 @@ class EnsembleSummary:
     n_features: int
     n_dead: int | None
     n_undirected: int
-    stable: float
-    middle: float
-    unstable: float
+    stable: float | None  # None, as the next two, for one SAE alone
+    middle: float | None
+    unstable: float | None
     ev: float | None
     l0: float | None
     missing: list[Missing]
@@ -139,7 +139,7 @@ def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]
             agrees=each.ensemble.shared_start != "no",
         )
         for each in summaries
-        if each.ev is not None
+        if each.ev is not None and each.stable is not None
     ]
     tradeoff = trade_off(compared) if len(compared) > 1 else None
     return StudyPage(store.study, summaries, _additions(summaries), Starts(store).is_grid, tradeoff)

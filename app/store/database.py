@@ -8,7 +8,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from seedscope.app.store.errors import BadValue, NotFound
+from seedscope.app.store.errors import BadValue, NotFound, OneMember
 from seedscope.app.store.missing import Missing, missing
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.duckdb_settings import READ_ONLY
@@ -37,6 +37,9 @@ class Database:
             name: tuple(row[0] for row in self.fetch("SELECT DISTINCT rule FROM Pair WHERE ensemble = ?", [name]))
             for name in self.ensembles
         }
+        for name, row in self.ensembles.items():
+            if not row.n_comparisons:  # no pair was matched by any rule; pages judge by the default one
+                self._rules[name] = (row.rule,) if row.rule in schema.RULES else ("argmax",)
         self._with_logits = {
             name for name in self.ensembles if self.fetch("SELECT 1 FROM Logit WHERE ensemble = ? LIMIT 1", [name])
         }
@@ -79,9 +82,10 @@ class Database:
 
     def missing(self, ensemble: str) -> dict[str, Missing]:
         """What an ensemble lacks, and what adds it; see the function of the same name."""
+        folder, seed = self.path.parent.absolute() / self.ensembles[ensemble].folder, self._members[ensemble][0].seed
         return missing(
             self.study, self.ensembles[ensemble], self._rules[ensemble], logits=ensemble in self._with_logits,
-            snapshots=ensemble in self._with_snapshots,
+            snapshots=ensemble in self._with_snapshots, file=folder / f"seed-{seed}.safetensors",
         )  # fmt: skip
 
     def has(self, ensemble: str, analysis: str) -> bool:
@@ -100,6 +104,11 @@ class Database:
             if rule == "live":
                 raise BadValue("rule", repr(rule), f"{way_out}: {self.missing(ensemble)['live']}")
             raise BadValue("rule", repr(rule), f"{way_out}, single pairs are matched on demand on the members page")
+
+    def require_comparisons(self, ensemble: str) -> None:
+        """Raise OneMember where an ensemble has no two members to compare."""
+        if not self.ensembles[ensemble].n_comparisons:
+            raise OneMember(self.study.study, ensemble, [self.missing(ensemble)["stability"]])
 
     # -- SQL -----------------------------------------------------------------------------------------------------
 

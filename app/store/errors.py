@@ -1,6 +1,8 @@
-"""The two refusals of an address, NotFound and BadValue: what was found, what was expected."""
+"""The two refusals of an address, NotFound and BadValue: what was found, what was expected; and OneMember, which is none."""
 
 from dataclasses import dataclass
+
+from seedscope.app.store.missing import Missing
 
 
 class NotFound(LookupError):
@@ -18,3 +20,12 @@ class BadValue(Exception):
     name: str
     found: str
     expected: str
+
+
+@dataclass
+class OneMember(Exception):
+    """A page compares members, and the ensemble has one: it says so instead, with what would add others."""
+
+    study: str
+    ensemble: str
+    missing: list[Missing]

@@ -163,7 +163,7 @@ class Explanations:
         rows = table.select(
             "SELECT seed, explanation FROM filtered WHERE bucket = $in_bucket AND explainer = $by "
             f"{fixed_sample('n_labels')}",
-            {"in_bucket": BUCKETS.index(bucket), "by": explainer, "n_labels": 2 * CHANCE_LABELS * n // (n - 1)},
+            {"in_bucket": BUCKETS.index(bucket), "by": explainer, "n_labels": 2 * CHANCE_LABELS * n // max(n - 1, 1)},
         )
         return [(seed, words(text)) for seed, text in rows]
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
 
 from seedscope.engine.contract.schema import ANALYSES
+from seedscope.engine.contract.stability import ALONE
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 NO_MODEL = "undefined: samples of known true features are made, there is no language model"
@@ -25,12 +28,13 @@ class Missing:
 
 
 def missing(
-    study: Study, ensemble: Ensemble, rules: Collection[str], *, logits: bool, snapshots: bool
+    study: Study, ensemble: Ensemble, rules: Collection[str], *, logits: bool, snapshots: bool, file: Path | None = None
 ) -> dict[str, Missing]:
     """{result: why it is not there and what adds it} of an ensemble; `rules` are those that its pairs were matched by.
 
     Results: `activity`, `live` (the rule), `one-to-one`, `ablate`, `explanations`, `loss`, `logits`, `subspaces`,
-    `trajectory`. `logits` and `snapshots` say whether the store has any of the ensemble.
+    `trajectory`, and of one SAE alone, which lies in `file`, `stability`. `logits` and `snapshots` say whether the store has
+    any of the ensemble.
     """
     blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
     blind = NO_MODEL if study.synthetic else blind
@@ -49,8 +53,15 @@ def missing(
             return Missing(result, "the hook point that the SAEs read is not known", command + place)
         return Missing(result, "not computed yet", f"{command} --only {analysis}", job(only=analysis))
 
+    if not ensemble.n_comparisons:
+        rules = ("live", "hungarian", *rules)  # what has no comparison lacks no rule
     match, activity, ablate, explain, loss, subspaces, trajectory = ANALYSES
     lacking = {}
+    if not ensemble.n_comparisons:
+        command = f"seedscope anchor {study.study} {ensemble.ensemble}-anchored {quote(str(file or 'SAE'))}"
+        command += " --model DIR_OR_ID --tokens FILES" if study.model is None else ""
+        command += " --hookpoint NAME" if ensemble.hookpoint is None else ""
+        lacking["stability"] = Missing("stability: p, buckets and their intervals", ALONE, command)
     if activity not in ensemble.computed:
         lacking["activity"] = lacks("activity: density, contexts, triggers, dead features", activity)
     if "live" not in rules:

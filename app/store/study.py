@@ -160,7 +160,7 @@ class StudyStore(Database):
     def null_rates(self, ensemble: str, theta: float) -> dict[str, float]:
         """{null kind: share of chance comparisons that reach theta}."""
         n = self.ensembles[ensemble].n_comparisons
-        counts = self.null_counts(ensemble, theta)
+        counts = self.null_counts(ensemble, theta)  # none for one SAE alone
         return {kind: sum(x * c for x, c in enumerate(row)) / (sum(row) * n) for kind, row in counts.items()}
 
     def _null_p999(self, ensemble: str) -> dict[str, float]:

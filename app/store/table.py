@@ -13,7 +13,7 @@ from seedscope.app.formats import recipe_remark
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
-from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA, bucket_bounds
+from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA, UNDEFINED, bucket_bounds
 
 Sort = Literal["stability", "density", "worth", "loss", "max", "entropy", "score", "feature"]
 SORTS: tuple[str, ...] = get_args(Sort)
@@ -43,7 +43,13 @@ _AS_STORED = (
     "decoder_norm", "density", "n_active", "max_activation", "worth_ev", "worth_loss", "trigger", "trigger_share",
     "trigger_what", "token_entropy", "explanation", "explainer", "score",
 )  # fmt: skip
+_NAMES = (*BUCKETS, UNDEFINED)  # by the number that stands for a bucket in statements
 SCORE_STEPS = (0.9, 0.8, 0.7, 0.6)  # of the facet: features whose score is at least this
+
+
+def _bucket(code: int) -> str | None:
+    """The bucket of a number in statements; None for what is undefined."""
+    return BUCKETS[code] if code < len(BUCKETS) else None
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class FeatureRow:
 
     seed: int
     feature: int
-    bucket: str
+    bucket: str | None  # None: one SAE alone, whose stability is undefined
     n_matched: int
     cosines: tuple[float, ...]  # that theta is compared with under the query's rule
     mean_cosine: float | None  # of those that are of a pair
@@ -133,7 +139,7 @@ class FeatureTable:
             FeatureRow(
                 seed=seed,
                 feature=feature,
-                bucket=BUCKETS[bucket],
+                bucket=_bucket(bucket),
                 n_matched=n_matched,
                 cosines=tuple(cosines),
                 mean_cosine=_mean_cosine(cosines),
@@ -145,15 +151,15 @@ class FeatureTable:
         ]
         return page[::-1] if backwards else page
 
-    def buckets_at(self, places: list[tuple[int, int]]) -> dict[tuple[int, int], str]:
-        """{(seed, feature): bucket} of a few features, read together."""
+    def buckets_at(self, places: list[tuple[int, int]]) -> dict[tuple[int, int], str | None]:
+        """{(seed, feature): bucket, None for one SAE alone} of a few features, read together."""
         rows = self._fetch(
             f"SELECT seed, feature, bucket FROM ({self._scored} AND rowid IN (SELECT t.rowid FROM Feature t JOIN (SELECT "
             "unnest($seeds::INTEGER[]) AS seed, unnest($features::INTEGER[]) AS feature) USING (seed, feature) "
             "WHERE ensemble = $ensemble))",
             {"seeds": [seed for seed, _ in places], "features": [feature for _, feature in places]},
         )
-        return {(seed, feature): BUCKETS[code] for seed, feature, code in rows}
+        return {(seed, feature): _bucket(code) for seed, feature, code in rows}
 
     def _words(self, top_token_ids: list[int]) -> tuple[str, ...] | None:
         if not self._store.has(self.query.ensemble, "activity"):
@@ -196,7 +202,7 @@ class FeatureTable:
             wider = FeatureTable(self._store, query)
             where = "WHERE n_active > 0" if column == "trigger" else ""
             counts[column] = dict(wider.select(f"SELECT {column}, count(*) FROM filtered {where} GROUP BY {column}"))
-        counts["bucket"] = {BUCKETS[code]: n for code, n in counts["bucket"].items()}
+        counts["bucket"] = {_NAMES[code]: n for code, n in counts["bucket"].items()}
         return counts
 
     def score_facet(self) -> dict[str, int]:
@@ -225,7 +231,7 @@ class FeatureTable:
             "trigger_share, trigger_what, token_entropy, top_token_share, explanation, explainer, score"
         )
         return self.select_arrow(
-            f"SELECT ensemble, seed, feature, n_matched / {n:d} AS stability, n_matched, {n:d} AS n_comparisons, "
+            f"SELECT ensemble, seed, feature, n_matched / nullif({n:d}, 0) AS stability, n_matched, {n:d} AS n_comparisons, "
             f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns}, coalesce(seed = $anchor::INTEGER, false) AS anchor, "
             f"CASE WHEN seed = $anchor::INTEGER THEN $of_anchor::VARCHAR ELSE $of_others::VARCHAR END AS remark "
             f"FROM filtered ORDER BY {self._order(False)}",
@@ -242,7 +248,7 @@ class FeatureTable:
     def matched_counts(self) -> list[tuple[int, str, int, int]]:
         """(seed, bucket, n_matched, features)."""
         rows = self.select("SELECT seed, bucket, n_matched, count(*) FROM filtered GROUP BY ALL")
-        return [(seed, BUCKETS[code], x, n) for seed, code, x, n in sorted(rows)]
+        return [(seed, _NAMES[code], x, n) for seed, code, x, n in sorted(rows)]
 
     def density_histogram(self, *, per_decade: int = 4) -> list[tuple[str, int, int]]:
         """(bucket, bin, living features); bin b holds densities in [10^(b/per_decade), 10^((b+1)/per_decade))."""
@@ -251,12 +257,12 @@ class FeatureTable:
             "WHERE density > 0 GROUP BY ALL",
             {"per_decade": per_decade},
         )
-        return [(BUCKETS[code], bin, n) for code, bin, n in sorted(rows)]
+        return [(_NAMES[code], bin, n) for code, bin, n in sorted(rows)]
 
     def bucket_densities(self) -> dict[str, tuple[int, float | None]]:
         """{bucket: (features, median density, None without activity)}."""
         rows = self.select("SELECT bucket, count(*), median(density) FROM filtered GROUP BY bucket")
-        return {BUCKETS[code]: (n, density) for code, n, density in sorted(rows)}
+        return {_NAMES[code]: (n, density) for code, n, density in sorted(rows)}
 
     # -- SQL -----------------------------------------------------------------------------------------------------
 
@@ -320,10 +326,15 @@ class FeatureTable:
         # Buckets as numbers until the end: grouping by text takes three times as long.
         dead, stable, unstable, middle = (BUCKETS.index(b) for b in ("dead", "stable", "unstable", "middle"))
         own_bucket = "" if query.dead == "count" else f"WHEN dead THEN {dead} "
+        judged = f"WHEN n_matched >= $stable THEN {stable} WHEN n_matched <= $unstable THEN {unstable} ELSE {middle}"
+        if not n:
+            judged = (
+                f"ELSE {_NAMES.index(UNDEFINED)}" if own_bucket else f"WHEN false THEN 0 ELSE {_NAMES.index(UNDEFINED)}"
+            )
+            parameters = {name: value for name, value in parameters.items() if name not in ("stable", "unstable")}
         scored = (
             f"SELECT rowid AS line, {_COLUMNS}, {RULE_COLUMN[query.rule]}, {n_matched} AS n_matched, "
-            f"(CASE {own_bucket}WHEN n_matched >= $stable THEN {stable} WHEN n_matched <= $unstable THEN {unstable} "
-            f"ELSE {middle} END)::UTINYINT AS bucket FROM Feature WHERE ensemble = $ensemble"
+            f"(CASE {own_bucket}{judged} END)::UTINYINT AS bucket FROM Feature WHERE ensemble = $ensemble"
         )
         return scored, f"WITH filtered AS (SELECT * FROM ({scored}) WHERE {' AND '.join(where)})", parameters
 

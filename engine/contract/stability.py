@@ -17,6 +17,9 @@ from seedscope.engine.contract.schema import N_THETAS
 THETA = 0.7  # smallest cosine that is a match, inclusive [paper A]
 EPSILON = 0.05  # stable: p_hat >= 1 - epsilon; unstable: p_hat <= epsilon [paper A]
 BUCKETS = ("stable", "middle", "unstable", "dead")
+UNDEFINED = "undefined"  # stands for the bucket of a living feature where there is no comparison: one SAE alone
+ALONE = "one SAE: stability is undefined; `seedscope anchor` trains comparisons"
+ALONE_SENTENCE = f"{ALONE[0].upper()}{ALONE[1:]}."
 _TOLERANCE = 1e-9  # (1 - 0.05) * 20 is 19.000000000000004 in floating point, and means 19
 
 
@@ -66,9 +69,12 @@ def count_matches(cosine: np.ndarray | Sequence[float], theta: float = THETA) ->
 def buckets(n_matched: np.ndarray, n_comparisons: int, dead: np.ndarray, epsilon: float = EPSILON) -> np.ndarray:
     """The bucket of every feature, one of BUCKETS; a feature that is `dead` is in no other bucket, whatever its matches.
 
-    `n_matched` and `dead` have one entry per feature. Raises ValueError unless 0 <= epsilon < 0.5.
+    Without comparisons features that are not dead are UNDEFINED. `n_matched` and `dead` have one entry per feature. Raises
+    ValueError unless 0 <= epsilon < 0.5.
     """
     bounds = bucket_bounds(n_comparisons, epsilon)
+    if not n_comparisons:
+        return np.where(dead, "dead", UNDEFINED)
     return np.select(
         [dead, n_matched >= bounds.stable, n_matched <= bounds.unstable],
         ["dead", "stable", "unstable"],

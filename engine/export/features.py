@@ -7,13 +7,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seedscope.engine.contract.schema import RULE_COLUMN
-from seedscope.engine.contract.stability import buckets, count_matches, is_match, score
+from seedscope.engine.contract.stability import UNDEFINED, buckets, count_matches, is_match, score
 from seedscope.engine.contract.tables import training
 from seedscope.engine.contract.tables.features import Logit, NullMatch
 from seedscope.engine.contract.tables.spans import FeatureSpan, SpanCurve, first_energies
 from seedscope.engine.contract.tables.study import Ensemble
 from seedscope.engine.export.explanations import is_explained
 from seedscope.engine.export.open_study import FeatureBlock, Opened
+from seedscope.engine.matching.match import NULL_KINDS
 
 # Of one comparison: {name in the pages' JSON: column of Match or Feature}; partners below 0 are none.
 PARTNERS = ("partner", "live_partner", "hungarian_partner", "encoder_partner")
@@ -62,17 +63,23 @@ def feature_columns(study: Opened, part: FeatureBlock, chance: ByChance) -> dict
     And all else that the store has of it, but the cosines: those are in `comparison_columns`.
     """
     row, member, features = part.ensemble, part.member, part.features
-    n, epsilon = row.n_comparisons, row.epsilon
-    n_matched = count_matches(matrix(features["cosines"]), row.theta)
-    scores = [score(x, n, epsilon=epsilon) for x in range(n + 1)]
-    judged = {name: np.array([getattr(s, name) for s in scores])[n_matched]
-              for name in ("p_hat", "low", "high", "p_stable", "p_unstable")}  # fmt: skip
-    dead = pc.fill_null(features["dead"], False).to_numpy()
 
     def same(value: Any, kind: pa.DataType) -> pa.Array:
         return pa.repeat(pa.scalar(value, kind), len(features))
 
+    n, epsilon = row.n_comparisons, row.epsilon
+    n_matched = count_matches(matrix(features["cosines"]), row.theta)
+    scores = [score(x, n, epsilon=epsilon) for x in range(n + 1)] if n else []
+    judged = {
+        name: pa.array(np.array([getattr(s, name) for s in scores])[n_matched]) if n else same(None, pa.float64())
+        for name in ("p_hat", "low", "high", "p_stable", "p_unstable")
+    }
+    bucket = buckets(n_matched, n, pc.fill_null(features["dead"], False).to_numpy(), epsilon).astype(object)
+    bucket[bucket == UNDEFINED] = None  # one SAE alone
+
     def struct(values: dict[str, float]) -> pa.Array:
+        if not values:
+            return pa.nulls(len(features), pa.struct([(kind, pa.float64()) for kind in NULL_KINDS]))
         return pa.StructArray.from_arrays([same(v, pa.float64()) for v in values.values()], list(values))
 
     text = pa.string()
@@ -86,14 +93,14 @@ def feature_columns(study: Opened, part: FeatureBlock, chance: ByChance) -> dict
         "anchor": same(member.seed == row.anchor, pa.bool_()),
         "shared_start": same(row.shared_start, text),
         "data_order": same(row.data_order, text),
-        "stability": pa.array(judged["p_hat"]),
-        "stability_low": pa.array(judged["low"]),
-        "stability_high": pa.array(judged["high"]),
-        "p_stable": pa.array(judged["p_stable"]),
-        "p_unstable": pa.array(judged["p_unstable"]),
+        "stability": judged["p_hat"],
+        "stability_low": judged["low"],
+        "stability_high": judged["high"],
+        "p_stable": judged["p_stable"],
+        "p_unstable": judged["p_unstable"],
         "n_matched": pa.array(n_matched, pa.int32()),
         "n_comparisons": same(n, pa.int32()),
-        "bucket": pa.array(buckets(n_matched, n, dead, epsilon).astype(object), text),
+        "bucket": pa.array(bucket, text),
         "theta": same(row.theta, pa.float64()),
         "epsilon": same(epsilon, pa.float64()),
         "null_rate": struct(chance.rate),

@@ -305,6 +305,13 @@ def match_ensemble(
     return Matches(other, gap, **arrays)
 
 
+def no_matches(d_sae: int) -> Matches:
+    """Matches of one SAE alone: it has no comparisons, so every array has none."""
+    empty = {name: np.zeros((1, d_sae, 0), np.float32) for name in PairMatches._fields}
+    empty |= {name: values.astype(np.int32) for name, values in empty.items() if name.endswith("partner")}
+    return Matches(np.zeros((1, 0), int), np.zeros((1, 0)), **empty | {"mutual": np.zeros((1, d_sae, 0), bool)})
+
+
 class Chance(NamedTuple):
     """Best cosines of some features of every member in random dictionaries."""
 

@@ -17,7 +17,7 @@ from seedscope.engine.contract.duckdb_settings import READ_ONLY
 from seedscope.engine.contract.published import PublishedStore, publish_store, published
 from seedscope.engine.contract.stability import count_on_grid
 from seedscope.engine.contract.tables import pools, synthetic
-from seedscope.engine.contract.tables.features import Ablation, Feature, Pair
+from seedscope.engine.contract.tables.features import Ablation, Feature, NullMatch, Pair
 from seedscope.engine.contract.tables.study import Ensemble, Member
 
 BATCH_ROWS = 65_536
@@ -109,14 +109,14 @@ class Writer:
         self._connection.execute(f"INSERT INTO {table.__name__} SELECT * FROM incoming")
         self._connection.unregister("incoming")
 
-    def publish(self, *, built_from: str) -> Path:
+    def publish(self, *, built_from: str, compared: bool = True) -> Path:
         """Rename the file to `study-<digest>.duckdb` and make it the study's published store; returns its path.
 
         The store published before stays until the next publish, because a reader may have it open; older ones are removed.
-        Raises ValueError where a table of schema.REQUIRED is empty.
+        Raises ValueError where a table of schema.REQUIRED is empty; matches are not required unless SAEs were `compared`.
         """
         for table in schema.REQUIRED:
-            if table not in self._last_key:
+            if table not in self._last_key and (compared or table not in (Pair, NullMatch)):
                 self.__exit__()
                 raise ValueError(f"table {table.__name__} has no rows; nothing is published")
         for table in self._unsorted:

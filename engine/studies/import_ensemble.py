@@ -42,7 +42,7 @@ def enrol(
 
     `model`, `tokens` become the study's where given; `hookpoint` is the ensemble's, by default the one that the files
     name. Nothing is written before everything is checked; the catalogue is written last. Raises ValueError for files that
-    cannot be read, fewer than two SAEs, SAEs that are not members of one ensemble, the same SAE twice, a claim about
+    cannot be read, SAEs that are not members of one ensemble, the same SAE twice, a claim about
     the start that the weights refute, a name in use (unless `replaced`), and a hook point other than the files' (unless
     `force`, which is remembered).
     """
@@ -57,11 +57,6 @@ def enrol(
             "in its place"
         )
     members = read_many(paths, format, seeds, force=force)
-    if len(members) < 2:
-        raise ValueError(
-            f"found one SAE ({members[0].source['path']}), expected at least 2: the stability of a single SAE is undefined; "
-            "name SAEs of the same recipe with other seeds as well"
-        )
     members = [_with_zero_rows(member) for member in members]
     members.sort(key=lambda member: member.seed or 0)
     members = [replace(each, facts=changed(each.facts, BY_USER, hook_point=hookpoint, model=model)) for each in members]

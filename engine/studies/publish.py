@@ -70,7 +70,9 @@ def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, to
             for _ in _add_ensemble(writer, ensemble_parts, match):
                 done += 1
                 report(done, total)
-        path = writer.publish(built_from=plan.built_from)
+        path = writer.publish(
+            built_from=plan.built_from, compared=any(len(parts.ensemble.members) > 1 for parts, _ in matched)
+        )
     _forget_replaced(study, plan)
     return path
 
@@ -222,7 +224,7 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
             dead.append(dead_features(norms[index], activity))
         if arrays.explanations:
             add_explanations(writer, name, member.seed, arrays.explanations, arrays.examples, parts.n_ctx)
-        for kind in NULL_KINDS:
+        for kind in NULL_KINDS if len(seeds) > 1 else ():
             chance = Chance(arrays.match["null_feature"], arrays.match[f"null_{kind}"])
             add_null(writer, name, member.seed, kind, chance)
         if worth:

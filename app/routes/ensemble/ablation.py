@@ -76,7 +76,7 @@ class AblationSide:
     is_control: bool
     n_members: int
     ev: float | None
-    stable: float  # share of the features that are judged
+    stable: float | None  # share of the features that are judged; None for one SAE alone
     loss_recovered: float | None
     loss_own: float | None
     loss_zero: float | None

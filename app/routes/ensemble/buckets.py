@@ -87,6 +87,7 @@ def buckets(
 ) -> BucketsPage:
     """What sets stable features apart: medians and effect sizes by bucket, trigger classes, a metric against stability."""
     store, row, judgement = opened
+    store.require_comparisons(ensemble)
     metrics = store.comparisons.metrics(ensemble)
     drawn, summary = _scatter(store, row, judgement, metrics)
     comparison = store.comparisons.compare(judgement.query(ensemble))

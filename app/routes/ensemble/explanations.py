@@ -19,6 +19,7 @@ from seedscope.app.store.errors import BadValue
 from seedscope.app.store.explanations import ScoreKind
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
+from seedscope.engine.contract.stability import ALONE_SENTENCE
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
@@ -92,7 +93,7 @@ def explanations(
     kinds = stored.kinds(ensemble, explainer) if explainer else []
     kind = _kind(asked, kinds)
     buckets = points = control = contrast = drawn = None
-    if explainer:
+    if explainer and row.n_comparisons:
         buckets, points = _scored(store, row, asked, explainer, kind or "detection")
         contrast = store.vocabulary.contrast(asked.query(ensemble), explainer)
         control = _control(store, row, asked, explainer, kind or "detection")
@@ -111,7 +112,7 @@ def explanations(
         explainers=stored.explainers(ensemble),
         kind=kind,
         kinds=kinds,
-        sentence=_sentence(explainer, kind, buckets, contrast),
+        sentence=_sentence(explainer, kind, buckets, contrast) if row.n_comparisons else ALONE_SENTENCE,
         buckets=buckets,
         points=points,
         control=control,
@@ -140,7 +141,7 @@ def explanations_download(
     store, _, asked = opened
     explainer = store.explanations.check(ensemble, asked.explainer)
     lines: list[dict[str, Any]] = []
-    if explainer:
+    if explainer and store.ensembles[ensemble].n_comparisons:
         contrast = store.vocabulary.contrast(asked.query(ensemble), explainer)
         lines = [{"about": "word"} | asdict(line) for line in contrast.words]
         lines += [{"about": "kind of rule"} | asdict(line) for line in contrast.rule_kinds or ()]

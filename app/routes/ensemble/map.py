@@ -125,8 +125,10 @@ def _columns(places: Places, row: Ensemble) -> dict[str, list]:
         "feature": places.feature.tolist(),
         "x": places.x.astype(np.float64).round(4).tolist(),
         "y": places.y.astype(np.float64).round(4).tolist(),
-        "bucket": [BUCKETS[code] for code in places.bucket.tolist()],
-        "stability": (places.n_matched / row.n_comparisons).tolist(),
+        "bucket": [BUCKETS[code] if code < len(BUCKETS) else None for code in places.bucket.tolist()],
+        "stability": (places.n_matched / row.n_comparisons).tolist()
+        if row.n_comparisons
+        else [None] * len(places.seed),
         "chosen": places.chosen.tolist(),
     }
 

@@ -153,6 +153,7 @@ def members(
 ) -> MembersPage:
     """Which share of one seed's features comes back in another, for all pairs; with a and b, that pair's lists."""
     store, row, asked = opened
+    store.require_comparisons(ensemble)
     pairs = store.pairs(ensemble, asked.rule)
     cells = []
     for pair, n_all, n_living in pairs.summaries(asked.theta):
@@ -202,6 +203,7 @@ def members_download(
 ) -> Response:
     """The complete matching of a pair, or the matrix where no pair is named, as CSV or Parquet."""
     store, _, asked = opened
+    store.require_comparisons(ensemble)
     pairs = store.pairs(ensemble, asked.rule)
     name = f"{study}-{ensemble}-{asked.rule}"
     if asked.a is not None and asked.b is not None:
@@ -231,6 +233,7 @@ def match(
 ) -> MatchPage:
     """Two members matched now, under any rule, by the live engine."""
     store, row, asked = opened
+    store.require_comparisons(ensemble)
     _check_pair(store, ensemble, asked.a, asked.b)
     seeds = tuple(m.seed for m in store.members(ensemble))
     query = LiveQuery(

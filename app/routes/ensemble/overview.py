@@ -29,6 +29,7 @@ from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import Sample, StudyStore
 from seedscope.engine.contract.schema import N_THETAS
 from seedscope.engine.contract.stability import (
+    ALONE_SENTENCE,
     BUCKETS,
     bucket_bounds,
     bucket_shares,
@@ -56,9 +57,9 @@ class MemberLine:
     l0: float | None
     n_dead: int | None
     n_undirected: int
-    stable: float
-    middle: float
-    unstable: float
+    stable: float | None  # None, as the next two, for one SAE alone
+    middle: float | None
+    unstable: float | None
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,19 @@ class EnsemblePage:
     rule: str
     rules: list[str]
     dead: str | None
-    buckets: dict[str, int]
+    buckets: dict[str, int | None]  # None, but for the dead, of one SAE alone
     bucket_densities: dict[str, tuple[int, float | None]]
     members: list[MemberLine]
     pw_mcc: float | None
     null_rates: dict[str, float]
     null_p999: dict[str, float]
-    p_stable_at_all: float
+    p_stable_at_all: float | None
     masked_ev: dict[str, float] | None
     masked_n: float | None
     ceiling: Ceiling | None  # of an ensemble with an anchor
     sentence: str
-    stable_from: int
-    unstable_to: int
+    stable_from: int | None
+    unstable_to: int | None
     missing: list[Missing]
     figure_list: list[Figure]
     nav_judgement: dict[str, Any]
@@ -115,6 +116,7 @@ def ensemble(
     masked = {mask: [a for a in ablations if a.mask == mask] for mask in {a.mask for a in ablations}}
     masked_ev = {mask: fmean(a.ev for a in held) for mask, held in sorted(masked.items())}
     medians = table.bucket_densities()
+    compared = row.n_comparisons > 0
     judged = judgement.judged(activity=store.has(ensemble, "activity"))
     hungarian = store.pairs(ensemble, "hungarian").summaries(theta) if "hungarian" in store.rules(ensemble) else []
     return EnsemblePage(
@@ -125,19 +127,19 @@ def ensemble(
         rule=judgement.rule,
         rules=store.rules(ensemble),
         dead=judgement.dead,
-        buckets=buckets,
+        buckets={bucket: n if compared or bucket == "dead" else None for bucket, n in buckets.items()},
         bucket_densities=medians,
         members=_member_lines(store.members(ensemble), counts),
         pw_mcc=fmean(pair.mean_cosine for pair, _, _ in hungarian) if hungarian else None,
         null_rates=store.null_rates(ensemble, theta),
         null_p999=store.null_p999(ensemble),
-        p_stable_at_all=score(row.n_comparisons, row.n_comparisons, epsilon=epsilon).p_stable,
+        p_stable_at_all=score(row.n_comparisons, row.n_comparisons, epsilon=epsilon).p_stable if compared else None,
         masked_ev=masked_ev if store.has(ensemble, "ablate") else None,
         masked_n=_masked_n(masked) if store.has(ensemble, "ablate") else None,
         ceiling=find_ceiling(store, judgement.query(ensemble)),
         sentence=_sentence(buckets, row, masked_ev, at, epsilon, activity=store.has(ensemble, "activity")),
-        stable_from=bounds.stable,
-        unstable_to=bounds.unstable,
+        stable_from=bounds.stable if compared else None,
+        unstable_to=bounds.unstable if compared else None,
         missing=list(store.missing(ensemble).values()),
         figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, table.density_histogram(), medians),
         nav_judgement=at,
@@ -164,6 +166,8 @@ def _figures(
     null = store.null_counts(name, theta)
     activity = store.has(name, "activity")
     judged = judgement.judged(activity=activity)
+    if not row.n_comparisons:
+        return []
     drawn = [stability_distribution(counts, null, row.n_comparisons, links, judged)]
     if activity:
         drawn.append(density_by_bucket(densities, medians, PER_DECADE))
@@ -229,6 +233,8 @@ def _sentence(
     activity: bool,
 ) -> str:
     """The overview in one sentence, made from its numbers."""
+    if not row.n_comparisons:
+        return ALONE_SENTENCE
     judged = sum(n for bucket, n in buckets.items() if bucket != "dead") or 1
     need = bucket_bounds(row.n_comparisons, epsilon).stable
     n = row.n_comparisons

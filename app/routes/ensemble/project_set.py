@@ -69,7 +69,7 @@ class ProjectedFeature:
 
     seed: int
     feature: int
-    bucket: str
+    bucket: str | None
     density: float | None
     top_tokens: list[str] | None
     own: float | None
@@ -312,7 +312,7 @@ def _described(
         described.append(
             ProjectedFeature(
                 *place,
-                asked.score(feature).bucket,
+                asked.bucket_of(feature),
                 feature.density,
                 tokens,
                 known(own),

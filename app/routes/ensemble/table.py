@@ -47,7 +47,7 @@ class TablePage:
     rules: list[str]
     total: int
     rows: list[FeatureRow]
-    buckets: dict[str, int]
+    buckets: dict[str, int | None]  # None, but for the dead, of one SAE alone
     seeds: dict[int, int]
     triggers: dict[str, int] | None  # of features that fire
     scores: dict[str, int] | None  # features whose explanation scores at least so much
@@ -93,7 +93,7 @@ def feature_table(
         rules=store.rules(ensemble),
         total=table.count(),
         rows=rows,
-        buckets={b: facets["bucket"].get(b, 0) for b in BUCKETS},
+        buckets={b: facets["bucket"].get(b, 0) if row.n_comparisons or b == "dead" else None for b in BUCKETS},
         seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
         triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has(ensemble, "activity") else None,
         scores=table.score_facet() if store.has(ensemble, "explain") else None,

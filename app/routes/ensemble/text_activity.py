@@ -50,7 +50,7 @@ class StrongFeature:
     """A feature of the seed that is shown, by its largest activation on the text."""
 
     feature: int
-    bucket: str
+    bucket: str | None
     max_activation: float
     at: int  # token of that activation
     n_active: int  # tokens of the text
@@ -86,7 +86,7 @@ class Chip(NamedTuple):
     seed: int
     feature: int
     activation: float
-    bucket: str
+    bucket: str | None
 
 
 class Listed(NamedTuple):

@@ -73,7 +73,7 @@ def find_counterparts(store: StudyStore, row: Ensemble, feature: Feature, filter
                 rule_partner=rule_partner,
                 rule_cosine=cosines[i],
                 partner_dead=partner.dead if partner else False if activity else None,
-                partner_bucket=filter.score(partner).bucket if partner else None,
+                partner_bucket=filter.bucket_of(partner) if partner else None,
                 hungarian_partner=_index(match.hungarian_partners[i]) if one_to_one else None,
                 hungarian_cosine=feature.hungarian_cosines[i] if one_to_one else None,
                 hungarian_encoder_cosine=match.hungarian_encoder_cosines[i] if one_to_one else None,

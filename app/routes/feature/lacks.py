@@ -17,6 +17,7 @@ FIELDS = {
     "loss": ("ablation.marginal_loss_nats", "ablation.loss_rank"),
     "logits": ("positive_logits", "negative_logits"),
     "explanations": ("explanations", "matches.explanation", "matches.explainer", "matches.score", "label_agreement"),
+    "stability": ("stability", "stability_low", "stability_high", "p_stable", "p_unstable", "bucket"),
     "subspaces": ("subspace",),
     "trajectory": ("trajectory",),
 }  # fmt: skip

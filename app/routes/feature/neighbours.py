@@ -39,7 +39,7 @@ class Neighbour:
     seed: int
     feature: int
     cosine: float
-    bucket: str
+    bucket: str | None
     dead: bool | None
     top_tokens: list[str] | None  # None without activity, as is dead
 
@@ -105,5 +105,5 @@ def _described(store: StudyStore, ensemble: str, rows: list[tuple], asked: Neigh
         tokens = None
         if store.has(ensemble, "activity"):
             tokens = [store.tokens[i] for i in row.top_token_ids if i >= 0]
-        described.append(Neighbour(seed, feature, cosine, asked.score(row).bucket, row.dead, tokens))
+        described.append(Neighbour(seed, feature, cosine, asked.bucket_of(row), row.dead, tokens))
     return described

@@ -103,7 +103,7 @@ def feature(
         negative_logits=None if "logits" in lacking else _logits(store, feature, -1),
         explanations=None if "explanations" in lacking else store.explanations.of(feature),
         label_agreement=None
-        if "explanations" in lacking
+        if "explanations" in lacking or stability.bucket is None or not row.n_comparisons
         else agree_labels(store, feature, stability.bucket, filter, counterparts),
         ablation=_ablation(store, row, feature),
         subspace=feature_subspace(store, row, feature),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import Filter
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract.stability import is_match
+from seedscope.engine.contract.stability import ALONE_SENTENCE, is_match
 from seedscope.engine.contract.tables.features import Feature
 
 
@@ -13,14 +13,14 @@ from seedscope.engine.contract.tables.features import Feature
 class StabilityFacts:
     """A feature's stability under a judgement, and how often chance would match."""
 
-    stability: float
-    stability_low: float
-    stability_high: float
-    p_stable: float
-    p_unstable: float
+    stability: float | None  # None, as the next four and the bucket, for one SAE alone
+    stability_low: float | None
+    stability_high: float | None
+    p_stable: float | None
+    p_unstable: float | None
     n_matched: int
     n_comparisons: int
-    bucket: str
+    bucket: str | None
     theta: float
     epsilon: float
     rule: str
@@ -30,6 +30,8 @@ class StabilityFacts:
     @property
     def why(self) -> str:
         """Why it is in this bucket, with the numbers filled in."""
+        if self.p_stable is None or self.p_unstable is None:
+            return ALONE_SENTENCE
         x, n, epsilon = self.n_matched, self.n_comparisons, self.epsilon
         share, rate = f"{x} / {n} = {x / n:.2f}", percent(self.null_rate["second_moment"])
         chance = f"Random dictionaries with the same second moment match in {rate} of comparisons."
@@ -50,14 +52,14 @@ def judge_feature(store: StudyStore, feature: Feature, filter: Filter) -> Stabil
     """A feature's stability as the filter judges it."""
     scored, cosines = filter.score(feature), filter.cosines(feature)
     return StabilityFacts(
-        stability=scored.p_hat,
-        stability_low=scored.low,
-        stability_high=scored.high,
-        p_stable=scored.p_stable,
-        p_unstable=scored.p_unstable,
+        stability=scored and scored.p_hat,
+        stability_low=scored and scored.low,
+        stability_high=scored and scored.high,
+        p_stable=scored and scored.p_stable,
+        p_unstable=scored and scored.p_unstable,
         n_matched=int(is_match(cosines, filter.theta).sum()),
         n_comparisons=len(cosines),
-        bucket=scored.bucket,
+        bucket=filter.bucket_of(feature),
         theta=filter.theta,
         epsilon=filter.epsilon,
         rule=filter.rule,

@@ -38,11 +38,11 @@ class VariantLine:
     n_members: int
     n_comparisons: int
     n_features: int  # that were judged
-    stable: Spread
-    middle: Spread
-    unstable: Spread
+    stable: Spread | None  # None, as the next two and p_hat, for one SAE alone
+    middle: Spread | None
+    unstable: Spread | None
     dead: Spread | None
-    p_hat: Spread
+    p_hat: Spread | None
     chance: dict[str, float]  # {null: share of chance comparisons that match}
     ev: Spread | None
     l0: Spread | None
@@ -68,8 +68,12 @@ def read_line(store: StudyStore, row: Ensemble, judgement: EnsembleJudgement) ->
     members = store.members(row.ensemble)
     activity = store.has(row.ensemble, "activity")
 
-    def share(bucket: str) -> Spread:
-        return _spread([in_bucket.get(bucket, 0) / max(judged[seed], 1) for seed, in_bucket in by_seed.items()])
+    def share(bucket: str) -> Spread | None:
+        return (
+            None
+            if not row.n_comparisons
+            else _spread([in_bucket.get(bucket, 0) / max(judged[seed], 1) for seed, in_bucket in by_seed.items()])
+        )
 
     own = [m.loss_own for m in members if m.loss_own is not None]
     return VariantLine(
@@ -87,7 +91,9 @@ def read_line(store: StudyStore, row: Ensemble, judgement: EnsembleJudgement) ->
         middle=share("middle"),
         unstable=share("unstable"),
         dead=_known(members, lambda m: None if m.n_dead is None else m.n_dead / row.d_sae) if activity else None,
-        p_hat=_spread([matched[s] / max(judged[s] * row.n_comparisons, 1) for s in by_seed]),
+        p_hat=None
+        if not row.n_comparisons
+        else _spread([matched[s] / max(judged[s] * row.n_comparisons, 1) for s in by_seed]),
         chance=store.null_rates(row.ensemble, judgement.theta) if row.n_comparisons else {},
         ev=_known(members, lambda m: m.ev),
         l0=_known(members, lambda m: m.l0),
@@ -98,6 +104,13 @@ def read_line(store: StudyStore, row: Ensemble, judgement: EnsembleJudgement) ->
         loss_recovered=_known(members, loss_recovered),
         train_tokens=row.train_tokens,
     )
+
+
+def of_compared(spread: Spread | None) -> Spread:
+    """A spread of an ensemble whose members were compared; raises ValueError for one SAE alone, which has none."""
+    if spread is None:
+        raise ValueError("the stability of one SAE is undefined")
+    return spread
 
 
 def _spread(values: Sequence[float]) -> Spread:

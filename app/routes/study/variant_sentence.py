@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from seedscope.app.formats import percent
-from seedscope.app.routes.study.variant_lines import NEAR, Spread, VariantLine
+from seedscope.app.routes.study.variant_lines import NEAR, Spread, VariantLine, of_compared
 
 CLEAR = 2.0  # standard deviations between members from which on two means are called different
 TOPK_KINDS = ("topk", "batchtopk", "matryoshka")
@@ -16,10 +16,10 @@ def sentence(lines: list[VariantLine], l0: float | None) -> str:
     measured = [(line, line.ev) for line in at if line.ev is not None]
     where = f"At L0 = {l0:.1f} within {percent(NEAR, 0)}" if l0 is not None and at[0].l0_matched else "Of its ensembles"
     if not measured:
-        most = max(at, key=lambda line: line.stable.mean)
+        most = max(at, key=lambda line: of_compared(line.stable).mean)
         return f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}); EV is not known, so nothing is said of a trade-off."
     apart = [each for each in measured if each[0].shared_start == "no"] or measured  # agreement is no stability
-    most, ev_of_most = max(apart, key=lambda each: each[0].stable.mean)
+    most, ev_of_most = max(apart, key=lambda each: of_compared(each[0].stable).mean)
     best, best_ev = max(measured, key=lambda each: each[1].mean)
     if most is best:
         said = f"{where}, {most.ensemble} {_comes_back(most)} ({_share(most)}) and reconstructs best (EV {best_ev.mean:.3f})."
@@ -37,7 +37,7 @@ def _comes_back(line: VariantLine) -> str:
 
 def _share(line: VariantLine) -> str:
     word = {"no": "stable", "yes": "agree, start shared"}.get(line.shared_start, "agree, start unknown")
-    return f"{percent(line.stable.mean)} {word}"
+    return f"{percent(of_compared(line.stable).mean)} {word}"
 
 
 def _paper(measured: list[tuple[VariantLine, Spread]]) -> str:
@@ -47,7 +47,7 @@ def _paper(measured: list[tuple[VariantLine, Spread]]) -> str:
     if not relu or not kinds:
         return ""
     one, one_ev = relu[0]
-    more = [_differs(one.stable, line.stable) for line, _ in kinds]
+    more = [_differs(of_compared(one.stable), of_compared(line.stable)) for line, _ in kinds]
     less = [_differs(ev, one_ev) for _, ev in kinds]
     verdict = {
         (True, True): "That ReLU + l1 is more stable and reconstructs less than the TopK kinds (paper A) holds here",
@@ -66,7 +66,8 @@ def _paper(measured: list[tuple[VariantLine, Spread]]) -> str:
             False,
         ): "That ReLU + l1 is more stable and reconstructs less than the TopK kinds (paper A) does not hold here",
     }[all(each > 0 for each in more), all(each > 0 for each in less)]
-    stable = f"{percent(one.stable.mean)} against {_range([line.stable.mean for line, _ in kinds], percent)}"
+    shares = [of_compared(line.stable).mean for line, _ in kinds]
+    stable = f"{percent(of_compared(one.stable).mean)} against {_range(shares, percent)}"
     ev = f"EV {one_ev.mean:.3f} against {_range([ev.mean for _, ev in kinds], '{:.3f}'.format)}"
     return f"{verdict}: {stable} stable, {ev} ({', '.join(line.ensemble for line, _ in kinds)})."
 

@@ -12,7 +12,7 @@ from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.tradeoff import SweepDot, TradeOff, sweep, trade_off
 from seedscope.app.routes.address import RULE_SAYS, EnsembleJudgement, StudyName, address_reader
-from seedscope.app.routes.study.variant_lines import Spread, VariantLine, match_l0, read_line
+from seedscope.app.routes.study.variant_lines import VariantLine, match_l0, of_compared, read_line
 from seedscope.app.routes.study.variant_sentence import sentence
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
@@ -56,7 +56,7 @@ class VariantsPage:
     rule: str
     dead: str | None
     measure: str
-    sentence: str | None  # None with fewer than two ensembles
+    sentence: str | None  # None with fewer than two ensembles, or none whose members were compared
     l0: float | None  # that ensembles are compared at
     lines: list[VariantLine]
     sweeps: list[SweepLine]
@@ -92,8 +92,9 @@ def variants(study: StudyName, opened: Annotated[OpenedVariants, Depends(read_va
     """Ensembles of a study beside each other: bucket shares, EV, L0, next-token loss, and shares along sweeps."""
     store, rows, judgement = opened
     lines, l0 = match_l0([read_line(store, row, judgement) for row in rows])
-    sweeps, drawn = _sweeps(rows, lines, study, judgement)
-    has_trade_off = sum(line.ev is not None for line in lines) > 1
+    compared = [line for line in lines if line.n_comparisons]
+    sweeps, drawn = _sweeps([row for row in rows if row.n_comparisons], compared, study, judgement)
+    has_trade_off = sum(line.ev is not None for line in compared) > 1
     rules = [rule for rule in schema.RULES if all(rule in store.rules(row.ensemble) for row in rows)]
     return VariantsPage(
         study=store.study,
@@ -102,12 +103,12 @@ def variants(study: StudyName, opened: Annotated[OpenedVariants, Depends(read_va
         rule=judgement.rule,
         dead=judgement.dead,
         measure=judgement.measure,
-        sentence=sentence(lines, l0) if len(rows) > 1 else None,
+        sentence=sentence(compared, l0) if len(rows) > 1 and compared else None,
         l0=l0,
         lines=lines,
         sweeps=sweeps,
         missing=_lacks(store, rows),
-        figure_tradeoff=_trade_off(lines, study, judgement) if has_trade_off else None,
+        figure_tradeoff=_trade_off(compared, study, judgement) if has_trade_off else None,
         figure_sweeps=drawn,
         nav_rules={rule: RULE_SAYS[rule] for rule in rules},
         nav_judgement=judgement.judgement(),
@@ -185,7 +186,7 @@ def _trade_off(lines: list[VariantLine], study: str, judgement: VariantsQuery) -
     for line in lines:
         if line.ev is None:
             continue
-        y: Spread = line.stable if judgement.measure == "stable" else line.p_hat
+        y = of_compared(line.stable if judgement.measure == "stable" else line.p_hat)
         link = render.url(f"/s/{study}/{line.ensemble}", **judgement.judgement())
         dots.append(
             TradeOff(

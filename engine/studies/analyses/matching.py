@@ -4,7 +4,8 @@ import hashlib
 
 import numpy as np
 
-from seedscope.engine.matching.match import NULL_KINDS, match_ensemble, null_cosines
+from seedscope.engine.contract.stability import ALONE
+from seedscope.engine.matching.match import NULL_KINDS, Matches, match_ensemble, no_matches, null_cosines
 from seedscope.engine.store.parts import VERSION, Part
 from seedscope.engine.studies.ensemble_run import EnsembleRun
 
@@ -20,9 +21,13 @@ def find_match(run: EnsembleRun, live: np.ndarray | None) -> Part | None:
 
 
 def match_members(run: EnsembleRun, live: np.ndarray | None) -> Part:
-    """Match all pairs of members under every rule, and random dictionaries of both kinds."""
-    with run.progress.stage(f"{run.name}: matching", "pairs") as report:
-        matches = match_ensemble(run.members, live, assign=run.assigns, device=run.device, report=report)
+    """Match all pairs of members under every rule, and random dictionaries of both kinds; one SAE alone has no matches."""
+    if run.members.n_members == 1:
+        run.progress.say(f"{run.name}: {ALONE}")
+        matches: Matches = no_matches(run.members.d_sae)
+    else:
+        with run.progress.stage(f"{run.name}: matching", "pairs") as report:
+            matches = match_ensemble(run.members, live, assign=run.assigns, device=run.device, report=report)
     with run.progress.stage(f"{run.name}: chance", "nulls") as report:
         chance = {}
         for done, kind in enumerate(NULL_KINDS):

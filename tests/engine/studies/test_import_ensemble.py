@@ -181,10 +181,11 @@ def test_the_same_sae_twice_is_refused(root, tmp_path):
         enrol(root, "mine", "topk", [folder], shared_start="no")
 
 
-def test_one_sae_alone_is_refused(root, tmp_path):
+def test_one_sae_alone_is_an_ensemble_of_one(root, tmp_path):
     folder = written(tmp_path / "files")
-    with refused(root, str(folder / "seed_3"), "found one SAE", "at least 2"):
-        enrol(root, "mine", "topk", [folder / "seed_3"])
+    found = enrol(root, "mine", "topk", [folder / "seed_3"])
+    assert len(found.members) == 1
+    assert catalogue.read(root / "mine").ensemble("topk") == found
 
 
 def test_members_stand_in_the_order_of_their_seeds_however_they_were_given(root, tmp_path):
