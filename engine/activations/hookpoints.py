@@ -169,11 +169,23 @@ class _BlockPassed(Exception):
 
 def block_list(network: "transformers.PreTrainedModel") -> tuple[str, list[nn.Module]]:
     """Path of the list of blocks within the base model, and the blocks; ("", []) where the model has none."""
-    lists = [(n, m) for n, m in network.base_model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    tower = set(_text_tower(network).modules())
+    named = network.base_model.named_modules()
+    lists = [(n, m) for n, m in named if isinstance(m, nn.ModuleList) and len(m) and m in tower]
     depth = getattr(network.config.get_text_config(), "num_hidden_layers", None)
     candidates = [(name, blocks) for name, blocks in lists if len(blocks) == depth] or lists
     name, blocks = min(candidates, key=lambda item: item[0].count("."), default=("", []))
     return name, list(blocks)
+
+
+def _text_tower(network: "transformers.PreTrainedModel") -> nn.Module:
+    """The part of a multimodal wrapper that reads tokens; the base model of any other model."""
+    base = network.base_model
+    if network.config.get_text_config() is not network.config:
+        for name in ("language_model", "text_model"):
+            if isinstance(tower := getattr(base, name, None), nn.Module):
+                return tower
+    return base
 
 
 def names(network: "transformers.PreTrainedModel") -> tuple[list[str], list[str]]:
@@ -255,10 +267,13 @@ def _by_path(network: "transformers.PreTrainedModel", path: str) -> nn.Module | 
     whole, within = (
         {n: m for n, m in root.named_modules() if n and not isinstance(m, nn.ModuleList)} for root in (network, base)
     )
+    tower = dict(_text_tower(network).named_modules())
     wrappers = WRAPPERS | {network.base_model_prefix}
     while path:
         if path in within or path in whole:
             return within[path] if path in within else whole[path]
+        if path in tower and not isinstance(tower[path], nn.ModuleList):
+            return tower[path]
         ends = [m for n, m in within.items() if n.endswith("." + path)]
         if len(ends) == 1:
             return ends[0]

@@ -50,7 +50,7 @@ def load_model(path: str, *, dtype: torch.dtype = torch.float32) -> LanguageMode
     config = _config(path)
     causal = _is_causal(config)
     own_class = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-    factory = transformers.AutoModelForCausalLM if causal else own_class
+    factory = _factory(config) if causal else own_class
     files = model_files.weight_files(folder) if folder else []
     require_memory(path, model_files.n_parameters(files) or _n_parameters(config), dtype.itemsize)
     try:
@@ -83,7 +83,7 @@ def _config(path: str) -> "transformers.PreTrainedConfig":
             f"transformers {__version__} does not know the model type of {path!r}; upgrade transformers, or name a known "
             f"model_type in its config.json ({first})"
         ) from error
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder or config.get_text_config(decoder=True).is_encoder_decoder:
         raise ValueError(
             f"{path!r} is an encoder-decoder ({config.model_type}), expected a causal or an encoder-only model"
         )
@@ -91,12 +91,25 @@ def _config(path: str) -> "transformers.PreTrainedConfig":
 
 
 def _is_causal(config: "transformers.PreTrainedConfig") -> bool:
-    """Some families serve as both; there the config's is_decoder says which."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    """Some families serve as both; there the config's is_decoder says which. A text decoder in a multimodal wrapper is causal."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+    )
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return False
+        return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return type(config) not in MODEL_FOR_MASKED_LM_MAPPING or bool(getattr(config, "is_decoder", False))
+
+
+def _factory(config: "transformers.PreTrainedConfig") -> Any:
+    """The class that loads a causal model with its head."""
+    import transformers
+
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText
 
 
 def _n_parameters(config: "transformers.PreTrainedConfig") -> int:

@@ -4,7 +4,8 @@
 token and is left out, so values compare within a feature (METHOD of this project; logit lens, nostalgebraist 2020).
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 
 from seedscope.engine.activations.model import LanguageModel
 
+if TYPE_CHECKING:
+    import transformers
+
 N_LOGITS = 10  # highest and lowest that are kept
 AT_ONCE = 2**26  # logits in memory: 256 MiB
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "final_norm", "ln_out")
+PROBE_TOKENS = 5
+_FOUND: "WeakKeyDictionary[nn.Module, nn.Module | None]" = WeakKeyDictionary()
 
 
 class Logits(NamedTuple):
@@ -28,15 +33,17 @@ class Logits(NamedTuple):
 
 @torch.no_grad()
 def direct_logits(model: LanguageModel, rows: Float[Tensor, "features d_in"], *, n: int = N_LOGITS) -> Logits | None:
-    """The tokens that decoder rows raise and lower most; None where the model has no logits or another width.
+    """The tokens that decoder rows raise and lower most; None where `refusal` gives a reason.
 
     Cost: features * d_in * vocabulary multiply-adds.
     """
-    head = model.pretrained.get_output_embeddings() if model.causal else None
-    if head is None or head.weight.shape[1] != rows.shape[1]:
+    if refusal(model, rows.shape[1]):
+        return None
+    head, norm = model.pretrained.get_output_embeddings(), final_norm(model)
+    if head is None or norm is None:
         return None
     unembed: Tensor = head.weight.float()
-    scaled = _through_final_norm(model, rows.to(unembed))
+    scaled = _through_norm(norm, rows.to(unembed))
     n = min(n, len(unembed))
     parts = []
     for some in scaled.split(max(AT_ONCE // len(unembed), 1)):
@@ -46,11 +53,20 @@ def direct_logits(model: LanguageModel, rows: Float[Tensor, "features d_in"], *,
     return Logits(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
-def _through_final_norm(model: LanguageModel, rows: Tensor) -> Tensor:
-    """Rows times the gain of the final norm; centred first where that norm subtracts the mean."""
-    norm = _final_norm(model)
-    if norm is None:
-        return rows
+def refusal(model: LanguageModel, d_in: int) -> str | None:
+    """Why there are no direct logits for decoder rows of a width, as a sentence; None where there are."""
+    head = model.pretrained.get_output_embeddings() if model.causal else None
+    if head is None:
+        return f"{model.name} predicts no next token"
+    if head.weight.shape[1] != d_in:
+        return f"the SAEs read {d_in} numbers and the head of {model.name} {head.weight.shape[1]}"
+    if final_norm(model) is None:
+        return f"no norm of {model.name} gives what its head reads"
+    return None
+
+
+def _through_norm(norm: nn.Module, rows: Tensor) -> Tensor:
+    """Rows times the gain of a norm; centred first where it subtracts the mean."""
     # Measured on the norm itself, as families spell the gain in their own way: Gemma's is 1 + weight.
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(2, rows.shape[1], generator=generator).to(rows)
@@ -63,10 +79,43 @@ def _through_final_norm(model: LanguageModel, rows: Tensor) -> Tensor:
     return (rows - rows.mean(-1, keepdim=True)) * gain
 
 
-def _final_norm(model: LanguageModel) -> nn.Module | None:
-    base = model.pretrained.base_model
-    for holder in (base, getattr(base, "decoder", None)):
-        for name in _FINAL_NORMS:
-            if isinstance(norm := getattr(holder, name, None), nn.Module):
-                return norm
-    return None
+@torch.no_grad()
+def final_norm(model: LanguageModel) -> nn.Module | None:
+    """The norm whose output is what the head reads, found by a short forward pass; None where there is none.
+
+    Names do not tell: OPT's lies in its decoder, a multimodal wrapper's in its text tower, and models that normalise behind
+    every block have it in the last one. Where the head reads anything else, such as a projection of a norm, there is none.
+    """
+    network, head = model.pretrained, model.pretrained.get_output_embeddings()
+    if head is None:
+        return None
+    if network not in _FOUND:
+        _FOUND[network] = _trace(network, head, min(PROBE_TOKENS, model.vocabulary))
+    return _FOUND[network]
+
+
+def _trace(network: "transformers.PreTrainedModel", head: nn.Module, n_tokens: int) -> nn.Module | None:
+    passed: list[tuple[nn.Module, Tensor]] = []
+    read: list[Tensor] = []
+
+    def leave(module: nn.Module, _inputs: tuple, output: object) -> None:
+        if isinstance(output, Tensor):
+            passed.append((module, output))
+
+    def enter(_module: nn.Module, inputs: tuple) -> None:
+        read.append(inputs[0])
+
+    norms = [module for module in network.modules() if "norm" in type(module).__name__.lower()]
+    handles = [module.register_forward_hook(leave) for module in norms]
+    handles.append(head.register_forward_pre_hook(enter))
+    try:
+        network(torch.arange(n_tokens, device=network.device)[None], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not read:
+        return None
+    ends = [
+        norm for norm, output in passed if output.shape == read[-1].shape and torch.equal(output.to(read[-1]), read[-1])
+    ]
+    return ends[-1] if ends else None

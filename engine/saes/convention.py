@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 ARCHITECTURES = ("relu", "topk", "groupmax", "jumprelu", "gated")
-NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
+NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale", "centre")
 # Tensors that every SAE has, in SAELens orientation.
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 # Tensors that only some architectures have, each (d_sae,).
@@ -27,7 +27,8 @@ class Convention:
     architecture: str = "topk"
     k: int = 0  # topk, groupmax: active features per token
     subtract_b_dec: bool = True
-    normalize: str = "none"  # layer_norm: mean 0, unbiased std + 1e-5; constant_norm_rescale: ||x|| becomes sqrt(d_in)
+    # layer_norm: mean 0, unbiased std + 1e-5; constant_norm_rescale: ||x|| becomes sqrt(d_in); centre: mean 0
+    normalize: str = "none"
     layer_norm_eps_out: bool = False  # the reconstruction is multiplied by std + 1e-5 instead of std
     input_scale: float = 1.0
     inclusive: bool = False

@@ -31,6 +31,11 @@ def fold(original: SAE) -> Folded:
     by token, which no fixed weights can do, and for architectures that SeedScope does not train.
     """
     c, remarks = original.convention, []
+    if c.normalize == "centre":
+        raise ValueError(
+            "normalize is centre: it was trained on a model with centred writing weights, so it cannot be compared with SAEs "
+            "trained here; expected none. Import seeds that were trained like it: seedscope import"
+        )
     if c.normalize != "none":
         raise ValueError(
             f"normalize is {c.normalize}: every token is divided by a length of its own, which no fixed weights do, so it cannot "

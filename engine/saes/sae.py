@@ -144,7 +144,9 @@ class SAE(nn.Module):
             shift, scale = None, x.norm(dim=-1, keepdim=True) / self.d_in**0.5
             x = x / scale.clamp_min(torch.finfo(x.dtype).tiny)  # a row of zeros stays one, in the reconstruction too
         else:
-            shift, scale = None, None if c.input_scale == 1 else x.new_ones(*x.shape[:-1], 1)
+            shift = x.mean(-1, keepdim=True) if c.normalize == "centre" else None
+            x = x if shift is None else x - shift
+            scale = None if c.input_scale == 1 else x.new_ones(*x.shape[:-1], 1)
         scale, shift = (
             None if t is None else (t[..., 0] / c.input_scale).view(len(x), -1).expand(-1, self.n_members)
             for t in (scale, shift)

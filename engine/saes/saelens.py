@@ -25,6 +25,8 @@ def refusal(c: Convention) -> str | None:
         return f"it has no {c.architecture}, which takes the largest of each group of features"
     if not (math.isfinite(c.input_scale) and c.input_scale > 0):
         return f"its input_scale is {c.input_scale}, expected a positive number"
+    if c.normalize == "centre":
+        return "it takes the mean over d_model out of its inputs, which SAELens leaves to the weights of the model"
     if c.normalize == "layer_norm" and c.layer_norm_eps_out:
         return "its reconstruction is multiplied by std + 1e-5, which is std alone in SAELens"
     if c.normalize == "layer_norm" and c.input_scale != 1:

@@ -56,6 +56,9 @@ def normalised_forward(x, tensors, c):
         mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)
         inputs, shift = (x - mean) / (std + 1e-5), mean
         scale = std + 1e-5 if c.layer_norm_eps_out else std
+    elif c.normalize == "centre":
+        shift = x.mean(1, keepdims=True)
+        inputs = x - shift
     elif c.normalize == "constant_norm_rescale":
         factor = np.sqrt(x.shape[1]) / np.linalg.norm(x, axis=1, keepdims=True)
         inputs, scale = x * factor, 1 / factor

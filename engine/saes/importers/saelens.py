@@ -13,6 +13,7 @@ from torch import Tensor
 from seedscope.engine.saes.convention import NORMALIZATIONS, Convention
 from seedscope.engine.saes.importers.facts import Facts, dtype_of, fixed, stated
 from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, seed_of, whole
+from seedscope.engine.saes.importers.processing import is_centred, unknown_settings
 from seedscope.engine.saes.importers.settings import recorded
 
 CONFIG, RUNNER, WEIGHTS, SCALER, WHITENING = (
@@ -76,11 +77,17 @@ def read(folder: Path) -> Imported:
         remarks.append(f"trained with {'Matryoshka ' if 'matryoshka' in trained_as else ''}BatchTopK")
     if _reshape(config, metadata) != "none":
         remarks.append("reads the heads' outputs z, flattened to (heads * d_head)")
+    hookpoint = metadata.get("hook_name") or metadata.get("hook_point")
+    centred = is_centred(metadata, hookpoint, folder / CONFIG, remarks)
+    remarks += unknown_settings(config, folder / CONFIG)
+    normalize = _normalize(config, folder, folded=folded)
+    if centred:
+        normalize = _centred(normalize, folder, remarks)
     convention = Convention(
         _ARCHITECTURES[name],
         k=k,
         subtract_b_dec=_subtracts(config),
-        normalize=_normalize(config, folder, folded=folded),
+        normalize=normalize,
         rescale_by_decoder_norm=name == "topk" and not folded and bool(config.get("rescale_acts_by_decoder_norm")),
     )
     return imported(
@@ -94,7 +101,7 @@ def read(folder: Path) -> Imported:
             "library_version": version or metadata.get("sae_lens_training_version"),
             "architecture": trained_as,
             "model": metadata.get("model_name"),
-            "hookpoint": metadata.get("hook_name") or metadata.get("hook_point"),
+            "hookpoint": hookpoint,
             "dataset": metadata.get("dataset_path"),
             "recorded_l0": metadata.get("l0"),
             "run": folder.parent if (folder / SCALER).exists() else None,
@@ -171,7 +178,7 @@ def _normalize(config: Mapping[str, Any], folder: Path, *, folded: bool) -> str:
     if isinstance(value, bool):  # up to version 2
         value = "expected_average_only_in" if value else None
     value = value or "none"
-    if value in NORMALIZATIONS:
+    if value in NORMALIZATIONS and value != "centre":
         return value
     if folded:
         return "none"
@@ -186,6 +193,22 @@ def _normalize(config: Mapping[str, Any], folder: Path, *, folded: bool) -> str:
         "file from the trainer checkpoint"
         + (' or write {"scaling_factor": sqrt(d_in) / mean norm of the activations}' if missing == SCALER else "")
     )
+
+
+def _centred(normalize: str, folder: Path, remarks: list[str]) -> str:
+    """The normalisation of an SAE that was trained on centred activations, for activations that are not.
+
+    layer_norm takes the mean out itself, and its reconstruction gets the mean of what it reads, centred or not.
+    """
+    if normalize == "constant_norm_rescale":
+        raise ValueError(
+            f"{folder / CONFIG} records center_writing_weights and constant_norm_rescale, which divides by the length of the "
+            "centred activations: no convention describes both"
+        )
+    remarks.append(
+        "trained on a model with centred writing weights: the mean over d_model is taken out of what it reads"
+    )
+    return "centre" if normalize == "none" else normalize
 
 
 def _folded(t: dict[str, Tensor], config: Mapping[str, Any], folder: Path, remarks: list[str]) -> bool:

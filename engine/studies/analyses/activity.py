@@ -8,7 +8,7 @@ from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.features.ablation import AblationPass
 from seedscope.engine.features.activity import Activity, ActivityPass
 from seedscope.engine.features.examples import ContextGrid
-from seedscope.engine.features.logits import direct_logits
+from seedscope.engine.features.logits import direct_logits, refusal
 from seedscope.engine.saes.encode import encoded
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.ensemble_run import EnsembleRun, Rows
@@ -42,6 +42,8 @@ def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, 
 
 def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass, tokens: TokenSet) -> Part:
     """Summarise what a pass collected, with contexts, triggers and direct logits, member by member."""
+    if evaluator.model.causal and (reason := refusal(evaluator.model, run.members.d_in)):
+        run.progress.say(f"{run.name}: direct logits: left out, {reason}")
     with (
         run.progress.stage(f"{run.name}: contexts", "members") as report,
         run.parts.write("activity", run.measured) as put,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from seedscope.engine.features.logits import direct_logits
+from seedscope.engine.features.logits import direct_logits, final_norm, refusal
 from support.tiny_models import VOCABULARY, WIDTH, tiny
 
 # (path of the final norm, what is added to its weight, whether it subtracts the mean)
@@ -39,3 +39,27 @@ def test_effects_are_the_norms_gain_and_the_head(family):
 def test_another_width_and_encoders_have_none(language_model):
     assert direct_logits(language_model, torch.zeros(3, 7)) is None
     assert direct_logits(tiny("bert"), torch.zeros(3, WIDTH)) is None
+
+
+@pytest.mark.parametrize("family", FINAL)
+def test_the_final_norm_is_what_feeds_the_head_whatever_its_name(family):
+    model = tiny(family)
+    norm = model.network.get_submodule(FINAL[family][0])
+    assert final_norm(model) is norm
+    model = tiny(family)
+    holder, _, name = FINAL[family][0].rpartition(".")
+    inside = torch.nn.Sequential(model.network.get_submodule(FINAL[family][0]))  # deeper, under a name of nobody's
+    setattr(model.network.get_submodule(holder), name, inside)
+    assert final_norm(model) is inside[0]
+
+
+def test_a_model_that_normalises_behind_every_block_has_its_final_norm_in_the_last_one():
+    model = tiny("opt", do_layer_norm_before=False)
+    assert final_norm(model) is model.network.model.decoder.layers[-1].final_layer_norm
+
+
+def test_where_the_head_reads_no_norm_there_are_no_direct_logits():
+    model = tiny("llama")
+    model.network.model.norm = torch.nn.Sequential(model.network.model.norm, torch.nn.Linear(WIDTH, WIDTH))
+    assert direct_logits(model, torch.zeros(3, WIDTH)) is None
+    assert "no norm of llama gives what its head reads" in refusal(model, WIDTH)
