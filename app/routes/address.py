@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, mo
 from seedscope.app.store.studies import Studies
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import FeatureQuery, Sort
-from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN
+from seedscope.engine.contract.schema import LARGEST_SEED, NO_MATCH, RULE_COLUMN
 from seedscope.engine.contract.stability import UNDEFINED, Stability, is_match, score
 from seedscope.engine.contract.tables.features import Feature, Match
 from seedscope.engine.contract.tables.study import Ensemble, Member
@@ -31,9 +31,10 @@ DeadPolicy = Literal["exclude", "only", "count"]
 Theta = Annotated[float, Field(ge=-1, le=1, description="a cosine of at least theta is a match")]
 Epsilon = Annotated[float, Field(ge=0, lt=0.5, description="stable: p >= 1 - epsilon, unstable: p <= epsilon")]
 SaeDigest = Annotated[str, Path(description="digest of an SAE's weights")]
-MAX_INDEX = 2**31 - 1  # what the store's integer columns hold
+MAX_INDEX = 2**31 - 1  # what the store's integer columns hold, but for those of seeds
 Share = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, le=MAX_INDEX)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Index = Annotated[int, Field(ge=0, le=MAX_INDEX)]  # of a feature or a token
 RULE_SAYS = {
     "argmax": "its nearest feature there",
     "live": "its nearest living feature there",
@@ -141,7 +142,7 @@ class Filter(Judgement):
     stability_max: Share | None = None
     density_min: Share | None = None
     density_max: Share | None = None
-    id: Seed | None = None
+    id: Index | None = None
     trigger: Annotated[Trigger, Field(description="what sets a feature that fires off")] | None = None
     q: (
         Annotated[str, Field(max_length=100, description="part of a top token, words of an explanation, or #index")]

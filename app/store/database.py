@@ -122,7 +122,7 @@ class Database:
     def rows_at(self, table: type, ensemble: str, places: list[tuple[int, int]], more: str = "") -> list[Any]:
         """Rows of a few (seed, feature): their row ids from the two key columns, then the wide columns of those alone."""
         where = (
-            f"rowid IN (SELECT t.rowid FROM {table.__name__} t JOIN (SELECT unnest($seeds::INTEGER[]) AS seed, "
+            f"rowid IN (SELECT t.rowid FROM {table.__name__} t JOIN (SELECT unnest($seeds::BIGINT[]) AS seed, "
             f"unnest($features::INTEGER[]) AS feature) USING (seed, feature) WHERE ensemble = $ensemble {more})"
         )
         seeds, features = ([int(place[i]) for place in places] for i in (0, 1))

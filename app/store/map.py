@@ -28,7 +28,8 @@ class Maps:
         asked_table = FeatureTable(self._store, asked)
         chosen_rows = asked_table.select_arrow("SELECT seed, feature FROM filtered")
         numbers = {name: rows[name].to_numpy() for name in ("seed", "feature", "x", "y", "bucket", "n_matched")}
-        chosen = np.isin(_keys(rows), _keys(chosen_rows))
+        seeds = np.unique(numbers["seed"])
+        chosen = np.isin(_keys(rows, seeds), _keys(chosen_rows, seeds))
         tokens = self._store.tokens
         words = [None if i is None or i < 0 else tokens[i] for i in rows["token"].to_pylist()]
         return Places(**numbers, chosen=chosen, token=words, explanation=rows["explanation"].to_pylist())
@@ -46,6 +47,9 @@ class Maps:
         return nearest_points(np.stack([rows[name].to_numpy() for name in ("x", "y")], 1).astype(np.float32))
 
 
-def _keys(table: pa.Table) -> np.ndarray:
-    """One number per feature of an ensemble."""
-    return table["seed"].to_numpy().astype(np.int64) << 32 | table["feature"].to_numpy()
+def _keys(table: pa.Table, seeds: np.ndarray) -> np.ndarray:
+    """One number per feature of an ensemble: its index and the place of its seed among `seeds`, -1 for features of other seeds."""
+    seed = table["seed"].to_numpy()
+    at = np.searchsorted(seeds, seed)
+    known = np.isin(seed, seeds)
+    return np.where(known, at.astype(np.int64) << 32 | table["feature"].to_numpy(), -1)

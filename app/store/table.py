@@ -155,7 +155,7 @@ class FeatureTable:
         """{(seed, feature): bucket, None for one SAE alone} of a few features, read together."""
         rows = self._fetch(
             f"SELECT seed, feature, bucket FROM ({self._scored} AND rowid IN (SELECT t.rowid FROM Feature t JOIN (SELECT "
-            "unnest($seeds::INTEGER[]) AS seed, unnest($features::INTEGER[]) AS feature) USING (seed, feature) "
+            "unnest($seeds::BIGINT[]) AS seed, unnest($features::INTEGER[]) AS feature) USING (seed, feature) "
             "WHERE ensemble = $ensemble))",
             {"seeds": [seed for seed, _ in places], "features": [feature for _, feature in places]},
         )
@@ -232,8 +232,8 @@ class FeatureTable:
         )
         return self.select_arrow(
             f"SELECT ensemble, seed, feature, n_matched / nullif({n:d}, 0) AS stability, n_matched, {n:d} AS n_comparisons, "
-            f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns}, coalesce(seed = $anchor::INTEGER, false) AS anchor, "
-            f"CASE WHEN seed = $anchor::INTEGER THEN $of_anchor::VARCHAR ELSE $of_others::VARCHAR END AS remark "
+            f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns}, coalesce(seed = $anchor::BIGINT, false) AS anchor, "
+            f"CASE WHEN seed = $anchor::BIGINT THEN $of_anchor::VARCHAR ELSE $of_others::VARCHAR END AS remark "
             f"FROM filtered ORDER BY {self._order(False)}",
             remarks | {"anchor": row.anchor},
         )
@@ -365,7 +365,7 @@ class FeatureTable:
     def _beyond(self, key: str, backwards: bool) -> tuple[str, dict[str, Any]]:
         """WHERE clause for rows behind (or in front of) a key; raises BadValue for a malformed key."""
         query = self.query
-        match = re.fullmatch(r"(-?(?:inf|\d{1,18}(?:\.\d{1,20})?(?:e-?\d{1,3})?))_(\d{1,9})_(\d{1,9})", key)
+        match = re.fullmatch(r"(-?(?:inf|\d{1,18}(?:\.\d{1,20})?(?:e-?\d{1,3})?))_(\d{1,19})_(\d{1,9})", key)
         if not match:
             name = "before" if backwards else "after"
             raise BadValue(name, repr(key), "VALUE_SEED_FEATURE, as in the page's own links")

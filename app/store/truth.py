@@ -81,7 +81,7 @@ class KnownTruth:
         if kind is synthetic.TrueFeature:
             seeds = [member.seed for member in self._store.members(self.row.ensemble)]
             sql = (
-                'SELECT ensemble, id, "group", rate, n_active, unnest($seeds::INTEGER[]) AS seed, unnest(latents) AS latent, '
+                'SELECT ensemble, id, "group", rate, n_active, unnest($seeds::BIGINT[]) AS seed, unnest(latents) AS latent, '
                 "unnest(cosines) AS cosine FROM TrueFeature ORDER BY id"
             )
             return self._store.arrow(sql, {"seeds": seeds})

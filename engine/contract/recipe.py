@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from seedscope.engine.contract.schema import LARGEST_SEED
+
 DataOrder = Literal["shared", "independent"]
 Centroids = Literal["shared", "independent", "random"]
 Start = Literal["random", "kmeans-shared", "kmeans-independent", "mixtures"]
@@ -109,6 +111,10 @@ class TrainConfig:
             raise ValueError(f"batch is {self.batch}, expected at least 1")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise ValueError(f"seeds are {list(self.seeds)}, expected at least one and no seed twice")
+        if max(self.seeds) > LARGEST_SEED:
+            raise ValueError(
+                f"seeds are {list(self.seeds)}, expected at most {LARGEST_SEED}, which 64 bits hold: give other --seeds"
+            )
         if self.n_tokens < self.batch:
             raise ValueError(f"n_tokens is {self.n_tokens}, expected at least one batch ({self.batch})")
         for name in ("lr", "bandwidth"):

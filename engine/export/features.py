@@ -139,7 +139,7 @@ def comparison_keys(part: FeatureBlock) -> dict[str, pa.Array]:
     n, others = len(part.features), part.others
     return {
         "ensemble": pa.repeat(pa.scalar(part.ensemble.ensemble), n * len(others)),
-        "seed": pa.repeat(pa.scalar(part.member.seed, pa.int32()), n * len(others)),
+        "seed": pa.repeat(pa.scalar(part.member.seed, pa.int64()), n * len(others)),
         "feature": pa.array(np.repeat(np.array(part.numbers, np.int32), len(others))),
         "other_seed": pa.array(np.tile(others, n)),
     }

@@ -97,7 +97,7 @@ class Opened:
                 "feature": range(first, first + step),
             }
             features, matches = (self.store.table(table, **where) for table in (Feature, Match))
-            yield FeatureBlock(ensemble, member, np.array(others, np.int32), features, matches)
+            yield FeatureBlock(ensemble, member, np.array(others, np.int64), features, matches)
 
     def contexts(self, part: FeatureBlock) -> pa.Table:
         """The contexts of a part's features."""

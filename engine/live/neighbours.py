@@ -59,7 +59,7 @@ def neighbours(resident: Resident, queries: list[LiveQuery]) -> list[LiveAnswer]
         at = np.searchsorted(wanted, [place[seed] for seed in seeds])
         exists = np.isfinite(key[at, : query.k, i])
         arrays = {
-            "seed": np.broadcast_to(np.array(seeds, np.int32)[:, None], exists.shape)[exists],
+            "seed": np.broadcast_to(np.array(seeds, np.int64)[:, None], exists.shape)[exists],
             "feature": feature[at, : query.k, i][exists].astype(np.int32),
             "cosine": cosine[at, : query.k, i][exists].clip(-1, 1),
         }

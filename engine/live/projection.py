@@ -33,7 +33,7 @@ def answer(query: LiveQuery, seeds: Sequence[int], rows: Tensor, without: np.nda
         "n_fitted": projection.transfer.within.n_fitted,
         "effective_rank": projection.effective_rank,
         "overlap": projection.overlap,
-        "seed": np.repeat(compared, [len(each) for each in features]).astype(np.int32),
+        "seed": np.repeat(compared, [len(each) for each in features]).astype(np.int64),
         "feature": np.concatenate(features).astype(np.int32),
         "own": np.concatenate(projection.own).astype(np.float32),
         "others": np.concatenate(projection.others).astype(np.float32),

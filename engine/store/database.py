@@ -80,7 +80,7 @@ class Writer:
             values = columns[name]
             if isinstance(values, str) or (optional and values is None):
                 values = [values] * n_rows
-            element = pa.float64() if (table, name) in _DOUBLE else _ARROW[kind]
+            element = _arrow_type(table, name, kind)
             arrays[name] = _list_array(values, element) if is_list else pa.array(values, element)
             numbers = arrays[name].flatten() if is_list else arrays[name].drop_null()
             if arrays[name].null_count and not optional:
@@ -191,10 +191,29 @@ class StoreReader:
         return [table(**row) for row in self.table(table, **where).to_pylist()]
 
 
+def _holds_seeds(name: str, kind: type) -> bool:
+    """Whether a column's values are seeds, which take 64 bits."""
+    return kind is int and name in schema.SEED_COLUMNS
+
+
+def _arrow_type(table: type, name: str, kind: type) -> pa.DataType:
+    """Arrow's type of a column's values, or of the entries of its lists."""
+    if _holds_seeds(name, kind):
+        return pa.int64()
+    return pa.float64() if (table, name) in _DOUBLE else _ARROW[kind]
+
+
+def _sql_type(table: type, name: str, kind: type) -> str:
+    """DuckDB's type of the same."""
+    if _holds_seeds(name, kind):
+        return "BIGINT"
+    return "DOUBLE" if (table, name) in _DOUBLE else _SQL[kind]
+
+
 def _sql_columns(table: type) -> dict[str, str]:
     """{column: SQL type} of a table, derived counts included."""
     types = {
-        name: ("DOUBLE" if (table, name) in _DOUBLE else _SQL[kind]) + "[]" * is_list + " NOT NULL" * (not optional)
+        name: _sql_type(table, name, kind) + "[]" * is_list + " NOT NULL" * (not optional)
         for name, (kind, is_list, optional) in schema.columns(table).items()
     }
     for rule in schema.THETA_COUNTED.get(table, {}).values():
@@ -226,12 +245,19 @@ def _list_array(values: Any, element: pa.DataType) -> pa.ListArray:
 
 
 def _digest(connection: duckdb.DuckDBPyConnection) -> str:
-    """16 hex digits over schema, column values and list lengths of the sorted rows; never over a file or a time."""
+    """16 hex digits over schema, column values and list lengths of the sorted rows; never over a file or a time.
+
+    Seeds count as 32-bit numbers where all of a column are below 2^31: the digest of such a study does not depend on the width
+    of its columns.
+    """
     sha = hashlib.sha256(str(schema.SCHEMA_VERSION).encode())
     for table in schema.TABLES:
-        for name in schema.columns(table):
+        for name, (of_values, is_list, _) in schema.columns(table).items():
+            column_sql = f'"{name}"'
+            if _holds_seeds(name, of_values) and _largest(connection, table, name, is_list=is_list) < 2**31:
+                column_sql += "::INTEGER" + "[]" * is_list
             lengths, values, kind, n_rows = hashlib.sha256(), hashlib.sha256(), "", 0
-            for batch in connection.sql(f'SELECT "{name}" FROM {table.__name__}').to_arrow_reader(BATCH_ROWS):
+            for batch in connection.sql(f"SELECT {column_sql} FROM {table.__name__}").to_arrow_reader(BATCH_ROWS):
                 column = batch.column(0)
                 kind, n_rows = str(column.type), n_rows + len(column)
                 if pa.types.is_list(column.type):
@@ -247,3 +273,10 @@ def _digest(connection: duckdb.DuckDBPyConnection) -> str:
                     values.update(column.to_numpy(zero_copy_only=False).tobytes())
             sha.update(f"{table.__name__}.{name}:{kind}:{n_rows}".encode() + lengths.digest() + values.digest())
     return sha.hexdigest()[:16]
+
+
+def _largest(connection: duckdb.DuckDBPyConnection, table: type, name: str, *, is_list: bool) -> int:
+    """The largest value of a column of whole numbers, 0 where it has none."""
+    value = f'list_max("{name}")' if is_list else f'"{name}"'
+    ((largest,),) = connection.sql(f"SELECT max({value}) FROM {table.__name__}").fetchall()
+    return largest or 0

@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field, field_validator
 
-from seedscope.app.routes.address import EnsembleJudgement, Seed
+from seedscope.app.routes.address import EnsembleJudgement, Index, Seed
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.queries import LiveAnswer
@@ -25,8 +25,8 @@ class TryQuery(EnsembleJudgement):
 
     text: str = ""
     seed: Seed | None = None
-    feature: Seed | None = None
-    at: Annotated[Seed, Field(description="index of a token: what is active there is listed")] | None = None
+    feature: Index | None = None
+    at: Annotated[Index, Field(description="index of a token: what is active there is listed")] | None = None
 
     @field_validator("text")
     @classmethod

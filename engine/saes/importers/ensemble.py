@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from seedscope.engine.contract.places import same_place
+from seedscope.engine.contract.schema import LARGEST_SEED
 from seedscope.engine.saes.importers.facts import ASSUMED, BY_USER, changed
 from seedscope.engine.saes.importers.hub import local, repository_names
 from seedscope.engine.saes.importers.imported import Imported, as_given
@@ -166,12 +167,17 @@ def _with_seed(member: Imported, seed: int, origin: str) -> Imported:
 
 
 def _require_distinct_seeds(members: list[Imported], *, by_user: bool) -> None:
-    """Raise ValueError for a negative seed and for two members of one seed; `by_user`: the seeds are an option's."""
+    """Raise ValueError for a seed that no table holds and for two members of one seed; `by_user`: the seeds are an option's."""
     paths: dict[int, str] = {}
     for member in members:
         seed, path = member.seed or 0, member.source["path"]
         if seed < 0:
             raise ValueError(f"the seed of {path} is {seed}, expected a whole number of at least 0")
+        if seed > LARGEST_SEED:
+            raise ValueError(
+                f"the seed of {path} is {seed}, expected at most {LARGEST_SEED}, which 64 bits hold: give other numbers for "
+                "the seeds, such as --seeds 0,1"
+            )
         if seed in paths:
             raise ValueError(
                 f"{paths[seed]} and {path} both have the seed {seed}, expected different seeds: "

@@ -126,7 +126,8 @@ def is_openai(value: Any) -> bool:
 
 
 def read_openai(path: Path) -> Imported:
-    """The SAE in a state dict of OpenAI; TopK models normalise every token and undo it, ReLU models do not.
+    """The SAE in a state dict of OpenAI; TopK models normalise every token and undo it, ReLU models (and files
+    that name no activation) do not.
 
     Raises ValueError for activations other than these two.
     """
@@ -138,12 +139,18 @@ def read_openai(path: Path) -> Imported:
         raise ValueError(
             f"{path} holds {content}, expected pre_bias, latent_bias, encoder.weight, decoder.weight, activation"
         )
-    activation, state = value.get("activation"), value.get("activation_state_dict") or {}
+    # As the library's `from_state_dict` reads it: without an activation it is ReLU, and TopK normalises its input.
+    activation, state = value.get("activation", "ReLU"), value.get("activation_state_dict") or {}
     if activation not in ("TopK", "ReLU"):
         raise ValueError(f"{path} has activation = {activation!r}, expected 'TopK' or 'ReLU'")
+    remarks = []
     if activation == "TopK":
-        if (after := state.get("postact_fn", "ReLU")) != "ReLU":
-            raise ValueError(f"{path} applies {after!r} after its top-k, expected 'ReLU'")
+        if (after := state.get("postact_fn", "ReLU")) not in ("ReLU", "Identity"):
+            raise ValueError(f"{path} applies {after!r} after its top-k, expected 'ReLU' or 'Identity'")
+        if after == "Identity":
+            remarks.append(
+                "top-k without a ReLU after it: activations below zero, where fewer than k are positive, count as zero"
+            )
         convention = Convention(
             "topk", k=whole(state.get("k"), "activation_state_dict.k", path), normalize="layer_norm"
         )
@@ -153,8 +160,13 @@ def read_openai(path: Path) -> Imported:
     for name in ("W_enc", "W_dec"):  # Linear weights are (out, in)
         if name in weights:
             weights[name] = weights[name].T
+    if (
+        "W_dec" not in weights and "W_enc" in weights
+    ):  # the library's tied decoder: the encoder's weights, without its own
+        weights["W_dec"] = weights["W_enc"].T
+        remarks.append("the decoder is tied to the encoder")
     source = {"format": "openai", "library": "openai/sparse_autoencoder", "architecture": activation}
     facts = fixed("format openai", "library", "normalisation", "scale", "b_dec")
     facts |= {"forward pass": ("", f"{path.name}: activation")}
     facts |= {"k or l1": ("", f"{path.name}: activation_state_dict.k")} if convention.k else {}
-    return imported(path, weights, convention, source=source, facts=facts)
+    return imported(path, weights, convention, source=source, remarks=remarks, facts=facts)

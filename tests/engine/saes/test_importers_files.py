@@ -76,6 +76,37 @@ def test_gemma_scope_2(tensors, x, tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["no activation", "tied", "TopK without ReLU"])
+def test_openai_files_as_the_library_reads_them(tensors, x, kind, tmp_path):
+    """Without an activation it is ReLU of the input as it is; a tied decoder has the encoder's rows."""
+    state = {"pre_bias": tensors["b_dec"], "latent_bias": tensors["b_enc"], "encoder.weight": tensors["W_enc"].T}
+    W_dec, mean, std = tensors["W_dec"], 0.0, 1.0
+    if kind == "tied":
+        state |= {"decoder.linear.weight": tensors["W_enc"].T}
+        W_dec = tensors["W_enc"].T
+    else:
+        state |= {"decoder.weight": W_dec.T}
+    saved = {name: torch.from_numpy(np.ascontiguousarray(tensor)) for name, tensor in state.items()}
+    if kind == "TopK without ReLU":
+        saved |= {"activation": "TopK", "activation_state_dict": {"k": 4, "postact_fn": "Identity"}}
+        mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)
+    elif kind == "tied":
+        saved |= {"activation": "ReLU", "activation_state_dict": {}}
+    torch.save(saved, tmp_path / "0.pt")
+    pre = ((x - mean) / (std + 1e-5 * (kind == "TopK without ReLU")) - tensors["b_dec"]) @ tensors["W_enc"] + tensors[
+        "b_enc"
+    ]
+    acts = np.maximum(pre, 0)
+    if kind == "TopK without ReLU":
+        np.put_along_axis(acts, np.argsort(-pre, axis=1)[:, 4:], 0, axis=1)
+    (found,) = recognise(tmp_path)
+    member = read(tmp_path)
+    assert found.format == "openai"
+    assert_same(member, {"x": x, "acts": acts, "out": (acts @ W_dec + tensors["b_dec"]) * std + mean})
+    said = {"no activation": (), "tied": ("the decoder is tied to the encoder",)}.get(kind)
+    assert member.remarks == said if said is not None else "without a ReLU" in member.remarks[0]
+
+
 @pytest.mark.parametrize("activation", ["TopK", "ReLU"])
 def test_openai(tensors, x, activation, tmp_path):
     held = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}

@@ -13,7 +13,7 @@ from seedscope.engine.contract import schema
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.tables.features import Context, Feature
 from seedscope.engine.contract.tables.study import Member, Token
-from seedscope.engine.store.database import Writer
+from seedscope.engine.store.database import StoreReader, Writer, _digest
 
 N = 5
 
@@ -198,3 +198,34 @@ def test_a_reader_of_the_previous_store_keeps_its_data(tmp_path):
     with duckdb.connect(str(old), read_only=True) as connection:
         publish(tmp_path, Feature__n_active=[9, 1, 2, 3, 4])
         assert connection.sql("SELECT sum(n_active) FROM Feature").fetchall() == [(10,)]
+
+
+# -- seeds of 64 bits ----------------------------------------------------------------------------------------------
+
+
+def test_a_stores_name_does_not_depend_on_the_width_of_its_seeds(tmp_path):
+    """Stores that were written with 32 bits keep their names."""
+    path = publish(tmp_path / "a", Study__schema_version=[schema.SCHEMA_VERSION] * N)
+    with duckdb.connect(str(path)) as connection:
+        for table in schema.TABLES:
+            for name, (kind, is_list, _) in schema.columns(table).items():
+                if kind is int and name in schema.SEED_COLUMNS:
+                    (stored,) = connection.execute(f'SELECT typeof("{name}") FROM {table.__name__} LIMIT 1').fetchone()
+                    assert stored == "BIGINT" + "[]" * is_list
+                    connection.execute(f'ALTER TABLE {table.__name__} ALTER "{name}" TYPE INTEGER{"[]" * is_list}')
+        assert path.stem == f"study-{_digest(connection)}"
+    with StoreReader(path) as reader:
+        assert [row.seed for row in reader.rows(Member)] == list(range(N))
+
+
+@pytest.mark.parametrize("seed", [2**31, 2**32 - 1, 20250101123456, 2**63 - 1])
+def test_seeds_up_to_64_bits_are_stored_as_they_are(seed, tmp_path):
+    seeds = [*range(N - 1), seed]
+    version = [schema.SCHEMA_VERSION] * N
+    path = publish(
+        tmp_path / "a", Study__schema_version=version, Member__seed=seeds, Feature__seed=seeds, Ensemble__anchor=seeds
+    )
+    with StoreReader(path) as reader:
+        assert [row.seed for row in reader.rows(Member)] == seeds
+        assert [row.seed for row in reader.rows(Feature, seed=seed)] == [seed]
+    assert path.name != publish(tmp_path / "b", Member__seed=[*range(N - 1), seed - 1]).name
