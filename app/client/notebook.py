@@ -73,19 +73,19 @@ class Feature:
     ensemble: str
     seed: int
     index: int
-    stability: float
-    """p = n_matched / n_comparisons."""
-    stability_low: float
+    stability: float | None
+    """p = n_matched / n_comparisons; this and the next five are None for one SAE alone, whose stability is undefined."""
+    stability_low: float | None
     """95 % Clopper-Pearson interval for p, lower end."""
-    stability_high: float
-    p_stable: float
+    stability_high: float | None
+    p_stable: float | None
     """P(p >= 1 - epsilon), with a Jeffreys prior."""
-    p_unstable: float
+    p_unstable: float | None
     """P(p <= epsilon)."""
     n_matched: int
     n_comparisons: int
-    bucket: str
-    """stable, middle, unstable or dead."""
+    bucket: str | None
+    """stable, middle, unstable or dead; of one SAE alone, dead or None."""
     theta: float
     epsilon: float
     rule: str
@@ -156,20 +156,21 @@ class Ensemble:
             match = self._store.matches(self.name, member.seed, index)
         matches = _matches(row, match, self._store.other_seeds(self.name, member.seed), query)
         n_matched = sum(each.matched for each in matches)
-        judged = score(n_matched, len(matches), dead=row.dead is True and dead != "count", epsilon=query.epsilon)
+        is_dead = row.dead is True and dead != "count"
+        judged = score(n_matched, len(matches), dead=is_dead, epsilon=query.epsilon) if matches else None
         return Feature(
             study=self._store.study.study,
             ensemble=self.name,
             seed=member.seed,
             index=index,
-            stability=judged.p_hat,
-            stability_low=judged.low,
-            stability_high=judged.high,
-            p_stable=judged.p_stable,
-            p_unstable=judged.p_unstable,
+            stability=judged.p_hat if judged else None,
+            stability_low=judged.low if judged else None,
+            stability_high=judged.high if judged else None,
+            p_stable=judged.p_stable if judged else None,
+            p_unstable=judged.p_unstable if judged else None,
             n_matched=n_matched,
             n_comparisons=len(matches),
-            bucket=judged.bucket,
+            bucket=judged.bucket if judged else "dead" if is_dead else None,
             theta=query.theta,
             epsilon=query.epsilon,
             rule=rule,

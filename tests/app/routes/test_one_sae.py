@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import seedscope
 from seedscope.engine.demo import stdlib
 from seedscope.engine.store import catalogue
 from support.commands import run
@@ -112,3 +113,12 @@ def test_the_feature_table_works_and_sorts(client, sort):
     downloaded = client.get(f"{ONE}/features.csv").text
     assert len(downloaded.splitlines()) == 49
     assert "undefined" not in downloaded
+
+
+def test_notebooks_are_told_the_same(root):
+    ensemble = seedscope.open(root)["mine"]["alone"]
+    feature = ensemble.feature(seed=0, index=5)
+    assert (feature.stability, feature.stability_low, feature.p_stable) == (None, None, None)
+    assert (feature.n_comparisons, feature.matches) == (0, [])
+    assert feature.bucket in (None, "dead")
+    assert ensemble.features().column("stability").null_count == ensemble.features().num_rows
