@@ -44,7 +44,9 @@ def import_(
     ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name; or a folder that `export` wrote.")],
     path: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH...", help="SAE files, folders of them, or hf:OWNER/REPO/FOLDER of a hub."),
+        typer.Argument(
+            metavar="PATH...", help="SAE files, folders of them, hf:OWNER/REPO/FOLDER of a hub, or public:NAME/FOLDER."
+        ),
     ] = None,
     format: Annotated[str, typer.Option(help="The library that wrote them; auto recognises it by the files.")] = "auto",
     seeds: Annotated[
@@ -87,11 +89,13 @@ def import_(
     with refusals():
         catalogue.require_name("study", study)
         with only_writer(root / study):
+            from seedscope.engine.saes.importers.public import resolved
             from seedscope.engine.studies.import_ensemble import enrol
 
             with progress.stage("importing", "SAEs") as report:
                 entry = enrol(
-                    root, study, ensemble, path, format=format, seeds=_numbers(seeds), model=whole_path(model),
+                    root, study, ensemble, [one for each in path for one in resolved(each)],
+                    format=format, seeds=_numbers(seeds), model=whole_path(model),
                     hookpoint=hookpoint, tokens=token_source(tokens, cut),
                     shared_start=shared_start.value if shared_start else None,
                     force=force, replaced=replace_, report=report,

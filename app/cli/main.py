@@ -18,6 +18,7 @@ from seedscope.app.cli import (  # noqa: F401
     inspect,
     match,
     pool,
+    public,
     run,
     serve,
     synthetic,
@@ -28,8 +29,8 @@ __all__ = ["COMMANDS", "app", "main"]
 
 # As `seedscope --help` lists them: to look, to bring in one's own, to compute and make more, to take away, the machine.
 COMMANDS = (
-    "demo", "serve", "run", "inspect", "import", "analyze", "anchor", "explain", "pool", "synthetic", "match", "export", "bench",
-    "doctor",
+    "demo", "serve", "run", "public", "inspect", "import", "analyze", "anchor", "explain", "pool", "synthetic", "match", "export",
+    "bench", "doctor",
 )  # fmt: skip
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))

@@ -42,8 +42,8 @@ def get(address: str, **options: object) -> httpx2.Response:
 def test_help_lists_the_commands_in_a_deliberate_order():
     listed = re.findall(r"^│ ([a-z]+) ", run("--help").stdout.split("Commands")[1], re.MULTILINE)
     assert listed == [
-        "demo", "serve", "run", "inspect", "import", "analyze", "anchor", "explain", "pool", "synthetic", "match", "export",
-        "bench", "doctor",
+        "demo", "serve", "run", "public", "inspect", "import", "analyze", "anchor", "explain", "pool", "synthetic", "match",
+        "export", "bench", "doctor",
     ]  # fmt: skip
 
 

@@ -1,0 +1,17 @@
+"""`seedscope public`: public sets of SAEs that differ by their seed, and how `import` names them."""
+
+from seedscope.app.cli.options import app
+
+
+@app.command()
+def public() -> None:
+    """List public sets of SAEs that differ by their seed; `import` takes them as public:NAME/FOLDER.
+
+    Example: seedscope public
+    """
+    from seedscope.engine.saes.importers.public import PREFIX, SETS
+
+    for each in SETS:
+        print(f"{PREFIX}{each.name}  (hf:{each.repository})")
+        print(f"  model {each.model}; hook point {each.hookpoint}; seeds {each.seeds}")
+        print(f"  folders {each.layout}; licence {each.license}")
