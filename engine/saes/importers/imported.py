@@ -13,9 +13,11 @@ from torch import Tensor
 
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers.facts import Facts, complete, dtype_of
+from seedscope.engine.saes.importers.unpickle import unwrapped
 
 # Share of the decoder rows that may hold NaN or infinite numbers; one row always may.
 ROWS_NOT_FINITE = 0.01
+INDEX = ".index.json"  # what follows the name of a safetensors file that was saved in parts
 # Tensors that change the forward pass in a way that no convention describes.
 FOREIGN = ("W_skip", "affine_skip_connection")
 
@@ -174,20 +176,41 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors and the metadata of a safetensors file; raises ValueError naming the file where it is missing or truncated."""
+    index = path.with_name(path.name + INDEX)
+    if index.is_file() and not path.is_file():
+        return _read_shards(index)
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return unwrapped(tensors), file.metadata() or {}
     except FileNotFoundError:
         raise ValueError(f"found no file {path}, expected the SAE's weights") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
 
 
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of the files that an index names, and the metadata of all; raises ValueError where one is missing."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in files.values()
+    ):
+        raise ValueError(
+            f"{index} has no weight_map that names files beside it; copy it again from where the SAE was saved"
+        )
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for name in sorted(set(files.values())):
+        part, about = read_safetensors(index.parent / name)
+        tensors, metadata = tensors | part, metadata | about
+    return tensors, metadata
+
+
 def peek_safetensors(path: Path) -> tuple[set[str], dict[str, str]]:
     """Names of the tensors and the metadata of a safetensors file, without reading a tensor. Raises as `read_safetensors`."""
     try:
         with safe_open(path, "pt") as file:
-            return set(file.keys()), file.metadata() or {}
+            return set(unwrapped(dict.fromkeys(file.keys()))), file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
 

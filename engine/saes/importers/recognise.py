@@ -13,11 +13,13 @@ from seedscope.engine.saes.importers import (
     dictionary_learning,
     overcomplete,
     published,
+    released,
     saelens,
     sparsify,
     unpickle,
 )
-from seedscope.engine.saes.importers.imported import Imported, as_given, peek_safetensors
+from seedscope.engine.saes.importers.contents import SUFFIXES, WAY_OUT, first_tensors, tensors_in
+from seedscope.engine.saes.importers.imported import INDEX, Imported, as_given, peek_safetensors
 
 READERS: dict[str, Callable[[Path], Imported]] = {
     "seedscope": bare.read,
@@ -28,6 +30,9 @@ READERS: dict[str, Callable[[Path], Imported]] = {
     "overcomplete": overcomplete.read,
     "gemma_scope": published.read_gemma_scope,
     "openai": published.read_openai,
+    "batch_topk": released.read_batch_topk,
+    "llama_scope": released.read_llama_scope,
+    "goodfire": released.read_goodfire,
 }
 # A folder that holds one of these files is one SAE.
 _FOLDERS = {
@@ -36,6 +41,8 @@ _FOLDERS = {
     dictionary_learning.WEIGHTS: "dictionary_learning",
     published.GEMMA_SCOPE: "gemma_scope",
     published.GEMMA_SCOPE_2: "gemma_scope",
+    released.BATCH_TOPK: "batch_topk",
+    released.LLAMA_SCOPE: "llama_scope",
 }
 _DEPTH = 6  # levels of folders that are searched; <runs>/<run>/<hookpoint>/<seed> takes four
 _TRAINING_STATE = re.compile(r"(optimizer(_\d+)?|(lr_)?scheduler(_\d+)?|rank_\d+_state|(trainer_)?state)\.(pt|pth)")
@@ -84,8 +91,12 @@ def _contents(path: Path) -> str:
             if tensors
             else "found no tensor"
         )
+    if path.is_file() and path.suffix in SUFFIXES and (found := tensors_in(path)):
+        return f"found {found}. {WAY_OUT}"
     if path.is_file():
         return f"found a {path.suffix or 'plain'} file of {path.stat().st_size} bytes"
+    if path.is_dir() and (tensors := first_tensors(path)):
+        return f"{tensors}. {WAY_OUT}"
     names = sorted(entry.name for entry in path.iterdir())
     return f"found {', '.join(names[:8])}{', ..' if len(names) > 8 else ''}" if names else "found an empty folder"
 
@@ -113,7 +124,9 @@ def _folder(folder: Path, depth: int) -> Iterator[RecognisedSAE]:
 def of_folder(folder: Path) -> RecognisedSAE | None:
     """The SAE whose files are in this folder itself, None if there is none."""
     for weights, format in _FOLDERS.items():
-        if (folder / weights).is_file():
+        if (folder / weights).is_file() or (folder / f"{weights}{INDEX}").is_file():
+            if format in released.CONFIRMED and not released.CONFIRMED[format](folder):
+                continue
             return RecognisedSAE(folder, format, _name(folder, format))
     return None
 
@@ -133,8 +146,8 @@ def _name(folder: Path, format: str) -> str:
 
 
 def _file(path: Path) -> RecognisedSAE | None:
-    if is_main(path):
-        return of_folder(path.parent)
+    if is_main(path) and (here := of_folder(path.parent)):
+        return here
     if path.suffix == ".npz":
         return RecognisedSAE(path, "gemma_scope") if path.name.endswith(published.GEMMA_SCOPE) else None
     if path.suffix == ".safetensors":
@@ -142,13 +155,16 @@ def _file(path: Path) -> RecognisedSAE | None:
         return RecognisedSAE(path, kind, path.stem) if kind else None
     if path.suffix in (".pt", ".pth", ".bin", ".pkl") and not _TRAINING_STATE.fullmatch(path.name):
         kind = _of_pickle(unpickle.peek(path))
-        return RecognisedSAE(path, kind, path.stem) if kind else None
+        # Goodfire's file is named after its layer.
+        return RecognisedSAE(path, kind, "" if kind == "goodfire" else path.stem) if kind else None
     return None
 
 
 def _of_pickle(value: Any) -> str:
     if isinstance(value, Mapping) and published.is_openai(value):
         return "openai"
+    if released.is_goodfire(value):
+        return "goodfire"
     if overcomplete.is_state(value):
         return "overcomplete"
     return "dictionary_learning" if dictionary_learning.is_state(value) else ""

@@ -6,6 +6,7 @@ stub only records its arguments. Tensors are rebuilt from these stubs afterwards
 
 import io
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -26,6 +27,8 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+_WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_PICKLE = b"\x80"  # how a pickle begins
 _ROUNDS = 100  # levels of nested containers that are followed; real modules have fewer than ten
 
 
@@ -79,6 +82,11 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(identifier)
 
 
+def unwrapped(state: dict[Any, Any]) -> dict[Any, Any]:
+    """A state dict without the prefix that torch.compile (`_orig_mod.`) or data parallelism (`module.`) puts before every name."""
+    return {_WRAPPED.sub("", name) if isinstance(name, str) else name: value for name, value in state.items()}
+
+
 def read(path: Path) -> Any:
     """The object in a `torch.save` file, with its tensors; objects of other classes are stubs.
 
@@ -97,9 +105,19 @@ def _load(path: Path, *, tensors: bool) -> Any:
         with zipfile.ZipFile(path) as archive:
             (member,) = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
             value = _Unpickler(archive.read(member)).load()
-            return _Tensors(archive, member.removesuffix("data.pkl")).resolve(value, _ROUNDS) if tensors else value
+            value = _Tensors(archive, member.removesuffix("data.pkl")).resolve(value, _ROUNDS) if tensors else value
+            return unwrapped(value) if isinstance(value, dict) else value
     except FileNotFoundError:
         raise ValueError(f"found no file {path}, expected a torch.save file") from None
+    except zipfile.BadZipFile as error:
+        if path.read_bytes()[:1] == _PICKLE:
+            raise ValueError(
+                f"{path} is a pickle or a torch.save file in the form of before PyTorch 1.6, expected the form of today, which is "
+                "read without running it. If you trust it, save it again: torch.save(torch.load(path, weights_only=True), path)"
+            ) from None
+        raise ValueError(
+            f"{path} is not a complete torch.save file ({error}). Copy it again, or save the SAE's state_dict() with torch.save"
+        ) from None
     except Exception as error:  # a hostile stream can fail in any way; none of them may pass as something else
         raise ValueError(
             f"{path} is not a complete torch.save file that can be read without running it "
