@@ -49,7 +49,8 @@ def read_many(
     members = [READERS[sae.format](sae.path) for sae in saes]
     _require_distinct_runs(members)
     members = [
-        replace(member, settings=member.settings | named) for member, named in zip(members, _named(saes), strict=True)
+        replace(member, settings={**member.settings, **named})
+        for member, named in zip(members, _named(saes), strict=True)
     ]
     members = [members[0], *(_compared(members[0], member, force) for member in members[1:])]
     members = [replace(member, seed=seed) for member, seed in zip(members, _seeds(saes, members, seeds), strict=True)]
