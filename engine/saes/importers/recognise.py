@@ -91,12 +91,12 @@ def _contents(path: Path) -> str:
             if tensors
             else "found no tensor"
         )
-    if path.is_file() and path.suffix in SUFFIXES and (found := tensors_in(path)):
-        return f"found {found}. {WAY_OUT}"
+    if path.is_file() and path.suffix in SUFFIXES and (described := tensors_in(path)):
+        return f"found {described}. {WAY_OUT}"
     if path.is_file():
         return f"found a {path.suffix or 'plain'} file of {path.stat().st_size} bytes"
-    if path.is_dir() and (tensors := first_tensors(path)):
-        return f"{tensors}. {WAY_OUT}"
+    if path.is_dir() and (described := first_tensors(path)):
+        return f"{described}. {WAY_OUT}"
     names = sorted(entry.name for entry in path.iterdir())
     return f"found {', '.join(names[:8])}{', ..' if len(names) > 8 else ''}" if names else "found an empty folder"
 

@@ -107,7 +107,7 @@ def read_llama_scope(folder: Path) -> Imported:
     stored, _ = read_safetensors(folder / _LLAMA_WEIGHTS)
     weights = {ours: stored[name].double() for name, ours in _LINEAR.items() if name in stored}
     norms = config.get("dataset_average_activation_norm") or {}
-    threshold = config.get("jump_relu_threshold")
+    threshold: Any = config.get("jump_relu_threshold")
     if not all(
         isinstance(value, int | float) and value > 0 for value in (norms.get("in"), norms.get("out"), threshold)
     ):

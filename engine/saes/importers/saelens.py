@@ -70,7 +70,9 @@ def read(folder: Path) -> Imported:
     k = whole(config.get("k", details.get("k")), "k", folder / CONFIG) if name == "topk" else 0
     remarks: list[str] = []
     dtype = dtype_of(t)
-    t = _renamed(t, name, folder, remarks)
+    # Version 6 has no such key and no such tensor; a key that is absent says nothing.
+    scaled = config.get("finetuning_scaling_factor", True) is not False
+    t = _renamed(t, name, folder, remarks, scaled=scaled)
     folded = _folded(t, config, folder, remarks)
     trained_as = str(metadata.get("training_architecture") or name)
     if trained_as in _BATCH_TOPK:
@@ -152,7 +154,7 @@ def _subtracts(config: Mapping[str, Any]) -> bool:
     return bool(config.get("apply_b_dec_to_input", True))
 
 
-def _renamed(t: dict[str, Tensor], name: str, folder: Path, remarks: list[str]) -> dict[str, Tensor]:
+def _renamed(t: dict[str, Tensor], name: str, folder: Path, remarks: list[str], *, scaled: bool) -> dict[str, Tensor]:
     """The tensors under the convention's names, a fine-tuned scale of the features in the decoder."""
     t = dict(t)
     if "b_gate" in t:
@@ -162,7 +164,9 @@ def _renamed(t: dict[str, Tensor], name: str, folder: Path, remarks: list[str]) 
     if name in _BATCH_TOPK and "topk_threshold" in t:
         t["threshold"] = t.pop("topk_threshold").reshape(()).expand(len(t["b_enc"]))
     scale = t.pop("scaling_factor", t.pop("finetuning_scaling_factor", None))
-    if scale is not None and "W_dec" in t and not torch.allclose(scale, torch.ones_like(scale)):
+    if scale is not None and not scaled:
+        remarks.append("its scaling_factor is left out: the config says that the features were not fine-tuned by one")
+    elif scale is not None and "W_dec" in t and not torch.allclose(scale, torch.ones_like(scale)):
         if scale.shape != t["W_dec"].shape[:1]:
             raise ValueError(
                 f"{folder / WEIGHTS}: scaling_factor has the shape {tuple(scale.shape)}, expected one value for each of "

@@ -22,6 +22,7 @@ _LEFT_OUT = re.compile(
       (.*_)?seeds?(_.*)?                                        # seeds
     | (?!.*data).*(path|dir|folder|file|url)s? | resume.* | checkpoint.* | save.* | .*checkpoints?  # paths, what is saved
     | (.*_)?devices? | .*_device_.* | cuda.* | num_workers | distribute_modules | n_gpus?           # devices
+    | .*(digest|hash|checksum|sha256|fingerprint|uuid) | (.*_)?(remarks?|comments?|description|source)
     | name | (.*_)?(run|wandb|project|experiment|sae|group)_?name | (.*_)?ids? | tags? | notes? | entity | user(name)? | host(name)?
     | (.*_)?(time|timestamp|date|started|finished|created)(_at)? | .*version | git.* | commit
     | wandb.* | log.* | .*_log(ger|ging)?(_.*)? | verbose | eval.* | n_eval.* | hf_.* | .*(secret|password|api_key)

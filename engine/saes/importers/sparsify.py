@@ -31,9 +31,15 @@ def read(folder: Path) -> Imported:
     where, config = folder / CONFIG, read_json(folder / CONFIG)
     stored, _ = read_safetensors(folder / WEIGHTS)
     activation = config.get("activation") or "topk"
-    if config.get("transcode"):
+    named = as_given(folder)
+    hook = named.parent if re.fullmatch(r"seed\d+", named.name) else named
+    run = _run(hook)
+    of_run = run["sae"] if isinstance(run.get("sae"), dict) else run
+    # Files of older versions have the flag in the run's config alone.
+    flagged = CONFIG if config.get("transcode") else hook.parent / "config.json"
+    if config.get("transcode") or (of_run.get("transcode") and "transcode" not in config):
         raise ValueError(
-            f"{folder} is a transcoder (transcode in {CONFIG}); expected an SAE, which reads what it rebuilds"
+            f"{folder} is a transcoder (transcode in {flagged}); expected an SAE, which reads what it rebuilds"
         )
     if config.get("skip_connection"):
         raise ValueError(f"{folder} has a skip connection past the features; expected an SAE without one")
@@ -60,8 +66,6 @@ def read(folder: Path) -> Imported:
         )
     # The encoder's rows are features. It is transposed here, because shapes cannot tell how a square matrix is stored.
     tensors["W_enc"] = tensors["W_enc"].T
-    named = as_given(folder)
-    hook = named.parent if re.fullmatch(r"seed\d+", named.name) else named
     return imported(
         folder,
         tensors,
@@ -71,7 +75,7 @@ def read(folder: Path) -> Imported:
         remarks=["trained with Multi-TopK"] if config.get("multi_topk") else (),
         facts=_facts(folder, named, config, hook),
         weights=folder / WEIGHTS,
-        settings=recorded(_run(hook), config),
+        settings=recorded(run, config),
     )
 
 

@@ -98,6 +98,7 @@ def test_a_sparsify_runs_settings_are_compared(tmp_path):
 def test_what_may_differ_between_seeds_of_one_recipe_is_not_a_setting():
     names = "seed shuffle_seed init_seeds device act_store_device output_path save_dir run_name wandb_name created_at l0 mse"
     names += " sae_lens_version num_dead_features sparsity neuronpedia_id hf_token scaling_factor running_threshold"
+    names += " seedscope_digest"
     differing = dict.fromkeys(names.split(), 1)
     assert recorded(differing, {"logger": {"a": 1}, "metadata": differing}) == {}
     kept = {"lr": 1e-3, "l1_coefficient": 5.0, "target_l0": 4, "dataset_path": "pile", "training_tokens": 10}
@@ -205,3 +206,26 @@ def test_steps_in_the_names_of_checkpoints_are_compared(tmp_path):
 def test_numbers_are_compared_by_value():
     assert recorded({"lr": 1.0}) == recorded({"lr": 1})
     assert in_names(["lr_1e-3"]) == in_names(["lr_0.001"])
+
+
+def test_a_transcoders_flag_in_the_runs_config_alone_is_read(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(CHECKPOINTS / "sparsify" / "topk", run)
+    config = json.loads((run / "layers.3" / "cfg.json").read_text())
+    del config["transcode"]
+    (run / "layers.3" / "cfg.json").write_text(json.dumps(config))
+    assert len(read_many([run])) == 1
+    for flagged in ({"transcode": True}, {"sae": {"transcode": True}}):
+        (run / "config.json").write_text(json.dumps(flagged))
+        with pytest.raises(ValueError, match=r"is a transcoder \(transcode in .*config\.json"):
+            read_many([run])
+
+
+def test_a_scale_of_features_applies_only_where_the_config_says_so(tmp_path):
+    folder = tmp_path / "sae"
+    shutil.copytree(CHECKPOINTS / "saelens_5" / "finetuned", folder)
+    (scaled,) = read_many([folder])
+    edited(folder / "cfg.json", finetuning_scaling_factor=False)
+    (plain,) = read_many([folder])
+    assert not scaled.tensors["W_dec"].equal(plain.tensors["W_dec"])
+    assert any("left out" in remark for remark in plain.remarks)
