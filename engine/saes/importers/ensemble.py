@@ -1,5 +1,6 @@
 """Reading the SAE at one path, or the SAEs at several paths as the members of one ensemble."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_many(
         for member, named in zip(members, _named(saes), strict=True)
     ]
     members = [members[0], *(_compared(members[0], member, force) for member in members[1:])]
-    chosen, origin = numbered([member.seed for member in members], [sae.number for sae in saes], seeds)
+    chosen, origin = numbered([member.seed for member in members], numbers_in_names(saes), seeds)
     members = [_with_seed(member, seed, origin) for member, seed in zip(members, chosen, strict=True)]
     _require_distinct_seeds(members, by_user=seeds is not None)
     return _with_shared_start(members)
@@ -149,6 +150,19 @@ def _require_distinct_runs(members: list[Imported]) -> None:
             )
         if run:
             runs[run] = path
+
+
+def numbers_in_names(saes: Sequence[RecognisedSAE]) -> list[int | None]:
+    """The seeds that names say: trailing numbers, or those of siblings NAME, NAME-seed2, NAME-seed3, the first of which is 1."""
+    numbers = [sae.number for sae in saes]
+    if None not in numbers:
+        return numbers
+    for names in zip(*(sae.names for sae in saes), strict=False):
+        suffix = re.compile(re.escape(min(names, key=len)) + r"(?:[-_]seed[-_]?(\d+))?")
+        matches = [match for name in names if (match := suffix.fullmatch(name))]
+        if len(set(names)) == len(matches) == len(saes) > 1:
+            return [int(match[1] or 1) for match in matches]
+    return numbers
 
 
 def numbered(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedscope.engine.saes.importers.ensemble import located, numbered
+from seedscope.engine.saes.importers.ensemble import located, numbered, numbers_in_names
 from seedscope.engine.saes.importers.facts import BY_USER, Facts, assumed, changed
 from seedscope.engine.saes.importers.recognise import READERS, RecognisedSAE
 
@@ -34,7 +34,7 @@ def inspect(
     read = [(i, sae) for i, (sae, member) in enumerate(zip(saes, members, strict=True)) if not member.refused]
     if read:
         recorded = [_seed(members[i].facts) for i, _ in read]
-        seeds, origin = numbered(recorded, [sae.number for _, sae in read])
+        seeds, origin = numbered(recorded, numbers_in_names([sae for _, sae in read]))
         for (i, sae), seed in zip(read, seeds, strict=True):
             if origin:
                 facts = changed(members[i].facts, origin, seed=str(seed))

@@ -1,9 +1,12 @@
 """Public sets by name, from a folder laid out as the hub library's cache: snapshots of links into blobs, without a network."""
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
 
 from seedscope.engine.saes.importers import public
+from seedscope.engine.saes.importers.ensemble import read_many
+from support.layouts import write_sparsify
 
 HASH = "0" * 40
 
@@ -54,3 +57,27 @@ def test_names_that_are_not_there_are_refused(cache):
     with pytest.raises(ValueError, match=r"holds no folders of seeds: found a, expected NAME"):
         public.resolved("public:sae_overlap")
     assert public.resolved("runs/seed0") == ["runs/seed0"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "seeds"),
+    [
+        (("32k", "32k-seed2", "32k-seed10"), [1, 2, 10]),  # as the set's card counts them
+        (("b_seed4", "b_seed3"), [4, 3]),
+        (("32k", "32k-long"), [0, 1]),  # other words: no seeds, which is marked as assumed
+    ],
+)
+def test_siblings_get_the_seeds_of_their_names(folders, seeds, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in folders:
+        tensors = {"W_enc": (4, 8), "b_enc": (8,), "W_dec": (8, 4), "b_dec": (4,)}
+        write_sparsify(
+            tmp_path / name / "run", {0: {n: rng.normal(size=s).astype("f4") for n, s in tensors.items()}}, 2
+        )
+    paths = [next((tmp_path / name).rglob("sae.safetensors")).parent for name in folders]
+    for path in paths:  # as the public set has it: NAME/HOOKPOINT/{cfg.json, sae.safetensors}
+        path.rename(tmp_path / path.relative_to(tmp_path).parts[0] / "layers.6.mlp")
+    members = read_many([tmp_path / name for name in folders])
+    assert [member.seed for member in members] == seeds
+    origin = {member.facts["seed"][1] for member in members}
+    assert origin == ({"assumed"} if seeds == [0, 1] else {"number in the name"})
