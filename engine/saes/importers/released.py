@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
+from seedscope.engine.saes.importers.facts import fixed, stated
 from seedscope.engine.saes.importers.imported import (
     Imported,
     imported,
@@ -80,9 +81,19 @@ def read_batch_topk(path: Path) -> Imported:
             "hookpoint": config.get("hook_point"),
         },
         remarks=remarks,
+        facts=fixed("format batch_topk", "library", "scale", "b_dec")
+        | {"normalisation": ("", "config.json: input_unit_norm")}
+        | stated(
+            config,
+            "config.json",
+            {
+                "forward pass": "sae_type", "threshold": "sae_type", "k or l1": "top_k", "hook point": "hook_point",
+                "model": "model_name", "dataset": "dataset_path", "seed": "seed",
+            },
+        ),
         settings=recorded(config),
         weights=file,
-    )
+    )  # fmt: skip
 
 
 def read_llama_scope(folder: Path) -> Imported:
@@ -140,6 +151,18 @@ def read_llama_scope(folder: Path) -> Imported:
             f"the scale of its inputs, sqrt(d_in) / {norms['in']:g}, folded into the weights",
             *(f"weights cast from {name}" for name in sorted(types)),
         ],
+        facts=fixed("format llama_scope", "library", "b_dec", "normalisation")
+        | stated(
+            config,
+            LLAMA_SCOPE,
+            {
+                "forward pass": "act_fn",
+                "threshold": "jump_relu_threshold",
+                "scale": "dataset_average_activation_norm",
+                "hook point": "hook_point_in",
+                "dtype": "dtype",
+            },
+        ),
         settings=recorded(config),
         weights=folder / _LLAMA_WEIGHTS,
     )
