@@ -76,10 +76,10 @@ def test_geometry_is_measured_against_svds_and_products():
 
 
 @pytest.fixture(scope="module")
-def rows() -> training.Rows:
+def rows() -> training.BenchRows:
     rng = np.random.default_rng(0)
     found = rng.normal(size=(300, 20)) * (rng.random((300, 20)) < 0.2) @ rng.normal(size=(20, 8))
-    return training.Rows(found[:200].astype(np.float32), found[200:].astype(np.float32))
+    return training.BenchRows(found[:200].astype(np.float32), found[200:].astype(np.float32))
 
 
 @pytest.mark.parametrize("variant", ["topk", "relu"])
