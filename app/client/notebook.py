@@ -7,7 +7,7 @@ Everything is read from the published store by the same statements as the pages,
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,18 @@ from safetensors import safe_open
 
 from seedscope.app.settings import default_root
 from seedscope.app.store.errors import BadValue, NotFound
+from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
 from seedscope.app.store.studies import Studies as StudyStores
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery
-from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, RULES
-from seedscope.engine.contract.stability import is_match, score
+from seedscope.app.store.table import SORTS, FeatureQuery
+from seedscope.engine.contract.schema import RULES, TRIGGERS
+from seedscope.engine.contract.stability import BUCKETS, is_match
 from seedscope.engine.contract.tables.features import Feature as FeatureRow
 from seedscope.engine.contract.tables.features import Match as MatchRow
 from seedscope.engine.contract.tables.study import Ensemble as EnsembleRow
 
-_FILTERS = {
-    "seed", "bucket", "stability_min", "stability_max", "density_min", "density_max", "id", "trigger", "q", "score_min",
-    "sort", "descending",
-}  # fmt: skip
+_FILTERS = {field.name for field in fields(FeatureQuery)} - {"ensemble", "theta", "epsilon", "rule", "dead"}
+_CHOICES = {"dead": ("exclude", "only", "count"), "bucket": BUCKETS, "trigger": TRIGGERS, "sort": SORTS}
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,8 @@ class Ensemble:
             match = self._store.matches(self.name, member.seed, index)
         matches = _matches(row, match, self._store.other_seeds(self.name, member.seed), query)
         n_matched = sum(each.matched for each in matches)
-        is_dead = row.dead is True and dead != "count"
-        judged = score(n_matched, len(matches), dead=is_dead, epsilon=query.epsilon) if matches else None
+        count_dead = dead == "count"
+        judged = stability_of(row, rule=rule, theta=query.theta, epsilon=query.epsilon, count_dead=count_dead)
         return Feature(
             study=self._store.study.study,
             ensemble=self.name,
@@ -170,7 +169,7 @@ class Ensemble:
             p_unstable=judged.p_unstable if judged else None,
             n_matched=n_matched,
             n_comparisons=len(matches),
-            bucket=judged.bucket if judged else "dead" if is_dead else None,
+            bucket=judged.bucket if judged else "dead" if row.dead is True and not count_dead else None,
             theta=query.theta,
             epsilon=query.epsilon,
             rule=rule,
@@ -196,6 +195,9 @@ class Ensemble:
     def _query(self, theta: float | None, epsilon: float | None, rule: str, **filters: Any) -> FeatureQuery:
         if rule not in RULES:
             raise ValueError(f"rule is {rule!r}, expected one of {', '.join(RULES)}")
+        for name, choices in _CHOICES.items():
+            if filters.get(name) is not None and filters[name] not in choices:
+                raise ValueError(f"{name} is {filters[name]!r}, expected one of {', '.join(choices)}")
         theta = self.row.theta if theta is None else theta
         epsilon = self.row.epsilon if epsilon is None else epsilon
         if not -1 <= theta <= 1:
@@ -281,15 +283,13 @@ def _refusals() -> Iterator[None]:
 
 def _matches(row: FeatureRow, match: MatchRow, seeds: list[int], query: FeatureQuery) -> list[Match]:
     """The feature's counterparts under the query's rule, in the order of the other seeds."""
-    cosines = getattr(row, RULE_COLUMN[query.rule])
-    by_rule = {"live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners}
-    partners = by_rule.get(query.rule, match.partners)
+    cosines, partners = rule_cosines(row, query.rule), rule_partners(row, match, query.rule)
     matched = is_match(cosines, query.theta)
     return [
         Match(
             seed=seed,
-            partner=partners[i] if (paired := cosines[i] > NO_MATCH and partners[i] >= 0) else None,
-            cosine=cosines[i] if paired else None,
+            partner=partners[i],
+            cosine=None if partners[i] is None else cosines[i],
             matched=bool(matched[i]),
             runner_up_cosine=match.runner_up_cosines[i],
             mutual=match.mutuals[i],

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 from fastapi import Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
+from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
 from seedscope.app.store.studies import Studies
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import FeatureQuery, Sort
-from seedscope.engine.contract.schema import LARGEST_SEED, NO_MATCH, RULE_COLUMN
-from seedscope.engine.contract.stability import UNDEFINED, Stability, is_match, score
+from seedscope.engine.contract.schema import LARGEST_SEED
+from seedscope.engine.contract.stability import UNDEFINED, Stability
 from seedscope.engine.contract.tables.features import Feature, Match
 from seedscope.engine.contract.tables.study import Ensemble, Member
 
@@ -89,21 +90,17 @@ class Judgement(Plain):
 
     def cosines(self, feature: Feature) -> list[float]:
         """A feature's cosines under the rule, one per comparison."""
-        return getattr(feature, RULE_COLUMN[self.rule])
+        return rule_cosines(feature, self.rule)
 
     def partners(self, feature: Feature, match: Match) -> list[int | None]:
         """A feature's partners under the rule, one per comparison; None where it forms no pair."""
-        named = {"live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners}
-        pairs = zip(named.get(self.rule, match.partners), self.cosines(feature), strict=True)
-        return [partner if cosine > NO_MATCH and partner >= 0 else None for partner, cosine in pairs]
+        return rule_partners(feature, match, self.rule)
 
     def score(self, feature: Feature) -> Stability | None:
         """A feature's stability under this judgement; None where there is no comparison."""
-        cosines = self.cosines(feature)
-        if not cosines:
-            return None
-        x, dead = int(is_match(cosines, self.theta).sum()), feature.dead is True and self.dead != "count"
-        return score(x, len(cosines), dead=dead, epsilon=self.epsilon)
+        return stability_of(
+            feature, rule=self.rule, theta=self.theta, epsilon=self.epsilon, count_dead=self.dead == "count"
+        )
 
     def bucket_of(self, feature: Feature) -> str | None:
         """A feature's bucket under this judgement; without comparisons `dead` or None."""

@@ -108,6 +108,11 @@ def test_what_is_not_there_is_refused_with_what_there_is(study_root, ensemble, t
         ensemble.decoder(9)
     with pytest.raises(ValueError, match="colour"):
         ensemble.features(colour="red")
+    for name in ("dead", "bucket", "trigger", "sort"):
+        with pytest.raises(ValueError, match=f"{name} is 'stabel', expected one of "):
+            ensemble.features(**{name: "stabel"})
+    with pytest.raises(ValueError, match="dead is 'counted'"):
+        ensemble.feature(0, 0, dead="counted")
     with pytest.raises(ValueError, match="argmax"):
         ensemble.features(rule="nearest")
     with pytest.raises(ValueError, match="theta"):
