@@ -6,15 +6,14 @@ from http import HTTPStatus
 from typing import TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from seedscope.app import render
 from seedscope.app.jobs.kinds import JobRefusedError
 from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError
+from seedscope.app.parameters import parameters_of
 from seedscope.app.store.errors import BadValue, NotFound, OneMember
 from seedscope.app.store.missing import Missing
 from seedscope.engine.contract.stability import ALONE_SENTENCE
@@ -29,6 +28,9 @@ class ErrorPage:
     status: int
     title: str
     problems: list[dict[str, str]]  # name, found, expected
+    without: str | None = (
+        None  # the address without the parameters that are not usable; None where they are not the fault
+    )
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ def add_error_pages(app: FastAPI) -> None:
 
 def _refuse(request: Request, status: int, title: str, problems: list[dict[str, str]]) -> Response:
     """The same refusal as a page or, for `.json` addresses and clients that ask for JSON, as JSON."""
-    context = ErrorPage(status, title, problems)
+    faulty = {problem["name"] for problem in problems} & set(request.query_params)
+    rest = {name: value for name, value in request.query_params.items() if name not in faulty}
+    context = ErrorPage(status, title, problems, render.url(request.url.path, **rest) if faulty else None)
     accept = request.headers.get("accept", "")
     if request.url.path.endswith(".json") or ("application/json" in accept and "text/html" not in accept):
         return JSONResponse(asdict(context), status)
@@ -106,26 +110,11 @@ def _job_refused(request: Request, error: JobRefusedError) -> Response:
 
 
 def _bad_request(request: Request, error: RequestValidationError) -> Response:
-    allowed = _parameters_of(request.scope["route"].dependant)
+    allowed = parameters_of(request)
     problems = [
         {"name": str(e["loc"][-1]), "found": _found(e), "expected": _expected(e, allowed)} for e in error.errors()
     ]
     return _refuse(request, 422, "A value in the address is not usable", problems)
-
-
-def _parameters_of(dependant: Dependant) -> list[str]:
-    """Every query parameter that a route takes, sorted; a `.json` twin takes what its page does."""
-    names = [_parameters_of(dependency) for dependency in dependant.dependencies]
-    for field in dependant.query_params:
-        names.append(_fields_of(field.field_info.annotation) or [field.alias])
-    return sorted({name for some in names for name in some})
-
-
-def _fields_of(annotation: object) -> list[str]:
-    """The fields of a model that holds all query parameters; empty for a parameter of its own."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return list(annotation.model_fields)
-    return []
 
 
 def _found(error: dict) -> str:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 
@@ -13,6 +13,7 @@ from seedscope.app.error_pages import add_error_pages
 from seedscope.app.jobs.queue import Jobs
 from seedscope.app.live import LiveEngine
 from seedscope.app.metrics import add_metrics
+from seedscope.app.parameters import refuse_unknown
 from seedscope.app.routes.routers import ROUTERS
 from seedscope.app.security import Guard
 from seedscope.app.settings import STATIC, Settings
@@ -55,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         return render.respond(request, "docs.html", DocsPage(routes))
 
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(refuse_unknown)])
     add_error_pages(app)
     app.add_middleware(Guard, settings=settings)
     add_metrics(app)

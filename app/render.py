@@ -31,6 +31,7 @@ from seedscope.app.formats import (
     thousands,
 )
 from seedscope.app.settings import STATIC, TEMPLATES
+from seedscope.app.shell import shell_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -76,6 +77,7 @@ def _macros() -> dict[str, Any]:
 
 # As globals: what a child template imports at its top is unknown when one of its blocks is rendered alone.
 templates.globals |= _macros()
+_SHELL = templates.get_template("macros/shell.html").make_module(dict(templates.globals), shared=True)
 
 
 def wants_fragment(request: Request) -> bool:
@@ -89,17 +91,21 @@ def respond(
     """Render a context dataclass: its `main` block for htmx, else the whole page."""
     values = {f.name: getattr(context, f.name) for f in fields(context)}
     embed = request.query_params.get("embed") == "true"
-    values |= {"differs": _differs(request)}
+    shell = shell_of(request, request.app.state.studies)
+    values |= {"differs": _differs(request), "shell": shell, "lens": shell.lens.parameters}
     # What other sites may frame holds nothing that starts work.
     values |= {"request": request, "embed": embed, "queue": None if embed else request.app.state.jobs}
     page = templates.get_template(template)
     headers = {"Vary": "HX-Request", "Cache-Control": "no-cache"}
     if not wants_fragment(request):
         return HTMLResponse(page.render(values), status, headers)
-    if push:
-        headers["HX-Push-Url"] = push
     block = page.blocks["main"]
-    return HTMLResponse("".join(block(page.new_context(values))), status, headers)
+    parts = list(block(page.new_context(values)))
+    if push:  # the page moves to another address: what stands around its content, and carries the lens, moves along
+        headers["HX-Push-Url"] = push
+        around = ("crumbs_to", "tab_row", "search_lens") if shell.tabs and shell.search else ()
+        parts += [getattr(_SHELL, name)(shell, swapped=True) for name in around]
+    return HTMLResponse("".join(parts), status, headers)
 
 
 class Differs(NamedTuple):

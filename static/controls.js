@@ -37,4 +37,13 @@
     }
     setTimeout(() => { button.textContent = "Copy link"; }, 1500);
   });
+
+  // The current tab stands in sight where the row is wider than the window.
+  const showTab = () => { const tab = document.querySelector(".tabs [aria-current]"); if (tab) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 40; };
+  document.addEventListener("DOMContentLoaded", showTab);
+
+  // An open switcher closes when something else is clicked, or with Escape.
+  const closeSwitchers = (but) => document.querySelectorAll("details.switcher[open]").forEach((node) => { if (node !== but) node.open = false; });
+  document.addEventListener("click", (event) => closeSwitchers(event.target.closest("details.switcher")));
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") closeSwitchers(null); });
 })();

@@ -46,9 +46,9 @@ RULE_SAYS = {
 
 
 class Plain(BaseModel):
-    """An address without a state of its own."""
+    """An address without a state of its own; what it does not know is for `app.parameters` to refuse, or for pages to show."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")
     embed: bool = False
 
 

@@ -15,7 +15,6 @@ from seedscope.app.findings.span_claim import NEARLY
 from seedscope.app.routes.address import Plain, StudyName, judged_shares
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.recognised import RecognisedMember, recognised
-from seedscope.app.store.starts import Starts
 from seedscope.app.store.studies import Studies, analysis_of
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import FeatureQuery
@@ -142,7 +141,7 @@ def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]
         if each.ev is not None and each.stable is not None
     ]
     tradeoff = trade_off(compared) if len(compared) > 1 else None
-    return StudyPage(store.study, summaries, _additions(summaries), Starts(store).is_grid, tradeoff)
+    return StudyPage(store.study, summaries, _additions(summaries), store.is_start_grid, tradeoff)
 
 
 def _additions(ensembles: list[EnsembleSummary]) -> list[Addition]:

@@ -55,15 +55,16 @@ class Studies:
                     ) from None
             return store
 
+    def find(self, study: str) -> StudyStore | None:
+        """As `get`; None where there is none, or none that can be read."""
+        try:
+            return self.get(study)
+        except NotFound:
+            return None
+
     def all(self) -> list[StudyStore]:
         """Every study that can be read; one that cannot says why on its own page."""
-        stores = []
-        for name in self.names():
-            try:
-                stores.append(self.get(name))
-            except NotFound:
-                continue
-        return stores
+        return [store for name in self.names() if (store := self.find(name))]
 
     def _published(self, study: str) -> Path | None:
         if not re.fullmatch(NAME_PATTERN, study):

@@ -26,7 +26,7 @@ def test_from_the_studies_to_an_unstable_feature_its_counterpart_and_back(page: 
     page.goto("/")
     page.get_by_role("link", name=study).click()
     page.get_by_role("link", name=ensemble).first.click()
-    page.get_by_role("link", name="Browse features").click()
+    page.get_by_role("link", name="Features", exact=True).click()
     everything = total(page)
 
     page.locator("#facets").get_by_role("link", name="unstable").click()

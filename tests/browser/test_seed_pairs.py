@@ -11,7 +11,7 @@ STARTS = 60_000  # ms; the engine loads torch
 
 def test_from_the_matrix_to_a_pair_to_a_feature_and_back(page: Page, address: str) -> None:
     page.goto(address)
-    page.get_by_role("link", name="Seed × seed").click()
+    page.get_by_role("link", name="Seeds", exact=True).click()
     expect(page.locator("#fig-matrix .plot-container")).to_be_visible()
     page.get_by_label("comparison").select_option("2")
     page.get_by_role("button", name="Open the pair").click()

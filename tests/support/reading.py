@@ -33,6 +33,11 @@ def twin(path: str) -> str:
     return ("/index.json" if path == "/" else f"{path}.json") + (f"?{query}" if query else "")
 
 
+def main_of(fragment: str) -> str:
+    """A fragment without what moves along around it: crumbs, tabs and the lens of the search box."""
+    return fragment.partition('<span id="crumbs-to"')[0].strip()
+
+
 def links(page: str, selector: str = "[href]") -> list[str]:
     """The addresses of all elements that a CSS selector finds."""
     return [next(e[name] for name in ADDRESSES if e.has_attr(name)) for e in parsed(page).select(selector)]

@@ -8,6 +8,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import Field
 
 from seedscope.app import render
+from seedscope.app.lens import read_lens
 from seedscope.app.routes.address import (
     RULE_SAYS,
     EnsembleName,
@@ -127,6 +128,7 @@ def feature_download(
 @router.get("/s/{study}/{ensemble}/random", name="random")
 def random_feature(request: Request, study: StudyName, ensemble: EnsembleName) -> RedirectResponse:
     """Any feature that is not known to be dead."""
-    store, _ = open_ensemble(request, study, ensemble)
+    store, row = open_ensemble(request, study, ensemble)
     seed, feature = store.random_feature(ensemble)
-    return RedirectResponse(f"/s/{study}/{ensemble}/{seed}/{feature}", 303)
+    lens = read_lens(request.query_params, row.theta, row.epsilon)
+    return RedirectResponse(render.url(f"/s/{study}/{ensemble}/{seed}/{feature}", **lens.parameters), 303)

@@ -72,8 +72,9 @@ def test_an_unknown_page_is_refused_with_the_names_there_are(client, path):
     assert all(page in answer.text for page in PAGES)
 
 
-def test_an_unknown_parameter_is_refused(client):
-    assert client.get("/manual?theta=0.5").status_code == 422
+def test_an_unknown_parameter_is_shown_on_the_page_and_refused_as_data(client):
+    assert "no such parameter: utm_source" in text_of(client.get("/manual?utm_source=x").text)
+    assert client.get("/manual.json?utm_source=x").status_code == 422
     assert client.get("/manual/training?embed=true").status_code == 200
 
 

@@ -25,7 +25,7 @@ from seedscope.app.routes.home import HomePage, MethodsPage, StudyPage
 from seedscope.app.routes.study.pool import PoolPage
 from seedscope.app.store.table import SORTS, FeatureQuery
 from support.golden import unit_rows
-from support.reading import answered, assert_valid_plotly, browse, figures_of, links, republish, text_of, twin
+from support.reading import answered, assert_valid_plotly, browse, figures_of, links, main_of, republish, text_of, twin
 
 PAGES = {
     "/": HomePage,
@@ -450,8 +450,8 @@ def test_htmx_gets_the_main_part_alone_and_a_history_restore_the_whole_page(clie
     whole, part = client.get(at(path)), client.get(at(path), headers=HTMX)
     restored = client.get(at(path), headers=HTMX | {"HX-History-Restore-Request": "true"})
     assert "<html" not in part.text
-    assert part.text.strip()
-    assert part.text.strip() in whole.text
+    assert main_of(part.text)
+    assert main_of(part.text) in whole.text
     assert restored.text == whole.text
     assert all("HX-Request" in answer.headers["vary"] for answer in (whole, part, restored))
 
@@ -496,8 +496,6 @@ def test_an_error_answered_to_htmx_replaces_the_main_part(client, address):
         ("{ensemble}/features?limit=501", ["limit", "501", "less than or equal to 500"]),
         ("{ensemble}/features?density_min=1.5", ["density_min", "1.5"]),
         ("{ensemble}/features?seed=first", ["seed", "first"]),
-        ("{ensemble}/features?colour=red", ["colour", "unknown parameter", "bucket", "density_min"]),
-        ("{ensemble}/0/5?colour=red", ["colour", "unknown parameter", "theta"]),
         ("{ensemble}/0/5?v=not-hex", ["v", "not-hex"]),
         ("{ensemble}/features?after=malformed", ["after", "malformed", "VALUE_SEED_FEATURE"]),
         ("{ensemble}/features?before=malformed", ["before", "malformed", "VALUE_SEED_FEATURE"]),
