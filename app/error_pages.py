@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from seedscope.app import render
+from seedscope.app.freshness import NotModified
 from seedscope.app.jobs.kinds import JobRefusedError
 from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError
 from seedscope.app.parameters import parameters_of
@@ -63,6 +64,7 @@ def add_error_pages(app: FastAPI) -> None:
 
         app.add_exception_handler(kind, handle)
 
+    answer(NotModified, _not_modified)
     answer(NotFound, _not_found)
     answer(BadValue, _bad_value)
     answer(OneMember, _one_member)
@@ -86,6 +88,11 @@ def _refuse(request: Request, status: int, title: str, problems: list[dict[str, 
     if render.wants_fragment(request):
         render.retarget_to_page(response)
     return response
+
+
+def _not_modified(request: Request, error: NotModified) -> Response:
+    headers = {"ETag": error.etag, "Cache-Control": "no-cache", "Vary": "HX-Request, HX-History-Restore-Request"}
+    return Response(status_code=304, headers=headers)
 
 
 def _not_found(request: Request, error: NotFound) -> Response:

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import Response
-from fastapi.staticfiles import StaticFiles
 
 from seedscope.app import render
 from seedscope.app.error_pages import add_error_pages
@@ -16,8 +16,11 @@ from seedscope.app.metrics import add_metrics
 from seedscope.app.parameters import refuse_unknown
 from seedscope.app.routes.routers import ROUTERS
 from seedscope.app.security import Guard
-from seedscope.app.settings import STATIC, Settings
+from seedscope.app.settings import Settings
+from seedscope.app.static_files import respond_static
 from seedscope.app.store.studies import Studies
+
+PACKED = ("application/vnd.apache.parquet", "image/png")  # compressed in themselves
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.studies = Studies(settings.root)
     app.state.live = live
     app.state.jobs = Jobs(settings.root, settings.device)
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+    @app.get("/static/{name:path}", include_in_schema=False)
+    def static(request: Request, name: str) -> Response:
+        return respond_static(request, name)
 
     @app.get("/healthz")
     def healthz() -> dict[str, object]:
@@ -58,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(refuse_unknown)])
     add_error_pages(app)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=6, exclude_content_types=PACKED)
     app.add_middleware(Guard, settings=settings)
     add_metrics(app)
     return app

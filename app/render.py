@@ -30,8 +30,10 @@ from seedscope.app.formats import (
     shown_token,
     thousands,
 )
-from seedscope.app.settings import STATIC, TEMPLATES
+from seedscope.app.freshness import check_kept
+from seedscope.app.settings import TEMPLATES
 from seedscope.app.shell import shell_of
+from seedscope.app.static_files import asset
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -41,11 +43,6 @@ def url(path: str, /, **parameters: Any) -> str:
     """A path with those query parameters that are set."""
     kept = {key: value for key, value in parameters.items() if value not in (None, "")}
     return path + ("?" + urlencode(kept) if kept else "")
-
-
-def asset(name: str) -> str:
-    """Address of a static file; changes when the file does, so that it may be cached for ever."""
-    return f"/static/{name}?{int((STATIC / name).stat().st_mtime)}"
 
 
 _MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
@@ -96,7 +93,7 @@ def respond(
     # What other sites may frame holds nothing that starts work.
     values |= {"request": request, "embed": embed, "queue": None if embed else request.app.state.jobs}
     page = templates.get_template(template)
-    headers = {"Vary": "HX-Request", "Cache-Control": "no-cache"}
+    headers = {"Vary": "HX-Request, HX-History-Restore-Request", "Cache-Control": "no-cache"} | _etag(request, status)
     if not wants_fragment(request):
         return HTMLResponse(page.render(values), status, headers)
     block = page.blocks["main"]
@@ -106,6 +103,12 @@ def respond(
         around = ("crumbs_to", "tab_row", "search_lens") if shell.tabs and shell.search else ()
         parts += [getattr(_SHELL, name)(shell, swapped=True) for name in around]
     return HTMLResponse("".join(parts), status, headers)
+
+
+def _etag(request: Request, status: int) -> dict[str, str]:
+    """The ETag that the route left for its answer; none for pages that are not kept, and none for refusals."""
+    etag = getattr(request.state, "etag", None) if status == 200 else None
+    return {"ETag": etag} if etag else {}
 
 
 class Differs(NamedTuple):
@@ -141,7 +144,8 @@ def as_json(context: "DataclassInstance | dict[str, Any]", request: Request | No
     if differs := request and _differs(request):
         values = values | {"recipe_differs": differs.remark}
     shown = {k: v for k, v in values.items() if not k.startswith(("nav_", "figure_"))}
-    return JSONResponse(shown, headers={"Cache-Control": "no-cache"})
+    headers = {"Cache-Control": "no-cache"} | (_etag(request, 200) if request else {})
+    return JSONResponse(shown, headers=headers)
 
 
 def download(request: Request, table: pa.Table, name: str) -> Response:
@@ -153,8 +157,14 @@ def download(request: Request, table: pa.Table, name: str) -> Response:
     return Response(buffer.getvalue(), media_type=_MEDIA[kind], headers=headers)
 
 
-def page(router: APIRouter, path: str, template: str, name: str) -> Callable[[Callable], Callable]:
-    """Register a page and its `.json` twin; the decorated function computes their common context dataclass."""
+def page(
+    router: APIRouter, path: str, template: str, name: str, *, kept: bool = True
+) -> Callable[[Callable], Callable]:
+    """Register a page and its `.json` twin; the decorated function computes their common context dataclass.
+
+    `kept`: the page is made of published stores alone, so that browsers keep it until one changes (`app.freshness`).
+    """
+    checks = [Depends(check_kept)] if kept else []
 
     def register(handler: Callable) -> Callable:
         def json_twin(request: Request, context: Annotated[Any, Depends(handler)]) -> Response:
@@ -169,8 +179,8 @@ def page(router: APIRouter, path: str, template: str, name: str) -> Callable[[Ca
 
         doc = handler.__doc__
         twin = "/index.json" if path == "/" else f"{path}.json"
-        router.get(twin, name=f"{name}.json", description=doc)(json_twin)
-        router.get(path, name=name, response_class=HTMLResponse, description=doc)(html)
+        router.get(twin, name=f"{name}.json", description=doc, dependencies=checks)(json_twin)
+        router.get(path, name=name, response_class=HTMLResponse, description=doc, dependencies=checks)(html)
         return handler
 
     return register

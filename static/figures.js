@@ -19,11 +19,28 @@
   const hasWebGl = (() => {
     try { return Boolean(document.createElement("canvas").getContext("webgl")); } catch { return false; }
   })();
+  // The smallest bundle that draws what is on the page, fetched when there is a figure; the one with WebGL where points are many.
+  const { plain, gl } = document.currentScript.dataset;
+  const fetched = {};
+  const fetchBundle = (address) => fetched[address] ??= new Promise((resolve, reject) => {
+    const script = Object.assign(document.createElement("script"), { src: address, onload: resolve, onerror: reject });
+    document.head.append(script);
+  });
+  let bundle = null; // that Plotly is from
+  async function plotly(needsGl) {
+    if (bundle === gl || (bundle && !needsGl)) return;
+    const address = needsGl ? gl : plain;
+    await fetchBundle(address);
+    bundle = address;
+  }
+
   const drawn = new WeakMap(); // what each figure shows: a fragment elsewhere on the page must not redraw thousands of points
 
-  function draw(node) {
+  async function draw(node) {
     drawn.set(node, node.dataset.figure);
     const plot = fill(JSON.parse(node.dataset.figure));
+    await plotly(hasWebGl && plot.data.some((trace) => trace.type === "scattergl"));
+    if (!node.isConnected || drawn.get(node) !== node.dataset.figure) return; // replaced while the bundle came
     if (!hasWebGl) plot.data.forEach((trace) => { if (trace.type === "scattergl") trace.type = "scatter"; });
     const base = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 52, r: 18, t: 18, b: 44 }, bargap: 0.12,
@@ -47,7 +64,7 @@
       if (typeof target === "string" && target.startsWith("/")) location.href = target;
     });
   }
-  const drawAll = () => document.querySelectorAll("[data-figure]").forEach(draw);
+  const drawAll = async () => { for (const node of document.querySelectorAll("[data-figure]")) await draw(node); };
   document.addEventListener("DOMContentLoaded", drawAll);
   document.addEventListener("htmx:afterSettle", () => {
     document.querySelectorAll("[data-figure]").forEach((node) => { if (drawn.get(node) !== node.dataset.figure) draw(node); });

@@ -106,7 +106,7 @@ def _studies(request: Request) -> Studies:
     return request.app.state.studies
 
 
-@render.page(router, "/", "home.html", "home")
+@render.page(router, "/", "home.html", "home", kept=False)
 def home(request: Request, address: Annotated[Plain, Query()]) -> HomePage:
     """All studies: those with results, and those that wait for theirs."""
     studies = _studies(request)
@@ -122,7 +122,7 @@ def methods(address: Annotated[Plain, Query()]) -> MethodsPage:
     return MethodsPage(THETA, EPSILON, NEARLY, TELLS, EV_KEPT)
 
 
-@render.page(router, "/s/{study}", "study/overview.html", "study")
+@render.page(router, "/s/{study}", "study/overview.html", "study", kept=False)
 def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]) -> StudyPage:
     """One study: its ensembles, where each comes from, and what it all stands on."""
     store = _studies(request).get(study)

@@ -57,7 +57,7 @@ def _studies(request: Request) -> list[str]:
     return sorted({*studies.names(), *studies.waiting()})
 
 
-@render.page(router, "/jobs", "jobs.html", "jobs")
+@render.page(router, "/jobs", "jobs.html", "jobs", kept=False)
 def jobs(request: Request, address: Annotated[Plain, Query()]) -> JobsPage:
     """Long work that was started from the pages: state, stage, rate, time left."""
     queue, studies = _jobs(request), _studies(request)
@@ -66,7 +66,7 @@ def jobs(request: Request, address: Annotated[Plain, Query()]) -> JobsPage:
     return JobsPage(every_job, training, _last_words(queue, every_job), studies[0] if studies else None)
 
 
-@render.page(router, "/jobs/{id}", "job.html", "job")
+@render.page(router, "/jobs/{id}", "job.html", "job", kept=False)
 def job(request: Request, id: JobId, address: Annotated[Plain, Query()]) -> JobPage:
     """One job: how far it is, and the last lines of its log."""
     return _page(request, id)

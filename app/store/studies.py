@@ -55,6 +55,11 @@ class Studies:
                     ) from None
             return store
 
+    def version(self, study: str) -> str:
+        """Name of the published store of a study, which changes with its content; empty where none is published."""
+        path = self._published(study)
+        return path.name if path else ""
+
     def find(self, study: str) -> StudyStore | None:
         """As `get`; None where there is none, or none that can be read."""
         try:

@@ -224,7 +224,7 @@ def members_download(
     return render.download(request, table, name)
 
 
-@render.page(router, "/s/{study}/{ensemble}/members/match", "ensemble/match.html", "match")
+@render.page(router, "/s/{study}/{ensemble}/members/match", "ensemble/match.html", "match", kept=False)
 def match(
     request: Request,
     study: StudyName,

@@ -111,7 +111,7 @@ class ProjectPage:
     nav_status: int = 200
 
 
-@render.page(router, "/s/{study}/{ensemble}/subspaces/project", "ensemble/project_set.html", "project")
+@render.page(router, "/s/{study}/{ensemble}/subspaces/project", "ensemble/project_set.html", "project", kept=False)
 def project(
     request: Request,
     study: StudyName,

@@ -70,7 +70,7 @@ class TryPage:
     nav_query: TryQuery
 
 
-@render.page(router, "/s/{study}/{ensemble}/try", "ensemble/try_text.html", "try")
+@render.page(router, "/s/{study}/{ensemble}/try", "ensemble/try_text.html", "try", kept=False)
 def try_text(
     request: Request,
     study: StudyName,

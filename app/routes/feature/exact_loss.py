@@ -51,7 +51,7 @@ class WorthPage:
     nav_sizes: tuple[int, ...]
 
 
-@render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}/loss", "feature/exact_loss.html", "worth")
+@render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}/loss", "feature/exact_loss.html", "worth", kept=False)
 def worth(
     request: Request,
     study: StudyName,

@@ -62,7 +62,9 @@ class NeighboursPage:
     nav_links: dict[str, Any]
 
 
-@render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}/neighbours", "feature/neighbours.html", "neighbours")
+@render.page(
+    router, "/s/{study}/{ensemble}/{seed}/{feature}/neighbours", "feature/neighbours.html", "neighbours", kept=False
+)
 def neighbours(
     request: Request,
     study: StudyName,

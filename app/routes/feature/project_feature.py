@@ -62,7 +62,11 @@ class FeatureProjection:
 
 
 @render.page(
-    router, "/s/{study}/{ensemble}/{seed}/{feature}/project", "feature/project_feature.html", "project_feature"
+    router,
+    "/s/{study}/{ensemble}/{seed}/{feature}/project",
+    "feature/project_feature.html",
+    "project_feature",
+    kept=False,
 )
 def project_feature(
     request: Request,

@@ -205,7 +205,7 @@ def test_ensembles_that_reconstruct_are_compared_with_their_stability(tmp_path, 
 
 def test_ensembles_without_explained_variance_are_not_compared(client):
     assert figures_of(client.get("/s/zoo").text) == {}
-    assert "plotly" not in client.get("/s/zoo").text
+    assert not parsed(client.get("/s/zoo").text).select("[data-figure]")
 
 
 @pytest.mark.parametrize(
