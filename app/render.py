@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from seedscope.app.figures.svg_sparks import members_now, sparks
-from seedscope.app.figures.svg_strips import course, energy_chart, histogram, large_strip, seed_strip
+from seedscope.app.figures.svg_strips import annotated_strip, course, energy_chart, histogram, large_strip, seed_strip
 from seedscope.app.formats import (
     alpha_step,
     architecture,
@@ -58,8 +58,8 @@ templates.filters |= {
 }  # fmt: skip
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
-    "energy_chart": energy_chart, "course": course, "sparks": sparks, "members_now": members_now,
-    "alpha_step": alpha_step, "architecture": architecture,
+    "energy_chart": energy_chart, "course": course, "sparks": sparks, "annotated_strip": annotated_strip,
+    "members_now": members_now, "alpha_step": alpha_step, "architecture": architecture,
 }  # fmt: skip
 
 

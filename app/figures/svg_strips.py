@@ -69,6 +69,34 @@ def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, qu
     )
 
 
+def annotated_strip(cosines: tuple[float, ...], theta: float, bucket: str | None) -> Markup:
+    """A strip with its axis and threshold in words, for readers who never saw one: a bar per other seed, up to 32 of them."""
+    cosines = cosines[: PROFILE_FROM - 1]
+    n, left, top, height, right = len(cosines), 66, 14, 110, 128
+    step = min(44.0, 420 / max(n, 1))
+    width = left + n * step + right
+    bars = []
+    for i, (cosine, reaches) in enumerate(zip(cosines, is_match(cosines, theta), strict=True)):
+        x, w, tall = left + i * step, step - 6, height * max(cosine, 0.02)
+        bars.append(
+            f'<rect class="track" x="{x:.1f}" y="{top}" width="{w:.1f}" height="{height}" rx="4"/>'
+            f'<rect class="{"solid" if reaches else "faded"}" x="{x:.1f}" y="{top + height - tall:.1f}" width="{w:.1f}" '
+            f'height="{tall:.1f}" rx="4"/>'
+        )
+    line, end = top + height * (1 - theta), left + n * step
+    matched = int(is_match(cosines, theta).sum())
+    name = f"{matched} of {n} other seeds have a feature of cosine {theta:g} or more"
+    return Markup(
+        f'<svg class="strip annotated {bucket}" viewBox="0 0 {width:.0f} {top + height + 24}" width="{width:.0f}" '
+        f'height="{top + height + 24}" role="img" aria-label="{name}">{"".join(bars)}'
+        f'<path class="theta" d="M{left} {line:.1f}H{end:.1f}"/>'
+        f'<text class="end" x="{left - 8}" y="{top + 8}">cosine 1</text>'
+        f'<text class="end" x="{left - 8}" y="{top + height}">0</text>'
+        f'<text class="start" x="{end + 2:.1f}" y="{line + 4:.1f}">θ = {theta:.2f}: a match</text>'
+        f'<text class="start" x="{left}" y="{top + height + 18}">one bar per other seed</text></svg>'
+    )
+
+
 def histogram(
     counts: list[int], edges: list[float], marks: dict[str, float] | None = None, width: int = 280, height: int = 48
 ) -> Markup:

@@ -1,6 +1,6 @@
 """The home page, a study's page, and the definitions (`/methods`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Annotated
 
@@ -17,11 +17,20 @@ from seedscope.app.store.missing import Missing
 from seedscope.app.store.recognised import RecognisedMember, recognised
 from seedscope.app.store.studies import Studies, analysis_of
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery
-from seedscope.engine.contract.stability import EPSILON, THETA
+from seedscope.app.store.table import FeatureQuery, FeatureRow, Sort
+from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA
 from seedscope.engine.contract.tables.study import Ensemble, Member, Study
 
 router = APIRouter()
+N_DETAILED = 6  # studies, and ensembles of each, whose shares the home page draws
+
+
+@dataclass(frozen=True)
+class ListedEnsemble:
+    """An ensemble of a study card; shares are of the features judged, None for one SAE alone and where cards have no room."""
+
+    ensemble: Ensemble
+    shares: dict[str, float | None] | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,19 @@ class StudyCard:
 
     study: Study
     ensembles: list[Ensemble]
+    listed: list[ListedEnsemble]
+    address: str  # of its only ensemble where it has one
+
+
+@dataclass(frozen=True)
+class Example:
+    """A feature that shows what stability is, and how many features of its ensemble fall into each bucket."""
+
+    study: str
+    ensemble: Ensemble
+    feature: FeatureRow
+    buckets: dict[str, int]
+    address: str
 
 
 @dataclass(frozen=True)
@@ -44,8 +66,9 @@ class WaitingStudy:
 class HomePage:
     """`/`: the studies under the root."""
 
-    studies: list[StudyCard]
+    studies: list[StudyCard]  # the last published first
     waiting: list[WaitingStudy]
+    example: Example | None  # None without an ensemble whose members were compared
 
 
 @dataclass(frozen=True)
@@ -110,10 +133,39 @@ def _studies(request: Request) -> Studies:
 def home(request: Request, address: Annotated[Plain, Query()]) -> HomePage:
     """All studies: those with results, and those that wait for theirs."""
     studies = _studies(request)
+    stores = sorted(studies.all(), key=lambda store: (-store.path.stat().st_mtime, store.study.study))
     return HomePage(
-        [StudyCard(store.study, list(store.ensembles.values())) for store in studies.all()],
+        [_card(store, detailed=i < N_DETAILED) for i, store in enumerate(stores)],
         [WaitingStudy(name, analysis_of(name)) for name in studies.waiting()],
+        next((example for store in stores if (example := _example(store))), None),
     )
+
+
+def _card(store: StudyStore, *, detailed: bool) -> StudyCard:
+    rows = list(store.ensembles.values())
+    listed = [
+        ListedEnsemble(row, judged_shares(store.own_counts(row.ensemble)) if detailed and i < N_DETAILED else None)
+        for i, row in enumerate(rows)
+        if row.control_of is None
+    ]
+    address = f"/s/{store.study.study}" + (f"/{rows[0].ensemble}" if len(rows) == 1 else "")
+    return StudyCard(store.study, rows, listed, address)
+
+
+def _example(store: StudyStore) -> Example | None:
+    """The feature that fires most of those that came back in most but not all seeds, else of those that came back in all."""
+    for row in store.ensembles.values():
+        if row.n_comparisons < 2 or row.control_of is not None:
+            continue
+        sort: Sort = "density" if store.has(row.ensemble, "activity") else "feature"
+        own = FeatureQuery(row.ensemble, row.theta, row.epsilon, sort=sort)
+        for query in (replace(own, stability_min=0.5, stability_max=1 - 1e-9), replace(own, bucket="stable"), own):
+            if rows := store.features(query).page(limit=1):
+                counts = store.own_counts(row.ensemble)
+                buckets = {bucket: sum(n for _, b, _, n in counts if b == bucket) for bucket in BUCKETS}
+                address = f"/s/{store.study.study}/{row.ensemble}/{rows[0].seed}/{rows[0].feature}"
+                return Example(store.study.study, row, rows[0], buckets, address)
+    return None
 
 
 @render.page(router, "/methods", "methods.html", "methods")
@@ -157,7 +209,7 @@ def _additions(ensembles: list[EnsembleSummary]) -> list[Addition]:
 
 
 def _summary(store: StudyStore, row: Ensemble) -> EnsembleSummary:
-    counts = store.features(FeatureQuery(row.ensemble, row.theta, row.epsilon)).matched_counts()
+    counts = store.own_counts(row.ensemble)
     members = store.members(row.ensemble)
     activity, ablate = (store.has(row.ensemble, analysis) for analysis in ("activity", "ablate"))
     return EnsembleSummary(

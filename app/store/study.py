@@ -47,6 +47,7 @@ class StudyStore(Database):
         self.null_counts = lru_cache(512)(self._null_counts)
         self.null_p999 = lru_cache(64)(self._null_p999)
         self.sample = lru_cache(8)(self._sample)
+        self.own_counts = lru_cache(64)(self._own_counts)
         self.comparisons = Comparisons(self)
         self.maps = Maps(self)
         self.pools = Pools(self)
@@ -68,6 +69,11 @@ class StudyStore(Database):
     def features(self, query: FeatureQuery) -> FeatureTable:
         """What a query finds."""
         return FeatureTable(self, query)
+
+    def _own_counts(self, ensemble: str) -> list[tuple[int, str, int, int]]:
+        """(seed, bucket, n_matched, features) at the ensemble's own theta and epsilon; home asks for it at every visit."""
+        row = self.ensembles[ensemble]
+        return self.features(FeatureQuery(ensemble, row.theta, row.epsilon)).matched_counts()
 
     def pairs(self, ensemble: str, rule: str) -> Pairs:
         """The pairs of an ensemble's members under one rule."""

@@ -49,10 +49,10 @@ def test_from_the_study_to_a_feature_and_its_permanent_address(browser: Browser,
     page = context.new_page()
     page.goto("/")
     expect(page.get_by_text("decoders only")).to_be_visible()
-    page.get_by_role("link", name="mine").click()
+    page.locator(".study-card").get_by_role("link", name="mine").click()
     expect(page.get_by_text(SOURCES[3]["source"])).to_be_visible()
     expect(page.get_by_text("seedscope analyze mine --model DIR_OR_ID --hookpoint NAME --tokens FILE")).to_be_visible()
-    page.get_by_role("link", name="topk").click()
+    page.locator(".ensemble-card h2").get_by_role("link", name="topk").click()
     page.get_by_role("link", name="Features", exact=True).click()
     search = page.get_by_role("searchbox")
     search.fill("def")  # tokens are not known: nothing is asked, and the page stays

@@ -85,7 +85,7 @@ def test_when_results_are_published_the_page_offers_them_and_stays(browser: Brow
     page.wait_for_timeout(1_500)
     expect(page.get_by_role("link", name="mine", exact=True)).to_have_count(0)  # nothing jumps
     waiting.get_by_role("link", name="Reload this page").click()
-    page.locator("a.study-card", has_text="mine").click()
+    page.locator(".study-card").get_by_role("link", name="mine").click()
     expect(page.get_by_role("link", name="topk", exact=True)).to_be_visible()
     context.close()
 
