@@ -15,9 +15,11 @@ Facts = dict[str, tuple[str, str]]
 """{fact: (value, source)}, in the order of NAMES."""
 
 ASSUMED, BY_USER, FOLDER_NAME = "assumed", "you", "folder name"
+_OF_TRANSCODERS = ("output hook point", "d_out")
 NOT_STATED = "not stated"
 NAMES = (
-    "library", "forward pass", "threshold", "normalisation", "scale", "b_dec", "hook point", "d_in", "d_sae", "k or l1",
+    "library", "forward pass", "threshold", "normalisation", "scale", "b_dec", "hook point", "output hook point",
+    "d_in", "d_out", "d_sae", "k or l1",
     "recorded L0",
     "model", "processing of the model", "dtype", "dataset", "seed",
 )  # fmt: skip
@@ -75,16 +77,22 @@ def complete(
     an importer stated adds their source. Facts of the convention without a source are ASSUMED, others NOT_STATED.
     """
     c = convention
-    d_sae, d_in = tensors["W_dec"].shape
+    d_sae, d_out = tensors["W_dec"].shape
+    d_in = len(tensors["W_enc"])
     library = " ".join(source[name] for name in ("library", "library_version") if name in source)
     used = {
-        "forward pass": c.architecture + (" of decoder-scaled activations" if c.rescale_by_decoder_norm else ""),
+        "forward pass": c.architecture
+        + (" of decoder-scaled activations" if c.rescale_by_decoder_norm else "")
+        + (", transcoder" if c.transcoder else "")
+        + (" with a skip connection" if c.skip else ""),
         "normalisation": c.normalize + (", eps undone on the way out" if c.layer_norm_eps_out else ""),
         "b_dec": "subtracted before encoding" if c.subtract_b_dec else "not subtracted before encoding",
     }
     completed: Facts = {}
     for name in NAMES:
         value, where = facts.get(name, ("", ""))
+        if name in _OF_TRANSCODERS and not c.transcoder:
+            continue
         if name in used:
             completed[name] = used[name], where or ASSUMED
         elif name == "scale":
@@ -93,9 +101,10 @@ def complete(
             completed[name] = _threshold(tensors["threshold"], c), where or "weights"
         elif name == "threshold":
             completed[name] = "none", where or facts.get("forward pass", ("", ""))[1] or ASSUMED
-        elif name in ("d_in", "d_sae"):
-            size, bias = (d_in, "b_dec") if name == "d_in" else (d_sae, "b_enc")
-            completed[name] = str(size), where or f"weights: length of {bias}"
+        elif name in ("d_in", "d_out", "d_sae"):
+            size = {"d_in": d_in, "d_out": d_out, "d_sae": d_sae}[name]
+            sized_by = {"d_in": "rows of W_enc" if c.transcoder else "length of b_dec", "d_out": "length of b_dec"}
+            completed[name] = str(size), where or f"weights: {sized_by.get(name, 'length of b_enc')}"
         elif name == "k or l1":
             completed[name] = (f"k {c.k}", where or ASSUMED) if c.k else _penalty(value, where)
         elif name == "processing of the model":
@@ -105,7 +114,12 @@ def complete(
         elif name == "seed":
             completed[name] = (NOT_STATED, "") if seed is None else (str(seed), where or "files")
         else:
-            known = {"library": library, "hook point": source.get("hookpoint"), "model": source.get("model")}
+            known = {
+                "library": library,
+                "hook point": source.get("hookpoint"),
+                "output hook point": source.get("hookpoint_out"),
+                "model": source.get("model"),
+            }
             value = known.get(name) or value
             completed[name] = (value, where or ("the files' layout" if name == "library" else "files")) if value else (
                 NOT_STATED, ""
