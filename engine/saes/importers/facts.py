@@ -15,14 +15,14 @@ Facts = dict[str, tuple[str, str]]
 """{fact: (value, source)}, in the order of NAMES."""
 
 ASSUMED, BY_USER, FOLDER_NAME = "assumed", "you", "folder name"
-_OF_TRANSCODERS = ("output hook point", "d_out")
 NOT_STATED = "not stated"
 NAMES = (
-    "library", "forward pass", "threshold", "normalisation", "scale", "b_dec", "hook point", "output hook point",
-    "d_in", "d_out", "d_sae", "k or l1",
+    "library", "forward pass", "threshold", "normalisation", "scale", "b_dec", "hook point", "d_in", "d_sae", "k or l1",
     "recorded L0",
     "model", "processing of the model", "dtype", "dataset", "seed",
 )  # fmt: skip
+_BEHIND = {"hook point": "output hook point", "d_in": "d_out"}  # facts of transcoders alone, and where they stand
+TRANSCODER_NAMES = tuple(one for name in NAMES for one in (name, _BEHIND.get(name)) if one)
 
 
 def stated(settings: Mapping[str, Any], file: str, keys: Mapping[str, str | Iterable[str]]) -> Facts:
@@ -71,7 +71,7 @@ def complete(
     seed: int | None,
     dtype: str,
 ) -> Facts:
-    """All facts of one SAE in the order of NAMES.
+    """All facts of one SAE in the order of NAMES, or of a transcoder in that of TRANSCODER_NAMES.
 
     The forward pass, sizes, hook point, model and seed are those that are computed with, whatever the files call them; what
     an importer stated adds their source. Facts of the convention without a source are ASSUMED, others NOT_STATED.
@@ -83,16 +83,14 @@ def complete(
     used = {
         "forward pass": c.architecture
         + (" of decoder-scaled activations" if c.rescale_by_decoder_norm else "")
-        + (", transcoder" if c.transcoder else "")
+        + (" transcoder" if c.transcoder else "")
         + (" with a skip connection" if c.skip else ""),
         "normalisation": c.normalize + (", eps undone on the way out" if c.layer_norm_eps_out else ""),
         "b_dec": "subtracted before encoding" if c.subtract_b_dec else "not subtracted before encoding",
     }
     completed: Facts = {}
-    for name in NAMES:
+    for name in TRANSCODER_NAMES if c.transcoder else NAMES:
         value, where = facts.get(name, ("", ""))
-        if name in _OF_TRANSCODERS and not c.transcoder:
-            continue
         if name in used:
             completed[name] = used[name], where or ASSUMED
         elif name == "scale":
@@ -154,7 +152,7 @@ def assumed(facts: Mapping[str, tuple[str, str]]) -> list[str]:
 def in_short(members: Mapping[int, Mapping[str, tuple[str, str]]]) -> list[str]:
     """A line per fact, where all members agree; otherwise a line per value, with the seeds that have it."""
     lines = []
-    for name in NAMES:
+    for name in TRANSCODER_NAMES:
         seeds: dict[tuple[str, str], list[int]] = {}
         for seed, facts in members.items():
             if name in facts:

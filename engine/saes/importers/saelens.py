@@ -95,7 +95,7 @@ def read(folder: Path) -> Imported:
     hookpoint = metadata.get("hook_name") or metadata.get("hook_point")
     centred = is_centred(metadata, hookpoint, folder / CONFIG, remarks)
     remarks += unknown_settings(config, folder / CONFIG)
-    hookpoint_out = _hookpoint_out(config, metadata, runner) if flag else None
+    hookpoint_out, said_by = _hookpoint_out(config, runner) if flag else ("", "")
     normalize = _normalize(config, folder, folded=folded)
     if hookpoint_out and is_centred(metadata, hookpoint_out, folder / CONFIG, []):
         centred = True
@@ -127,14 +127,15 @@ def read(folder: Path) -> Imported:
             "architecture": trained_as,
             "model": metadata.get("model_name"),
             "hookpoint": hookpoint,
-            "hookpoint_out": hookpoint_out,
+            "hookpoint_out": hookpoint_out or None,
             "dataset": metadata.get("dataset_path"),
             "recorded_l0": metadata.get("l0"),
             "run": folder.parent if (folder / SCALER).exists() else None,
         },
         weights=folder / WEIGHTS,
         remarks=remarks,
-        facts=_facts(folder, config, name, dtype) | ({"forward pass": ("", flag)} if flag else {}),
+        facts=_facts(folder, config, name, dtype)
+        | ({"forward pass": ("", flag), "output hook point": ("", said_by)} if flag else {}),
         settings=recorded(runner, config),
     )
 
@@ -192,15 +193,13 @@ def _transcoder_flag(config: Mapping[str, Any], metadata: Mapping[str, Any], run
     return ""
 
 
-def _hookpoint_out(
-    config: Mapping[str, Any], metadata: Mapping[str, Any], runner: Mapping[str, Any]
-) -> str | None:
-    inner = runner.get("sae")
-    for settings in (metadata, config, runner, inner if isinstance(inner, dict) else {}):
-        for key in _HOOKS_OUT:
-            if settings.get(key):
-                return str(settings[key])
-    return None
+def _hookpoint_out(config: Mapping[str, Any], runner: Mapping[str, Any]) -> tuple[str, str]:
+    """What a transcoder predicts, and the file and key that say so; both "" where none does."""
+    for file, settings, inner in ((CONFIG, config, "metadata."), (RUNNER, runner, "sae.")):
+        keys = {"output hook point": [prefix + key for prefix in (inner, "") for key in _HOOKS_OUT]}
+        for value, source in stated(settings, file, keys).values():
+            return value, source
+    return "", ""
 
 
 def _require_transcoder(config: Mapping[str, Any], folder: Path, flag: str, t: dict[str, Tensor]) -> None:
