@@ -11,3 +11,4 @@ SENTENCE = (
 )
 NO_OUTPUT = "undefined: the output hook point is not recorded"
 WAY_OUT = "--hookpoint-out NAME"
+TRANSCODERS_DO_NOT_POOL = "a pool is trained to give back what it reads, and transcoders predict something else"

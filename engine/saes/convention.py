@@ -51,9 +51,13 @@ class Convention:
         if self.architecture in ("topk", "groupmax") and self.k < 1:
             raise ValueError(f"k is {self.k}, expected at least 1 for {self.architecture}")
         if self.transcoder and self.subtract_b_dec:
-            raise ValueError("subtract_b_dec is true, expected false: the b_dec of a transcoder belongs to what it predicts")
+            raise ValueError(
+                "subtract_b_dec is true, expected false: the b_dec of a transcoder belongs to what it predicts"
+            )
         if self.skip and not self.transcoder:
-            raise ValueError("skip is true, expected it of transcoders alone: past an SAE's features nothing is reconstructed")
+            raise ValueError(
+                "skip is true, expected it of transcoders alone: past an SAE's features nothing is reconstructed"
+            )
 
     @property
     def tensors(self) -> tuple[str, ...]:

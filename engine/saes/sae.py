@@ -300,9 +300,10 @@ def _check(convention: Convention, W_enc: Tensor, W_dec: Tensor, more: dict[str,
     if set(more) != set(wanted):
         raise ValueError(f"further tensors are {sorted(more)}, expected {sorted(wanted)} for {architecture}")
     for name, tensor in more.items():
-        shape, axes = ((n_members, d_sae), "(members, d_sae)")
+        shape: tuple[int, ...] = (n_members, d_sae)
+        axes = "(members, d_sae)"
         if name == SKIP:
-            shape, axes = ((n_members, d_in, d_out), "(members, d_in, d_out)")
+            shape, axes = (n_members, d_in, d_out), "(members, d_in, d_out)"
         if tensor.shape != shape:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {shape}: {axes}")
     if d_in != d_out and not convention.transcoder:

@@ -26,7 +26,6 @@ from seedscope.engine.features.triggers import TokenClasses
 from seedscope.engine.progress import Progress
 from seedscope.engine.store.evaluation import EVALUATION, Evaluation
 
-
 Rows = np.ndarray | Shards | Without  # activations (tokens, width), in memory or on disk
 
 
@@ -108,9 +107,7 @@ class Evaluator:
         tokens = self.tokens._replace(left_out=np.flatnonzero(self.tokens.counted)[outlying])
         if not len(outlying):
             return HookActivations(rows, tokens, targets)
-        return HookActivations(
-            Without(rows, outlying), tokens, None if targets is None else Without(targets, outlying)
-        )
+        return HookActivations(Without(rows, outlying), tokens, None if targets is None else Without(targets, outlying))
 
     def _harvested(self, hookpoint: str, expected_width: int) -> np.ndarray | Shards:
         """All activations at a hook point, in the smallest type that holds them."""

@@ -144,6 +144,14 @@ def changed(facts: Facts, source: str, **values: str | None) -> Facts:
     return {name: new.get(name, facts[name]) for name in facts}
 
 
+def completed_as_transcoder(facts: Facts, d_out: int) -> Facts:
+    """Facts of an SAE that is taken for a transcoder by the user's word."""
+    more: Facts = {"output hook point": (NOT_STATED, ""), "d_out": (str(d_out), "weights: length of b_dec")}
+    value, _ = facts["forward pass"]
+    more["forward pass"] = f"{value} transcoder", BY_USER
+    return {name: more.get(name) or facts[name] for name in TRANSCODER_NAMES}
+
+
 def assumed(facts: Mapping[str, tuple[str, str]]) -> list[str]:
     """Names of the facts that were assumed."""
     return [name for name, (_, source) in facts.items() if source == ASSUMED]

@@ -27,10 +27,10 @@ class Imported:
     """One SAE or transcoder, float32, in SAELens orientation: decoder rows are the features.
 
     `tensors`: W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_out), b_dec (d_out,) and the further tensors of the
-    convention, (d_sae,) each, W_skip (d_in, d_out); the gate's bias is b_enc. `seed` is the one that the library recorded. `source` says where it
-    comes from: format, path, library and what else its files record. `remarks` are for readers of its numbers. `facts` say what
-    its numbers rest on and where each was read; see `facts`. `settings` are those of its training, which members of an ensemble
-    must share: {name: value as text}.
+    convention, (d_sae,) each, W_skip (d_in, d_out); the gate's bias is b_enc. `seed` is the one that the library recorded.
+    `source` says where it comes from: format, path, library and what else its files record. `remarks` are for readers of its
+    numbers. `facts` say what its numbers rest on and where each was read; see `facts`. `settings` are those of its training,
+    which members of an ensemble must share: {name: value as text}.
     """
 
     tensors: dict[str, Tensor]
@@ -75,9 +75,9 @@ def imported(
     """An Imported from tensors that already have the convention's names, checked; values of `source` that are None are left out.
 
     `facts` are those whose source the importer knows. The lengths of b_dec and b_enc say which axis is which (a transcoder's
-    b_dec that of d_out); a matrix that is stored the other way round is transposed. `weights` is the file that holds them, where `path` is a folder. Raises ValueError
-    where a tensor is missing, is no floating-point tensor, has a shape that does not fit, or holds numbers that are not finite,
-    but for a few decoder rows.
+    b_dec that of d_out); a matrix that is stored the other way round is transposed. `weights` is the file that holds them,
+    where `path` is a folder. Raises ValueError where a tensor is missing, is no floating-point tensor, has a shape that does
+    not fit, or holds numbers that are not finite, but for a few decoder rows.
     """
     remarks = list(remarks)
     tensors = {name: named[name] for name in convention.tensors if name in named}

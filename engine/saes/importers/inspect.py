@@ -31,8 +31,8 @@ def inspect(
 ) -> list[Inspected]:
     """What importing the SAEs at a path would take as their facts, in natural order of their names.
 
-    `model`, `hookpoint` and `hookpoint_out` are the user's word, as at import. Memory: one SAE at a time. An SAE that is refused has its reason
-    and no facts. Raises ValueError where there is no SAE at the path.
+    `model`, `hookpoint` and `hookpoint_out` are the user's word, as at import. Memory: one SAE at a time. An SAE that is refused
+    has its reason and no facts. Raises ValueError where there is no SAE at the path.
     """
     saes = located(path, format)
     by_user = {"model": model, "hook_point": hookpoint, "output_hook_point": hookpoint_out}

@@ -20,7 +20,9 @@ class TokenPass(NamedTuple):
     """One pass over the evaluation tokens: what it read, and what it collected."""
 
     rows: Rows
-    targets: Rows | None  # what members should give back: the same rows, or those that transcoders predict; None: not known
+    targets: (
+        Rows | None
+    )  # what members should give back: the same rows, or those that transcoders predict; None: not known
     tokens: TokenSet  # those that count
     activity: ActivityPass | None
     ablation: AblationPass | None

@@ -161,7 +161,7 @@ def test_members_with_other_output_hook_points_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has hookpoint_out blocks\.1.*has hookpoint_out blocks\.2"):
         read_many([tmp_path])
     shutil.copytree(CHECKPOINTS / "saelens" / "standard_uncentred", tmp_path / "sae")
-    with pytest.raises(ValueError, match="d_out|transcoder"):
+    with pytest.raises(ValueError, match=r"d_out|transcoder"):
         read_many([tmp_path / "seed0", tmp_path / "sae"])
 
 

@@ -77,7 +77,9 @@ def main():
     make_sparsify("sparsify/skip/layers.3.mlp", 7, skip_connection=True)
     # What the trainer writes beside the hookpoints, in which older versions have the flag alone.
     (FOLDER / "sparsify" / "skip" / "config.json").write_text(
-        json.dumps({"sae": {"transcode": True, "skip_connection": True}, "hookpoints": ["layers.3.mlp"], "init_seeds": [5]})
+        json.dumps(
+            {"sae": {"transcode": True, "skip_connection": True}, "hookpoints": ["layers.3.mlp"], "init_seeds": [5]}
+        )
     )
     np.savez_compressed(FOLDER / "expected.npz", **expected)
 
