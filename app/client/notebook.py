@@ -139,7 +139,10 @@ class Ensemble:
             )
         query = self._query(theta, epsilon, rule, dead=dead, **filters)
         with _refusals():
-            return self._store.features(query).download()
+            table = self._store.features(query).download()
+        if self.directions:
+            table = table.append_column("directions", pa.array([self.directions] * len(table)))
+        return table
 
     def feature(
         self,
