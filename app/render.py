@@ -125,6 +125,7 @@ class Lens(NamedTuple):
 
     directions: str
     sentence: str
+    place: str  # what they read, and what they predict
     undefined: str | None  # why nothing compares its output with the model; None where that is done
 
 
@@ -133,7 +134,9 @@ def _lens(request: Request) -> Lens | None:
     row = getattr(request.state, "ensemble", None)
     if row is None or row.directions is None:
         return None
-    return Lens(row.directions, directions.SENTENCE, None if row.hookpoint_out else directions.NO_OUTPUT)
+    return Lens(
+        row.directions, directions.SENTENCE, row.place or "", None if row.hookpoint_out else directions.NO_OUTPUT
+    )
 
 
 def retarget_to_page(response: Response) -> None:

@@ -159,6 +159,11 @@ class Splice:
         module, is_input = self._source
 
         def on_input(_module: object, inputs: tuple, named: dict) -> None:
+            if not inputs and "hidden_states" not in named:
+                raise ValueError(
+                    f"the module at {self._reads!r} is called with {', '.join(named) or 'nothing'}, expected hidden_states: what "
+                    "enters it cannot be read"
+                )
             read_rows(inputs[0] if inputs else named["hidden_states"])
 
         def on_output(_module: object, _inputs: tuple, output: Tensor | tuple) -> None:
