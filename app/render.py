@@ -34,6 +34,7 @@ from seedscope.app.freshness import check_kept
 from seedscope.app.settings import TEMPLATES
 from seedscope.app.shell import shell_of
 from seedscope.app.static_files import asset
+from seedscope.engine.contract import directions
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -89,7 +90,7 @@ def respond(
     values = {f.name: getattr(context, f.name) for f in fields(context)}
     embed = request.query_params.get("embed") == "true"
     shell = shell_of(request, request.app.state.studies)
-    values |= {"differs": _differs(request), "shell": shell, "lens": shell.lens.parameters}
+    values |= {"differs": _differs(request), "directed": _directed(request), "shell": shell, "lens": shell.lens.parameters}
     # What other sites may frame holds nothing that starts work.
     values |= {"request": request, "embed": embed, "queue": None if embed else request.app.state.jobs}
     page = templates.get_template(template)
@@ -128,6 +129,25 @@ def _differs(request: Request) -> Differs | None:
     return Differs(differing_recipe(row.anchor, row.n_comparisons), row.anchor, base)
 
 
+class Directed(NamedTuple):
+    """What every page of an ensemble of transcoders says of its numbers."""
+
+    directions: str
+    sentence: str
+    place: str  # what they read, and what they predict
+    undefined: str | None  # why nothing compares its output with the model; None where that is done
+
+
+def _directed(request: Request) -> Directed | None:
+    """Of the ensemble that the request is about; None for SAEs."""
+    row = getattr(request.state, "ensemble", None)
+    if row is None or row.directions is None:
+        return None
+    return Directed(
+        row.directions, directions.SENTENCE, row.place or "", None if row.hookpoint_out else directions.NO_OUTPUT
+    )
+
+
 def retarget_to_page(response: Response) -> None:
     """Make htmx put an error where the whole page is instead of where its answer was due."""
     response.headers["HX-Retarget"] = "#main"
@@ -138,18 +158,24 @@ def retarget_to_page(response: Response) -> None:
 def as_json(context: "DataclassInstance | dict[str, Any]", request: Request | None = None) -> JSONResponse:
     """The same context as JSON; page furniture (fields whose name begins with `nav_` or `figure_`) is left out.
 
-    Where a member of the ensemble has another recipe than the others, `recipe_differs` says what numbers mean then.
+    Where a member of the ensemble has another recipe than the others, `recipe_differs` says what numbers mean then; of
+    transcoders `directions` says what was matched.
     """
     values = context if isinstance(context, dict) else asdict(context)
     if differs := request and _differs(request):
         values = values | {"recipe_differs": differs.remark}
+    if directed := request and _directed(request):
+        values = values | {"directions": directed.directions}
+        values |= {"undefined": directed.undefined} if directed.undefined else {}
     shown = {k: v for k, v in values.items() if not k.startswith(("nav_", "figure_"))}
     headers = {"Cache-Control": "no-cache"} | (_etag(request, 200) if request else {})
     return JSONResponse(shown, headers=headers)
 
 
 def download(request: Request, table: pa.Table, name: str) -> Response:
-    """A table as the file that the address ends in: `.csv` or `.parquet`."""
+    """A table as the file that the address ends in: `.csv` or `.parquet`; of transcoders a column says what was matched."""
+    if directed := _directed(request):
+        table = table.append_column("directions", pa.array([directed.directions] * len(table)))
     kind = request.url.path.rsplit(".", 1)[1]
     buffer = BytesIO()
     (pyarrow.csv.write_csv if kind == "csv" else pyarrow.parquet.write_table)(table, buffer)
