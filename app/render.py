@@ -90,11 +90,16 @@ def respond(
     values = {f.name: getattr(context, f.name) for f in fields(context)}
     embed = request.query_params.get("embed") == "true"
     shell = shell_of(request, request.app.state.studies)
-    values |= {"differs": _differs(request), "directed": _directed(request), "shell": shell, "lens": shell.lens.parameters}
+    values |= {
+        "differs": _differs(request),
+        "directed": _directed(request),
+        "shell": shell,
+        "lens": shell.lens.parameters,
+    }
     # What other sites may frame holds nothing that starts work.
     values |= {"request": request, "embed": embed, "queue": None if embed else request.app.state.jobs}
     page = templates.get_template(template)
-    headers = {"Vary": "HX-Request, HX-History-Restore-Request", "Cache-Control": "no-cache"} | _etag(request, status)
+    headers = {"Vary": "HX-Request, HX-History-Restore-Request", "Cache-Control": "no-cache"} | etag(request, status)
     if not wants_fragment(request):
         return HTMLResponse(page.render(values), status, headers)
     block = page.blocks["main"]
@@ -106,7 +111,7 @@ def respond(
     return HTMLResponse("".join(parts), status, headers)
 
 
-def _etag(request: Request, status: int) -> dict[str, str]:
+def etag(request: Request, status: int) -> dict[str, str]:
     """The ETag that the route left for its answer; none for pages that are not kept, and none for refusals."""
     etag = getattr(request.state, "etag", None) if status == 200 else None
     return {"ETag": etag} if etag else {}
@@ -168,7 +173,7 @@ def as_json(context: "DataclassInstance | dict[str, Any]", request: Request | No
         values = values | {"directions": directed.directions}
         values |= {"undefined": directed.undefined} if directed.undefined else {}
     shown = {k: v for k, v in values.items() if not k.startswith(("nav_", "figure_"))}
-    headers = {"Cache-Control": "no-cache"} | (_etag(request, 200) if request else {})
+    headers = {"Cache-Control": "no-cache"} | (etag(request, 200) if request else {})
     return JSONResponse(shown, headers=headers)
 
 

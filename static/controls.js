@@ -26,16 +26,19 @@
   document.addEventListener("change", follow);
 
   document.addEventListener("click", async (event) => {
-    const button = event.target.closest("[data-copy]");
+    const button = event.target.closest("[data-copy], [data-copy-embed]");
     if (!button) return;
-    const address = new URL(button.dataset.copy, location.href).href;
+    const embeds = "copyEmbed" in button.dataset;
+    const address = new URL(embeds ? button.dataset.copyEmbed : button.dataset.copy, location.href).href;
+    const text = embeds ? `<iframe src="${address.replaceAll("&", "&amp;")}" width="960" height="640" loading="lazy" title="${document.title.replaceAll('"', "&quot;")}"></iframe>` : address;
+    const says = button.textContent;
     try {
-      await navigator.clipboard.writeText(address);
+      await navigator.clipboard.writeText(text);
       button.textContent = "Copied";
     } catch {
-      window.prompt("The permalink", address); // no clipboard without HTTPS or loopback
+      window.prompt(embeds ? "The embed code" : "The permalink", text); // no clipboard without HTTPS or loopback
     }
-    setTimeout(() => { button.textContent = "Copy link"; }, 1500);
+    setTimeout(() => { button.textContent = says; }, 1500);
   });
 
   // The current tab stands in sight where the row is wider than the window.

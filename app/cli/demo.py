@@ -29,6 +29,9 @@ def demo(
 ) -> None:
     """Build the embedded study if it is not there, then serve it.
 
+    Pages answer once features are matched and measured; explanations, subspaces, the map and losses follow as jobs.
+    With --no-serve the command ends when explanations, subspaces and the map are there too.
+
     With --full everything else that its model can show is built first, one study after the other: variants at equal L0 with
     sweeps, starts, a feature pool, known true features, the control. Stopped, the same command goes on.
 
@@ -38,7 +41,8 @@ def demo(
 
     root = writable(root or default_root())
     if full or control or not _is_current(root / embedded.STUDY.name, embedded.built_from()):
-        flags = [f"--{name}" for name, given in (("quiet", quiet), ("control", control), ("full", full)) if given]
+        chosen = {"quiet": quiet, "control": control, "full": full, "first": serve and not control and not full}
+        flags = [f"--{name}" for name, given in chosen.items() if given]
         command = [sys.executable, "-W", "ignore", "-m", "seedscope.engine.studies.embedded", str(root), *flags]
         code = subprocess.run(command, check=False).returncode
         if code:

@@ -47,12 +47,15 @@ def serve(
 
 
 def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
-    """Measure what takes minutes while people look; it stops with the server and goes on with the next one."""
+    """Compute what no page has to wait for while people look; it stops with the server and goes on with the next one."""
     from seedscope.app.jobs.kinds import JobRefusedError
     from seedscope.engine.store.catalogue import CONTROL
 
     parts = root / study / "parts"
     missing_jobs: list[tuple[str, dict[str, str], str]] = []  # kind, parameters, what it adds
+    for analysis, adds in (("explain", "token rules"), ("subspaces", "subspaces and the map")):
+        if not any(parts.glob(f"*/{analysis}/*/about.json")):
+            missing_jobs.append(("analyze", {"only": analysis}, adds))
     kept = any((root / study / "sae").glob("*/*/along/*"))
     if kept and not any(parts.glob("*/trajectory/*/about.json")):
         missing_jobs.append(("analyze", {"only": "trajectory"}, "how members came to agree along their training"))
@@ -64,8 +67,8 @@ def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
         for kind, parameters, _ in missing_jobs:
             jobs.start(kind, study, parameters)
         if missing_jobs:
-            added = " and ".join(what for _, _, what in missing_jobs)
-            print(f"{added} follow in the background: see /jobs; the pages say when it is done", flush=True)
+            added = ", ".join(what for _, _, what in missing_jobs)
+            print(f"in the background follow {added}: see /jobs; the pages say when each is done", flush=True)
 
 
 def on_a_desktop() -> bool:
@@ -94,7 +97,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def serve_until_stopped(settings: Settings, open_browser: bool, follow_up: str | None = None) -> None:
-    """Serve until stopped; `follow_up` names a study whose loss is measured meanwhile."""
+    """Serve until stopped; `follow_up` names a study whose further analyses are made meanwhile."""
     from dataclasses import replace
 
     import uvicorn

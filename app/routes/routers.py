@@ -22,7 +22,15 @@ from seedscope.app.routes.ensemble import (
     trajectory,
     try_text,
 )
-from seedscope.app.routes.feature import by_weights, exact_loss, neighbours, permalink, project_feature, scored_contexts
+from seedscope.app.routes.feature import (
+    by_weights,
+    exact_loss,
+    neighbours,
+    permalink,
+    preview,
+    project_feature,
+    scored_contexts,
+)
 from seedscope.app.routes.study import pool, starts, synthetic, variants
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -51,6 +59,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     exact_loss.router,
     project_feature.router,
     scored_contexts.router,
+    preview.router,
     permalink.router,
     by_weights.router,
 )

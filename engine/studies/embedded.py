@@ -11,7 +11,7 @@ from pathlib import Path
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
 from seedscope.engine.studies.pools.settings import PoolSettings
-from seedscope.engine.studies.run import CORE, pool_study, run_file, run_study, run_synthetic
+from seedscope.engine.studies.run import CORE, FIRST, pool_study, run_file, run_study, run_synthetic
 from seedscope.engine.studies.studyfile.read import read_study_file
 from seedscope.engine.studies.synthetic.plan import NAME as GROUND_TRUTH
 from seedscope.engine.studies.synthetic.plan import SyntheticPlan
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--tokens", type=int, default=stdlib.STUDY.train.n_tokens, help="training tokens per member")
+    parser.add_argument("--first", action="store_true", help="only what pages need to answer; the rest can follow")
     parser.add_argument("--control", action="store_true", help="the same on the model with random weights as well")
     parser.add_argument("--full", action="store_true", help="the variants, starts, synthetic and pool studies as well")
     args = parser.parse_args()
@@ -68,7 +69,7 @@ def main() -> None:
         if args.full:
             build_all(args.root, corpus, progress)
         else:
-            only = None if args.control else CORE
+            only = None if args.control else FIRST if args.first else CORE
             build(args.root, corpus, n_tokens=args.tokens, only=only, control=args.control, progress=progress)
     except (RuntimeError, ValueError) as error:
         raise SystemExit(f"seedscope: {error}") from None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
 from seedscope.app import render
 from seedscope.app.formats import recipe_remark
@@ -67,6 +67,8 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     nav_filter: Filter
     nav_list: str
     nav_permalink: str
+    nav_preview: str  # address of its picture, with this server's name
+    nav_shared: str  # what a shared link says below its title
     nav_rules: dict[str, str]
     nav_why: str
     nav_differs: str | None  # what its stability means where one recipe did not make all members
@@ -74,6 +76,7 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
 
 @render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}", "feature/permalink.html", "feature")
 def feature(
+    request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedFeature[Filter], Depends(judged_feature(Filter))],
@@ -125,11 +128,21 @@ def feature(
         nav_place=listed.place(member.seed, feature.feature),
         nav_filter=filter,
         nav_list=render.url(f"{base}/features", **filter.parameters()),
+        nav_preview=str(request.base_url).rstrip("/") + render.url(f"{here}/preview.png", **filter.judgement()),
+        nav_shared=_shared(feature, stability),
         nav_permalink=render.url(here, v=row.digest, **filter.judgement()),
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_why=_undirected(feature) or stability.why,
         nav_differs=recipe_remark(row.anchor, row.n_comparisons, member.seed),
     )
+
+
+def _shared(feature: Feature, stability: StabilityFacts) -> str:
+    """A feature in one sentence, for those who see a link to it: its matches, and its explanation where it has one."""
+    matches = ""
+    if stability.n_comparisons:
+        matches = f"{stability.n_matched} of {stability.n_comparisons} other seeds match at θ = {stability.theta:.2f}"
+    return ". ".join(part for part in (matches, feature.explanation) if part)
 
 
 def _ablation(store: StudyStore, row: Ensemble, feature: Feature) -> dict[str, float | None] | None:
