@@ -45,6 +45,14 @@
   const showTab = () => { const tab = document.querySelector(".tabs [aria-current]"); if (tab) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 40; };
   document.addEventListener("DOMContentLoaded", showTab);
 
+  // What scrolls sideways inside the page can be reached and scrolled with the keyboard.
+  const reachScrolled = () => document.querySelectorAll(".scroll, .tabs, pre").forEach((node) => {
+    if (node.scrollWidth > node.clientWidth) node.tabIndex = 0;
+    else node.removeAttribute("tabindex");
+  });
+  ["DOMContentLoaded", "htmx:afterSettle", "toggle"].forEach((name) => document.addEventListener(name, reachScrolled, true));
+  window.addEventListener("resize", reachScrolled);
+
   // An open switcher closes when something else is clicked, or with Escape.
   const closeSwitchers = (but) => document.querySelectorAll("details.switcher[open]").forEach((node) => { if (node !== but) node.open = false; });
   document.addEventListener("click", (event) => closeSwitchers(event.target.closest("details.switcher")));

@@ -51,7 +51,7 @@
     const layout = merge(base, plot.layout);
     delete layout.height; // the page's own, so that nothing moves when the figure arrives
     const config = {
-      displaylogo: false, responsive: true, displayModeBar: "hover",
+      displaylogo: false, responsive: true, displayModeBar: matchMedia("(hover: none)").matches ? false : "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
       toImageButtonOptions: { format: "svg", filename: node.closest("figure").id },
     };

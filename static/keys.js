@@ -26,6 +26,7 @@
     Enter: () => document.querySelector("tr.selected .row-link")?.click(),
   };
 
+  document.addEventListener("click", (event) => { if (event.target.closest("[data-keys]")) actions["?"](); });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (typing(event.target)) { if (event.key === "Escape") event.target.blur(); return; }

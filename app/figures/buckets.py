@@ -31,13 +31,10 @@ def density_by_bucket(
         if not total:
             continue
         share = [held.get(b, 0) / total for b in bins]
-        peak = share.index(max(share))
         data.append(
             {
-                "type": "scatter", "mode": "lines+text", "x": centres, "y": share, "name": bucket,
-                "line": {"color": BUCKET_ROLE[bucket], "dash": dash, "shape": "spline", "smoothing": 0.6, "width": 2},
-                "text": [bucket if i == peak else "" for i in range(len(share))], "textposition": "top center",
-                "textfont": {"color": BUCKET_ROLE[bucket]}, "cliponaxis": False,
+                "type": "scatter", "mode": "lines", "x": centres, "y": share, "name": bucket,
+                "line": {"color": BUCKET_ROLE[bucket], "dash": dash, "shape": "hvh", "width": 2},
                 "hovertemplate": f"density %{{x:.3%}}: %{{y:.1%}} of {total:,} {bucket} features<extra></extra>",
             }
         )  # fmt: skip
@@ -65,6 +62,7 @@ def density_by_bucket(
                 xaxis={"type": "log", "tickvals": [10.0**p for p in range(low, high + 1)],
                        "ticktext": [f"{100 * 10.0**p:g} %" for p in range(low, high + 1)]},
                 yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+                showlegend=True, legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
             ),
         },
         ("density (bin centre)", "stable", "middle", "unstable"),

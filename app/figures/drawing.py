@@ -8,6 +8,10 @@ NULL_NAME = {"haar": "rotated dictionaries (Haar)", "second_moment": "same secon
 NULL_DASH = {"haar": "dot", "second_moment": "dash"}
 
 
+# A sequential scale whose every colour can stand behind the ink of its number.
+SEQUENTIAL = [[0, "@heat0"], [1, "@heat1"]]
+
+
 class Figure(NamedTuple):
     """A figure with the words and the table that go with it."""
 

@@ -1,6 +1,6 @@
 """The seed x seed matrix of shared features, and the histogram of one pair's cosines."""
 
-from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import SEQUENTIAL, Figure, layout
 from seedscope.app.formats import percent
 
 
@@ -25,8 +25,9 @@ def seed_matrix(
         {
             "data": [
                 {
-                    "type": "heatmap", "x": names, "y": names, "z": cells, "zmin": 0, "zmax": max(high, 0.01), "xgap": 1, "ygap": 1,
-                    "colorscale": [[0, "@track"], [1, "@accent"]], "showscale": not few, "hoverongaps": False,
+                    "type": "heatmap", "x": names, "y": names, "z": cells, "zmin": low if high > low else 0,
+                    "zmax": max(high, 0.01), "xgap": 1, "ygap": 1, "textfont": {"color": "@ink"},
+                    "colorscale": SEQUENTIAL, "showscale": True, "hoverongaps": False,
                     "customdata": [[links.get((a, b)) for b in seeds] for a in seeds],
                     "text": [["" if v is None else f"{100 * v:.0f}" for v in row] for row in cells] if few else None,
                     "texttemplate": "%{text}" if few else None, "colorbar": {"tickformat": ".0%", "thickness": 12},

@@ -20,7 +20,7 @@ def overlap_matrix(seeds: Sequence[int], cells: Cells, links: dict[tuple[int, in
         if mean is not None else f"No two seeds’ spans reach rank {rank:,}",
         f"‖VᵀV’‖²/r of the top {rank:,} directions of all unstable rows of two members: 100 % is the same span. n = "
         f"{len(seeds)} members. Null, unrelated spans: r/d = {percent(rank / d)}.",
-        (0, 1), "{:.0f}", 100, ".0%", "spans of seeds %{y} and %{x} share %{z:.1%}", ("@track", "@accent"),
+        (0, 1), "{:.0f}", 100, ".0%", "spans of seeds %{y} and %{x} share %{z:.1%}", ("@heat0", "@heat1"),
     )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def angle_matrix(
         if mean is not None else f"No two seeds’ spans reach rank {rank:,}",
         f"Median of the {rank:,} principal angles between the top {rank:,} directions of all unstable rows of two members: "
         f"0° is the same span, 90° orthogonal ones. n = {len(seeds)} members. Null, random spans: about {unrelated:.0f}°.",
-        (0, 90), "{:.0f}", 1, ",.0f", "spans of seeds %{y} and %{x}: median angle %{z:.1f}°", ("@accent", "@track"),
+        (0, 90), "{:.0f}", 1, ",.0f", "spans of seeds %{y} and %{x}: median angle %{z:.1f}°", ("@heat1", "@heat0"),
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def energy_matrix(seeds: Sequence[int], cells: Cells, links: dict[tuple[int, int
         f"Mean squared cosine of the column seed’s unstable features with the row seed’s span, fitted on half of its rows; the "
         f"diagonal on the other half. n = {len(seeds)} members. Null, a random subspace: r/d = {percent(rank / d)}.",
         (0, None), "{:.0f}", 100, ".0%", "seed %{y}’s span captures %{z:.1%} of seed %{x}’s unstable features",
-        ("@track", "@accent"),
+        ("@heat0", "@heat1"),
     )  # fmt: skip
 
 
@@ -76,7 +76,8 @@ def _matrix(
                 {
                     "type": "heatmap", "x": names, "y": names, "z": z, "zmin": span[0],
                     "zmax": max(most, 0.01) if span[1] is None else span[1], "xgap": 1, "ygap": 1,
-                    "colorscale": [[0, colours[0]], [1, colours[1]]], "showscale": not few, "hoverongaps": False,
+                    "colorscale": [[0, colours[0]], [1, colours[1]]], "showscale": True,
+                    "textfont": {"color": "@ink"}, "hoverongaps": False,
                     "customdata": [[links.get((a, b)) for b in seeds] for a in seeds],
                     "text": [[t if t != "–" else "" for t in row] for row in written] if few else None,
                     "texttemplate": "%{text}" if few else None, "colorbar": {"tickformat": ticks, "thickness": 12},

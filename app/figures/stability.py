@@ -1,10 +1,44 @@
 """Stability as figures: its distribution and CDF, bucket shares against theta, and what fewer seeds would say."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from seedscope.app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
 from seedscope.app.formats import percent
 from seedscope.engine.contract.stability import CdfBand
+
+
+class _Bracket(NamedTuple):
+    """A bucket's label, above the bars that it is the sum of."""
+
+    bucket: str
+    first: int  # bars that hold any of the bucket
+    last: int
+    highest: float  # of them
+    share: float  # of all features
+
+
+def _bracketed(brackets: list[_Bracket]) -> dict[str, Any]:
+    """Shapes and annotations: over several bars a bracket says that the number is of all of them, not of the highest."""
+    shapes, annotations = [], []
+    above = 0.03 * max((each.highest for each in brackets), default=1)
+    for each in brackets:
+        colour, y = BUCKET_ROLE[each.bucket], each.highest + above
+        if each.last > each.first:
+            line = {
+                "type": "line",
+                "x0": each.first - 0.4,
+                "x1": each.last + 0.4,
+                "y0": each.highest,
+                "y1": each.highest,
+            }
+            shapes.append(line | {"line": {"color": colour, "width": 2}})
+        annotations.append(
+            {
+                "x": (each.first + each.last) / 2, "y": y, "yshift": 2, "yanchor": "bottom", "showarrow": False,
+                "text": f"{each.bucket}<br>{percent(each.share, 0)}", "font": {"color": "@ink"},
+            }
+        )  # fmt: skip
+    return {"shapes": shapes, "annotations": annotations}
 
 
 def stability_distribution(
@@ -23,6 +57,7 @@ def stability_distribution(
     total = sum(sum(row.values()) for row in per_x.values()) or 1
     xs = list(range(n_comparisons + 1))
     data: list[dict[str, Any]] = []
+    brackets: list[_Bracket] = []
     for bucket in ("unstable", "middle", "stable"):
         share = [per_x.get(x, {}).get(bucket, 0) / total for x in xs]
         n_bucket = sum(row.get(bucket, 0) for row in per_x.values())
@@ -31,16 +66,18 @@ def stability_distribution(
                 "type": "bar", "x": xs, "y": share, "name": bucket, "marker": {"color": BUCKET_ROLE[bucket]},
                 "customdata": [links[bucket]] * len(xs),
                 "hovertemplate": f"%{{x}} of {n_comparisons} seeds: %{{y:.1%}} of {judged} ({bucket})<extra></extra>",
-                "text": [f"{bucket} {percent(n_bucket / total, 0)}" if s and s == max(share) else "" for s in share],
-                "textposition": "outside", "cliponaxis": False, "textangle": 0, "constraintext": "none",
             }
         )  # fmt: skip
-    for kind, row in null.items():
+        if n_bucket:
+            held = [x for x in xs if share[x]]
+            brackets.append(_Bracket(bucket, held[0], held[-1], max(share), n_bucket / total))
+    for i, (kind, row) in enumerate(null.items()):
         share = [n / sum(row) for n in row]
         data.append(
             {
-                "type": "scatter", "mode": "lines+markers", "x": xs, "y": share, "name": NULL_NAME[kind],
-                "line": {"color": "@null", "dash": NULL_DASH[kind], "width": 1.5}, "marker": {"color": "@null", "size": 4},
+                "type": "scatter", "mode": "markers", "x": xs, "y": share, "name": NULL_NAME[kind],
+                # Dashes, not a line: a line falls through the labels of the bars.
+                "marker": {"color": "@null", "size": 18 - 6 * i, "symbol": "line-ew-open", "line": {"width": 2}},
                 "hovertemplate": f"chance, {NULL_NAME[kind]}: %{{y:.1%}} match in %{{x}} seeds<extra></extra>",
             }
         )  # fmt: skip
@@ -56,13 +93,13 @@ def stability_distribution(
         and all(x == n_comparisons for x, r in per_x.items() if r.get("stable"))
         else f"{percent(stable, 0)} of {judged} are stable",
         f"n = {total:,} {judged} of {len({c[0] for c in counts})} members. Bars: share of features that match in "
-        f"so many of {n_comparisons} other seed{'s' * (n_comparisons > 1)}. Dashed lines: the same for random dictionaries.",
+        f"so many of {n_comparisons} other seed{'s' * (n_comparisons > 1)}. Grey dashes: the same for random dictionaries.",
         {
             "data": data,
             "layout": layout(
-                f"seeds with a match, of {n_comparisons}", "share of features", barmode="stack",
+                f"seeds with a match, of {n_comparisons}", "share of features", barmode="stack", **_bracketed(brackets),
                 xaxis={"dtick": 1 if n_comparisons < 20 else None, "range": [-0.8, n_comparisons + 0.8]},
-                yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+                yaxis={"tickformat": ".0%", "rangemode": "tozero"}, margin={"t": 40},
             ),
         },
         ("seeds with a match", "stable", "middle", "unstable", *(f"chance, {NULL_NAME[k]}" for k in null)),

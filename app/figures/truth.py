@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, SEQUENTIAL, Figure, layout
 
 # What stands in a cell of the map, and in words.
 MARKS = {
@@ -140,7 +140,7 @@ def phase_map(id: str, title: str, reading: str, squares: Sequence[Square], x: A
                 {
                     "type": "heatmap", "x": list(x.values), "y": list(y.values), "zmin": 0, "zmax": 1, "xgap": 2, "ygap": 2,
                     "z": [[square and square.value for square in row] for row in rows],
-                    "colorscale": [[0, "@track"], [1, "@accent"]], "showscale": False, "hoverongaps": False,
+                    "colorscale": SEQUENTIAL, "showscale": True, "textfont": {"color": "@ink"}, "hoverongaps": False,
                     "text": [[text(square) for square in row] for row in rows], "texttemplate": "%{text}",
                     "customdata": [[square.says if square else "" for square in row] for row in rows],
                     "hovertemplate": "%{customdata}<extra></extra>",

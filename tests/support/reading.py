@@ -58,7 +58,7 @@ def figures_of(page: str) -> dict[str, dict]:
 
 
 def assert_valid_plotly(figure: dict) -> None:
-    roles = r'"@(stable|middle|unstable|dead|null|ink|soft|accent|member|band|track|seed[0-7])"'
+    roles = r'"@(stable|middle|unstable|dead|null|ink|soft|accent|member|band|track|heat0|heat1|seed[0-7])"'
     valid = json.loads(re.sub(roles, '"#000"', json.dumps(figure)))
     assert '"@' not in json.dumps(valid)
     assert plotly.graph_objects.Figure(valid).data
