@@ -28,8 +28,8 @@ def _bracketed(brackets: list[_Bracket]) -> dict[str, Any]:
                 "type": "line",
                 "x0": each.first - 0.4,
                 "x1": each.last + 0.4,
-                "y0": each.highest,
-                "y1": each.highest,
+                "y0": y,
+                "y1": y,
             }
             shapes.append(line | {"line": {"color": colour, "width": 2}})
         annotations.append(
