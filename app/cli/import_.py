@@ -8,19 +8,14 @@ import typer
 
 from seedscope.app.cli.options import Quiet, Root, Stop, app, refusals, writable
 from seedscope.app.cli.study_options import (
-    Bos,
-    Context,
-    EvalTokens,
-    HookPoint,
-    Model,
-    Outliers,
+    RecordedActivations,
     Replace,
     StudyName,
-    TokenSource,
+    TextOptions,
     planned,
-    token_settings,
+    recorded_activations,
     token_source,
-    whole_path,
+    with_text_options,
 )
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
@@ -39,6 +34,7 @@ class Known(StrEnum):
 
 
 @app.command("import")
+@with_text_options
 def import_(
     study: StudyName,
     ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name; or a folder that `export` wrote.")],
@@ -52,13 +48,9 @@ def import_(
     seeds: Annotated[
         str | None, typer.Option(help="Their seeds, in this order, such as 0,1,2.", show_default=False)
     ] = None,
-    model: Model = None,
-    hookpoint: HookPoint = None,
-    tokens: TokenSource = None,
-    eval_tokens: EvalTokens = None,
-    n_ctx: Context = None,
-    bos: Bos = None,
-    outliers: Outliers = None,
+    *,
+    text: TextOptions,
+    activations: RecordedActivations = None,
     shared_start: Annotated[
         Known | None, typer.Option(help="Whether members began with the same weights.", show_default="unknown")
     ] = None,
@@ -82,7 +74,7 @@ def import_(
     from seedscope.engine.store import catalogue
 
     root = writable(root or default_root())
-    progress, cut = Progress(quiet=quiet), token_settings(eval_tokens, n_ctx, bos, outliers)
+    progress = Progress(quiet=quiet)
     if not path:
         _restore(study, Path(ensemble), root, progress)
         return
@@ -92,20 +84,22 @@ def import_(
             from seedscope.engine.saes.importers.public import resolved
             from seedscope.engine.studies.import_ensemble import enrol
 
+            recorded = recorded_activations(activations, text, progress)
             with progress.stage("importing", "SAEs") as report:
                 entry = enrol(
                     root, study, ensemble, [one for each in path for one in resolved(each)],
-                    format=format, seeds=_numbers(seeds), model=whole_path(model),
-                    hookpoint=hookpoint, tokens=token_source(tokens, cut),
+                    format=format, seeds=_numbers(seeds), model=text.whole_model,
+                    hookpoint=text.hookpoint, tokens=None if recorded else token_source(text.tokens, text.cut),
+                    activations=recorded,
                     shared_start=shared_start.value if shared_start else None,
                     force=force, replaced=replace_, report=report,
                 )  # fmt: skip
             plan = planned(root, study)
-            if check and plan.model and plan.tokens and entry.hookpoint:
+            if check and (plan.activations or (plan.model and plan.tokens and entry.hookpoint)):
                 entry = _checked(root / study, plan, entry, progress)
     _describe(entry)
     needed = {"--model DIR_OR_ID": plan.model, "--tokens FILES": plan.tokens, "--hookpoint H": entry.hookpoint}
-    lacks = [name for name, value in needed.items() if not value]
+    lacks = [] if plan.activations else [name for name, value in needed.items() if not value]
     command = f"seedscope analyze {study}" + (f" --root {root}" if root != default_root() else "")
     print(f"next: {command}" + (f"   (activity needs {' and '.join(lacks)} as well)" if lacks else ""))
 
@@ -137,7 +131,8 @@ def _checked(study: Path, plan: "StudyPlan", entry: "EnsemblePlan", progress: "P
     if looked_at != entry:
         catalogue.write(plan.with_ensemble(looked_at), study)
     evs, l0s = [look.ev for look in looks], [look.l0 for look in looks]
-    print(f"self-check on {looks[0].n_tokens:,} tokens: EV {_range(evs, '.3f')}, L0 {_range(l0s, '.1f')}")
+    unit = "rows" if plan.activations else "tokens"
+    print(f"self-check on {looks[0].n_tokens:,} {unit}: EV {_range(evs, '.3f')}, L0 {_range(l0s, '.1f')}")
     return looked_at
 
 

@@ -11,7 +11,7 @@ from seedscope.engine.contract.stability import UNDEFINED, buckets, count_matche
 from seedscope.engine.contract.tables import training
 from seedscope.engine.contract.tables.features import Logit, NullMatch
 from seedscope.engine.contract.tables.spans import FeatureSpan, SpanCurve, first_energies
-from seedscope.engine.contract.tables.study import Ensemble
+from seedscope.engine.contract.tables.study import NO_TOKENS, Ensemble
 from seedscope.engine.export.explanations import is_explained
 from seedscope.engine.export.open_study import FeatureBlock, Opened
 from seedscope.engine.matching.match import NULL_KINDS
@@ -27,6 +27,9 @@ COMPARISON = {
 _MEASURED = (
     "dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "quantiles", "trigger",
     "trigger_share", "trigger_what", "token_entropy", "top_token_share", "contexts", "histogram",
+)  # fmt: skip
+_OF_TOKENS = (
+    "top_tokens", "trigger", "trigger_share", "trigger_what", "token_entropy", "top_token_share", "contexts",
 )  # fmt: skip
 _EXPLAINED = ("explanation", "explainer", "score", "explanations")
 
@@ -165,16 +168,20 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     undefined = f"undefined: in {study.study.model} every token sees the tokens after it"
     if study.study.synthetic:
         blind, undefined = True, "undefined: samples of known true features are made, there is no language model"
+    if study.study.recorded:
+        blind, undefined = True, f"undefined: {NO_TOKENS}"
     needed: dict[str, str] = {}  # what each field needs
     if "activity" not in ensemble.computed:
         needed |= dict.fromkeys(_MEASURED, f"{command} activity")
+    elif study.study.recorded:
+        needed |= dict.fromkeys(_OF_TOKENS, undefined)
     if "ablate" not in ensemble.computed:
         either = "loss" in ensemble.computed
         needed |= dict.fromkeys(
             ("ablation.marginal_ev", "ablation.rank") if either else ("ablation",), f"{command} ablate"
         )
     if not is_explained(study, ensemble):
-        needed |= dict.fromkeys(_EXPLAINED, f"{command} explain")
+        needed |= dict.fromkeys(_EXPLAINED, undefined if study.study.recorded else f"{command} explain")
     if "loss" not in ensemble.computed:
         needs = undefined if blind else f"{command} loss"
         needed |= dict.fromkeys(("ablation.marginal_loss_nats", "ablation.loss_rank"), needs)

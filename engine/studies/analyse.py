@@ -70,7 +70,8 @@ def analyse(
     progress.say(f"best cosines: {choice(on)[1]}")
     for ensemble in plan.ensembles:
         at_hook = evaluator and (evaluator.control if ensemble.control_of else evaluator)
-        readable = ensemble.hookpoint and not (evaluator and ensemble.name in evaluator.unreadable)
+        known = ensemble.hookpoint or (evaluator and evaluator.recorded)
+        readable = known and not (evaluator and ensemble.name in evaluator.unreadable)
         at_hook = at_hook if readable else None
         loss = LossSettings(loss_tokens, only is not None) if "loss" in wanted else None
         _analyse(EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress), wanted, loss)
@@ -99,10 +100,10 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
         new_worth = "ablate" in wanted and worth is None
         collected = pass_over_tokens(run, evaluator, activity=activity is None, worth=new_worth)
         if collected.activity:
-            activity = keep_activity(run, evaluator, collected.activity, collected.tokens)
+            activity = keep_activity(run, evaluator, collected.activity, collected)
     live = living(activity, run.seeds)
     match = find_match(run, live) or match_members(run, live)
-    if evaluator and activity and "explain" in wanted:
+    if evaluator and not evaluator.recorded and activity and "explain" in wanted:
         explain_by_rules(
             run.parts, run.ensemble, activity, evaluator.tokens, evaluator.texts, run.measured, run.progress
         )

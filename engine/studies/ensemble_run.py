@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedscope.engine.activations.outliers import Without
-from seedscope.engine.activations.shards import Shards
+from seedscope.engine.activations.shards import Chosen, Shards
 from seedscope.engine.matching.match import affordable
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
@@ -19,7 +18,7 @@ from seedscope.engine.store.evaluation import measured_from
 from seedscope.engine.store.parts import VERSION, Part, Parts
 from seedscope.engine.studies.evaluator import Evaluator
 
-Rows = np.ndarray | Shards | Without  # activations (tokens, d_in), in memory or on disk
+Rows = np.ndarray | Shards | Chosen  # activations (tokens, d_in), in memory or on disk
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,13 @@ class EnsembleRun:
 
     @property
     def hookpoint(self) -> str:
-        """Where its SAEs read the model; raises ValueError where that is not known, and so activity cannot be measured."""
+        """Where its SAEs read the model; raises ValueError where that is not known, and so activity cannot be measured.
+
+        Of recorded activations the place need not be known.
+        """
         if not self.ensemble.hookpoint:
+            if self.evaluator and self.evaluator.recorded:
+                return "an unknown hook point"
             raise ValueError(f"the hook point of ensemble {self.name} is not known; give it with --hookpoint")
         return self.ensemble.hookpoint
 

@@ -141,7 +141,7 @@ def _add_study(
         model=model,
         model_digest=evaluation.model_digest if evaluation and evaluation.model else None,
         causal=evaluation.causal if evaluation and evaluation.model else None,
-        n_ctx=evaluation.n_ctx if evaluation else None,
+        n_ctx=evaluation.n_ctx or None if evaluation else None,
         token_policy=evaluation.policy if evaluation else None,
         eval_token_digest=evaluation.token_digest if evaluation else None,
         n_eval_tokens=evaluation.n_tokens if evaluation else None,
@@ -151,7 +151,7 @@ def _add_study(
         synthetic=synthetic.read(parts.parent) is not None,
     )
     add_row(writer, row)
-    if evaluation:
+    if evaluation and evaluation.texts:  # recorded activations come without tokens
         writer.add(Token, {"id": np.arange(len(evaluation.texts)), "text": list(evaluation.texts)})
         writer.add(Document, {"id": np.arange(len(evaluation.documents)), "name": list(evaluation.documents)})
         tokens = load_tokens(parts)
@@ -188,7 +188,9 @@ def _read_member(parts: _EnsembleParts, match: Part, seed: int) -> _MemberArrays
         logits=Logits(**_prefixed(arrays, "logit", Logits._fields, torch.from_numpy))
         if arrays and has_logits
         else None,
-        examples=Examples(**_prefixed(arrays, "example", Examples._fields)) if arrays else None,
+        examples=Examples(**_prefixed(arrays, "example", Examples._fields))
+        if arrays and "example_feature" in arrays
+        else None,
         worth=parts.ablate.read(seed) if parts.ablate else None,
         loss=parts.loss.read(seed) if parts.loss else None,
         explanations=[
@@ -283,7 +285,7 @@ def _activity(arrays: dict[str, np.ndarray]) -> Activity:
     """A member's activity from the arrays of its part; examples are read on their own."""
     own = {field: arrays[field] for field in Activity._fields if field in arrays and field != "n_tokens"}
     contexts = Contexts(**_prefixed(arrays, "context", Contexts._fields))
-    triggers = Triggers(**_prefixed(arrays, "trigger", Triggers._fields))
+    triggers = Triggers(**_prefixed(arrays, "trigger", Triggers._fields)) if "trigger_what" in arrays else None
     return Activity(n_tokens=int(arrays["n_tokens"]), **own, contexts=contexts, triggers=triggers, examples=None)
 
 

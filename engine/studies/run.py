@@ -31,6 +31,7 @@ from seedscope.engine.studies.pools.build import pool_ensemble
 from seedscope.engine.studies.pools.record import PoolRecord, pool_folder
 from seedscope.engine.studies.pools.settings import PoolSettings
 from seedscope.engine.studies.publish import publish
+from seedscope.engine.studies.recorded import describe
 from seedscope.engine.studies.studyfile.read import AnchorPlan, ImportPlan, StudyFile, TrainPlan
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.generator import TRAINING
@@ -113,7 +114,12 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
             for trained in _with_control(train_on, wanted.name, model, control=file.control is not None):
                 _enter(trained, folder)
         plan = catalogue.read(folder) or catalogue.StudyPlan(file.name)
-        plan = replace(plan, model=file.model, tokens=file.tokens, theta=file.theta, epsilon=file.epsilon)
+        recorded = None
+        if (named := file.recorded) is not None:
+            recorded = describe(named.source, named.hookpoint, progress, before=plan.activations, **named.settings)
+        plan = replace(
+            plan, model=file.model, tokens=file.tokens, activations=recorded, theta=file.theta, epsilon=file.epsilon
+        )
         catalogue.write(plan, folder)
         analyse(folder, only=file.analyses, loss_tokens=file.loss_tokens, model=model, device=device, progress=progress)
         return _published(folder, progress)

@@ -13,6 +13,7 @@ from seedscope.app.routes.address import EnsembleName, Filter, JudgedFeature, St
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.missing import NO_MODEL
 from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, LiveQuery
+from seedscope.engine.contract.tables.study import NO_TOKENS
 
 router = APIRouter()
 Windows = Literal["random", "contexts"]  # as engine.contract.queries names them; a test holds them together
@@ -62,6 +63,8 @@ def worth(
     store, row, asked, member, feature = opened
     if store.study.synthetic:
         raise NotFound("loss", f"a feature of {study}", f"none in a synthetic study: {NO_MODEL}")
+    if store.study.recorded:
+        raise NotFound("loss", f"a feature of {study}", f"none: undefined: {NO_TOKENS}")
     if row.control_of is not None:
         raise NotFound("loss", f"a feature of {ensemble}", f"one of {row.control_of}: controls run on another model")
     query = LiveQuery(

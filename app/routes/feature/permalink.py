@@ -82,9 +82,9 @@ def feature(
     store, row, filter, member, feature = opened
     listed = store.features(filter.query(ensemble))  # refuses what was not computed
     activity = store.has(ensemble, "activity")
-    contexts = (
-        [show_context(store, c) for c in store.contexts(ensemble, member.seed, feature.feature)] if activity else None
-    )
+    contexts = None
+    if store.has_tokens(ensemble):
+        contexts = [show_context(store, c) for c in store.contexts(ensemble, member.seed, feature.feature)]
     counterparts = find_counterparts(store, row, feature, filter)
     stability = judge_feature(store, feature, filter)
     lacking = store.missing(ensemble)
@@ -119,7 +119,7 @@ def feature(
         nav_counterpart=nearest_living(store, row, feature),
         nav_exact=f"{here}/loss" if can_run else None,
         nav_projects=render.url(f"{here}/project", **filter.judgement()) if can_project else None,
-        nav_try=activity and not store.study.synthetic,
+        nav_try=activity and store.study.model is not None,
         nav_largest=max([feature.max_activation or 0, *shown_maxima]),
         nav_cosines=tuple(filter.cosines(feature)),
         nav_place=listed.place(member.seed, feature.feature),

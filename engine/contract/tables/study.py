@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+NO_TOKENS = "activations without tokens"  # why what needs tokens is undefined in a study of recorded activations
+
 
 @dataclass(frozen=True)
 class Study:
@@ -23,6 +25,11 @@ class Study:
     synthetic: bool = (
         False  # activations are samples of known true features: activity is known, there is no language model
     )
+
+    @property
+    def recorded(self) -> bool:
+        """Whether activity is measured on activations that were recorded elsewhere and came without tokens."""
+        return self.model is None and not self.synthetic and self.eval_token_digest is not None
 
 
 @dataclass(frozen=True)

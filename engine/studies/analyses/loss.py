@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from seedscope.engine.contract.tables.study import NO_TOKENS
 from seedscope.engine.features.loss import LOSS_TOKENS, Losses, Splice, attributed_loss, losses_under, takes_long
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.analyses.worth import MaskedFeatures, mask_columns
@@ -20,6 +21,9 @@ class LossSettings(NamedTuple):
 
 def lacks_loss(run: EnsembleRun, evaluator: Evaluator, settings: LossSettings) -> bool:
     """Whether the loss has a meaning here and was not measured with these settings."""
+    if evaluator.recorded:
+        run.progress.say(f"{run.name}: loss: undefined: {NO_TOKENS}")
+        return False
     if not evaluator.model.causal:
         run.progress.say(f"{run.name}: loss: left out, {evaluator.model.name} predicts no next token")
         return False

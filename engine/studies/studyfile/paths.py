@@ -8,6 +8,7 @@ from typing import Any
 from natsort import natsorted
 
 from seedscope.engine.activations.documents import documents
+from seedscope.engine.activations.recorded import open_recorded
 from seedscope.engine.contract.patterns import matches
 from seedscope.engine.demo import stdlib
 from seedscope.engine.saes.importers.hub import PREFIX
@@ -59,6 +60,20 @@ def _source_in(folder: Path, source: str) -> str:
     except (ValueError, OSError) as error:
         raise Unfit(f"expected documents that can be read: {error}") from None
     return local
+
+
+def activations_in(folder: Path) -> Check:
+    """Recorded activations: a file or a folder of files whose heads say that they are some."""
+
+    def check(value: Any) -> str:
+        path = folder / Path(text(value)).expanduser()
+        try:
+            open_recorded(path)
+        except (ValueError, OSError) as error:
+            raise Unfit(f"expected recorded activations: {error}") from None
+        return str(path)
+
+    return check
 
 
 def paths_in(folder: Path) -> Check:
