@@ -8,7 +8,7 @@ import typer
 
 from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
 from seedscope.app.cli.study_options import (
-    RecordedActivations,
+    ActivationSource,
     StudyName,
     TextOptions,
     planned,
@@ -21,7 +21,7 @@ from seedscope.app.settings import default_root
 from seedscope.engine.contract.places import same_place
 
 if TYPE_CHECKING:
-    from seedscope.engine.store.catalogue import Activations, StudyPlan
+    from seedscope.engine.store.catalogue import RecordedActivations, StudyPlan
 
 
 class AllPairsRule(StrEnum):
@@ -52,7 +52,7 @@ def analyze(
     epsilon: Annotated[float | None, typer.Option(min=0, max=0.499, help="The study's ε.", show_default="0.05")] = None,
     *,
     text: TextOptions,
-    activations: RecordedActivations = None,
+    activations: ActivationSource = None,
     loss_tokens: Annotated[
         int | None, typer.Option(min=1, help="Measure losses on this many tokens.", show_default="4096")
     ] = None,
@@ -107,7 +107,7 @@ def _changed(
     theta: float | None,
     epsilon: float | None,
     text: TextOptions,
-    recorded: "Activations | None",
+    recorded: "RecordedActivations | None",
 ) -> "StudyPlan":
     """The catalogue with what the command line says; without a word everything stays."""
     hookpoint = text.hookpoint
@@ -139,7 +139,7 @@ def _changed(
     return replace(plan, tokens=source, activations=None)
 
 
-def _cut_anew(recorded: "Activations", text: TextOptions) -> "Activations":
+def _cut_anew(recorded: "RecordedActivations", text: TextOptions) -> "RecordedActivations":
     """A study's recorded activations with the settings that the command line gives; Stop for those that tokens alone have."""
     for option, value in (("--model", text.model), ("--n-ctx", text.n_ctx), ("--bos", text.bos)):
         if value is not None:

@@ -8,7 +8,7 @@ import typer
 
 from seedscope.app.cli.options import Quiet, Root, Stop, app, refusals, writable
 from seedscope.app.cli.study_options import (
-    RecordedActivations,
+    ActivationSource,
     Replace,
     StudyName,
     TextOptions,
@@ -50,7 +50,7 @@ def import_(
     ] = None,
     *,
     text: TextOptions,
-    activations: RecordedActivations = None,
+    activations: ActivationSource = None,
     shared_start: Annotated[
         Known | None, typer.Option(help="Whether members began with the same weights.", show_default="unknown")
     ] = None,

@@ -14,7 +14,7 @@ from seedscope.app.cli.options import Stop
 
 if TYPE_CHECKING:
     from seedscope.engine.progress import Progress
-    from seedscope.engine.store.catalogue import Activations, StudyPlan, Tokens
+    from seedscope.engine.store.catalogue import RecordedActivations, StudyPlan, Tokens
 
 
 class Counting(StrEnum):
@@ -52,7 +52,7 @@ Outliers = Annotated[
 ]
 
 
-RecordedActivations = Annotated[
+ActivationSource = Annotated[
     str | None,
     typer.Option(
         "--activations",
@@ -138,7 +138,7 @@ def token_source(source: list[str] | None, cut: dict[str, Any]) -> "Tokens | Non
     return Tokens(paths, **cut, remark=", ".join("/".join(Path(each).parts[-2:]) for each in source))
 
 
-def recorded_activations(source: str | None, text: TextOptions, progress: "Progress") -> "Activations | None":
+def recorded_activations(source: str | None, text: TextOptions, progress: "Progress") -> "RecordedActivations | None":
     """The recorded activations as the catalogue keeps them, after every row was read once; None without any.
 
     Stop where other options contradict them; ValueError where they cannot be read.

@@ -45,7 +45,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Activations:
+class RecordedActivations:
     """Activations that were recorded elsewhere and stand in place of a model and tokens."""
 
     source: str
@@ -126,7 +126,7 @@ class StudyPlan:
     built_from: str = "catalogue"
     """Line 2 of CURRENT: what a rebuild of the embedded study is decided by."""
     ensembles: tuple[EnsemblePlan, ...] = field(default=())
-    activations: Activations | None = None
+    activations: RecordedActivations | None = None
     """Rows that activity is measured on, in place of the model and the tokens."""
 
     def __post_init__(self) -> None:

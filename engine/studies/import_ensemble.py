@@ -34,7 +34,7 @@ def enrol(
     model: str | None = None,
     hookpoint: str | None = None,
     tokens: catalogue.Tokens | None = None,
-    activations: catalogue.Activations | None = None,
+    activations: catalogue.RecordedActivations | None = None,
     shared_start: catalogue.YesNo | None = None,
     force: bool = False,
     replaced: bool = False,
@@ -102,7 +102,7 @@ def enrol(
 
 
 def measured_on(
-    plan: catalogue.StudyPlan, tokens: catalogue.Tokens | None, activations: catalogue.Activations | None
+    plan: catalogue.StudyPlan, tokens: catalogue.Tokens | None, activations: catalogue.RecordedActivations | None
 ) -> catalogue.StudyPlan:
     """The catalogue with the tokens or the recorded activations that a study is measured on: the last given count."""
     if activations:

@@ -63,12 +63,12 @@ def describe(
     hookpoint: str | None,
     progress: Progress,
     *,
-    before: catalogue.Activations | None = None,
+    before: catalogue.RecordedActivations | None = None,
     **settings: Any,
-) -> catalogue.Activations:
+) -> catalogue.RecordedActivations:
     """A source of activations as the catalogue keeps it, after every row was read once, unless `before` says that of its files.
 
-    `settings` are fields of catalogue.Activations. Raises ValueError as `open_recorded` and `Recorded.check` do.
+    `settings` are fields of catalogue.RecordedActivations. Raises ValueError as `open_recorded` and `Recorded.check` do.
     """
     recorded = open_recorded(source)
     if before and before.stamp == recorded.stamp:
@@ -78,11 +78,11 @@ def describe(
             digest = recorded.check(report)
     folder = "/".join(Path(source).parts[-2:])
     remark = f"{len(recorded.rows):,} rows of {recorded.stored_as} in {folder}"
-    return catalogue.Activations(source, digest, recorded.stamp, hookpoint, remark=remark, **settings)
+    return catalogue.RecordedActivations(source, digest, recorded.stamp, hookpoint, remark=remark, **settings)
 
 
 def open_rows(
-    study: Path, plan: catalogue.StudyPlan, given: catalogue.Activations, progress: Progress
+    study: Path, plan: catalogue.StudyPlan, given: catalogue.RecordedActivations, progress: Progress
 ) -> RecordedEvaluator:
     """The evaluator of a study whose catalogue names recorded activations.
 

@@ -18,7 +18,7 @@ from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.encode import measure
-from seedscope.engine.store.catalogue import Activations, EnsemblePlan, MemberPlan, StudyPlan, Tokens
+from seedscope.engine.store.catalogue import EnsemblePlan, MemberPlan, RecordedActivations, StudyPlan, Tokens
 from seedscope.engine.studies.open_evaluator import documents_of
 from seedscope.engine.studies.recorded import draw, misfit
 
@@ -107,7 +107,7 @@ def _rows(study: Path, model: LanguageModel, tokens: Tokens, hookpoint: str, pro
     return rows
 
 
-def _recorded_rows(study: Path, plan: StudyPlan, ensemble: EnsemblePlan, given: Activations) -> np.ndarray:
+def _recorded_rows(study: Path, plan: StudyPlan, ensemble: EnsemblePlan, given: RecordedActivations) -> np.ndarray:
     recorded = open_recorded(given.source)
     if reason := misfit(study, plan, ensemble, recorded):
         raise ValueError(reason)

@@ -63,7 +63,9 @@ class RecordedPlan:
 
     source: str  # a file or folder
     hookpoint: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)  # fields of catalogue.Activations that the file names
+    settings: dict[str, Any] = field(
+        default_factory=dict
+    )  # fields of catalogue.RecordedActivations that the file names
 
 
 @dataclass(frozen=True)

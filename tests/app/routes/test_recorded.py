@@ -268,10 +268,10 @@ def test_a_pool_is_measured_on_the_rows_and_not_trained_on(root, tmp_path):
                "--hookpoint", "blocks.2.hook_resid_post")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert run("analyze", "p", "--only", "match,activity", "--root", tmp_path, "--quiet").returncode == 0
-    done = run("pool", "p", "topk", "--root", tmp_path, "--quiet", "--tokens", "0")
-    assert done.returncode == 0, done.stderr
     done = run("pool", "p", "topk", "--root", tmp_path, "--quiet")
     assert_one_line(done, "recorded activations", "--tokens 0")
+    done = run("pool", "p", "topk", "--root", tmp_path, "--quiet", "--tokens", "0")
+    assert done.returncode == 0, done.stderr
 
 
 def test_activations_of_one_place_are_not_taken_for_those_of_another(root, tmp_path, rows):
