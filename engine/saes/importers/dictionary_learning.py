@@ -35,6 +35,8 @@ _ARCHITECTURES = {
     "JumpReluAutoEncoder": "jumprelu",
     "GatedAutoEncoder": "gated",
 }
+# Settings of a config without a class that say: no plain ReLU.
+_SPARSE = frozenset({"k", "top_k", "topk", "activation", "activation_fn", "threshold", "architecture", "sae_type"})
 _CENTRED = frozenset(_NAMES) - {"AutoEncoderNew", "JumpReluAutoEncoder"}
 # `submodule_name` is free text, in which some scripts write a site and a layer instead of a module's path.
 _SITE = re.compile(r"(resid_pre|resid_post|attn_out|mlp_out)_layer_(\d+)")
@@ -67,7 +69,19 @@ def read(path: Path) -> Imported:
         raise ValueError(f"{file} holds {names}, expected a state dict of dictionary_learning")
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     trainer = config["trainer"] if isinstance(config.get("trainer"), dict) else config
-    name = trainer.get("dict_class") or _by_keys(state, file)
+    name = trainer.get("dict_class") or _by_keys(state, file, trainer)
+    if (
+        "dict_class" not in trainer
+        and (sparse := sorted(_SPARSE & trainer.keys()))
+        and name in ("AutoEncoder", "AutoEncoderNew")
+    ):
+        shown = ", ".join(f"{key} = {trainer[key]!r}" for key in sparse)
+        raise ValueError(
+            f"{file} has the tensors of a plain ReLU SAE ({', '.join(sorted(state))}), and {folder / CONFIG} says {shown} and no "
+            'dict_class: which activations count is not known. Write the class into it, such as {"trainer": {"dict_class": '
+            '"AutoEncoderTopK"}}, if dictionary_learning wrote the file; or save its tensors with a JSON file that says how it '
+            "encodes"
+        )
     if name not in _NAMES:
         raise ValueError(f"{folder / CONFIG} has dict_class = {name!r}, expected one of {', '.join(_NAMES)}")
     tensors = {_NAMES[name].get(key, key): tensor for key, tensor in state.items()}
@@ -126,7 +140,7 @@ def _hookpoint(submodule: str | None) -> str | None:
     return f"blocks.{match[2]}.hook_{match[1]}" if match else submodule
 
 
-def _by_keys(state: Mapping[str, Tensor], file: Path) -> str:
+def _by_keys(state: Mapping[str, Tensor], file: Path, config: Mapping[str, Any]) -> str:
     """The class of a file without config, from the names of its tensors; raises ValueError where several have these names."""
     keys = state.keys()
     if "gate_bias" in keys:
@@ -141,8 +155,10 @@ def _by_keys(state: Mapping[str, Tensor], file: Path) -> str:
         return "AutoEncoder"
     example = '{"trainer": {"dict_class": "AutoEncoderTopK"}}'
     kinds = "AutoEncoderTopK and BatchTopKSAE have these same tensors" if "k" in keys else "no class has these tensors"
+    says = ", ".join(f"{key} = {value!r}" for key, value in list(config.items())[:8])
+    beside = f" (the one beside it says {says})" if says else ""
     raise ValueError(
-        f"{file} holds {', '.join(sorted(keys))} without a {CONFIG} that names its dict_class: {kinds}. Copy the {CONFIG} "
+        f"{file} holds {', '.join(sorted(keys))} without a {CONFIG} that names its dict_class{beside}: {kinds}. Copy the {CONFIG} "
         f"that the trainer wrote beside it, or write one such as {example}"
     )
 

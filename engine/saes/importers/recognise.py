@@ -10,6 +10,7 @@ from natsort import natsorted
 
 from seedscope.engine.saes.importers import (
     bare,
+    code_bases,
     dictionary_learning,
     overcomplete,
     published,
@@ -33,6 +34,8 @@ READERS: dict[str, Callable[[Path], Imported]] = {
     "batch_topk": released.read_batch_topk,
     "llama_scope": released.read_llama_scope,
     "goodfire": released.read_goodfire,
+    "sae_stability": code_bases.read_sae_stability,
+    "connor_rob": code_bases.read_connor_rob,
 }
 # A folder that holds one of these files is one SAE.
 _FOLDERS = {
@@ -154,17 +157,21 @@ def _file(path: Path) -> RecognisedSAE | None:
         kind = bare.kind(path)
         return RecognisedSAE(path, kind, path.stem) if kind else None
     if path.suffix in (".pt", ".pth", ".bin", ".pkl") and not _TRAINING_STATE.fullmatch(path.name):
-        kind = _of_pickle(unpickle.peek(path))
+        kind = _of_pickle(path, unpickle.peek(path))
         # Goodfire's file is named after its layer.
         return RecognisedSAE(path, kind, "" if kind == "goodfire" else path.stem) if kind else None
     return None
 
 
-def _of_pickle(value: Any) -> str:
+def _of_pickle(path: Path, value: Any) -> str:
     if isinstance(value, Mapping) and published.is_openai(value):
         return "openai"
     if released.is_goodfire(value):
         return "goodfire"
+    if code_bases.is_sae_stability(value):
+        return "sae_stability"
+    if code_bases.is_connor_rob(path, value):
+        return "connor_rob"
     if overcomplete.is_state(value):
         return "overcomplete"
     return "dictionary_learning" if dictionary_learning.is_state(value) else ""
