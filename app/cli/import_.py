@@ -41,7 +41,9 @@ def import_(
     path: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PATH...", help="SAE files, folders of them, hf:OWNER/REPO/FOLDER of a hub, or public:NAME/FOLDER."
+            metavar="PATH...",
+            help="SAE files, folders of them, hf:OWNER/REPO/FOLDER of a hub, public:NAME/FOLDER, or RELEASE/SAE_ID of SAELens' "
+            "registry.",
         ),
     ] = None,
     format: Annotated[str, typer.Option(help="The library that wrote them; auto recognises it by the files.")] = "auto",
@@ -82,12 +84,13 @@ def import_(
         catalogue.require_name("study", study)
         with only_writer(root / study):
             from seedscope.engine.saes.importers.public import resolved
+            from seedscope.engine.saes.importers.registry import named
             from seedscope.engine.studies.import_ensemble import enrol
 
             recorded = recorded_activations(activations, text, progress)
             with progress.stage("importing", "SAEs") as report:
                 entry = enrol(
-                    root, study, ensemble, [one for each in path for one in resolved(each)],
+                    root, study, ensemble, [named(one) for each in path for one in resolved(each)],
                     format=format, seeds=_numbers(seeds), model=text.whole_model,
                     hookpoint=text.hookpoint, tokens=None if recorded else token_source(text.tokens, text.cut),
                     activations=recorded,

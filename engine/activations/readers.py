@@ -380,7 +380,7 @@ def _require_integers(array: np.ndarray, path: Path) -> np.ndarray:
             "; recorded activations are given with --activations" if array.dtype.kind == "f" and array.ndim > 1 else ""
         )
         raise ValueError(
-            f"{path} holds {array.dtype} of shape {array.shape}, expected integers (token ids) in 1 or 2 dimensions{way_out}"
+            f"{path} holds {array.dtype} of shape {array.shape}, expected integers in 1 or 2 dimensions{way_out}"
         )
     return array
 

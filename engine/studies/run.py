@@ -20,8 +20,7 @@ from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.tables.pools import FeaturePool
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
-from seedscope.engine.saes.importers.hub import local
-from seedscope.engine.saes.importers.recognise import recognise
+from seedscope.engine.saes.importers.ensemble import located
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.database import StoreReader
 from seedscope.engine.studies.analyse import analyse
@@ -245,7 +244,7 @@ def _files_digest(wanted: ImportPlan) -> str:
     """16 hex digits over what an import reads: settings, names, sizes and times of the files."""
     files = []
     for path in wanted.paths:
-        for each in recognise(local(path)):
+        for each in located(path, "auto"):
             inside = [each.path] if each.path.is_file() else sorted(each.path.iterdir())
             files += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inside if p.is_file()]
     content = [files, wanted.format, wanted.seeds, wanted.hookpoint, wanted.shared_start, wanted.force]

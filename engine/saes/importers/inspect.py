@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedscope.engine.saes.importers.ensemble import located, numbered, numbers_in_names
+from seedscope.engine.saes.importers.ensemble import located, numbered, numbers_in_names, read_recognised
 from seedscope.engine.saes.importers.facts import BY_USER, Facts, assumed, changed
-from seedscope.engine.saes.importers.recognise import READERS, RecognisedSAE
+from seedscope.engine.saes.importers.recognise import RecognisedSAE
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def inspect(
 def _each(saes: list[RecognisedSAE], model: str | None, hookpoint: str | None) -> Iterator[Inspected]:
     for sae in saes:
         try:
-            member = READERS[sae.format](sae.path)
+            member = read_recognised(sae)
         except ValueError as error:
             yield Inspected(str(sae.path), sae.format, {}, [], refused=str(error))
             continue

@@ -21,6 +21,7 @@ from seedscope.engine.saes.importers import (
 )
 from seedscope.engine.saes.importers.contents import SUFFIXES, WAY_OUT, first_tensors, tensors_in
 from seedscope.engine.saes.importers.imported import INDEX, Imported, as_given, peek_safetensors
+from seedscope.engine.saes.importers.registry import Entry
 
 READERS: dict[str, Callable[[Path], Imported]] = {
     "seedscope": bare.read,
@@ -60,6 +61,7 @@ class RecognisedSAE:
     format: str
     name: str = ""
     names: tuple[str, ...] = ()  # of the folders that lead to it, as they were given, and its own
+    entry: Entry | None = None  # where it was named by SAELens' registry
 
     @property
     def number(self) -> int | None:

@@ -11,6 +11,7 @@ from seedscope.engine.activations.documents import documents
 from seedscope.engine.activations.recorded import open_recorded
 from seedscope.engine.contract.patterns import matches
 from seedscope.engine.demo import stdlib
+from seedscope.engine.saes.importers import registry
 from seedscope.engine.saes.importers.hub import PREFIX
 from seedscope.engine.studies.studyfile.toml import Check, Unfit, shown
 from seedscope.engine.studies.studyfile.values import text, texts
@@ -82,6 +83,9 @@ def paths_in(folder: Path) -> Check:
     def check(value: Any) -> tuple[Path, ...]:
         paths: list[Path] = []
         for pattern in texts(value):
+            if pattern.startswith(registry.PREFIX):
+                paths.append(_in_registry(pattern))
+                continue
             if pattern.startswith(PREFIX):
                 paths.append(_on_hub(pattern))
                 continue
@@ -94,6 +98,15 @@ def paths_in(folder: Path) -> Check:
         return tuple(paths)
 
     return check
+
+
+def _in_registry(name: str) -> Path:
+    """A name of SAELens' registry as a path, which engine.importers looks up."""
+    try:
+        registry.lookup(name)
+    except ValueError as error:
+        raise Unfit(f"expected {registry.PREFIX}RELEASE/SAE_ID: {error}") from None
+    return Path(name)
 
 
 def _on_hub(name: str) -> Path:
