@@ -7,7 +7,7 @@ from shlex import quote
 
 from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.stability import ALONE
-from seedscope.engine.contract.tables.study import NO_TOKENS, Ensemble, Study
+from seedscope.engine.contract.tables.study import NO_LOGITS, NO_TOKENS, Ensemble, Study
 
 NO_MODEL = "undefined: samples of known true features are made, there is no language model"
 TRAJECTORY = "trajectory: agreement and features along training"
@@ -90,6 +90,8 @@ def missing(
             lacking["logits"] = lacks(result, activity)
         else:
             width = "the hook point does not have the residual stream's width"
+            norm = [remark.removeprefix(NO_LOGITS) for remark in ensemble.remarks if remark.startswith(NO_LOGITS)]
+            width = norm[0] if norm else width
             lacking["logits"] = Missing(result, blind or width, None)
     if subspaces not in ensemble.computed:
         command = f"seedscope analyze {study.study} --only {subspaces}"

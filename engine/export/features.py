@@ -11,7 +11,7 @@ from seedscope.engine.contract.stability import UNDEFINED, buckets, count_matche
 from seedscope.engine.contract.tables import training
 from seedscope.engine.contract.tables.features import Logit, NullMatch
 from seedscope.engine.contract.tables.spans import FeatureSpan, SpanCurve, first_energies
-from seedscope.engine.contract.tables.study import NO_TOKENS, Ensemble
+from seedscope.engine.contract.tables.study import NO_LOGITS, NO_TOKENS, Ensemble
 from seedscope.engine.export.explanations import is_explained
 from seedscope.engine.export.open_study import FeatureBlock, Opened
 from seedscope.engine.matching.match import NULL_KINDS
@@ -195,6 +195,8 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     first = study.members[ensemble.ensemble][0].seed
     if not study.store.table(Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
         width = "the hook point does not have the residual stream's width"
+        norm = [remark.removeprefix(NO_LOGITS) for remark in ensemble.remarks if remark.startswith(NO_LOGITS)]
+        width = norm[0] if norm else width
         needs = undefined if blind else f"{command} activity" if "activity" not in ensemble.computed else width
         needed |= dict.fromkeys(("positive_logits", "negative_logits"), needs)
     return [{"field": field, "needs": needs} for field, needs in needed.items()]

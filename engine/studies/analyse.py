@@ -5,7 +5,7 @@ gains an ensemble computes that one alone. `publish` turns the parts into a stor
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,9 @@ import torch
 from seedscope.engine.activations.documents import Document
 from seedscope.engine.activations.harvest import LanguageModel
 from seedscope.engine.contract.schema import ANALYSES
+from seedscope.engine.contract.tables.study import NO_LOGITS
 from seedscope.engine.explanations.of_study import explain_by_rules
+from seedscope.engine.features.logits import missing_norm
 from seedscope.engine.machine import named_device
 from seedscope.engine.matching.buckets import judge
 from seedscope.engine.matching.cuda import choice
@@ -27,6 +29,7 @@ from seedscope.engine.studies.analyses.subspaces import activation_covariance, m
 from seedscope.engine.studies.analyses.trajectory import follow_training
 from seedscope.engine.studies.analyses.worth import MaskedFeatures, measure_worth
 from seedscope.engine.studies.ensemble_run import EnsembleRun, living
+from seedscope.engine.studies.evaluator import Evaluator
 from seedscope.engine.studies.open_evaluator import open_evaluator
 from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
 
@@ -66,7 +69,7 @@ def analyse(
     evaluator = None
     if wanted != {"match"}:
         evaluator = open_evaluator(study, plan, model, texts, on, progress)
-        plan = _with_remarks(study, plan, evaluator.unreadable) if evaluator else plan
+        plan = _with_remarks(study, plan, evaluator) if evaluator else plan
     progress.say(f"best cosines: {choice(on)[1]}")
     for ensemble in plan.ensembles:
         at_hook = evaluator and (evaluator.control if ensemble.control_of else evaluator)
@@ -78,13 +81,19 @@ def analyse(
     shutil.rmtree(study / "scratch", ignore_errors=True)
 
 
-def _with_remarks(study: Path, plan: catalogue.StudyPlan, unreadable: Mapping[str, str]) -> catalogue.StudyPlan:
-    """The catalogue with a remark on every ensemble that the model cannot be read for, and without those of before."""
-    remarked = plan
+def _with_remarks(study: Path, plan: catalogue.StudyPlan, evaluator: Evaluator) -> catalogue.StudyPlan:
+    """The catalogue with a remark on every ensemble that the model cannot be read for, or that has no direct logits.
+
+    Those of a former analysis are dropped.
+    """
+    remarked, unreadable = plan, evaluator.unreadable
+    without_logits = missing_norm(evaluator.model)
     for ensemble in plan.ensembles:
-        remarks = [remark for remark in ensemble.remarks if not remark.startswith(UNREADABLE)]
+        remarks = [remark for remark in ensemble.remarks if not remark.startswith((UNREADABLE, NO_LOGITS))]
         if ensemble.name in unreadable:
             remarks.append(f"{UNREADABLE}{unreadable[ensemble.name]}")
+        elif without_logits and ensemble.hookpoint:
+            remarks.append(f"{NO_LOGITS}{without_logits}")
         remarked = remarked.with_ensemble(replace(ensemble, remarks=tuple(remarks)))
     if remarked != plan:
         catalogue.write(remarked, study)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+NO_LOGITS = "no direct logits: "  # how the remark on an ensemble begins whose model's head reads no norm's output
 NO_TOKENS = "activations without tokens"  # why what needs tokens is undefined in a study of recorded activations
 
 

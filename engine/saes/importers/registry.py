@@ -150,7 +150,8 @@ def _directory() -> Mapping[str, Any]:
     problem: Exception | None = None
     for module in _MODULES:
         try:
-            return import_module(module).get_pretrained_saes_directory()
+            releases: Mapping[str, Any] = import_module(module).get_pretrained_saes_directory()
+            return releases
         except ImportError as error:  # of another version, or without its dependencies
             problem = problem or error
     raise ValueError(f"the sae_lens package cannot be used ({problem}); {WAY_OUT}")
