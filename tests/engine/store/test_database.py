@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.tables.features import Context, Feature
-from seedscope.engine.contract.tables.study import Member, Token
+from seedscope.engine.contract.tables.study import Ensemble, Member, Token
 from seedscope.engine.store.database import StoreReader, Writer, _digest
 
 N = 5
