@@ -9,6 +9,7 @@ import typer
 from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
 from seedscope.app.cli.study_options import (
     ActivationSource,
+    HookPointOut,
     StudyName,
     TextOptions,
     planned,
@@ -52,6 +53,7 @@ def analyze(
     epsilon: Annotated[float | None, typer.Option(min=0, max=0.499, help="The study's ε.", show_default="0.05")] = None,
     *,
     text: TextOptions,
+    hookpoint_out: HookPointOut = None,
     activations: ActivationSource = None,
     loss_tokens: Annotated[
         int | None, typer.Option(min=1, help="Measure losses on this many tokens.", show_default="4096")
@@ -77,7 +79,7 @@ def analyze(
             from seedscope.engine.studies.publish import publish
 
             recorded = recorded_activations(activations, text, progress)
-            catalogue.write(_changed(plan, theta, epsilon, text, recorded), folder)
+            catalogue.write(_changed(_with_output(plan, hookpoint_out), theta, epsilon, text, recorded), folder)
             try:
                 analyse(
                     folder, only=_analyses(only), one_to_one=None if rule is None else rule is AllPairsRule.hungarian,
@@ -100,6 +102,27 @@ def _analyses(only: str | None) -> tuple[str, ...] | None:
     if unknown := names - set(ANALYSES):
         raise Stop(f"--only names {', '.join(sorted(unknown))}, this version computes {', '.join(ANALYSES)}, stability")
     return tuple(name for name in ANALYSES if name in names)
+
+
+def _with_output(plan: "StudyPlan", hookpoint_out: str | None) -> "StudyPlan":
+    """The catalogue with the output hook point of transcoders whose files do not say it."""
+    if not hookpoint_out:
+        return plan
+    lacking = [each for each in plan.ensembles if each.transcoder and not each.hookpoint_out]
+    if not lacking and not any(
+        each.hookpoint_out and same_place(each.hookpoint_out, hookpoint_out) for each in plan.ensembles
+    ):
+        known = ", ".join(f"{each.name} {each.hookpoint_out or 'an SAE'}" for each in plan.ensembles)
+        raise Stop(
+            f"--hookpoint-out {hookpoint_out} was given, but no ensemble of transcoders lacks one ({known}); to change it, import "
+            "the ensemble again with --replace"
+        )
+    return replace(
+        plan,
+        ensembles=tuple(
+            replace(each, hookpoint_out=hookpoint_out) if each in lacking else each for each in plan.ensembles
+        ),
+    )
 
 
 def _changed(

@@ -9,6 +9,7 @@ import typer
 from seedscope.app.cli.options import Quiet, Root, Stop, app, refusals, writable
 from seedscope.app.cli.study_options import (
     ActivationSource,
+    HookPointOut,
     Replace,
     StudyName,
     TextOptions,
@@ -52,6 +53,7 @@ def import_(
     ] = None,
     *,
     text: TextOptions,
+    hookpoint_out: HookPointOut = None,
     activations: ActivationSource = None,
     shared_start: Annotated[
         Known | None, typer.Option(help="Whether members began with the same weights.", show_default="unknown")
@@ -92,15 +94,15 @@ def import_(
                 entry = enrol(
                     root, study, ensemble, [named(one) for each in path for one in resolved(each)],
                     format=format, seeds=_numbers(seeds), model=text.whole_model,
-                    hookpoint=text.hookpoint, tokens=None if recorded else token_source(text.tokens, text.cut),
-                    activations=recorded,
+                    hookpoint=text.hookpoint, hookpoint_out=hookpoint_out,
+                    tokens=None if recorded else token_source(text.tokens, text.cut), activations=recorded,
                     shared_start=shared_start.value if shared_start else None,
                     force=force, replaced=replace_, report=report,
                 )  # fmt: skip
             plan = planned(root, study)
             if check and (plan.activations or (plan.model and plan.tokens and entry.hookpoint)):
                 entry = _checked(root / study, plan, entry, progress)
-    _describe(entry)
+    _describe(entry, recorded=plan.activations is not None)
     needed = {"--model DIR_OR_ID": plan.model, "--tokens FILES": plan.tokens, "--hookpoint H": entry.hookpoint}
     lacks = [] if plan.activations else [name for name, value in needed.items() if not value]
     command = f"seedscope analyze {study}" + (f" --root {root}" if root != default_root() else "")
@@ -133,9 +135,9 @@ def _checked(study: Path, plan: "StudyPlan", entry: "EnsemblePlan", progress: "P
     looked_at = with_remarks(entry, looks)
     if looked_at != entry:
         catalogue.write(plan.with_ensemble(looked_at), study)
-    evs, l0s = [look.ev for look in looks], [look.l0 for look in looks]
-    unit = "rows" if plan.activations else "tokens"
-    print(f"self-check on {looks[0].n_tokens:,} {unit}: EV {_range(evs, '.3f')}, L0 {_range(l0s, '.1f')}")
+    evs, l0s = [look.ev for look in looks if look.ev is not None], [look.l0 for look in looks]
+    ev, unit = _range(evs, ".3f") if evs else "undefined", "rows" if plan.activations else "tokens"
+    print(f"self-check on {looks[0].n_tokens:,} {unit}: EV {ev}, L0 {_range(l0s, '.1f')}")
     return looked_at
 
 
@@ -151,10 +153,19 @@ def _numbers(text: str | None) -> list[int] | None:
         raise Stop(f"--seeds is {text!r}, expected whole numbers such as 0,1,2") from None
 
 
-def _describe(ensemble: "EnsemblePlan") -> None:
-    """What was imported, member by member."""
+def _describe(ensemble: "EnsemblePlan", *, recorded: bool) -> None:
+    """What was imported, member by member; `recorded`: to be measured on recorded activations."""
+    from seedscope.engine.contract.directions import NO_OUTPUT, NOT_RECORDED, SENTENCE, WAY_OUT
+
+    to = f" to {ensemble.hookpoint_out or 'unknown'}" if ensemble.transcoder else ""
     print(f"ensemble {ensemble.name}: {len(ensemble.members)} members, {ensemble.variant}, "
-          f"hook point {ensemble.hookpoint or 'unknown'}, shared start {ensemble.shared_start}")  # fmt: skip
+          f"hook point {ensemble.hookpoint or 'unknown'}{to}, shared start {ensemble.shared_start}")  # fmt: skip
+    if ensemble.transcoder:
+        print(f"  {SENTENCE}")
+    if ensemble.transcoder and recorded:
+        print(f"  reconstruction, ablation, loss, direct logits: undefined: {NOT_RECORDED}")
+    elif ensemble.transcoder and not ensemble.hookpoint_out:
+        print(f"  reconstruction, ablation, loss, direct logits: {NO_OUTPUT}; give it with {WAY_OUT}")
     for member in ensemble.members:
         print(f"  seed {member.seed}  {member.digest}  {member.library or 'library unknown'}  {member.source}")
         for remark in member.remarks:

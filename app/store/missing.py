@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+from seedscope.engine.contract.directions import NO_OUTPUT, TRANSCODERS_DO_NOT_POOL, WAY_OUT
 from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.stability import ALONE
 from seedscope.engine.contract.tables.study import NO_LOGITS, NO_TOKENS, Ensemble, Study
@@ -54,6 +55,14 @@ def missing(
             return Missing(result, "the hook point that the SAEs read is not known", command + place)
         return Missing(result, "not computed yet", f"{command} --only {analysis}", job(only=analysis))
 
+    def compares(result: str, analysis: str) -> Missing:
+        """What compares an output with the model: undefined where what transcoders predict is not known or not there."""
+        if ensemble.undefined and ensemble.undefined != NO_OUTPUT:
+            return Missing(result, ensemble.undefined, None)
+        if ensemble.undefined and study.model is not None:
+            return Missing(result, NO_OUTPUT, f"seedscope analyze {study.study} {WAY_OUT}")
+        return lacks(result, analysis)
+
     if not ensemble.n_comparisons:
         rules = ("live", "hungarian", *rules)  # what has no comparison lacks no rule
     match, activity, ablate, explain, loss, subspaces, trajectory = ANALYSES
@@ -76,17 +85,19 @@ def missing(
         command = f"seedscope analyze {study.study} --only match --rule hungarian"
         lacking["one-to-one"] = Missing("one-to-one matching", reason, command, job(only=match, rule="hungarian"))
     if ablate not in ensemble.computed:
-        lacking["ablate"] = lacks("worth: explained variance with features masked", ablate)
+        lacking["ablate"] = compares("worth: explained variance with features masked", ablate)
     if explain not in ensemble.computed:
         result = "explanations: token rules and their scores"
         without = f"undefined: {NO_TOKENS}" if study.recorded else None
         lacking["explanations"] = Missing(result, without, None) if without else lacks(result, explain)
     if loss not in ensemble.computed:
         result = "next-token loss"
-        lacking["loss"] = Missing(result, blind, None) if blind else lacks(result, loss)
+        lacking["loss"] = Missing(result, blind, None) if blind else compares(result, loss)
     if not logits:
         result = "logits: next tokens raised and lowered"
-        if activity not in ensemble.computed and not blind:
+        if ensemble.undefined and not blind:
+            lacking["logits"] = compares(result, activity)
+        elif activity not in ensemble.computed and not blind:
             lacking["logits"] = lacks(result, activity)
         else:
             width = "the hook point does not have the residual stream's width"
@@ -120,6 +131,8 @@ def pool_missing(study: Study, ensemble: Ensemble) -> list[Missing]:
     alone = "the pool without training on: which features it has and where they come from"
     if ensemble.n_members < 2:
         return [Missing(pool, "an ensemble of one member has nothing to pool", None)]
+    if ensemble.transcoder:
+        return [Missing(pool, TRANSCODERS_DO_NOT_POOL, None)]
     if ensemble.variant == "groupmax":
         return [Missing(pool, "groupmax means nothing outside its groups of features, so none can be taken out", None)]
     command = f"seedscope pool {study.study} {ensemble.ensemble}"

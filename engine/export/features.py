@@ -178,12 +178,13 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     if "ablate" not in ensemble.computed:
         either = "loss" in ensemble.computed
         needed |= dict.fromkeys(
-            ("ablation.marginal_ev", "ablation.rank") if either else ("ablation",), f"{command} ablate"
+            ("ablation.marginal_ev", "ablation.rank") if either else ("ablation",),
+            ensemble.undefined or f"{command} ablate",
         )
     if not is_explained(study, ensemble):
         needed |= dict.fromkeys(_EXPLAINED, undefined if study.study.recorded else f"{command} explain")
     if "loss" not in ensemble.computed:
-        needs = undefined if blind else f"{command} loss"
+        needs = undefined if blind else ensemble.undefined or f"{command} loss"
         needed |= dict.fromkeys(("ablation.marginal_loss_nats", "ablation.loss_rank"), needs)
     if "subspaces" not in ensemble.computed:
         one = "undefined: spans are compared among members, and the ensemble has one"
@@ -196,7 +197,7 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     if not study.store.table(Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
         width = "the hook point does not have the residual stream's width"
         norm = [remark.removeprefix(NO_LOGITS) for remark in ensemble.remarks if remark.startswith(NO_LOGITS)]
-        width = norm[0] if norm else width
+        width = ensemble.undefined or (norm[0] if norm else width)
         needs = undefined if blind else f"{command} activity" if "activity" not in ensemble.computed else width
         needed |= dict.fromkeys(("positive_logits", "negative_logits"), needs)
     return [{"field": field, "needs": needs} for field, needs in needed.items()]
@@ -210,7 +211,7 @@ def subspace_rows(study: Opened, part: FeatureBlock) -> dict[int, dict[str, Any]
     if not lines:
         return {}
     ranks = sorted(set(study.store.table(SpanCurve, ["rank"], ensemble=ensemble.ensemble)["rank"].to_pylist()))
-    random = [rank / ensemble.d_in for rank in ranks]
+    random = [rank / ensemble.d_out for rank in ranks]
     by_feature = {}
     for line in lines:
         span = FeatureSpan(**line)

@@ -13,6 +13,7 @@ import torch
 
 from seedscope.engine.activations.documents import Document
 from seedscope.engine.activations.harvest import LanguageModel
+from seedscope.engine.contract.directions import UNPREDICTABLE
 from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.tables.study import NO_LOGITS
 from seedscope.engine.explanations.of_study import explain_by_rules
@@ -84,15 +85,16 @@ def analyse(
 def _with_remarks(study: Path, plan: catalogue.StudyPlan, evaluator: Evaluator) -> catalogue.StudyPlan:
     """The catalogue with a remark on every ensemble that the model cannot be read for, or that has no direct logits.
 
-    Those of a former analysis are dropped.
+    And on transcoders whose output has nothing to be compared with. Those of a former analysis are dropped.
     """
-    remarked, unreadable = plan, evaluator.unreadable
-    without_logits = missing_norm(evaluator.model)
+    remarked, without_logits = plan, missing_norm(evaluator.model)
     for ensemble in plan.ensembles:
-        remarks = [remark for remark in ensemble.remarks if not remark.startswith((UNREADABLE, NO_LOGITS))]
-        if ensemble.name in unreadable:
-            remarks.append(f"{UNREADABLE}{unreadable[ensemble.name]}")
-        elif without_logits and ensemble.hookpoint:
+        of_before = (UNREADABLE, UNPREDICTABLE, NO_LOGITS)
+        remarks = [remark for remark in ensemble.remarks if not remark.startswith(of_before)]
+        for prefix, reasons in ((UNREADABLE, evaluator.unreadable), (UNPREDICTABLE, evaluator.unpredictable)):
+            if ensemble.name in reasons:
+                remarks.append(f"{prefix}{reasons[ensemble.name]}")
+        if without_logits and ensemble.hookpoint and ensemble.name not in evaluator.unreadable:
             remarks.append(f"{NO_LOGITS}{without_logits}")
         remarked = remarked.with_ensemble(replace(ensemble, remarks=tuple(remarks)))
     if remarked != plan:
@@ -105,6 +107,10 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
     evaluator, activity = run.evaluator, run.find_activity()
     worth = activity and run.parts.find("ablate", **run.measured, **run.judgement)
     collected: TokenPass | None = None
+    if evaluator and run.undefined and "ablate" in wanted:
+        run.progress.say(f"{run.name}: ablate: left out, {run.undefined}")
+    if evaluator and run.undefined:
+        wanted = wanted - {"ablate"}
     if evaluator and (activity is None or ("ablate" in wanted and worth is None)):
         new_worth = "ablate" in wanted and worth is None
         collected = pass_over_tokens(run, evaluator, activity=activity is None, worth=new_worth)
@@ -118,7 +124,7 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
         )
     covariance = None
     if evaluator and ("subspaces" in wanted or collected):  # cheap while the rows are there
-        covariance = activation_covariance(run, evaluator, collected and collected.rows)
+        covariance = activation_covariance(run, evaluator, collected and collected.targets)
     if "subspaces" in wanted:
         measure_subspaces(run, match, live, covariance)
     if TRAJECTORY in wanted:
@@ -130,6 +136,6 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
         return
     masked = MaskedFeatures(*zip(*judge(run.plan, run.ensemble, match, activity), strict=True))
     if collected and collected.ablation:
-        measure_worth(run, collected.ablation, masked, collected.rows)
+        measure_worth(run, collected.ablation, masked, collected)
     if missing_loss:
         measure_loss(run, evaluator, activity, masked, missing_loss)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from seedscope.engine.activations.tokens import PADDING, load_tokens
+from seedscope.engine.contract.directions import UNPREDICTABLE
 from seedscope.engine.contract.schema import ANALYSES, SCHEMA_VERSION
 from seedscope.engine.contract.tables.study import Document, Ensemble, Study, Token, TokenWindow
 from seedscope.engine.explanations.explanation import FeatureExplanation, from_arrays
@@ -244,7 +246,7 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
         origin=ensemble.origin,
         hookpoint=ensemble.hookpoint,
         variant=ensemble.variant or convention.architecture,
-        convention=json.dumps(convention.as_json()),
+        convention=json.dumps(convention.as_json() | _predicted(members, ensemble)),
         d_in=members.d_in,
         d_sae=members.d_sae,
         k=convention.k or None,
@@ -271,7 +273,16 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
         computed=parts.computed,
         remarks=list(ensemble.remarks),
     )
+    if row.undefined and not any(remark.startswith(UNPREDICTABLE) for remark in row.remarks):
+        row = replace(row, remarks=[*row.remarks, row.undefined])
     add_row(writer, row)
+
+
+def _predicted(members: sae.SAE, ensemble: catalogue.EnsemblePlan) -> dict[str, Any]:
+    """What the store says of transcoders' output; nothing of SAEs."""
+    if not members.convention.transcoder:
+        return {}
+    return {"d_out": members.d_out, "hookpoint_out": ensemble.hookpoint_out}
 
 
 def _prefixed(

@@ -1,7 +1,8 @@
 """The evaluator of a study of recorded activations: rows that users bring, in place of a model and tokens.
 
 Activity, EV, L0 and everything else that rows alone decide is measured on them. Contexts, token rules, next-token loss and
-direct logits need tokens or a model, and are undefined.
+direct logits need tokens or a model, and are undefined. So is the reconstruction of transcoders: what they predict stands at
+another place than what they read, and one place was recorded.
 """
 
 from pathlib import Path
@@ -16,12 +17,13 @@ from seedscope.engine.activations.outliers import TIMES, Without, find_outliers
 from seedscope.engine.activations.recorded import MOST_ROWS, Recorded, open_recorded, require_width
 from seedscope.engine.activations.shards import Chosen, Shards
 from seedscope.engine.activations.tokens import TokenSet
+from seedscope.engine.contract.directions import NOT_RECORDED, UNPREDICTABLE
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.contract.tables.study import NO_TOKENS
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import Evaluation
-from seedscope.engine.studies.evaluator import Evaluator, HookActivations, keep_evaluation
+from seedscope.engine.studies.evaluator import Evaluator, HookActivations, HookPoint, keep_evaluation
 
 
 class RecordedEvaluator(Evaluator):
@@ -30,13 +32,18 @@ class RecordedEvaluator(Evaluator):
     recorded = True
 
     def __init__(
-        self, rows: Shards | Chosen, evaluation: Evaluation, progress: Progress, unreadable: dict[str, str]
+        self,
+        rows: Shards | Chosen,
+        evaluation: Evaluation,
+        progress: Progress,
+        unreadable: dict[str, str],
+        unpredictable: dict[str, str],
     ) -> None:
         # No model is there: what stands in its place computes nothing and predicts no token.
         model = LanguageModel(torch.nn.Identity(), None, NO_TOKENS, evaluation.model_digest, causal=False)
         nothing = np.zeros((0, 1), np.int32)
         none = TokenSet(nothing, nothing[:, 0], nothing[:, 0], [], None)
-        super().__init__(model, none, evaluation, Path(), progress, unreadable=unreadable)
+        super().__init__(model, none, evaluation, Path(), progress, unreadable=unreadable, unpredictable=unpredictable)
         self._rows, self._outlying = rows, np.zeros(0, np.int64)
         if evaluation.outliers is not None:
             with progress.stage("outliers", "rows") as report:
@@ -47,10 +54,12 @@ class RecordedEvaluator(Evaluator):
                     "the median"
                 )
 
-    def activations(self, hookpoint: str, d_in: int) -> HookActivations:
-        """The rows themselves, whatever the hook point is called."""
+    def activations(self, hookpoint: str, d_in: int, output: HookPoint | None = None) -> HookActivations:
+        """The rows themselves, whatever the hook point is called; raises ValueError for what transcoders predict."""
+        if output:
+            raise ValueError(f"activations at {output.name} were asked for: {NOT_RECORDED}")
         rows = Without(self._rows, self._outlying) if len(self._outlying) else self._rows
-        return HookActivations(rows, None, self._outlying)
+        return HookActivations(rows, None, outliers=self._outlying)
 
     def sample(self, hookpoint: str, n: int, left_out: np.ndarray) -> np.ndarray:
         """Some of the rows, drawn at random, in their order."""
@@ -108,6 +117,11 @@ def open_rows(
         progress.say(f"{name}: no activity: {reason}")
     if plan.ensembles and len(unreadable) == len(plan.ensembles):
         raise ValueError(f"ensemble {plan.ensembles[0].name}: {unreadable[plan.ensembles[0].name]}")
+    # They are of one place, and what transcoders predict stands at another.
+    transcoders = [each for each in plan.ensembles if each.transcoder and not each.control_of]
+    unpredictable = {each.name: NOT_RECORDED for each in transcoders if each.name not in unreadable}
+    for name in unpredictable:
+        progress.say(f"{name}: {UNPREDICTABLE}{NOT_RECORDED}")
     outliers = TIMES if given.outliers == "exclude" else None
     left_out = f"; rows longer than {outliers:g} times the median excluded" if outliers else "; norm outliers counted"
     record = Evaluation(
@@ -125,7 +139,7 @@ def open_rows(
         outliers=outliers,
     )
     keep_evaluation(study, record, None)
-    return RecordedEvaluator(rows, record, progress, unreadable)
+    return RecordedEvaluator(rows, record, progress, unreadable, unpredictable)
 
 
 def chosen_rows(recorded: Recorded, n: int | None) -> tuple[str, Shards | Chosen]:
@@ -149,7 +163,7 @@ def misfit(study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsembleP
     """Why an ensemble cannot be measured on recorded activations; None where it can."""
     given = plan.activations
     with safe_open(study / ensemble.folder / f"seed-{ensemble.seeds[0]}.safetensors", "pt") as file:
-        d_in = file.get_slice("W_dec").get_shape()[1]
+        d_in = file.get_slice("W_enc").get_shape()[0]
     try:
         require_width(recorded, d_in, ensemble.name)
     except ValueError as error:

@@ -25,8 +25,7 @@ _SHOWN = 4  # names in an error
 _REFUSED = {
     "temporal": "SAEs over time, which read other tokens as well",
     "qwen_scope": "files that do not say how many features fire",
-    "gemma_2_transcoder": "transcoders",
-    "mwhanna_transcoder": "transcoders",
+    "mwhanna_transcoder": "transcoders in a layout that is not read",
     "mntss_clt_layer_transcoder": "cross-layer transcoders",
 }
 # Overrides that say nothing about numbers.
@@ -115,7 +114,13 @@ def applied(member: Imported, entry: Entry) -> Imported:
     kwargs = entry.overrides.get("model_from_pretrained_kwargs")
     if kwargs and "processing of the model" in facts:
         metadata = {"model_from_pretrained_kwargs": kwargs, "model_name": entry.model}
-        if is_centred(metadata, member.source.get("hookpoint"), Path(member.source["path"]), remarks):
+        path, places = Path(member.source["path"]), [member.source.get("hookpoint"), member.source.get("hookpoint_out")]
+        if convention.transcoder and any(is_centred(metadata, place, path, []) for place in places if place):
+            raise ValueError(
+                f"{REGISTRY} has center_writing_weights for {entry.name}: what a transcoder reads and predicts there is centred, "
+                "and no convention describes both. Import transcoders that were trained without it"
+            )
+        if is_centred(metadata, places[0], path, remarks):
             convention = replace(convention, normalize=_one_of("centre", convention.normalize, member))
         says = ", ".join(f"{name} {str(value).lower()}" for name, value in kwargs.items())
         facts["processing of the model"] = says, REGISTRY

@@ -100,14 +100,12 @@ def read_llama_scope(folder: Path) -> Imported:
     """The SAE in a folder with hyperparams.json: JumpReLU of inputs that are scaled to a mean norm of sqrt(d_in).
 
     The scale is folded into the weights. Where `sparsity_include_decoder_norm`, the threshold is one of f_i * ||W_dec_i||.
-    Raises ValueError for transcoders, other activation functions and other normalisations.
+    Transcoders predict activations that are scaled in the same way. Raises ValueError for other activation functions and other
+    normalisations.
     """
     where, config = folder / LLAMA_SCOPE, read_json(folder / LLAMA_SCOPE)
     inside, outside = config.get("hook_point_in"), config.get("hook_point_out")
-    if inside != outside:
-        raise ValueError(
-            f"{folder} is a transcoder ({inside} to {outside}), expected an SAE, which reads what it rebuilds"
-        )
+    transcoder = inside != outside
     for name, expected in (
         ("act_fn", ("jumprelu",)),
         ("norm_activation", ("dataset-wise",)),
@@ -138,6 +136,11 @@ def read_llama_scope(folder: Path) -> Imported:
         weights["threshold"] = threshold / length.double()
         scale_in, scale_out = d_in**0.5 / norms["in"], d_in**0.5 / norms["out"]
         if config.get("apply_decoder_bias_to_pre_encoder"):
+            if transcoder:
+                raise ValueError(
+                    f"{where} has apply_decoder_bias_to_pre_encoder = true, expected false of a transcoder ({inside} to "
+                    f"{outside}): its decoder's bias belongs to what it predicts"
+                )
             weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
         weights["W_enc"] = weights["W_enc"] * scale_in
         weights["W_dec"], weights["b_dec"] = weights["W_dec"] / scale_out, weights["b_dec"] / scale_out
@@ -145,8 +148,13 @@ def read_llama_scope(folder: Path) -> Imported:
     return imported(
         folder,
         {name: tensor.float() for name, tensor in weights.items()},
-        Convention("jumprelu", subtract_b_dec=False),
-        source={"format": "llama_scope", "library": "Llama Scope", "hookpoint": inside},
+        Convention("jumprelu", subtract_b_dec=False, transcoder=transcoder),
+        source={
+            "format": "llama_scope",
+            "library": "Llama Scope",
+            "hookpoint": inside,
+            "hookpoint_out": outside if transcoder else None,
+        },
         remarks=[
             f"the scale of its inputs, sqrt(d_in) / {norms['in']:g}, folded into the weights",
             *(f"weights cast from {name}" for name in sorted(types)),
@@ -160,6 +168,7 @@ def read_llama_scope(folder: Path) -> Imported:
                 "threshold": "jump_relu_threshold",
                 "scale": "dataset_average_activation_norm",
                 "hook point": "hook_point_in",
+                "output hook point": "hook_point_out",
                 "dtype": "dtype",
             },
         ),

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.features.ablation import AblationPass
@@ -11,14 +12,15 @@ from seedscope.engine.features.examples import ContextGrid
 from seedscope.engine.features.logits import direct_logits, refusal
 from seedscope.engine.saes.encode import encoded
 from seedscope.engine.store.parts import Part
-from seedscope.engine.studies.ensemble_run import EnsembleRun, Rows
-from seedscope.engine.studies.evaluator import Evaluator
+from seedscope.engine.studies.ensemble_run import EnsembleRun
+from seedscope.engine.studies.evaluator import Evaluator, Rows
 
 
 class TokenPass(NamedTuple):
     """One pass over the evaluation tokens: what it read, and what it collected."""
 
     rows: Rows
+    targets: Rows | None  # what members should give back: the same, or what transcoders predict; None: not known
     tokens: TokenSet | None  # those that count; None where the rows came without tokens
     left_out: np.ndarray  # flat indices of those that do not
     activity: ActivityPass | None
@@ -27,8 +29,8 @@ class TokenPass(NamedTuple):
 
 def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, worth: bool) -> TokenPass:
     """Encode the evaluation tokens once, for activity, for worth, or for both."""
-    activations = evaluator.activations(run.hookpoint, run.members.d_in)
-    rows, tokens = activations.rows, activations.tokens
+    activations = evaluator.activations(run.hookpoint, run.members.d_in, run.output)
+    rows, tokens, targets = activations.rows, activations.tokens, activations.targets
     activity_pass = ActivityPass(run.members) if activity else None
     ablation_pass = AblationPass(run.members) if worth else None
     positions = None if tokens is None else np.flatnonzero(tokens.counted)
@@ -38,15 +40,23 @@ def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, 
                 at = slice(first, first + len(batch))
                 activity_pass.add(codes, np.arange(at.start, at.stop) if positions is None else positions[at])
             if ablation_pass:
-                ablation_pass.add(batch, codes)
+                ablation_pass.add(batch if targets is None else target_rows(targets, first, len(batch)), codes)
             report(first + len(batch), len(rows))
-    return TokenPass(rows, tokens, activations.left_out, activity_pass, ablation_pass)
+    if targets is None and not run.undefined:
+        targets = rows
+    return TokenPass(rows, targets, tokens, activations.left_out, activity_pass, ablation_pass)
+
+
+def target_rows(targets: Rows, first: int, n: int) -> torch.Tensor:
+    """n rows of what members should give back, in float32."""
+    return torch.from_numpy(targets[first : first + n].astype(np.float32))
 
 
 def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass, collected: TokenPass) -> Part:
     """Summarise what a pass collected, with contexts, triggers and direct logits, member by member."""
     tokens = collected.tokens
-    if evaluator.model.causal and (reason := refusal(evaluator.model, run.members.d_in)):
+    reason = run.undefined or (refusal(evaluator.model, run.members.d_out) if evaluator.model.causal else None)
+    if reason:
         run.progress.say(f"{run.name}: direct logits: left out, {reason}")
     with (
         run.progress.stage(f"{run.name}: contexts", "members") as report,
@@ -58,7 +68,7 @@ def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass
             grid = ContextGrid(tokens, evaluator.texts)
             summaries = activity.summaries(tokens, vocabulary=evaluator.vocabulary, grid=grid)
         for index, (seed, summary) in enumerate(zip(run.seeds, summaries, strict=True)):
-            logits = direct_logits(evaluator.model, run.members.W_dec[index])
+            logits = None if run.undefined else direct_logits(evaluator.model, run.members.W_dec[index])
             named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
             put(seed, _flat(summary) | named | {"left_out": collected.left_out})
             report(index + 1, run.members.n_members)

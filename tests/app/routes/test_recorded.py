@@ -1,13 +1,21 @@
 """A study of recorded activations: measured without a model, and what tokens alone would tell is undefined on every page."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 
+from seedscope.engine.contract.directions import NOT_RECORDED
+from seedscope.engine.progress import Progress
+from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
+from seedscope.engine.studies.evaluator import HookPoint
+from seedscope.engine.studies.recorded import open_rows
 from support.commands import assert_one_line, run
 from support.golden import explained_variance, topk_codes
 from support.reading import answered, browse, links, text_of, twin
@@ -24,6 +32,7 @@ OF_TOKENS = {
     "contexts", "top_tokens", "trigger", "trigger_share", "trigger_what", "token_entropy", "top_token_share", "explanations",
     "positive_logits", "negative_logits",
 }  # fmt: skip
+NO_PREDICTED = f"undefined: {NOT_RECORDED}"
 
 
 @pytest.fixture(scope="module")
@@ -289,3 +298,55 @@ def test_activations_of_one_place_are_not_taken_for_those_of_another(root, tmp_p
     assert "activity" in by_name["seven"]["computed"]
     assert "activity" not in by_name["six"]["computed"]
     assert any("recorded at blocks.7.hook_resid_post" in remark for remark in by_name["six"]["remarks"])
+
+
+@pytest.mark.parametrize(("d_out", "place_out"), [(D_IN, None), (D_IN, "blocks.2.hook_mlp_out"), (10, None)])
+def test_of_transcoders_activity_is_known_and_what_needs_their_output_is_undefined(d_out, place_out, tmp_path, rows):
+    encoder = members_that_agree(members=3, d_in=D_IN, d_sae=D_SAE).W_enc.detach()
+    decoder = members_that_agree(members=3, d_in=d_out, d_sae=D_SAE, seed=1).W_dec.detach()
+    convention = Convention("topk", k=K, subtract_b_dec=False, transcoder=True)
+    biases = torch.zeros(3, D_SAE), torch.zeros(3, d_out)
+    SAE(encoder, biases[0], decoder, biases[1], seeds=(0, 1, 2), convention=convention).save(tmp_path / "saes")
+    np.save(tmp_path / "a.npy", rows)
+    at = ("--hookpoint-out", place_out) if place_out else ()
+    done = run("import", "t", "trans", tmp_path / "saes", "--activations", tmp_path / "a.npy", "--root", tmp_path,
+               "--hookpoint", "blocks.2.hook_resid_mid", "--quiet", *at)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "self-check on 897 rows: EV undefined, L0 " in done.stdout
+    assert f"direct logits: {NO_PREDICTED}" in done.stdout
+    assert "--hookpoint-out NAME" not in done.stdout
+    done = run("analyze", "t", "--root", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"ablate: left out, {NO_PREDICTED}" in done.stdout + done.stderr
+    assert "--hookpoint-out NAME" not in done.stdout
+    with browse(tmp_path) as client:
+        overview = client.get("/s/t/trans.json").json()
+        assert all(member["ev"] is None for member in overview["members"])
+        ensemble = overview["ensemble"]
+        assert set(ensemble["computed"]) == {"match", "activity", "subspaces"}
+        assert [f"no reconstruction: {NO_PREDICTED}"] == [text for text in ensemble["remarks"] if "undefined" in text]
+        lacks = {each["result"].split(":")[0]: each for each in overview["missing"]}
+        assert (lacks["worth"]["reason"], lacks["worth"]["command"]) == (NO_PREDICTED, None)
+        x = np.delete(rows, [3, 400, 899], axis=0).astype(np.float64)
+        fires = topk_codes(x, encoder[1].double().numpy(), 0, 0, K) > 0
+        table = client.get("/s/t/trans/features.json?seed=1&limit=500").json()["rows"]
+        assert [row["n_active"] for row in sorted(table, key=lambda row: row["feature"])] == fires.sum(0).tolist()
+        feature = client.get("/s/t/trans/1/5.json").json()
+        assert feature["ablation"] is None
+        for page in ("", "/1/5", "/ablation", "/members", "/subspaces"):
+            assert client.get(f"/s/t/trans{page}").status_code == 200
+            assert NO_PREDICTED in text_of(client.get(f"/s/t/trans{page}").text)
+        assert client.get("/s/t/trans/1/5/loss.json").status_code == 404
+    done = run("export", "t", tmp_path / "lines", "--format", "json", "--root", tmp_path, "--quiet")
+    assert done.returncode == 0, done.stderr
+    text = "".join(each.read_text() for each in (tmp_path / "lines").rglob("*.jsonl"))
+    assert json.dumps({"field": "ablation", "needs": NO_PREDICTED}) in text
+    assert_one_line(run("pool", "t", "trans", "--root", tmp_path, "--quiet", "--tokens", "0"), "transcoders")
+
+
+def test_a_recording_gives_no_activations_of_a_second_place(root):
+    study = root / "root" / "mine"
+    plan = catalogue.read(study)
+    evaluator = open_rows(study, plan, plan.activations, Progress(quiet=True))
+    with pytest.raises(ValueError, match=r"blocks\.2\.hook_mlp_out were asked for: .*were not given"):
+        evaluator.activations("blocks.2.hook_resid_mid", D_IN, HookPoint("blocks.2.hook_mlp_out", D_IN))

@@ -102,8 +102,9 @@ def test_llama_scope(changes, tensors, x, tmp_path):
         (tmp_path / "hyperparams.json").write_text(json.dumps(settings | {name: value}))
         with pytest.raises(ValueError, match=f"has {name} = "):
             read(tmp_path)
-    (tmp_path / "hyperparams.json").write_text(json.dumps(settings | {"hook_point_out": "blocks.15.hook_mlp_out"}))
-    with pytest.raises(ValueError, match="transcoder"):
+    settings |= {"hook_point_out": "blocks.15.hook_mlp_out", "apply_decoder_bias_to_pre_encoder": True}
+    (tmp_path / "hyperparams.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="expected false of a transcoder"):
         read(tmp_path)
 
 
