@@ -85,20 +85,8 @@ def imported(
         raise ValueError(
             f"{path} holds {foreign[0]}, a skip connection past the features: not an SAE that can be scored"
         )
-    d_in, d_sae = _lengths(path, tensors)
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{path}: {name} has the type {tensor.dtype}, expected floating-point numbers")
-        expected = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}.get(name, (d_sae,))
-        shape = tuple(tensor.shape)
-        if shape != expected and tensor.ndim == 2 and shape == expected[::-1]:
-            tensors[name] = tensor.T
-            remarks.append(f"{name} was stored as {shape} and is transposed: its biases say d_in {d_in}, d_sae {d_sae}")
-        elif shape != expected:
-            raise ValueError(
-                f"{path}: {name} has the shape {shape}, expected {expected}, as b_dec has {d_in} entries and b_enc "
-                f"{d_sae}. Check that all tensors come from one SAE"
-            )
+    tensors = oriented(path, tensors, remarks)
+    d_sae = len(tensors["b_enc"])
     if convention.rescale_by_decoder_norm and convention.architecture != "topk":
         raise ValueError(
             f"{path} has rescale_by_decoder_norm with {convention.architecture}, expected it with topk alone"
@@ -117,6 +105,37 @@ def imported(
     recorded |= {"path": str(path)}
     completed = complete(facts or {}, tensors, convention, recorded, seed, dtype)
     return Imported(tensors, convention, seed, recorded, tuple(remarks), completed, settings or {})
+
+
+def oriented(path: Path, named: Mapping[str, Tensor], remarks: list[str]) -> dict[str, Tensor]:
+    """The convention's tensors in SAELens orientation, as the lengths of b_dec and b_enc say.
+
+    A matrix that is stored the other way round is transposed, with a remark. Importers that compute with tensors call this
+    first. Raises ValueError where one is no floating-point tensor, or has a shape that does not fit.
+    """
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{path}: {name} has the type {kind}, expected a tensor of floating-point numbers")
+    d_in, d_sae = _lengths(path, named)
+    tensors = dict(named)
+    for name, tensor in named.items():
+        expected = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}.get(name, (d_sae,))
+        shape = tuple(tensor.shape)
+        if shape != expected and tensor.ndim == 2 and shape == expected[::-1]:
+            tensors[name] = tensor.T
+            remarks.append(f"{name} was stored as {shape} and is transposed: its biases say d_in {d_in}, d_sae {d_sae}")
+        elif shape != expected:
+            raise ValueError(
+                f"{path}: {name} has the shape {shape}, expected {expected}, as b_dec has {d_in} entries and b_enc "
+                f"{d_sae}. Check that all tensors come from one SAE"
+            )
+    return tensors
+
+
+def transposed(tensors: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
+    """{name: its transpose} of the matrices among these tensors; others are left out, for `oriented` to refuse."""
+    return {name: tensor.T for name in names if isinstance(tensor := tensors.get(name), Tensor) and tensor.ndim == 2}
 
 
 def _require_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
