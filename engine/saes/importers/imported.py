@@ -18,6 +18,7 @@ from seedscope.engine.saes.importers.unpickle import unwrapped
 # Share of the decoder rows that may hold NaN or infinite numbers; one row always may.
 ROWS_NOT_FINITE = 0.01
 INDEX = ".index.json"  # what follows the name of a safetensors file that was saved in parts
+LARGEST = 1e18  # of a weight: the squares of larger ones are infinite in float32
 # Tensors that change the forward pass in a way that no convention describes.
 FOREIGN = ("W_skip", "affine_skip_connection")
 
@@ -66,13 +67,14 @@ def imported(
     facts: Mapping[str, tuple[str, str]] | None = None,
     settings: Mapping[str, str] | None = None,
     weights: Path | None = None,
+    sizes: tuple[Any, Any] = (None, None),
 ) -> Imported:
     """An Imported from tensors that already have the convention's names, checked; values of `source` that are None are left out.
 
     `facts` are those whose source the importer knows. The lengths of b_dec and b_enc say which axis is d_in; a matrix that is
-    stored the other way round is transposed. `weights` is the file that holds them, where `path` is a folder. Raises ValueError
-    where a tensor is missing, is no floating-point tensor, has a shape that does not fit, or holds numbers that are not finite,
-    but for a few decoder rows.
+    stored the other way round is transposed. `weights` is the file that holds them, where `path` is a folder. `sizes` are the
+    d_in and d_sae that its config states, None where it does not. Raises ValueError where a tensor is missing, is no
+    floating-point tensor, has a shape that does not fit, or holds numbers that are not finite, but for a few decoder rows.
     """
     remarks = list(remarks)
     tensors = {name: named[name] for name in convention.tensors if name in named}
@@ -86,7 +88,13 @@ def imported(
             f"{path} holds {foreign[0]}, a skip connection past the features: not an SAE that can be scored"
         )
     tensors = oriented(path, tensors, remarks)
-    d_sae = len(tensors["b_enc"])
+    d_in, d_sae = len(tensors["b_dec"]), len(tensors["b_enc"])
+    for name, size, stated in zip(("d_in", "d_sae"), (d_in, d_sae), sizes, strict=True):
+        if stated is not None and whole(stated, name, path) != size:
+            raise ValueError(
+                f"{path} has {d_sae} features of {d_in} dimensions, but its config says that {name} is {stated}; the two are not "
+                "of one SAE"
+            )
     if convention.rescale_by_decoder_norm and convention.architecture != "topk":
         raise ValueError(
             f"{path} has rescale_by_decoder_norm with {convention.architecture}, expected it with topk alone"
@@ -142,7 +150,8 @@ def _require_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError for NaN and infinite numbers; a few decoder rows may hold them, which then have no direction."""
     damaged = []
     for name, tensor in tensors.items():
-        wrong = ~torch.isfinite(tensor)
+        # A gated SAE's gain is the exponential of r_mag.
+        wrong = ~((tensor.exp() if name == "r_mag" else tensor).abs() <= LARGEST)
         if name == "W_dec":
             n_rows = int(wrong.any(1).sum())
             if n_rows > max(1, int(ROWS_NOT_FINITE * len(tensor))):
@@ -151,9 +160,9 @@ def _require_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
             damaged.append(f"{name} ({int(wrong.sum()):,} of {tensor.numel():,} numbers)")
     if damaged:
         raise ValueError(
-            f"{file} holds numbers that are not finite (NaN or infinite) in {', '.join(damaged)}, expected none there: its "
-            "training diverged, or its numbers were too large for the type that they were stored in. Leave this SAE out, or "
-            "save it again as float32 from an earlier step"
+            f"{file} holds numbers that are not finite (NaN or infinite, or above {LARGEST:g}) in {', '.join(damaged)}, expected "
+            "none there: its training diverged, or its numbers were too large for the type that they were stored in. Leave this "
+            "SAE out, or save it again as float32 from an earlier step"
         )
 
 
@@ -244,6 +253,14 @@ def whole(value: Any, name: str, path: Path) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise ValueError(f"{path} has {name} = {value!r}, expected a whole number")
+
+
+def count(value: Any, name: str, path: Path) -> int:
+    """A whole number of at least 1, as `whole`."""
+    number = whole(value, name, path)
+    if number < 1:
+        raise ValueError(f"{path} has {name} = {number}, expected at least 1")
+    return number
 
 
 def seed_of(value: Any) -> int | None:

@@ -5,7 +5,6 @@ Gemma Scope: Lieberum et al. 2024, params.npz. Gemma Scope 2: params.safetensors
 """
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,16 @@ from seedscope.engine.saes.importers.facts import FOLDER_NAME, fixed, stated
 from seedscope.engine.saes.importers.imported import (
     Imported,
     as_given,
+    count,
     imported,
     read_json,
     read_safetensors,
+    transposed,
     vector,
-    whole,
 )
+from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import flag, subsettings, text
 
 GEMMA_SCOPE, GEMMA_SCOPE_2 = "params.npz", "params.safetensors"
 # Folders of both releases; the hub's local copy has the repository's name two levels further up than the repository has it.
@@ -54,12 +56,12 @@ def read_gemma_scope(path: Path) -> Imported:
     beside = file.parent / "config.json"
     config = read_json(beside) if file.suffix != ".npz" and beside.is_file() else {}
     _refuse_transcoder(weights, config, path)
-    remarks = []
+    remarks = recorded_processing(config, beside)
     if file.suffix != ".npz" and not config:
         remarks.append("without the config.json that belongs to it")
     if str(places.get("site")).startswith("embedding"):
-        if {"W_enc", "W_dec"} <= weights.keys():
-            scale = weights["W_dec"].shape[1] ** 0.5
+        if {"W_enc", "W_dec", "b_dec"} <= weights.keys():
+            scale = weights["b_dec"].numel() ** 0.5
             weights["W_enc"], weights["W_dec"] = weights["W_enc"] / scale, weights["W_dec"] * scale
         remarks.append("an embedding SAE, rescaled to embeddings that are multiplied by sqrt(d_in)")
     return imported(
@@ -86,9 +88,10 @@ def read_gemma_scope(path: Path) -> Imported:
 
 
 def _refuse_transcoder(weights: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
-    inside, outside = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+    where = path / "config.json" if path.is_dir() else path.parent / "config.json"
+    inside, outside = text(config, "hf_hook_point_in", where), text(config, "hf_hook_point_out", where)
     if (
-        config.get("affine_connection")
+        flag(config, "affine_connection", where)
         or "affine_skip_connection" in weights
         or (inside and outside and inside != outside)
     ):
@@ -116,7 +119,7 @@ def _read_npz(file: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(weights[name]) for name in weights.files}
     except FileNotFoundError:
         raise ValueError(f"found no file {file}, expected the SAE's weights") from None
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy and zipfile fail in many ways on damaged archives
         raise ValueError(f"{file} is not a complete .npz file of numbers ({error}); download it again") from None
 
 
@@ -140,7 +143,7 @@ def read_openai(path: Path) -> Imported:
             f"{path} holds {content}, expected pre_bias, latent_bias, encoder.weight, decoder.weight, activation"
         )
     # As the library's `from_state_dict` reads it: without an activation it is ReLU, and TopK normalises its input.
-    activation, state = value.get("activation", "ReLU"), value.get("activation_state_dict") or {}
+    activation, state = value.get("activation", "ReLU"), subsettings(value, "activation_state_dict", path)
     if activation not in ("TopK", "ReLU"):
         raise ValueError(f"{path} has activation = {activation!r}, expected 'TopK' or 'ReLU'")
     remarks = []
@@ -152,18 +155,14 @@ def read_openai(path: Path) -> Imported:
                 "top-k without a ReLU after it: activations below zero, where fewer than k are positive, count as zero"
             )
         convention = Convention(
-            "topk", k=whole(state.get("k"), "activation_state_dict.k", path), normalize="layer_norm"
+            "topk", k=count(state.get("k"), "activation_state_dict.k", path), normalize="layer_norm"
         )
     else:
         convention = Convention("relu")
     weights = {_OPENAI.get(name, name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
-    for name in ("W_enc", "W_dec"):  # Linear weights are (out, in)
-        if name in weights:
-            weights[name] = weights[name].T
-    if (
-        "W_dec" not in weights and "W_enc" in weights
-    ):  # the library's tied decoder: the encoder's weights, without its own
-        weights["W_dec"] = weights["W_enc"].T
+    weights |= transposed(weights, "W_enc", "W_dec")  # Linear weights are (out, in)
+    if "decoder.weight" not in value:  # the library's tied decoder: the encoder's weights, without its own
+        weights |= {"W_dec": weights["W_enc"].T} if transposed(weights, "W_enc") else {}
         remarks.append("the decoder is tied to the encoder")
     source = {"format": "openai", "library": "openai/sparse_autoencoder", "architecture": activation}
     facts = fixed("format openai", "library", "normalisation", "scale", "b_dec")

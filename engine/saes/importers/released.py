@@ -16,6 +16,7 @@ from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.facts import fixed, stated
 from seedscope.engine.saes.importers.imported import (
     Imported,
+    count,
     imported,
     oriented,
     read_json,
@@ -23,9 +24,10 @@ from seedscope.engine.saes.importers.imported import (
     seed_of,
     transposed,
     vector,
-    whole,
 )
+from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import flag, positive, subsettings, text
 
 BATCH_TOPK, LLAMA_SCOPE = "sae.pt", "hyperparams.json"
 _LLAMA_WEIGHTS = Path("checkpoints") / "final.safetensors"
@@ -35,6 +37,10 @@ _GOODFIRE = {
     "decoder_linear.weight": "W_dec",
     "decoder_linear.bias": "b_dec",
 }
+_MODEL_AS_LOADED = (
+    "its code base loads models by TransformerLens' defaults, which centre writing weights where norms subtract the mean; it is "
+    "read as if they were not centred"
+)
 # Settings that only earlier versions of BatchTopK's code have.
 _EARLIER = ("activation", "tied_weights", "use_encoder_bias")
 _LINEAR = {name.replace("_linear", ""): ours for name, ours in _GOODFIRE.items()}
@@ -59,7 +65,7 @@ def read_batch_topk(path: Path) -> Imported:
     if config.get("activation", "relu") != "relu":
         raise ValueError(f"{where} has activation = {config['activation']!r}, expected 'relu'")
     if kind == "topk":
-        k = whole(config.get("top_k"), "top_k", where)
+        k = count(config.get("top_k"), "top_k", where)
     elif kind == "batchtopk":
         if "threshold" not in weights:
             raise ValueError(
@@ -72,22 +78,29 @@ def read_batch_topk(path: Path) -> Imported:
             weights["threshold"] = logarithm.exp()
     elif kind != "vanilla":
         raise ValueError(f"{where} has sae_type = {kind!r}, expected vanilla, topk, batchtopk or jumprelu")
-    unused = kind in ("topk", "batchtopk") and not config.get("use_encoder_bias")
+    unused = kind in ("topk", "batchtopk") and not flag(config, "use_encoder_bias", where)
     if unused and isinstance(bias := weights.get("b_enc"), Tensor) and bias.any():
         raise ValueError(
             f"{file} has a b_enc that is not zero, which this code base's {kind} does not use; set it to zero, or write "
             '"use_encoder_bias": true into its config.json if it was trained with it'
         )
-    if config.get("tied_weights") and kind != "vanilla" and isinstance(encoder := weights.get("W_enc"), Tensor):
+    if (
+        flag(config, "tied_weights", where)
+        and kind != "vanilla"
+        and isinstance(encoder := weights.get("W_enc"), Tensor)
+    ):
         weights["W_dec"] = encoder.T
         remarks.append("the decoder is tied to the encoder")
-    normalize = "layer_norm" if config.get("input_unit_norm") else "none"
+    normalize = "layer_norm" if flag(config, "input_unit_norm", where) else "none"
     if earlier and kind == "vanilla":
         normalize = "none"
     elif earlier and normalize != "none":
         remarks.append(
             "written by an earlier version of its code, whose output adds the standardised input where this adds the mean"
         )
+    remarks += recorded_processing(config, where)
+    if normalize == "none":
+        remarks.append(_MODEL_AS_LOADED)
     convention = Convention(
         {"vanilla": "relu", "topk": "topk"}.get(kind, "jumprelu"),
         k=k,
@@ -104,7 +117,7 @@ def read_batch_topk(path: Path) -> Imported:
             "library": "bartbussmann/BatchTopK",
             "architecture": kind,
             "model": config.get("model_name"),
-            "hookpoint": config.get("hook_point"),
+            "hookpoint": text(config, "hook_point", where),
         },
         remarks=remarks,
         facts=fixed("format batch_topk", "library", "scale", "b_dec")
@@ -118,6 +131,7 @@ def read_batch_topk(path: Path) -> Imported:
             },
         ),
         settings=recorded(config),
+        sizes=(config.get("act_size"), config.get("dict_size")),
         weights=file,
     )  # fmt: skip
 
@@ -135,7 +149,7 @@ def read_llama_scope(folder: Path) -> Imported:
     483). Raises ValueError for transcoders, other activation functions and other normalisations.
     """
     where, config = folder / LLAMA_SCOPE, read_json(folder / LLAMA_SCOPE)
-    inside, outside = config.get("hook_point_in"), config.get("hook_point_out")
+    inside, outside = text(config, "hook_point_in", where), text(config, "hook_point_out", where)
     if inside != outside:
         raise ValueError(
             f"{folder} is a transcoder ({inside} to {outside}), expected an SAE, which reads what it rebuilds"
@@ -163,7 +177,7 @@ def read_llama_scope(folder: Path) -> Imported:
         length = weights["W_dec"].norm(dim=1)
         scale_in, scale_out = _scales(config, where, weights["W_dec"].shape[1])
         if act == "jumprelu":
-            threshold = _positive(config.get("jump_relu_threshold"), "jump_relu_threshold", where) * scale_out
+            threshold = positive(config.get("jump_relu_threshold"), "jump_relu_threshold", where) * scale_out
             weights["threshold"] = threshold / (length if ranked else torch.ones_like(length))
         elif act == "topk" and ranked:
             weights["W_enc"], weights["b_enc"] = weights["W_enc"] * length, weights["b_enc"] * length
@@ -177,11 +191,12 @@ def read_llama_scope(folder: Path) -> Imported:
     if act == "jumprelu" and ranked:
         remarks.append("its threshold is one of activations times decoder norms, which SAELens' loader leaves out")
     types = {str(tensor.dtype).removeprefix("torch.") for tensor in stored.values()}
+    remarks += recorded_processing(config, where)
     remarks += [f"weights cast from {name}" for name in sorted(types - {"float32"})]
     return imported(
         folder,
         {name: tensor.float() for name, tensor in weights.items()},
-        Convention(act, k=whole(config.get("top_k"), "top_k", where) if act == "topk" else 0, subtract_b_dec=False),
+        Convention(act, k=count(config.get("top_k"), "top_k", where) if act == "topk" else 0, subtract_b_dec=False),
         source={"format": "llama_scope", "library": "Llama Scope", "hookpoint": inside},
         remarks=remarks,
         facts=fixed("format llama_scope", "library", "b_dec", "normalisation")
@@ -198,6 +213,7 @@ def read_llama_scope(folder: Path) -> Imported:
         )
         | {"dtype": (", ".join(sorted(types)), f"{_LLAMA_WEIGHTS.name}: tensors")},
         settings=recorded(config),
+        sizes=(config.get("d_model"), config.get("d_sae")),
         weights=folder / _LLAMA_WEIGHTS,
     )
 
@@ -206,19 +222,12 @@ def _scales(config: Mapping[str, Any], where: Path, d_in: int) -> tuple[float, f
     """What inputs are multiplied by, and what reconstructions are divided by."""
     if config["norm_activation"] == "inference":
         return 1.0, 1.0
-    norms = config.get("dataset_average_activation_norm")
-    norms = norms if isinstance(norms, dict) else {}
     name = "dataset_average_activation_norm"
+    norms = subsettings(config, name, where)
     return (
-        d_in**0.5 / _positive(norms.get("in"), f"{name}.in", where),
-        d_in**0.5 / _positive(norms.get("out"), f"{name}.out", where),
+        d_in**0.5 / positive(norms.get("in"), f"{name}.in", where),
+        d_in**0.5 / positive(norms.get("out"), f"{name}.out", where),
     )
-
-
-def _positive(value: Any, name: str, where: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{where} has {name} = {value!r}, expected a positive number")
-    return float(value)
 
 
 def is_goodfire(value: Any) -> bool:

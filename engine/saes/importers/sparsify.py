@@ -10,13 +10,17 @@ from seedscope.engine.saes.importers.facts import FOLDER_NAME, Facts, fixed, sta
 from seedscope.engine.saes.importers.imported import (
     Imported,
     as_given,
+    count,
     imported,
     read_json,
     read_safetensors,
     seed_of,
+    transposed,
     whole,
 )
+from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import flag
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _ACTIVATIONS = ("topk", "groupmax")
@@ -41,9 +45,9 @@ def read(folder: Path) -> Imported:
         raise ValueError(
             f"{folder} is a transcoder (transcode in {flagged}); expected an SAE, which reads what it rebuilds"
         )
-    if config.get("skip_connection"):
+    if flag(config, "skip_connection", where):
         raise ValueError(f"{folder} has a skip connection past the features; expected an SAE without one")
-    if config.get("signed"):
+    if flag(config, "signed", where):
         raise ValueError(f"{folder} has signed activations (signed in {CONFIG}); expected activations of at least zero")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"{where} has activation = {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
@@ -56,23 +60,27 @@ def read(folder: Path) -> Imported:
             "W_dec, b_dec as sparsify's SparseCoder.save_to_disk writes them"
         )
     tensors = {names.get(name, name): tensor for name, tensor in stored.items()}
-    d_in = whole(config.get("d_in"), "d_in", where)
+    d_in = count(config.get("d_in"), "d_in", where)
     n_latents = whole(config.get("num_latents") or 0, "num_latents", where)
-    d_sae = n_latents or d_in * whole(config.get("expansion_factor", _DEFAULT_EXPANSION), "expansion_factor", where)
+    d_sae = n_latents or d_in * count(config.get("expansion_factor", _DEFAULT_EXPANSION), "expansion_factor", where)
     if (len(tensors["b_dec"]), len(tensors["b_enc"])) != (d_in, d_sae):
         raise ValueError(
             f"{folder / WEIGHTS} has {len(tensors['b_enc'])} features of {len(tensors['b_dec'])} dimensions, but {CONFIG} "
             f"says {d_sae} of {d_in}; the two files are not of one SAE"
         )
     # The encoder's rows are features. It is transposed here, because shapes cannot tell how a square matrix is stored.
-    tensors["W_enc"] = tensors["W_enc"].T
+    tensors |= transposed(tensors, "W_enc")
     return imported(
         folder,
         tensors,
-        Convention(activation, k=whole(config.get("k"), "k", where)),
+        Convention(activation, k=count(config.get("k"), "k", where)),
         seed=_seed(named),
         source={"format": "sparsify", "library": "eai-sparsify", "hookpoint": hook.name},
-        remarks=["trained with Multi-TopK"] if config.get("multi_topk") else (),
+        remarks=[
+            *(["trained with Multi-TopK"] if config.get("multi_topk") else []),
+            *recorded_processing(run, hook.parent / "config.json"),
+            *recorded_processing(config, where),
+        ],
         facts=_facts(folder, named, config, hook),
         weights=folder / WEIGHTS,
         settings=recorded(run, config),

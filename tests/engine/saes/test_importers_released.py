@@ -38,13 +38,14 @@ def linear(t: dict[str, np.ndarray], suffix: str = "") -> dict[str, torch.Tensor
 EARLIER = {"activation": "relu", "tied_weights": False, "use_encoder_bias": False}  # bartbussmann/BatchTopK, 3ce6538
 
 
-@pytest.mark.parametrize("kind", ["vanilla", "topk", "batchtopk", "jumprelu"])
+OPTIONS = ({}, EARLIER, EARLIER | {"use_encoder_bias": True, "tied_weights": True})
+KINDS = [(kind, options) for kind in ("vanilla", "topk", "batchtopk") for options in OPTIONS] + [("jumprelu", {})]
+
+
 @pytest.mark.parametrize("unit_norm", [True, False])
-@pytest.mark.parametrize("earlier", [{}, EARLIER, EARLIER | {"use_encoder_bias": True, "tied_weights": True}])
+@pytest.mark.parametrize(("kind", "earlier"), KINDS)
 def test_batch_topk(kind, unit_norm, earlier, tensors, x, tmp_path):
     """As sae.py of the code base computes it, versions b454c16 and 3ce6538."""
-    if kind == "jumprelu" and earlier:
-        pytest.skip("the earlier version has no such type")
     biased = kind in ("vanilla", "jumprelu") or earlier.get("use_encoder_bias")
     t = tensors if biased else tensors | {"b_enc": np.zeros(20, np.float32)}
     state = as_torch(t) | ({"threshold": torch.tensor(0.7)} if kind == "batchtopk" else {})
