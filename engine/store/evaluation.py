@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from seedscope.engine.store import catalogue
-from seedscope.engine.store.parts import VERSION
 
 EVALUATION = "evaluation.json"
+MEASURED_VERSION = 4  # of parts that are measured on tokens; matches have a version of their own
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def measured_from(ensemble: catalogue.EnsemblePlan, evaluation: Evaluation) -> d
     Kept as `about` of these parts; a part whose `about` differs is computed again.
     """
     return {
-        "version": VERSION,
+        "version": MEASURED_VERSION,
         "saes": [member.digest for member in ensemble.members],
         "tokens": evaluation.token_digest,
         "outliers": evaluation.outliers,
