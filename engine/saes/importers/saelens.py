@@ -239,7 +239,9 @@ def _folded(t: dict[str, Tensor], config: Mapping[str, Any], folder: Path, remar
     rescale = flag(config, "rescale_acts_by_decoder_norm", folder / CONFIG)
     factor = scaler.get("scaling_factor")
     whiten = value == "covariance_whitening" and (folder / WHITENING).exists()
-    named = {name: t[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag") if name in t}
+    named: dict[str, Tensor] = {
+        name: t[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag") if name in t
+    }
     t |= oriented(folder / WEIGHTS, named, remarks)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         t[name] = t[name].double()
