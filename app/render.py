@@ -33,6 +33,7 @@ from seedscope.app.formats import (
     with_code,
 )
 from seedscope.app.settings import STATIC, TEMPLATES
+from seedscope.engine.contract import directions
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -92,7 +93,7 @@ def respond(
     """Render a context dataclass: its `main` block for htmx, else the whole page."""
     values = {f.name: getattr(context, f.name) for f in fields(context)}
     embed = request.query_params.get("embed") == "true"
-    values |= {"differs": _differs(request)}
+    values |= {"differs": _differs(request), "lens": _lens(request)}
     # What other sites may frame holds nothing that starts work.
     values |= {"request": request, "embed": embed, "queue": None if embed else request.app.state.jobs}
     page = templates.get_template(template)
@@ -122,6 +123,25 @@ def _differs(request: Request) -> Differs | None:
     return Differs(differing_recipe(row.anchor, row.n_comparisons), row.anchor, base)
 
 
+class Lens(NamedTuple):
+    """What every page of an ensemble of transcoders says of its numbers."""
+
+    directions: str
+    sentence: str
+    place: str  # what they read, and what they predict
+    undefined: str | None  # why nothing compares its output with the model; None where that is done
+
+
+def _lens(request: Request) -> Lens | None:
+    """Of the ensemble that the request is about; None for SAEs."""
+    row = getattr(request.state, "ensemble", None)
+    if row is None or row.directions is None:
+        return None
+    return Lens(
+        row.directions, directions.SENTENCE, row.place or "", None if row.hookpoint_out else directions.NO_OUTPUT
+    )
+
+
 def retarget_to_page(response: Response) -> None:
     """Make htmx put an error where the whole page is instead of where its answer was due."""
     response.headers["HX-Retarget"] = "#main"
@@ -132,17 +152,23 @@ def retarget_to_page(response: Response) -> None:
 def as_json(context: "DataclassInstance | dict[str, Any]", request: Request | None = None) -> JSONResponse:
     """The same context as JSON; page furniture (fields whose name begins with `nav_` or `figure_`) is left out.
 
-    Where a member of the ensemble has another recipe than the others, `recipe_differs` says what numbers mean then.
+    Where a member of the ensemble has another recipe than the others, `recipe_differs` says what numbers mean then; of
+    transcoders `directions` says what was matched.
     """
     values = context if isinstance(context, dict) else asdict(context)
     if differs := request and _differs(request):
         values = values | {"recipe_differs": differs.remark}
+    if lens := request and _lens(request):
+        values = values | {"directions": lens.directions}
+        values |= {"undefined": lens.undefined} if lens.undefined else {}
     shown = {k: v for k, v in values.items() if not k.startswith(("nav_", "figure_"))}
     return JSONResponse(shown, headers={"Cache-Control": "no-cache"})
 
 
 def download(request: Request, table: pa.Table, name: str) -> Response:
-    """A table as the file that the address ends in: `.csv` or `.parquet`."""
+    """A table as the file that the address ends in: `.csv` or `.parquet`; of transcoders a column says what was matched."""
+    if lens := _lens(request):
+        table = table.append_column("directions", pa.array([lens.directions] * len(table)))
     kind = request.url.path.rsplit(".", 1)[1]
     buffer = BytesIO()
     (pyarrow.csv.write_csv if kind == "csv" else pyarrow.parquet.write_table)(table, buffer)

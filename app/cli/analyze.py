@@ -12,6 +12,7 @@ from seedscope.app.cli.study_options import (
     Context,
     EvalTokens,
     HookPoint,
+    HookPointOut,
     Model,
     Outliers,
     StudyName,
@@ -56,6 +57,7 @@ def analyze(
     epsilon: Annotated[float | None, typer.Option(min=0, max=0.499, help="The study's ε.", show_default="0.05")] = None,
     model: Model = None,
     hookpoint: HookPoint = None,
+    hookpoint_out: HookPointOut = None,
     tokens: TokenSource = None,
     eval_tokens: EvalTokens = None,
     n_ctx: Context = None,
@@ -85,7 +87,8 @@ def analyze(
             from seedscope.engine.studies.publish import publish
 
             cut = token_settings(eval_tokens, n_ctx, bos, outliers)
-            catalogue.write(_changed(plan, theta, epsilon, model, hookpoint, tokens, cut), folder)
+            plan_with_output = _with_output(plan, hookpoint_out)
+            catalogue.write(_changed(plan_with_output, theta, epsilon, model, hookpoint, tokens, cut), folder)
             try:
                 analyse(
                     folder, only=_analyses(only), one_to_one=None if rule is None else rule is AllPairsRule.hungarian,
@@ -108,6 +111,27 @@ def _analyses(only: str | None) -> tuple[str, ...] | None:
     if unknown := names - set(ANALYSES):
         raise Stop(f"--only names {', '.join(sorted(unknown))}, this version computes {', '.join(ANALYSES)}, stability")
     return tuple(name for name in ANALYSES if name in names)
+
+
+def _with_output(plan: "StudyPlan", hookpoint_out: str | None) -> "StudyPlan":
+    """The catalogue with the output hook point of transcoders whose files do not say it."""
+    if not hookpoint_out:
+        return plan
+    lacking = [each for each in plan.ensembles if each.transcoder and not each.hookpoint_out]
+    if not lacking and not any(
+        each.hookpoint_out and same_place(each.hookpoint_out, hookpoint_out) for each in plan.ensembles
+    ):
+        known = ", ".join(f"{each.name} {each.hookpoint_out or 'an SAE'}" for each in plan.ensembles)
+        raise Stop(
+            f"--hookpoint-out {hookpoint_out} was given, but no ensemble of transcoders lacks one ({known}); to change it, import "
+            "the ensemble again with --replace"
+        )
+    return replace(
+        plan,
+        ensembles=tuple(
+            replace(each, hookpoint_out=hookpoint_out) if each in lacking else each for each in plan.ensembles
+        ),
+    )
 
 
 def _changed(

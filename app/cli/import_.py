@@ -12,6 +12,7 @@ from seedscope.app.cli.study_options import (
     Context,
     EvalTokens,
     HookPoint,
+    HookPointOut,
     Model,
     Outliers,
     Replace,
@@ -54,6 +55,7 @@ def import_(
     ] = None,
     model: Model = None,
     hookpoint: HookPoint = None,
+    hookpoint_out: HookPointOut = None,
     tokens: TokenSource = None,
     eval_tokens: EvalTokens = None,
     n_ctx: Context = None,
@@ -96,7 +98,7 @@ def import_(
                 entry = enrol(
                     root, study, ensemble, [one for each in path for one in resolved(each)],
                     format=format, seeds=_numbers(seeds), model=whole_path(model),
-                    hookpoint=hookpoint, tokens=token_source(tokens, cut),
+                    hookpoint=hookpoint, hookpoint_out=hookpoint_out, tokens=token_source(tokens, cut),
                     shared_start=shared_start.value if shared_start else None,
                     force=force, replaced=replace_, report=report,
                 )  # fmt: skip
@@ -136,8 +138,9 @@ def _checked(study: Path, plan: "StudyPlan", entry: "EnsemblePlan", progress: "P
     looked_at = with_remarks(entry, looks)
     if looked_at != entry:
         catalogue.write(plan.with_ensemble(looked_at), study)
-    evs, l0s = [look.ev for look in looks], [look.l0 for look in looks]
-    print(f"self-check on {looks[0].n_tokens:,} tokens: EV {_range(evs, '.3f')}, L0 {_range(l0s, '.1f')}")
+    evs, l0s = [look.ev for look in looks if look.ev is not None], [look.l0 for look in looks]
+    ev = _range(evs, ".3f") if evs else "undefined"
+    print(f"self-check on {looks[0].n_tokens:,} tokens: EV {ev}, L0 {_range(l0s, '.1f')}")
     return looked_at
 
 
@@ -155,8 +158,15 @@ def _numbers(text: str | None) -> list[int] | None:
 
 def _describe(ensemble: "EnsemblePlan") -> None:
     """What was imported, member by member."""
+    from seedscope.engine.contract.directions import NO_OUTPUT, SENTENCE, WAY_OUT
+
+    to = f" to {ensemble.hookpoint_out or 'unknown'}" if ensemble.transcoder else ""
     print(f"ensemble {ensemble.name}: {len(ensemble.members)} members, {ensemble.variant}, "
-          f"hook point {ensemble.hookpoint or 'unknown'}, shared start {ensemble.shared_start}")  # fmt: skip
+          f"hook point {ensemble.hookpoint or 'unknown'}{to}, shared start {ensemble.shared_start}")  # fmt: skip
+    if ensemble.transcoder:
+        print(f"  {SENTENCE}")
+    if ensemble.transcoder and not ensemble.hookpoint_out:
+        print(f"  reconstruction, ablation, loss, direct logits: {NO_OUTPUT}; give it with {WAY_OUT}")
     for member in ensemble.members:
         print(f"  seed {member.seed}  {member.digest}  {member.library or 'library unknown'}  {member.source}")
         for remark in member.remarks:

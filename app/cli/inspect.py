@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seedscope.app.cli.options import Stop, app, check_parent, refusals
-from seedscope.app.cli.study_options import HookPoint, Model, whole_path
+from seedscope.app.cli.study_options import HookPoint, HookPointOut, Model, whole_path
 
 if TYPE_CHECKING:
     from seedscope.engine.saes.importers.inspect import Inspected
@@ -22,6 +22,7 @@ def inspect(
     format: Annotated[str, typer.Option(help="The library that wrote them; auto recognises it by the files.")] = "auto",
     model: Model = None,
     hookpoint: HookPoint = None,
+    hookpoint_out: HookPointOut = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the facts to this file as well.", show_default=False)
     ] = None,
@@ -34,7 +35,7 @@ def inspect(
     with refusals():
         from seedscope.engine.saes.importers.inspect import inspect as inspect_saes
 
-        members = inspect_saes(path, format, model=whole_path(model), hookpoint=hookpoint)
+        members = inspect_saes(path, format, model=whole_path(model), hookpoint=hookpoint, hookpoint_out=hookpoint_out)
     for member in members:
         _print(member)
     if json_file:

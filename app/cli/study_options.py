@@ -35,6 +35,14 @@ HookPoint = Annotated[
     str | None,
     typer.Option(help="Where activations are read, e.g. blocks.6.hook_resid_post or layers.6.", show_default=False),
 ]
+HookPointOut = Annotated[
+    str | None,
+    typer.Option(
+        "--hookpoint-out",
+        help="What transcoders predict, e.g. blocks.6.hook_mlp_out, where their files do not say it.",
+        show_default=False,
+    ),
+]
 EvalTokens = Annotated[
     int | None, typer.Option(min=1, help="Measure on this many tokens, drawn at random.", show_default="all")
 ]

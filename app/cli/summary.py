@@ -12,6 +12,7 @@ def summary(root: Path, study: str) -> None:
     from seedscope.app.store.ceiling import ceiling
     from seedscope.app.store.studies import Studies
     from seedscope.app.store.table import FeatureQuery
+    from seedscope.engine.contract.directions import NO_OUTPUT, WAY_OUT
     from seedscope.engine.contract.stability import ALONE
 
     store = Studies(root).get(study)
@@ -27,8 +28,11 @@ def summary(root: Path, study: str) -> None:
         if beside := ceiling(store, FeatureQuery(name, row.theta, row.epsilon)):
             print(f"{study}/{name}: {_beside(beside)}")
         print(
-            f"{study}/{name}: {row.n_members} × {row.d_sae:,} features, {', '.join(parts)}; computed: {', '.join(row.computed)}"
+            f"{study}/{name}: {row.n_members} × {row.d_sae:,} features{f' ({row.directions})' if row.directions else ''}, "
+            f"{', '.join(parts)}; computed: {', '.join(row.computed)}"
         )
+        if row.transcoder and row.hookpoint_out is None:
+            print(f"{study}/{name}: reconstruction, ablation, loss, direct logits: {NO_OUTPUT}; give it with {WAY_OUT}")
     print(f"look at it with: seedscope serve --root {root}")
 
 

@@ -113,6 +113,11 @@ class Ensemble:
         """Seeds of the members, ascending."""
         return [member.seed for member in self._store.members(self.name)]
 
+    @property
+    def directions(self) -> str | None:
+        """What decoder rows are where they are not directions of what is read: "output directions" of transcoders."""
+        return self.row.directions
+
     def features(
         self,
         *,
@@ -134,7 +139,10 @@ class Ensemble:
             )
         query = self._query(theta, epsilon, rule, dead=dead, **filters)
         with _refusals():
-            return self._store.features(query).download()
+            table = self._store.features(query).download()
+        if self.directions:
+            table = table.append_column("directions", pa.array([self.directions] * len(table)))
+        return table
 
     def feature(
         self,
@@ -180,7 +188,7 @@ class Ensemble:
         )
 
     def decoder(self, seed: int) -> np.ndarray:
-        """(d_sae, d_in) decoder rows as the SAE's file holds them, not normalised.
+        """(d_sae, d_in) decoder rows as the SAE's file holds them, not normalised; (d_sae, d_out) of transcoders.
 
         Raises KeyError for a seed that there is not, FileNotFoundError where the study's folder lacks the file.
         """
@@ -221,7 +229,8 @@ class Ensemble:
 
     def __repr__(self) -> str:
         row = self.row
-        return f"<seedscope ensemble {self.name}: {row.n_members} x {row.d_sae:,} features, d_in {row.d_in}>"
+        matched = f", {row.directions}, d_out {row.d_out}" if row.directions else ""
+        return f"<seedscope ensemble {self.name}: {row.n_members} x {row.d_sae:,} features, d_in {row.d_in}{matched}>"
 
 
 class Study(Mapping[str, Ensemble]):

@@ -51,7 +51,7 @@ def chosen_members(store: StudyStore, row: Ensemble, asked: Members) -> list[int
 
 def usual_members(row: Ensemble) -> int:
     """How many members are projected by default: eigendecompositions cost about 10 d^3, products 3 rows d^2, both twice."""
-    return max(int(MEMBER_WORK // (2 * row.d_in**2 * (10 * row.d_in + 3 * row.d_sae))), 2)
+    return max(int(MEMBER_WORK // (2 * row.d_out**2 * (10 * row.d_out + 3 * row.d_sae))), 2)
 
 
 def known(value: float) -> float | None:

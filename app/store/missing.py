@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+from seedscope.engine.contract.directions import NO_OUTPUT, TRANSCODERS_DO_NOT_POOL, WAY_OUT
 from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.stability import ALONE
 from seedscope.engine.contract.tables.study import Ensemble, Study
@@ -38,6 +39,7 @@ def missing(
     """
     blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
     blind = NO_MODEL if study.synthetic else blind
+    no_output = ensemble.transcoder and ensemble.hookpoint_out is None
 
     def job(**parameters: str) -> dict[str, str]:
         return {"kind": "analyze", "study": study.study} | parameters
@@ -52,6 +54,12 @@ def missing(
         if place:
             return Missing(result, "the hook point that the SAEs read is not known", command + place)
         return Missing(result, "not computed yet", f"{command} --only {analysis}", job(only=analysis))
+
+    def compares(result: str, analysis: str) -> Missing:
+        """What compares an output with the model: undefined where transcoders do not say what they predict."""
+        if no_output and study.model is not None:
+            return Missing(result, NO_OUTPUT, f"seedscope analyze {study.study} {WAY_OUT}")
+        return lacks(result, analysis)
 
     if not ensemble.n_comparisons:
         rules = ("live", "hungarian", *rules)  # what has no comparison lacks no rule
@@ -73,15 +81,17 @@ def missing(
         command = f"seedscope analyze {study.study} --only match --rule hungarian"
         lacking["one-to-one"] = Missing("one-to-one matching", reason, command, job(only=match, rule="hungarian"))
     if ablate not in ensemble.computed:
-        lacking["ablate"] = lacks("worth: explained variance with features masked", ablate)
+        lacking["ablate"] = compares("worth: explained variance with features masked", ablate)
     if explain not in ensemble.computed:
         lacking["explanations"] = lacks("explanations: token rules and their scores", explain)
     if loss not in ensemble.computed:
         result = "next-token loss"
-        lacking["loss"] = Missing(result, blind, None) if blind else lacks(result, loss)
+        lacking["loss"] = Missing(result, blind, None) if blind else compares(result, loss)
     if not logits:
         result = "logits: next tokens raised and lowered"
-        if activity not in ensemble.computed and not blind:
+        if no_output and not blind:
+            lacking["logits"] = compares(result, activity)
+        elif activity not in ensemble.computed and not blind:
             lacking["logits"] = lacks(result, activity)
         else:
             width = "the hook point does not have the residual stream's width"
@@ -113,6 +123,8 @@ def pool_missing(study: Study, ensemble: Ensemble) -> list[Missing]:
     alone = "the pool without training on: which features it has and where they come from"
     if ensemble.n_members < 2:
         return [Missing(pool, "an ensemble of one member has nothing to pool", None)]
+    if ensemble.transcoder:
+        return [Missing(pool, TRANSCODERS_DO_NOT_POOL, None)]
     if ensemble.variant == "groupmax":
         return [Missing(pool, "groupmax means nothing outside its groups of features, so none can be taken out", None)]
     command = f"seedscope pool {study.study} {ensemble.ensemble}"

@@ -77,7 +77,7 @@ def feature_subspace(store: Database, ensemble: Ensemble, found: Feature) -> Fea
     if not spans:
         return None
     (span,), ranks = spans, span_ranks(store, ensemble.ensemble)
-    random = [rank / ensemble.d_in for rank in ranks]
+    random = [rank / ensemble.d_out for rank in ranks]
     rank, own, others = first_energies(span, ranks, ensemble.span_rank) or (None, None, None)
     return FeatureSubspace(ranks, span.own, span.others, random, rank, own, others, span.x, span.y)
 

@@ -96,7 +96,7 @@ def find(network: "transformers.PreTrainedModel", hookpoint: str) -> tuple[nn.Mo
         module = None if match else _by_path(network, path)
         if module is not None:
             return module, is_input
-    raise ValueError(_refusal(network, hookpoint))
+    raise ValueError(_refusal(network, hookpoint, INSIDE_NORM if hookpoint.endswith("hook_normalized") else ""))
 
 
 def lies_on_stream(network: "transformers.PreTrainedModel", hookpoint: str) -> bool:
@@ -119,6 +119,10 @@ def lies_on_stream(network: "transformers.PreTrainedModel", hookpoint: str) -> b
     return True
 
 
+INSIDE_NORM = (
+    "TransformerLens takes it inside the norm, before the gain, where no module passes it; what leaves the norm has another scale "
+    "for every number"
+)
 PARALLEL = "attention and MLP do not follow each other on the residual stream, so nothing lies between them"
 
 

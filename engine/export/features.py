@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from seedscope.engine.contract.directions import NO_OUTPUT
 from seedscope.engine.contract.schema import RULE_COLUMN
 from seedscope.engine.contract.stability import UNDEFINED, buckets, count_matches, is_match, score
 from seedscope.engine.contract.tables import training
@@ -188,6 +189,8 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     first = study.members[ensemble.ensemble][0].seed
     if not study.store.table(Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
         width = "the hook point does not have the residual stream's width"
+        if ensemble.transcoder and not ensemble.hookpoint_out:
+            width = NO_OUTPUT
         needs = undefined if blind else f"{command} activity" if "activity" not in ensemble.computed else width
         needed |= dict.fromkeys(("positive_logits", "negative_logits"), needs)
     return [{"field": field, "needs": needs} for field, needs in needed.items()]
@@ -201,7 +204,7 @@ def subspace_rows(study: Opened, part: FeatureBlock) -> dict[int, dict[str, Any]
     if not lines:
         return {}
     ranks = sorted(set(study.store.table(SpanCurve, ["rank"], ensemble=ensemble.ensemble)["rank"].to_pylist()))
-    random = [rank / ensemble.d_in for rank in ranks]
+    random = [rank / ensemble.d_out for rank in ranks]
     by_feature = {}
     for line in lines:
         span = FeatureSpan(**line)

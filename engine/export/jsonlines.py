@@ -74,6 +74,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
 
     for row in study.ensembles:
         head = {"study": study.study.study, "ensemble": row.ensemble, "digest": row.digest}
+        head |= {"directions": row.directions} if row.directions else {}
         lacks = {"missing": missing(study, row)}
         _write_lines(folder, "features", row.ensemble, head | lacks, features(row))
         for name, table in (("pairs", Pair), ("nulls", NullMatch)):

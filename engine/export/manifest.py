@@ -100,6 +100,8 @@ def _ensemble(row: Ensemble) -> dict[str, Any]:
     columns = {
         name: value for name, value in asdict(row).items() if name not in ("rule", "theta", "epsilon", "convention")
     }
+    if row.directions:
+        matching["directions"] = row.directions
     return columns | {"convention": json.loads(row.convention), "matching": matching}
 
 

@@ -141,6 +141,9 @@ def _about(study: Study, row: Ensemble, source: str) -> dict[str, dict[str, Any]
     description = (
         f"{row.n_members} SAEs that differ in their seed, {row.hookpoint or 'unknown hook point'}, matched by SeedScope"
     )
+    if row.directions:
+        kind = f"{row.n_members} transcoders that differ in their seed, {row.place}"
+        description = f"{kind}, matched by their {row.directions} by SeedScope"
     return {
         "release": by | {"name": whole, "description": description, "urls": [], "creatorName": "SeedScope"},
         "model": by | {"id": model, "displayName": study.model, "displayNameShort": model, "owner": "", "layers": 0,

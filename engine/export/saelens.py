@@ -5,6 +5,7 @@ folded into the weights where that is exact, and refused otherwise. Where number
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 from seedscope.engine.export.open_study import Opened, SaeFile, read_sae, sae_file
@@ -15,6 +16,7 @@ from seedscope.engine.saes.saelens import refusal, save
 from seedscope.engine.store import catalogue
 
 Metadata = dict[str, str | int | None]
+_FIELDS = [field.name for field in fields(Convention)]
 
 
 def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
@@ -24,7 +26,8 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     """
     waiting = _planned(study.folder, study.plan, {row.ensemble for row in study.ensembles}) if study.plan else []
     for row in study.ensembles:
-        _require_expressible(row.ensemble, Convention(**json.loads(row.convention)))
+        forward = json.loads(row.convention)
+        _require_expressible(row.ensemble, Convention(**{name: forward[name] for name in _FIELDS if name in forward}))
     members = [
         (
             one,

@@ -4,7 +4,8 @@ Masking sets an activation to zero after the activation function; TopK is not ru
 row d_i in the reconstruction of a token, in the units of x: the activation a_i, times the token's scale where the SAE
 normalises, by ||d_i|| where that is divided out. With residual r = x - x_hat, masking a set S changes the summed squared
 error by 2 c.s + s' G s, where s marks S, c_i = sum_t w_i (r . d_i) and G_ij = sum_t w_i w_j (d_i . d_j). So 2 c_i + G_ii is
-feature i's marginal worth, from one pass; c and all of G answer every mask. G is kept while it is small; else chosen masks
+feature i's marginal worth, from one pass; c and all of G answer every mask. Of transcoders x is what they predict, at their
+output hook point. G is kept while it is small; else chosen masks
 are answered by a second pass (METHOD of this project; the headline of masking N stable against 4 N unstable features
 follows paper A).
 """
@@ -91,11 +92,11 @@ class AblationPass:
         self._error = torch.zeros(n, dtype=torch.float64)
         self._linear = torch.zeros(n, s, dtype=torch.float64)
         self._together = torch.zeros(n, s * s if self.pairwise else s, dtype=torch.float64)  # sum_t w_i w_j, or w_i^2
-        self._sum = torch.zeros(sae.d_in, dtype=torch.float64)
+        self._sum = torch.zeros(sae.d_out, dtype=torch.float64)
         self._square, self._n_tokens = 0.0, 0
 
-    def add(self, rows: Float[Tensor, "tokens d_in"], codes: Codes) -> None:
-        """Fold in one batch of activations and their codes."""
+    def add(self, rows: Float[Tensor, "tokens d_out"], codes: Codes) -> None:
+        """Fold in one batch of the activations that should be given back (or, by transcoders, predicted), and its codes."""
         sae = self._sae
         residual = rows[:, None] - sae.decode(codes)
         weights = sae.coefficients(codes)
@@ -105,7 +106,7 @@ class AblationPass:
         self._n_tokens += len(rows)
         width = weights.shape[-1]
         wide = width * WIDE > sae.d_sae
-        numbers = sae.d_sae if wide else width * max(sae.d_in, width if self.pairwise else 1)
+        numbers = sae.d_sae if wide else width * max(sae.d_out, width if self.pairwise else 1)
         at_once = max(WORK_NUMBERS // numbers, 1)
         fold = self._fold_wide if wide else self._fold
         for m in range(sae.n_members):
@@ -185,7 +186,7 @@ class MaskPass:
             self._marks.append(marks)
         self._change = [torch.zeros(len(keys), dtype=torch.float64) for keys in self._keys]
 
-    def add(self, rows: Float[Tensor, "tokens d_in"], codes: Codes) -> None:
+    def add(self, rows: Float[Tensor, "tokens d_out"], codes: Codes) -> None:
         """Fold in one batch of activations and their codes, the same batches as in the first pass."""
         sae = self._sae
         residual = rows[:, None] - sae.decode(codes)
@@ -193,13 +194,13 @@ class MaskPass:
         width = weights.shape[-1]
         for m, marks in enumerate(self._marks):
             n_masks = marks.shape[1]
-            at_once = max(WORK_NUMBERS // (width * (sae.d_in + n_masks) + n_masks * min(width, sae.d_in)), 1)
+            at_once = max(WORK_NUMBERS // (width * (sae.d_out + n_masks) + n_masks * min(width, sae.d_out)), 1)
             parts = (tensor[:, m].split(at_once) for tensor in (weights, codes.indices, residual))
             for w, index, r in zip(*parts, strict=True):
                 added = sae.W_dec.detach()[m][index] * w[..., None]  # by every active feature, (tokens, width, d_in)
                 marked = marks[index].to(w.dtype)  # (tokens, width, masks)
                 # ||r + removed||^2 - ||r||^2, by the shorter way: over pairs of active features, or as vectors.
-                if width < sae.d_in:
+                if width < sae.d_out:
                     along = added @ r[..., None]
                     change = marked * (added @ added.transpose(1, 2) @ marked + 2 * along)
                 else:

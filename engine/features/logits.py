@@ -59,7 +59,7 @@ def refusal(model: LanguageModel, d_in: int) -> str | None:
     if head is None:
         return f"{model.name} predicts no next token"
     if head.weight.shape[1] != d_in:
-        return f"the SAEs read {d_in} numbers and the head of {model.name} {head.weight.shape[1]}"
+        return f"decoder rows have {d_in} numbers, and the head of {model.name} reads {head.weight.shape[1]}"
     if final_norm(model) is None:
         return f"no norm of {model.name} gives what its head reads"
     return None

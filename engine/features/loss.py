@@ -57,18 +57,20 @@ class Splice:
     """A model over some windows, whose activations at one hook point can be replaced.
 
     Where the hook point is a module's input, that input is replaced. `hook_resid_mid` is replaced in the residual stream, not
-    only in front of the MLP's norm. Raises ValueError for models without a next-token loss, and where the hook point does
-    not pass one row per token or what passes there cannot be replaced.
+    only in front of the MLP's norm. `reads` is where what replaces them is computed from: the same place, or the input hook
+    point of transcoders, which the model has to pass first. Raises ValueError for models without a next-token loss, and where
+    the hook point does not pass one row per token or what passes there cannot be replaced.
     """
 
-    def __init__(self, model: LanguageModel, tokens: TokenSet, hookpoint: str) -> None:
+    def __init__(self, model: LanguageModel, tokens: TokenSet, hookpoint: str, *, reads: str | None = None) -> None:
         if not model.causal:
             raise ValueError(
                 f"{model.name} sees all tokens at once, so it has no next-token loss; expected a causal model"
             )
         self._model, self._tokens = model, tokens
         self._module, self._is_input = hook_module(model, hookpoint)
-        self._hookpoint = hookpoint
+        self._hookpoint, self._reads = hookpoint, None if reads == hookpoint else reads
+        self._source = hook_module(model, self._reads) if self._reads else None
         self._in_place = hookpoints.lies_on_stream(model.pretrained, hookpoint)
         self._counted = torch.from_numpy(tokens.counted)
         self._ids = torch.from_numpy(tokens.ids).long()
@@ -91,6 +93,10 @@ class Splice:
         """The loss at every position that is read with `replaced(rows)` spliced in; rows are (tokens, d_in)."""
         return torch.cat([loss.detach().cpu() for _, _, loss in self._run(replaced)])
 
+    def zeroed(self) -> Float[Tensor, " tokens"]:
+        """The loss at every position that is read with zeros spliced in."""
+        return self.losses(lambda rows: rows.new_zeros(1, 1))
+
     def gradients(self, replaced: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """(rows, d loss / d replaced) of consecutive batches, of the loss summed over all positions that are read."""
         for rows, spliced, loss in self._run(replaced, gradient=True):
@@ -100,16 +106,24 @@ class Splice:
     def _run(
         self, replaced: Callable[[Tensor], Tensor] | None, *, gradient: bool = False
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(rows at the hook point, what was spliced in, losses) batch by batch."""
+        """(rows that are read, what was spliced in, losses) batch by batch."""
         device = self._model.pretrained.device
         for first in range(0, len(self._ids), WINDOWS_AT_ONCE):
             window = slice(first, first + WINDOWS_AT_ONCE)
             ids, keep, read = (tensor[window].to(device) for tensor in (self._ids, self._counted, self._read))
             captured: dict[str, Tensor] = {}
 
+            def read_rows(value: Tensor, keep: Tensor = keep, captured: dict[str, Tensor] = captured) -> None:
+                captured["rows"] = value.detach()[self._rows_that_count(value, keep)]
+
             def exchange(value: Tensor, keep: Tensor = keep, captured: dict[str, Tensor] = captured) -> Tensor:
+                if self._source is None:
+                    read_rows(value)
+                elif "rows" not in captured:
+                    raise ValueError(
+                        f"the model passes {self._hookpoint!r} before it passes {self._reads!r}, so it cannot be computed from it"
+                    )
                 keep = self._rows_that_count(value, keep)
-                captured["rows"] = value.detach()[keep]
                 if replaced is None:
                     return value
                 with torch.no_grad():
@@ -119,7 +133,7 @@ class Splice:
                 out[keep] = captured["spliced"].to(out.dtype)
                 return out
 
-            with torch.set_grad_enabled(gradient), self._exchanged(exchange):
+            with torch.set_grad_enabled(gradient), self._captured(read_rows), self._exchanged(exchange):
                 logits = self._model.network(ids.clamp_min(0), use_cache=False).logits.float()
                 at, to = read[:, :-1], ids[:, 1:]
                 loss = torch.nn.functional.cross_entropy(logits[:, :-1][at], to[at], reduction="none")
@@ -135,6 +149,34 @@ class Splice:
             f"at {self._hookpoint!r} passes {tuple(value.shape)}, expected one row of numbers per token {tuple(keep.shape)}: "
             "activations there cannot be replaced"
         )
+
+    @contextmanager
+    def _captured(self, read_rows: Callable[[Tensor], None]) -> Iterator[None]:
+        """The model with `read_rows` called on what passes where transcoders read; nothing for SAEs."""
+        if self._source is None:
+            yield
+            return
+        module, is_input = self._source
+
+        def on_input(_module: object, inputs: tuple, named: dict) -> None:
+            if not inputs and "hidden_states" not in named:
+                raise ValueError(
+                    f"the module at {self._reads!r} is called with {', '.join(named) or 'nothing'}, expected hidden_states: what "
+                    "enters it cannot be read"
+                )
+            read_rows(inputs[0] if inputs else named["hidden_states"])
+
+        def on_output(_module: object, _inputs: tuple, output: Tensor | tuple) -> None:
+            read_rows(output if isinstance(output, Tensor) else output[0])
+
+        if is_input:
+            handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(on_output)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextmanager
     def _exchanged(self, exchange: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -192,8 +234,18 @@ class ExactLoss(NamedTuple):
     active: Int[np.ndarray, " windows"]  # tokens on which the feature is active
 
 
-def exact_loss(model: LanguageModel, tokens: TokenSet, hookpoint: str, member: SAE, feature: int) -> ExactLoss:
+def exact_loss(
+    model: LanguageModel,
+    tokens: TokenSet,
+    hookpoint: str,
+    member: SAE,
+    feature: int,
+    *,
+    hookpoint_out: str | None = None,
+) -> ExactLoss:
     """The next-token loss with one feature masked against the whole reconstruction, both spliced in.
+
+    Activations are read at `hookpoint`; transcoders are spliced in at `hookpoint_out`.
 
     Cost: the model up to the hook point on all windows, and two whole passes over those in which the feature is active.
     """
@@ -211,7 +263,7 @@ def exact_loss(model: LanguageModel, tokens: TokenSet, hookpoint: str, member: S
     read[:, -1] = False
     where = np.flatnonzero(active)
     if len(where):
-        splice = Splice(model, tokens.only(where), hookpoint)
+        splice = Splice(model, tokens.only(where), hookpoint_out or hookpoint, reads=hookpoint)
         whole, without = (splice.losses(masked(member, np.array(sets, np.int64))).double() for sets in ([], [feature]))
         owner = np.repeat(np.arange(len(where)), read[where].sum(1))
         added[where] = np.bincount(owner, weights=(without - whole).numpy(), minlength=len(where))

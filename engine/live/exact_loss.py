@@ -6,8 +6,10 @@ import numpy as np
 
 from seedscope.engine.activations.model import LanguageModel
 from seedscope.engine.activations.tokens import TokenSet, load_tokens
+from seedscope.engine.contract.directions import NO_OUTPUT, WAY_OUT
 from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, WINDOWS, LiveAnswer, LiveQuery
 from seedscope.engine.features.loss import exact_loss
+from seedscope.engine.live.text import TextHook
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import measured_from, read_evaluation
@@ -48,11 +50,17 @@ def find_windows(study: Path, query: LiveQuery) -> TokenSet:
     return tokens.only(np.sort(windows[: int(np.searchsorted(n_read, query.n_tokens)) + 1]))
 
 
-def answer(query: LiveQuery, model: LanguageModel, hookpoint: str, study: Path, member: SAE) -> LiveAnswer:
-    """The exact loss of one feature of `member` (an ensemble of one); raises ValueError as `find_windows` does."""
+def answer(query: LiveQuery, model: LanguageModel, place: TextHook, study: Path, member: SAE) -> LiveAnswer:
+    """The exact loss of one feature of `member` (an ensemble of one); raises ValueError as `find_windows` does.
+
+    And for transcoders that do not say what they predict.
+    """
+    if place.transcoder and not place.hookpoint_out:
+        raise ValueError(f"the loss is {NO_OUTPUT}; give it with: seedscope analyze {query.study} {WAY_OUT}")
     if not 0 <= query.feature < member.d_sae:
         raise ValueError(f"feature is {query.feature}, expected 0 to {member.d_sae - 1}")
     windows = find_windows(study, query)
     if not len(windows.ids):
         raise ValueError(f"feature {query.feature} of seed {query.seed} fires nowhere: it has no contexts")
-    return LiveAnswer(exact_loss(model, windows, hookpoint, member, query.feature)._asdict())
+    loss = exact_loss(model, windows, place.hookpoint, member, query.feature, hookpoint_out=place.hookpoint_out)
+    return LiveAnswer(loss._asdict())

@@ -108,7 +108,7 @@ class Residents:
         files = [_file(self._root, query, seed) for seed in query.seeds]
         return self._hold(
             (name, query.study, query.folder, query.seeds, self.version(query), query.by),
-            lambda: _readable(lambda: len(files) * _n_bytes(files[0], "W_dec")),
+            lambda: _readable(lambda: len(files) * _n_bytes(files[0], "W_dec" if query.by == "decoder" else "W_enc")),
             lambda: _readable(lambda: self._load(query, files)),
         )
 
@@ -153,8 +153,9 @@ class Residents:
     def _load(self, query: LiveQuery, files: list[Path]) -> Resident:
         """Memory-mapped, a member at a time, into one matrix on the device."""
         with safe_open(files[0], "pt") as first:
-            d_sae, d_in = first.get_slice("W_dec").get_shape()
-        rows = torch.empty(len(files) * d_sae, d_in, device=self._device)
+            d_sae, d_out = first.get_slice("W_dec").get_shape()
+            width = d_out if query.by == "decoder" else first.get_slice("W_enc").get_shape()[0]
+        rows = torch.empty(len(files) * d_sae, width, device=self._device)
         without = []
         for file, target in zip(files, rows.split(d_sae), strict=True):
             with safe_open(file, "pt") as opened:
@@ -198,7 +199,7 @@ class Residents:
             place = text.find_place(study, query)
             reader, _ = self._reader(place, query)
             member = self._member(query, _file(self._root, query, query.seed))
-            return [exact_loss.answer(query, reader.model, place.hookpoint, study, member)]
+            return [exact_loss.answer(query, reader.model, place, study, member)]
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")]
 

@@ -35,6 +35,8 @@ class TextHook(NamedTuple):
     model: str  # folder or hub id
     hookpoint: str
     tokens: catalogue.Tokens  # the settings of the evaluation tokens
+    hookpoint_out: str | None = None  # what transcoders predict, where it is known
+    transcoder: bool = False
 
 
 class TextReader(NamedTuple):
@@ -89,7 +91,13 @@ def find_place(study: Path, query: LiveQuery) -> TextHook:
         raise ValueError(
             f"the hook point of ensemble {ensemble.name} is not known; give it: {analyse} --hookpoint NAME"
         )
-    return TextHook(plan.model, ensemble.hookpoint, plan.tokens or catalogue.Tokens(()))
+    return TextHook(
+        plan.model,
+        ensemble.hookpoint,
+        plan.tokens or catalogue.Tokens(()),
+        ensemble.hookpoint_out,
+        ensemble.transcoder,
+    )
 
 
 def load_reader(path: str, *, digest: str, device: torch.device) -> TextReader:

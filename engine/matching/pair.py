@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from seedscope.engine.contract.directions import SENTENCE
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.contract.schema import NO_MATCH
@@ -20,7 +21,8 @@ from seedscope.engine.saes.sae import SAE, assemble
 
 FORMAT, FORMAT_VERSION = "seedscope.match", 1
 UNKNOWN = "unknown"  # a seed that no file records
-_COMPARED = ("model", "hookpoint")  # what two SAEs must share, beside d_in, to be comparable
+# What two SAEs must share, beside the widths, to be comparable.
+_COMPARED = ("model", "hookpoint", "hookpoint_out")
 _DIGEST = re.compile(r"[0-9a-f]{16}")  # of a model's weights: the name of a model in SeedScope's own files
 # Fields of the convention whose differences are remarks; the others say how units are scaled and biases used.
 _REMARKED = ("architecture", "k", "normalize")
@@ -109,7 +111,15 @@ def compare(
         raise ValueError(
             f"{path_a} has d_in {one.d_in}, {path_b} has {other.d_in}: they read different activations and cannot be matched"
         )
+    if (one.d_out, one.convention.transcoder) != (other.d_out, other.convention.transcoder):
+        kinds = [
+            f"{path} is {'a transcoder' if each.convention.transcoder else 'an SAE'} of decoder rows of {each.d_out} numbers"
+            for path, each in ((path_a, one), (path_b, other))
+        ]
+        raise ValueError(f"{', '.join(kinds)}: their rows are not directions of the same, so they cannot be matched")
     forced, remarks = _differences(path_a, one, path_b, other)
+    if one.convention.transcoder:
+        remarks.append(SENTENCE)
     if forced and not force:
         raise ValueError(
             f"{'; '.join(forced)}: such SAEs are not comparable, unless these are two names of the same; "
@@ -153,7 +163,7 @@ def _differences(path_a: Path, a: Imported, path_b: Path, b: Imported) -> tuple[
         one, another = a.source.get(name), b.source.get(name)
         if one is None or another is None or one == another:
             continue
-        if name == "hookpoint" and same_place(one, another):
+        if name.startswith("hookpoint") and same_place(one, another):
             continue
         if name == "model" and bool(_DIGEST.fullmatch(one)) != bool(_DIGEST.fullmatch(another)):
             remarks.append(

@@ -44,22 +44,31 @@ def count_active(n_active: Int[np.ndarray, "members d_sae"], codes: Codes) -> No
 class HeldOutMeasures(NamedTuple):
     """Quality of the members' codes and reconstructions on rows that they were not trained on."""
 
-    ev: Float[np.ndarray, " members"]  # 1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2
+    ev: Float[np.ndarray, " members"]  # 1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2; NaN where that is not defined
     l0: Float[np.ndarray, " members"]  # active features per row
     dead: Float[np.ndarray, " members"]  # share of features that are active on none of the rows, 0 to 1
     n_active: Int[np.ndarray, "members d_sae"]  # rows on which each feature is active
 
 
 @torch.no_grad()
-def measure(sae: SAE, rows: np.ndarray, *, device: torch.device | str = "cpu") -> HeldOutMeasures:
-    """Measure all members on rows (tokens, d_in); sums are taken in float64."""
+def measure(
+    sae: SAE, rows: np.ndarray, *, targets: np.ndarray | None = None, device: torch.device | str = "cpu"
+) -> HeldOutMeasures:
+    """Measure all members on rows (tokens, d_in); sums are taken in float64.
+
+    `targets` (tokens, d_out) are what transcoders should predict; without them their EV is NaN.
+    """
+    if targets is None and not sae.convention.transcoder:
+        targets = rows
     squared_error, n_codes = np.zeros(sae.n_members), np.zeros(sae.n_members)
     n_active = np.zeros((sae.n_members, sae.d_sae), np.int64)
-    mean = rows.mean(0, dtype=np.float64)
-    total = 0.0
-    for _, part, codes in encoded(sae, rows, torch.device(device)):
-        total += float((part.double() - torch.from_numpy(mean)).pow(2).sum())
-        squared_error += (part[:, None] - sae.decode(codes)).double().pow(2).sum((0, 2)).numpy()
+    mean = np.zeros(0) if targets is None else targets.mean(0, dtype=np.float64)
+    total = 0.0 if targets is not None else np.nan
+    for first, part, codes in encoded(sae, rows, torch.device(device)):
+        if targets is not None:
+            goal = torch.from_numpy(targets[first : first + len(part)].astype(np.float32))
+            total += float((goal.double() - torch.from_numpy(mean)).pow(2).sum())
+            squared_error += (goal[:, None] - sae.decode(codes)).double().pow(2).sum((0, 2)).numpy()
         n_codes += (codes.values > 0).sum((0, 2)).numpy()
         count_active(n_active, codes)
     return HeldOutMeasures(1 - squared_error / total, n_codes / len(rows), (n_active == 0).mean(1), n_active)

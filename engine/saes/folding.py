@@ -31,6 +31,11 @@ def fold(original: SAE) -> Folded:
     by token, which no fixed weights can do, and for architectures that SeedScope does not train.
     """
     c, remarks = original.convention, []
+    if c.transcoder:
+        raise ValueError(
+            "it is a transcoder, and SAEs are trained here, not transcoders, so it cannot be compared with them; expected an SAE. "
+            "Import transcoders that were trained like it: seedscope import"
+        )
     if c.normalize == "centre":
         raise ValueError(
             "normalize is centre: it was trained on a model with centred writing weights, so it cannot be compared with SAEs "

@@ -1,7 +1,8 @@
 """Sparse autoencoders of every convention as one class with a leading member axis: encode, decode, digest, save, load.
 
-SAELens orientation: `W_enc (members, d_in, d_sae)`, `W_dec (members, d_sae, d_in)`; decoder rows are the features. A
-`Convention`, which all members share, says how the tensors are used.
+SAELens orientation: `W_enc (members, d_in, d_sae)`, `W_dec (members, d_sae, d_out)`; decoder rows are the features. A
+`Convention`, which all members share, says how the tensors are used. d_out is d_in, except in transcoders: these read
+activations at one hook point and predict those at another, so their decoder rows are directions of their output.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from seedscope.engine.saes.convention import MORE_TENSORS, TENSORS, Convention
+from seedscope.engine.saes.convention import MORE_TENSORS, SKIP, TENSORS, Convention
 from seedscope.engine.saes.topk import topk
 
 # Pre-activations in memory at once while encoding: 128 MiB, and up to 2 GiB with what is computed from them.
@@ -45,30 +46,34 @@ class Codes(NamedTuple):
     # The reconstruction is multiplied by scale, then shift is added, to give it the units of x. None: it has them already.
     scale: Float[Tensor, "tokens members"] | None = None
     shift: Float[Tensor, "tokens members"] | None = None
+    # What a transcoder's skip connection adds to its output. None: it has none.
+    skip: Float[Tensor, "tokens members d_out"] | None = None
 
     def cpu(self) -> "Codes":
         """The same codes in main memory."""
-        scale, shift = (None if tensor is None else tensor.cpu() for tensor in (self.scale, self.shift))
-        return Codes(self.values.cpu(), self.indices.cpu(), scale, shift)
+        more = (None if tensor is None else tensor.cpu() for tensor in self[2:])
+        return Codes(self.values.cpu(), self.indices.cpu(), *more)
 
 
 class SAE(nn.Module):
-    """An ensemble of SAEs that share shape and convention; `len(seeds)` members, one is allowed.
+    """An ensemble of SAEs, or of transcoders, that share shape and convention; `len(seeds)` members, one is allowed.
 
     `k` alone stands for the convention of a plain TopK SAE. `more` holds the further tensors of the architecture, each
-    (members, d_sae). Tensors are copied. Raises ValueError where tensors and convention do not fit.
+    (members, d_sae), and a transcoder's W_skip (members, d_in, d_out). Tensors are copied. Raises ValueError where tensors and
+    convention do not fit.
     """
 
     threshold: nn.Parameter  # jumprelu: (members, d_sae)
     r_mag: nn.Parameter  # gated: (members, d_sae), logarithm of the gain of the magnitudes
     b_mag: nn.Parameter  # gated: (members, d_sae)
+    W_skip: nn.Parameter  # transcoders with a skip connection: (members, d_in, d_out)
 
     def __init__(
         self,
         W_enc: Float[Tensor, "members d_in d_sae"],
         b_enc: Float[Tensor, "members d_sae"],
-        W_dec: Float[Tensor, "members d_sae d_in"],
-        b_dec: Float[Tensor, "members d_in"],
+        W_dec: Float[Tensor, "members d_sae d_out"],
+        b_dec: Float[Tensor, "members d_out"],
         *,
         seeds: tuple[int, ...],
         convention: Convention | None = None,
@@ -83,7 +88,7 @@ class SAE(nn.Module):
         self.convention = convention
         self.seeds = seeds
         more = more or {}
-        _check(self.convention, (W_dec.shape[0], W_dec.shape[1]), more)
+        _check(self.convention, W_enc, W_dec, more)
         # Always copies: at the start of training the encoder may be a view of the decoder, and they must not share memory.
         # The encoder is stored as (members, d_sae, d_in), so that one product serves all members.
         own = torch.contiguous_format
@@ -104,6 +109,12 @@ class SAE(nn.Module):
 
     @property
     def d_in(self) -> int:
+        """Numbers per token that are read."""
+        return self.W_enc.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """Numbers per token of the output, and of decoder rows; d_in except in transcoders."""
         return self.W_dec.shape[2]
 
     @property
@@ -118,18 +129,26 @@ class SAE(nn.Module):
         and twice that while they are joined, and 1 to 2 GiB (half or all features active) of work on DENSE pre-activations,
         or on those of one token, if these are more. Pass fewer tokens to SAEs with wide codes.
         """
+        skip = self._skipped(x) if self.convention.skip else None
         x, scale, shift = self._normalize(x)
         at_once = max(DENSE // (self.n_members * self.d_sae), 1)
         return _joined([self.activate(self._linear(part)) for part in torch.split(x, at_once)])._replace(
-            scale=scale, shift=shift
+            scale=scale, shift=shift, skip=skip
         )
 
     def pre_activations(self, x: Tensor) -> Float[Tensor, "tokens members d_sae"]:
         """Input of the activation function for x, (tokens, d_in) or (tokens, members, d_in); dense."""
         return self._linear(self._normalize(x)[0])
 
+    def _skipped(self, x: Tensor) -> Float[Tensor, "tokens members d_out"]:
+        """What the skip connection makes of x as it is, before any normalisation."""
+        return torch.einsum("ti,mio->tmo" if x.ndim == 2 else "tmi,mio->tmo", x, self.W_skip)
+
     def _normalize(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The SAE's own inputs, and the scale and shift (tokens, members) that lead back to the units of x."""
+        """The SAE's own inputs, and the scale and shift (tokens, members) that lead back to the units of x.
+
+        Both are None for transcoders, whose output is in the units of what they predict.
+        """
         c = self.convention
         scale: Tensor | None
         shift: Tensor | None
@@ -147,6 +166,8 @@ class SAE(nn.Module):
             shift = x.mean(-1, keepdim=True) if c.normalize == "centre" else None
             x = x if shift is None else x - shift
             scale = None if c.input_scale == 1 else x.new_ones(*x.shape[:-1], 1)
+        if c.transcoder:
+            return x, None, None
         scale, shift = (
             None if t is None else (t[..., 0] / c.input_scale).view(len(x), -1).expand(-1, self.n_members)
             for t in (scale, shift)
@@ -184,7 +205,7 @@ class SAE(nn.Module):
         return _packed(magnitude.relu() * (pre > 0))
 
     def coefficients(self, codes: Codes) -> Float[Tensor, "tokens members width"]:
-        """Coefficients of decoder rows in the features' part of the reconstruction, in the units of x."""
+        """Coefficients of decoder rows in the features' part of the reconstruction, in the units of the output."""
         values = codes.values
         if self.convention.rescale_by_decoder_norm:
             norms = self.W_dec.norm(dim=-1)
@@ -192,31 +213,33 @@ class SAE(nn.Module):
             values = values * inverse.flatten()[self._flat_indices(codes)]
         return values if codes.scale is None else values * codes.scale[..., None]
 
-    def decode(self, codes: Codes, *, bias: bool = True) -> Float[Tensor, "tokens members d_in"]:
+    def decode(self, codes: Codes, *, bias: bool = True) -> Float[Tensor, "tokens members d_out"]:
         """Reconstruction, in the units of x; reads `width` decoder rows per token and member instead of d_sae.
 
-        Without `bias` the features' part of it alone: no decoder bias, no shift.
+        Of transcoders the prediction, in the units of what is predicted. Without `bias` the features' part of it alone: no
+        decoder bias, no shift, no skip connection.
         """
         n_tokens, n_members, width = codes.indices.shape
         out = nn.functional.embedding_bag(
             self._flat_indices(codes).view(-1, width),
-            self.W_dec.reshape(-1, self.d_in),
+            self.W_dec.reshape(-1, self.d_out),
             per_sample_weights=self.coefficients(codes).reshape(-1, width),
             mode="sum",
-        ).view(n_tokens, n_members, self.d_in)
+        ).view(n_tokens, n_members, self.d_out)
         if bias:
             out = out + (self.b_dec if codes.scale is None else codes.scale[..., None] * self.b_dec)
             out = out if codes.shift is None else out + codes.shift[..., None]
+            out = out if codes.skip is None else out + codes.skip
         return out
 
     def _flat_indices(self, codes: Codes) -> Tensor:
         """Indices into the features of all members, concatenated."""
         return codes.indices + torch.arange(self.n_members, device=codes.indices.device)[:, None] * self.d_sae
 
-    def forward(self, x: Tensor) -> Float[Tensor, "tokens members d_in"]:
+    def forward(self, x: Tensor) -> Float[Tensor, "tokens members d_out"]:
         return self.decode(self.encode(x))
 
-    def directions(self) -> Float[Tensor, "members d_sae d_in"]:
+    def directions(self) -> Float[Tensor, "members d_sae d_out"]:
         """Unit decoder rows, float32: the feature vectors that are matched."""
         return nn.functional.normalize(self.W_dec.detach().float(), dim=-1)
 
@@ -269,15 +292,22 @@ def unit_rows(rows: Tensor) -> Tensor:
     return nn.functional.normalize(torch.nan_to_num(rows, 0.0, 0.0, 0.0), dim=-1)
 
 
-def _check(convention: Convention, shape: tuple[int, int], more: dict[str, Tensor]) -> None:
-    """Raise ValueError where tensors and convention do not fit; `shape` is (members, d_sae)."""
-    architecture, k, d_sae = convention.architecture, convention.k, shape[1]
-    wanted = MORE_TENSORS.get(architecture, ())
+def _check(convention: Convention, W_enc: Tensor, W_dec: Tensor, more: dict[str, Tensor]) -> None:
+    """Raise ValueError where tensors and convention do not fit."""
+    n_members, d_sae, d_out = W_dec.shape
+    architecture, k, d_in = convention.architecture, convention.k, W_enc.shape[1]
+    wanted = MORE_TENSORS.get(architecture, ()) + (SKIP,) * convention.skip
     if set(more) != set(wanted):
         raise ValueError(f"further tensors are {sorted(more)}, expected {sorted(wanted)} for {architecture}")
     for name, tensor in more.items():
+        shape: tuple[int, ...] = (n_members, d_sae)
+        axes = "(members, d_sae)"
+        if name == SKIP:
+            shape, axes = (n_members, d_in, d_out), "(members, d_in, d_out)"
         if tensor.shape != shape:
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {tuple(shape)}: (members, d_sae)")
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {shape}: {axes}")
+    if d_in != d_out and not convention.transcoder:
+        raise ValueError(f"it reads {d_in} numbers and gives {d_out}, expected the same: only a transcoder's differ")
     if architecture in ("topk", "groupmax") and k > d_sae:
         raise ValueError(f"k is {k}, expected 1 to d_sae ({d_sae})")
     if architecture == "groupmax" and d_sae % k:
@@ -335,8 +365,8 @@ def load(folder: Path, seeds: tuple[int, ...]) -> SAE:
     """
     members = [_member(folder / f"seed-{seed}.safetensors") for seed in seeds]
     convention = members[0][1]
-    for name, value in convention.as_json().items():
-        values = {value, *(getattr(other, name) for _, other, _ in members)}
+    for name in (field.name for field in fields(Convention)):
+        values = {getattr(other, name) for _, other, _ in members}
         if len(values) > 1:
             raise ValueError(
                 f"members in {folder} have {name} = {sorted(values)}, expected one value for the whole ensemble"

@@ -20,7 +20,9 @@ _ARCHITECTURES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "g
 
 
 def refusal(c: Convention) -> str | None:
-    """Why SAELens cannot compute the forward pass of a convention, as a sentence; None where it can."""
+    """Why the forward pass of a convention is not written for SAELens, as a sentence; None where it is."""
+    if c.transcoder:
+        return "it is a transcoder, of which SAELens' own files are the ones to keep"
     if c.architecture not in _ARCHITECTURES:
         return f"it has no {c.architecture}, which takes the largest of each group of features"
     if not (math.isfinite(c.input_scale) and c.input_scale > 0):

@@ -71,6 +71,7 @@ class EnsemblePlan:
     variant: str | None = None
     """As its library calls the architecture; what the forward pass is called if not given."""
     hookpoint: str | None = None
+    """Where its members read the model."""
     shared_start: YesNo = "unknown"
     data_order: DataOrder = "unknown"
     train_token_digest: str | None = None
@@ -87,6 +88,10 @@ class EnsemblePlan:
     """The ensemble whose recipe this one repeats on the model with random weights."""
     made_from: str | None = None
     """Digest of the files or the recipe that it was made from: what is unchanged is not made again."""
+    transcoder: bool = False
+    """Whether members predict activations at another hook point than they read."""
+    hookpoint_out: str | None = None
+    """Where that is; None for SAEs, and where it is not known."""
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -44,7 +44,8 @@ def measured_from(ensemble: catalogue.EnsemblePlan, evaluation: Evaluation) -> d
 
     Kept as `about` of these parts; a part whose `about` differs is computed again.
     """
-    return {
+    predicted = {"hookpoint_out": ensemble.hookpoint_out} if ensemble.transcoder else {}
+    return predicted | {
         "version": MEASURED_VERSION,
         "saes": [member.digest for member in ensemble.members],
         "tokens": evaluation.token_digest,

@@ -5,7 +5,7 @@ gains an ensemble computes that one alone. `publish` turns the parts into a stor
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,10 +27,12 @@ from seedscope.engine.studies.analyses.subspaces import activation_covariance, m
 from seedscope.engine.studies.analyses.trajectory import follow_training
 from seedscope.engine.studies.analyses.worth import MaskedFeatures, measure_worth
 from seedscope.engine.studies.ensemble_run import EnsembleRun, living
+from seedscope.engine.studies.evaluator import Evaluator
 from seedscope.engine.studies.open_evaluator import open_evaluator
 from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
 
 UNREADABLE = "no activity: "  # how the remark on an ensemble begins that the model cannot be read for
+UNPREDICTABLE = "no reconstruction: undefined: "  # on transcoders whose output the model does not have
 NEED_ACTIVITY = {"ablate", "loss", "explain", TRAJECTORY}
 
 
@@ -66,7 +68,7 @@ def analyse(
     evaluator = None
     if wanted != {"match"}:
         evaluator = open_evaluator(study, plan, model, texts, on, progress)
-        plan = _with_remarks(study, plan, evaluator.unreadable) if evaluator else plan
+        plan = _with_remarks(study, plan, evaluator) if evaluator else plan
     progress.say(f"best cosines: {choice(on)[1]}")
     for ensemble in plan.ensembles:
         at_hook = evaluator and (evaluator.control if ensemble.control_of else evaluator)
@@ -77,13 +79,14 @@ def analyse(
     shutil.rmtree(study / "scratch", ignore_errors=True)
 
 
-def _with_remarks(study: Path, plan: catalogue.StudyPlan, unreadable: Mapping[str, str]) -> catalogue.StudyPlan:
+def _with_remarks(study: Path, plan: catalogue.StudyPlan, evaluator: Evaluator) -> catalogue.StudyPlan:
     """The catalogue with a remark on every ensemble that the model cannot be read for, and without those of before."""
     remarked = plan
     for ensemble in plan.ensembles:
-        remarks = [remark for remark in ensemble.remarks if not remark.startswith(UNREADABLE)]
-        if ensemble.name in unreadable:
-            remarks.append(f"{UNREADABLE}{unreadable[ensemble.name]}")
+        remarks = [remark for remark in ensemble.remarks if not remark.startswith((UNREADABLE, UNPREDICTABLE))]
+        for prefix, reasons in ((UNREADABLE, evaluator.unreadable), (UNPREDICTABLE, evaluator.unpredictable)):
+            if ensemble.name in reasons:
+                remarks.append(f"{prefix}{reasons[ensemble.name]}")
         remarked = remarked.with_ensemble(replace(ensemble, remarks=tuple(remarks)))
     if remarked != plan:
         catalogue.write(remarked, study)
@@ -95,6 +98,10 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
     evaluator, activity = run.evaluator, run.find_activity()
     worth = activity and run.parts.find("ablate", **run.measured, **run.judgement)
     collected: TokenPass | None = None
+    if evaluator and run.undefined and "ablate" in wanted:
+        run.progress.say(f"{run.name}: ablate: left out, {run.undefined}")
+    if evaluator and run.undefined:
+        wanted = wanted - {"ablate"}
     if evaluator and (activity is None or ("ablate" in wanted and worth is None)):
         new_worth = "ablate" in wanted and worth is None
         collected = pass_over_tokens(run, evaluator, activity=activity is None, worth=new_worth)
@@ -108,7 +115,7 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
         )
     covariance = None
     if evaluator and ("subspaces" in wanted or collected):  # cheap while the rows are there
-        covariance = activation_covariance(run, evaluator, collected and collected.rows)
+        covariance = activation_covariance(run, evaluator, collected and collected.targets)
     if "subspaces" in wanted:
         measure_subspaces(run, match, live, covariance)
     if TRAJECTORY in wanted:
@@ -120,6 +127,6 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
         return
     masked = MaskedFeatures(*zip(*judge(run.plan, run.ensemble, match, activity), strict=True))
     if collected and collected.ablation:
-        measure_worth(run, collected.ablation, masked, collected.rows)
+        measure_worth(run, collected.ablation, masked, collected)
     if missing_loss:
         measure_loss(run, evaluator, activity, masked, missing_loss)

@@ -81,6 +81,11 @@ def anchor_ensemble(
     imported = replace(read(path, format), seed=ANCHOR)
     if str(path).startswith(PREFIX):  # not the folder of this machine that it was downloaded to
         imported = replace(imported, source=imported.source | {"path": str(path)})
+    if imported.convention.transcoder:
+        raise ValueError(
+            f"{imported.source['path']} is a transcoder, and comparisons that are trained here give back what they read; import "
+            "transcoders of other seeds beside it: seedscope import"
+        )
     hookpoint, remarks = _hookpoint(imported, hookpoint, force=force)
     hook_module(model, hookpoint)
     tokens = texts if isinstance(texts, TokenSet) else tokenize(texts, model, n_ctx=n_ctx)

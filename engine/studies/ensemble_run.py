@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedscope.engine.activations.outliers import Without
-from seedscope.engine.activations.shards import Shards
+from seedscope.engine.contract.directions import NO_OUTPUT
 from seedscope.engine.matching.match import affordable
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
@@ -17,9 +16,7 @@ from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store.catalogue import EnsemblePlan, StudyPlan
 from seedscope.engine.store.evaluation import MEASURED_VERSION, measured_from
 from seedscope.engine.store.parts import Part, Parts
-from seedscope.engine.studies.evaluator import Evaluator
-
-Rows = np.ndarray | Shards | Without  # activations (tokens, d_in), in memory or on disk
+from seedscope.engine.studies.evaluator import Evaluator, HookPoint
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,27 @@ class EnsembleRun:
         return self.ensemble.hookpoint
 
     @property
+    def hookpoint_out(self) -> str | None:
+        """Where the members' output is compared with the model; None where it is not known or cannot be read there."""
+        return None if self.undefined else self.ensemble.hookpoint_out or self.hookpoint
+
+    @property
+    def output(self) -> HookPoint | None:
+        """The place that transcoders predict, with d_out; None for SAEs, which rebuild what they read, and where it is unknown."""
+        name = self.hookpoint_out if self.ensemble.transcoder else None
+        return HookPoint(name, self.members.d_out) if name else None
+
+    @property
+    def undefined(self) -> str:
+        """Why nothing that compares output with the model is defined; "" where it is."""
+        if not self.ensemble.transcoder:
+            return ""
+        if not self.ensemble.hookpoint_out:
+            return NO_OUTPUT
+        reason = self.evaluator and self.evaluator.unpredictable.get(self.name)
+        return f"undefined: {reason}" if reason else ""
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Members' seeds, ascending; the order of every (members, ..) array."""
         return self.ensemble.seeds
@@ -83,7 +101,7 @@ class EnsembleRun:
         """Whether all pairs are matched one to one."""
         members = self.members
         if self.one_to_one is None:
-            return affordable(members.n_members, members.d_sae, members.d_in)
+            return affordable(members.n_members, members.d_sae, members.d_out)
         return self.one_to_one
 
     def part(self, analysis: str, about: dict[str, Any]) -> Part:

@@ -26,18 +26,30 @@ from seedscope.engine.features.triggers import TokenClasses
 from seedscope.engine.progress import Progress
 from seedscope.engine.store.evaluation import EVALUATION, Evaluation
 
+Rows = np.ndarray | Shards | Without  # activations (tokens, width), in memory or on disk
+
+
+class HookPoint(NamedTuple):
+    """A place in the model, and the numbers per token that SAEs expect there."""
+
+    name: str
+    width: int
+
 
 class HookActivations(NamedTuple):
     """Activations at a hook point, and the tokens that count there, in their order."""
 
-    rows: np.ndarray | Shards | Without  # (tokens, d_in)
+    rows: Rows  # (tokens, d_in)
     tokens: TokenSet
+    targets: Rows | None = None  # (tokens, d_out) at the output hook point; None where none was asked for
 
 
 class Evaluator:
     """A model with its evaluation tokens, and activations of it at any hook point."""
 
     unreadable: dict[str, str] = {}  # noqa: RUF012 - {ensemble: why nothing can be read of the model for it}
+    # {ensemble of transcoders: why what they predict cannot be read of the model}
+    unpredictable: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(
         self,
@@ -49,10 +61,12 @@ class Evaluator:
         *,
         control: "Evaluator | None" = None,
         unreadable: Mapping[str, str] | None = None,
+        unpredictable: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.tokens, self.evaluation = model, tokens, evaluation
         self.control = control  # the same tokens on the model with random weights, where an ensemble asks for it
         self.unreadable = dict(unreadable or {})
+        self.unpredictable = dict(unpredictable or {})
         self.texts = list(evaluation.texts)
         self._scratch, self._progress = scratch, progress
 
@@ -76,34 +90,48 @@ class Evaluator:
         """Classes of tokens that triggers are named by."""
         return TokenClasses(self.texts, self.tokens.ids[self.tokens.counted])
 
-    def activations(self, hookpoint: str, d_in: int) -> HookActivations:
+    def activations(self, hookpoint: str, d_in: int, output: HookPoint | None = None) -> HookActivations:
         """Activations at a hook point and the tokens that count there; without outliers unless they count.
 
+        With `output`, those at the place that transcoders predict as well; a token that is an outlier at either does not count.
         They lie on disk as float16, or float32 where float16 cannot hold them. Raises ValueError where the model has another
-        width than d_in there.
+        width there.
         """
-        require_width(self.model, width(self.model, self.tokens, hookpoint), d_in, hookpoint)
+        rows = self._harvested(hookpoint, d_in)
+        targets = self._harvested(*output) if output else None
+        if self.evaluation.outliers is None:
+            return HookActivations(rows, self.tokens, targets)
+        outlying = self._outliers(rows, hookpoint)
+        if output and targets is not None:
+            outlying = np.union1d(outlying, self._outliers(targets, output.name))
+        tokens = self.tokens._replace(left_out=np.flatnonzero(self.tokens.counted)[outlying])
+        if not len(outlying):
+            return HookActivations(rows, tokens, targets)
+        return HookActivations(Without(rows, outlying), tokens, None if targets is None else Without(targets, outlying))
+
+    def _harvested(self, hookpoint: str, expected_width: int) -> np.ndarray | Shards:
+        """All activations at a hook point, in the smallest type that holds them."""
+        require_width(self.model, width(self.model, self.tokens, hookpoint), expected_width, hookpoint)
         folder = self._scratch / hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
-        for dtype in ("float16", "float32"):
-            try:
-                with self._progress.stage(f"activations at {hookpoint}", "tokens") as report:
-                    rows = harvest(self.model, self.tokens, hookpoint, folder, dtype=dtype, report=report)
-                break
-            except BeyondRangeError as error:
-                if dtype == "float32":
-                    raise
-                self._progress.say(f"{error}: taken in float32")
-        if (outliers := self.evaluation.outliers) is None:
-            return HookActivations(rows, self.tokens)
+        try:
+            with self._progress.stage(f"activations at {hookpoint}", "tokens") as report:
+                return harvest(self.model, self.tokens, hookpoint, folder, dtype="float16", report=report)
+        except BeyondRangeError as error:
+            self._progress.say(f"{error}: taken in float32")
+        with self._progress.stage(f"activations at {hookpoint}", "tokens") as report:
+            return harvest(self.model, self.tokens, hookpoint, folder, dtype="float32", report=report)
+
+    def _outliers(self, rows: np.ndarray | Shards, hookpoint: str) -> np.ndarray:
+        """Ascending indices of the rows that are far longer than the median."""
+        times = self.evaluation.outliers or np.inf
         with self._progress.stage(f"outliers at {hookpoint}", "tokens") as report:
-            outlying = find_outliers(rows, times=outliers, report=report)
+            outlying = find_outliers(rows, times=times, report=report)
         if len(outlying):
             self._progress.say(
                 f"{len(outlying):,} of {len(rows):,} tokens left out at {hookpoint}: their activations are longer than "
-                f"{outliers:g} times the median"
+                f"{times:g} times the median"
             )
-        tokens = self.tokens._replace(left_out=np.flatnonzero(self.tokens.counted)[outlying])
-        return HookActivations(Without(rows, outlying) if len(outlying) else rows, tokens)
+        return outlying
 
 
 def require_width(model: LanguageModel, model_width: int, d_in: int, hookpoint: str) -> None:

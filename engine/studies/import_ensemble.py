@@ -13,13 +13,17 @@ import torch
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.importers.ensemble import read_many
-from seedscope.engine.saes.importers.facts import BY_USER, changed
+from seedscope.engine.saes.importers.facts import BY_USER, changed, completed_as_transcoder
 from seedscope.engine.saes.importers.imported import LARGEST, Imported
 from seedscope.engine.store import catalogue
 
 # Rows that two members share to the last bit have never been trained in either: they still stand where both began.
 EQUAL_ROWS_SHOWN = 3
-PROVENANCE: tuple[str, ...] = ("model", "hookpoint")  # kept with a member's file where its source names them
+PROVENANCE: tuple[str, ...] = (
+    "model",
+    "hookpoint",
+    "hookpoint_out",
+)  # kept with a member's file where its source names them
 
 
 def enrol(
@@ -32,6 +36,7 @@ def enrol(
     seeds: Sequence[int] | None = None,
     model: str | None = None,
     hookpoint: str | None = None,
+    hookpoint_out: str | None = None,
     tokens: catalogue.Tokens | None = None,
     shared_start: catalogue.YesNo | None = None,
     force: bool = False,
@@ -41,7 +46,8 @@ def enrol(
     """Add SAE files as an ensemble to a study under the root, which begins with it if need be.
 
     `model`, `tokens` become the study's where given; `hookpoint` is the ensemble's, by default the one that the files
-    name. Nothing is written before everything is checked; the catalogue is written last. Raises ValueError for files that
+    name, and so is `hookpoint_out`, which transcoders predict: given for files that do not say what they are, these are
+    transcoders. Nothing is written before everything is checked; the catalogue is written last. Raises ValueError for files that
     cannot be read, SAEs that are not members of one ensemble, the same SAE twice, a claim about
     the start that the weights refute, a name in use (unless `replaced`), and a hook point other than the files' (unless
     `force`, which is remembered).
@@ -59,14 +65,26 @@ def enrol(
     members = read_many(paths, format, seeds, force=force)
     members = [_with_zero_rows(member) for member in members]
     members.sort(key=lambda member: member.seed or 0)
-    members = [replace(each, facts=changed(each.facts, BY_USER, hook_point=hookpoint, model=model)) for each in members]
+    if hookpoint_out:
+        members = [_as_transcoder(member, hookpoint_out) for member in members]
+    members = [
+        replace(
+            each,
+            facts=changed(each.facts, BY_USER, hook_point=hookpoint, output_hook_point=hookpoint_out, model=model),
+        )
+        for each in members
+    ]
     remarks = []
-    named = members[0].source.get("hookpoint")
-    if hookpoint and named and not same_place(hookpoint, named):
-        differ = f"hook point {hookpoint} was given, {members[0].source['path']} says {named}"
-        if not force:
-            raise ValueError(f"{differ}; leave --hookpoint out, or give --force to go on and have it remembered")
-        remarks.append(f"forced: {differ}")
+    for given, name, what, option in (
+        (hookpoint, "hookpoint", "hook point", "--hookpoint"),
+        (hookpoint_out, "hookpoint_out", "output hook point", "--hookpoint-out"),
+    ):
+        named = members[0].source.get(name)
+        if given and named and not same_place(given, named):
+            differ = f"{what} {given} was given, {members[0].source['path']} says {named}"
+            if not force:
+                raise ValueError(f"{differ}; leave {option} out, or give --force to go on and have it remembered")
+            remarks.append(f"forced: {differ}")
     kept = [described(member) for member in members]
     _refuse_copies(kept)
     start, evidence = _start(members, shared_start)
@@ -88,7 +106,9 @@ def enrol(
         folder=str((target / name).relative_to(folder)),
         members=tuple(kept),
         variant=_agreed(member.source.get("architecture") for member in members) or members[0].convention.architecture,
-        hookpoint=hookpoint or named,
+        hookpoint=hookpoint or members[0].source.get("hookpoint"),
+        transcoder=members[0].convention.transcoder,
+        hookpoint_out=hookpoint_out or members[0].source.get("hookpoint_out"),
         shared_start=start,
         remarks=tuple(remarks),
     )
@@ -118,6 +138,25 @@ def as_sae(member: Imported) -> sae.SAE:
     )
 
 
+def _as_transcoder(member: Imported, hookpoint_out: str) -> Imported:
+    """The same tensors as those of a transcoder, by the user's word; raises ValueError where they cannot be."""
+    c = member.convention
+    if c.transcoder:
+        return member
+    if c.subtract_b_dec or c.normalize != "none" or c.input_scale != 1:
+        raise ValueError(
+            f"--hookpoint-out {hookpoint_out} was given, but {member.source['path']} is an SAE: it gives back what it reads, with "
+            "its normalisation undone or b_dec taken out first. Leave --hookpoint-out out"
+        )
+    facts = completed_as_transcoder(member.facts, len(member.tensors["b_dec"]))
+    return replace(
+        member,
+        convention=replace(c, transcoder=True),
+        facts=facts,
+        remarks=(*member.remarks, "a transcoder by your word: its files do not say so"),
+    )
+
+
 def _with_zero_rows(member: Imported) -> Imported:
     """The SAE with zeros for decoder rows that are not finite, which would make every reconstruction that uses them NaN."""
     rows = member.tensors["W_dec"]
@@ -142,7 +181,7 @@ def _seed(member: Imported) -> int:
 def described(member: Imported) -> catalogue.MemberPlan:
     """What the catalogue says of an SAE; its digest covers tensors and convention, not the file."""
     source = member.source
-    trained_on = [source[name] for name in PROVENANCE if name in source]
+    trained_on = [source[name] for name in ("model", "hookpoint") if name in source]
     return catalogue.MemberPlan(
         seed=_seed(member),
         digest=as_sae(member).digest(0),

@@ -62,6 +62,9 @@ def open_evaluator(
     unreadable |= _unreadable(plan, partial(_require_width, study, model, evaluated), besides=unreadable)
     for name, reason in unreadable.items():
         progress.say(f"{name}: no activity: {reason}")
+    unpredictable = _unpredictable(study, plan, model, evaluated, besides=unreadable)
+    for name, reason in unpredictable.items():
+        progress.say(f"{name}: no reconstruction: undefined: {reason}")
     outliers = TIMES if settings.outliers == "exclude" else None
     control = randomised(model) if any(each.control_of for each in plan.ensembles) else None
     record = Evaluation(
@@ -83,7 +86,10 @@ def open_evaluator(
     keep_evaluation(study, record, evaluated)
     scratch = study / "scratch"
     control_evaluator = control and Evaluator(control, evaluated, record, scratch / "control", progress)
-    return Evaluator(model, evaluated, record, scratch, progress, control=control_evaluator, unreadable=unreadable)
+    return Evaluator(
+        model, evaluated, record, scratch, progress, control=control_evaluator, unreadable=unreadable,
+        unpredictable=unpredictable,
+    )  # fmt: skip
 
 
 def _unreadable(
@@ -118,9 +124,32 @@ def _require_width(
     study: Path, model: LanguageModel, tokens: TokenSet, ensemble: catalogue.EnsemblePlan, hookpoint: str
 ) -> None:
     """Raise ValueError where no row per token passes at the hook point, or one of another width than the SAEs read."""
+    require_width(model, width(model, tokens, hookpoint), _shape(study, ensemble, "W_enc")[0], hookpoint)
+
+
+def _shape(study: Path, ensemble: catalogue.EnsemblePlan, tensor: str) -> list[int]:
     with safe_open(study / ensemble.folder / f"seed-{ensemble.seeds[0]}.safetensors", "pt") as file:
-        d_in = file.get_slice("W_dec").get_shape()[1]
-    require_width(model, width(model, tokens, hookpoint), d_in, hookpoint)
+        return file.get_slice(tensor).get_shape()
+
+
+def _unpredictable(
+    study: Path, plan: catalogue.StudyPlan, model: LanguageModel, tokens: TokenSet, *, besides: Mapping[str, str]
+) -> dict[str, str]:
+    """{ensemble of transcoders: why the model does not have what they predict}; `besides` are not read at all."""
+    reasons: dict[str, str] = {}
+    for ensemble in plan.ensembles:
+        if not (ensemble.hookpoint and ensemble.hookpoint_out) or ensemble.name in besides:
+            continue
+        try:
+            hook_module(model, ensemble.hookpoint_out)
+            d_out, model_width = _shape(study, ensemble, "W_dec")[1], width(model, tokens, ensemble.hookpoint_out)
+            if model_width != d_out:
+                raise ValueError(
+                    f"at {ensemble.hookpoint_out} {model.name} has {model_width} numbers per token, the transcoders give {d_out}"
+                )
+        except ValueError as error:
+            reasons[ensemble.name] = str(error)
+    return reasons
 
 
 def documents_of(tokens: catalogue.Tokens) -> Iterator[Document]:

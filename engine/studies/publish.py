@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from seedscope.engine.activations.tokens import PADDING, load_tokens
+from seedscope.engine.contract.directions import NO_OUTPUT
 from seedscope.engine.contract.schema import ANALYSES, SCHEMA_VERSION
 from seedscope.engine.contract.tables.study import Document, Ensemble, Study, Token, TokenWindow
 from seedscope.engine.explanations.explanation import FeatureExplanation, from_arrays
@@ -242,7 +243,7 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
         origin=ensemble.origin,
         hookpoint=ensemble.hookpoint,
         variant=ensemble.variant or convention.architecture,
-        convention=json.dumps(convention.as_json()),
+        convention=json.dumps(convention.as_json() | _predicted(members, ensemble)),
         d_in=members.d_in,
         d_sae=members.d_sae,
         k=convention.k or None,
@@ -267,9 +268,16 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
         folder=ensemble.folder,
         control_of=ensemble.control_of,
         computed=parts.computed,
-        remarks=list(ensemble.remarks),
+        remarks=[*ensemble.remarks, *([NO_OUTPUT] if ensemble.transcoder and not ensemble.hookpoint_out else [])],
     )
     add_row(writer, row)
+
+
+def _predicted(members: sae.SAE, ensemble: catalogue.EnsemblePlan) -> dict[str, Any]:
+    """What the store says of transcoders' output; nothing of SAEs."""
+    if not members.convention.transcoder:
+        return {}
+    return {"d_out": members.d_out, "hookpoint_out": ensemble.hookpoint_out}
 
 
 def _prefixed(

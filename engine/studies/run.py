@@ -229,8 +229,8 @@ def _import(root: Path, file: StudyFile, wanted: ImportPlan, progress: Progress)
     with progress.stage(f"{wanted.name}: importing", "SAEs") as report:
         imported = enrol(
             root, file.name, wanted.name, wanted.paths, format=wanted.format, seeds=wanted.seeds,
-            hookpoint=wanted.hookpoint or file.hookpoint, shared_start=wanted.shared_start, force=wanted.force,
-            replaced=True, report=report,
+            hookpoint=wanted.hookpoint or file.hookpoint, hookpoint_out=wanted.hookpoint_out,
+            shared_start=wanted.shared_start, force=wanted.force, replaced=True, report=report,
         )  # fmt: skip
     _enter(replace(imported, made_from=made_from), root / file.name)
 
@@ -243,6 +243,7 @@ def _files_digest(wanted: ImportPlan) -> str:
             inside = [each.path] if each.path.is_file() else sorted(each.path.iterdir())
             files += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inside if p.is_file()]
     content = [files, wanted.format, wanted.seeds, wanted.hookpoint, wanted.shared_start, wanted.force]
+    content += [wanted.hookpoint_out] if wanted.hookpoint_out else []
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

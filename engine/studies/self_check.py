@@ -33,7 +33,7 @@ CAUSES = (
 class FirstLook(NamedTuple):
     """What one member does on the first tokens of the evaluation text."""
 
-    ev: float  # explained variance, 1 at best
+    ev: float | None  # explained variance, 1 at best; None of transcoders that do not say what they predict
     l0: float  # active features per token
     n_tokens: int
 
@@ -49,15 +49,20 @@ def look_at(study: Path, plan: StudyPlan, ensemble: EnsemblePlan, device: str, p
     on = named_device(device)
     if on.type != "cpu":
         model.network.to(on)
-    rows = _rows(study, model, plan.tokens, ensemble.hookpoint, progress)
+    rows, targets = _rows(study, model, plan.tokens, ensemble, progress)
     looks = []
     with progress.stage(f"{ensemble.name}: self-check", "SAEs") as report:
         for seed in ensemble.seeds:
             member = sae.load(study / ensemble.folder, (seed,))
             if member.d_in != rows.shape[1]:
                 raise ValueError(f"the SAEs read {member.d_in} numbers, {ensemble.hookpoint} gives {rows.shape[1]}")
-            measured = measure(member, rows, device=on)
-            looks.append(FirstLook(float(measured.ev[0]), float(measured.l0[0]), len(rows)))
+            if targets is not None and member.d_out != targets.shape[1]:
+                raise ValueError(
+                    f"the transcoders give {member.d_out} numbers, {ensemble.hookpoint_out} has {targets.shape[1]}"
+                )
+            measured = measure(member, rows, targets=targets, device=on)
+            defined = targets is not None or not member.convention.transcoder
+            looks.append(FirstLook(float(measured.ev[0]) if defined else None, float(measured.l0[0]), len(rows)))
             report(len(looks), len(ensemble.seeds))
     return looks
 
@@ -75,7 +80,7 @@ def problems(member: MemberPlan, look: FirstLook) -> list[str]:
     """What cannot be, or differs from what the member's files record; empty where nothing does."""
     found = []
     on = f"on {look.n_tokens:,} tokens"
-    if not np.isfinite(look.ev) or look.ev < 0:
+    if look.ev is not None and (not np.isfinite(look.ev) or look.ev < 0):
         found.append(f"{on} it reconstructs worse than the mean activation does (EV {look.ev:.2f}); {CAUSES}")
     if look.l0 == 0:
         found.append(f"{on} no feature fires; {CAUSES}, or a threshold of another scale")
@@ -87,18 +92,26 @@ def problems(member: MemberPlan, look: FirstLook) -> list[str]:
     return found
 
 
-def _rows(study: Path, model: LanguageModel, tokens: Tokens, hookpoint: str, progress: Progress) -> np.ndarray:
+def _rows(
+    study: Path, model: LanguageModel, tokens: Tokens, ensemble: EnsemblePlan, progress: Progress
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Activations that are read, and those that transcoders predict, of tokens that are no outliers in either."""
     windows = tokenize(documents_of(tokens), model, n_ctx=tokens.n_ctx, bos=tokens.bos, n_tokens=N_TOKENS, take="first")
     scratch = study / "scratch" / "self-check"
-    try:
-        with progress.stage(f"first activations at {hookpoint}", "tokens") as report:
-            rows = harvest(model, windows, hookpoint, scratch, dtype="float32", report=report)
-            rows = np.array(rows[:])
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    taken = []
+    for hookpoint in (ensemble.hookpoint, ensemble.hookpoint_out if ensemble.transcoder else None):
+        if hookpoint is None:
+            continue
+        try:
+            with progress.stage(f"first activations at {hookpoint}", "tokens") as report:
+                rows = harvest(model, windows, hookpoint, scratch, dtype="float32", report=report)
+                taken.append(np.array(rows[:]))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     if tokens.outliers == "exclude":
-        rows = np.delete(rows, find_outliers(rows, times=TIMES), axis=0)
-    return rows
+        outlying = np.unique(np.concatenate([find_outliers(rows, times=TIMES) for rows in taken]))
+        taken = [np.delete(rows, outlying, axis=0) for rows in taken]
+    return taken[0], taken[1] if len(taken) > 1 else None
 
 
 def _without_former(member: MemberPlan) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from support.paths import CHECKPOINTS
 def forward(tensors: Mapping[str, object], convention: Convention, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Activations (tokens, d_sae) and reconstructions (tokens, d_in) of x, in float64, from Convention's docstring alone."""
     t = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
-    x = x.astype(np.float64) * convention.input_scale
+    raw = x.astype(np.float64)
+    x = raw * convention.input_scale
     scale, mean = np.ones((len(x), 1)), np.zeros((len(x), 1))
     if convention.normalize == "layer_norm":
         mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)
@@ -39,6 +40,8 @@ def forward(tensors: Mapping[str, object], convention: Convention, x: np.ndarray
     elif convention.architecture == "gated":
         acts = np.maximum(inside @ (t["W_enc"] * np.exp(t["r_mag"])) + t["b_mag"], 0) * (pre > 0)
     out = (acts / norms) @ t["W_dec"] + t["b_dec"]
+    if convention.transcoder:
+        return acts, out + raw @ t["W_skip"] if convention.skip else out
     return acts, (out * scale + mean) / convention.input_scale
 
 

@@ -128,7 +128,7 @@ def project(
         ensemble=ensemble,
         filter=asked.model_dump(exclude={"v", "embed", "sort", "view", "rank", "members", "order", "dir", "page"}),
         subject=_subject(asked),
-        d_in=row.d_in,
+        d_in=row.d_out,
         rank=asked.rank,
         sentence="",
         nav_query=asked,
@@ -160,7 +160,7 @@ def project(
         ranks=arrays["ranks"].tolist(),
         n=n,
         n_splits=int(arrays["n_splits"][0]),
-        sentence=_sentence(by_name, rank, row.d_in, subject, n, len(fitted)),
+        sentence=_sentence(by_name, rank, row.d_out, subject, n, len(fitted)),
         remarks=_remarks(row, asked, arrays, members, rank),
         curves=curves,
         overlap=_curve("overlap", arrays),
@@ -171,7 +171,7 @@ def project(
         features=_described(store, ensemble, arrays, shown, asked),
         figure_captured=captured_figure(
             curves,
-            d=row.d_in,
+            d=row.d_out,
             rank=rank,
             n=f"{n:,} {subject} of {len(fitted)} seeds",
             subject=subject,
@@ -218,7 +218,7 @@ def curves_download(
     values = np.concatenate([arrays[name] for name in names], 1)
     table = {
         "curve": np.repeat(names, len(ranks)), "rank": np.tile(ranks, len(names)), "mean": values[0], "spread": values[1],
-        "n_pairs": values[2].astype(np.int64), "random_subspace": np.tile(ranks, len(names)) / row.d_in,
+        "n_pairs": values[2].astype(np.int64), "random_subspace": np.tile(ranks, len(names)) / row.d_out,
     }  # fmt: skip
     return render.download(request, _table(table), f"{study}-{ensemble}-captured")
 
@@ -230,8 +230,8 @@ def _table(columns: dict[str, Any]) -> pa.Table:
 
 def _sets(store: StudyStore, row: Ensemble, asked: ProjectQuery) -> tuple[list[int], FeatureSets]:
     """The members asked for and their sets; raises BadValue for a rank or members that there are not."""
-    if asked.rank is not None and asked.rank > row.d_in:
-        raise BadValue("rank", str(asked.rank), f"1 to {row.d_in}, the width of the decoder rows")
+    if asked.rank is not None and asked.rank > row.d_out:
+        raise BadValue("rank", str(asked.rank), f"1 to {row.d_out}, the width of the decoder rows")
     if asked.seed is not None:
         store.member(row.ensemble, asked.seed)
     chosen = chosen_members(store, row, asked)

@@ -202,7 +202,7 @@ def _sentence(
         reached = _reached(spans)
         way_out = f"the largest rank that all needed curves reach is {reached:,}" if reached else "no rank is reached"
         return f"At rank {rank:,} no span has that many directions: fitted rows are too few, {way_out}."
-    return f"At rank {rank:,} of {row.d_in:,}, {_measured(levels)}: {_verdict(claim)}{_beside(claim, levels)}."
+    return f"At rank {rank:,} of {row.d_out:,}, {_measured(levels)}: {_verdict(claim)}{_beside(claim, levels)}."
 
 
 def _measured(levels: dict[str, EnergyAtRank]) -> str:
@@ -342,7 +342,7 @@ def _captured(row: Ensemble, spans: EnsembleSpans, rank: int) -> Figure:
             curves.append(CapturedCurve(name, *columns))
     n = sum(member.n_unstable for member in spans.members)
     return captured_figure(
-        curves, d=row.d_in, rank=rank, n=f"{n:,} unstable features of {len(spans.members)} members",
+        curves, d=row.d_out, rank=rank, n=f"{n:,} unstable features of {len(spans.members)} members",
         fitted="half of a member’s unstable rows",
     )  # fmt: skip
 
@@ -354,7 +354,7 @@ def _spectrum(row: Ensemble, spans: EnsembleSpans) -> Figure | None:
     names = ("random", "stable", "unstable")
     values = {name: [getattr(member, f"{name}_values") for member in members] for name in names}
     ranks = {name: fmean(getattr(member, f"{name}_equal") for member in members) for name in names}
-    return span_spectrum(values, ranks, [member.n_equal for member in members], row.d_in)
+    return span_spectrum(values, ranks, [member.n_equal for member in members], row.d_out)
 
 
 def _matrix(store: StudyStore, row: Ensemble, asked: SpanFilter, rank: int, pairs: list[PairSpan]) -> Figure:
@@ -364,9 +364,9 @@ def _matrix(store: StudyStore, row: Ensemble, asked: SpanFilter, rank: int, pair
     own = asked.matrix == "energy"  # a span is itself, but does not hold all that it was not fitted on
     cells = {(p.seed, p.other): getattr(p, asked.matrix) for p in pairs if own or p.seed != p.other}
     if asked.matrix == "angle":
-        return angle_matrix(seeds, cells, links, rank, unrelated_angle(rank, row.d_in))
+        return angle_matrix(seeds, cells, links, rank, unrelated_angle(rank, row.d_out))
     draw = energy_matrix if own else overlap_matrix
-    return draw(seeds, cells, links, rank, row.d_in)
+    return draw(seeds, cells, links, rank, row.d_out)
 
 
 def _pursuit(spans: EnsembleSpans) -> Figure | None:

@@ -12,6 +12,7 @@ from seedscope.app.live import LiveEngine
 from seedscope.app.routes.address import EnsembleName, Filter, JudgedFeature, StudyName, judged_feature
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.missing import NO_MODEL
+from seedscope.engine.contract.directions import NO_OUTPUT, WAY_OUT
 from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, LiveQuery
 
 router = APIRouter()
@@ -62,6 +63,8 @@ def worth(
     store, row, asked, member, feature = opened
     if store.study.synthetic:
         raise NotFound("loss", f"a feature of {study}", f"none in a synthetic study: {NO_MODEL}")
+    if row.transcoder and row.hookpoint_out is None:
+        raise NotFound("loss", f"a feature of {ensemble}", f"none: it is {NO_OUTPUT}; give it with {WAY_OUT}")
     if row.control_of is not None:
         raise NotFound("loss", f"a feature of {ensemble}", f"one of {row.control_of}: controls run on another model")
     query = LiveQuery(

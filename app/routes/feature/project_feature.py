@@ -109,10 +109,10 @@ def project_feature(
         seed=member.seed,
         feature=feature.feature,
         bucket=asked.bucket,
-        d_in=row.d_in,
+        d_in=row.d_out,
         rank=rank,
         ranks=ranks,
-        sentence=_feature_sentence(at, rank, row.d_in, asked.bucket, len(energy), len(controls), feature),
+        sentence=_feature_sentence(at, rank, row.d_out, asked.bucket, len(energy), len(controls), feature),
         remarks=remarks,
         seeds=[
             SeedEnergy(s, n, list(map(known, values)))

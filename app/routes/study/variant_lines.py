@@ -79,10 +79,10 @@ def read_line(store: StudyStore, row: Ensemble, judgement: EnsembleJudgement) ->
     return VariantLine(
         ensemble=row.ensemble,
         variant=row.variant,
-        says=architecture(row.variant, row.k),
+        says=", ".join(filter(None, (architecture(row.variant, row.k), row.directions))),
         shared_start=row.shared_start,
         control_of=row.control_of,
-        hookpoint=row.hookpoint,
+        hookpoint=row.place,  # transcoders are compared with others that read and predict the same
         d_sae=row.d_sae,
         n_members=row.n_members,
         n_comparisons=row.n_comparisons,

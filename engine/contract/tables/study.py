@@ -1,6 +1,9 @@
 """Tables of a study, its ensembles, their members, and the evaluation tokens. Standard library only."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from seedscope.engine.contract.directions import OUTPUT_DIRECTIONS
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,10 @@ class Ensemble:
 
     ensemble: str
     origin: str  # trained: by SeedScope; imported: by another library or elsewhere
-    hookpoint: str | None
+    hookpoint: str | None  # that members read
     variant: str  # name of the architecture, such as topk, relu, jumprelu, gated, groupmax
-    convention: str  # the forward pass: the fields of engine.saes.convention.Convention as JSON
+    # The forward pass: the fields of engine.saes.convention.Convention as JSON; of transcoders `d_out` and `hookpoint_out` as well.
+    convention: str
     d_in: int
     d_sae: int
     k: int | None  # active features per token where that is fixed
@@ -64,6 +68,39 @@ class Ensemble:
     control_of: str | None  # the ensemble whose recipe this one repeats on the model with random weights
     computed: list[str]  # those of ANALYSES (engine.contract.schema) that were made
     remarks: list[str]  # what a reader of its numbers should know
+
+    @property
+    def transcoder(self) -> bool:
+        """Whether members predict activations at another hook point than they read."""
+        return bool(self._forward().get("transcoder"))
+
+    @property
+    def directions(self) -> str | None:
+        """What decoder rows are where they are not directions of what is read: OUTPUT_DIRECTIONS of transcoders."""
+        return OUTPUT_DIRECTIONS if self.transcoder else None
+
+    @property
+    def hookpoint_out(self) -> str | None:
+        """What transcoders predict; None where that is not known, and for SAEs."""
+        return self._forward().get("hookpoint_out")
+
+    @property
+    def d_out(self) -> int:
+        """Numbers per decoder row; d_in except in transcoders."""
+        return int(self._forward().get("d_out", self.d_in))
+
+    @property
+    def place(self) -> str | None:
+        """Where it reads the model, and for transcoders what it predicts."""
+        if not self.transcoder:
+            return self.hookpoint
+        return f"{self.hookpoint or 'input hook point unknown'} → {self.hookpoint_out or 'output hook point unknown'}"
+
+    def _forward(self) -> dict[str, Any]:
+        import json  # here, because whoever reads the schema alone should not load it
+
+        settings: dict[str, Any] = json.loads(self.convention)
+        return settings
 
 
 @dataclass(frozen=True)

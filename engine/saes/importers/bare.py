@@ -31,13 +31,17 @@ _KEYS = {
     "scale": "input_scale",
     "b_dec": ("subtract_b_dec", "apply_b_dec_to_input"),
     "hook point": ("hook_name", "hookpoint"),
+    "output hook point": ("hook_name_out", "hookpoint_out"),
     "k or l1": "k",
     "model": ("model_name", "model"),
     "dataset": "dataset",
     "seed": "seed",
 }
 _OWN_FACTS = {"library": ("SeedScope", "format seedscope")} | fixed("format seedscope", "scale", "normalisation")
-_SHOWN = ("model", "model_name", "hookpoint", "hook_name", "dataset", "library", "library_version")
+_SHOWN = (
+    "model", "model_name", "hookpoint", "hook_name", "hookpoint_out", "hook_name_out", "dataset", "library",
+    "library_version",
+)  # fmt: skip
 
 
 def kind(path: Path) -> str:
@@ -64,10 +68,8 @@ def read(path: Path) -> Imported:
     own = kind(path) == OWN
     seed = settings.get("seed")
     source = {"format": OWN if own else BARE} | {name: settings.get(name) for name in _SHOWN}
-    source["model"], source["hookpoint"] = (
-        source.pop("model_name") or source["model"],
-        source.pop("hook_name") or source["hookpoint"],
-    )
+    for name, other_name in (("model", "model_name"), ("hookpoint", "hook_name"), ("hookpoint_out", "hook_name_out")):
+        source[name] = source.pop(other_name) or source[name]
     return imported(
         path,
         tensors | vector(tensors, "threshold", "b_enc"),
@@ -102,11 +104,11 @@ def _convention(settings: Mapping[str, Any], where: Path, *, no_bias: bool) -> C
     fields: dict[str, Any] = {"architecture": architecture}
     if architecture in ("topk", "groupmax"):
         fields["k"] = count(values.get("k"), "k", where)
-    for name in ("subtract_b_dec", "layer_norm_eps_out", "inclusive", "rescale_by_decoder_norm"):
+    for name in ("subtract_b_dec", "layer_norm_eps_out", "inclusive", "rescale_by_decoder_norm", "transcoder", "skip"):
         if name in values:
             fields[name] = _truth(values[name], name, where)
     if "subtract_b_dec" not in fields:
-        if not no_bias:
+        if not no_bias and not fields.get("transcoder"):
             raise ValueError(
                 f"{where} does not say whether b_dec is subtracted before encoding, and b_dec is not zero; "
                 'write "subtract_b_dec": true or false into it'
@@ -120,7 +122,10 @@ def _convention(settings: Mapping[str, Any], where: Path, *, no_bias: bool) -> C
             fields["input_scale"] = float(values["input_scale"])
         except (TypeError, ValueError):
             raise ValueError(f"{where} has input_scale = {values['input_scale']!r}, expected a number") from None
-    return Convention(**fields)
+    try:
+        return Convention(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _truth(value: Any, name: str, where: Path) -> bool:

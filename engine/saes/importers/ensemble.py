@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from seedscope.engine.contract.places import same_place
@@ -14,7 +14,7 @@ from seedscope.engine.saes.importers.recognise import READERS, RecognisedSAE, is
 from seedscope.engine.saes.importers.settings import in_names
 
 FORMATS = ("auto", *READERS)
-_MUST_AGREE = ("model", "hookpoint")
+_MUST_AGREE = ("model", "hookpoint", "hookpoint_out")
 
 
 def read(path: Path | str, format: str = "auto") -> Imported:
@@ -98,8 +98,9 @@ def _compared(first: Imported, other: Imported, force: bool) -> Imported:
     """The other SAE, if it can be a member of the same ensemble as the first; with a remark for every forced difference."""
     pairs = [
         ("d_in", first.d_in, other.d_in),
+        ("d_out", first.d_out, other.d_out),
         ("d_sae", first.d_sae, other.d_sae),
-        *((name, value, other.convention.as_json()[name]) for name, value in first.convention.as_json().items()),
+        *((name, value, asdict(other.convention)[name]) for name, value in asdict(first.convention).items()),
     ]
     by_force = [
         *(
@@ -114,7 +115,7 @@ def _compared(first: Imported, other: Imported, force: bool) -> Imported:
         *((False, pair) for pair in pairs),
         *((True, pair) for pair in by_force),
     ]:
-        if one == another or (name == "hookpoint" and same_place(str(one), str(another))):
+        if one == another or (name.startswith("hookpoint") and same_place(str(one), str(another))):
             continue
         difference = f"{first.source['path']} has {name} {one}, {other.source['path']} has {name} {another}"
         if not may_be_forced:

@@ -21,6 +21,8 @@ NAMES = (
     "recorded L0",
     "model", "processing of the model", "dtype", "dataset", "seed",
 )  # fmt: skip
+_BEHIND = {"hook point": "output hook point", "d_in": "d_out"}  # facts of transcoders alone, and where they stand
+TRANSCODER_NAMES = tuple(one for name in NAMES for one in (name, _BEHIND.get(name)) if one)
 
 
 def stated(settings: Mapping[str, Any], file: str, keys: Mapping[str, str | Iterable[str]]) -> Facts:
@@ -69,21 +71,25 @@ def complete(
     seed: int | None,
     dtype: str,
 ) -> Facts:
-    """All facts of one SAE in the order of NAMES.
+    """All facts of one SAE in the order of NAMES, or of a transcoder in that of TRANSCODER_NAMES.
 
     The forward pass, sizes, hook point, model and seed are those that are computed with, whatever the files call them; what
     an importer stated adds their source. Facts of the convention without a source are ASSUMED, others NOT_STATED.
     """
     c = convention
-    d_sae, d_in = tensors["W_dec"].shape
+    d_sae, d_out = tensors["W_dec"].shape
+    d_in = len(tensors["W_enc"])
     library = " ".join(source[name] for name in ("library", "library_version") if name in source)
     used = {
-        "forward pass": c.architecture + (" of decoder-scaled activations" if c.rescale_by_decoder_norm else ""),
+        "forward pass": c.architecture
+        + (" of decoder-scaled activations" if c.rescale_by_decoder_norm else "")
+        + (" transcoder" if c.transcoder else "")
+        + (" with a skip connection" if c.skip else ""),
         "normalisation": c.normalize + (", eps undone on the way out" if c.layer_norm_eps_out else ""),
         "b_dec": "subtracted before encoding" if c.subtract_b_dec else "not subtracted before encoding",
     }
     completed: Facts = {}
-    for name in NAMES:
+    for name in TRANSCODER_NAMES if c.transcoder else NAMES:
         value, where = facts.get(name, ("", ""))
         if name in used:
             completed[name] = used[name], where or ASSUMED
@@ -93,9 +99,10 @@ def complete(
             completed[name] = _threshold(tensors["threshold"], c), where or "weights"
         elif name == "threshold":
             completed[name] = "none", where or facts.get("forward pass", ("", ""))[1] or ASSUMED
-        elif name in ("d_in", "d_sae"):
-            size, bias = (d_in, "b_dec") if name == "d_in" else (d_sae, "b_enc")
-            completed[name] = str(size), where or f"weights: length of {bias}"
+        elif name in ("d_in", "d_out", "d_sae"):
+            size = {"d_in": d_in, "d_out": d_out, "d_sae": d_sae}[name]
+            sized_by = {"d_in": "rows of W_enc" if c.transcoder else "length of b_dec", "d_out": "length of b_dec"}
+            completed[name] = str(size), where or f"weights: {sized_by.get(name, 'length of b_enc')}"
         elif name == "k or l1":
             completed[name] = (f"k {c.k}", where or ASSUMED) if c.k else _penalty(value, where)
         elif name == "processing of the model":
@@ -105,7 +112,12 @@ def complete(
         elif name == "seed":
             completed[name] = (NOT_STATED, "") if seed is None else (str(seed), where or "files")
         else:
-            known = {"library": library, "hook point": source.get("hookpoint"), "model": source.get("model")}
+            known = {
+                "library": library,
+                "hook point": source.get("hookpoint"),
+                "output hook point": source.get("hookpoint_out"),
+                "model": source.get("model"),
+            }
             value = known.get(name) or value
             completed[name] = (value, where or ("the files' layout" if name == "library" else "files")) if value else (
                 NOT_STATED, ""
@@ -132,6 +144,14 @@ def changed(facts: Facts, source: str, **values: str | None) -> Facts:
     return {name: new.get(name, facts[name]) for name in facts}
 
 
+def completed_as_transcoder(facts: Facts, d_out: int) -> Facts:
+    """Facts of an SAE that is taken for a transcoder by the user's word."""
+    more: Facts = {"output hook point": (NOT_STATED, ""), "d_out": (str(d_out), "weights: length of b_dec")}
+    value, _ = facts["forward pass"]
+    more["forward pass"] = f"{value} transcoder", BY_USER
+    return {name: more.get(name) or facts[name] for name in TRANSCODER_NAMES}
+
+
 def assumed(facts: Mapping[str, tuple[str, str]]) -> list[str]:
     """Names of the facts that were assumed."""
     return [name for name, (_, source) in facts.items() if source == ASSUMED]
@@ -140,7 +160,7 @@ def assumed(facts: Mapping[str, tuple[str, str]]) -> list[str]:
 def in_short(members: Mapping[int, Mapping[str, tuple[str, str]]]) -> list[str]:
     """A line per fact, where all members agree; otherwise a line per value, with the seeds that have it."""
     lines = []
-    for name in NAMES:
+    for name in TRANSCODER_NAMES:
         seeds: dict[tuple[str, str], list[int]] = {}
         for seed, facts in members.items():
             if name in facts:

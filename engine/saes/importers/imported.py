@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.convention import SKIP, Convention
 from seedscope.engine.saes.importers.facts import Facts, complete, dtype_of
 from seedscope.engine.saes.importers.unpickle import unwrapped
 
@@ -19,19 +19,19 @@ from seedscope.engine.saes.importers.unpickle import unwrapped
 ROWS_NOT_FINITE = 0.01
 INDEX = ".index.json"  # what follows the name of a safetensors file that was saved in parts
 LARGEST = 1e18  # of a weight: the squares of larger ones are infinite in float32
-# Tensors that change the forward pass in a way that no convention describes.
-FOREIGN = ("W_skip", "affine_skip_connection")
+# Tensors that change the forward pass of what is no transcoder in a way that no convention describes.
+FOREIGN = (SKIP, "affine_skip_connection")
 
 
 @dataclass(frozen=True)
 class Imported:
-    """One SAE, float32, in SAELens orientation: decoder rows are the features.
+    """One SAE or transcoder, float32, in SAELens orientation: decoder rows are the features.
 
-    `tensors`: W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in), b_dec (d_in,) and the further tensors of the
-    convention, (d_sae,) each; the gate's bias is b_enc. `seed` is the one that the library recorded. `source` says where it
-    comes from: format, path, library and what else its files record. `remarks` are for readers of its numbers. `facts` say what
-    its numbers rest on and where each was read; see `facts`. `settings` are those of its training, which members of an ensemble
-    must share: {name: value as text}.
+    `tensors`: W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_out), b_dec (d_out,) and the further tensors of the
+    convention, (d_sae,) each, W_skip (d_in, d_out); the gate's bias is b_enc. `seed` is the one that the library recorded.
+    `source` says where it comes from: format, path, library and what else its files record. `remarks` are for readers of its
+    numbers. `facts` say what its numbers rest on and where each was read; see `facts`. `settings` are those of its training,
+    which members of an ensemble must share: {name: value as text}.
     """
 
     tensors: dict[str, Tensor]
@@ -49,6 +49,11 @@ class Imported:
 
     @property
     def d_in(self) -> int:
+        return self.tensors["W_enc"].shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """Length of decoder rows; d_in except in transcoders."""
         return self.tensors["W_dec"].shape[1]
 
     @property
@@ -71,10 +76,11 @@ def imported(
 ) -> Imported:
     """An Imported from tensors that already have the convention's names, checked; values of `source` that are None are left out.
 
-    `facts` are those whose source the importer knows. The lengths of b_dec and b_enc say which axis is d_in; a matrix that is
-    stored the other way round is transposed. `weights` is the file that holds them, where `path` is a folder. `sizes` are the
-    d_in and d_sae that its config states, None where it does not. Raises ValueError where a tensor is missing, is no
-    floating-point tensor, has a shape that does not fit, or holds numbers that are not finite, but for a few decoder rows.
+    `facts` are those whose source the importer knows. The lengths of b_dec and b_enc say which axis is which (a transcoder's
+    b_dec that of d_out); a matrix that is stored the other way round is transposed. `weights` is the file that holds them,
+    where `path` is a folder. `sizes` are the d_in and d_sae that its config states, None where it does not. Raises ValueError
+    where a tensor is missing, is no floating-point tensor, has a shape that does not fit, or holds numbers that are not finite,
+    but for a few decoder rows.
     """
     remarks = list(remarks)
     tensors = {name: named[name] for name in convention.tensors if name in named}
@@ -83,12 +89,13 @@ def imported(
             f"{path} lacks {', '.join(missing)}, expected the tensors {', '.join(convention.tensors)} for "
             f"{convention.architecture}; found {', '.join(sorted(named))}. Save the whole SAE again"
         )
-    if foreign := [name for name in FOREIGN if name in named]:
+    if foreign := [name for name in FOREIGN if name in named and name not in tensors]:
         raise ValueError(
-            f"{path} holds {foreign[0]}, a skip connection past the features: not an SAE that can be scored"
+            f"{path} holds {foreign[0]}, a skip connection past the features, and nothing says that it is a transcoder: not an "
+            "SAE that can be scored"
         )
-    tensors = oriented(path, tensors, remarks)
-    d_in, d_sae = len(tensors["b_dec"]), len(tensors["b_enc"])
+    tensors = oriented(path, tensors, remarks, transcoder=convention.transcoder)
+    d_in, d_sae = tensors["W_enc"].shape
     for name, size, stated in zip(("d_in", "d_sae"), (d_in, d_sae), sizes, strict=True):
         if stated is not None and whole(stated, name, path) != size:
             raise ValueError(
@@ -115,7 +122,9 @@ def imported(
     return Imported(tensors, convention, seed, recorded, tuple(remarks), completed, settings or {})
 
 
-def oriented(path: Path, named: Mapping[str, Tensor], remarks: list[str]) -> dict[str, Tensor]:
+def oriented(
+    path: Path, named: Mapping[str, Tensor], remarks: list[str], *, transcoder: bool = False
+) -> dict[str, Tensor]:
     """The convention's tensors in SAELens orientation, as the lengths of b_dec and b_enc say.
 
     A matrix that is stored the other way round is transposed, with a remark. Importers that compute with tensors call this
@@ -125,17 +134,19 @@ def oriented(path: Path, named: Mapping[str, Tensor], remarks: list[str]) -> dic
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"{path}: {name} has the type {kind}, expected a tensor of floating-point numbers")
-    d_in, d_sae = _lengths(path, named)
+    d_out, d_sae = _lengths(path, named)
+    d_in = _d_in(named["W_enc"], d_sae) if transcoder else d_out
     tensors = dict(named)
     for name, tensor in named.items():
-        expected = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}.get(name, (d_sae,))
-        shape = tuple(tensor.shape)
+        shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,), SKIP: (d_in, d_out)}
+        expected, shape = shapes.get(name, (d_sae,)), tuple(tensor.shape)
         if shape != expected and tensor.ndim == 2 and shape == expected[::-1]:
             tensors[name] = tensor.T
-            remarks.append(f"{name} was stored as {shape} and is transposed: its biases say d_in {d_in}, d_sae {d_sae}")
+            width = f"d_out {d_out}" if transcoder else f"d_in {d_in}"
+            remarks.append(f"{name} was stored as {shape} and is transposed: its biases say {width}, d_sae {d_sae}")
         elif shape != expected:
             raise ValueError(
-                f"{path}: {name} has the shape {shape}, expected {expected}, as b_dec has {d_in} entries and b_enc "
+                f"{path}: {name} has the shape {shape}, expected {expected}, as b_dec has {d_out} entries and b_enc "
                 f"{d_sae}. Check that all tensors come from one SAE"
             )
     return tensors
@@ -166,8 +177,15 @@ def _require_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
+def _d_in(W_enc: Tensor, d_sae: int) -> int:
+    """The axis of a transcoder's encoder that is not its features'."""
+    if W_enc.ndim != 2:
+        return W_enc.numel()
+    return W_enc.shape[0] if W_enc.shape[1] == d_sae else W_enc.shape[1]
+
+
 def _lengths(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
-    """(d_in, d_sae) from the lengths of the biases."""
+    """(d_out, d_sae) from the lengths of the biases; d_out is d_in except in transcoders."""
     for name in ("b_dec", "b_enc"):
         if tensors[name].ndim != 1:
             raise ValueError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}, expected one dimension")

@@ -1,6 +1,6 @@
 """Facts of the SAEs at a path, one after another, without importing any: for `seedscope inspect`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +22,21 @@ class Inspected:
 
 
 def inspect(
-    path: Path | str, format: str = "auto", *, model: str | None = None, hookpoint: str | None = None
+    path: Path | str,
+    format: str = "auto",
+    *,
+    model: str | None = None,
+    hookpoint: str | None = None,
+    hookpoint_out: str | None = None,
 ) -> list[Inspected]:
     """What importing the SAEs at a path would take as their facts, in natural order of their names.
 
-    `model` and `hookpoint` are the user's word, as at import. Memory: one SAE at a time. An SAE that is refused has its reason
-    and no facts. Raises ValueError where there is no SAE at the path.
+    `model`, `hookpoint` and `hookpoint_out` are the user's word, as at import. Memory: one SAE at a time. An SAE that is refused
+    has its reason and no facts. Raises ValueError where there is no SAE at the path.
     """
     saes = located(path, format)
-    members = list(_each(saes, model, hookpoint))
+    by_user = {"model": model, "hook_point": hookpoint, "output_hook_point": hookpoint_out}
+    members = list(_each(saes, by_user))
     read = [(i, sae) for i, (sae, member) in enumerate(zip(saes, members, strict=True)) if not member.refused]
     if read:
         recorded = [_seed(members[i].facts) for i, _ in read]
@@ -42,14 +48,14 @@ def inspect(
     return members
 
 
-def _each(saes: list[RecognisedSAE], model: str | None, hookpoint: str | None) -> Iterator[Inspected]:
+def _each(saes: list[RecognisedSAE], by_user: Mapping[str, str | None]) -> Iterator[Inspected]:
     for sae in saes:
         try:
             member = READERS[sae.format](sae.path)
         except ValueError as error:
             yield Inspected(str(sae.path), sae.format, {}, [], refused=str(error))
             continue
-        facts = changed(member.facts, BY_USER, model=model, hook_point=hookpoint)
+        facts = changed(member.facts, BY_USER, **by_user)
         yield Inspected(str(sae.path), sae.format, facts, assumed(facts), member.remarks)
 
 

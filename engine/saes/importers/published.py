@@ -1,4 +1,4 @@
-"""SAEs that were released without a library's format: Gemma Scope, Gemma Scope 2, OpenAI.
+"""SAEs and transcoders that were released without a library's format: Gemma Scope, Gemma Scope 2, OpenAI.
 
 Gemma Scope: Lieberum et al. 2024, params.npz. Gemma Scope 2: params.safetensors with config.json. OpenAI: Gao et al. 2024,
 `Autoencoder.state_dict()` of openai/sparse_autoencoder.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.convention import SKIP, Convention
 from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.facts import FOLDER_NAME, fixed, stated
 from seedscope.engine.saes.importers.imported import (
@@ -37,15 +37,22 @@ _RELEASE = re.compile(
     r"/(?P<site>(?:layer_\d+|embedding)(?:(?!_?width_)[^/])*)[/_]width_(?P<width>[^/_]+)"
     r"(?:/(?:average_l0_(?P<l0>\d+)[^/]*|[^/]+)|_l0_[a-z]+)?$"
 )
-_GEMMA = {"w_enc": "W_enc", "w_dec": "W_dec"}
+# affine_skip_connection is stored as (d_in, d_out).
+_GEMMA = {"w_enc": "W_enc", "w_dec": "W_dec", "affine_skip_connection": SKIP}
+_TRANSCODER_FOLDER = re.compile(r"transcoders?(_all)?")  # of the second release
+# Where transcoders read and predict: in the first release behind the norm without its gain, in the second behind all of it.
+_GEMMA_HOOKS = "blocks.{}.ln2.hook_normalized", "blocks.{}.hook_mlp_out"
+_GEMMA_2_HOOKS = (
+    "model.layers.{}.pre_feedforward_layernorm.output", "model.layers.{}.post_feedforward_layernorm.output",
+)  # fmt: skip
 _OPENAI = {"encoder.weight": "W_enc", "decoder.weight": "W_dec", "pre_bias": "b_dec", "latent_bias": "b_enc"}
 
 
 def read_gemma_scope(path: Path) -> Imported:
-    """The SAE of either Gemma Scope release in a folder or file: JumpReLU without centring; the path names model, layer and L0.
+    """The SAE or transcoder of either Gemma Scope release in a folder or file: JumpReLU without centring.
 
-    Embedding SAEs were trained on embeddings before the model multiplies them by sqrt(d_in), so their weights are rescaled.
-    Raises ValueError for transcoders and cross-layer transcoders.
+    The path names model, layer and L0. Embedding SAEs were trained on embeddings before the model multiplies them by
+    sqrt(d_in), so their weights are rescaled. Raises ValueError for cross-layer transcoders and crosscoders.
     """
     file = path
     if path.is_dir():
@@ -55,7 +62,8 @@ def read_gemma_scope(path: Path) -> Imported:
     places = _places(file)
     beside = file.parent / "config.json"
     config = read_json(beside) if file.suffix != ".npz" and beside.is_file() else {}
-    _refuse_transcoder(weights, config, path)
+    _refuse_many_layers(weights, config, path)
+    hook_in, hook_out, told_by = _hooks(file, places, weights, config)
     remarks = recorded_processing(config, beside)
     if file.suffix != ".npz" and not config:
         remarks.append("without the config.json that belongs to it")
@@ -67,39 +75,72 @@ def read_gemma_scope(path: Path) -> Imported:
     return imported(
         path,
         weights | vector(weights, "threshold", "b_enc"),
-        Convention("jumprelu", subtract_b_dec=False),
+        Convention("jumprelu", subtract_b_dec=False, transcoder=bool(told_by), skip=bool(told_by) and SKIP in weights),
         source={
             "format": "gemma_scope",
             "library": "Gemma Scope" if file.suffix == ".npz" else "Gemma Scope 2",
             "model": config.get("model_name") or places.get("model"),
-            "hookpoint": config.get("hf_hook_point_in") or places.get("site"),
+            "hookpoint": hook_in,
+            "hookpoint_out": hook_out,
             "width": places.get("width"),
             "l0": config.get("l0") or places.get("l0"),
         },
         remarks=remarks,
         facts=fixed("format gemma_scope", "library", "forward pass", "normalisation", "scale", "b_dec")
-        | fixed(FOLDER_NAME, "model", "hook point")
+        | fixed(FOLDER_NAME, "model", "hook point", "output hook point")
+        | ({"forward pass": ("", told_by)} if told_by else {})
         | ({"recorded L0": (places["l0"], FOLDER_NAME)} if places.get("l0") else {})
-        | stated(config, "config.json", {"model": "model_name", "hook point": "hf_hook_point_in"}),
+        | stated(
+            config,
+            "config.json",
+            {"model": "model_name", "hook point": "hf_hook_point_in", "output hook point": "hf_hook_point_out"},
+        ),
         weights=file,
         # In this release "l0" is what training aimed at.
         settings=recorded({"target_l0" if name == "l0" else name: value for name, value in config.items()}),
     )
 
 
-def _refuse_transcoder(weights: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
-    where = path / "config.json" if path.is_dir() else path.parent / "config.json"
+def _hooks(
+    file: Path, places: Mapping[str, str], weights: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[str | None, str | None, str]:
+    """(input hook point, output hook point, what says that it is a transcoder): the last two None and "" for an SAE."""
+    where = file.parent / "config.json"
     inside, outside = text(config, "hf_hook_point_in", where), text(config, "hf_hook_point_out", where)
-    if (
-        flag(config, "affine_connection", where)
-        or "affine_skip_connection" in weights
-        or (inside and outside and inside != outside)
+    first_release = file.suffix == ".npz"
+    told_by = ""
+    if inside and outside and inside != outside:
+        told_by = "config.json: hf_hook_point_out"
+    elif flag(config, "affine_connection", where):
+        told_by = "config.json: affine_connection"
+    elif SKIP in weights:
+        told_by = f"{file.name}: affine_skip_connection"
+    elif not config and (
+        (not first_release and any(map(_TRANSCODER_FOLDER.fullmatch, as_given(file).parts[-3:-1])))
+        or places.get("model", "").endswith("-transcoders")
     ):
+        told_by = FOLDER_NAME
+    if not told_by:
+        return inside or places.get("site"), None, ""
+    layer = re.search(r"layer_(\d+)", places.get("site") or as_given(file).parent.name)
+    named_in, named_out = (
+        hook.format(layer[1]) if layer else None for hook in (_GEMMA_HOOKS if first_release else _GEMMA_2_HOOKS)
+    )
+    return inside or named_in, outside or named_out, told_by
+
+
+def _refuse_many_layers(weights: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
+    inside = config.get("hf_hook_point_in")
+    if isinstance(inside, list) or ("W_enc" in weights and weights["W_enc"].ndim == 3):
         raise ValueError(
-            f"{path} is a transcoder ({inside} to {outside}), expected an SAE, which reads what it rebuilds"
+            f"{path} is a crosscoder: it reads several sites at once and has a decoder for each, so a feature has no one "
+            "direction. Import SAEs or transcoders of single layers"
         )
     if "W_dec" in weights and weights["W_dec"].ndim == 3:
-        raise ValueError(f"{path} is a cross-layer transcoder: W_dec has the shape {tuple(weights['W_dec'].shape)}")
+        raise ValueError(
+            f"{path} is a cross-layer transcoder (W_dec has the shape {tuple(weights['W_dec'].shape)}): a feature has a decoder "
+            "for every layer above it, so it has no one direction. Import transcoders of single layers"
+        )
     if (architecture := config.get("architecture", "jump_relu")) not in ("jump_relu", "jumprelu"):
         raise ValueError(f"{path} has architecture = {architecture!r} in config.json, expected jump_relu")
 

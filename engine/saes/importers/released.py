@@ -140,20 +140,18 @@ def read_llama_scope(folder: Path) -> Imported:
     """The SAE in a folder with hyperparams.json, as OpenMOSS' lm_saes runs it on activations as the model has them.
 
     With norm_activation dataset-wise, inputs are scaled to a mean norm of sqrt(d_in), which is folded into the weights; with
-    inference they already are. jumprelu: f_i where f_i, or f_i * ||W_dec_i|| with sparsity_include_decoder_norm, is above the
-    threshold. topk: the k largest of these; f_i * ||W_dec_i|| are then its activations, as after the library's
-    transform_to_unit_decoder_norm. relu: all that are positive.
+    inference they already are. Transcoders predict activations that are scaled in the same way. jumprelu: f_i where f_i, or
+    f_i * ||W_dec_i|| with sparsity_include_decoder_norm, is above the threshold. topk: the k largest of these;
+    f_i * ||W_dec_i|| are then its activations, as after the library's transform_to_unit_decoder_norm. relu: all that are
+    positive.
 
     The threshold is one of activations without that scale: lm_saes finds it after the scale is folded in
     (Initializer.initialize_jump_relu_threshold), and so has its author's correction of SAELens' loader (SAELens pull request
-    483). Raises ValueError for transcoders, other activation functions and other normalisations.
+    483). Raises ValueError for other activation functions and other normalisations.
     """
     where, config = folder / LLAMA_SCOPE, read_json(folder / LLAMA_SCOPE)
     inside, outside = text(config, "hook_point_in", where), text(config, "hook_point_out", where)
-    if inside != outside:
-        raise ValueError(
-            f"{folder} is a transcoder ({inside} to {outside}), expected an SAE, which reads what it rebuilds"
-        )
+    transcoder = inside != outside
     for name, expected in (
         ("act_fn", ("jumprelu", "topk", "relu")),
         ("norm_activation", ("dataset-wise", "inference")),
@@ -171,11 +169,16 @@ def read_llama_scope(folder: Path) -> Imported:
     remarks: list[str] = []
     if {"W_enc", "b_enc", "W_dec"} <= weights.keys():
         weights.setdefault("b_dec", torch.zeros(weights["W_dec"].shape[-1:], dtype=torch.float64))
-        weights = oriented(folder / _LLAMA_WEIGHTS, weights, remarks)
+        weights = oriented(folder / _LLAMA_WEIGHTS, weights, remarks, transcoder=transcoder)
         if config.get("apply_decoder_bias_to_pre_encoder"):
+            if transcoder:
+                raise ValueError(
+                    f"{where} has apply_decoder_bias_to_pre_encoder = true, expected false of a transcoder ({inside} to "
+                    f"{outside}): its decoder's bias belongs to what it predicts"
+                )
             weights["b_enc"] = weights["b_enc"] - weights["b_dec"] @ weights["W_enc"]
         length = weights["W_dec"].norm(dim=1)
-        scale_in, scale_out = _scales(config, where, weights["W_dec"].shape[1])
+        scale_in, scale_out = _scales(config, where, len(weights["W_enc"]), len(weights["b_dec"]))
         if act == "jumprelu":
             threshold = positive(config.get("jump_relu_threshold"), "jump_relu_threshold", where) * scale_out
             weights["threshold"] = threshold / (length if ranked else torch.ones_like(length))
@@ -196,8 +199,18 @@ def read_llama_scope(folder: Path) -> Imported:
     return imported(
         folder,
         {name: tensor.float() for name, tensor in weights.items()},
-        Convention(act, k=count(config.get("top_k"), "top_k", where) if act == "topk" else 0, subtract_b_dec=False),
-        source={"format": "llama_scope", "library": "Llama Scope", "hookpoint": inside},
+        Convention(
+            act,
+            k=count(config.get("top_k"), "top_k", where) if act == "topk" else 0,
+            subtract_b_dec=False,
+            transcoder=transcoder,
+        ),
+        source={
+            "format": "llama_scope",
+            "library": "Llama Scope",
+            "hookpoint": inside,
+            "hookpoint_out": outside if transcoder else None,
+        },
         remarks=remarks,
         facts=fixed("format llama_scope", "library", "b_dec", "normalisation")
         | stated(
@@ -209,6 +222,7 @@ def read_llama_scope(folder: Path) -> Imported:
                 "scale": "dataset_average_activation_norm",
                 "k or l1": "top_k",
                 "hook point": "hook_point_in",
+                "output hook point": "hook_point_out",
             },
         )
         | {"dtype": (", ".join(sorted(types)), f"{_LLAMA_WEIGHTS.name}: tensors")},
@@ -218,7 +232,7 @@ def read_llama_scope(folder: Path) -> Imported:
     )
 
 
-def _scales(config: Mapping[str, Any], where: Path, d_in: int) -> tuple[float, float]:
+def _scales(config: Mapping[str, Any], where: Path, d_in: int, d_out: int) -> tuple[float, float]:
     """What inputs are multiplied by, and what reconstructions are divided by."""
     if config["norm_activation"] == "inference":
         return 1.0, 1.0
@@ -226,7 +240,7 @@ def _scales(config: Mapping[str, Any], where: Path, d_in: int) -> tuple[float, f
     norms = subsettings(config, name, where)
     return (
         d_in**0.5 / positive(norms.get("in"), f"{name}.in", where),
-        d_in**0.5 / positive(norms.get("out"), f"{name}.out", where),
+        d_out**0.5 / positive(norms.get("out"), f"{name}.out", where),
     )
 
 

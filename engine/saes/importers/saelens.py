@@ -1,4 +1,4 @@
-"""SAEs of SAELens: version 6 (`SAE.save_model`, `save_inference_model`), 3 to 5 (flat config), and trainer checkpoints.
+"""SAEs and transcoders of SAELens: version 6 (`SAE.save_model`, `save_inference_model`), 3 to 5, and trainer checkpoints.
 
 Follows sae-lens 6.54.12: sae_lens/saes, sae_lens/loading/pretrained_sae_loaders.py, sae_lens/training.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seedscope.engine.saes.convention import NORMALIZATIONS, Convention
+from seedscope.engine.saes.convention import NORMALIZATIONS, SKIP, Convention
 from seedscope.engine.saes.importers.facts import Facts, dtype_of, fixed, stated
 from seedscope.engine.saes.importers.imported import (
     Imported,
@@ -37,6 +37,14 @@ _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
 _ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"} | dict.fromkeys(
     _BATCH_TOPK, "jumprelu"
 )
+# {what SAELens calls a transcoder: the SAE of the same activation function}.
+_TRANSCODERS = {
+    "transcoder": "standard",
+    "skip_transcoder": "standard",
+    "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
+}
+_HOOKS_OUT = ("hook_name_out", "hook_point_out", "out_hook_point")
 _KEYS = {
     "recorded L0": "metadata.l0",
     "library": (
@@ -56,7 +64,9 @@ _KEYS = {
     "seed": "seed",
 }
 _REFUSED = {
-    "transcoder": "it maps one site to another, so its decoder rows do not span what it reads",
+    "crosscoder": "it reads several sites at once and has a decoder for each, so a feature has no one direction",
+    "cross_layer": "a feature has a decoder for every layer above it, so it has no one direction",
+    "clt": "a feature of a cross-layer transcoder has a decoder for every layer above it, so it has no one direction",
     "abstopk": "its activations may be negative",
     "matching_pursuit": "it has no encoder: its codes come from an iterative search",
     "temporal": "it attends to earlier tokens",
@@ -64,7 +74,7 @@ _REFUSED = {
 
 
 def read(folder: Path) -> Imported:
-    """The SAE in a folder with cfg.json and sae_weights.safetensors.
+    """The SAE or transcoder in a folder with cfg.json and sae_weights.safetensors.
 
     Trainer checkpoints become what SAELens itself exports at the end of training: the activation scale or whitening and,
     where the library ranks by them, the decoder norms are folded into the weights. Raises ValueError for architectures
@@ -76,13 +86,16 @@ def read(folder: Path) -> Imported:
     metadata = nested if isinstance(nested, dict) else config
     version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "")
     details = subsettings(config, "activation_fn_kwargs", folder / CONFIG)
-    name = _architecture(config, folder)
+    name, told_by = _architecture(config, folder), _transcoder_flag(config, metadata, runner)
+    name = _TRANSCODERS.get(name, name)
     k = count(config.get("k", details.get("k")), "k", folder / CONFIG) if name == "topk" else 0
     remarks: list[str] = []
     dtype = dtype_of(t)
     # Version 6 has no such key and no such tensor; a key that is absent says nothing.
     scaled = flag(config, "finetuning_scaling_factor", folder / CONFIG, default=True)
     t = _renamed(t, name, folder, remarks, scaled=scaled)
+    if told_by:
+        _require_transcoder(config, folder, told_by, t)
     folded = _folded(t, config, folder, remarks)
     trained_as = str(metadata.get("training_architecture") or name)
     if trained_as in _BATCH_TOPK:
@@ -93,13 +106,23 @@ def read(folder: Path) -> Imported:
     centred = is_centred(metadata, hookpoint, folder / CONFIG, remarks)
     remarks += unsaid(metadata, hookpoint, folder / CONFIG)
     remarks += unknown_settings(config, folder / CONFIG)
+    hookpoint_out, said_by = _hookpoint_out(config, runner) if told_by else ("", "")
     normalize = _normalize(config, folder, folded=folded)
+    if hookpoint_out and is_centred(metadata, hookpoint_out, folder / CONFIG, []):
+        centred = True
+    if centred and told_by:
+        raise ValueError(
+            f"{folder / CONFIG} records center_writing_weights: what a transcoder reads and predicts there is centred, and no "
+            "convention describes both. Import transcoders that were trained without it"
+        )
     if centred:
         normalize = _centred(normalize, folder, remarks)
     convention = Convention(
         _ARCHITECTURES[name],
         k=k,
-        subtract_b_dec=_subtracts(config, folder),
+        subtract_b_dec=not told_by and _subtracts(config, folder),
+        transcoder=bool(told_by),
+        skip=bool(told_by) and SKIP in t,
         normalize=normalize,
         rescale_by_decoder_norm=name == "topk"
         and not folded
@@ -117,13 +140,15 @@ def read(folder: Path) -> Imported:
             "architecture": trained_as,
             "model": metadata.get("model_name"),
             "hookpoint": hookpoint,
+            "hookpoint_out": hookpoint_out or None,
             "dataset": metadata.get("dataset_path"),
             "recorded_l0": metadata.get("l0"),
             "run": folder.parent if (folder / SCALER).exists() else None,
         },
         weights=folder / WEIGHTS,
         remarks=remarks,
-        facts=_facts(folder, config, name, dtype),
+        facts=_facts(folder, config, name, dtype)
+        | ({"forward pass": ("", told_by), "output hook point": ("", said_by)} if told_by else {}),
         settings=recorded(runner, config),
         sizes=(config.get("d_in"), config.get("d_sae")),
     )
@@ -156,12 +181,60 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> str:
     for refused, reason in _REFUSED.items():
         if refused in str(name):
             raise ValueError(f"{folder} is a SAELens {name}, which cannot be scored: {reason}. Import an SAE instead")
-    if name not in _ARCHITECTURES:
-        raise ValueError(f"{folder / CONFIG} has architecture = {name!r}, expected one of {', '.join(_ARCHITECTURES)}")
+    if name not in _ARCHITECTURES | _TRANSCODERS:
+        raise ValueError(
+            f"{folder / CONFIG} has architecture = {name!r}, expected one of {', '.join([*_ARCHITECTURES, *_TRANSCODERS])}"
+        )
     activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
     if activation not in ("relu", "topk"):
         raise ValueError(f"{folder / CONFIG} has the activation function {activation!r}, expected relu or topk")
     return name
+
+
+def _transcoder_flag(config: Mapping[str, Any], metadata: Mapping[str, Any], runner: Mapping[str, Any]) -> str:
+    """The file and key that say that it is a transcoder, which may be the run's config alone; "" where none does."""
+    inner = runner.get("sae")
+    of_run = (runner, inner) if isinstance(inner, dict) else (runner,)
+    for file, settings in [*((CONFIG, each) for each in (config, metadata)), *((RUNNER, each) for each in of_run)]:
+        if "transcoder" in str(settings.get("architecture")):
+            return f"{file}: architecture"
+        if settings.get("is_transcoder") is True:
+            return f"{file}: is_transcoder"
+        for key in _HOOKS_OUT if settings.get("is_transcoder") is None else ():
+            hook_in = settings.get("hook_name") or settings.get("hook_point")
+            if settings.get(key) and settings[key] != hook_in:
+                return f"{file}: {key}"
+    return ""
+
+
+def _hookpoint_out(config: Mapping[str, Any], runner: Mapping[str, Any]) -> tuple[str, str]:
+    """What a transcoder predicts, and the file and key that say so; both "" where none does."""
+    for file, settings, inner in ((CONFIG, config, "metadata."), (RUNNER, runner, "sae.")):
+        keys = {"output hook point": [prefix + key for prefix in (inner, "") for key in _HOOKS_OUT]}
+        for value, source in stated(settings, file, keys).values():
+            return value, source
+    return "", ""
+
+
+def _require_transcoder(config: Mapping[str, Any], folder: Path, flag: str, t: dict[str, Tensor]) -> None:
+    """Raise ValueError for what no transcoder of SAELens has; its skip connection is turned to (d_in, d_out), in place."""
+    if config.get("apply_b_dec_to_input"):
+        raise ValueError(
+            f"{folder / CONFIG} has apply_b_dec_to_input = true, expected false of a transcoder ({flag}): its b_dec belongs to "
+            "what it predicts. SAELens refuses it as well"
+        )
+    if "W_dec" in t and t["W_dec"].ndim == 3:
+        raise ValueError(
+            f"{folder} is a cross-layer transcoder (W_dec has the shape {tuple(t['W_dec'].shape)}): a feature has a decoder for "
+            "every layer above it, so it has no one direction. Import transcoders of single layers"
+        )
+    if "b_dec_out" in t:
+        raise ValueError(
+            f"{folder / WEIGHTS} holds b_dec_out beside b_dec: how its own code base uses the two is not known here. Take b_dec "
+            "out of the encoder's bias (b_enc - b_dec @ W_enc), and save b_dec_out as b_dec"
+        )
+    if SKIP in t:
+        t[SKIP] = t[SKIP].T  # stored as (d_out, d_in)
 
 
 def _subtracts(config: Mapping[str, Any], folder: Path) -> bool:

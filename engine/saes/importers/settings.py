@@ -14,7 +14,8 @@ _WRAPPERS = ("metadata", "trainer", "sae", "cfg", "training_architecture_details
 # Compared as the SAE's model, hook point, shape and convention, under the names that its library has for them.
 _COMPARED_ELSEWHERE = frozenset({
     "model", "model_name", "lm_name", "hook_name", "hook_point", "hookpoint", "hf_hook_point_in", "hf_hook_point_out",
-    "hook_point_in", "hook_point_out", "submodule_name", "layer_name", "d_in", "d_sae", "activation_dim", "dict_size",
+    "hook_point_in", "hook_point_out", "hook_name_out", "submodule_name", "layer_name", "d_in", "d_out", "d_sae",
+    "activation_dim", "dict_size",
     "act_size", "k", "top_k", "architecture"
 })  # fmt: skip
 _LEFT_OUT = re.compile(

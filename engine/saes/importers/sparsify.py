@@ -1,11 +1,14 @@
-"""SAEs of EleutherAI's sparsify (formerly sae), written by `SparseCoder.save_to_disk`. Follows eai-sparsify 1.3.3."""
+"""SAEs and transcoders of EleutherAI's sparsify (formerly sae), of `SparseCoder.save_to_disk`. Follows eai-sparsify 1.3.3.
+
+A transcoder reads what enters the module that its folder is named after, and predicts what leaves it.
+"""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.convention import SKIP, Convention
 from seedscope.engine.saes.importers.facts import FOLDER_NAME, Facts, fixed, stated
 from seedscope.engine.saes.importers.imported import (
     Imported,
@@ -28,9 +31,10 @@ _DEFAULT_EXPANSION = 32  # of the library, for files that leave it out
 
 
 def read(folder: Path) -> Imported:
-    """The SAE in a folder with cfg.json and sae.safetensors; its seed is the folder's, `seed<k>`, or the run's only one.
+    """The SAE or transcoder in a folder with cfg.json and sae.safetensors.
 
-    Raises ValueError for transcoders, skip connections, encoders without decoder and signed top-k.
+    Its seed is the folder's, `seed<k>`, or the run's only one. Raises ValueError for skip connections of SAEs, encoders without
+    decoder and signed top-k.
     """
     where, config = folder / CONFIG, read_json(folder / CONFIG)
     stored, _ = read_safetensors(folder / WEIGHTS)
@@ -40,12 +44,9 @@ def read(folder: Path) -> Imported:
     run = _run(hook)
     of_run = run["sae"] if isinstance(run.get("sae"), dict) else run
     # Files of older versions have the flag in the run's config alone.
-    flagged = CONFIG if config.get("transcode") else hook.parent / "config.json"
-    if config.get("transcode") or (of_run.get("transcode") and "transcode" not in config):
-        raise ValueError(
-            f"{folder} is a transcoder (transcode in {flagged}); expected an SAE, which reads what it rebuilds"
-        )
-    if flag(config, "skip_connection", where):
+    transcoder = flag(config if "transcode" in config else of_run, "transcode", where)
+    skip = flag(config if "skip_connection" in config else of_run, "skip_connection", where)
+    if skip and not transcoder:
         raise ValueError(f"{folder} has a skip connection past the features; expected an SAE without one")
     if flag(config, "signed", where):
         raise ValueError(f"{folder} has signed activations (signed in {CONFIG}); expected activations of at least zero")
@@ -54,10 +55,10 @@ def read(folder: Path) -> Imported:
     if "W_dec" not in stored and "encoder.weight" in stored:
         raise ValueError(f"{folder / WEIGHTS} has no decoder (W_dec); save the SparseCoder with decoder=True")
     names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
-    if {*names, "W_dec", "b_dec"} - stored.keys():
+    if {*names, "W_dec", "b_dec", *([SKIP] if skip else [])} - stored.keys():
         raise ValueError(
             f"{folder / WEIGHTS} holds {', '.join(sorted(stored)) or 'no tensors'}, expected encoder.weight, encoder.bias, "
-            "W_dec, b_dec as sparsify's SparseCoder.save_to_disk writes them"
+            f"W_dec, b_dec{', W_skip' * skip} as sparsify's SparseCoder.save_to_disk writes them"
         )
     tensors = {names.get(name, name): tensor for name, tensor in stored.items()}
     d_in = count(config.get("d_in"), "d_in", where)
@@ -69,19 +70,31 @@ def read(folder: Path) -> Imported:
             f"says {d_sae} of {d_in}; the two files are not of one SAE"
         )
     # The encoder's rows are features. It is transposed here, because shapes cannot tell how a square matrix is stored.
-    tensors |= transposed(tensors, "W_enc")
+    tensors |= transposed(tensors, "W_enc", *([SKIP] if skip else []))  # the skip connection is stored as (d_out, d_in)
+    told_by = {"forward pass": ("", f"{CONFIG if 'transcode' in config else 'config.json'}: transcode")}
     return imported(
         folder,
         tensors,
-        Convention(activation, k=count(config.get("k"), "k", where)),
+        Convention(
+            activation,
+            k=count(config.get("k"), "k", where),
+            subtract_b_dec=not transcoder,
+            transcoder=transcoder,
+            skip=skip,
+        ),
         seed=_seed(named),
-        source={"format": "sparsify", "library": "eai-sparsify", "hookpoint": hook.name},
+        source={
+            "format": "sparsify",
+            "library": "eai-sparsify",
+            "hookpoint": f"{hook.name}.input" if transcoder else hook.name,
+            "hookpoint_out": hook.name if transcoder else None,
+        },
         remarks=[
             *(["trained with Multi-TopK"] if config.get("multi_topk") else []),
             *recorded_processing(run, hook.parent / "config.json"),
             *recorded_processing(config, where),
         ],
-        facts=_facts(folder, named, config, hook),
+        facts=_facts(folder, named, config, hook) | (told_by if transcoder else {}),
         weights=folder / WEIGHTS,
         settings=recorded(run, config),
     )
@@ -91,7 +104,7 @@ def _facts(folder: Path, named: Path, config: Mapping[str, Any], hook: Path) -> 
     facts = fixed("format sparsify", "library", "threshold", "normalisation", "scale", "b_dec")
     facts |= stated(config, CONFIG, {"forward pass": "activation", "k or l1": "k", "d_in": "d_in"})
     facts |= stated(config, CONFIG, {"d_sae": "num_latents" if config.get("num_latents") else "expansion_factor"})
-    facts["hook point"] = hook.name, FOLDER_NAME
+    facts |= fixed(FOLDER_NAME, "hook point", "output hook point")
     facts |= stated(_run(hook), "config.json", {"model": "model", "dataset": "dataset", "seed": "init_seeds"})
     if re.fullmatch(r"seed\d+", named.name):
         facts["seed"] = "", FOLDER_NAME

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.features.ablation import AblationPass
@@ -11,14 +12,17 @@ from seedscope.engine.features.examples import ContextGrid
 from seedscope.engine.features.logits import direct_logits, refusal
 from seedscope.engine.saes.encode import encoded
 from seedscope.engine.store.parts import Part
-from seedscope.engine.studies.ensemble_run import EnsembleRun, Rows
-from seedscope.engine.studies.evaluator import Evaluator
+from seedscope.engine.studies.ensemble_run import EnsembleRun
+from seedscope.engine.studies.evaluator import Evaluator, Rows
 
 
 class TokenPass(NamedTuple):
     """One pass over the evaluation tokens: what it read, and what it collected."""
 
     rows: Rows
+    targets: (
+        Rows | None
+    )  # what members should give back: the same rows, or those that transcoders predict; None: not known
     tokens: TokenSet  # those that count
     activity: ActivityPass | None
     ablation: AblationPass | None
@@ -26,7 +30,7 @@ class TokenPass(NamedTuple):
 
 def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, worth: bool) -> TokenPass:
     """Encode the evaluation tokens once, for activity, for worth, or for both."""
-    rows, tokens = evaluator.activations(run.hookpoint, run.members.d_in)
+    rows, tokens, targets = evaluator.activations(run.hookpoint, run.members.d_in, run.output)
     activity_pass = ActivityPass(run.members) if activity else None
     ablation_pass = AblationPass(run.members) if worth else None
     positions = np.flatnonzero(tokens.counted)
@@ -35,14 +39,22 @@ def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, 
             if activity_pass:
                 activity_pass.add(codes, positions[first : first + len(batch)])
             if ablation_pass:
-                ablation_pass.add(batch, codes)
+                ablation_pass.add(batch if targets is None else target_rows(targets, first, len(batch)), codes)
             report(first + len(batch), len(rows))
-    return TokenPass(rows, tokens, activity_pass, ablation_pass)
+    if targets is None and not run.undefined:
+        targets = rows
+    return TokenPass(rows, targets, tokens, activity_pass, ablation_pass)
+
+
+def target_rows(targets: Rows, first: int, n: int) -> torch.Tensor:
+    """n rows of what members should give back, in float32."""
+    return torch.from_numpy(targets[first : first + n].astype(np.float32))
 
 
 def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass, tokens: TokenSet) -> Part:
     """Summarise what a pass collected, with contexts, triggers and direct logits, member by member."""
-    if evaluator.model.causal and (reason := refusal(evaluator.model, run.members.d_in)):
+    reason = run.undefined or (refusal(evaluator.model, run.members.d_out) if evaluator.model.causal else None)
+    if reason:
         run.progress.say(f"{run.name}: direct logits: left out, {reason}")
     with (
         run.progress.stage(f"{run.name}: contexts", "members") as report,
@@ -51,7 +63,7 @@ def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass
         grid = ContextGrid(tokens, evaluator.texts)
         summaries = activity.summaries(tokens, vocabulary=evaluator.vocabulary, grid=grid)
         for index, (seed, summary) in enumerate(zip(run.seeds, summaries, strict=True)):
-            logits = direct_logits(evaluator.model, run.members.W_dec[index])
+            logits = None if run.undefined else direct_logits(evaluator.model, run.members.W_dec[index])
             named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
             put(seed, _flat(summary) | named | {"left_out": tokens.left_out})
             report(index + 1, run.members.n_members)

@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
-
 from seedscope.engine.features.loss import LOSS_TOKENS, Losses, Splice, attributed_loss, losses_under, takes_long
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.analyses.worth import MaskedFeatures, mask_columns
@@ -20,6 +18,9 @@ class LossSettings(NamedTuple):
 
 def lacks_loss(run: EnsembleRun, evaluator: Evaluator, settings: LossSettings) -> bool:
     """Whether the loss has a meaning here and was not measured with these settings."""
+    if run.undefined:
+        run.progress.say(f"{run.name}: loss: left out, {run.undefined}")
+        return False
     if not evaluator.model.causal:
         run.progress.say(f"{run.name}: loss: left out, {evaluator.model.name} predicts no next token")
         return False
@@ -41,8 +42,8 @@ def measure_loss(
         )
         return
     windows = evaluator.loss_tokens(n_tokens, run.left_out(activity))
-    splice = Splice(evaluator.model, windows, run.hookpoint)
-    own, zero = (float(each.double().mean()) for each in (splice.own(), splice.losses(torch.zeros_like)))
+    splice = Splice(evaluator.model, windows, run.hookpoint_out or run.hookpoint, reads=run.hookpoint)
+    own, zero = (float(each.double().mean()) for each in (splice.own(), splice.zeroed()))
     about = run.measured | run.judgement | {"loss_tokens": n_tokens}
     with run.progress.stage(f"{run.name}: loss", "masks") as report, run.parts.write("loss", about) as put:
         for index, seed in enumerate(run.seeds):

@@ -10,19 +10,26 @@ from seedscope.engine.geometry.rows import as_arrays
 from seedscope.engine.matching.match import Matches
 from seedscope.engine.saes import sae
 from seedscope.engine.store.parts import Part
-from seedscope.engine.studies.ensemble_run import EnsembleRun, Rows
-from seedscope.engine.studies.evaluator import Evaluator
+from seedscope.engine.studies.ensemble_run import EnsembleRun
+from seedscope.engine.studies.evaluator import Evaluator, Rows
 
 COVARIANCE_ROWS = 2**14  # activations multiplied at once in double precision
 
 
-def activation_covariance(run: EnsembleRun, evaluator: Evaluator, rows: Rows | None) -> np.ndarray:
-    """(d_in, d_in) of the activations at the ensemble's hook point, kept as a part; `rows` are those, or None."""
+def activation_covariance(run: EnsembleRun, evaluator: Evaluator, targets: Rows | None) -> np.ndarray | None:
+    """(d_out, d_out) of the activations that decoder rows are directions of, kept as a part; `targets` are those, or None.
+
+    None for transcoders of whose output hook point nothing is known.
+    """
+    if run.undefined:
+        return None
     part = run.parts.find("activations", **run.measured)
     if part is None:
-        d_in = run.members.d_in
-        rows = evaluator.activations(run.hookpoint, d_in).rows if rows is None else rows
-        total, product = np.zeros(d_in), np.zeros((d_in, d_in))
+        width = run.members.d_out
+        if targets is None:
+            at_hook = evaluator.activations(run.hookpoint, run.members.d_in, run.output)
+            targets = at_hook.rows if at_hook.targets is None else at_hook.targets
+        rows, total, product = targets, np.zeros(width), np.zeros((width, width))
         with run.progress.stage(f"{run.name}: directions of activations", "tokens") as report:
             for first in range(0, len(rows), COVARIANCE_ROWS):
                 batch = torch.from_numpy(rows[first : first + COVARIANCE_ROWS].astype(np.float32)).double()

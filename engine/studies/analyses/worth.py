@@ -7,7 +7,8 @@ import numpy as np
 
 from seedscope.engine.features.ablation import AblationPass, MaskPass, curve_masks, explained_under, headline_masks
 from seedscope.engine.saes.encode import encoded
-from seedscope.engine.studies.ensemble_run import EnsembleRun, Rows
+from seedscope.engine.studies.analyses.activity import TokenPass, target_rows
+from seedscope.engine.studies.ensemble_run import EnsembleRun
 
 LOSS_DRAWS = 2  # of the headline's masks; curves are drawn once
 
@@ -29,14 +30,15 @@ class MaskedFeatures(NamedTuple):
         return headline_masks(*pair, n_draws=LOSS_DRAWS) | curve_masks(*pair, n_draws=1)
 
 
-def measure_worth(run: EnsembleRun, ablation: AblationPass, masked: MaskedFeatures, rows: Rows) -> None:
-    """Measure and keep the worth of every feature and of the masked sets; `rows` are those that `ablation` was collected on."""
+def measure_worth(run: EnsembleRun, ablation: AblationPass, masked: MaskedFeatures, collected: TokenPass) -> None:
+    """Measure and keep the worth of every feature and of the masked sets; `ablation` is what `collected` summed."""
     mask_pass, drawn = None, [masked.masks(index) for index in range(run.members.n_members)]
     if not ablation.pairwise:
         mask_pass = MaskPass(run.members, drawn)
         with run.progress.stage(f"{run.name}: masks", "tokens") as report:
+            rows, targets = collected.rows, collected.targets
             for first, batch, codes in encoded(run.members, rows, run.device):
-                mask_pass.add(batch, codes)
+                mask_pass.add(batch if targets is None else target_rows(targets, first, len(batch)), codes)
                 report(first + len(batch), len(rows))
     about = run.measured | run.judgement
     with run.progress.stage(f"{run.name}: worth", "members") as report, run.parts.write("ablate", about) as put:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from seedscope.engine.contract.directions import TRANSCODERS_DO_NOT_POOL
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
 from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
@@ -65,6 +66,8 @@ def pool_ensemble(
             "seeds"
         )
     members = sae.load(study / entry.folder, entry.seeds).requires_grad_(False)
+    if members.convention.transcoder:
+        raise ValueError(f"ensemble {name} holds transcoders: {TRANSCODERS_DO_NOT_POOL}")
     recipe = post_training_recipe(entry, members, settings)
     theta = plan.theta if settings.theta is None else settings.theta
     made_from = settings_digest(plan, entry, settings, recipe, theta)

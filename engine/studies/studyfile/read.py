@@ -33,6 +33,7 @@ class ImportPlan:
     seeds: tuple[int, ...] | None = None  # one per SAE in the order of the paths; None: as the files say
     shared_start: catalogue.YesNo = "unknown"
     force: bool = False
+    hookpoint_out: str | None = None  # of transcoders whose files do not say what they predict
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ def _import_plan(table: Table, around: _Surroundings) -> ImportPlan:
             seeds=table.take("seeds", values.seeds),
             shared_start=table.take("shared_start", values.one_of(get_args(catalogue.YesNo)), "unknown"),
             force=table.take("force", values.truth, False),
+            hookpoint_out=table.take("hookpoint_out", values.hookpoint),
         )
 
 
@@ -304,5 +306,5 @@ _HOMES = {
     **dict.fromkeys(("source", "eval", "n_ctx", "bos", "outliers", "held_out"), "[tokens]"),
     **dict.fromkeys(("import", "train", "anchor", "sweep", "format", "shared_start", "force"), "an [[ensemble]]"),
     **dict.fromkeys(("theta", "epsilon", "control", "analyses", "loss_tokens"), "[study]"), "name": "[study] or an [[ensemble]]",
-    "path": "[model]", "hookpoint": "[model] or an [[ensemble]]",
+    "path": "[model]", "hookpoint": "[model] or an [[ensemble]]", "hookpoint_out": "an [[ensemble]] with import",
 }  # fmt: skip

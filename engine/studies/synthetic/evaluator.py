@@ -9,7 +9,7 @@ from seedscope.engine.activations.harvest import LanguageModel
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import Evaluation
-from seedscope.engine.studies.evaluator import Evaluator, HookActivations, keep_evaluation
+from seedscope.engine.studies.evaluator import Evaluator, HookActivations, HookPoint, keep_evaluation
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.samples import Labelled, label
 
@@ -36,8 +36,15 @@ class SampleEvaluator(Evaluator):
         self.model, self.tokens, self.evaluation, self.control = model, labelled.tokens, evaluation, None
         self.texts, self._rows = labelled.texts, labelled.rows
 
-    def activations(self, hookpoint: str, d_in: int) -> HookActivations:
-        """The samples themselves, whatever the hook point is called; raises ValueError for SAEs of another width."""
+    def activations(self, hookpoint: str, d_in: int, output: HookPoint | None = None) -> HookActivations:
+        """The samples themselves, whatever the hook point is called; raises ValueError for SAEs of another width.
+
+        And for transcoders: nothing but the samples is known here that they could predict.
+        """
+        if output:
+            raise ValueError(
+                f"transcoders predict activations at {output.name}, and samples are of one place; import them elsewhere"
+            )
         if self._rows.shape[1] != d_in:
             raise ValueError(
                 f"samples have {self._rows.shape[1]} numbers, the SAEs at {hookpoint} read {d_in}: they were trained on "

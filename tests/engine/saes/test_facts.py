@@ -180,4 +180,4 @@ def test_inspect_says_why_an_sae_cannot_be_imported():
     done = run("inspect", CHECKPOINTS / "sparsify/refused")
     assert done.returncode == 1
     assert "refused: " in done.stdout
-    assert "2 of 2 cannot be imported" in done.stderr
+    assert "1 of 1 cannot be imported" in done.stderr

@@ -39,8 +39,9 @@ SAE_WEIGHTS = "sae_weights.safetensors"
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": "transcoder"}, "one site to another"),
-        ({"architecture": "jumprelu_skip_transcoder"}, "one site to another"),
+        ({"architecture": "transcoder"}, "apply_b_dec_to_input = true, expected false of a transcoder"),
+        ({"architecture": "crosscoder"}, "several sites at once"),
+        ({"architecture": "cross_layer_transcoder"}, "a decoder for every layer above it"),
         ({"architecture": "abstopk"}, "may be negative"),
         ({"architecture": "matching_pursuit"}, "iterative search"),
         ({"architecture": "temporal"}, "earlier tokens"),
@@ -161,7 +162,6 @@ def test_a_truncated_file_among_loose_ones_is_not_skipped(make_sae, tmp_path):
     ("name", "settings", "message"),
     [
         ("refused/skip", {}, "skip connection"),
-        ("refused/transcoder", {}, "transcoder"),
         ("topk/layers.3", {"signed": True}, "signed activations"),
         ("topk/layers.3", {"activation": "relu6"}, "activation = 'relu6', expected one of topk, groupmax"),
         ("topk/layers.3", {"num_latents": 48}, "24 features of 8 dimensions, but cfg.json says 48 of 8"),

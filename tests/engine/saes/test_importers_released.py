@@ -156,11 +156,14 @@ def test_llama_scope_that_is_not_known(tensors, tmp_path):
         ("use_glu_encoder", True, "has use_glu_encoder = True"),
         ("jump_relu_threshold", None, "has jump_relu_threshold = None, expected a positive number"),
         ("dataset_average_activation_norm", {"in": 7.9}, r"dataset_average_activation_norm.out = None, expected"),
-        ("hook_point_out", "blocks.15.hook_mlp_out", "transcoder"),
     ):
         write_llama_scope(tmp_path, tensors, HYPERPARAMS | {name: value})
         with pytest.raises(ValueError, match=message):
             read(tmp_path)
+    settings = HYPERPARAMS | {"hook_point_out": "blocks.15.hook_mlp_out", "apply_decoder_bias_to_pre_encoder": True}
+    write_llama_scope(tmp_path, tensors, settings)
+    with pytest.raises(ValueError, match="expected false of a transcoder"):
+        read(tmp_path)
 
 
 def relu(t: dict[str, np.ndarray], x: np.ndarray, centre: bool) -> dict[str, np.ndarray]:

@@ -214,11 +214,13 @@ def test_a_transcoders_flag_in_the_runs_config_alone_is_read(tmp_path):
     config = json.loads((run / "layers.3" / "cfg.json").read_text())
     del config["transcode"]
     (run / "layers.3" / "cfg.json").write_text(json.dumps(config))
-    assert len(read_many([run])) == 1
+    (plain,) = read_many([run])
+    assert not plain.convention.transcoder
     for flagged in ({"transcode": True}, {"sae": {"transcode": True}}):
         (run / "config.json").write_text(json.dumps(flagged))
-        with pytest.raises(ValueError, match=r"is a transcoder \(transcode in .*config\.json"):
-            read_many([run])
+        (member,) = read_many([run])
+        assert member.convention.transcoder
+        assert member.facts["forward pass"] == ("topk transcoder", "config.json: transcode")
 
 
 def test_a_scale_of_features_applies_only_where_the_config_says_so(tmp_path):

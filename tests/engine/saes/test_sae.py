@@ -60,12 +60,12 @@ def make(convention: Convention, *, members: int = 2, seed: int = 0, dtype=np.fl
     """Random tensors of any architecture: 20 features in 6 dimensions; feature 7's decoder row is zero, 8 never fires."""
     rng = np.random.default_rng(seed)
     shapes = {"W_enc": (6, 20), "b_enc": (20,), "W_dec": (20, 6), "b_dec": (6,)}
-    shapes |= dict.fromkeys(("threshold", "r_mag", "b_mag"), (20,))
+    shapes |= dict.fromkeys(("threshold", "r_mag", "b_mag"), (20,)) | {"W_skip": (6, 6)}
     tensors = {name: rng.normal(size=(members, *shape)).astype(dtype) for name, shape in shapes.items()}
     tensors["W_dec"][:, 7] = 0
     tensors["b_enc"][:, 8] = tensors["b_mag"][:, 8] = -1e3
     held = {name: torch.from_numpy(tensors[name]) for name in convention.tensors}
-    more = {name: held.pop(name) for name in MORE_TENSORS.get(convention.architecture, ())}
+    more = {name: held.pop(name) for name in convention.tensors if name not in TENSORS}
     return sae.SAE(**held, more=more, convention=convention, seeds=tuple(range(members)))
 
 
@@ -221,12 +221,14 @@ def test_any_convention_is_saved_and_read_back_bit_for_bit(convention, tmp_path)
 
 
 OTHER = {"architecture": "groupmax", "k": 5, "subtract_b_dec": False, "normalize": "layer_norm",
-         "layer_norm_eps_out": True, "input_scale": 1.0000001, "inclusive": True, "rescale_by_decoder_norm": True}  # fmt: skip
+         "layer_norm_eps_out": True, "input_scale": 1.0000001, "inclusive": True, "rescale_by_decoder_norm": True,
+         "transcoder": True, "skip": True}  # fmt: skip
+NEEDS = {"transcoder": {"subtract_b_dec": False}, "skip": {"subtract_b_dec": False, "transcoder": True}}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Convention)])
 def test_every_field_of_the_convention_is_in_the_digest_and_shared_by_an_ensemble(name, tmp_path):
-    plain = Convention("topk", k=4)
+    plain = Convention("topk", k=4, **NEEDS.get(name, {}))
     module, other = make(plain), make(replace(plain, **{name: OTHER[name]}))
     assert module.digest(0) != other.digest(0)
     module.save(tmp_path)

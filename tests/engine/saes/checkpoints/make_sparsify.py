@@ -22,8 +22,7 @@ def make(name, seed, dtype=None, **options):
     with torch.no_grad():
         for tensor in sae.parameters():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.6)
-        if not options.get("transcode"):
-            sae.encoder.bias.sub_(1)  # so that some tokens have fewer than k positive activations
+        sae.encoder.bias.sub_(1)  # so that some tokens have fewer than k positive activations
     sae.save_to_disk(FOLDER / name)
     sae = SparseCoder.load_from_disk(FOLDER / name).float()
     x = torch.randn(24, D_IN, generator=torch.Generator().manual_seed(0)) * 1.5 + 0.5
@@ -48,7 +47,6 @@ def main():
     for seed in (0, 2, 10):
         make(f"several/layers.3/seed{seed}", 10 + seed, num_latents=24, k=4)
     make("refused/skip", 5, num_latents=24, k=4, skip_connection=True)
-    make("refused/transcoder", 6, num_latents=24, k=4, transcode=True)
     # The part of the trainer's config.json that says which seeds a run has.
     (FOLDER / "several" / "config.json").write_text(json.dumps({"hookpoints": ["layers.3"], "init_seeds": [0, 2, 10]}))
     (FOLDER / "topk" / "config.json").write_text(json.dumps({"hookpoints": ["layers.3"], "init_seeds": [5]}))
