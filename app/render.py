@@ -18,6 +18,7 @@ from seedscope.app.figures.svg_strips import course, energy_chart, histogram, la
 from seedscope.app.formats import (
     alpha_step,
     architecture,
+    counted,
     density,
     differing_recipe,
     duration,
@@ -29,6 +30,7 @@ from seedscope.app.formats import (
     points,
     shown_token,
     thousands,
+    with_code,
 )
 from seedscope.app.settings import STATIC, TEMPLATES
 from seedscope.engine.contract import directions
@@ -58,6 +60,7 @@ templates = Environment(
 templates.filters |= {
     "percent": percent, "points": points, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
     "known": known, "millinats": millinats, "duration": duration, "moment": moment,
+    "with_code": with_code, "counted": counted,
 }  # fmt: skip
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,

@@ -14,8 +14,8 @@ from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store.catalogue import EnsemblePlan, StudyPlan
-from seedscope.engine.store.evaluation import measured_from
-from seedscope.engine.store.parts import VERSION, Part, Parts
+from seedscope.engine.store.evaluation import MEASURED_VERSION, measured_from
+from seedscope.engine.store.parts import Part, Parts
 from seedscope.engine.studies.evaluator import Evaluator, HookPoint
 
 
@@ -117,7 +117,7 @@ class EnsembleRun:
 
     def find_activity(self) -> Part | None:
         """The activity that is there; without an evaluator, any of these SAEs at this hook point."""
-        unmeasured = {"version": VERSION, "saes": self.sae_digests, "hookpoint": self.ensemble.hookpoint}
+        unmeasured = {"version": MEASURED_VERSION, "saes": self.sae_digests, "hookpoint": self.ensemble.hookpoint}
         return self.parts.find("activity", **(self.measured or unmeasured))
 
     def left_out(self, activity: Part) -> np.ndarray:

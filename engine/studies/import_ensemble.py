@@ -15,7 +15,7 @@ from seedscope.engine.contract.places import same_place
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.importers.ensemble import read_many
 from seedscope.engine.saes.importers.facts import BY_USER, changed, completed_as_transcoder
-from seedscope.engine.saes.importers.imported import Imported
+from seedscope.engine.saes.importers.imported import LARGEST, Imported
 from seedscope.engine.store import catalogue
 
 # Rows that two members share to the last bit have never been trained in either: they still stand where both began.
@@ -173,7 +173,7 @@ def _as_transcoder(member: Imported, hookpoint_out: str) -> Imported:
 def _with_zero_rows(member: Imported) -> Imported:
     """The SAE with zeros for decoder rows that are not finite, which would make every reconstruction that uses them NaN."""
     rows = member.tensors["W_dec"]
-    finite = torch.isfinite(rows).all(1)
+    finite = (rows.abs() <= LARGEST).all(1)
     if finite.all():
         return member
     n_rows = int((~finite).sum())

@@ -14,7 +14,7 @@ from torch import Tensor
 from seedscope.engine.saes.convention import TENSORS, Convention
 from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.facts import fixed, stated
-from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, whole
+from seedscope.engine.saes.importers.imported import Imported, count, imported, read_json, seed_of
 from seedscope.engine.saes.importers.processing import is_centred
 from seedscope.engine.saes.importers.settings import recorded
 
@@ -62,7 +62,7 @@ def read_sae_stability(path: Path) -> Imported:
     return imported(
         path,
         value[MODEL_STATE],
-        Convention("topk", k=whole(value["k"], "k", path), normalize="centre" if centred else "none"),
+        Convention("topk", k=count(value["k"], "k", path), normalize="centre" if centred else "none"),
         seed=seed_of(value.get("seed")),
         source={
             "format": "sae_stability",

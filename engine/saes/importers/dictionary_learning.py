@@ -11,8 +11,10 @@ from torch import Tensor
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.facts import Facts, fixed, stated
-from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, vector, whole
+from seedscope.engine.saes.importers.imported import Imported, count, imported, read_json, seed_of, transposed, vector
+from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import text
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
@@ -69,9 +71,10 @@ def read(path: Path) -> Imported:
         raise ValueError(f"{file} holds {names}, expected a state dict of dictionary_learning")
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     trainer = config["trainer"] if isinstance(config.get("trainer"), dict) else config
-    name = trainer.get("dict_class") or _by_keys(state, file, trainer)
+    stated_class = text(trainer, "dict_class", folder / CONFIG)
+    name = stated_class or _by_keys(state, file, trainer)
     if (
-        "dict_class" not in trainer
+        stated_class is None
         and (sparse := sorted(_SPARSE & trainer.keys()))
         and name in ("AutoEncoder", "AutoEncoderNew")
     ):
@@ -87,13 +90,13 @@ def read(path: Path) -> Imported:
     tensors = {_NAMES[name].get(key, key): tensor for key, tensor in state.items()}
     for matrix, linear in (("W_enc", "encoder.weight"), ("W_dec", "decoder.weight")):
         if linear in state:  # a Linear's weight is (out, in)
-            tensors[matrix] = tensors[matrix].T
-    remarks = _remarks(name, tensors)
+            tensors |= transposed(tensors, matrix)
+    remarks = _remarks(name, tensors) + recorded_processing(config, folder / CONFIG)
     if trainer.get("layer") is not None and not trainer.get("submodule_name"):
         remarks.append(f"its {CONFIG} says layer {trainer['layer']}, and not where in it")
     if name != "AutoEncoderTopK" and "b_enc" in tensors:
         tensors |= vector(tensors, "threshold", "b_enc")
-    k = whole(state.get("k", trainer.get("k")), "k", file) if name == "AutoEncoderTopK" else 0
+    k = count(state.get("k", trainer.get("k")), "k", file) if name == "AutoEncoderTopK" else 0
     return imported(
         path,
         tensors,
@@ -104,10 +107,11 @@ def read(path: Path) -> Imported:
             "library": "dictionary-learning",
             "architecture": name,
             "model": trainer.get("lm_name"),
-            "hookpoint": _hookpoint(trainer.get("submodule_name")),
+            "hookpoint": _hookpoint(text(trainer, "submodule_name", folder / CONFIG)),
             "run": folder if step else None,
         },
         weights=file,
+        sizes=(trainer.get("activation_dim"), trainer.get("dict_size")),
         remarks=remarks,
         settings=recorded(config) | (_steps(file) if step else {}),
         facts=_facts(config, state, file),
@@ -170,7 +174,7 @@ def _remarks(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
         threshold = tensors.get("threshold")
         if threshold is not None and threshold.numel() == 1 and threshold.item() < 0:
             remarks.append("its threshold was never set, as training was short: every positive activation passes")
-    if name == "AutoEncoder" and "W_dec" in tensors:
+    if name == "AutoEncoder" and "W_dec" in tensors and tensors["W_dec"].ndim == 2:
         norms = tensors["W_dec"].float().norm(dim=1)
         if not torch.allclose(norms, torch.ones_like(norms), atol=1e-4):
             remarks.append(

@@ -132,8 +132,15 @@ def of_folder(folder: Path) -> RecognisedSAE | None:
         if (folder / weights).is_file() or (folder / f"{weights}{INDEX}").is_file():
             if format in released.CONFIRMED and not released.CONFIRMED[format](folder):
                 continue
+            if format == "sparsify" and _is_bare(folder):
+                continue
             return RecognisedSAE(folder, format, _name(folder, format))
     return None
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether a file of the name that sparsify uses has its settings in a JSON file of that name instead of sparsify's."""
+    return (folder / sparsify.WEIGHTS).with_suffix(".json").is_file() and not (folder / sparsify.CONFIG).is_file()
 
 
 def is_main(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from seedscope.engine.saes.convention import NORMALIZATIONS
 from seedscope.engine.saes.importers.imported import Imported
-from seedscope.engine.saes.importers.processing import is_centred
+from seedscope.engine.saes.importers.processing import UNSAID, is_centred
 
 PREFIX = "saelens:"
 REGISTRY = "SAELens' registry"
@@ -109,7 +109,7 @@ def applied(member: Imported, entry: Entry) -> Imported:
 
     Raises ValueError where the processing changes what it reads in a way that only the processed model knows.
     """
-    remarks = [f"{REGISTRY}: {entry.name}"]
+    remarks, of_files = [f"{REGISTRY}: {entry.name}"], member.remarks
     convention, facts = member.convention, dict(member.facts)
     kwargs = entry.overrides.get("model_from_pretrained_kwargs")
     if kwargs and "processing of the model" in facts:
@@ -122,6 +122,11 @@ def applied(member: Imported, entry: Entry) -> Imported:
             )
         if is_centred(metadata, places[0], path, remarks):
             convention = replace(convention, normalize=_one_of("centre", convention.normalize, member))
+        if {
+            "center_writing_weights",
+            "no_processing",
+        } & kwargs.keys():  # which the files may lack, and the registry says
+            of_files = tuple(remark for remark in of_files if UNSAID not in remark)
         says = ", ".join(f"{name} {str(value).lower()}" for name, value in kwargs.items())
         facts["processing of the model"] = says, REGISTRY
     if normalize := entry.overrides.get("normalize_activations"):
@@ -136,7 +141,7 @@ def applied(member: Imported, entry: Entry) -> Imported:
         f"{REGISTRY} has {name} = {entry.overrides[name]!r}, which is not known here and may change numbers"
         for name in sorted(others)
     ]
-    return replace(member, convention=convention, facts=facts, remarks=(*member.remarks, *remarks))
+    return replace(member, convention=convention, facts=facts, remarks=(*of_files, *remarks))
 
 
 def _one_of(wanted: str, present: str, member: Imported) -> str:

@@ -51,6 +51,10 @@ def get_pretrained_saes_directory():
         release("scaled", "jb/res", None, {"a": "scaled"}, {"a": 3.5}),
         release("odd", "jb/res", None, {"a": "blocks.1.hook_resid_pre"}, None, {"whatever": 3}),
         release("transcoders", "a/b", "mwhanna_transcoder", {"layer_0": "layer_0.safetensors"}),
+        release("gemma-scope-2b-pt-transcoders", "google/gemma-scope-2b-pt-transcoders", "gemma_2_transcoder",
+                {"layer_4/width_16k/average_l0_88": "layer_4/width_16k/average_l0_88"}),
+        release("centred", "jb/res", None, {"t": "transcoder"}, None,
+                {"model_from_pretrained_kwargs": {"center_writing_weights": True}}),
         release("attention", "ck/attn", "connor_rob_hook_z", {"blocks.0.hook_z": "L0_Hcat_z.pt"}),
     ]}
 """
@@ -102,7 +106,24 @@ def cache(tmp_path, tensors) -> Path:
             f"layer_12/width_16k/average_l0_{n}/params.npz",
             (made / "params.npz").read_bytes(),
         )
+    put(
+        "google/gemma-scope-2b-pt-transcoders",
+        "layer_4/width_16k/average_l0_88/params.npz",
+        (made / "params.npz").read_bytes(),
+    )
     save_file({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, made / "w.safetensors")
+    put("jb/res", "transcoder/sae_weights.safetensors", (made / "w.safetensors").read_bytes())
+    places = {
+        "hook_name": "blocks.1.ln2.hook_normalized",
+        "hook_name_out": "blocks.1.hook_mlp_out",
+        "model_name": "gpt2-small",
+    }
+    config = {"architecture": "transcoder", "d_in": 6, "d_out": 6, "d_sae": 20, "apply_b_dec_to_input": False}
+    put(
+        "jb/res",
+        "transcoder/cfg.json",
+        json.dumps(config | {"normalize_activations": "none", "metadata": places}).encode(),
+    )
     for name, hook, normalize in (
         ("blocks.1.hook_resid_pre", "blocks.1.hook_resid_pre", "none"), ("blocks.1.attn.hook_z", "blocks.1.attn.hook_z", "none"),
         ("scaled", "blocks.1.hook_resid_pre", "expected_average_only_in"),
@@ -155,6 +176,7 @@ def test_what_the_registry_overrides_is_part_of_the_forward_pass(package, offlin
 
     centred = read(registry.named("gpt2-small-res-jb/blocks.1.hook_resid_pre"))
     np.testing.assert_allclose(dense(centred, x), relu(x - x.mean(1, keepdims=True)), atol=1e-5)
+    assert not any("does not say how its model was loaded" in remark for remark in centred.remarks)
     assert centred.facts["processing of the model"] == ("center_writing_weights true", "SAELens' registry")
     scaled = read(registry.named("mistral/a"))
     np.testing.assert_allclose(
@@ -169,6 +191,14 @@ def test_what_the_registry_overrides_is_part_of_the_forward_pass(package, offlin
         ValueError, match=r"scale is not in its files.*SAELens' registry has the factor for scaled/a: 3\.5"
     ):
         read(registry.named("scaled/a"))
+
+
+def test_transcoders_by_their_name_are_read_as_such_and_refused_where_their_output_is_centred(package, offline):
+    member = read(registry.named("gemma-scope-2b-pt-transcoders/layer_4/width_16k/average_l0_88"))
+    assert member.convention.transcoder
+    assert member.source["hookpoint_out"].startswith("blocks.4.")
+    with pytest.raises(ValueError, match="no convention describes both"):
+        read(registry.named("centred/t"))
 
 
 def test_the_config_beside_a_file_comes_with_it(package, offline):
