@@ -4,6 +4,8 @@ import math
 import re
 from datetime import UTC, datetime
 
+from markupsafe import Markup, escape
+
 HIGHLIGHT_STEPS = 20  # alpha levels of the token highlight; each is a CSS class
 
 
@@ -86,6 +88,19 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} |
 def shown_token(text: str) -> str:
     """Whitespace and control characters made visible: newline, tab, ␀; an empty token as a box."""
     return text.translate(_CONTROLS).replace("\n", "↵\n").replace("\t", "→\t") or "▯"
+
+
+def with_code(text: str) -> Markup:
+    """A sentence as HTML: what stands between backticks is code."""
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
+        for index, part in enumerate(text.split("`"))
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun in the right form: 1 seed, 5 seeds."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def known(value: object) -> str:

@@ -18,6 +18,7 @@ from seedscope.app.figures.svg_strips import annotated_strip, course, energy_cha
 from seedscope.app.formats import (
     alpha_step,
     architecture,
+    counted,
     density,
     differing_recipe,
     duration,
@@ -29,6 +30,7 @@ from seedscope.app.formats import (
     points,
     shown_token,
     thousands,
+    with_code,
 )
 from seedscope.app.freshness import check_kept
 from seedscope.app.settings import TEMPLATES
@@ -56,6 +58,7 @@ templates = Environment(
 templates.filters |= {
     "percent": percent, "points": points, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
     "known": known, "millinats": millinats, "duration": duration, "moment": moment,
+    "with_code": with_code, "counted": counted,
 }  # fmt: skip
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
@@ -148,9 +151,7 @@ def _directed(request: Request) -> Directed | None:
     row = getattr(request.state, "ensemble", None)
     if row is None or row.directions is None:
         return None
-    return Directed(
-        row.directions, directions.SENTENCE, row.place or "", None if row.hookpoint_out else directions.NO_OUTPUT
-    )
+    return Directed(row.directions, directions.SENTENCE, row.place or "", row.undefined)
 
 
 def retarget_to_page(response: Response) -> None:

@@ -2,32 +2,27 @@
 
 from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
 from seedscope.app.cli.study_options import (
-    Bos,
-    Context,
-    EvalTokens,
-    HookPoint,
+    ActivationSource,
     HookPointOut,
-    Model,
-    Outliers,
     StudyName,
-    TokenSource,
+    TextOptions,
     planned,
-    token_settings,
+    recorded_activations,
     token_source,
-    whole_path,
+    with_text_options,
 )
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
 from seedscope.engine.contract.places import same_place
 
 if TYPE_CHECKING:
-    from seedscope.engine.store.catalogue import StudyPlan
+    from seedscope.engine.store.catalogue import RecordedActivations, StudyPlan
 
 
 class AllPairsRule(StrEnum):
@@ -38,6 +33,7 @@ class AllPairsRule(StrEnum):
 
 
 @app.command()
+@with_text_options
 def analyze(
     study: StudyName,
     only: Annotated[
@@ -55,14 +51,10 @@ def analyze(
     ] = None,
     theta: Annotated[float | None, typer.Option(min=-1, max=1, help="The study's θ.", show_default="0.7")] = None,
     epsilon: Annotated[float | None, typer.Option(min=0, max=0.499, help="The study's ε.", show_default="0.05")] = None,
-    model: Model = None,
-    hookpoint: HookPoint = None,
+    *,
+    text: TextOptions,
     hookpoint_out: HookPointOut = None,
-    tokens: TokenSource = None,
-    eval_tokens: EvalTokens = None,
-    n_ctx: Context = None,
-    bos: Bos = None,
-    outliers: Outliers = None,
+    activations: ActivationSource = None,
     loss_tokens: Annotated[
         int | None, typer.Option(min=1, help="Measure losses on this many tokens.", show_default="4096")
     ] = None,
@@ -86,9 +78,8 @@ def analyze(
             from seedscope.engine.studies.analyse import analyse
             from seedscope.engine.studies.publish import publish
 
-            cut = token_settings(eval_tokens, n_ctx, bos, outliers)
-            plan_with_output = _with_output(plan, hookpoint_out)
-            catalogue.write(_changed(plan_with_output, theta, epsilon, model, hookpoint, tokens, cut), folder)
+            recorded = recorded_activations(activations, text, progress)
+            catalogue.write(_changed(_with_output(plan, hookpoint_out), theta, epsilon, text, recorded), folder)
             try:
                 analyse(
                     folder, only=_analyses(only), one_to_one=None if rule is None else rule is AllPairsRule.hungarian,
@@ -138,12 +129,11 @@ def _changed(
     plan: "StudyPlan",
     theta: float | None,
     epsilon: float | None,
-    model: str | None,
-    hookpoint: str | None,
-    tokens: list[str] | None,
-    cut: dict[str, Any],
+    text: TextOptions,
+    recorded: "RecordedActivations | None",
 ) -> "StudyPlan":
     """The catalogue with what the command line says; without a word everything stays."""
+    hookpoint = text.hookpoint
     if (
         hookpoint
         and plan.ensembles
@@ -154,15 +144,29 @@ def _changed(
             f"--hookpoint {hookpoint} was given, but every ensemble has its own ({known}); to change it, import the ensemble "
             "again with --replace"
         )
-    before = plan.tokens
-    if tokens and before:  # another text, cut as before
-        cut = {name: getattr(before, name) for name in ("n_eval", "n_ctx", "bos", "outliers")} | cut
-    source = token_source(tokens, cut) if tokens or not before else replace(before, **cut)
-    return replace(
+    plan = replace(
         plan,
         theta=plan.theta if theta is None else theta,
         epsilon=plan.epsilon if epsilon is None else epsilon,
-        model=whole_path(model) or plan.model,
-        tokens=source,
+        model=text.whole_model or plan.model,
         ensembles=tuple(replace(each, hookpoint=each.hookpoint or hookpoint) for each in plan.ensembles),
     )
+    if recorded:
+        return replace(plan, tokens=None, activations=recorded)
+    if plan.activations and not text.tokens:
+        return replace(plan, activations=_cut_anew(plan.activations, text))
+    before, cut = plan.tokens, text.cut
+    if text.tokens and before:  # another text, cut as before
+        cut = {name: getattr(before, name) for name in ("n_eval", "n_ctx", "bos", "outliers")} | cut
+    source = token_source(text.tokens, cut) if text.tokens or not before else replace(before, **cut)
+    return replace(plan, tokens=source, activations=None)
+
+
+def _cut_anew(recorded: "RecordedActivations", text: TextOptions) -> "RecordedActivations":
+    """A study's recorded activations with the settings that the command line gives; Stop for those that tokens alone have."""
+    for option, value in (("--model", text.model), ("--n-ctx", text.n_ctx), ("--bos", text.bos)):
+        if value is not None:
+            raise Stop(
+                f"{option} given, but the study is measured on recorded activations; give --tokens as well to leave them"
+            )
+    return replace(recorded, hookpoint=text.hookpoint or recorded.hookpoint, **text.cut)

@@ -9,19 +9,12 @@ import typer
 
 from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals, writable
 from seedscope.app.cli.study_options import (
-    Bos,
-    Context,
     EnsembleName,
-    EvalTokens,
-    HookPoint,
-    Model,
-    Outliers,
     Replace,
     StudyName,
-    TokenSource,
-    token_settings,
+    TextOptions,
     token_source,
-    whole_path,
+    with_text_options,
 )
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
@@ -38,6 +31,7 @@ class DataOrder(StrEnum):
 
 
 @app.command()
+@with_text_options
 def anchor(
     study: StudyName,
     ensemble: EnsembleName,
@@ -64,13 +58,8 @@ def anchor(
     format: Annotated[
         str, typer.Option(help="The library that wrote the SAE; auto recognises it by its files.")
     ] = "auto",
-    model: Model = None,
-    hookpoint: HookPoint = None,
-    tokens: TokenSource = None,
-    eval_tokens: EvalTokens = None,
-    n_ctx: Context = None,
-    bos: Bos = None,
-    outliers: Outliers = None,
+    *,
+    text: TextOptions,
     replace_: Replace = False,
     force: Annotated[
         bool, typer.Option("--force", help="Take an SAE that names another hook point, or explains nothing there.")
@@ -103,17 +92,17 @@ def anchor(
                 f"study {study} has an ensemble {ensemble} already; choose another name, or give --replace to put the new one in "
                 "its place"
             )
-        name = whole_path(model) or plan.model
+        name = text.whole_model or plan.model
         if name is None:
             raise Stop("no model is known to take activations from, expected --model DIR_OR_ID")
-        measured = token_source(tokens, token_settings(eval_tokens, n_ctx, bos, outliers)) or plan.tokens
+        measured = token_source(text.tokens, text.cut) or plan.tokens
         if measured is None:
             raise Stop("no text is known to measure and train on, expected --tokens FILES")
         source = tuple(
             str(Path.cwd() / each) if not each.startswith(("hf:", "/", "~")) else each for each in train_text or ()
         )
         if not source:
-            if not tokens and measured.part == "all":
+            if not text.tokens and measured.part == "all":
                 raise Stop(
                     f"study {study} measures on all of its text ({', '.join(measured.source)}), so none is left to train on; "
                     "name some with --train-text FILES"
@@ -123,7 +112,7 @@ def anchor(
         recipe: dict[str, Any] = {"n_tokens": train_tokens, "batch": batch, "lr": lr, "data_order": data_order.value}
         settings = {key: value for key, value in recipe.items() if value is not None}
         settings["seeds"] = tuple(range(1, comparisons + 1))
-        anchor_plan = AnchorPlan(ensemble, hookpoint, Path(sae), settings, format, force)
+        anchor_plan = AnchorPlan(ensemble, text.hookpoint, Path(sae), settings, format, force)
         from seedscope.engine.studies.run import run_file
 
         study_file = StudyFile(study, plan.theta, plan.epsilon, name, None, measured, source, (anchor_plan,))

@@ -8,20 +8,15 @@ import typer
 
 from seedscope.app.cli.options import Quiet, Root, Stop, app, refusals, writable
 from seedscope.app.cli.study_options import (
-    Bos,
-    Context,
-    EvalTokens,
-    HookPoint,
+    ActivationSource,
     HookPointOut,
-    Model,
-    Outliers,
     Replace,
     StudyName,
-    TokenSource,
+    TextOptions,
     planned,
-    token_settings,
+    recorded_activations,
     token_source,
-    whole_path,
+    with_text_options,
 )
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
@@ -40,27 +35,26 @@ class Known(StrEnum):
 
 
 @app.command("import")
+@with_text_options
 def import_(
     study: StudyName,
     ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name; or a folder that `export` wrote.")],
     path: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PATH...", help="SAE files, folders of them, hf:OWNER/REPO/FOLDER of a hub, or public:NAME/FOLDER."
+            metavar="PATH...",
+            help="SAE files, folders of them, hf:OWNER/REPO/FOLDER of a hub, public:NAME/FOLDER, or RELEASE/SAE_ID of SAELens' "
+            "registry.",
         ),
     ] = None,
     format: Annotated[str, typer.Option(help="The library that wrote them; auto recognises it by the files.")] = "auto",
     seeds: Annotated[
         str | None, typer.Option(help="Their seeds, in this order, such as 0,1,2.", show_default=False)
     ] = None,
-    model: Model = None,
-    hookpoint: HookPoint = None,
+    *,
+    text: TextOptions,
     hookpoint_out: HookPointOut = None,
-    tokens: TokenSource = None,
-    eval_tokens: EvalTokens = None,
-    n_ctx: Context = None,
-    bos: Bos = None,
-    outliers: Outliers = None,
+    activations: ActivationSource = None,
     shared_start: Annotated[
         Known | None, typer.Option(help="Whether members began with the same weights.", show_default="unknown")
     ] = None,
@@ -84,7 +78,7 @@ def import_(
     from seedscope.engine.store import catalogue
 
     root = writable(root or default_root())
-    progress, cut = Progress(quiet=quiet), token_settings(eval_tokens, n_ctx, bos, outliers)
+    progress = Progress(quiet=quiet)
     if not path:
         _restore(study, Path(ensemble), root, progress)
         return
@@ -92,22 +86,25 @@ def import_(
         catalogue.require_name("study", study)
         with only_writer(root / study):
             from seedscope.engine.saes.importers.public import resolved
+            from seedscope.engine.saes.importers.registry import named
             from seedscope.engine.studies.import_ensemble import enrol
 
+            recorded = recorded_activations(activations, text, progress)
             with progress.stage("importing", "SAEs") as report:
                 entry = enrol(
-                    root, study, ensemble, [one for each in path for one in resolved(each)],
-                    format=format, seeds=_numbers(seeds), model=whole_path(model),
-                    hookpoint=hookpoint, hookpoint_out=hookpoint_out, tokens=token_source(tokens, cut),
+                    root, study, ensemble, [named(one) for each in path for one in resolved(each)],
+                    format=format, seeds=_numbers(seeds), model=text.whole_model,
+                    hookpoint=text.hookpoint, hookpoint_out=hookpoint_out,
+                    tokens=None if recorded else token_source(text.tokens, text.cut), activations=recorded,
                     shared_start=shared_start.value if shared_start else None,
                     force=force, replaced=replace_, report=report,
                 )  # fmt: skip
             plan = planned(root, study)
-            if check and plan.model and plan.tokens and entry.hookpoint:
+            if check and (plan.activations or (plan.model and plan.tokens and entry.hookpoint)):
                 entry = _checked(root / study, plan, entry, progress)
-    _describe(entry)
+    _describe(entry, recorded=plan.activations is not None)
     needed = {"--model DIR_OR_ID": plan.model, "--tokens FILES": plan.tokens, "--hookpoint H": entry.hookpoint}
-    lacks = [name for name, value in needed.items() if not value]
+    lacks = [] if plan.activations else [name for name, value in needed.items() if not value]
     command = f"seedscope analyze {study}" + (f" --root {root}" if root != default_root() else "")
     print(f"next: {command}" + (f"   (activity needs {' and '.join(lacks)} as well)" if lacks else ""))
 
@@ -139,8 +136,8 @@ def _checked(study: Path, plan: "StudyPlan", entry: "EnsemblePlan", progress: "P
     if looked_at != entry:
         catalogue.write(plan.with_ensemble(looked_at), study)
     evs, l0s = [look.ev for look in looks if look.ev is not None], [look.l0 for look in looks]
-    ev = _range(evs, ".3f") if evs else "undefined"
-    print(f"self-check on {looks[0].n_tokens:,} tokens: EV {ev}, L0 {_range(l0s, '.1f')}")
+    ev, unit = _range(evs, ".3f") if evs else "undefined", "rows" if plan.activations else "tokens"
+    print(f"self-check on {looks[0].n_tokens:,} {unit}: EV {ev}, L0 {_range(l0s, '.1f')}")
     return looked_at
 
 
@@ -156,16 +153,18 @@ def _numbers(text: str | None) -> list[int] | None:
         raise Stop(f"--seeds is {text!r}, expected whole numbers such as 0,1,2") from None
 
 
-def _describe(ensemble: "EnsemblePlan") -> None:
-    """What was imported, member by member."""
-    from seedscope.engine.contract.directions import NO_OUTPUT, SENTENCE, WAY_OUT
+def _describe(ensemble: "EnsemblePlan", *, recorded: bool) -> None:
+    """What was imported, member by member; `recorded`: to be measured on recorded activations."""
+    from seedscope.engine.contract.directions import NO_OUTPUT, NOT_RECORDED, SENTENCE, WAY_OUT
 
     to = f" to {ensemble.hookpoint_out or 'unknown'}" if ensemble.transcoder else ""
     print(f"ensemble {ensemble.name}: {len(ensemble.members)} members, {ensemble.variant}, "
           f"hook point {ensemble.hookpoint or 'unknown'}{to}, shared start {ensemble.shared_start}")  # fmt: skip
     if ensemble.transcoder:
         print(f"  {SENTENCE}")
-    if ensemble.transcoder and not ensemble.hookpoint_out:
+    if ensemble.transcoder and recorded:
+        print(f"  reconstruction, ablation, loss, direct logits: undefined: {NOT_RECORDED}")
+    elif ensemble.transcoder and not ensemble.hookpoint_out:
         print(f"  reconstruction, ablation, loss, direct logits: {NO_OUTPUT}; give it with {WAY_OUT}")
     for member in ensemble.members:
         print(f"  seed {member.seed}  {member.digest}  {member.library or 'library unknown'}  {member.source}")

@@ -34,8 +34,11 @@ def inspect(
     check_parent(json_file)
     with refusals():
         from seedscope.engine.saes.importers.inspect import inspect as inspect_saes
+        from seedscope.engine.saes.importers.registry import named
 
-        members = inspect_saes(path, format, model=whole_path(model), hookpoint=hookpoint, hookpoint_out=hookpoint_out)
+        members = inspect_saes(
+            named(path), format, model=whole_path(model), hookpoint=hookpoint, hookpoint_out=hookpoint_out
+        )
     for member in members:
         _print(member)
     if json_file:

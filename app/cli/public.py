@@ -9,9 +9,11 @@ def public() -> None:
 
     Example: seedscope public
     """
-    from seedscope.engine.saes.importers.public import PREFIX, SETS
+    from seedscope.engine.saes.importers.public import NO_SAES, PREFIX, SETS
 
     for each in SETS:
         print(f"{PREFIX}{each.name}  (hf:{each.repository})")
         print(f"  model {each.model}; hook point {each.hookpoint}; seeds {each.seeds}")
-        print(f"  folders {each.layout}; licence {each.license}")
+        print(f"  names {each.layout}; size {each.size}")
+        print(f"  files {each.files}; licence {each.license}")
+    print(NO_SAES)

@@ -31,8 +31,9 @@ def summary(root: Path, study: str) -> None:
             f"{study}/{name}: {row.n_members} × {row.d_sae:,} features{f' ({row.directions})' if row.directions else ''}, "
             f"{', '.join(parts)}; computed: {', '.join(row.computed)}"
         )
-        if row.transcoder and row.hookpoint_out is None:
-            print(f"{study}/{name}: reconstruction, ablation, loss, direct logits: {NO_OUTPUT}; give it with {WAY_OUT}")
+        if row.undefined:
+            way_out = f"; give it with {WAY_OUT}" if row.undefined == NO_OUTPUT else ""
+            print(f"{study}/{name}: reconstruction, ablation, loss, direct logits: {row.undefined}{way_out}")
     print(f"look at it with: seedscope serve --root {root}")
 
 

@@ -183,7 +183,7 @@ class Ensemble:
             rule=rule,
             row=row,
             matches=matches,
-            contexts=self._contexts(member.seed, index) if self._store.has(self.name, "activity") else None,
+            contexts=self._contexts(member.seed, index) if self._store.has_tokens(self.name) else None,
             permalink=f"/s/{self._store.study.study}/{self.name}/{member.seed}/{index}?v={self.row.digest}",
         )
 

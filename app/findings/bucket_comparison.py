@@ -31,6 +31,7 @@ METRICS: dict[str, Metric] = {  # by MetricName
     "norm": Metric("decoder_norm", "decoder norm", "", None),
     "max": Metric("max_activation", "max activation", "", "activity"),
 }
+OF_TOKENS = frozenset({"entropy", "top_share"})  # metrics that recorded activations, which have no tokens, do not have
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seedscope.app.findings.bucket_comparison import JUDGED, METRICS, BucketComparison, metric_line, trigger_lines
+from seedscope.app.findings.bucket_comparison import (
+    JUDGED,
+    METRICS,
+    OF_TOKENS,
+    BucketComparison,
+    metric_line,
+    trigger_lines,
+)
 from seedscope.app.store.database import Database
 from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.table import FeatureQuery, FeatureTable
@@ -70,7 +77,8 @@ class Comparisons:
 
     def metrics(self, ensemble: str) -> list[str]:
         """The metrics that an ensemble has."""
-        return [name for name, m in METRICS.items() if m.analysis is None or self._store.has(ensemble, m.analysis)]
+        known = [name for name, m in METRICS.items() if m.analysis is None or self._store.has(ensemble, m.analysis)]
+        return [name for name in known if name not in OF_TOKENS or self._store.has_tokens(ensemble)]
 
     def _draw_lines(self, ensemble: str, count_dead: bool) -> list[int]:
         """Row ids of the features that are compared: all where they are few, else a fixed random choice."""
@@ -101,7 +109,7 @@ class Comparisons:
             f"SELECT seed, bucket, CASE WHEN n_active > 0 THEN trigger END AS class, count(*) FROM filtered "
             f"WHERE bucket < {len(JUDGED)} GROUP BY ALL"
         )
-        triggers = trigger_lines(counted, seeds) if self._store.has(query.ensemble, "activity") else None
+        triggers = trigger_lines(counted, seeds) if self._store.has_tokens(query.ensemble) else None
         return BucketComparison(sum(n for *_, n in counted), int((bucket < len(JUDGED)).sum()), lines, triggers)
 
     def _measure_range(self, ensemble: str, column: str, count_dead: bool) -> MetricRange:

@@ -92,6 +92,10 @@ class Database:
         """Whether an analysis (schema.ANALYSES) of an ensemble was computed."""
         return analysis in self.ensembles[ensemble].computed
 
+    def has_tokens(self, ensemble: str) -> bool:
+        """Whether an ensemble's activity knows the tokens that features fire on: recorded activations come without."""
+        return self.has(ensemble, "activity") and not self.study.recorded
+
     def rules(self, ensemble: str) -> list[str]:
         """The matching rules that were computed for all pairs of an ensemble."""
         return [rule for rule in schema.RULES if rule in self._rules[ensemble]]

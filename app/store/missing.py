@@ -8,7 +8,7 @@ from shlex import quote
 from seedscope.engine.contract.directions import NO_OUTPUT, TRANSCODERS_DO_NOT_POOL, WAY_OUT
 from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.stability import ALONE
-from seedscope.engine.contract.tables.study import Ensemble, Study
+from seedscope.engine.contract.tables.study import NO_LOGITS, NO_TOKENS, Ensemble, Study
 
 NO_MODEL = "undefined: samples of known true features are made, there is no language model"
 TRAJECTORY = "trajectory: agreement and features along training"
@@ -33,21 +33,21 @@ def missing(
 ) -> dict[str, Missing]:
     """{result: why it is not there and what adds it} of an ensemble; `rules` are those that its pairs were matched by.
 
-    Results: `activity`, `live` (the rule), `one-to-one`, `ablate`, `explanations`, `loss`, `logits`, `subspaces`,
+    Results: `activity`, `contexts` (where rows came without tokens), `live` (the rule), `one-to-one`, `ablate`,
+    `explanations`, `loss`, `logits`, `subspaces`,
     `trajectory`, and of one SAE alone, which lies in `file`, `stability`. `logits` and `snapshots` say whether the store has
     any of the ensemble.
     """
     blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
-    blind = NO_MODEL if study.synthetic else blind
-    no_output = ensemble.transcoder and ensemble.hookpoint_out is None
+    blind = NO_MODEL if study.synthetic else f"undefined: {NO_TOKENS}" if study.recorded else blind
 
     def job(**parameters: str) -> dict[str, str]:
         return {"kind": "analyze", "study": study.study} | parameters
 
     def lacks(result: str, analysis: str) -> Missing:
         command = f"seedscope analyze {study.study}"
-        place = " --hookpoint NAME" if ensemble.hookpoint is None else ""
-        if study.model is None and not study.synthetic:
+        place = " --hookpoint NAME" if ensemble.hookpoint is None and not study.recorded else ""
+        if study.model is None and not study.synthetic and not study.recorded:
             return Missing(
                 result, "the study has no model to run on tokens", f"{command} --model DIR_OR_ID{place} --tokens FILE"
             )
@@ -56,8 +56,10 @@ def missing(
         return Missing(result, "not computed yet", f"{command} --only {analysis}", job(only=analysis))
 
     def compares(result: str, analysis: str) -> Missing:
-        """What compares an output with the model: undefined where transcoders do not say what they predict."""
-        if no_output and study.model is not None:
+        """What compares an output with the model: undefined where what transcoders predict is not known or not there."""
+        if ensemble.undefined and ensemble.undefined != NO_OUTPUT:
+            return Missing(result, ensemble.undefined, None)
+        if ensemble.undefined and study.model is not None:
             return Missing(result, NO_OUTPUT, f"seedscope analyze {study.study} {WAY_OUT}")
         return lacks(result, analysis)
 
@@ -72,6 +74,8 @@ def missing(
         lacking["stability"] = Missing("stability: p, buckets and their intervals", ALONE, command)
     if activity not in ensemble.computed:
         lacking["activity"] = lacks("activity: density, contexts, triggers, dead features", activity)
+    elif study.recorded:
+        lacking["contexts"] = Missing("contexts, top tokens and triggers", f"undefined: {NO_TOKENS}", None)
     if "live" not in rules:
         known = activity in ensemble.computed
         result = "matching with living features alone"
@@ -83,18 +87,22 @@ def missing(
     if ablate not in ensemble.computed:
         lacking["ablate"] = compares("worth: explained variance with features masked", ablate)
     if explain not in ensemble.computed:
-        lacking["explanations"] = lacks("explanations: token rules and their scores", explain)
+        result = "explanations: token rules and their scores"
+        without = f"undefined: {NO_TOKENS}" if study.recorded else None
+        lacking["explanations"] = Missing(result, without, None) if without else lacks(result, explain)
     if loss not in ensemble.computed:
         result = "next-token loss"
         lacking["loss"] = Missing(result, blind, None) if blind else compares(result, loss)
     if not logits:
         result = "logits: next tokens raised and lowered"
-        if no_output and not blind:
+        if ensemble.undefined and not blind:
             lacking["logits"] = compares(result, activity)
         elif activity not in ensemble.computed and not blind:
             lacking["logits"] = lacks(result, activity)
         else:
             width = "the hook point does not have the residual stream's width"
+            norm = [remark.removeprefix(NO_LOGITS) for remark in ensemble.remarks if remark.startswith(NO_LOGITS)]
+            width = norm[0] if norm else width
             lacking["logits"] = Missing(result, blind or width, None)
     if subspaces not in ensemble.computed:
         command = f"seedscope analyze {study.study} --only {subspaces}"
@@ -140,7 +148,7 @@ def pool_missing(study: Study, ensemble: Ensemble) -> list[Missing]:
         if ensemble.variant != "topk":
             why = f"how these {ensemble.variant} SAEs were trained is not known, and what weighs their sparsity decides it"
             return [Missing(pool, why, None), bare]
-        if study.model is None:
+        if study.model is None:  # recorded activations are no model's either: only a model has further ones to train on
             return [Missing(pool, "the study has no model whose activations it could be trained on", None), bare]
         why = "only you know text that the SAEs are not measured on"
         return [Missing(pool, why, f"{command} --text FILES"), bare]

@@ -28,7 +28,7 @@ _SORT_SQL = {
     "feature": "feature",
 }
 # Which result (a key of `missing`) each value that may be absent comes from.
-_RESULT = {"density": "activity", "max": "activity", "entropy": "activity", "worth": "ablate", "loss": "loss",
+_RESULT = {"density": "activity", "max": "activity", "entropy": "contexts", "worth": "ablate", "loss": "loss",
            "score": "explanations"}  # fmt: skip
 _SINGLE = ("max", "entropy", "score")  # sorts whose column is of single precision
 _TOLERANCE = 1e-9
@@ -162,7 +162,7 @@ class FeatureTable:
         return {(seed, feature): _bucket(code) for seed, feature, code in rows}
 
     def _words(self, top_token_ids: list[int]) -> tuple[str, ...] | None:
-        if not self._store.has(self.query.ensemble, "activity"):
+        if not self._store.has_tokens(self.query.ensemble):
             return None
         return tuple(self._store.tokens[i] for i in top_token_ids if i >= 0)
 
@@ -404,6 +404,8 @@ def _mean_cosine(cosines: list[float]) -> float | None:
 def _check_computed(store: Database, query: FeatureQuery) -> None:
     """Raise BadValue where a query sorts or filters by what an ensemble does not have: an empty page would be a lie."""
     lacking = store.missing(query.ensemble)
+    if "activity" in lacking:  # contexts, top tokens and triggers come with it
+        lacking.setdefault("contexts", lacking["activity"])
 
     def refuse(name: str, value: object, analysis: str, way_out: str) -> None:
         if value is not None and analysis in lacking:
@@ -413,7 +415,7 @@ def _check_computed(store: Database, query: FeatureQuery) -> None:
     refuse("sort", query.sort, _RESULT.get(query.sort, ""), f"{sorts}, no {query.sort}")
     refuse("density_min", query.density_min, "activity", "no filter by density")
     refuse("density_max", query.density_max, "activity", "no filter by density")
-    refuse("trigger", query.trigger, "activity", "no filter by trigger")
+    refuse("trigger", query.trigger, "contexts", "no filter by trigger")
     refuse("score_min", query.score_min, "explanations", "no filter by score")
     if "explanations" in lacking:
-        refuse("q", query.q, "activity", "#INDEX of a feature, no word of its top tokens")
+        refuse("q", query.q, "contexts", "#INDEX of a feature, no word of its top tokens")

@@ -17,6 +17,8 @@ SITES = (
 )  # fmt: skip
 TRANSFORMER_LENS = re.compile(rf"blocks\.(\d+)\.({'|'.join(map(re.escape, SITES))})")
 EMBEDDING = "hook_embed"
+# TransformerLens' places inside norms.
+INSIDE_NORM = re.compile(r"(ln_final|blocks\.\d+\.ln[12](?:_post)?)\.hook_(normalized|scale)")
 # Where, inside a block, stands what attention and MLP add to the residual stream; the first path that exists counts.
 # Longer paths come first: Bloom's and MPT's outer modules add the residual themselves, BERT's normalise the sum.
 ATTENTION = (
@@ -90,13 +92,15 @@ def find(network: "transformers.PreTrainedModel", hookpoint: str) -> tuple[nn.Mo
         if place and not reason:
             return place
         raise ValueError(_refusal(network, hookpoint, reason))
+    if inside := INSIDE_NORM.fullmatch(hookpoint):
+        raise ValueError(_refusal(network, hookpoint, _in_norm(inside)))
     if hookpoint == EMBEDDING:
         return _embedding(network), False
     for path, is_input in _directions(hookpoint):
         module = None if match else _by_path(network, path)
         if module is not None:
             return module, is_input
-    raise ValueError(_refusal(network, hookpoint, INSIDE_NORM if hookpoint.endswith("hook_normalized") else ""))
+    raise ValueError(_refusal(network, hookpoint))
 
 
 def lies_on_stream(network: "transformers.PreTrainedModel", hookpoint: str) -> bool:
@@ -119,10 +123,6 @@ def lies_on_stream(network: "transformers.PreTrainedModel", hookpoint: str) -> b
     return True
 
 
-INSIDE_NORM = (
-    "TransformerLens takes it inside the norm, before the gain, where no module passes it; what leaves the norm has another scale "
-    "for every number"
-)
 PARALLEL = "attention and MLP do not follow each other on the residual stream, so nothing lies between them"
 
 
@@ -234,6 +234,20 @@ def _gated(modules: dict[str, nn.Module], projection: nn.Module) -> bool:
     queries = next((module for path, module in modules.items() if path.endswith("attn.q_proj")), None)
     wide, reads = getattr(queries, "out_features", None), getattr(projection, "in_features", None)
     return wide is not None and reads is not None and wide == 2 * reads
+
+
+def _in_norm(match: re.Match[str]) -> str:
+    """Why what a norm computes in between is not read, and what can be."""
+    what = "its input divided by its scale" if match[2] == "normalized" else "the scale that it divides by"
+    reads = (
+        "the last block's hook_resid_post"
+        if match[1] == "ln_final"
+        else "hook_resid_pre or hook_resid_mid of its block"
+    )
+    return (
+        f"it lies inside a norm ({what}, before gain and bias) and is no module's output; the norm reads {reads}, and its module's "
+        "own output has gain and bias in it"
+    )
 
 
 def _undefined(block: nn.Module, site: str) -> str:

@@ -8,14 +8,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from seedscope.engine.activations.shards import Shards
+from seedscope.engine.activations.shards import Chosen, Shards
 
 TIMES = 10.0  # of the median activation norm: longer rows are outliers
 AT_ONCE = 2**22  # numbers whose squares are summed together: 16 MiB
 
 
 def find_outliers(
-    rows: np.ndarray | Shards, *, times: float = TIMES, report: Callable[[int, int], None] = lambda done, total: None
+    rows: np.ndarray | Shards | Chosen,
+    *,
+    times: float = TIMES,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
     """Ascending indices of the rows whose norm exceeds `times` the median norm; cost: one read of all rows."""
     norms = np.empty(len(rows), np.float32)
@@ -27,14 +30,8 @@ def find_outliers(
     return np.flatnonzero(norms > times * np.median(norms))
 
 
-class Without:
-    """An array of rows (tokens, d_in) without some of them, read on demand: `len` and slices."""
+class Without(Chosen):
+    """An array of rows (tokens, d_in) without some of them, read on demand."""
 
-    def __init__(self, rows: np.ndarray | Shards, left_out: np.ndarray) -> None:
-        self._rows, self._included = rows, np.delete(np.arange(len(rows)), left_out)
-
-    def __len__(self) -> int:
-        return len(self._included)
-
-    def __getitem__(self, part: slice | np.ndarray) -> np.ndarray:
-        return self._rows[self._included[part]]
+    def __init__(self, rows: np.ndarray | Shards | Chosen, left_out: np.ndarray) -> None:
+        super().__init__(rows, np.delete(np.arange(len(rows)), left_out))

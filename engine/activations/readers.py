@@ -376,7 +376,12 @@ def _integers(path: Path) -> np.ndarray:
 
 def _require_integers(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
-        raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}, expected integers in 1 or 2 dimensions")
+        way_out = (
+            "; recorded activations are given with --activations" if array.dtype.kind == "f" and array.ndim > 1 else ""
+        )
+        raise ValueError(
+            f"{path} holds {array.dtype} of shape {array.shape}, expected integers in 1 or 2 dimensions{way_out}"
+        )
     return array
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,10 +16,25 @@ SHARD_BYTES = 2**30
 GIB = 2**30
 
 
+@runtime_checkable
+class FileRows(Protocol):
+    """Rows (tokens, d_in) of one file, read on demand in `dtype`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: slice | np.ndarray, /) -> np.ndarray: ...
+
+
 class Shards:
     """Rows (tokens, d_in) in several files: `len`, `shape`, slices and integer arrays as on a NumPy array, in copies."""
 
-    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+    def __init__(self, parts: Sequence[np.ndarray | FileRows]) -> None:
         self._parts = list(parts)
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
         self.shape = (int(self._starts[-1]), parts[0].shape[1])
@@ -48,7 +64,7 @@ class Shards:
         whole = self._contiguous(0, len(self))
         return whole if dtype is None else whole.astype(dtype)
 
-    def place(self, row: int) -> tuple[np.ndarray, int]:
+    def place(self, row: int) -> tuple[np.ndarray | FileRows, int]:
         """The file that holds a row, as an array, and the row's position in it."""
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._parts[part], row - int(self._starts[part])
@@ -60,6 +76,21 @@ class Shards:
             if start < first + len(part) and first < stop
         ]
         return np.concatenate(pieces) if pieces else np.empty((0, self.shape[1]), self.dtype)
+
+
+class Chosen:
+    """Some rows (tokens, d_in) of an array, by ascending index, read on demand: `len`, `shape`, slices and integer arrays."""
+
+    def __init__(self, rows: "np.ndarray | Shards | Chosen", index: np.ndarray) -> None:
+        self._rows, self._index = rows, index
+        self.shape: tuple[int, int] = (len(index), rows.shape[1])
+        self.dtype: np.dtype = rows.dtype
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, part: slice | np.ndarray) -> np.ndarray:
+        return self._rows[self._index[part]]
 
 
 class ShardWriter:

@@ -10,5 +10,9 @@ SENTENCE = (
     "at the input hook point"
 )
 NO_OUTPUT = "undefined: the output hook point is not recorded"
+NOT_RECORDED = "the recorded activations are those of the input hook point, and those of the output's were not given"
+UNPREDICTABLE = (
+    "no reconstruction: undefined: "  # how the remark on transcoders begins whose output is compared with nothing
+)
 WAY_OUT = "--hookpoint-out NAME"
 TRANSCODERS_DO_NOT_POOL = "a pool is trained to give back what it reads, and transcoders predict something else"

@@ -33,6 +33,14 @@ def place(hookpoint: str) -> Place | None:
 
     `model.layers.1.output`, `h.1` and `blocks.1.hook_resid_post` are one place, and so is `blocks.2.hook_resid_pre`.
     """
+    named = respelled(hookpoint)
+    if named and named.site == "hook_resid_pre" and named.layer:
+        return Place(named.layer - 1, "hook_resid_post")
+    return named
+
+
+def respelled(hookpoint: str) -> Place | None:
+    """As `place`, but what enters a block stays its `hook_resid_pre`: the same site under TransformerLens' name."""
     match = _BLOCK.fullmatch(hookpoint)
     if match is None:
         return None
@@ -42,8 +50,6 @@ def place(hookpoint: str) -> Place | None:
         site = "attn.hook_z"
     elif rest and _NEURONS.fullmatch(rest):
         site = "mlp.hook_post"
-    if site == "hook_resid_pre" and layer:
-        return Place(layer - 1, "hook_resid_post")
     return Place(layer, site) if "hook_" in site else None
 
 

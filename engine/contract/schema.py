@@ -38,8 +38,14 @@ RULES = ("argmax", "live", "mutual", "hungarian", "both")
 PAIR_RULES = tuple(rule for rule in RULES if rule != "live")  # for two SAEs without a study: they need no activity
 TRIGGERS = ("single token", "family", "number", "punctuation", "substring", "position", "previous token", "other")
 LARGEST_SEED = 2**63 - 1  # what the columns of seeds hold
-# Columns of whole numbers that hold seeds, in every table: 64 bits wide. Stores written before had 32 bits; they are read as well.
+# Columns of whole numbers that hold seeds or count tokens, in every table: 64 bits wide. Stores written before had 32 bits; they
+# are read as well.
 SEED_COLUMNS = frozenset({"seed", "other", "anchor", "halves", "fresh"})
+TOKEN_COLUMNS = frozenset({
+    "tokens", "n_tokens", "n_eval_tokens", "n_train_tokens", "train_tokens", "n_loss_tokens", "n_outliers", "n_evaluated",
+    "n_active",
+})  # fmt: skip
+WIDE_COLUMNS = SEED_COLUMNS | TOKEN_COLUMNS
 NO_MATCH = -1.0  # cosine where there is no pair: below every theta but -1 itself
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
 # What `seedscope analyze` computes, in the order of the columns that hold it.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seedscope.engine.contract.places import respelled
 from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
 from seedscope.engine.contract.tables.study import Ensemble
 
@@ -43,9 +44,16 @@ def settings(row: Ensemble) -> dict[str, Any]:
         "members": row.n_members,
     }
     values |= {name: value for name, value in columns.items() if name not in values or name == "variant"}
-    place = _BLOCK.fullmatch(row.hookpoint or "")
-    values |= {"layer": int(place[2]), "site": place[1] + "N" + place[3]} if place else {"hookpoint": row.hookpoint}
+    values |= _place(row.hookpoint)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _place(hookpoint: str | None) -> dict[str, Any]:
+    """Layer and site, the same for a place in the spellings of several libraries; the hook point where it has no layer."""
+    if named := respelled(hookpoint or ""):
+        return {"layer": named.layer, "site": f"blocks.N.{named.site}"}
+    match = _BLOCK.fullmatch(hookpoint or "")
+    return {"layer": int(match[2]), "site": match[1] + "N" + match[3]} if match else {"hookpoint": hookpoint}
 
 
 def value_of(row: Ensemble, name: str) -> int | float | str | None:

@@ -156,6 +156,11 @@ class Interpretation:
     ) -> None:
         study_plan = catalogue.read(study)
         evaluation, tokens = read_evaluation(study), load_tokens(study / "parts")
+        if evaluation is not None and not evaluation.texts:
+            raise ValueError(
+                f"{study.name} is measured on activations without tokens, so there are no contexts that a language model could "
+                "read; explain a study that has a model and text"
+            )
         if evaluation is not None and evaluation.model is None:
             raise ValueError(
                 f"{study.name} is a synthetic study: its samples are no text that a language model could read; explain a study "

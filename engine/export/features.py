@@ -6,13 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seedscope.engine.contract.directions import NO_OUTPUT
 from seedscope.engine.contract.schema import RULE_COLUMN
 from seedscope.engine.contract.stability import UNDEFINED, buckets, count_matches, is_match, score
 from seedscope.engine.contract.tables import training
 from seedscope.engine.contract.tables.features import Logit, NullMatch
 from seedscope.engine.contract.tables.spans import FeatureSpan, SpanCurve, first_energies
-from seedscope.engine.contract.tables.study import Ensemble
+from seedscope.engine.contract.tables.study import NO_LOGITS, NO_TOKENS, Ensemble
 from seedscope.engine.export.explanations import is_explained
 from seedscope.engine.export.open_study import FeatureBlock, Opened
 from seedscope.engine.matching.match import NULL_KINDS
@@ -28,6 +27,9 @@ COMPARISON = {
 _MEASURED = (
     "dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "quantiles", "trigger",
     "trigger_share", "trigger_what", "token_entropy", "top_token_share", "contexts", "histogram",
+)  # fmt: skip
+_OF_TOKENS = (
+    "top_tokens", "trigger", "trigger_share", "trigger_what", "token_entropy", "top_token_share", "contexts",
 )  # fmt: skip
 _EXPLAINED = ("explanation", "explainer", "score", "explanations")
 
@@ -166,18 +168,23 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     undefined = f"undefined: in {study.study.model} every token sees the tokens after it"
     if study.study.synthetic:
         blind, undefined = True, "undefined: samples of known true features are made, there is no language model"
+    if study.study.recorded:
+        blind, undefined = True, f"undefined: {NO_TOKENS}"
     needed: dict[str, str] = {}  # what each field needs
     if "activity" not in ensemble.computed:
         needed |= dict.fromkeys(_MEASURED, f"{command} activity")
+    elif study.study.recorded:
+        needed |= dict.fromkeys(_OF_TOKENS, undefined)
     if "ablate" not in ensemble.computed:
         either = "loss" in ensemble.computed
         needed |= dict.fromkeys(
-            ("ablation.marginal_ev", "ablation.rank") if either else ("ablation",), f"{command} ablate"
+            ("ablation.marginal_ev", "ablation.rank") if either else ("ablation",),
+            ensemble.undefined or f"{command} ablate",
         )
     if not is_explained(study, ensemble):
-        needed |= dict.fromkeys(_EXPLAINED, f"{command} explain")
+        needed |= dict.fromkeys(_EXPLAINED, undefined if study.study.recorded else f"{command} explain")
     if "loss" not in ensemble.computed:
-        needs = undefined if blind else f"{command} loss"
+        needs = undefined if blind else ensemble.undefined or f"{command} loss"
         needed |= dict.fromkeys(("ablation.marginal_loss_nats", "ablation.loss_rank"), needs)
     if "subspaces" not in ensemble.computed:
         one = "undefined: spans are compared among members, and the ensemble has one"
@@ -189,8 +196,8 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     first = study.members[ensemble.ensemble][0].seed
     if not study.store.table(Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
         width = "the hook point does not have the residual stream's width"
-        if ensemble.transcoder and not ensemble.hookpoint_out:
-            width = NO_OUTPUT
+        norm = [remark.removeprefix(NO_LOGITS) for remark in ensemble.remarks if remark.startswith(NO_LOGITS)]
+        width = ensemble.undefined or (norm[0] if norm else width)
         needs = undefined if blind else f"{command} activity" if "activity" not in ensemble.computed else width
         needed |= dict.fromkeys(("positive_logits", "negative_logits"), needs)
     return [{"field": field, "needs": needs} for field, needs in needed.items()]

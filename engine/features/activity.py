@@ -52,6 +52,13 @@ class Contexts(NamedTuple):
     activations: np.ndarray  # likewise
 
 
+_NO_NUMBERS, _NO_WINDOWS = np.zeros(0, np.int32), np.zeros((0, BEFORE + AFTER + 1), np.int32)
+NO_CONTEXTS = Contexts(
+    feature=_NO_NUMBERS, group=_NO_NUMBERS, rank=_NO_NUMBERS, document=_NO_NUMBERS, position=_NO_NUMBERS, peak=_NO_NUMBERS,
+    length=_NO_NUMBERS, token_ids=_NO_WINDOWS, activations=_NO_WINDOWS.astype(np.float32),
+)  # fmt: skip
+
+
 class Activity(NamedTuple):
     """One member's activity; arrays over its features unless said otherwise."""
 
@@ -62,7 +69,7 @@ class Activity(NamedTuple):
     quantiles: np.ndarray  # (d_sae, QUANTILES) of its activations where it is active; 0 where it is never
     histogram: np.ndarray  # (d_sae, N_BINS) counts
     histogram_edges: np.ndarray  # (N_BINS + 1,) activation values
-    top_token_ids: np.ndarray  # (d_sae, N_TOP_TOKENS), -1 where there are fewer
+    top_token_ids: np.ndarray  # (d_sae, N_TOP_TOKENS), -1 where there are fewer; (d_sae, 0) for rows without tokens
     top_token_counts: np.ndarray
     contexts: Contexts
     triggers: Triggers | None  # None without a vocabulary
@@ -127,7 +134,7 @@ class ActivityPass:
     def finish(
         self,
         member: int,
-        tokens: TokenSet,
+        tokens: TokenSet | int,
         *,
         vocabulary: TokenClasses | None = None,
         grid: ContextGrid | None = None,
@@ -135,7 +142,8 @@ class ActivityPass:
     ) -> Activity:
         """Summarise one member and forget its firings.
 
-        What sets features off is told by a vocabulary; a grid draws examples, which cost no further pass over the tokens.
+        `tokens` may be the number of rows, where these came without tokens: then there are no contexts and no top tokens. What
+        sets features off is told by a vocabulary; a grid draws examples, which cost no further pass over the tokens.
         """
         n_active = self._n_active[member]
         # One stream for each kind of draw, used feature by feature: the ranges below do not change what is drawn.
@@ -161,8 +169,9 @@ class ActivityPass:
         triggers = [part.triggers for part in parts if part.triggers is not None]
         examples = [part.examples for part in parts if part.examples is not None]
         mean, largest, quantiles, histogram, ids, counts = columns
+        n_tokens = tokens if isinstance(tokens, int) else int(tokens.counted.sum())
         return Activity(
-            int(tokens.counted.sum()), n_active, mean, largest, quantiles, histogram, edges.astype(np.float32), ids, counts,
+            n_tokens, n_active, mean, largest, quantiles, histogram, edges.astype(np.float32), ids, counts,
             contexts,
             Triggers(*map(np.concatenate, zip(*triggers, strict=True))) if triggers else None,
             Examples(*map(np.concatenate, zip(*examples, strict=True))) if examples else None,
@@ -170,7 +179,7 @@ class ActivityPass:
 
     def summaries(
         self,
-        tokens: TokenSet,
+        tokens: TokenSet | int,
         *,
         vocabulary: TokenClasses | None = None,
         grid: ContextGrid | None = None,
@@ -239,7 +248,7 @@ def _summarise(
     n_active: np.ndarray,
     first: int,
     edges: np.ndarray,
-    tokens: TokenSet,
+    tokens: TokenSet | int,
     vocabulary: TokenClasses | None,
     grid: ContextGrid | None,
     rng: tuple[np.random.Generator, np.random.Generator],
@@ -253,16 +262,17 @@ def _summarise(
         largest[firing] = np.maximum.reduceat(value, np.r_[0, np.cumsum(n_active)[:-1]][firing])
     bins = np.clip(np.searchsorted(edges, value, side="right") - 1, 0, N_BINS - 1)
     histogram = np.bincount(feature * N_BINS + bins, minlength=d_sae * N_BINS).reshape(d_sae, N_BINS)
+    mean, quantiles = (total / np.maximum(n_active, 1)).astype(np.float32), _quantiles(feature, value, n_active)
+    if isinstance(tokens, int):
+        none = np.zeros((d_sae, 0), np.int64)
+        return _Part(mean, largest, quantiles, histogram, none, none, NO_CONTEXTS, None, None)
     types = count_pairs(feature, tokens.ids.reshape(-1)[position], (d_sae, int(tokens.ids.max(initial=0)) + 1))
     ids, counts = _top_tokens(types)
     contexts = _contexts(feature, position, value, largest, tokens, rng)
     triggers = None if vocabulary is None else _triggers(feature, types, position, d_sae, tokens, vocabulary)
     examples = None if grid is None else grid.draw(feature + first, position, value)
-    mean = (total / np.maximum(n_active, 1)).astype(np.float32)
     contexts = contexts._replace(feature=contexts.feature + np.int32(first))
-    return _Part(
-        mean, largest, _quantiles(feature, value, n_active), histogram, ids, counts, contexts, triggers, examples
-    )
+    return _Part(mean, largest, quantiles, histogram, ids, counts, contexts, triggers, examples)
 
 
 def _quantiles(feature: np.ndarray, value: np.ndarray, n_active: np.ndarray) -> np.ndarray:

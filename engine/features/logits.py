@@ -60,9 +60,14 @@ def refusal(model: LanguageModel, d_in: int) -> str | None:
         return f"{model.name} predicts no next token"
     if head.weight.shape[1] != d_in:
         return f"decoder rows have {d_in} numbers, and the head of {model.name} reads {head.weight.shape[1]}"
-    if final_norm(model) is None:
-        return f"no norm of {model.name} gives what its head reads"
-    return None
+    return missing_norm(model)
+
+
+def missing_norm(model: LanguageModel) -> str | None:
+    """Why there are no direct logits at any width, as a sentence: no final norm was found; None where there is one."""
+    if not model.causal or model.pretrained.get_output_embeddings() is None or final_norm(model) is not None:
+        return None
+    return f"no norm of {model.name} gives what its head reads"
 
 
 def _through_norm(norm: nn.Module, rows: Tensor) -> Tensor:

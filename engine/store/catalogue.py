@@ -45,6 +45,26 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class RecordedActivations:
+    """Activations that were recorded elsewhere and stand in place of a model and tokens."""
+
+    source: str
+    """A file or folder; see engine.activations.recorded."""
+    digest: str
+    """Over type, width and all numbers."""
+    stamp: str
+    """Over names, sizes and times of the files: while it is the same they need not be read again for the digest."""
+    hookpoint: str | None = None
+    """Where they were recorded; None: wherever the study's SAEs read."""
+    n_eval: int | None = None
+    """Rows that are measured, a random choice; all of them if not given."""
+    outliers: Literal["exclude", "include"] = "exclude"
+    """As for `Tokens`."""
+    remark: str | None = None
+    """For the page: what they are."""
+
+
+@dataclass(frozen=True)
 class MemberPlan:
     """One SAE of an ensemble and where its file comes from."""
 
@@ -111,6 +131,8 @@ class StudyPlan:
     built_from: str = "catalogue"
     """Line 2 of CURRENT: what a rebuild of the embedded study is decided by."""
     ensembles: tuple[EnsemblePlan, ...] = field(default=())
+    activations: RecordedActivations | None = None
+    """Rows that activity is measured on, in place of the model and the tokens."""
 
     def __post_init__(self) -> None:
         require_name("study", self.name, exists=True)  # who makes a new one checks its name

@@ -191,21 +191,21 @@ class StoreReader:
         return [table(**row) for row in self.table(table, **where).to_pylist()]
 
 
-def _holds_seeds(name: str, kind: type) -> bool:
-    """Whether a column's values are seeds, which take 64 bits."""
-    return kind is int and name in schema.SEED_COLUMNS
+def _is_wide(name: str, kind: type) -> bool:
+    """Whether a column's values are seeds or numbers of tokens, which take 64 bits."""
+    return kind is int and name in schema.WIDE_COLUMNS
 
 
 def _arrow_type(table: type, name: str, kind: type) -> pa.DataType:
     """Arrow's type of a column's values, or of the entries of its lists."""
-    if _holds_seeds(name, kind):
+    if _is_wide(name, kind):
         return pa.int64()
     return pa.float64() if (table, name) in _DOUBLE else _ARROW[kind]
 
 
 def _sql_type(table: type, name: str, kind: type) -> str:
     """DuckDB's type of the same."""
-    if _holds_seeds(name, kind):
+    if _is_wide(name, kind):
         return "BIGINT"
     return "DOUBLE" if (table, name) in _DOUBLE else _SQL[kind]
 
@@ -247,14 +247,14 @@ def _list_array(values: Any, element: pa.DataType) -> pa.ListArray:
 def _digest(connection: duckdb.DuckDBPyConnection) -> str:
     """16 hex digits over schema, column values and list lengths of the sorted rows; never over a file or a time.
 
-    Seeds count as 32-bit numbers where all of a column are below 2^31: the digest of such a study does not depend on the width
-    of its columns.
+    Seeds and numbers of tokens count as 32-bit numbers where all of a column are below 2^31: the digest of such a study does
+    not depend on the width of its columns.
     """
     sha = hashlib.sha256(str(schema.SCHEMA_VERSION).encode())
     for table in schema.TABLES:
         for name, (of_values, is_list, _) in schema.columns(table).items():
             column_sql = f'"{name}"'
-            if _holds_seeds(name, of_values) and _largest(connection, table, name, is_list=is_list) < 2**31:
+            if _is_wide(name, of_values) and _largest(connection, table, name, is_list=is_list) < 2**31:
                 column_sql += "::INTEGER" + "[]" * is_list
             lengths, values, kind, n_rows = hashlib.sha256(), hashlib.sha256(), "", 0
             for batch in connection.sql(f"SELECT {column_sql} FROM {table.__name__}").to_arrow_reader(BATCH_ROWS):

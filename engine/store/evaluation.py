@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from seedscope.engine.store import catalogue
-from seedscope.engine.store.parts import VERSION
 
 EVALUATION = "evaluation.json"
+MEASURED_VERSION = 4  # of parts that are measured on tokens; matches have a version of their own
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def measured_from(ensemble: catalogue.EnsemblePlan, evaluation: Evaluation) -> d
     """
     predicted = {"hookpoint_out": ensemble.hookpoint_out} if ensemble.transcoder else {}
     return predicted | {
-        "version": VERSION,
+        "version": MEASURED_VERSION,
         "saes": [member.digest for member in ensemble.members],
         "tokens": evaluation.token_digest,
         "outliers": evaluation.outliers,

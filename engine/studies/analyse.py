@@ -13,8 +13,11 @@ import torch
 
 from seedscope.engine.activations.documents import Document
 from seedscope.engine.activations.harvest import LanguageModel
+from seedscope.engine.contract.directions import UNPREDICTABLE
 from seedscope.engine.contract.schema import ANALYSES
+from seedscope.engine.contract.tables.study import NO_LOGITS
 from seedscope.engine.explanations.of_study import explain_by_rules
+from seedscope.engine.features.logits import missing_norm
 from seedscope.engine.machine import named_device
 from seedscope.engine.matching.buckets import judge
 from seedscope.engine.matching.cuda import choice
@@ -32,7 +35,6 @@ from seedscope.engine.studies.open_evaluator import open_evaluator
 from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
 
 UNREADABLE = "no activity: "  # how the remark on an ensemble begins that the model cannot be read for
-UNPREDICTABLE = "no reconstruction: undefined: "  # on transcoders whose output the model does not have
 NEED_ACTIVITY = {"ablate", "loss", "explain", TRAJECTORY}
 
 
@@ -72,7 +74,8 @@ def analyse(
     progress.say(f"best cosines: {choice(on)[1]}")
     for ensemble in plan.ensembles:
         at_hook = evaluator and (evaluator.control if ensemble.control_of else evaluator)
-        readable = ensemble.hookpoint and not (evaluator and ensemble.name in evaluator.unreadable)
+        known = ensemble.hookpoint or (evaluator and evaluator.recorded)
+        readable = known and not (evaluator and ensemble.name in evaluator.unreadable)
         at_hook = at_hook if readable else None
         loss = LossSettings(loss_tokens, only is not None) if "loss" in wanted else None
         _analyse(EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress), wanted, loss)
@@ -80,13 +83,19 @@ def analyse(
 
 
 def _with_remarks(study: Path, plan: catalogue.StudyPlan, evaluator: Evaluator) -> catalogue.StudyPlan:
-    """The catalogue with a remark on every ensemble that the model cannot be read for, and without those of before."""
-    remarked = plan
+    """The catalogue with a remark on every ensemble that the model cannot be read for, or that has no direct logits.
+
+    And on transcoders whose output has nothing to be compared with. Those of a former analysis are dropped.
+    """
+    remarked, without_logits = plan, missing_norm(evaluator.model)
     for ensemble in plan.ensembles:
-        remarks = [remark for remark in ensemble.remarks if not remark.startswith((UNREADABLE, UNPREDICTABLE))]
+        of_before = (UNREADABLE, UNPREDICTABLE, NO_LOGITS)
+        remarks = [remark for remark in ensemble.remarks if not remark.startswith(of_before)]
         for prefix, reasons in ((UNREADABLE, evaluator.unreadable), (UNPREDICTABLE, evaluator.unpredictable)):
             if ensemble.name in reasons:
                 remarks.append(f"{prefix}{reasons[ensemble.name]}")
+        if without_logits and ensemble.hookpoint and ensemble.name not in evaluator.unreadable:
+            remarks.append(f"{NO_LOGITS}{without_logits}")
         remarked = remarked.with_ensemble(replace(ensemble, remarks=tuple(remarks)))
     if remarked != plan:
         catalogue.write(remarked, study)
@@ -106,10 +115,10 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
         new_worth = "ablate" in wanted and worth is None
         collected = pass_over_tokens(run, evaluator, activity=activity is None, worth=new_worth)
         if collected.activity:
-            activity = keep_activity(run, evaluator, collected.activity, collected.tokens)
+            activity = keep_activity(run, evaluator, collected.activity, collected)
     live = living(activity, run.seeds)
     match = find_match(run, live) or match_members(run, live)
-    if evaluator and activity and "explain" in wanted:
+    if evaluator and not evaluator.recorded and activity and "explain" in wanted:
         explain_by_rules(
             run.parts, run.ensemble, activity, evaluator.tokens, evaluator.texts, run.measured, run.progress
         )

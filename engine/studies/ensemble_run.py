@@ -14,8 +14,8 @@ from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store.catalogue import EnsemblePlan, StudyPlan
-from seedscope.engine.store.evaluation import measured_from
-from seedscope.engine.store.parts import VERSION, Part, Parts
+from seedscope.engine.store.evaluation import MEASURED_VERSION, measured_from
+from seedscope.engine.store.parts import Part, Parts
 from seedscope.engine.studies.evaluator import Evaluator, HookPoint
 
 
@@ -50,8 +50,13 @@ class EnsembleRun:
 
     @property
     def hookpoint(self) -> str:
-        """Where its SAEs read the model; raises ValueError where that is not known, and so activity cannot be measured."""
+        """Where its SAEs read the model; raises ValueError where that is not known, and so activity cannot be measured.
+
+        Of recorded activations the place need not be known.
+        """
         if not self.ensemble.hookpoint:
+            if self.evaluator and self.evaluator.recorded:
+                return "an unknown hook point"
             raise ValueError(f"the hook point of ensemble {self.name} is not known; give it with --hookpoint")
         return self.ensemble.hookpoint
 
@@ -71,10 +76,9 @@ class EnsembleRun:
         """Why nothing that compares output with the model is defined; "" where it is."""
         if not self.ensemble.transcoder:
             return ""
-        if not self.ensemble.hookpoint_out:
-            return NO_OUTPUT
-        reason = self.evaluator and self.evaluator.unpredictable.get(self.name)
-        return f"undefined: {reason}" if reason else ""
+        if reason := self.evaluator and self.evaluator.unpredictable.get(self.name):
+            return f"undefined: {reason}"
+        return "" if self.ensemble.hookpoint_out else NO_OUTPUT
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -113,7 +117,7 @@ class EnsembleRun:
 
     def find_activity(self) -> Part | None:
         """The activity that is there; without an evaluator, any of these SAEs at this hook point."""
-        unmeasured = {"version": VERSION, "saes": self.sae_digests, "hookpoint": self.ensemble.hookpoint}
+        unmeasured = {"version": MEASURED_VERSION, "saes": self.sae_digests, "hookpoint": self.ensemble.hookpoint}
         return self.parts.find("activity", **(self.measured or unmeasured))
 
     def left_out(self, activity: Part) -> np.ndarray:

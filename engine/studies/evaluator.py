@@ -19,14 +19,14 @@ from seedscope.engine.activations.harvest import (
     width,
 )
 from seedscope.engine.activations.outliers import Without, find_outliers
-from seedscope.engine.activations.shards import Shards
+from seedscope.engine.activations.shards import Chosen, Shards
 from seedscope.engine.activations.tokens import save_tokens
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.features.triggers import TokenClasses
 from seedscope.engine.progress import Progress
 from seedscope.engine.store.evaluation import EVALUATION, Evaluation
 
-Rows = np.ndarray | Shards | Without  # activations (tokens, width), in memory or on disk
+Rows = np.ndarray | Shards | Chosen  # activations (tokens, width), in memory or on disk
 
 
 class HookPoint(NamedTuple):
@@ -40,13 +40,22 @@ class HookActivations(NamedTuple):
     """Activations at a hook point, and the tokens that count there, in their order."""
 
     rows: Rows  # (tokens, d_in)
-    tokens: TokenSet
+    tokens: TokenSet | None  # None where the rows came without tokens
     targets: Rows | None = None  # (tokens, d_out) at the output hook point; None where none was asked for
+    outliers: np.ndarray = np.zeros(0, np.int64)  # of rows without tokens: those that are left out
+
+    @property
+    def left_out(self) -> np.ndarray:
+        """Flat indices of further tokens, or of rows, that do not count."""
+        return self.outliers if self.tokens is None else self.tokens.left_out
 
 
 class Evaluator:
     """A model with its evaluation tokens, and activations of it at any hook point."""
 
+    recorded = (
+        False  # whether its rows were recorded elsewhere: then there are no tokens, and the hook point may be unknown
+    )
     unreadable: dict[str, str] = {}  # noqa: RUF012 - {ensemble: why nothing can be read of the model for it}
     # {ensemble of transcoders: why what they predict cannot be read of the model}
     unpredictable: dict[str, str] = {}  # noqa: RUF012
@@ -143,8 +152,9 @@ def require_width(model: LanguageModel, model_width: int, d_in: int, hookpoint: 
         )
 
 
-def keep_evaluation(study: Path, record: Evaluation, tokens: TokenSet) -> None:
-    """Write the evaluation and its tokens beside the parts of a study that are measured on them."""
+def keep_evaluation(study: Path, record: Evaluation, tokens: TokenSet | None) -> None:
+    """Write the evaluation and its tokens, if there are any, beside the parts of a study that are measured on them."""
     (study / "parts").mkdir(parents=True, exist_ok=True)
     write_whole(study / "parts" / EVALUATION, json.dumps(asdict(record)))
-    save_tokens(tokens, study / "parts")
+    if tokens is not None:
+        save_tokens(tokens, study / "parts")

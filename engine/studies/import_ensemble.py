@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+from seedscope.engine.activations.recorded import open_recorded, require_width
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.importers.ensemble import read_many
 from seedscope.engine.saes.importers.facts import BY_USER, changed, completed_as_transcoder
-from seedscope.engine.saes.importers.imported import Imported
+from seedscope.engine.saes.importers.imported import LARGEST, Imported
 from seedscope.engine.store import catalogue
 
 # Rows that two members share to the last bit have never been trained in either: they still stand where both began.
@@ -38,6 +39,7 @@ def enrol(
     hookpoint: str | None = None,
     hookpoint_out: str | None = None,
     tokens: catalogue.Tokens | None = None,
+    activations: catalogue.RecordedActivations | None = None,
     shared_start: catalogue.YesNo | None = None,
     force: bool = False,
     replaced: bool = False,
@@ -45,17 +47,17 @@ def enrol(
 ) -> catalogue.EnsemblePlan:
     """Add SAE files as an ensemble to a study under the root, which begins with it if need be.
 
-    `model`, `tokens` become the study's where given; `hookpoint` is the ensemble's, by default the one that the files
-    name, and so is `hookpoint_out`, which transcoders predict: given for files that do not say what they are, these are
-    transcoders. Nothing is written before everything is checked; the catalogue is written last. Raises ValueError for files that
-    cannot be read, SAEs that are not members of one ensemble, the same SAE twice, a claim about
-    the start that the weights refute, a name in use (unless `replaced`), and a hook point other than the files' (unless
-    `force`, which is remembered).
+    `model`, `tokens` become the study's where given, and `activations`, which stand in their place; `hookpoint` is the
+    ensemble's, by default the one that the files name, and so is `hookpoint_out`, which transcoders predict: given for files that
+    do not say what they are, these are transcoders. Nothing is written before everything is checked; the catalogue is written
+    last. Raises ValueError for files that cannot be read, SAEs that are not members of one ensemble, the same SAE twice, a claim
+    about the start that the weights refute, a name in use (unless `replaced`), activations of another width, and a hook point
+    other than the files' (unless `force`, which is remembered).
     """
     catalogue.require_name("study", study)
     folder = root / study
     former = catalogue.read(folder) or catalogue.StudyPlan(study)
-    plan = replace(former, model=model or former.model, tokens=tokens or former.tokens)
+    plan = measured_on(replace(former, model=model or former.model), tokens, activations)
     catalogue.require_name("ensemble", ensemble)
     if not replaced and any(each.name == ensemble for each in former.ensembles):
         raise ValueError(
@@ -85,6 +87,8 @@ def enrol(
             if not force:
                 raise ValueError(f"{differ}; leave {option} out, or give --force to go on and have it remembered")
             remarks.append(f"forced: {differ}")
+    if activations:
+        require_width(open_recorded(activations.source), members[0].d_in, ensemble)
     kept = [described(member) for member in members]
     _refuse_copies(kept)
     start, evidence = _start(members, shared_start)
@@ -115,6 +119,15 @@ def enrol(
     # What it replaces stays on disk until the next publish: the published store still names it.
     catalogue.write(plan.with_ensemble(imported), folder)
     return imported
+
+
+def measured_on(
+    plan: catalogue.StudyPlan, tokens: catalogue.Tokens | None, activations: catalogue.RecordedActivations | None
+) -> catalogue.StudyPlan:
+    """The catalogue with the tokens or the recorded activations that a study is measured on: the last given count."""
+    if activations:
+        return replace(plan, tokens=None, activations=activations)
+    return replace(plan, tokens=tokens, activations=None) if tokens else plan
 
 
 @contextmanager
@@ -160,7 +173,7 @@ def _as_transcoder(member: Imported, hookpoint_out: str) -> Imported:
 def _with_zero_rows(member: Imported) -> Imported:
     """The SAE with zeros for decoder rows that are not finite, which would make every reconstruction that uses them NaN."""
     rows = member.tensors["W_dec"]
-    finite = torch.isfinite(rows).all(1)
+    finite = (rows.abs() <= LARGEST).all(1)
     if finite.all():
         return member
     n_rows = int((~finite).sum())

@@ -24,6 +24,7 @@ from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import Evaluation
 from seedscope.engine.studies.evaluator import Evaluator, keep_evaluation, require_width
+from seedscope.engine.studies.recorded import open_rows
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.evaluator import open_samples
 
@@ -36,12 +37,17 @@ def open_evaluator(
     device: torch.device,
     progress: Progress,
 ) -> Evaluator | None:
-    """Model and tokens as the catalogue names them, or a synthetic study's samples; None, with a word, without either."""
+    """Model and tokens as the catalogue names them, recorded activations, or a synthetic study's samples.
+
+    None, with a word, without any of them.
+    """
     if made := synthetic.read(study):
         return open_samples(study, made, plan, progress)
+    if plan.activations and texts is None:
+        return open_rows(study, plan, plan.activations, progress)
     if plan.model is None or (plan.tokens is None and texts is None):
         lacks = " and ".join(name for name, value in (("--model", plan.model), ("--tokens", plan.tokens)) if not value)
-        progress.say(f"activity, ablate: left out, no {lacks} was given for {plan.name}")
+        progress.say(f"activity, ablate: left out, no {lacks} (nor --activations) was given for {plan.name}")
         return None
     settings = plan.tokens or catalogue.Tokens(())
     model = model or load_model(plan.model)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from seedscope.engine.activations.tokens import PADDING, load_tokens
-from seedscope.engine.contract.directions import NO_OUTPUT
+from seedscope.engine.contract.directions import UNPREDICTABLE
 from seedscope.engine.contract.schema import ANALYSES, SCHEMA_VERSION
 from seedscope.engine.contract.tables.study import Document, Ensemble, Study, Token, TokenWindow
 from seedscope.engine.explanations.explanation import FeatureExplanation, from_arrays
@@ -142,7 +143,7 @@ def _add_study(
         model=model,
         model_digest=evaluation.model_digest if evaluation and evaluation.model else None,
         causal=evaluation.causal if evaluation and evaluation.model else None,
-        n_ctx=evaluation.n_ctx if evaluation else None,
+        n_ctx=evaluation.n_ctx or None if evaluation else None,
         token_policy=evaluation.policy if evaluation else None,
         eval_token_digest=evaluation.token_digest if evaluation else None,
         n_eval_tokens=evaluation.n_tokens if evaluation else None,
@@ -152,7 +153,7 @@ def _add_study(
         synthetic=synthetic.read(parts.parent) is not None,
     )
     add_row(writer, row)
-    if evaluation:
+    if evaluation and evaluation.texts:  # recorded activations come without tokens
         writer.add(Token, {"id": np.arange(len(evaluation.texts)), "text": list(evaluation.texts)})
         writer.add(Document, {"id": np.arange(len(evaluation.documents)), "name": list(evaluation.documents)})
         tokens = load_tokens(parts)
@@ -189,7 +190,9 @@ def _read_member(parts: _EnsembleParts, match: Part, seed: int) -> _MemberArrays
         logits=Logits(**_prefixed(arrays, "logit", Logits._fields, torch.from_numpy))
         if arrays and has_logits
         else None,
-        examples=Examples(**_prefixed(arrays, "example", Examples._fields)) if arrays else None,
+        examples=Examples(**_prefixed(arrays, "example", Examples._fields))
+        if arrays and "example_feature" in arrays
+        else None,
         worth=parts.ablate.read(seed) if parts.ablate else None,
         loss=parts.loss.read(seed) if parts.loss else None,
         explanations=[
@@ -268,8 +271,10 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
         folder=ensemble.folder,
         control_of=ensemble.control_of,
         computed=parts.computed,
-        remarks=[*ensemble.remarks, *([NO_OUTPUT] if ensemble.transcoder and not ensemble.hookpoint_out else [])],
+        remarks=list(ensemble.remarks),
     )
+    if row.undefined and not any(remark.startswith(UNPREDICTABLE) for remark in row.remarks):
+        row = replace(row, remarks=[*row.remarks, row.undefined])
     add_row(writer, row)
 
 
@@ -291,7 +296,7 @@ def _activity(arrays: dict[str, np.ndarray]) -> Activity:
     """A member's activity from the arrays of its part; examples are read on their own."""
     own = {field: arrays[field] for field in Activity._fields if field in arrays and field != "n_tokens"}
     contexts = Contexts(**_prefixed(arrays, "context", Contexts._fields))
-    triggers = Triggers(**_prefixed(arrays, "trigger", Triggers._fields))
+    triggers = Triggers(**_prefixed(arrays, "trigger", Triggers._fields)) if "trigger_what" in arrays else None
     return Activity(n_tokens=int(arrays["n_tokens"]), **own, contexts=contexts, triggers=triggers, examples=None)
 
 

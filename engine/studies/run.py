@@ -20,8 +20,7 @@ from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.tables.pools import FeaturePool
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
-from seedscope.engine.saes.importers.hub import local
-from seedscope.engine.saes.importers.recognise import recognise
+from seedscope.engine.saes.importers.ensemble import located
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.database import StoreReader
 from seedscope.engine.studies.analyse import analyse
@@ -31,6 +30,7 @@ from seedscope.engine.studies.pools.build import pool_ensemble
 from seedscope.engine.studies.pools.record import PoolRecord, pool_folder
 from seedscope.engine.studies.pools.settings import PoolSettings
 from seedscope.engine.studies.publish import publish
+from seedscope.engine.studies.recorded import describe
 from seedscope.engine.studies.studyfile.read import AnchorPlan, ImportPlan, StudyFile, TrainPlan
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.generator import TRAINING
@@ -114,7 +114,12 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
             for trained in _with_control(train_on, wanted.name, model, control=file.control is not None):
                 _enter(trained, folder)
         plan = catalogue.read(folder) or catalogue.StudyPlan(file.name)
-        plan = replace(plan, model=file.model, tokens=file.tokens, theta=file.theta, epsilon=file.epsilon)
+        recorded = None
+        if (named := file.recorded) is not None:
+            recorded = describe(named.source, named.hookpoint, progress, before=plan.activations, **named.settings)
+        plan = replace(
+            plan, model=file.model, tokens=file.tokens, activations=recorded, theta=file.theta, epsilon=file.epsilon
+        )
         catalogue.write(plan, folder)
         analyse(folder, only=file.analyses, loss_tokens=file.loss_tokens, model=model, device=device, progress=progress)
         return _published(folder, progress)
@@ -240,7 +245,7 @@ def _files_digest(wanted: ImportPlan) -> str:
     """16 hex digits over what an import reads: settings, names, sizes and times of the files."""
     files = []
     for path in wanted.paths:
-        for each in recognise(local(path)):
+        for each in located(path, "auto"):
             inside = [each.path] if each.path.is_file() else sorted(each.path.iterdir())
             files += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inside if p.is_file()]
     content = [files, wanted.format, wanted.seeds, wanted.hookpoint, wanted.shared_start, wanted.force]

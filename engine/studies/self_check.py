@@ -13,12 +13,14 @@ import numpy as np
 
 from seedscope.engine.activations.harvest import LanguageModel, harvest, load_model, tokenize
 from seedscope.engine.activations.outliers import TIMES, find_outliers
+from seedscope.engine.activations.recorded import open_recorded
 from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.encode import measure
-from seedscope.engine.store.catalogue import EnsemblePlan, MemberPlan, StudyPlan, Tokens
+from seedscope.engine.store.catalogue import EnsemblePlan, MemberPlan, RecordedActivations, StudyPlan, Tokens
 from seedscope.engine.studies.open_evaluator import documents_of
+from seedscope.engine.studies.recorded import draw, misfit
 
 N_TOKENS = 4096  # enough for L0 and EV to two digits
 FAR_OFF = 2.0  # times the recorded L0, or its inverse: texts alone seldom change it by so much
@@ -33,7 +35,7 @@ CAUSES = (
 class FirstLook(NamedTuple):
     """What one member does on the first tokens of the evaluation text."""
 
-    ev: float | None  # explained variance, 1 at best; None of transcoders that do not say what they predict
+    ev: float | None  # explained variance, 1 at best; None of transcoders where what they predict is not known
     l0: float  # active features per token
     n_tokens: int
 
@@ -41,15 +43,20 @@ class FirstLook(NamedTuple):
 def look_at(study: Path, plan: StudyPlan, ensemble: EnsemblePlan, device: str, progress: Progress) -> list[FirstLook]:
     """Measure every member on about N_TOKENS tokens that count, norm outliers left out, in the order of seeds.
 
-    Raises ValueError where the study names no model, tokens or hook point, and where they cannot be read.
+    Recorded activations stand in place of model and tokens: N_TOKENS of their rows, drawn at random. Raises ValueError where
+    the study names no model, tokens or hook point, nor activations, and where they cannot be read.
     """
-    if plan.model is None or plan.tokens is None or ensemble.hookpoint is None:
-        raise ValueError("a model, tokens and a hook point are needed")
-    model = load_model(plan.model)
     on = named_device(device)
-    if on.type != "cpu":
-        model.network.to(on)
-    rows, targets = _rows(study, model, plan.tokens, ensemble, progress)
+    targets = None  # what transcoders should predict
+    if plan.activations:
+        rows = _recorded_rows(study, plan, ensemble, plan.activations)
+    elif plan.model is None or plan.tokens is None or ensemble.hookpoint is None:
+        raise ValueError("a model, tokens and a hook point are needed")
+    else:
+        model = load_model(plan.model)
+        if on.type != "cpu":
+            model.network.to(on)
+        rows, targets = _rows(study, model, plan.tokens, ensemble, progress)
     looks = []
     with progress.stage(f"{ensemble.name}: self-check", "SAEs") as report:
         for seed in ensemble.seeds:
@@ -112,6 +119,14 @@ def _rows(
         outlying = np.unique(np.concatenate([find_outliers(rows, times=TIMES) for rows in taken]))
         taken = [np.delete(rows, outlying, axis=0) for rows in taken]
     return taken[0], taken[1] if len(taken) > 1 else None
+
+
+def _recorded_rows(study: Path, plan: StudyPlan, ensemble: EnsemblePlan, given: RecordedActivations) -> np.ndarray:
+    recorded = open_recorded(given.source)
+    if reason := misfit(study, plan, ensemble, recorded):
+        raise ValueError(reason)
+    rows = np.array(recorded.rows[draw(len(recorded.rows), N_TOKENS)], np.float32)
+    return rows if given.outliers == "include" else np.delete(rows, find_outliers(rows, times=TIMES), axis=0)
 
 
 def _without_former(member: MemberPlan) -> tuple[str, ...]:

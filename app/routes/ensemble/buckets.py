@@ -126,11 +126,13 @@ def _scatter(
     metric = judgement.metric or metrics[0]
     lacking, analysis = store.missing(row.ensemble), METRICS[metric].analysis
     if metric not in metrics:
-        reason = lacking[analysis] if analysis else "not computed"
+        reason = lacking.get(analysis or "", lacking.get("contexts", "not computed"))
         raise BadValue("metric", repr(metric), f"{', '.join(metrics)}, no {metric}: {reason}")
     for name in ("trigger", "density_min", "density_max"):
         if getattr(judgement, name) is not None and "activity" in lacking:
             raise BadValue(name, repr(getattr(judgement, name)), f"no filter by {name}: {lacking['activity']}")
+    if judgement.trigger is not None and "contexts" in lacking:
+        raise BadValue("trigger", repr(judgement.trigger), f"no filter by trigger: {lacking['contexts']}")
     query = judgement.query(row.ensemble)
     marks = {name: getattr(judgement, name) for name in ("bucket", "trigger", "density_min", "density_max")}
     scatter = store.comparisons.scatter(query, metric, replace(query, **marks))

@@ -125,7 +125,7 @@ def explanations(
         nav_judged=asked.judged(activity=store.has(ensemble, "activity")),
         nav_push=render.url(f"/s/{study}/{ensemble}/explanations", **asked.parameters()),
         nav_lacks=[lacking["explanations"]] if "explanations" in lacking else [],
-        nav_model=None if store.study.synthetic else language_model(),
+        nav_model=None if store.study.synthetic or store.study.recorded else language_model(),
     )
 
 

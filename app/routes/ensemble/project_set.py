@@ -304,7 +304,7 @@ def _described(
 ) -> list[ProjectedFeature]:
     places = list(zip(arrays["seed"][shown].tolist(), arrays["feature"][shown].tolist(), strict=True))
     features = store.features_at(ensemble, places) if places else {}
-    activity = store.has(ensemble, "activity")
+    activity = store.has_tokens(ensemble)
     described = []
     for place, own, others in zip(places, arrays["own"][shown], arrays["others"][shown], strict=True):
         feature = features[place]

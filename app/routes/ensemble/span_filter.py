@@ -44,7 +44,7 @@ def choices(store: StudyStore, ensemble: str) -> dict[str, Any]:
     activity = store.has(ensemble, "activity")
     return {
         "seeds": [member.seed for member in store.members(ensemble)],
-        "triggers": list(TRIGGERS) if activity else [],
+        "triggers": list(TRIGGERS) if store.has_tokens(ensemble) else [],
         "density": activity,
-        "words": activity or store.has(ensemble, "explain"),
+        "words": store.has_tokens(ensemble) or store.has(ensemble, "explain"),
     }

@@ -96,7 +96,7 @@ def feature_table(
         rows=rows,
         buckets={b: facets["bucket"].get(b, 0) if row.n_comparisons or b == "dead" else None for b in BUCKETS},
         seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
-        triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has(ensemble, "activity") else None,
+        triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has_tokens(ensemble) else None,
         scores=table.score_facet() if store.has(ensemble, "explain") else None,
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),

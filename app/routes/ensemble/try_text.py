@@ -22,7 +22,7 @@ from seedscope.app.store.errors import BadValue
 from seedscope.app.store.missing import NO_MODEL, Missing
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
-from seedscope.engine.contract.tables.study import Ensemble
+from seedscope.engine.contract.tables.study import NO_TOKENS, Ensemble
 
 router = APIRouter()
 LONGEST_ADDRESS = 8192  # bytes behind the question mark: what browsers, proxies and chat programs carry
@@ -89,6 +89,8 @@ def try_text(
     missing = lacking.get("activity") if store.study.model is None or row.hookpoint is None else None
     if store.study.synthetic:
         missing = Missing("a text of your own", NO_MODEL, None)
+    if store.study.recorded:
+        missing = Missing("a text of your own", f"undefined: {NO_TOKENS}", None)
     if row.control_of is not None:
         missing = Missing("a text of your own", f"its members read {store.study.model} with random weights", None)
     answer: LiveAnswer | None = None

@@ -37,7 +37,7 @@ def activity_of(store: StudyStore, feature: Feature) -> ActivityFacts:
         trigger_what=feature.trigger_what,
         token_entropy=feature.token_entropy,
         top_token_share=feature.top_token_share,
-        top_tokens=[(store.tokens[i], n) for i, n in counts if i >= 0] if activity else None,
+        top_tokens=[(store.tokens[i], n) for i, n in counts if i >= 0] if store.has_tokens(feature.ensemble) else None,
         density=feature.density,
         n_active=feature.n_active,
         n_tokens=feature.n_tokens,

@@ -51,7 +51,7 @@ def find_counterparts(store: StudyStore, row: Ensemble, feature: Feature, filter
     seeds = store.other_seeds(row.ensemble, feature.seed)
     places = [(seed, partner) for seed, partner in zip(seeds, partners, strict=True) if partner is not None]
     features = store.features_at(row.ensemble, places)
-    activity = store.has(row.ensemble, "activity")
+    activity = store.has_tokens(row.ensemble)
     contexts = store.contexts_at(row.ensemble, places, n=PARTNER_CONTEXTS) if activity else {}
     one_to_one, live = len(match.hungarian_partners) > 0, len(match.live_partners) > 0
     counterparts = []

@@ -14,6 +14,7 @@ from seedscope.app.store.errors import NotFound
 from seedscope.app.store.missing import NO_MODEL
 from seedscope.engine.contract.directions import NO_OUTPUT, WAY_OUT
 from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, LiveQuery
+from seedscope.engine.contract.tables.study import NO_TOKENS
 
 router = APIRouter()
 Windows = Literal["random", "contexts"]  # as engine.contract.queries names them; a test holds them together
@@ -63,8 +64,11 @@ def worth(
     store, row, asked, member, feature = opened
     if store.study.synthetic:
         raise NotFound("loss", f"a feature of {study}", f"none in a synthetic study: {NO_MODEL}")
-    if row.transcoder and row.hookpoint_out is None:
-        raise NotFound("loss", f"a feature of {ensemble}", f"none: it is {NO_OUTPUT}; give it with {WAY_OUT}")
+    if store.study.recorded:
+        raise NotFound("loss", f"a feature of {study}", f"none: undefined: {NO_TOKENS}")
+    if row.undefined:
+        way_out = f"; give it with {WAY_OUT}" if row.undefined == NO_OUTPUT else ""
+        raise NotFound("loss", f"a feature of {ensemble}", f"none: it is {row.undefined}{way_out}")
     if row.control_of is not None:
         raise NotFound("loss", f"a feature of {ensemble}", f"one of {row.control_of}: controls run on another model")
     query = LiveQuery(

@@ -10,6 +10,8 @@ FIELDS = {
     "activity": ("dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "quantiles",
                  "trigger", "trigger_share", "trigger_what", "token_entropy", "top_token_share", "contexts", "histogram",
                  "histogram_edges", "matches.partner_dead", "matches.contexts"),
+    "contexts": ("contexts", "top_tokens", "trigger", "trigger_share", "trigger_what", "token_entropy", "top_token_share",
+                 "matches.contexts"),
     "live": ("matches.live_partner", "matches.live_cosine"),
     "one-to-one": ("matches.hungarian_partner", "matches.hungarian_cosine", "matches.hungarian_encoder_cosine",
                    "matches.encoder_partner"),

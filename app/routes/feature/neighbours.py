@@ -105,7 +105,7 @@ def _described(store: StudyStore, ensemble: str, rows: list[tuple], asked: Neigh
     for seed, feature, cosine in rows:
         row = features[seed, feature]
         tokens = None
-        if store.has(ensemble, "activity"):
+        if store.has_tokens(ensemble):
             tokens = [store.tokens[i] for i in row.top_token_ids if i >= 0]
         described.append(Neighbour(seed, feature, cosine, asked.bucket_of(row), row.dead, tokens))
     return described

@@ -85,9 +85,9 @@ def feature(
     store, row, filter, member, feature = opened
     listed = store.features(filter.query(ensemble))  # refuses what was not computed
     activity = store.has(ensemble, "activity")
-    contexts = (
-        [show_context(store, c) for c in store.contexts(ensemble, member.seed, feature.feature)] if activity else None
-    )
+    contexts = None
+    if store.has_tokens(ensemble):
+        contexts = [show_context(store, c) for c in store.contexts(ensemble, member.seed, feature.feature)]
     counterparts = find_counterparts(store, row, feature, filter)
     stability = judge_feature(store, feature, filter)
     lacking = store.missing(ensemble)
@@ -122,7 +122,7 @@ def feature(
         nav_counterpart=nearest_living(store, row, feature),
         nav_exact=render.url(f"{here}/loss", **filter.judgement()) if can_run else None,
         nav_projects=render.url(f"{here}/project", **filter.judgement()) if can_project else None,
-        nav_try=activity and not store.study.synthetic,
+        nav_try=activity and store.study.model is not None,
         nav_largest=max([feature.max_activation or 0, *shown_maxima]),
         nav_cosines=tuple(filter.cosines(feature)),
         nav_place=listed.place(member.seed, feature.feature),

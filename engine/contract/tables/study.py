@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from seedscope.engine.contract.directions import OUTPUT_DIRECTIONS
+from seedscope.engine.contract.directions import NO_OUTPUT, OUTPUT_DIRECTIONS, UNPREDICTABLE
+
+NO_LOGITS = "no direct logits: "  # how the remark on an ensemble begins whose model's head reads no norm's output
+NO_TOKENS = "activations without tokens"  # why what needs tokens is undefined in a study of recorded activations
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Study:
     synthetic: bool = (
         False  # activations are samples of known true features: activity is known, there is no language model
     )
+
+    @property
+    def recorded(self) -> bool:
+        """Whether activity is measured on activations that were recorded elsewhere and came without tokens."""
+        return self.model is None and not self.synthetic and self.eval_token_digest is not None
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,14 @@ class Ensemble:
     def d_out(self) -> int:
         """Numbers per decoder row; d_in except in transcoders."""
         return int(self._forward().get("d_out", self.d_in))
+
+    @property
+    def undefined(self) -> str | None:
+        """Why nothing that compares the output of transcoders with activations is defined; None where it is, and for SAEs."""
+        if not self.transcoder:
+            return None
+        reasons = [remark.removeprefix(UNPREDICTABLE) for remark in self.remarks if remark.startswith(UNPREDICTABLE)]
+        return f"undefined: {reasons[0]}" if reasons else None if self.hookpoint_out else NO_OUTPUT
 
     @property
     def place(self) -> str | None:

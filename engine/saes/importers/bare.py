@@ -8,14 +8,15 @@ from seedscope.engine.saes.convention import ARCHITECTURES, NORMALIZATIONS, Conv
 from seedscope.engine.saes.importers.facts import fixed, stated
 from seedscope.engine.saes.importers.imported import (
     Imported,
+    count,
     imported,
     peek_safetensors,
     read_json,
     read_safetensors,
     seed_of,
     vector,
-    whole,
 )
+from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
 
 OWN, BARE = "seedscope", "safetensors"
@@ -77,6 +78,7 @@ def read(path: Path) -> Imported:
         source=source,
         facts=(_OWN_FACTS if own else {})
         | stated(settings, where.name if where != path else f"{path.name} metadata", _KEYS),
+        remarks=recorded_processing(settings, where),
         settings=recorded(settings),
     )
 
@@ -101,7 +103,7 @@ def _convention(settings: Mapping[str, Any], where: Path, *, no_bias: bool) -> C
         raise ValueError(f"{where} has architecture = {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     fields: dict[str, Any] = {"architecture": architecture}
     if architecture in ("topk", "groupmax"):
-        fields["k"] = whole(values.get("k"), "k", where)
+        fields["k"] = count(values.get("k"), "k", where)
     for name in ("subtract_b_dec", "layer_norm_eps_out", "inclusive", "rescale_by_decoder_norm", "transcoder", "skip"):
         if name in values:
             fields[name] = _truth(values[name], name, where)

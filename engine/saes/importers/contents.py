@@ -1,5 +1,6 @@
 """What a weights file holds, in words: names and shapes of its tensors, for errors about files of no known format."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from safetensors import SafetensorError, safe_open
 from seedscope.engine.saes.importers import unpickle
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
+CONFIGS = ("config.json", "cfg.json")
 _SHOWN = 8  # tensors
+_KEYS, _VALUE = 12, 24  # of a config; characters of a value
 _LOOKED_AT = 200  # files below a folder, at most
 WAY_OUT = (
     "If you know how it encodes, save its tensors as W_enc (d_in, d_sae), b_enc, W_dec (d_sae, d_in), b_dec in a .safetensors "
@@ -21,8 +24,26 @@ def first_tensors(folder: Path) -> str:
     """The tensors of the first weights file below a folder, "" where it has none."""
     for path, _ in zip(sorted(folder.rglob("*")), range(_LOOKED_AT), strict=False):
         if path.suffix in SUFFIXES and path.is_file() and (tensors := tensors_in(path)):
-            return f"{path.relative_to(folder)} holds {tensors}"
+            return f"{path.relative_to(folder)} holds {tensors}{_beside(path)}"
     return ""
+
+
+def _beside(path: Path) -> str:
+    """The keys of a config beside a weights file, in words; "" where there is none."""
+    for name in CONFIGS:
+        try:
+            config = json.loads((path.parent / name).read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, Mapping) and config:
+            keys = ", ".join(f"{key} = {_short(value)}" for key, value in list(config.items())[:_KEYS])
+            return f"; {name} beside it says {keys}{', ..' * (len(config) > _KEYS)}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _VALUE else f"{text[:_VALUE]}.."
 
 
 def tensors_in(path: Path) -> str:

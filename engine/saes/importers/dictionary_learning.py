@@ -11,8 +11,10 @@ from torch import Tensor
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.facts import Facts, fixed, stated
-from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, vector, whole
+from seedscope.engine.saes.importers.imported import Imported, count, imported, read_json, seed_of, transposed, vector
+from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import text
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
@@ -35,6 +37,8 @@ _ARCHITECTURES = {
     "JumpReluAutoEncoder": "jumprelu",
     "GatedAutoEncoder": "gated",
 }
+# Settings of a config without a class that say: no plain ReLU.
+_SPARSE = frozenset({"k", "top_k", "topk", "activation", "activation_fn", "threshold", "architecture", "sae_type"})
 _CENTRED = frozenset(_NAMES) - {"AutoEncoderNew", "JumpReluAutoEncoder"}
 # `submodule_name` is free text, in which some scripts write a site and a layer instead of a module's path.
 _SITE = re.compile(r"(resid_pre|resid_post|attn_out|mlp_out)_layer_(\d+)")
@@ -67,19 +71,32 @@ def read(path: Path) -> Imported:
         raise ValueError(f"{file} holds {names}, expected a state dict of dictionary_learning")
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     trainer = config["trainer"] if isinstance(config.get("trainer"), dict) else config
-    name = trainer.get("dict_class") or _by_keys(state, file)
+    stated_class = text(trainer, "dict_class", folder / CONFIG)
+    name = stated_class or _by_keys(state, file, trainer)
+    if (
+        stated_class is None
+        and (sparse := sorted(_SPARSE & trainer.keys()))
+        and name in ("AutoEncoder", "AutoEncoderNew")
+    ):
+        shown = ", ".join(f"{key} = {trainer[key]!r}" for key in sparse)
+        raise ValueError(
+            f"{file} has the tensors of a plain ReLU SAE ({', '.join(sorted(state))}), and {folder / CONFIG} says {shown} and no "
+            'dict_class: which activations count is not known. Write the class into it, such as {"trainer": {"dict_class": '
+            '"AutoEncoderTopK"}}, if dictionary_learning wrote the file; or save its tensors with a JSON file that says how it '
+            "encodes"
+        )
     if name not in _NAMES:
         raise ValueError(f"{folder / CONFIG} has dict_class = {name!r}, expected one of {', '.join(_NAMES)}")
     tensors = {_NAMES[name].get(key, key): tensor for key, tensor in state.items()}
     for matrix, linear in (("W_enc", "encoder.weight"), ("W_dec", "decoder.weight")):
         if linear in state:  # a Linear's weight is (out, in)
-            tensors[matrix] = tensors[matrix].T
-    remarks = _remarks(name, tensors)
+            tensors |= transposed(tensors, matrix)
+    remarks = _remarks(name, tensors) + recorded_processing(config, folder / CONFIG)
     if trainer.get("layer") is not None and not trainer.get("submodule_name"):
         remarks.append(f"its {CONFIG} says layer {trainer['layer']}, and not where in it")
     if name != "AutoEncoderTopK" and "b_enc" in tensors:
         tensors |= vector(tensors, "threshold", "b_enc")
-    k = whole(state.get("k", trainer.get("k")), "k", file) if name == "AutoEncoderTopK" else 0
+    k = count(state.get("k", trainer.get("k")), "k", file) if name == "AutoEncoderTopK" else 0
     return imported(
         path,
         tensors,
@@ -90,10 +107,11 @@ def read(path: Path) -> Imported:
             "library": "dictionary-learning",
             "architecture": name,
             "model": trainer.get("lm_name"),
-            "hookpoint": _hookpoint(trainer.get("submodule_name")),
+            "hookpoint": _hookpoint(text(trainer, "submodule_name", folder / CONFIG)),
             "run": folder if step else None,
         },
         weights=file,
+        sizes=(trainer.get("activation_dim"), trainer.get("dict_size")),
         remarks=remarks,
         settings=recorded(config) | (_steps(file) if step else {}),
         facts=_facts(config, state, file),
@@ -126,7 +144,7 @@ def _hookpoint(submodule: str | None) -> str | None:
     return f"blocks.{match[2]}.hook_{match[1]}" if match else submodule
 
 
-def _by_keys(state: Mapping[str, Tensor], file: Path) -> str:
+def _by_keys(state: Mapping[str, Tensor], file: Path, config: Mapping[str, Any]) -> str:
     """The class of a file without config, from the names of its tensors; raises ValueError where several have these names."""
     keys = state.keys()
     if "gate_bias" in keys:
@@ -141,8 +159,10 @@ def _by_keys(state: Mapping[str, Tensor], file: Path) -> str:
         return "AutoEncoder"
     example = '{"trainer": {"dict_class": "AutoEncoderTopK"}}'
     kinds = "AutoEncoderTopK and BatchTopKSAE have these same tensors" if "k" in keys else "no class has these tensors"
+    says = ", ".join(f"{key} = {value!r}" for key, value in list(config.items())[:8])
+    beside = f" (the one beside it says {says})" if says else ""
     raise ValueError(
-        f"{file} holds {', '.join(sorted(keys))} without a {CONFIG} that names its dict_class: {kinds}. Copy the {CONFIG} "
+        f"{file} holds {', '.join(sorted(keys))} without a {CONFIG} that names its dict_class{beside}: {kinds}. Copy the {CONFIG} "
         f"that the trainer wrote beside it, or write one such as {example}"
     )
 
@@ -154,7 +174,7 @@ def _remarks(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
         threshold = tensors.get("threshold")
         if threshold is not None and threshold.numel() == 1 and threshold.item() < 0:
             remarks.append("its threshold was never set, as training was short: every positive activation passes")
-    if name == "AutoEncoder" and "W_dec" in tensors:
+    if name == "AutoEncoder" and "W_dec" in tensors and tensors["W_dec"].ndim == 2:
         norms = tensors["W_dec"].float().norm(dim=1)
         if not torch.allclose(norms, torch.ones_like(norms), atol=1e-4):
             remarks.append(

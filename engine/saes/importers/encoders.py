@@ -21,7 +21,9 @@ def linear_encoder(
     kind = kinds.get("encoder", "")
     tied = any(name.startswith("encoder.tied_to.") for name in tensors)
     if kind == "TieableEncoder" or (not kind and ("encoder.weight" in tensors or tied)):
-        weight = tensors.get("encoder.weight", W_dec)  # without one of its own it is tied to the dictionary
+        weight = _matrix(
+            tensors.get("encoder.weight", W_dec), path
+        )  # without one of its own it is tied to the dictionary
         return weight.T, tensors.get("encoder.bias", torch.zeros(len(weight)))
     if kind not in ("", "MLPEncoder") or f"{_LINEAR}.weight" not in tensors:
         raise ValueError(f"{path} has the encoder {kind or 'of an unknown kind'}, expected a linear one")
@@ -32,7 +34,7 @@ def linear_encoder(
     activation = kinds.get("encoder.final_activation", "ReLU")
     if activation != "ReLU":
         raise ValueError(f"{path} has an encoder that ends in {activation}, expected ReLU")
-    weight = tensors[f"{_LINEAR}.weight"]
+    weight = _matrix(tensors[f"{_LINEAR}.weight"], path)
     bias = tensors.get(f"{_LINEAR}.bias", torch.zeros(len(weight)))
     norm = kinds.get(_NORM, "BatchNorm1d" if f"{_NORM}.running_mean" in tensors else "Identity")
     if norm == "Identity" and f"{_NORM}.weight" not in tensors:
@@ -47,3 +49,11 @@ def linear_encoder(
         gain = gain * tensors[f"{_NORM}.weight"]
     shift = tensors.get(f"{_NORM}.bias", torch.zeros(len(weight)))
     return (weight.T * gain).float(), ((bias - mean) * gain + shift).float()
+
+
+def _matrix(weight: Tensor, path: Path) -> Tensor:
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise ValueError(
+            f"{path} has an encoder of shape {tuple(weight.shape)} and type {weight.dtype}, expected (d_sae, d_in), floating point"
+        )
+    return weight

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.contract.schema import LARGEST_SEED
+from seedscope.engine.saes.importers import registry
 from seedscope.engine.saes.importers.facts import ASSUMED, BY_USER, changed
 from seedscope.engine.saes.importers.hub import local, repository_names
 from seedscope.engine.saes.importers.imported import Imported, as_given
@@ -19,13 +20,27 @@ _MUST_AGREE = ("model", "hookpoint", "hookpoint_out")
 
 def read(path: Path | str, format: str = "auto") -> Imported:
     """The one SAE at a path; raises ValueError where there is none, more than one, or one that cannot be represented."""
-    saes = recognised(local(path), format)
+    saes = located(path, format)
     if len(saes) > 1:
         names = ", ".join(str(sae.path) for sae in saes[:4])
         raise ValueError(
             f"{path} holds {len(saes)} SAEs ({names}{', ..' if len(saes) > 4 else ''}), expected one: name it"
         )
-    return READERS[saes[0].format](saes[0].path)
+    return read_recognised(saes[0])
+
+
+def read_recognised(sae: RecognisedSAE) -> Imported:
+    """A recognised SAE, with what SAELens' registry says of it where it was named so; raises ValueError as its importer does."""
+    if sae.entry is None:
+        return READERS[sae.format](sae.path)
+    try:
+        return registry.applied(READERS[sae.format](sae.path), sae.entry)
+    except ValueError as error:
+        if sae.entry.scale is None:
+            raise
+        raise ValueError(
+            f"{error}. {registry.REGISTRY} has the factor for {sae.entry.name}: {sae.entry.scale:g}"
+        ) from None
 
 
 def read_many(
@@ -49,7 +64,7 @@ def read_many(
         resolved[path] = sae.path
     if seeds is not None and len(seeds) != len(saes):
         raise ValueError(f"{len(seeds)} seeds were given for {len(saes)} SAEs, expected one each")
-    members = [READERS[sae.format](sae.path) for sae in saes]
+    members = [read_recognised(sae) for sae in saes]
     _require_distinct_runs(members)
     members = [
         replace(member, settings={**member.settings, **named})
@@ -63,7 +78,15 @@ def read_many(
 
 
 def located(given: Path | str, format: str) -> list[RecognisedSAE]:
-    """The SAEs at a path or a name on a hub, each with the names that lead to it there; links keep their own names."""
+    """The SAEs at a path or a name on a hub, each with the names that lead to it there; links keep their own names.
+
+    `saelens:RELEASE/SAE_ID` is a name on the hub that SAELens' registry knows.
+    """
+    entry = registry.lookup(str(given)) if str(given).startswith(registry.PREFIX) else None
+    if entry is not None:
+        given = entry.hub
+        if entry.layout == "connor_rob_hook_z":  # its config lies beside the file
+            local(f"{given.removesuffix('.pt')}_cfg.json")
     path = local(given)
     repository = repository_names(given)
     saes = []
@@ -75,7 +98,7 @@ def located(given: Path | str, format: str) -> list[RecognisedSAE]:
             commit = as_given(path).parents[len(folders) - 1] if folders else as_given(path)
             names = (owner, name, *as_given(sae.path).relative_to(commit).parts)
             sae = replace(sae, name=name if sae.name == commit.name else sae.name)
-        saes.append(replace(sae, names=names))
+        saes.append(replace(sae, names=names, entry=entry))
     return saes
 
 

@@ -1,14 +1,31 @@
 """SAEs on the Hugging Face hub: `hf:OWNER/REPO/FOLDER` is downloaded, once, and becomes a local folder."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+from natsort import natsorted
 
 PREFIX = "hf:"
 
 
-def local(path: Path | str) -> Path:
+def matching(pattern: str) -> list[Path]:
+    """The local copies of the files and folders of a repository that match `hf:OWNER/REPO/FOLDER/PATTERN`, in natural order.
+
+    `*` stands for any text in the last name alone. Raises ValueError as `local` does, and where nothing matches.
+    """
+    folder, _, name = pattern.rpartition("/")
+    top = local(folder, only=name)
+    entries = [each for each in top.iterdir() if fnmatchcase(each.name, name)]
+    if not entries:
+        raise ValueError(f"{pattern} matches no file of the repository; look at its files and name them otherwise")
+    return natsorted(entries, key=lambda each: each.name)
+
+
+def local(path: Path | str, *, only: str | None = None) -> Path:
     """A path as it is, or the local copy of a folder or file on the Hugging Face hub.
 
-    `hf:OWNER/REPO` is a whole repository; `@REVISION` after the repository's name selects a branch, tag or commit.
+    `hf:OWNER/REPO` is a whole repository; `@REVISION` after the repository's name selects a branch, tag or commit. With `only`,
+    names in the folder that match this pattern are downloaded and no others.
     Raises ValueError where the name is malformed or the repository cannot be reached.
     """
     text = str(path)
@@ -21,6 +38,9 @@ def local(path: Path | str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = [inside, f"{inside.rstrip('/')}/**"] if inside else None
+    if only:
+        below = f"{inside.rstrip('/')}/{only}" if inside else only
+        wanted = [below, f"{below}/**"]
     try:
         folder = Path(snapshot_download(f"{owner}/{name}", revision=revision or None, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

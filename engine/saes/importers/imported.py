@@ -18,6 +18,7 @@ from seedscope.engine.saes.importers.unpickle import unwrapped
 # Share of the decoder rows that may hold NaN or infinite numbers; one row always may.
 ROWS_NOT_FINITE = 0.01
 INDEX = ".index.json"  # what follows the name of a safetensors file that was saved in parts
+LARGEST = 1e18  # of a weight: the squares of larger ones are infinite in float32
 # Tensors that change the forward pass of what is no transcoder in a way that no convention describes.
 FOREIGN = (SKIP, "affine_skip_connection")
 
@@ -71,13 +72,15 @@ def imported(
     facts: Mapping[str, tuple[str, str]] | None = None,
     settings: Mapping[str, str] | None = None,
     weights: Path | None = None,
+    sizes: tuple[Any, Any] = (None, None),
 ) -> Imported:
     """An Imported from tensors that already have the convention's names, checked; values of `source` that are None are left out.
 
     `facts` are those whose source the importer knows. The lengths of b_dec and b_enc say which axis is which (a transcoder's
     b_dec that of d_out); a matrix that is stored the other way round is transposed. `weights` is the file that holds them,
-    where `path` is a folder. Raises ValueError where a tensor is missing, is no floating-point tensor, has a shape that does
-    not fit, or holds numbers that are not finite, but for a few decoder rows.
+    where `path` is a folder. `sizes` are the d_in and d_sae that its config states, None where it does not. Raises ValueError
+    where a tensor is missing, is no floating-point tensor, has a shape that does not fit, or holds numbers that are not finite,
+    but for a few decoder rows.
     """
     remarks = list(remarks)
     tensors = {name: named[name] for name in convention.tensors if name in named}
@@ -91,21 +94,13 @@ def imported(
             f"{path} holds {foreign[0]}, a skip connection past the features, and nothing says that it is a transcoder: not an "
             "SAE that can be scored"
         )
-    d_out, d_sae = _lengths(path, tensors)
-    d_in = _d_in(tensors["W_enc"], d_sae) if convention.transcoder else d_out
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{path}: {name} has the type {tensor.dtype}, expected floating-point numbers")
-        shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,), SKIP: (d_in, d_out)}
-        expected, shape = shapes.get(name, (d_sae,)), tuple(tensor.shape)
-        if shape != expected and tensor.ndim == 2 and shape == expected[::-1]:
-            tensors[name] = tensor.T
-            width = f"d_out {d_out}" if convention.transcoder else f"d_in {d_in}"
-            remarks.append(f"{name} was stored as {shape} and is transposed: its biases say {width}, d_sae {d_sae}")
-        elif shape != expected:
+    tensors = oriented(path, tensors, remarks, transcoder=convention.transcoder)
+    d_in, d_sae = tensors["W_enc"].shape
+    for name, size, stated in zip(("d_in", "d_sae"), (d_in, d_sae), sizes, strict=True):
+        if stated is not None and whole(stated, name, path) != size:
             raise ValueError(
-                f"{path}: {name} has the shape {shape}, expected {expected}, as b_dec has {d_out} entries and b_enc "
-                f"{d_sae}. Check that all tensors come from one SAE"
+                f"{path} has {d_sae} features of {d_in} dimensions, but its config says that {name} is {stated}; the two are not "
+                "of one SAE"
             )
     if convention.rescale_by_decoder_norm and convention.architecture != "topk":
         raise ValueError(
@@ -127,11 +122,47 @@ def imported(
     return Imported(tensors, convention, seed, recorded, tuple(remarks), completed, settings or {})
 
 
+def oriented(
+    path: Path, named: Mapping[str, Tensor], remarks: list[str], *, transcoder: bool = False
+) -> dict[str, Tensor]:
+    """The convention's tensors in SAELens orientation, as the lengths of b_dec and b_enc say.
+
+    A matrix that is stored the other way round is transposed, with a remark. Importers that compute with tensors call this
+    first. Raises ValueError where one is no floating-point tensor, or has a shape that does not fit.
+    """
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{path}: {name} has the type {kind}, expected a tensor of floating-point numbers")
+    d_out, d_sae = _lengths(path, named)
+    d_in = _d_in(named["W_enc"], d_sae) if transcoder else d_out
+    tensors = dict(named)
+    for name, tensor in named.items():
+        shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,), SKIP: (d_in, d_out)}
+        expected, shape = shapes.get(name, (d_sae,)), tuple(tensor.shape)
+        if shape != expected and tensor.ndim == 2 and shape == expected[::-1]:
+            tensors[name] = tensor.T
+            width = f"d_out {d_out}" if transcoder else f"d_in {d_in}"
+            remarks.append(f"{name} was stored as {shape} and is transposed: its biases say {width}, d_sae {d_sae}")
+        elif shape != expected:
+            raise ValueError(
+                f"{path}: {name} has the shape {shape}, expected {expected}, as b_dec has {d_out} entries and b_enc "
+                f"{d_sae}. Check that all tensors come from one SAE"
+            )
+    return tensors
+
+
+def transposed(tensors: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
+    """{name: its transpose} of the matrices among these tensors; others are left out, for `oriented` to refuse."""
+    return {name: tensor.T for name in names if isinstance(tensor := tensors.get(name), Tensor) and tensor.ndim == 2}
+
+
 def _require_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError for NaN and infinite numbers; a few decoder rows may hold them, which then have no direction."""
     damaged = []
     for name, tensor in tensors.items():
-        wrong = ~torch.isfinite(tensor)
+        # A gated SAE's gain is the exponential of r_mag.
+        wrong = ~((tensor.exp() if name == "r_mag" else tensor).abs() <= LARGEST)
         if name == "W_dec":
             n_rows = int(wrong.any(1).sum())
             if n_rows > max(1, int(ROWS_NOT_FINITE * len(tensor))):
@@ -140,15 +171,17 @@ def _require_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
             damaged.append(f"{name} ({int(wrong.sum()):,} of {tensor.numel():,} numbers)")
     if damaged:
         raise ValueError(
-            f"{file} holds numbers that are not finite (NaN or infinite) in {', '.join(damaged)}, expected none there: its "
-            "training diverged, or its numbers were too large for the type that they were stored in. Leave this SAE out, or "
-            "save it again as float32 from an earlier step"
+            f"{file} holds numbers that are not finite (NaN or infinite, or above {LARGEST:g}) in {', '.join(damaged)}, expected "
+            "none there: its training diverged, or its numbers were too large for the type that they were stored in. Leave this "
+            "SAE out, or save it again as float32 from an earlier step"
         )
 
 
 def _d_in(W_enc: Tensor, d_sae: int) -> int:
     """The axis of a transcoder's encoder that is not its features'."""
-    return W_enc.shape[0] if W_enc.ndim != 2 or W_enc.shape[1] == d_sae else W_enc.shape[1]
+    if W_enc.ndim != 2:
+        return W_enc.numel()
+    return W_enc.shape[0] if W_enc.shape[1] == d_sae else W_enc.shape[1]
 
 
 def _lengths(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -238,6 +271,14 @@ def whole(value: Any, name: str, path: Path) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise ValueError(f"{path} has {name} = {value!r}, expected a whole number")
+
+
+def count(value: Any, name: str, path: Path) -> int:
+    """A whole number of at least 1, as `whole`."""
+    number = whole(value, name, path)
+    if number < 1:
+        raise ValueError(f"{path} has {name} = {number}, expected at least 1")
+    return number
 
 
 def seed_of(value: Any) -> int | None:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedscope.engine.saes.importers.ensemble import located, numbered, numbers_in_names
+from seedscope.engine.saes.importers.ensemble import located, numbered, numbers_in_names, read_recognised
 from seedscope.engine.saes.importers.facts import BY_USER, Facts, assumed, changed
-from seedscope.engine.saes.importers.recognise import READERS, RecognisedSAE
+from seedscope.engine.saes.importers.recognise import RecognisedSAE
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def inspect(
 def _each(saes: list[RecognisedSAE], by_user: Mapping[str, str | None]) -> Iterator[Inspected]:
     for sae in saes:
         try:
-            member = READERS[sae.format](sae.path)
+            member = read_recognised(sae)
         except ValueError as error:
             yield Inspected(str(sae.path), sae.format, {}, [], refused=str(error))
             continue

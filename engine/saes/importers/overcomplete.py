@@ -17,8 +17,10 @@ from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.encoders import linear_encoder
 from seedscope.engine.saes.importers.facts import fixed
-from seedscope.engine.saes.importers.imported import Imported, imported, read_json, seed_of, whole
+from seedscope.engine.saes.importers.imported import Imported, count, imported, read_json, seed_of
+from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import text
 
 _CLASSES = ("SAE", "TopKSAE", "BatchTopKSAE", "JumpSAE", "RATopKSAE", "RAJumpSAE")
 _REFUSED = {
@@ -75,7 +77,7 @@ def read(path: Path) -> Imported:
     tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": torch.zeros(W_dec.shape[1])}
     convention = Convention("relu", subtract_b_dec=False)
     if "TopK" in parts.name and parts.name != "BatchTopKSAE":
-        convention = Convention("topk", k=whole(parts.attributes["top_k"], "top_k", path), subtract_b_dec=False)
+        convention = Convention("topk", k=count(parts.attributes["top_k"], "top_k", path), subtract_b_dec=False)
     elif parts.name == "BatchTopKSAE":
         remarks.append("trained with BatchTopK")
         tensors["threshold"] = torch.full((len(W_dec),), _threshold(parts.attributes, path))
@@ -87,6 +89,7 @@ def read(path: Path) -> Imported:
             )
         tensors["threshold"] = parts.tensors["thresholds"].exp()
         convention = Convention("jumprelu", subtract_b_dec=False, inclusive=True)
+    remarks += recorded_processing(parts.attributes, path.with_suffix(".json"))
     source = {"format": "overcomplete", "library": "overcomplete", "architecture": parts.name, "archetypes": points}
     where = f"{path.with_suffix('.json').name if isinstance(value, Mapping) else path.name}: "
     facts = fixed("format overcomplete", "library", "normalisation", "scale", "b_dec")
@@ -138,7 +141,7 @@ def _from_state(state: Mapping[str, Tensor], path: Path) -> ModuleTensors:
     beside = path.with_suffix(".json")
     settings = read_json(beside) if beside.is_file() else {}
     relaxed = "dictionary.C" in state
-    name = settings.get("class") or ("Q" in state and "QSAE") or ("thresholds" in state and "JumpSAE")
+    name = text(settings, "class", beside) or ("Q" in state and "QSAE") or ("thresholds" in state and "JumpSAE")
     name = name and name.replace("JumpSAE", "RAJumpSAE" if relaxed and "RA" not in name else "JumpSAE")
     if name in _REFUSED:
         return ModuleTensors(name)
@@ -171,11 +174,23 @@ def _dictionary(parts: ModuleTensors, path: Path, remarks: list[str]) -> tuple[T
     prefix = "dictionary."
     t = {name.removeprefix(prefix): value for name, value in parts.tensors.items() if name.startswith(prefix)}
     scale = t.get("multiplier", torch.zeros(())).exp()
+    if scale.numel() != 1:
+        raise ValueError(f"{path}: its dictionary's multiplier has the shape {tuple(scale.shape)}, expected one number")
+    scale = scale.reshape(())
     points = None
     if {"C", "W", "Relax"} <= t.keys():
         weights = t["W"].relu()
         weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-8)
-        delta = float(parts.attributes["dictionary.delta"])
+        delta = _delta(parts.attributes.get("dictionary.delta"), path)
+        if (
+            not t["W"].ndim == t["C"].ndim == 2
+            or t["W"].shape[1] != len(t["C"])
+            or t["Relax"].shape != (len(t["W"]), t["C"].shape[1])
+        ):
+            shapes = ", ".join(f"{name} {tuple(t[name].shape)}" for name in ("C", "W", "Relax"))
+            raise ValueError(
+                f"{path}: its dictionary has {shapes}, expected C (m, d_in), W (d_sae, m), Relax (d_sae, d_in)"
+            )
         relax = t["Relax"] * (delta / t["Relax"].norm(dim=-1, keepdim=True)).clamp(max=1)
         fused = (weights @ t["C"] + relax) * scale
         points = hashlib.sha256(t["C"].contiguous().numpy().tobytes()).hexdigest()[:16]
@@ -192,11 +207,24 @@ def _dictionary(parts: ModuleTensors, path: Path, remarks: list[str]) -> tuple[T
     return fused, points
 
 
+def _delta(value: Any, path: Path) -> float:
+    """How far rows may lie from the archetypes' hull."""
+    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"{path} has delta = {value!r}, expected a number of at least 0")
+    return float(value)
+
+
 def _normalized(weights: Tensor, function: Any, path: Path) -> Tensor:
     """Rows as the library's function of this name normalizes them."""
     name = str(function).removeprefix("normalize_")
     if name not in _NORMALIZATIONS:
         raise ValueError(f"{path} normalises its dictionary with {name}, expected one of {', '.join(_NORMALIZATIONS)}")
+    if weights.ndim != 2 or not weights.is_floating_point():
+        raise ValueError(
+            f"{path}: its dictionary has the shape {tuple(weights.shape)} and type {weights.dtype}, expected (d_sae, d_in), "
+            "floating point"
+        )
     if name == "identity":
         return weights
     norms: Tensor = weights.norm(p=2 if name.endswith("l2") else 1, dim=1, keepdim=True)

@@ -25,6 +25,13 @@ _WITHOUT_EFFECT = {
     "default_padding_side", "move_to_device", "trust_remote_code", "cache_dir", "device_map", "low_cpu_mem_usage", "token",
     "local_files_only", "attn_implementation", "use_safetensors", "tokenizer", "output_loading_info",
 }  # fmt: skip
+# Names under which configs say that the model's weights were rewritten.
+_PROCESSING = (
+    _DEFAULTS.keys() - {"center_unembed"}
+    | {"model_from_pretrained_kwargs", "from_pretrained_kwargs", "model_kwargs", "process_model", "model_processing"}
+)  # fmt: skip
+UNSAID = "does not say how its model was loaded"  # part of the remark that `unsaid` makes
+_UNPROCESSED = (3, 19, 2)  # SAELens: from this version on models are loaded without processing
 _STREAM = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)|hook_embed")
 _HEADS = re.compile(r"blocks\.\d+\.attn\.hook_(z|v)")
 _NORMED = re.compile(r".*hook_normalized")
@@ -87,6 +94,47 @@ def is_centred(metadata: Mapping[str, Any], hookpoint: str | None, file: Path, r
     if not _HEADS.fullmatch(hook) and not hook.endswith("hook_post"):
         remarks.append(f"trained on a model loaded with center_writing_weights, which {hook} is read without")
     return False
+
+
+def unsaid(metadata: Mapping[str, Any], hookpoint: str | None, file: Path) -> list[str]:
+    """A remark where SAELens may have processed the model by default: before 3.19.2, and its config does not say.
+
+    Until then SAELens called TransformerLens' from_pretrained, which folds norms and centres writing weights; since then
+    from_pretrained_no_processing (SAELens pull request 279).
+    """
+    recorded = metadata.get("model_from_pretrained_kwargs") or {}
+    version = str(metadata.get("sae_lens_version") or metadata.get("sae_lens_training_version") or "")
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    if {"center_writing_weights", "no_processing"} & recorded.keys() or numbers >= _UNPROCESSED:
+        return []
+    if (
+        _RMS.search(str(metadata.get("model_name") or ""))
+        or _HEADS.fullmatch(hookpoint or "")
+        or (hookpoint or "").endswith("hook_post")
+    ):
+        return []
+    written = f"by SAELens {version}" if numbers else "by a version of SAELens that it does not name"
+    return [
+        f"{file.name} was written {written} and {UNSAID}: before 3.19.2 writing weights were centred "
+        'by default. It is read as if they were not; if they were, write "model_from_pretrained_kwargs": '
+        '{"center_writing_weights": true} into it'
+    ]
+
+
+def recorded_processing(config: Mapping[str, Any], file: Path) -> list[str]:
+    """A remark on every setting, at any depth, that says how the model was processed that an SAE was trained on.
+
+    For libraries that do not repeat it themselves when they read such a file.
+    """
+    remarks = []
+    for name, value in config.items():
+        if name in _PROCESSING and value not in (None, False, "", {}, []):
+            remarks.append(
+                f"{file.name} has {name} = {value}: it was trained on a model that was loaded so, which is not repeated here"
+            )
+        elif isinstance(value, Mapping):
+            remarks += recorded_processing(value, file)
+    return remarks
 
 
 def unknown_settings(config: Mapping[str, Any], file: Path) -> list[str]:

@@ -5,7 +5,6 @@ Gemma Scope: Lieberum et al. 2024, params.npz. Gemma Scope 2: params.safetensors
 """
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,16 @@ from seedscope.engine.saes.importers.facts import FOLDER_NAME, fixed, stated
 from seedscope.engine.saes.importers.imported import (
     Imported,
     as_given,
+    count,
     imported,
     read_json,
     read_safetensors,
+    transposed,
     vector,
-    whole,
 )
+from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import flag, subsettings, text
 
 GEMMA_SCOPE, GEMMA_SCOPE_2 = "params.npz", "params.safetensors"
 # Folders of both releases; the hub's local copy has the repository's name two levels further up than the repository has it.
@@ -61,19 +63,19 @@ def read_gemma_scope(path: Path) -> Imported:
     beside = file.parent / "config.json"
     config = read_json(beside) if file.suffix != ".npz" and beside.is_file() else {}
     _refuse_many_layers(weights, config, path)
-    hook_in, hook_out, flag = _hooks(file, places, weights, config)
-    remarks = []
+    hook_in, hook_out, told_by = _hooks(file, places, weights, config)
+    remarks = recorded_processing(config, beside)
     if file.suffix != ".npz" and not config:
         remarks.append("without the config.json that belongs to it")
     if str(places.get("site")).startswith("embedding"):
-        if {"W_enc", "W_dec"} <= weights.keys():
-            scale = weights["W_dec"].shape[1] ** 0.5
+        if {"W_enc", "W_dec", "b_dec"} <= weights.keys():
+            scale = weights["b_dec"].numel() ** 0.5
             weights["W_enc"], weights["W_dec"] = weights["W_enc"] / scale, weights["W_dec"] * scale
         remarks.append("an embedding SAE, rescaled to embeddings that are multiplied by sqrt(d_in)")
     return imported(
         path,
         weights | vector(weights, "threshold", "b_enc"),
-        Convention("jumprelu", subtract_b_dec=False, transcoder=bool(flag), skip=bool(flag) and SKIP in weights),
+        Convention("jumprelu", subtract_b_dec=False, transcoder=bool(told_by), skip=bool(told_by) and SKIP in weights),
         source={
             "format": "gemma_scope",
             "library": "Gemma Scope" if file.suffix == ".npz" else "Gemma Scope 2",
@@ -86,7 +88,7 @@ def read_gemma_scope(path: Path) -> Imported:
         remarks=remarks,
         facts=fixed("format gemma_scope", "library", "forward pass", "normalisation", "scale", "b_dec")
         | fixed(FOLDER_NAME, "model", "hook point", "output hook point")
-        | ({"forward pass": ("", flag)} if flag else {})
+        | ({"forward pass": ("", told_by)} if told_by else {})
         | ({"recorded L0": (places["l0"], FOLDER_NAME)} if places.get("l0") else {})
         | stated(
             config,
@@ -103,27 +105,28 @@ def _hooks(
     file: Path, places: Mapping[str, str], weights: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> tuple[str | None, str | None, str]:
     """(input hook point, output hook point, what says that it is a transcoder): the last two None and "" for an SAE."""
-    inside, outside = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+    where = file.parent / "config.json"
+    inside, outside = text(config, "hf_hook_point_in", where), text(config, "hf_hook_point_out", where)
     first_release = file.suffix == ".npz"
-    flag = ""
+    told_by = ""
     if inside and outside and inside != outside:
-        flag = "config.json: hf_hook_point_out"
-    elif config.get("affine_connection"):
-        flag = "config.json: affine_connection"
+        told_by = "config.json: hf_hook_point_out"
+    elif flag(config, "affine_connection", where):
+        told_by = "config.json: affine_connection"
     elif SKIP in weights:
-        flag = f"{file.name}: affine_skip_connection"
+        told_by = f"{file.name}: affine_skip_connection"
     elif not config and (
         (not first_release and any(map(_TRANSCODER_FOLDER.fullmatch, as_given(file).parts[-3:-1])))
         or places.get("model", "").endswith("-transcoders")
     ):
-        flag = FOLDER_NAME
-    if not flag:
+        told_by = FOLDER_NAME
+    if not told_by:
         return inside or places.get("site"), None, ""
     layer = re.search(r"layer_(\d+)", places.get("site") or as_given(file).parent.name)
     named_in, named_out = (
         hook.format(layer[1]) if layer else None for hook in (_GEMMA_HOOKS if first_release else _GEMMA_2_HOOKS)
     )
-    return inside or named_in, outside or named_out, flag
+    return inside or named_in, outside or named_out, told_by
 
 
 def _refuse_many_layers(weights: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
@@ -157,7 +160,7 @@ def _read_npz(file: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(weights[name]) for name in weights.files}
     except FileNotFoundError:
         raise ValueError(f"found no file {file}, expected the SAE's weights") from None
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy and zipfile fail in many ways on damaged archives
         raise ValueError(f"{file} is not a complete .npz file of numbers ({error}); download it again") from None
 
 
@@ -181,7 +184,7 @@ def read_openai(path: Path) -> Imported:
             f"{path} holds {content}, expected pre_bias, latent_bias, encoder.weight, decoder.weight, activation"
         )
     # As the library's `from_state_dict` reads it: without an activation it is ReLU, and TopK normalises its input.
-    activation, state = value.get("activation", "ReLU"), value.get("activation_state_dict") or {}
+    activation, state = value.get("activation", "ReLU"), subsettings(value, "activation_state_dict", path)
     if activation not in ("TopK", "ReLU"):
         raise ValueError(f"{path} has activation = {activation!r}, expected 'TopK' or 'ReLU'")
     remarks = []
@@ -193,18 +196,14 @@ def read_openai(path: Path) -> Imported:
                 "top-k without a ReLU after it: activations below zero, where fewer than k are positive, count as zero"
             )
         convention = Convention(
-            "topk", k=whole(state.get("k"), "activation_state_dict.k", path), normalize="layer_norm"
+            "topk", k=count(state.get("k"), "activation_state_dict.k", path), normalize="layer_norm"
         )
     else:
         convention = Convention("relu")
     weights = {_OPENAI.get(name, name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
-    for name in ("W_enc", "W_dec"):  # Linear weights are (out, in)
-        if name in weights:
-            weights[name] = weights[name].T
-    if (
-        "W_dec" not in weights and "W_enc" in weights
-    ):  # the library's tied decoder: the encoder's weights, without its own
-        weights["W_dec"] = weights["W_enc"].T
+    weights |= transposed(weights, "W_enc", "W_dec")  # Linear weights are (out, in)
+    if "decoder.weight" not in value:  # the library's tied decoder: the encoder's weights, without its own
+        weights |= {"W_dec": weights["W_enc"].T} if transposed(weights, "W_enc") else {}
         remarks.append("the decoder is tied to the encoder")
     source = {"format": "openai", "library": "openai/sparse_autoencoder", "architecture": activation}
     facts = fixed("format openai", "library", "normalisation", "scale", "b_dec")

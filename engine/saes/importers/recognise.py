@@ -10,6 +10,7 @@ from natsort import natsorted
 
 from seedscope.engine.saes.importers import (
     bare,
+    code_bases,
     dictionary_learning,
     overcomplete,
     published,
@@ -20,6 +21,7 @@ from seedscope.engine.saes.importers import (
 )
 from seedscope.engine.saes.importers.contents import SUFFIXES, WAY_OUT, first_tensors, tensors_in
 from seedscope.engine.saes.importers.imported import INDEX, Imported, as_given, peek_safetensors
+from seedscope.engine.saes.importers.registry import Entry
 
 READERS: dict[str, Callable[[Path], Imported]] = {
     "seedscope": bare.read,
@@ -33,6 +35,8 @@ READERS: dict[str, Callable[[Path], Imported]] = {
     "batch_topk": released.read_batch_topk,
     "llama_scope": released.read_llama_scope,
     "goodfire": released.read_goodfire,
+    "sae_stability": code_bases.read_sae_stability,
+    "connor_rob": code_bases.read_connor_rob,
 }
 # A folder that holds one of these files is one SAE.
 _FOLDERS = {
@@ -57,6 +61,7 @@ class RecognisedSAE:
     format: str
     name: str = ""
     names: tuple[str, ...] = ()  # of the folders that lead to it, as they were given, and its own
+    entry: Entry | None = None  # where it was named by SAELens' registry
 
     @property
     def number(self) -> int | None:
@@ -127,8 +132,15 @@ def of_folder(folder: Path) -> RecognisedSAE | None:
         if (folder / weights).is_file() or (folder / f"{weights}{INDEX}").is_file():
             if format in released.CONFIRMED and not released.CONFIRMED[format](folder):
                 continue
+            if format == "sparsify" and _is_bare(folder):
+                continue
             return RecognisedSAE(folder, format, _name(folder, format))
     return None
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether a file of the name that sparsify uses has its settings in a JSON file of that name instead of sparsify's."""
+    return (folder / sparsify.WEIGHTS).with_suffix(".json").is_file() and not (folder / sparsify.CONFIG).is_file()
 
 
 def is_main(path: Path) -> bool:
@@ -154,17 +166,21 @@ def _file(path: Path) -> RecognisedSAE | None:
         kind = bare.kind(path)
         return RecognisedSAE(path, kind, path.stem) if kind else None
     if path.suffix in (".pt", ".pth", ".bin", ".pkl") and not _TRAINING_STATE.fullmatch(path.name):
-        kind = _of_pickle(unpickle.peek(path))
+        kind = _of_pickle(path, unpickle.peek(path))
         # Goodfire's file is named after its layer.
         return RecognisedSAE(path, kind, "" if kind == "goodfire" else path.stem) if kind else None
     return None
 
 
-def _of_pickle(value: Any) -> str:
+def _of_pickle(path: Path, value: Any) -> str:
     if isinstance(value, Mapping) and published.is_openai(value):
         return "openai"
     if released.is_goodfire(value):
         return "goodfire"
+    if code_bases.is_sae_stability(value):
+        return "sae_stability"
+    if code_bases.is_connor_rob(path, value):
+        return "connor_rob"
     if overcomplete.is_state(value):
         return "overcomplete"
     return "dictionary_learning" if dictionary_learning.is_state(value) else ""

@@ -12,9 +12,19 @@ from torch import Tensor
 
 from seedscope.engine.saes.convention import NORMALIZATIONS, SKIP, Convention
 from seedscope.engine.saes.importers.facts import Facts, dtype_of, fixed, stated
-from seedscope.engine.saes.importers.imported import Imported, imported, read_json, read_safetensors, seed_of, whole
-from seedscope.engine.saes.importers.processing import is_centred, unknown_settings
+from seedscope.engine.saes.importers.imported import (
+    Imported,
+    count,
+    imported,
+    oriented,
+    read_json,
+    read_safetensors,
+    seed_of,
+    vector,
+)
+from seedscope.engine.saes.importers.processing import is_centred, unknown_settings, unsaid
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import flag, positive, subsettings, text
 
 CONFIG, RUNNER, WEIGHTS, SCALER, WHITENING = (
     "cfg.json",
@@ -75,31 +85,32 @@ def read(folder: Path) -> Imported:
     nested = config.get("metadata")
     metadata = nested if isinstance(nested, dict) else config
     version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "")
-    details = config.get("activation_fn_kwargs") or {}
-    name, flag = _architecture(config, folder), _transcoder_flag(config, metadata, runner)
+    details = subsettings(config, "activation_fn_kwargs", folder / CONFIG)
+    name, told_by = _architecture(config, folder), _transcoder_flag(config, metadata, runner)
     name = _TRANSCODERS.get(name, name)
-    k = whole(config.get("k", details.get("k")), "k", folder / CONFIG) if name == "topk" else 0
+    k = count(config.get("k", details.get("k")), "k", folder / CONFIG) if name == "topk" else 0
     remarks: list[str] = []
     dtype = dtype_of(t)
     # Version 6 has no such key and no such tensor; a key that is absent says nothing.
-    scaled = config.get("finetuning_scaling_factor", True) is not False
+    scaled = flag(config, "finetuning_scaling_factor", folder / CONFIG, default=True)
     t = _renamed(t, name, folder, remarks, scaled=scaled)
-    if flag:
-        _require_transcoder(config, folder, flag, t)
+    if told_by:
+        _require_transcoder(config, folder, told_by, t)
     folded = _folded(t, config, folder, remarks)
     trained_as = str(metadata.get("training_architecture") or name)
     if trained_as in _BATCH_TOPK:
         remarks.append(f"trained with {'Matryoshka ' if 'matryoshka' in trained_as else ''}BatchTopK")
     if _reshape(config, metadata) != "none":
         remarks.append("reads the heads' outputs z, flattened to (heads * d_head)")
-    hookpoint = metadata.get("hook_name") or metadata.get("hook_point")
+    hookpoint = text(metadata, "hook_name", folder / CONFIG) or text(metadata, "hook_point", folder / CONFIG)
     centred = is_centred(metadata, hookpoint, folder / CONFIG, remarks)
+    remarks += unsaid(metadata, hookpoint, folder / CONFIG)
     remarks += unknown_settings(config, folder / CONFIG)
-    hookpoint_out, said_by = _hookpoint_out(config, runner) if flag else ("", "")
+    hookpoint_out, said_by = _hookpoint_out(config, runner) if told_by else ("", "")
     normalize = _normalize(config, folder, folded=folded)
     if hookpoint_out and is_centred(metadata, hookpoint_out, folder / CONFIG, []):
         centred = True
-    if centred and flag:
+    if centred and told_by:
         raise ValueError(
             f"{folder / CONFIG} records center_writing_weights: what a transcoder reads and predicts there is centred, and no "
             "convention describes both. Import transcoders that were trained without it"
@@ -109,11 +120,13 @@ def read(folder: Path) -> Imported:
     convention = Convention(
         _ARCHITECTURES[name],
         k=k,
-        subtract_b_dec=not flag and _subtracts(config),
-        transcoder=bool(flag),
-        skip=bool(flag) and SKIP in t,
+        subtract_b_dec=not told_by and _subtracts(config, folder),
+        transcoder=bool(told_by),
+        skip=bool(told_by) and SKIP in t,
         normalize=normalize,
-        rescale_by_decoder_norm=name == "topk" and not folded and bool(config.get("rescale_acts_by_decoder_norm")),
+        rescale_by_decoder_norm=name == "topk"
+        and not folded
+        and flag(config, "rescale_acts_by_decoder_norm", folder / CONFIG),
     )
     return imported(
         folder,
@@ -135,8 +148,9 @@ def read(folder: Path) -> Imported:
         weights=folder / WEIGHTS,
         remarks=remarks,
         facts=_facts(folder, config, name, dtype)
-        | ({"forward pass": ("", flag), "output hook point": ("", said_by)} if flag else {}),
+        | ({"forward pass": ("", told_by), "output hook point": ("", said_by)} if told_by else {}),
         settings=recorded(runner, config),
+        sizes=(config.get("d_in"), config.get("d_sae")),
     )
 
 
@@ -223,8 +237,8 @@ def _require_transcoder(config: Mapping[str, Any], folder: Path, flag: str, t: d
         t[SKIP] = t[SKIP].T  # stored as (d_out, d_in)
 
 
-def _subtracts(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("apply_b_dec_to_input", True))
+def _subtracts(config: Mapping[str, Any], folder: Path) -> bool:
+    return flag(config, "apply_b_dec_to_input", folder / CONFIG, default=True)
 
 
 def _renamed(t: dict[str, Tensor], name: str, folder: Path, remarks: list[str], *, scaled: bool) -> dict[str, Tensor]:
@@ -234,13 +248,13 @@ def _renamed(t: dict[str, Tensor], name: str, folder: Path, remarks: list[str], 
         t["b_enc"] = t.pop("b_gate")
     if "log_threshold" in t:
         t["threshold"] = t.pop("log_threshold").exp()
-    if name in _BATCH_TOPK and "topk_threshold" in t:
-        t["threshold"] = t.pop("topk_threshold").reshape(()).expand(len(t["b_enc"]))
+    if name in _BATCH_TOPK and {"topk_threshold", "b_enc"} <= t.keys():
+        t |= vector({"threshold": t.pop("topk_threshold"), "b_enc": t["b_enc"]}, "threshold", "b_enc")
     scale = t.pop("scaling_factor", t.pop("finetuning_scaling_factor", None))
     if scale is not None and not scaled:
         remarks.append("its scaling_factor is left out: the config says that the features were not fine-tuned by one")
     elif scale is not None and "W_dec" in t and not torch.allclose(scale, torch.ones_like(scale)):
-        if scale.shape != t["W_dec"].shape[:1]:
+        if scale.ndim != 1 or scale.shape != t["W_dec"].shape[:1]:
             raise ValueError(
                 f"{folder / WEIGHTS}: scaling_factor has the shape {tuple(scale.shape)}, expected one value for each of "
                 f"the {len(t['W_dec'])} decoder rows"
@@ -295,19 +309,23 @@ def _folded(t: dict[str, Tensor], config: Mapping[str, Any], folder: Path, remar
     if not trainer or not {"W_enc", "b_enc", "W_dec", "b_dec"} <= t.keys():
         return False
     scaler = read_json(folder / SCALER) if (folder / SCALER).exists() else {}
-    rescale = bool(config.get("rescale_acts_by_decoder_norm"))
+    rescale = flag(config, "rescale_acts_by_decoder_norm", folder / CONFIG)
     factor = scaler.get("scaling_factor")
     whiten = value == "covariance_whitening" and (folder / WHITENING).exists()
+    named: dict[str, Tensor] = {
+        name: t[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag") if name in t
+    }
+    t |= oriented(folder / WEIGHTS, named, remarks)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         t[name] = t[name].double()
     if whiten:
         # Whitening mixes the columns, so the norms that rank the features are those before it.
         if rescale:
             _fold_norms(t)
-        _fold_whitening(t, read_safetensors(folder / WHITENING)[0], folder, subtract=_subtracts(config))
+        _fold_whitening(t, read_safetensors(folder / WHITENING)[0], folder, subtract=_subtracts(config, folder))
         remarks.append("whitening of the activations folded into the weights")
     elif factor is not None and value in (True, "expected_average_only_in"):
-        factor = _number(factor, folder)
+        factor = positive(factor, "scaling_factor", folder / SCALER)
         t["W_enc"] = t["W_enc"] * factor
         t["W_dec"], t["b_dec"] = t["W_dec"] / factor, t["b_dec"] / factor
         if rescale and "threshold" in t:
@@ -319,12 +337,6 @@ def _folded(t: dict[str, Tensor], config: Mapping[str, Any], folder: Path, remar
         t[name] = t[name].float()
     remarks.append("a trainer checkpoint, as SAELens would export it")
     return whiten or factor is not None or value in (None, "none")
-
-
-def _number(value: Any, folder: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{folder / SCALER} has scaling_factor = {value!r}, expected a positive number")
-    return float(value)
 
 
 def _fold_norms(t: dict[str, Tensor]) -> None:

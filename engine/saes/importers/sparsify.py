@@ -13,13 +13,17 @@ from seedscope.engine.saes.importers.facts import FOLDER_NAME, Facts, fixed, sta
 from seedscope.engine.saes.importers.imported import (
     Imported,
     as_given,
+    count,
     imported,
     read_json,
     read_safetensors,
     seed_of,
+    transposed,
     whole,
 )
+from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import flag
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _ACTIVATIONS = ("topk", "groupmax")
@@ -40,11 +44,11 @@ def read(folder: Path) -> Imported:
     run = _run(hook)
     of_run = run["sae"] if isinstance(run.get("sae"), dict) else run
     # Files of older versions have the flag in the run's config alone.
-    transcoder = bool(config.get("transcode", of_run.get("transcode")))
-    skip = bool(config.get("skip_connection", of_run.get("skip_connection")))
+    transcoder = flag(config if "transcode" in config else of_run, "transcode", where)
+    skip = flag(config if "skip_connection" in config else of_run, "skip_connection", where)
     if skip and not transcoder:
         raise ValueError(f"{folder} has a skip connection past the features; expected an SAE without one")
-    if config.get("signed"):
+    if flag(config, "signed", where):
         raise ValueError(f"{folder} has signed activations (signed in {CONFIG}); expected activations of at least zero")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"{where} has activation = {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
@@ -57,25 +61,23 @@ def read(folder: Path) -> Imported:
             f"W_dec, b_dec{', W_skip' * skip} as sparsify's SparseCoder.save_to_disk writes them"
         )
     tensors = {names.get(name, name): tensor for name, tensor in stored.items()}
-    d_in = whole(config.get("d_in"), "d_in", where)
+    d_in = count(config.get("d_in"), "d_in", where)
     n_latents = whole(config.get("num_latents") or 0, "num_latents", where)
-    d_sae = n_latents or d_in * whole(config.get("expansion_factor", _DEFAULT_EXPANSION), "expansion_factor", where)
+    d_sae = n_latents or d_in * count(config.get("expansion_factor", _DEFAULT_EXPANSION), "expansion_factor", where)
     if (len(tensors["b_dec"]), len(tensors["b_enc"])) != (d_in, d_sae):
         raise ValueError(
             f"{folder / WEIGHTS} has {len(tensors['b_enc'])} features of {len(tensors['b_dec'])} dimensions, but {CONFIG} "
             f"says {d_sae} of {d_in}; the two files are not of one SAE"
         )
     # The encoder's rows are features. It is transposed here, because shapes cannot tell how a square matrix is stored.
-    tensors["W_enc"] = tensors["W_enc"].T
-    if skip:
-        tensors[SKIP] = tensors[SKIP].T  # stored as (d_out, d_in)
-    flag = {"forward pass": ("", f"{CONFIG if 'transcode' in config else 'config.json'}: transcode")}
+    tensors |= transposed(tensors, "W_enc", *([SKIP] if skip else []))  # the skip connection is stored as (d_out, d_in)
+    told_by = {"forward pass": ("", f"{CONFIG if 'transcode' in config else 'config.json'}: transcode")}
     return imported(
         folder,
         tensors,
         Convention(
             activation,
-            k=whole(config.get("k"), "k", where),
+            k=count(config.get("k"), "k", where),
             subtract_b_dec=not transcoder,
             transcoder=transcoder,
             skip=skip,
@@ -87,8 +89,12 @@ def read(folder: Path) -> Imported:
             "hookpoint": f"{hook.name}.input" if transcoder else hook.name,
             "hookpoint_out": hook.name if transcoder else None,
         },
-        remarks=["trained with Multi-TopK"] if config.get("multi_topk") else (),
-        facts=_facts(folder, named, config, hook) | (flag if transcoder else {}),
+        remarks=[
+            *(["trained with Multi-TopK"] if config.get("multi_topk") else []),
+            *recorded_processing(run, hook.parent / "config.json"),
+            *recorded_processing(config, where),
+        ],
+        facts=_facts(folder, named, config, hook) | (told_by if transcoder else {}),
         weights=folder / WEIGHTS,
         settings=recorded(run, config),
     )

@@ -20,30 +20,31 @@ class TokenPass(NamedTuple):
     """One pass over the evaluation tokens: what it read, and what it collected."""
 
     rows: Rows
-    targets: (
-        Rows | None
-    )  # what members should give back: the same rows, or those that transcoders predict; None: not known
-    tokens: TokenSet  # those that count
+    targets: Rows | None  # what members should give back: the same, or what transcoders predict; None: not known
+    tokens: TokenSet | None  # those that count; None where the rows came without tokens
+    left_out: np.ndarray  # flat indices of those that do not
     activity: ActivityPass | None
     ablation: AblationPass | None
 
 
 def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, worth: bool) -> TokenPass:
     """Encode the evaluation tokens once, for activity, for worth, or for both."""
-    rows, tokens, targets = evaluator.activations(run.hookpoint, run.members.d_in, run.output)
+    activations = evaluator.activations(run.hookpoint, run.members.d_in, run.output)
+    rows, tokens, targets = activations.rows, activations.tokens, activations.targets
     activity_pass = ActivityPass(run.members) if activity else None
     ablation_pass = AblationPass(run.members) if worth else None
-    positions = np.flatnonzero(tokens.counted)
+    positions = None if tokens is None else np.flatnonzero(tokens.counted)
     with run.progress.stage(f"{run.name}: activity{' and ablation' if worth else ''}", "tokens") as report:
         for first, batch, codes in encoded(run.members, rows, run.device):
             if activity_pass:
-                activity_pass.add(codes, positions[first : first + len(batch)])
+                at = slice(first, first + len(batch))
+                activity_pass.add(codes, np.arange(at.start, at.stop) if positions is None else positions[at])
             if ablation_pass:
                 ablation_pass.add(batch if targets is None else target_rows(targets, first, len(batch)), codes)
             report(first + len(batch), len(rows))
     if targets is None and not run.undefined:
         targets = rows
-    return TokenPass(rows, targets, tokens, activity_pass, ablation_pass)
+    return TokenPass(rows, targets, tokens, activations.left_out, activity_pass, ablation_pass)
 
 
 def target_rows(targets: Rows, first: int, n: int) -> torch.Tensor:
@@ -51,8 +52,9 @@ def target_rows(targets: Rows, first: int, n: int) -> torch.Tensor:
     return torch.from_numpy(targets[first : first + n].astype(np.float32))
 
 
-def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass, tokens: TokenSet) -> Part:
+def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass, collected: TokenPass) -> Part:
     """Summarise what a pass collected, with contexts, triggers and direct logits, member by member."""
+    tokens = collected.tokens
     reason = run.undefined or (refusal(evaluator.model, run.members.d_out) if evaluator.model.causal else None)
     if reason:
         run.progress.say(f"{run.name}: direct logits: left out, {reason}")
@@ -60,12 +62,15 @@ def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass
         run.progress.stage(f"{run.name}: contexts", "members") as report,
         run.parts.write("activity", run.measured) as put,
     ):
-        grid = ContextGrid(tokens, evaluator.texts)
-        summaries = activity.summaries(tokens, vocabulary=evaluator.vocabulary, grid=grid)
+        if tokens is None:
+            summaries = activity.summaries(len(collected.rows))
+        else:
+            grid = ContextGrid(tokens, evaluator.texts)
+            summaries = activity.summaries(tokens, vocabulary=evaluator.vocabulary, grid=grid)
         for index, (seed, summary) in enumerate(zip(run.seeds, summaries, strict=True)):
             logits = None if run.undefined else direct_logits(evaluator.model, run.members.W_dec[index])
             named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
-            put(seed, _flat(summary) | named | {"left_out": tokens.left_out})
+            put(seed, _flat(summary) | named | {"left_out": collected.left_out})
             report(index + 1, run.members.n_members)
     return run.part("activity", run.measured)
 
@@ -73,6 +78,9 @@ def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass
 def _flat(activity: Activity) -> dict[str, Any]:
     """Activity as named arrays, its contexts, triggers and examples among them."""
     columns = activity._asdict()
-    inside = {name: columns.pop(f"{name}s")._asdict() for name in ("context", "trigger", "example")}
-    inside["trigger"]["what"] = inside["trigger"]["what"].astype(str)  # text of fixed width: no pickle
+    kinds = [name for name in ("context", "trigger", "example") if columns[f"{name}s"] is not None]
+    inside = {name: columns.pop(f"{name}s")._asdict() for name in kinds}
+    if "trigger" in inside:
+        inside["trigger"]["what"] = inside["trigger"]["what"].astype(str)  # text of fixed width: no pickle
+    columns = {name: array for name, array in columns.items() if array is not None}
     return columns | {f"{kind}_{name}": array for kind, each in inside.items() for name, array in each.items()}

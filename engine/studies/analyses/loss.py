@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from seedscope.engine.contract.tables.study import NO_TOKENS
 from seedscope.engine.features.loss import LOSS_TOKENS, Losses, Splice, attributed_loss, losses_under, takes_long
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.analyses.worth import MaskedFeatures, mask_columns
@@ -18,6 +19,9 @@ class LossSettings(NamedTuple):
 
 def lacks_loss(run: EnsembleRun, evaluator: Evaluator, settings: LossSettings) -> bool:
     """Whether the loss has a meaning here and was not measured with these settings."""
+    if evaluator.recorded:
+        run.progress.say(f"{run.name}: loss: undefined: {NO_TOKENS}")
+        return False
     if run.undefined:
         run.progress.say(f"{run.name}: loss: left out, {run.undefined}")
         return False

@@ -97,7 +97,7 @@ def pool_ensemble(
     record, saved = _make_pool(run, made_from, text, held_out)
     _write(folder, record, saved, {
         "model_name": plan.model, "hook_name": entry.hookpoint, "training_architecture": entry.variant,
-        "context_size": held_out.evaluator.evaluation.n_ctx if held_out else None, "seedscope_digest": record.digest,
+        "context_size": (held_out.evaluator.evaluation.n_ctx or None) if held_out else None, "seedscope_digest": record.digest,
         "seedscope_pool_of": [member.digest for member in entry.members],
     })  # fmt: skip
     shutil.rmtree(study / "scratch", ignore_errors=True)
@@ -107,7 +107,7 @@ def pool_ensemble(
 
 def _measurable_hookpoint(run: PoolRun) -> str | None:
     """The ensemble's hook point where the study has samples, or a model and tokens, to measure at it; None elsewhere."""
-    has_source = synthetic.read(run.study) or (run.plan.model and run.plan.tokens)
+    has_source = synthetic.read(run.study) or run.plan.activations or (run.plan.model and run.plan.tokens)
     return (run.entry.hookpoint or None) if has_source else None
 
 

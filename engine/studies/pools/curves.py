@@ -53,7 +53,7 @@ def open_held_out(run: PoolRun, hookpoint: str) -> HeldOut | None:
     n_rows = len(activations.rows)
     chosen = np.linspace(0, n_rows - 1, min(n_rows, EVALUATED)).round().astype(np.int64)
     rows = activations.rows[chosen].astype(np.float32)
-    return HeldOut(evaluator, hookpoint, rows, _splice(run, evaluator, hookpoint, activations.tokens.left_out))
+    return HeldOut(evaluator, hookpoint, rows, _splice(run, evaluator, hookpoint, activations.left_out))
 
 
 def _splice(run: PoolRun, evaluator: Evaluator, hookpoint: str, left_out: np.ndarray) -> Splice | None:

@@ -77,7 +77,8 @@ def settings_digest(
     theta: float,
 ) -> str:
     """16 hex digits over all that a pool depends on, but the content of files that are named."""
+    recorded = plan.activations and plan.activations.digest  # in place of tokens
     tokens, members = plan.tokens and asdict(plan.tokens), [asdict(member) for member in members_of(entry)]
     content = [FORMAT_VERSION, members, theta, recipe and as_parameters(recipe), entry.train_tokens, entry.recipe,
-               settings.texts, settings.loss_tokens, plan.model, tokens, entry.hookpoint]  # fmt: skip
+               settings.texts, settings.loss_tokens, plan.model, tokens or recorded, entry.hookpoint]  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -64,6 +64,11 @@ def training_text(run: PoolRun) -> TrainingText | None:
         if texts:
             raise ValueError(f"{plan.name} is a synthetic study, trained on samples of its own; leave out --text")
         return None
+    if plan.activations:
+        raise ValueError(
+            f"{plan.name} is measured on recorded activations, and no model is there that further ones could be taken from; pass "
+            "--tokens 0 for the pool without post-training"
+        )
     tokens = plan.tokens or catalogue.Tokens(())
     if texts:
         return TrainingText(documents(texts), ", ".join(texts), tokens.n_ctx)

@@ -8,8 +8,10 @@ from typing import Any
 from natsort import natsorted
 
 from seedscope.engine.activations.documents import documents
+from seedscope.engine.activations.recorded import open_recorded
 from seedscope.engine.contract.patterns import matches
 from seedscope.engine.demo import stdlib
+from seedscope.engine.saes.importers import registry
 from seedscope.engine.saes.importers.hub import PREFIX
 from seedscope.engine.studies.studyfile.toml import Check, Unfit, shown
 from seedscope.engine.studies.studyfile.values import text, texts
@@ -61,12 +63,29 @@ def _source_in(folder: Path, source: str) -> str:
     return local
 
 
+def activations_in(folder: Path) -> Check:
+    """Recorded activations: a file or a folder of files whose heads say that they are some."""
+
+    def check(value: Any) -> str:
+        path = folder / Path(text(value)).expanduser()
+        try:
+            open_recorded(path)
+        except (ValueError, OSError) as error:
+            raise Unfit(f"expected recorded activations: {error}") from None
+        return str(path)
+
+    return check
+
+
 def paths_in(folder: Path) -> Check:
     """Files and folders of SAEs: names first, patterns second; the matches of a pattern in natural order."""
 
     def check(value: Any) -> tuple[Path, ...]:
         paths: list[Path] = []
         for pattern in texts(value):
+            if pattern.startswith(registry.PREFIX):
+                paths.append(_in_registry(pattern))
+                continue
             if pattern.startswith(PREFIX):
                 paths.append(_on_hub(pattern))
                 continue
@@ -79,6 +98,15 @@ def paths_in(folder: Path) -> Check:
         return tuple(paths)
 
     return check
+
+
+def _in_registry(name: str) -> Path:
+    """A name of SAELens' registry as a path, which engine.importers looks up."""
+    try:
+        registry.lookup(name)
+    except ValueError as error:
+        raise Unfit(f"expected {registry.PREFIX}RELEASE/SAE_ID: {error}") from None
+    return Path(name)
 
 
 def _on_hub(name: str) -> Path:

@@ -1,7 +1,7 @@
 """Reads a study file, `study.toml`, into a StudyFile; all of it is checked before any work begins."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -12,7 +12,7 @@ from seedscope.engine.demo import stdlib
 from seedscope.engine.saes.importers.ensemble import FORMATS
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.studyfile import recipes, values
-from seedscope.engine.studies.studyfile.paths import model_in, paths_in, sources_in
+from seedscope.engine.studies.studyfile.paths import activations_in, model_in, paths_in, sources_in
 from seedscope.engine.studies.studyfile.toml import Table, reading, shown
 
 EXAMPLE = """[study]
@@ -59,6 +59,17 @@ class AnchorPlan:
 
 
 @dataclass(frozen=True)
+class RecordedPlan:
+    """Recorded activations that a study is measured on, in place of a model and text."""
+
+    source: str  # a file or folder
+    hookpoint: str | None = None
+    settings: dict[str, Any] = field(
+        default_factory=dict
+    )  # fields of catalogue.RecordedActivations that the file names
+
+
+@dataclass(frozen=True)
 class StudyFile:
     """What a study file asks for; local paths are absolute."""
 
@@ -73,6 +84,7 @@ class StudyFile:
     control: str | None = None  # random-weights: what is trained is trained on the re-initialised model as well
     analyses: tuple[str, ...] | None = None  # that are computed; None: all
     loss_tokens: int | None = None  # that losses are measured on
+    recorded: RecordedPlan | None = None
 
 
 class _Surroundings(NamedTuple):
@@ -107,11 +119,12 @@ def read_study_file(path: Path) -> StudyFile:
         tokens, train_source = _tokens(
             top, folder, trains=any("train" in table or "anchor" in table for table in tables)
         )
+        recorded = _recorded(top, folder)
         around = _Surroundings(folder, [f"[{key}]" for key in ("model", "tokens") if key not in top], has_hookpoint)
         ensembles = _ensembles(top, tables, around)
     return StudyFile(
         study.name, study.theta, study.epsilon, model, hookpoint, tokens, train_source, ensembles, study.control,
-        study.analyses, study.loss_tokens,
+        study.analyses, study.loss_tokens, recorded,
     )  # fmt: skip
 
 
@@ -167,6 +180,26 @@ def _tokens(top: Table, folder: Path, *, trains: bool) -> tuple[catalogue.Tokens
             else ", ".join(held_out or source) + (", held-out documents" if splits else ""),
         )
     return tokens, tuple(source.values()) if trains else ()
+
+
+def _recorded(top: Table, folder: Path) -> RecordedPlan | None:
+    table = top.table("activations")
+    if table is None:
+        return None
+    for name in ("model", "tokens"):
+        if name in top:
+            top.wrong(
+                "activations",
+                f"stand beside [{name}], expected one of them: they are measured on in place of a model and text",
+            )
+    with table.alone(_HOMES):
+        source = table.take("source", activations_in(folder), "", required='a file or folder, such as "activations/"')
+        settings = {
+            "n_eval": table.take("eval", values.whole(1)),
+            "outliers": table.take("outliers", values.one_of(("exclude", "include"))),
+        }
+        given = {name: value for name, value in settings.items() if value is not None}
+        return RecordedPlan(source, table.take("hookpoint", values.hookpoint), given)
 
 
 def _ensembles(

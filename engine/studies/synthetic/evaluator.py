@@ -62,10 +62,11 @@ def open_samples(
     study: Path, made: synthetic.SyntheticPlan, plan: catalogue.StudyPlan, progress: Progress
 ) -> SampleEvaluator:
     """The evaluation samples of a synthetic study; raises ValueError where its catalogue names a model or text."""
-    if plan.model or plan.tokens:
+    if plan.model or plan.tokens or plan.activations:
+        what = "a model" if plan.model else "text" if plan.tokens else "activations"
         raise ValueError(
             f"{plan.name} is a synthetic study, measured on samples of its own, and was given "
-            f"{'a model' if plan.model else 'text'}; leave out --model, --tokens and what belongs to them"
+            f"{what}; leave out --model, --tokens, --activations and what belongs to them"
         )
     with progress.stage("evaluation samples", "samples") as report:
         labelled = label(made.samples, made.n_evaluated)

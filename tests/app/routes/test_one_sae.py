@@ -13,7 +13,7 @@ from support.commands import run
 from support.reading import answered, browse, links, text_of, twin
 from support.studies import members_that_agree
 
-ALONE = "One SAE: stability is undefined; `seedscope anchor` trains comparisons."
+ALONE = "One SAE: stability is undefined; seedscope anchor trains comparisons."
 ONE = "/s/mine/alone"
 HOOKPOINT = "blocks.2.hook_resid_post"
 

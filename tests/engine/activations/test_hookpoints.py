@@ -287,6 +287,20 @@ def test_an_unknown_hook_point_is_refused_with_the_nearest_names_and_their_numbe
     assert f"{n_paths} module paths (layers.0 to layers.2 and their parts)" in message
 
 
+@pytest.mark.parametrize(
+    ("hookpoint", "reason"),
+    [
+        ("ln_final.hook_normalized", "divided by its scale, before gain and bias) .*the last block's hook_resid_post"),
+        ("ln_final.hook_scale", "the scale that it divides by"),
+        ("blocks.1.ln1.hook_normalized", "hook_resid_pre or hook_resid_mid of its block"),
+    ],
+)
+def test_places_inside_norms_are_refused_with_what_is_read_instead(model, hookpoint, reason):
+    for family in ("llama", "gpt2"):
+        with pytest.raises(ValueError, match=f"it lies inside a norm .*{reason.split(' .*')[-1]}"):
+            find(model(family).network, hookpoint)
+
+
 def test_a_recurrent_model_has_residual_names_only():
     settings = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 4}
     from transformers import MambaConfig, MambaForCausalLM

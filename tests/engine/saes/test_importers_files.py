@@ -178,3 +178,11 @@ def test_orientation_comes_from_the_biases_and_not_from_the_names(tensors, x, tm
     member = read(tmp_path)
     assert_same(member, jumprelu(tensors, x))
     assert sum("transposed" in remark for remark in member.remarks) == 2
+
+
+def test_a_bare_file_may_have_the_name_that_sparsify_uses(tensors, x, tmp_path):
+    held = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    save_file(held, tmp_path / "sae.safetensors")
+    (tmp_path / "sae.json").write_text(json.dumps({"architecture": "jumprelu", "subtract_b_dec": False}))
+    for path in (tmp_path, tmp_path / "sae.safetensors"):
+        assert_same(read(path), jumprelu(tensors, x))

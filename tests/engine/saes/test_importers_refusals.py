@@ -271,6 +271,10 @@ def test_members_of_other_widths_hookpoints_or_steps(tmp_path):
     first, second = copied("saelens/standard", tmp_path, "run_1"), copied("saelens/standard", tmp_path, "run_2")
     held = {"W_enc": torch.zeros(8, 20), "b_enc": torch.zeros(20), "W_dec": torch.zeros(20, 8)}
     changed(second, SAE_WEIGHTS, **held)
+    with pytest.raises(ValueError, match="20 features of 8 dimensions, but its config says that d_sae is 24"):
+        read_many([first, second])
+    config = json.loads((second / "cfg.json").read_text())
+    (second / "cfg.json").write_text(json.dumps(config | {"d_sae": 20}))
     with pytest.raises(ValueError, match=f"{first} has d_sae 24, {second} has d_sae 20"):
         read_many([first, second])
     elsewhere = copied("sparsify/topk/layers.3", tmp_path, "x/layers.4")

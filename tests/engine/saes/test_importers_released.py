@@ -35,11 +35,22 @@ def linear(t: dict[str, np.ndarray], suffix: str = "") -> dict[str, torch.Tensor
     return as_torch(names | {f"decoder{suffix}.weight": t["W_dec"].T, f"decoder{suffix}.bias": t["b_dec"]})
 
 
-@pytest.mark.parametrize("kind", ["vanilla", "topk", "batchtopk"])
+EARLIER = {"activation": "relu", "tied_weights": False, "use_encoder_bias": False}  # bartbussmann/BatchTopK, 3ce6538
+
+
+OPTIONS = ({}, EARLIER, EARLIER | {"use_encoder_bias": True, "tied_weights": True})
+KINDS = [(kind, options) for kind in ("vanilla", "topk", "batchtopk") for options in OPTIONS] + [("jumprelu", {})]
+
+
 @pytest.mark.parametrize("unit_norm", [True, False])
-def test_batch_topk(kind, unit_norm, tensors, x, tmp_path):
-    t = tensors if kind == "vanilla" else tensors | {"b_enc": np.zeros(20, np.float32)}
+@pytest.mark.parametrize(("kind", "earlier"), KINDS)
+def test_batch_topk(kind, unit_norm, earlier, tensors, x, tmp_path):
+    """As sae.py of the code base computes it, versions b454c16 and 3ce6538."""
+    biased = kind in ("vanilla", "jumprelu") or earlier.get("use_encoder_bias")
+    t = tensors if biased else tensors | {"b_enc": np.zeros(20, np.float32)}
     state = as_torch(t) | ({"threshold": torch.tensor(0.7)} if kind == "batchtopk" else {})
+    logarithms = np.linspace(-2, 1, 20, dtype=np.float32)
+    state |= as_torch({"jumprelu.log_threshold": logarithms}) if kind == "jumprelu" else {}
     torch.save(state, tmp_path / "sae.pt")
     config = {
         "sae_type": kind,
@@ -48,18 +59,21 @@ def test_batch_topk(kind, unit_norm, tensors, x, tmp_path):
         "seed": 5,
         "hook_point": "blocks.8.hook_resid_pre",
     }
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_name": "gpt2-small"}))
-    mean, std = (x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)) if unit_norm else (0.0, 1.0)
-    inside = (x - mean) / (std + 1e-5 * unit_norm)
-    acts = np.maximum((inside - t["b_dec"]) @ t["W_enc"] + t["b_enc"], 0)
+    (tmp_path / "config.json").write_text(json.dumps(config | earlier | {"model_name": "gpt2-small"}))
+    standardised = unit_norm and not (earlier and kind == "vanilla")
+    mean, std = (x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)) if standardised else (0.0, 1.0)
+    inside = (x - mean) / (std + 1e-5 * standardised)
+    acts = np.maximum((inside - t["b_dec"] * (kind != "jumprelu")) @ t["W_enc"] + t["b_enc"], 0)
     if kind == "topk":
         np.put_along_axis(acts, np.argsort(-acts, axis=1)[:, 3:], 0, axis=1)
-    elif kind == "batchtopk":
-        acts = acts * (acts > 0.7)
+    elif kind != "vanilla":
+        acts = acts * (acts > (0.7 if kind == "batchtopk" else np.exp(logarithms)))
+    decoder = t["W_enc"].T if earlier.get("tied_weights") and kind != "vanilla" else t["W_dec"]
     (found,) = recognise(tmp_path)
     member = read(tmp_path)
     assert (found.format, member.seed, member.source["hookpoint"]) == ("batch_topk", 5, "blocks.8.hook_resid_pre")
-    assert_same(member, {"x": x, "acts": acts, "out": (acts @ t["W_dec"] + t["b_dec"]) * std + mean})
+    assert_same(member, {"x": x, "acts": acts, "out": (acts @ decoder + t["b_dec"]) * std + mean})
+    assert any("adds the standardised input" in remark for remark in member.remarks) == bool(earlier and standardised)
 
 
 def test_batch_topk_that_cannot_be_evaluated(tensors, tmp_path):
@@ -67,7 +81,9 @@ def test_batch_topk_that_cannot_be_evaluated(tensors, tmp_path):
     for config, message in (
         ({"sae_type": "batchtopk"}, "holds no threshold"),
         ({"sae_type": "topk", "top_k": 3}, "b_enc that is not zero"),
-        ({"sae_type": "jumprelu"}, "sae_type = 'jumprelu', expected vanilla, topk or batchtopk"),
+        ({"sae_type": "jumprelu"}, "lacks threshold"),
+        ({"sae_type": "quantile"}, "sae_type = 'quantile', expected vanilla, topk, batchtopk or jumprelu"),
+        ({"sae_type": "topk", "top_k": 3, "activation": "abs"}, "activation = 'abs', expected 'relu'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=message):
@@ -81,29 +97,71 @@ HYPERPARAMS = {
 }  # fmt: skip
 
 
+def write_llama_scope(folder: Path, tensors: dict[str, np.ndarray], settings: dict[str, object]) -> None:
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    save_file(linear(tensors), folder / "checkpoints" / "final.safetensors")
+    (folder / "hyperparams.json").write_text(json.dumps(settings))
+
+
+def lm_saes(t: dict[str, np.ndarray], settings: dict[str, object], x: np.ndarray) -> dict[str, np.ndarray]:
+    """lm_saes' encode and decode; its threshold is found after the scale of the inputs is folded into the weights."""
+    norms = settings["dataset_average_activation_norm"]
+    wise = settings["norm_activation"] == "dataset-wise"
+    scale_in, scale_out = (6**0.5 / norms[end] if wise else 1.0 for end in ("in", "out"))
+    inside = x * scale_in - t["b_dec"] * settings["apply_decoder_bias_to_pre_encoder"]
+    pre = inside @ t["W_enc"] + t["b_enc"]
+    length = np.linalg.norm(t["W_dec"], axis=1) if settings["sparsity_include_decoder_norm"] else np.ones(20)
+    scores = np.maximum(pre * length, 0)
+    decoder = t["W_dec"]
+    if settings["act_fn"] == "topk":
+        acts = np.where(scores >= np.sort(scores, axis=1)[:, -3:][:, :1], scores, 0)
+        decoder = decoder / length[:, None]
+    elif settings["act_fn"] == "relu":
+        acts = np.maximum(pre, 0)
+    else:
+        acts = pre * (scores > settings["jump_relu_threshold"] * scale_out)
+    return {"x": x, "acts": acts.astype(np.float32), "out": (acts @ decoder + t["b_dec"]) / scale_out}
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"sparsity_include_decoder_norm": False}, {"apply_decoder_bias_to_pre_encoder": True}]
-)
-def test_llama_scope(changes, tensors, x, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    save_file(linear(tensors), tmp_path / "checkpoints" / "final.safetensors")
-    settings = HYPERPARAMS | changes
-    (tmp_path / "hyperparams.json").write_text(json.dumps(settings))
-    scale = 6**0.5 / 7.9
-    inside = x * scale - tensors["b_dec"] * settings["apply_decoder_bias_to_pre_encoder"]
-    pre = inside @ tensors["W_enc"] + tensors["b_enc"]
-    norms = np.linalg.norm(tensors["W_dec"], axis=1) if settings["sparsity_include_decoder_norm"] else 1.0
-    acts = pre * (pre * norms > 0.5)
+    "changes", [
+        {}, {"sparsity_include_decoder_norm": False}, {"apply_decoder_bias_to_pre_encoder": True},
+        {"norm_activation": "inference"}, {"dataset_average_activation_norm": {"in": 2.5, "out": 1.25}},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("act", ["jumprelu", "topk", "relu"])
+def test_llama_scope(act, changes, tensors, x, tmp_path):
+    settings = HYPERPARAMS | changes | {"act_fn": act, "top_k": 3}
+    write_llama_scope(tmp_path, tensors, settings)
     member = read(tmp_path)
     assert [sae.path for sae in recognise(tmp_path)] == [tmp_path]
     assert (member.source["format"], member.source["hookpoint"]) == ("llama_scope", "blocks.15.hook_resid_post")
-    assert_same(member, {"x": x, "acts": acts, "out": (acts @ tensors["W_dec"] + tensors["b_dec"]) / scale})
-    for name, value in (("act_fn", "topk"), ("norm_activation", "token-wise"), ("use_glu_encoder", True)):
-        (tmp_path / "hyperparams.json").write_text(json.dumps(settings | {name: value}))
-        with pytest.raises(ValueError, match=f"has {name} = "):
+    assert_same(member, lm_saes(tensors, settings, x))
+    assert any("SAELens' loader" in remark for remark in member.remarks) == (
+        act == "jumprelu" and settings["sparsity_include_decoder_norm"]
+    )
+
+
+def test_llama_scope_says_which_types_its_tensors_had(tensors, tmp_path):
+    write_llama_scope(tmp_path, tensors, HYPERPARAMS)
+    half = {name: tensor.bfloat16() for name, tensor in linear(tensors).items()}
+    save_file(half, tmp_path / "checkpoints" / "final.safetensors")
+    assert read(tmp_path).facts["dtype"] == ("bfloat16", "final.safetensors: tensors")
+
+
+def test_llama_scope_that_is_not_known(tensors, tmp_path):
+    for name, value, message in (
+        ("act_fn", "batchtopk", "has act_fn = 'batchtopk', expected jumprelu or topk or relu"),
+        ("norm_activation", "token-wise", "has norm_activation = 'token-wise', expected dataset-wise or inference"),
+        ("use_glu_encoder", True, "has use_glu_encoder = True"),
+        ("jump_relu_threshold", None, "has jump_relu_threshold = None, expected a positive number"),
+        ("dataset_average_activation_norm", {"in": 7.9}, r"dataset_average_activation_norm.out = None, expected"),
+    ):
+        write_llama_scope(tmp_path, tensors, HYPERPARAMS | {name: value})
+        with pytest.raises(ValueError, match=message):
             read(tmp_path)
-    settings |= {"hook_point_out": "blocks.15.hook_mlp_out", "apply_decoder_bias_to_pre_encoder": True}
-    (tmp_path / "hyperparams.json").write_text(json.dumps(settings))
+    settings = HYPERPARAMS | {"hook_point_out": "blocks.15.hook_mlp_out", "apply_decoder_bias_to_pre_encoder": True}
+    write_llama_scope(tmp_path, tensors, settings)
     with pytest.raises(ValueError, match="expected false of a transcoder"):
         read(tmp_path)
 

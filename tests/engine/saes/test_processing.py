@@ -1,15 +1,18 @@
 """How the model was loaded that an SAE was trained on: what is linear is computed, what is not known is refused or remarked."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from seedscope.engine.saes.importers import ensemble
 from seedscope.engine.saes.importers.imported import Imported
 from seedscope.engine.saes.importers.saelens import CONFIG, WEIGHTS, read
 from seedscope.engine.saes.sae import SAE, assemble
+from support.paths import CHECKPOINTS
 
 D_IN, D_SAE = 12, 30
 RESIDUAL, HEADS = "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z"
@@ -128,3 +131,44 @@ def test_what_may_change_numbers_and_is_not_known_gets_a_remark(tmp_path):
     ):
         assert part in remarks
     assert "n_batches" not in remarks
+
+
+# -- configs that say nothing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "remarked"),
+    [
+        ({}, True),
+        ({"sae_lens_training_version": "2.1.3"}, True),
+        ({"sae_lens_training_version": "3.19.1"}, True),
+        ({"sae_lens_training_version": "3.19.2"}, False),
+        ({"sae_lens_training_version": "5.11.0"}, False),
+        ({"model_from_pretrained_kwargs": {"center_writing_weights": False}}, False),
+        ({"model_from_pretrained_kwargs": {}}, True),
+        ({"hook_name": HEADS}, False),
+        ({"model_name": "google/gemma-2b"}, False),
+    ],
+)
+def test_saelens_before_3_19_2_processed_models_by_default(changes, remarked, tmp_path):
+    """SAELens pull request 279: until then from_pretrained, since then from_pretrained_no_processing."""
+    folder = written(tmp_path / "old")
+    flat = {"architecture": "standard", "model_name": "gpt2-small", "hook_name": RESIDUAL} | changes
+    (folder / CONFIG).write_text(json.dumps(flat))
+    one = read(folder)
+    assert one.convention.normalize == "none"
+    assert any("before 3.19.2 writing weights were centred by default" in remark for remark in one.remarks) == remarked
+
+
+def test_other_libraries_files_that_record_processing_get_a_remark(tmp_path):
+    for name, config in (
+        ("dictionary_learning/standard/trainer_0", "config.json"), ("sparsify/topk/layers.3", "cfg.json"),
+    ):  # fmt: skip
+        folder = shutil.copytree(CHECKPOINTS / name, tmp_path / name)
+        settings = json.loads((folder / config).read_text())
+        more = {"model_kwargs": {"center_writing_weights": True}, "fold_ln": False, "center_unembed": True}
+        (folder / config).write_text(json.dumps(settings | more))
+        remarks = [remark for remark in ensemble.read(folder).remarks if "loaded so" in remark]
+        assert len(remarks) == 1, remarks
+        assert "model_kwargs = {'center_writing_weights': True}" in remarks[0]
+        assert not [remark for remark in ensemble.read(CHECKPOINTS / name).remarks if "loaded so" in remark]

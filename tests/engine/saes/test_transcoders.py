@@ -218,7 +218,7 @@ def test_llama_scope(tensors, x, tmp_path):
     }  # fmt: skip
     (tmp_path / "hyperparams.json").write_text(json.dumps(settings))
     pre = x * (D_IN**0.5 / 7.9) @ t["W_enc"] + t["b_enc"]
-    acts = pre * (pre * np.linalg.norm(t["W_dec"], axis=1) > 0.5)
+    acts = pre * (pre * np.linalg.norm(t["W_dec"], axis=1) > 0.5 * D_IN**0.5 / 3.1)  # of activations without the scale
     out = (acts @ t["W_dec"] + t["b_dec"]) / (D_IN**0.5 / 3.1)
     member = read(tmp_path)
     assert_same(member, {"x": x, "acts": acts, "out": out})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.tables.features import Context, Feature
-from seedscope.engine.contract.tables.study import Member, Token
+from seedscope.engine.contract.tables.study import Ensemble, Member, Token
 from seedscope.engine.store.database import StoreReader, Writer, _digest
 
 N = 5
@@ -203,19 +203,41 @@ def test_a_reader_of_the_previous_store_keeps_its_data(tmp_path):
 # -- seeds of 64 bits ----------------------------------------------------------------------------------------------
 
 
-def test_a_stores_name_does_not_depend_on_the_width_of_its_seeds(tmp_path):
+def test_a_stores_name_does_not_depend_on_the_width_of_its_seeds_and_numbers_of_tokens(tmp_path):
     """Stores that were written with 32 bits keep their names."""
     path = publish(tmp_path / "a", Study__schema_version=[schema.SCHEMA_VERSION] * N)
     with duckdb.connect(str(path)) as connection:
         for table in schema.TABLES:
             for name, (kind, is_list, _) in schema.columns(table).items():
-                if kind is int and name in schema.SEED_COLUMNS:
+                if kind is int and name in schema.WIDE_COLUMNS:
                     (stored,) = connection.execute(f'SELECT typeof("{name}") FROM {table.__name__} LIMIT 1').fetchone()
                     assert stored == "BIGINT" + "[]" * is_list
                     connection.execute(f'ALTER TABLE {table.__name__} ALTER "{name}" TYPE INTEGER{"[]" * is_list}')
         assert path.stem == f"study-{_digest(connection)}"
     with StoreReader(path) as reader:
         assert [row.seed for row in reader.rows(Member)] == list(range(N))
+
+
+@pytest.mark.parametrize("n", [2**31, 5_000_000_000, 2**62])
+def test_numbers_of_tokens_beyond_32_bits_are_stored_as_they_are(n, tmp_path):
+    version = [schema.SCHEMA_VERSION] * N
+    columns = {f"Ensemble__{name}": [n] * N for name in ("n_train_tokens", "train_tokens", "n_tokens", "n_outliers")}
+    columns |= {"Study__n_eval_tokens": [n] * N, "Member__n_loss_tokens": [n] * N, "Feature__n_active": [n] * N}
+    path = publish(tmp_path, Study__schema_version=version, **columns)
+    with StoreReader(path) as reader:
+        ensemble = reader.rows(Ensemble)[0]
+        assert {ensemble.n_train_tokens, ensemble.train_tokens, ensemble.n_tokens, ensemble.n_outliers} == {n}
+        assert [row.n_loss_tokens for row in reader.rows(Member)] == [n] * N
+        assert reader.rows(Feature)[0].n_active == n
+
+
+def test_every_column_that_counts_tokens_is_wide():
+    """By what the tables say of their columns: a new one must not overflow at 2^31."""
+    counts = {"tokens", "n_tokens"}
+    for table in schema.TABLES:
+        for name, column in schema.columns(table).items():
+            if column.kind is int and (name in counts or name.endswith("_tokens")):
+                assert name in schema.WIDE_COLUMNS, (table.__name__, name)
 
 
 @pytest.mark.parametrize("seed", [2**31, 2**32 - 1, 20250101123456, 2**63 - 1])

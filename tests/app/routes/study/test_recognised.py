@@ -16,7 +16,7 @@ FACTS = {"k or l1": ("k 4", "cfg.json: k"), "processing of the model": ("none", 
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("recognised")
     ensembles = {"said": (members_that_agree(members=3), {})}
-    publish_study(root, "mine", ensembles, origins=[{"facts": FACTS}, {"facts": FACTS}])
+    publish_study(root, "mine", ensembles, origins=[{"facts": FACTS}, {"facts": FACTS | {"dataset": ("pile", "x")}}])
     publish_study(root, "old", {"said": (members_that_agree(members=3), {})})
     return root
 
@@ -26,9 +26,13 @@ def test_a_study_lists_the_facts_of_every_member_and_marks_what_was_assumed(root
         page, data = client.get("/s/mine").text, client.get("/s/mine.json").json()
     table = parsed(page).select_one("details.recognised")
     assert text_of(table.select_one("summary")) == "What was recognised"
-    assert [text_of(cell) for cell in table.select("tbody tr")[0].select("td")] == [
-        "0", "k 4 cfg.json: k", "none ! assumed", f"{EVIL} x",
-    ]  # fmt: skip
+    assert [text_of(cell) for cell in table.select("thead th")] == ["", "seed 0", "seed 1"]
+    assert [[text_of(cell) for cell in row.select("th, td")] for row in table.select("tbody tr")] == [
+        ["k or l1", "k 4 cfg.json: k · all members"],
+        ["processing of the model", "none ! assumed · all members"],
+        ["dataset", f"{EVIL} x", "pile x"],
+    ]
+    assert [cell.get("colspan") for cell in table.select("tbody td")] == ["2", "2", None, None]
     assert EVIL not in page
     (summary,) = data["ensembles"]
     assert [member["seed"] for member in summary["recognised"]] == [0, 1]
