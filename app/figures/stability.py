@@ -69,8 +69,8 @@ def stability_distribution(
             }
         )  # fmt: skip
         if n_bucket:
-            held = [x for x in xs if share[x]]
-            brackets.append(_Bracket(bucket, held[0], held[-1], max(share), n_bucket / total))
+            bars = [x for x in xs if share[x]]
+            brackets.append(_Bracket(bucket, bars[0], bars[-1], max(share), n_bucket / total))
     for i, (kind, row) in enumerate(null.items()):
         share = [n / sum(row) for n in row]
         data.append(
