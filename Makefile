@@ -1,4 +1,5 @@
 # `make demo`: install, build the embedded study, serve it. `make test`: install the test extras, run the whole suite.
+# `make test-long`: the tests that take minutes more: 300 damaged copies of every format.
 # `make check`: the quick checks: lint, format, imports between rooms, types.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,12 +7,15 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-long check clean
 demo: $(VENV)/.demo
 	$(BIN)/seedscope demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST_ARGS)
+
+test-long: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist load -m slow $(PYTEST_ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
