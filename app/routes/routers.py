@@ -8,7 +8,7 @@ feature, the permalink last of these.
 
 from fastapi import APIRouter
 
-from seedscope.app.routes import home, jobs, manual
+from seedscope.app.routes import compare, home, jobs, manual
 from seedscope.app.routes.ensemble import (
     ablation,
     buckets,
@@ -29,6 +29,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     home.router,
     manual.router,
     jobs.router,
+    compare.router,
     # of a study: /s/{study}/..
     starts.router,
     variants.router,
