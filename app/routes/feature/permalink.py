@@ -137,7 +137,7 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
         nav_cosines=tuple(filter.cosines(feature)),
         nav_place=listed.place(member.seed, feature.feature),
         nav_filter=filter,
-        nav_list=render.url(f"{base}/features", **filter.parameters()),
+        nav_list=render.url(f"{base}/{'list' if filter.sort == 'listed' else 'features'}", **filter.parameters()),
         nav_permalink=render.url(here, v=row.digest, **filter.judgement()),
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_by_rule={
