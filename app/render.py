@@ -1,8 +1,11 @@
 """One context dataclass as a full page, an htmx fragment or JSON, and tables as downloads; sets every HX- header."""
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, fields
 from io import BytesIO
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -31,6 +34,9 @@ from seedscope.app.formats import (
     thousands,
 )
 from seedscope.app.freshness import check_kept
+from seedscope.app.glossary.entries import GLOSSARY, SECTIONS
+from seedscope.app.glossary.mathml import mathml
+from seedscope.app.lens import RULE_NAMES
 from seedscope.app.settings import TEMPLATES
 from seedscope.app.shell import shell_of
 from seedscope.app.static_files import asset
@@ -44,6 +50,20 @@ def url(path: str, /, **parameters: Any) -> str:
     """A path with those query parameters that are set."""
     kept = {key: value for key, value in parameters.items() if value not in (None, "")}
     return path + ("?" + urlencode(kept) if kept else "")
+
+
+_entry_ids: ContextVar[Iterator[str]] = ContextVar("entry_ids")
+
+
+def entry_id() -> str:
+    """The id of the next entry of the glossary on the page that is being rendered."""
+    return next(_entry_ids.get())
+
+
+def _number_entries(path: str) -> None:
+    """Begin the entries' ids anew: the same on a page and on its parts, others on parts that other addresses add to it."""
+    page = f"e{zlib.crc32(path.encode()):08x}"
+    _entry_ids.set(f"{page}-{i}" for i in count())
 
 
 _MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
@@ -60,7 +80,9 @@ templates.filters |= {
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "annotated_strip": annotated_strip,
-    "members_now": members_now, "alpha_step": alpha_step, "architecture": architecture,
+    "members_now": members_now, "alpha_step": alpha_step, "architecture": architecture, "glossary": GLOSSARY, "sections": SECTIONS,
+    "rule_names": RULE_NAMES,
+    "entry_id": entry_id, "math": mathml,
 }  # fmt: skip
 
 
@@ -90,10 +112,16 @@ def respond(
     values = {f.name: getattr(context, f.name) for f in fields(context)}
     embed = request.query_params.get("embed") == "true"
     shell = shell_of(request, request.app.state.studies)
-    values |= {"differs": _differs(request), "directed": _directed(request), "shell": shell, "lens": shell.lens.parameters}
+    values |= {
+        "differs": _differs(request),
+        "directed": _directed(request),
+        "shell": shell,
+        "lens": shell.lens.parameters,
+    }
     # What other sites may frame holds nothing that starts work.
     values |= {"request": request, "embed": embed, "queue": None if embed else request.app.state.jobs}
     page = templates.get_template(template)
+    _number_entries(request.url.path)
     headers = {"Vary": "HX-Request, HX-History-Restore-Request", "Cache-Control": "no-cache"} | _etag(request, status)
     if not wants_fragment(request):
         return HTMLResponse(page.render(values), status, headers)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_COLUMNS, BUCKET_ROLE, Figure, Heading, layout
 from seedscope.app.formats import percent
 from seedscope.engine.contract.tables.features import Ablation
 
@@ -67,7 +67,7 @@ def density_by_bucket(
                 yaxis={"tickformat": ".0%", "rangemode": "tozero"},
             ),
         },
-        ("density (bin centre)", "stable", "middle", "unstable"),
+        (Heading("density (bin centre)", "density_bin"), *BUCKET_COLUMNS),
         table,
     )  # fmt: skip
 
@@ -115,6 +115,12 @@ def ablation(rows: list[Ablation], headline: str) -> Figure:
             "data": data,
             "layout": layout("explained variance", "", yaxis={"automargin": True, "showgrid": False}, height=380),
         },
-        ("masked", "features masked, mean", "draws", "EV, mean over members", "spread over draws (SD)"),
+        (
+            "removed",
+            Heading("features removed, mean", "n_masked"),
+            Heading("draws", "draws"),
+            Heading("EV, mean over seeds", "ev_masked"),
+            Heading("spread over draws (SD)", "sd"),
+        ),
         tuple(reversed(table)),
     )

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 from seedscope.app.formats import percent
 from seedscope.engine.contract.stability import BUCKETS
 
@@ -83,7 +83,10 @@ def direction_map(
                 margin={"l": 8, "r": 8, "t": 18, "b": 8},
             ),
         },
-        ("around", "features", f"other seeds’, of the {near} nearest", "chance", "of the same bucket", "chance"),
+        (
+            "around", Heading("features", "n_features"), Heading(f"other seeds’, of the {near} nearest", "near_other_seeds"),
+            Heading("chance", "near_chance"), Heading("of the same bucket", "near_same_bucket"), Heading("chance", "near_chance"),
+        ),
         tuple(
             (one.bucket, f"{one.n:,}", *(percent(share) for share in one[2:])) for one in around
         ),

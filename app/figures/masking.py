@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 
 # How each kind of mask is drawn: (colour, dash, marker); kinds that are no bucket are neutral.
 _DRAWN = {
@@ -45,12 +45,13 @@ class MaskingAxis(NamedTuple):
     id: str
     axis: str
     cost: str  # what masking costs, in words: `EV`
+    key: str  # its entry of the glossary
     sign: int  # -1 where masking lowers it, 1 where masking raises it
     on: str  # the tokens, in words
 
 
-EV = MaskingAxis("masked_ev", "explained variance", "EV", -1, "evaluation tokens")
-LOSS = MaskingAxis("masked_loss", "next-token loss, nats per token", "loss", 1, "tokens")
+EV = MaskingAxis("masked_ev", "explained variance", "EV", "ev_masked", -1, "evaluation tokens")
+LOSS = MaskingAxis("masked_loss", "next-token loss, nats per token", "loss", "loss", 1, "tokens")
 
 
 def masking_curves(
@@ -116,7 +117,11 @@ def masking_curves(
                 ],
             ),
         },
-        ("masked", "features masked, mean", "fewest – most", "members", f"{what.cost}, mean over members", "SD over members"),
+        (
+            "removed", Heading("features removed, mean", "n_masked"), Heading("fewest – most", "fewest_most"),
+            Heading("seeds", "n_seeds"),
+            Heading(f"{what.cost}, mean over seeds", what.key), Heading("SD over seeds", "sd"),
+        ),
         tuple(
             (_LABEL.get(p.kind, p.kind), f"{p.n_masked:.1f}", f"{p.n_low:.0f} – {p.n_high:.0f}", p.n_members, f"{p.value:.4f}",
              "–" if p.spread is None else f"{p.spread:.4f}")

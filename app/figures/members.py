@@ -1,6 +1,6 @@
 """The seed x seed matrix of shared features, and the histogram of one pair's cosines."""
 
-from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, Heading, layout
 from seedscope.app.formats import percent
 
 
@@ -38,7 +38,7 @@ def seed_matrix(
                 yaxis={"type": "category", "autorange": "reversed", "showgrid": False, "scaleanchor": "x", "constrain": "domain"},
             ),
         },
-        ("anchor", *names) if few else (),
+        (Heading("anchor", "anchor"), *(Heading(name, "shared") for name in names)) if few else (),
         tuple((a, *("–" if v is None else percent(v) for v in row)) for a, row in zip(names, cells, strict=True)) if few else (),
     )  # fmt: skip
 
@@ -69,6 +69,6 @@ def pair_histogram(counts: list[int], n_unpaired: int, theta: float, a: int, b: 
                 shapes=[line | {"line": {"color": "@soft", "width": 1, "dash": "dash"}}],
             ),
         },
-        ("cosine from", "to", "features"),
+        (Heading("cosine from", "cosine_bin"), Heading("to", "cosine_bin"), Heading("features", "n_features")),
         tuple((f"{edge:.2f}", f"{edge + width:.2f}", n) for edge, n in bars),
     )  # fmt: skip

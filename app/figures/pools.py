@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, Heading, layout
 
 # {curve: (what it is called, the same for a legend, colour, dash, marker)}; pools in colour, their controls neutral.
 POOL_KINDS = {
@@ -70,7 +70,7 @@ def holders_figure(unique: Sequence[int], pooled: Sequence[int], theta: float, l
                 xaxis={"dtick": 1 if n < 20 else None}, yaxis={"range": [0, 1.08 * most]},
             ),
         },
-        ("held by", "unique features", "in the pool"),
+        (Heading("held by", "held_by"), Heading("unique features", "pool_unique"), Heading("in the pool", "pool_taken")),
         tuple(zip(xs, unique, pooled, strict=True)),
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def pool_figure(
                 ],
             ),
         },
-        ("trained on", "more tokens", "mean", "each"),
+        ("trained on", Heading("more tokens", "pool_tokens"), Heading("mean", "pool_value"), Heading("each", "pool_value")),
         tuple(
             (POOL_KINDS[p.curve][0], f"{p.tokens:,}", format(p.value, what.form), ", ".join(format(x, what.form) for x in p.parts))
             for p in points

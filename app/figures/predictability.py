@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, Heading, layout
 
 # {setting: (name, whether it is chance or another control)}, from the figure that papers report down to chance.
 SETTINGS = {
@@ -70,7 +70,10 @@ def prediction_dots(rows: Sequence[PredictionScore], title: str) -> Figure:
                 shapes=[line | {"line": {"color": "@soft", "width": 1, "dash": "dash"}}],
             ),
         },
-        ("setting", "F1", "SD", "AUROC", "SD", "pairs"),
+        (
+            "setting", Heading("F1", "f1"), Heading("SD", "sd"), Heading("AUROC", "auroc"), Heading("SD", "sd"),
+            Heading("pairs", "n_pairs"),
+        ),
         tuple(
             (name, *(_shown(v) for v in (row.f1, row.f1_spread, row.auroc, row.auroc_spread)), row.n_pairs or "–")
             for name, row in zip(names, held, strict=True)

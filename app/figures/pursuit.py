@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, Heading, layout, null_columns
 from seedscope.app.formats import percent
 
 _MARKER = {"stable": "circle", "unstable": "diamond"}
@@ -71,7 +71,10 @@ def pursuit_residual(rows: Sequence[Residual]) -> Figure:
                 xaxis={"dtick": 1}, yaxis={"tickformat": ".0%", "range": [0, 1.02]},
             ),
         },
-        ("rows", "k", "residual, mean", "SD over pairs", *(f"chance, {name}" for name in NULL_NAME.values()), "pairs"),
+        (
+            "rows", Heading("k", "pursuit_k"), Heading("residual, mean", "residual"), Heading("SD over pairs", "sd"),
+            *null_columns(NULL_NAME), Heading("pairs", "n_pairs"),
+        ),
         tuple(
             (row.bucket, row.k, percent(row.mean), percent(row.spread), *(percent(row.null[kind]) for kind in NULL_NAME),
              row.n_pairs)

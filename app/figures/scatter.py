@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 from seedscope.engine.contract.stability import BUCKETS
 
 MOST_SVG = 5_000  # points that need no WebGL: some browsers have none, and a picture saved from it is not of lines
@@ -83,7 +83,7 @@ def metric_scatter(cloud: Cloud, words: str, unit: str, n_comparisons: int, base
                 xaxis={"range": [-0.6 / n_comparisons, 1 + 0.6 / n_comparisons]},
             ),
         },
-        ("stability p", "features", f"median {words}"),
+        (Heading("stability p", "stability"), Heading("features", "n_features"), Heading(f"median {words}", "bucket_median")),
         table,
     )  # fmt: skip
 

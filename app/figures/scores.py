@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, Heading, layout
 
 CHANCE = 0.5  # balanced accuracy of knowing nothing
 
@@ -51,11 +51,15 @@ def score_by_stability(
             ),
         },
         (
-            "p",
-            "features",
-            "mean score",
-            "95 % over seeds",
-            *((f"{control.name}: features", "mean score") if control else ()),
+            Heading("p", "p_axis"),
+            Heading("features", "n_features"),
+            Heading("mean score", "mean_score"),
+            Heading("95 % over seeds", "band_seeds"),
+            *(
+                (Heading(f"{control.name}: features", "n_features"), Heading("mean score", "mean_score"))
+                if control
+                else ()
+            ),
         ),
         tuple(_row(curve, i, control) for i in range(len(curve.p))),
     )

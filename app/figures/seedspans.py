@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, Heading, layout
 from seedscope.app.formats import percent
 
 MOST_NAMED = 16  # seeds whose cells hold their numbers
@@ -88,6 +88,6 @@ def _matrix(
                 yaxis={"type": "category", "autorange": "reversed", "showgrid": False, "scaleanchor": "x", "constrain": "domain"},
             ),
         },
-        ("seed", *names) if few else (),
+        (Heading("seed", "seed"), *(Heading(name, "span_pair") for name in names)) if few else (),
         tuple((a, *row) for a, row in zip(names, written, strict=True)) if few else (),
     )  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 
 _DRAWN = {
     "random": ("random rows", "@null", "dash", "circle-open"),
@@ -63,6 +63,6 @@ def span_spectrum(
                 xaxis={"range": [0.5, n + 0.5]},
             ),
         },
-        ("direction", *(_DRAWN[name][0] for name in means)),
+        (Heading("direction", "singular_index"), *(Heading(_DRAWN[name][0], "singular_share") for name in means)),
         tuple((x, *(f"{100 * mean[x - 1]:.3f} %" for mean in means.values())) for x in xs),
     )  # fmt: skip

@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
+from seedscope.app.figures.drawing import (
+    BUCKET_COLUMNS,
+    BUCKET_ROLE,
+    NULL_DASH,
+    NULL_NAME,
+    Figure,
+    Heading,
+    layout,
+    null_columns,
+)
 from seedscope.app.formats import percent
 from seedscope.engine.contract.stability import CdfBand
 
@@ -65,7 +74,7 @@ def stability_distribution(
                 yaxis={"tickformat": ".0%", "rangemode": "tozero"},
             ),
         },
-        ("seeds with a match", "stable", "middle", "unstable", *(f"chance, {NULL_NAME[k]}" for k in null)),
+        (Heading("seeds with a match", "x_matches"), *BUCKET_COLUMNS, *null_columns(null)),
         table,
     )  # fmt: skip
 
@@ -141,7 +150,10 @@ def stability_cdf(
                 yaxis={"tickformat": ".0%", "range": [0, 1.02]},
             ),
         },
-        ("p", "share up to p", "95 % band", "lowest anchor", "highest anchor", *(f"chance, {NULL_NAME[k]}" for k in null)),
+        (
+            Heading("p", "p_axis"), Heading("share up to p", "share_up_to_p"), Heading("95 % band", "band_seeds"),
+            Heading("lowest anchor", "one_anchor"), Heading("highest anchor", "one_anchor"), *null_columns(null),
+        ),
         tuple(
             (
                 f"{p[i]:.2f}", percent(pooled[i]), f"{percent(band.low[i])} – {percent(band.high[i])}",
@@ -198,7 +210,7 @@ def theta_sweep(
                 shapes=[line | {"line": {"color": "@soft", "width": 1}}],
             ),
         },
-        ("θ", "stable", "middle", "unstable", *(f"chance, {NULL_NAME[kind]}" for kind in null)),
+        (Heading("θ", "theta"), *BUCKET_COLUMNS, *null_columns(null)),
         tuple(
             (
                 f"{t:.2f}", *(percent(shares[b][i]) for b in ("stable", "middle", "unstable")),
@@ -232,6 +244,9 @@ def convergence(n: list[int], same_bucket: list[float], error: list[float], n_fe
                 yaxis={"tickformat": ".0%", "range": [0, 1.04]},
             ),
         },
-        ("comparisons", "in the final bucket", "mean |p − final p|"),
+        (
+            Heading("comparisons", "comparisons"), Heading("in the final bucket", "final_bucket"),
+            Heading("mean |p − final p|", "p_error"),
+        ),
         tuple((k, percent(s), f"{e:.3f}") for k, s, e in zip(n, same_bucket, error, strict=True)),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 from seedscope.app.formats import architecture, percent
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "bowtie")
@@ -35,7 +35,7 @@ def trade_off(ensembles: list[TradeOff], *, measure: str = "stable", judged: str
     low, high = min(e.ev for e in ensembles), max(e.ev for e in ensembles)
     room = max(high - low, 0.02) * (0.35 if labelled else 0.08)  # for labels beside the outermost dots
     kinds = list(dict.fromkeys((e.variant, e.agrees) for e in ensembles))
-    says, unit = ("stable", ".1%") if measure == "stable" else ("mean p̂", ".3f")
+    says, unit, key = ("stable", ".1%", "stable") if measure == "stable" else ("mean p", ".3f", "mean_p")
     what = "Share of living features that are stable" if measure == "stable" else "Mean p̂ of living features"
     bars = any(e.ev_sd is not None for e in ensembles)
     return Figure(
@@ -56,7 +56,7 @@ def trade_off(ensembles: list[TradeOff], *, measure: str = "stable", judged: str
                 legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
             ),
         },
-        ("ensemble", says, "SD", "explained variance", "SD"),
+        ("ensemble", Heading(says, key), Heading("SD", "sd"), Heading("explained variance", "ev"), Heading("SD", "sd")),
         tuple(
             (e.name, percent(e.stable) if measure == "stable" else f"{e.stable:.3f}", _sd(e.stable_sd), f"{e.ev:.4f}", _sd(e.ev_sd))
             for e in ensembles
@@ -167,7 +167,10 @@ def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *
                 legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
             ),
         },
-        (factor, "ensemble", *(bucket for bucket in LINES if bucket in first.shares), "EV"),
+        (
+            Heading(factor, "factor"), "ensemble",
+            *(Heading(b, "dead_share" if b == "dead" else b) for b in LINES if b in first.shares), Heading("EV", "ev"),
+        ),
         tuple(
             (_shown(dot.value), dot.ensemble, *(percent(dot.shares[b][0]) for b in LINES if b in dot.shares and b in first.shares),
              "–" if dot.ev is None else f"{dot.ev:.4f}")

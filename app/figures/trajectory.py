@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 from seedscope.app.formats import percent
 from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry, TracePoint
 
@@ -137,7 +137,10 @@ def by_bucket(
             (bucket, f"{t:,}", f"{n:,}", f"{m:{scale.form}}", "–" if s is None else f"{s:{scale.form}}")
             for t, n, m, s in points
         ]
-    header = ("ends", "tokens", "features", scale.title, "SD over members")
+    header = (
+        "ends", Heading("tokens", "token_position"), Heading("features", "n_features"), Heading(scale.title, "along"),
+        Heading("SD over seeds", "sd"),
+    )  # fmt: skip
     return along_training(id, title, reading, lines, scale, header=header, table=table)
 
 
@@ -185,7 +188,10 @@ def training_figures(trace: list[TracePoint]) -> list[Figure]:
         drawn.append(
             along_training(
                 f"training_{name}", title, f"{reading}; {len(seeds)} members as thin lines, and their mean.", lines, scale,
-                header=("tokens", "mean over members", "lowest", "highest"), table=table,
+                header=(
+                    Heading("tokens", "token_position"), Heading("mean over seeds", "training_curve"),
+                    Heading("lowest", "training_curve"), Heading("highest", "training_curve"),
+                ), table=table,
             )
         )  # fmt: skip
     return drawn
@@ -201,9 +207,9 @@ def agreement_figures(
     tokens = {each.step: each.tokens for each in checkpoints}
     pairs = f"Mean over {everyone[0].n_pairs} pairs of members, band from the smallest to the largest"
     drawn = []
-    for id, name, title, axis in (
-        ("distance", "distance", "Hungarian distance", "Hungarian distance (mean 1 − cosine)"),
-        ("best_cosine", "best_cosine", "Mean best cosine", "mean best cosine"),
+    for id, name, title, axis, key in (
+        ("distance", "distance", "Hungarian distance", "Hungarian distance (mean 1 − cosine)", "hungarian_distance"),
+        ("best_cosine", "best_cosine", "Mean best cosine", "mean best cosine", "best_cosine"),
     ):
         if everyone[0].distance is None and name == "distance":
             continue
@@ -241,7 +247,11 @@ def agreement_figures(
             along_training(
                 id, f"{title}: {start:.3f} at the start, {end:.3f} at the end",
                 f"{pairs}. Dashed grey: random unit dictionaries of the same size, {level:.3f}.", lines, Scale(axis),
-                header=("tokens", "features", "of them per member", "pairs", title, "smallest", "largest"), table=table,
+                header=(
+                    Heading("tokens", "token_position"), "features", Heading("of them per seed", "n_features"),
+                    Heading("pairs", "n_pairs"),
+                    Heading(title, key), Heading("smallest", "pair_range"), Heading("largest", "pair_range"),
+                ), table=table,
             )
         )  # fmt: skip
     return drawn

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 
 # What stands in a cell of the map, and in words.
 MARKS = {
@@ -83,7 +83,10 @@ def latents_in_span(spots: Sequence[Spot], theta: float, r: int, d: int, n_membe
                 ],
             ),
         },
-        ("bucket", "latents", "energy in the true span, mean", "mean best cosine"),
+        (
+            "bucket", Heading("latents", "latents"), Heading("energy in the true span, mean", "true_energy"), 
+            Heading("mean best cosine", "best_cosine"),
+        ),
         tuple(
             (bucket, len(own), f"{sum(s.y for s in own) / len(own):.3f}", f"{sum(s.x for s in own) / len(own):.3f}")
             for bucket in _SYMBOL
@@ -116,7 +119,7 @@ def found_by_members(shares: dict[str, list[float]], counts: dict[str, int], the
                 xaxis={"dtick": 1}, yaxis={"tickformat": ".0%", "rangemode": "tozero"},
             ),
         },
-        ("members", *(f"{group}, n = {counts[group]:,}" for group in shares)),
+        (Heading("seeds", "found_by"), *(Heading(f"{group}, n = {counts[group]:,}", "found_by") for group in shares)),
         tuple((x, *(f"{held[x]:.1%}" for held in shares.values())) for x in range(n_members + 1)),
     )  # fmt: skip
 
@@ -150,6 +153,6 @@ def phase_map(id: str, title: str, reading: str, squares: Sequence[Square], x: A
                 x.title, y.title, xaxis={"type": "category", "showgrid": False}, yaxis={"type": "category", "showgrid": False}
             ),
         },
-        (y.title, *x.values),
+        (Heading(y.title, "map_cell"), *(Heading(str(value), "map_cell") for value in x.values)),
         tuple((up, *map(text, row)) for up, row in zip(y.values, rows, strict=True)),
     )  # fmt: skip

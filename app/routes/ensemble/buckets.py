@@ -28,6 +28,10 @@ from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
+TERMS = {
+    "density": "density", "entropy": "entropy", "top_share": "top_share", "worth_ev": "worth_ev", "worth_loss": "worth_loss",
+    "norm": "decoder_norm", "max": "max_activation",
+}  # fmt: skip
 
 
 class BucketsQuery(EnsembleJudgement):
@@ -76,6 +80,7 @@ class BucketsPage:
     nav_push: str
     nav_title: str
     nav_metrics: dict[str, str]
+    nav_terms: dict[str, str]  # {metric: its entry of the glossary}
     nav_filter: dict[str, Any]
 
 
@@ -111,6 +116,7 @@ def buckets(
         nav_push=render.url(f"/s/{study}/{ensemble}/buckets", **judgement.parameters()),
         nav_title=_comparison_title(comparison),
         nav_metrics={name: _named(name) for name in metrics},
+        nav_terms=TERMS,
         nav_filter={
             "bucket": judgement.bucket,
             "trigger": judgement.trigger,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
-from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.drawing import Figure, Heading
 from seedscope.app.figures.trajectory import (
     Along,
     Scale,
@@ -332,7 +332,11 @@ def _separation_figure(separations: list[Separation]) -> Figure:
         f"{one.n_unstable:,} that end unstable, within {one.n_members} members; 0.5 is chance. Band: 95 % over members. "
         "Where features end is judged by matches at the end, so that best cosine has to tell there.",
         lines, Scale("AUC, ends stable against ends unstable", range=(0, 1.02)),
-        header=("quantity", "tokens", "AUC", "95 % over members"), table=table,
+        header=(
+            "quantity", Heading("tokens", "token_position"), Heading("AUC", "auc"),
+            Heading("95 % over seeds", "interval_seeds"),
+        ),
+        table=table,
     )  # fmt: skip
 
 
@@ -358,7 +362,12 @@ def _lag_figure(lags: list[Lag]) -> Figure:
         f"it stands before; n = {rows[0].n:,} features that end alive, within {rows[0].n_members} members. "
         "Bands: 95 % over members; grey: what 95 % of random orders stay inside.",
         lines, Scale("partial rank correlation", "+.3f", zero=True),
-        header=("what before what", "tokens", "features", "partial", "95 % over members", "by chance", "Spearman, plain"),
+        header=(
+            "what before what", Heading("tokens", "token_position"), Heading("features", "n_features"),
+            Heading("partial", "partial"),
+            Heading("95 % over seeds", "interval_seeds"), Heading("by chance", "partial_chance"),
+            Heading("Spearman, plain", "spearman"),
+        ),
         table=table,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
-from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.drawing import Figure, Heading
 from seedscope.app.figures.trajectory import Along, Scale, along_training
 from seedscope.app.findings.signatures import REFERENCE, REFERENCE_RANDOM, Reference, Signature, signatures
 from seedscope.app.findings.start_grid import CONSTRAINTS, PREPROCESSING, Cell, Course, MeasuredCell
@@ -195,6 +195,13 @@ def _panel(grid: Starts, here: list[tuple[Cell, Course]], constraint: str, prepr
         f"members; bands: smallest and largest pair{'; of the shared start: agreement' if agreed else ''}.",
         drawn,
         Scale("Hungarian distance", range=(-0.03 * top, top)),
-        header=("start", "tokens", "distance", "pairs", "living alone", "mean best cosine"),
+        header=(
+            "start",
+            Heading("tokens", "token_position"),
+            Heading("distance", "hungarian_distance"),
+            Heading("pairs", "pair_range"),
+            Heading("living alone", "live_distance"),
+            Heading("mean best cosine", "best_cosine"),
+        ),
         table=table,
     )
