@@ -21,6 +21,7 @@ from seedscope.app.figures.svg_strips import annotated_strip, course, energy_cha
 from seedscope.app.formats import (
     alpha_step,
     architecture,
+    count_or_mean,
     density,
     differing_recipe,
     duration,
@@ -30,6 +31,7 @@ from seedscope.app.formats import (
     per_mille,
     percent,
     points,
+    short,
     shown_token,
     thousands,
 )
@@ -76,6 +78,7 @@ templates = Environment(
 templates.filters |= {
     "percent": percent, "points": points, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
     "known": known, "millinats": millinats, "duration": duration, "moment": moment,
+    "short": short, "count_or_mean": count_or_mean,
 }  # fmt: skip
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,

@@ -7,7 +7,7 @@ from seedscope.app.formats import percent
 from seedscope.engine.contract.tables.features import Ablation
 
 MASK_LABEL = {
-    "none": "nothing masked",
+    "none": "nothing removed",
     "N stable": "N stable",
     "N matched to stable": "N of the same density",
     "N random": "N random",
@@ -93,7 +93,7 @@ def ablation(rows: list[Ablation], headline: str) -> Figure:
                 "type": "scatter", "mode": "markers+text", "x": [mean], "y": [label], "name": label,
                 "marker": {"color": role, "size": 11, "symbol": "diamond" if role == "@null" else "circle"},
                 "text": [f"{mean:.3f}"], "textposition": "top center", "cliponaxis": False,
-                "hovertemplate": f"{label}: mean EV %{{x:.3f}} over {len(held)} members<extra></extra>",
+                "hovertemplate": f"{label}: mean EV %{{x:.3f}} over {len(held)} seeds<extra></extra>",
             },
         ]  # fmt: skip
         spread = sum(r.ev_sd for r in held) / len(held)
@@ -109,7 +109,7 @@ def ablation(rows: list[Ablation], headline: str) -> Figure:
     return Figure(
         "ablation",
         headline,
-        "Explained variance (EV) on the evaluation tokens when features are masked. Small dots: members, mean of 20 draws; large: "
+        "Explained variance (EV) on the evaluation tokens when features are removed. Small dots: seeds, mean of 20 draws; large: "
         "their mean. Diamonds: controls drawn at random or with the same densities.",
         {
             "data": data,

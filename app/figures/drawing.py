@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 # Roles, not colours: the browser knows whether it is day or night.
 BUCKET_ROLE = {"stable": "@stable", "middle": "@middle", "unstable": "@unstable", "dead": "@dead"}
-NULL_NAME = {"haar": "rotated dictionaries (Haar)", "second_moment": "same second moment"}
+NULL_NAME = {"haar": "random directions", "second_moment": "this SAE’s spread"}
 NULL_DASH = {"haar": "dot", "second_moment": "dash"}
 
 

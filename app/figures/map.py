@@ -71,7 +71,7 @@ def direction_map(
     return Figure(
         "map",
         _title(around, near),
-        f"n = {len(points.seed):,} features of {len(np.unique(points.seed))} members, {judged}; {sign}.{found} How to read: what "
+        f"n = {len(points.seed):,} features of {len(np.unique(points.seed))} seeds, {judged}; {sign}.{found} How to read: what "
         "several seeds have found lies in one spot; near distances mean something, sizes and places of groups do not. Null: "
         "shares if seeds and buckets were dealt out at random. "
         "Drag a box to zoom in, double-click to get back, click a point for its feature.",

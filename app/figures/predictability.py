@@ -57,7 +57,7 @@ def prediction_dots(rows: Sequence[PredictionScore], title: str) -> Figure:
     return Figure(
         "predictability",
         title,
-        f"Logistic regression on one member’s decoder rows, tested on another’s; balanced, positive class stable. Mean over "
+        f"Logistic regression on one seed’s decoder rows, tested on another’s; balanced, positive class stable. Mean over "
         f"n = {n_pairs} ordered pairs, bars: ± one standard deviation over pairs. Grey and hollow: controls; the line is the "
         "AUROC of guessing. How to read: only what the rows without shared copies score above their random directions is left.",
         {

@@ -60,9 +60,9 @@ def pursuit_residual(rows: Sequence[Residual]) -> Figure:
         "pursuit",
         f"{last.k} features of another seed leave {percent(last.mean, 0)} of a{'n' * (subject[0] in 'aeiou')} {subject} feature’s "
         f"length, {last.k} of an unrelated dictionary {percent(last.null['second_moment'], 0)}",
-        f"Length of the residual of n = {counted} rows written with at most k features of another member (orthogonal matching "
+        f"Length of the residual of n = {counted} rows written with at most k features of another seed (orthogonal matching "
         f"pursuit); mean over {last.n_pairs} ordered pairs, bands: ± one standard deviation over pairs. How to read: lower is "
-        "better written; only what lies below the dashed line is more than a random dictionary with the same second moment does.",
+        "better written; only what lies below the dashed line is more than random directions with this SAE’s spread do.",
         {
             "data": data,
             "layout": layout(

@@ -29,9 +29,7 @@ def score_by_stability(
     shapes = [_level(CHANCE, "dot")] + ([_level(shuffled, "dash")] if shuffled is not None else [])
     n_members = len(curve.members[0]) if curve.members else 0
     level = (
-        f", dashed: {shuffled:.2f}, the median of what 95 % of shuffled labels stay below"
-        if shuffled is not None
-        else ""
+        f", dashed: {shuffled:.2f}, the median chance level (95 % of shuffled labels)" if shuffled is not None else ""
     )
     band = "Band: 95 %, bootstrap over seeds. " if n_members > 2 else ""
     beside = f" Grey: {control.name}, the same recipe on the model with random weights." if control else ""
@@ -39,7 +37,7 @@ def score_by_stability(
         "scores",
         title,
         f"Mean {kind} score (balanced accuracy) of n = {sum(curve.n):,} features by the share of seeds in which they match. "
-        f"{band}Thin lines: {n_members} members. Dotted: {CHANCE}, knowing nothing{level}.{beside}",
+        f"{band}Thin lines: {n_members} seeds. Dotted: {CHANCE}, knowing nothing{level}.{beside}",
         {
             "data": data,
             "layout": layout(
@@ -85,7 +83,7 @@ def _drawn(curve: ScoreCurve, label: str, *, is_control: bool) -> list[dict[str,
             "x": xs,
             "y": ys,
             "connectgaps": False,
-            "name": "one member",
+            "name": "one seed",
             "line": {"color": "@member", "width": 0.8},
         }
         traces.append(line | member)

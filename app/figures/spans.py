@@ -45,7 +45,7 @@ def captured_figure(
     n: str,
     subject: str = "unstable features",
     bucket: str | None = "unstable",
-    fitted: str = "half of a member’s rows",
+    fitted: str = "half of a seed’s rows",
     id: str = "captured",
 ) -> Figure:
     """One line per curve with a band of its spread; r/d is drawn whether it is given or not.

@@ -52,8 +52,8 @@ def span_spectrum(
         "spectrum",
         f"As many {fewer} rows spread over {ranks[fewer]:.0f} directions, {more} ones over {ranks[more]:.0f}, "
         f"random ones over {ranks['random']:.0f}",
-        f"Each singular value’s share of their sum, largest first; n = {rows} unit rows of each kind per member, mean over "
-        f"{len(n_equal)} members{', bands: ± one standard deviation over members' if len(n_equal) > 1 else ''}; d = {d:,}. "
+        f"Each singular value’s share of their sum, largest first; n = {rows} unit rows of each kind per seed, mean over "
+        f"{len(n_equal)} seeds{', bands: ± one standard deviation over seeds' if len(n_equal) > 1 else ''}; d = {d:,}. "
         "How to read: a line that falls early spreads over few directions. Null: random unit rows.",
         {
             "data": data,

@@ -64,7 +64,7 @@ def stability_distribution(
         if max((x for x, r in per_x.items() if r.get("stable")), default=0) == n_comparisons
         and all(x == n_comparisons for x, r in per_x.items() if r.get("stable"))
         else f"{percent(stable, 0)} of {judged} are stable",
-        f"n = {total:,} {judged} of {len({c[0] for c in counts})} members. Bars: share of features that match in "
+        f"n = {total:,} {judged} of {len({c[0] for c in counts})} seeds. Bars: share of features that match in "
         f"so many of {n_comparisons} other seed{'s' * (n_comparisons > 1)}. Dashed lines: the same for random dictionaries.",
         {
             "data": data,
@@ -120,7 +120,7 @@ def stability_cdf(
     data.append(
         step
         | {
-            "x": p, "y": pooled, "name": "all members", "line": {"shape": "hv", "color": "@accent", "width": 2.5},
+            "x": p, "y": pooled, "name": "all seeds", "line": {"shape": "hv", "color": "@accent", "width": 2.5},
             "hovertemplate": "%{y:.1%} of features have p ≤ %{x:.2f}<extra></extra>",
         }
     )  # fmt: skip
@@ -202,7 +202,7 @@ def theta_sweep(
         "sweep",
         "How much do the buckets depend on θ?",
         f"Shares of n = {n:,} {judged} at every threshold; the thin line is θ = {theta:.2f}. Grey: comparisons that match "
-        "by chance (dotted: rotated dictionaries, dashed: same second moment).",
+        "by chance (dotted: random directions, dashed: random ones with this SAE’s spread).",
         {
             "data": data,
             "layout": layout(

@@ -41,7 +41,7 @@ def trade_off(ensembles: list[TradeOff], *, measure: str = "stable", judged: str
     return Figure(
         "tradeoff",
         _finding(ensembles, measure),
-        f"{what} against explained variance (EV), mean over members{', bars one SD over them' if bars else ''}; "
+        f"{what} against explained variance (EV), mean over seeds{', bars one SD over them' if bars else ''}; "
         f"n = {len(ensembles)} ensembles, {judged}. Click a dot for its ensemble.",
         {
             "data": [
@@ -71,7 +71,7 @@ def _finding(ensembles: list[TradeOff], measure: str) -> str:
         control = max((e for e in ensembles if e.is_control), key=lambda e: e.stable)
         if measure == "p_hat":
             return f"Mean p̂ of {best.name} is {best.stable:.2f}, of its control on random weights {control.stable:.2f}"
-        says = "agrees in all members" if best.agrees else "is stable"
+        says = "agrees in all seeds" if best.agrees else "is stable"
         return (
             f"{percent(best.stable)} of {best.name} {says}, {percent(control.stable)} of its control on random weights"
         )
@@ -157,7 +157,7 @@ def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *
     return Figure(
         f"sweep_{index}",
         title,
-        f"Shares of living features by bucket (dead: of all), mean over members, bars one SD over them; n = {len(dots)} "
+        f"Shares of living features by bucket (dead: of all), mean over seeds, bars one SD over them; n = {len(dots)} "
         f"ensembles that differ in nothing else{f' ({rest})' if rest else ''}. Click a dot for its ensemble.",
         {
             "data": data,

@@ -84,7 +84,7 @@ def along_training(
         {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": "@soft", "width": 1}}
     ]
     plot = layout(
-        "tokens seen per member, log scale", scale.title, xaxis=axis.drawn, yaxis=y, showlegend=True,
+        "tokens seen per seed, log scale", scale.title, xaxis=axis.drawn, yaxis=y, showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}, shapes=level if scale.zero else [],
     )  # fmt: skip
     return Figure(id, title, reading, {"data": data, "layout": plot}, header, tuple(table))
@@ -154,7 +154,7 @@ def training_figures(trace: list[TracePoint]) -> list[Figure]:
     }
     lowest = min(row.ev for row in trace)
     what = (
-        ("loss", "Loss", Scale("loss of a batch", ".3g", log=True), "What each member minimises, of one batch"),
+        ("loss", "Loss", Scale("loss of a batch", ".3g", log=True), "What each seed minimises, of one batch"),
         ("ev", f"Explained variance reaches {ends['ev']:.3f}", Scale("explained variance", range=(max(lowest, -0.25) - 0.05, 1)),
          "EV on the same training rows at every point"),
         ("l0", f"{ends['l0']:.1f} features active per token at the end", Scale("active features per token (L0)", ".3g", log=True),
@@ -187,7 +187,7 @@ def training_figures(trace: list[TracePoint]) -> list[Figure]:
         ]
         drawn.append(
             along_training(
-                f"training_{name}", title, f"{reading}; {len(seeds)} members as thin lines, and their mean.", lines, scale,
+                f"training_{name}", title, f"{reading}; {len(seeds)} seeds as thin lines, and their mean.", lines, scale,
                 header=(
                     Heading("tokens", "token_position"), Heading("mean over seeds", "training_curve"),
                     Heading("lowest", "training_curve"), Heading("highest", "training_curve"),
@@ -205,7 +205,7 @@ def agreement_figures(
 ) -> list[Figure]:
     """Hungarian distance, where it was found, and mean best cosine from step 0 on, beside random dictionaries."""
     tokens = {each.step: each.tokens for each in checkpoints}
-    pairs = f"Mean over {everyone[0].n_pairs} pairs of members, band from the smallest to the largest"
+    pairs = f"Mean over {everyone[0].n_pairs} pairs of seeds, band from the smallest to the largest"
     drawn = []
     for id, name, title, axis, key in (
         ("distance", "distance", "Hungarian distance", "Hungarian distance (mean 1 − cosine)", "hungarian_distance"),

@@ -14,10 +14,10 @@ from seedscope.app.findings.bucket_comparison import METRICS, BucketComparison, 
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import (
     RULE_SAYS,
+    DensityRange,
     EnsembleJudgement,
     EnsembleName,
     JudgedEnsemble,
-    Share,
     StudyName,
     Trigger,
     judged,
@@ -34,14 +34,12 @@ TERMS = {
 }  # fmt: skip
 
 
-class BucketsQuery(EnsembleJudgement):
+class BucketsQuery(EnsembleJudgement, DensityRange):
     """The judgement, the scatter's metric, and the filter that greys its other points."""
 
     metric: Annotated[MetricName | None, Field(description="the scatter's; density where it is known")] = None
     bucket: Literal["stable", "middle", "unstable"] | None = None
     trigger: Trigger | None = None
-    density_min: Share | None = None
-    density_max: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def _scatter(
 
 def _named(metric: str) -> str:
     """A metric in words that tell the two worths apart."""
-    return METRICS[metric].words + {"worth_ev": " (EV)", "worth_loss": " (loss)"}.get(metric, "")
+    return METRICS[metric].words
 
 
 def _comparison_title(comparison: BucketComparison) -> str:

@@ -101,7 +101,7 @@ def test_contexts_are_shown_in_the_view_that_the_address_names(client, at, livin
         assert client.get(link.removesuffix("#contexts")).status_code == 200
     if view == "full":
         texts = {row["id"]: row["text"] for row in stored("SELECT * FROM Token")}
-        wanted = "".join(texts[i].replace("\t", "→\t").replace("\n", "↵\n") for i in held[0]["token_ids"])
+        wanted = "".join(texts[i].replace("\t", "→\t").replace("\n", "⏎\n") for i in held[0]["token_ids"])
         assert wanted in shown[0].text
     if view == "stacked":
         for context in shown:
