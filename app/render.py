@@ -15,6 +15,7 @@ import pyarrow.parquet
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from seedscope.app.figures.svg_sparks import members_now, sparks
 from seedscope.app.figures.svg_strips import annotated_strip, course, energy_chart, histogram, large_strip, seed_strip
@@ -75,13 +76,21 @@ _MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.p
 templates = Environment(
     loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
+
+
+def part(name: str, page: "DataclassInstance", /, **more: Any) -> Markup:
+    """A partial of another page, rendered with the fields of that page's context: of several objects on one page."""
+    return Markup(templates.get_template(name).render(vars(page) | more))
+
+
 templates.filters |= {
     "percent": percent, "points": points, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
     "known": known, "millinats": millinats, "duration": duration, "moment": moment,
     "short": short, "count_or_mean": count_or_mean,
 }  # fmt: skip
 templates.globals |= {
-    "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
+    "url": url, "part": part, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip,
+    "activation_histogram": histogram,
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "annotated_strip": annotated_strip,
     "members_now": members_now, "alpha_step": alpha_step, "architecture": architecture, "glossary": GLOSSARY, "sections": SECTIONS,
     "rule_names": RULE_NAMES,
@@ -198,9 +207,17 @@ def as_json(context: "DataclassInstance | dict[str, Any]", request: Request | No
     if directed := request and _directed(request):
         values = values | {"directions": directed.directions}
         values |= {"undefined": directed.undefined} if directed.undefined else {}
-    shown = {k: v for k, v in values.items() if not k.startswith(("nav_", "figure_"))}
+    shown = _without_furniture(values)
     headers = {"Cache-Control": "no-cache"} | (_etag(request, 200) if request else {})
     return JSONResponse(shown, headers=headers)
+
+
+def _without_furniture(values: Any) -> Any:
+    """Values without the fields that only pages need, at every depth: a page may hold whole other pages."""
+    if isinstance(values, dict):
+        furniture = ("nav_", "figure_")
+        return {k: _without_furniture(v) for k, v in values.items() if not str(k).startswith(furniture)}
+    return [_without_furniture(each) for each in values] if isinstance(values, list) else values
 
 
 def download(request: Request, table: pa.Table, name: str) -> Response:

@@ -1,4 +1,4 @@
-// Keyboard: j/k walk a list or the filter, Enter opens, u goes up, / searches, c copies, ? explains. Never inside inputs.
+// Keyboard: j/k walk a list or the filter, Enter opens, u goes up, / searches, c copies, s stars, ? explains. Never inside inputs.
 (() => {
   "use strict";
   const typing = (node) => node.closest("input, textarea, select, [contenteditable]") !== null;
@@ -21,6 +21,7 @@
     k: () => walk(-1), ArrowUp: () => rows().length && walk(-1), ArrowLeft: () => document.querySelector("[data-previous]")?.click(),
     u: () => document.querySelector("[data-up]")?.click(),
     c: () => document.querySelector("[data-copy]")?.click(),
+    s: () => document.querySelector("tr.selected .star, .feature-head .star")?.click(),
     "/": () => document.querySelector("input[type=search]")?.focus(),
     "?": () => document.getElementById("keys-help").showModal(),
     Enter: () => document.querySelector("tr.selected .row-link")?.click(),

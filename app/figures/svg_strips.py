@@ -98,28 +98,37 @@ def annotated_strip(cosines: tuple[float, ...], theta: float, bucket: str | None
 
 
 def histogram(
-    counts: list[int], edges: list[float], marks: dict[str, float] | None = None, width: int = 280, height: int = 48
+    counts: list[int],
+    edges: list[float],
+    marks: dict[str, float] | None = None,
+    axis: tuple[float, float] | None = None,
+    width: int = 280,
+    height: int = 48,
 ) -> Markup:
-    """Activation histogram over log-spaced bins, as bars with a title each; named values are marked by lines."""
-    largest, step = max(max(counts), 1), width / len(counts)
-    bars = []
+    """Activation histogram over log-spaced bins, as bars with a title each; named values are marked by lines.
+
+    `axis`: the ends of its log axis, so that two histograms can share one; the bins' own where it is None.
+    """
+    low, high = axis or (edges[0], edges[-1])
+    span = log(high / low) if high > low > 0 else 0
+    ends = [width * log(edge / low) / span if span else width * i / len(counts) for i, edge in enumerate(edges)]
+    largest, bars = max(max(counts), 1), []
     for i, n in enumerate(counts):
         tall = height * n / largest
         title = f"{edges[i]:.3g} to {edges[i + 1]:.3g}: {n:,} tokens"
         bars.append(
-            f'<rect x="{i * step:.1f}" y="{height - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}">'
-            f"<title>{title}</title></rect>"
+            f'<rect x="{ends[i]:.1f}" y="{height - tall:.1f}" width="{max(ends[i + 1] - ends[i] - 1, 0.5):.1f}" '
+            f'height="{tall:.1f}"><title>{title}</title></rect>'
         )
-    span = log(edges[-1] / edges[0]) if edges[-1] > edges[0] > 0 else 1
     for name, value in (marks or {}).items():
-        if edges[0] <= value <= edges[-1]:
-            x = width * log(value / edges[0]) / span
+        if span and edges[0] <= value <= edges[-1]:
+            x = width * log(value / low) / span
             bars.append(
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"><title>{name}: {value:.3g}</title></line>'
             )
     return Markup(
         f'<svg class="histogram" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
-        f'aria-label="activation histogram, {edges[0]:.3g} to {edges[-1]:.3g}, log scale">{"".join(bars)}</svg>'
+        f'aria-label="activation histogram, {low:.3g} to {high:.3g}, log scale">{"".join(bars)}</svg>'
     )
 
 

@@ -24,6 +24,12 @@ ENTRIES: tuple[Entry, ...] = (
     ("top_share", "share of the top token type", "Share of the feature’s firings that fall on its most frequent token type.",
      r"\fn{max}_v q_v", FIRINGS, OWN),
     ("top_tokens", "top tokens", "The token types that the feature fires on most often.", None, FIRINGS, OWN),
+    ("tokens_in_common", "top tokens in common",
+     "How alike the two features’ most frequent token types are: those of both over those "
+     "of either (Jaccard).", r"\frac{|A ∩ B|}{|A ∪ B|}", "top token types of the two features", OWN),
+    ("contexts_in_common", "strongest contexts in common",
+     "How many of the two features’ strongest contexts peak on the same token of "
+     "the same document.", None, "stored contexts of the two features", OWN),
     ("trigger", "trigger", "What most firings have in common, as far as tokens show it; the share says of how many firings.",
      None, FIRINGS, OWN),
     ("decoder_norm", "decoder norm", "Length of the decoder row as stored.", r"\norm{d_i}", None, "common"),

@@ -10,7 +10,16 @@ from dataclasses import fields
 from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from fastapi import Depends, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
 from seedscope.app.store.studies import Studies
@@ -37,6 +46,26 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Index = Annotated[int, Field(ge=0, le=MAX_INDEX)]  # of a feature or a token
+MAX_LISTED = 500
+LISTED_FORM = f"an index such as 37, or up to {MAX_LISTED} of SEED/FEATURE with commas between, such as 3/37,0/40"
+
+
+def read_ids(value: Any) -> Any:
+    """One index as a number; a list of SEED/FEATURE and FEATURE as text, in its order and without repeats."""
+    if not isinstance(value, str):
+        return value
+    entries = [
+        re.fullmatch(r"(?:(\d{1,19})/)?(\d{1,10})", entry.strip()) for entry in value.split(",") if entry.strip()
+    ]
+    numbers = [tuple(int(part) for part in match.groups() if part) for match in entries if match]
+    beyond = [each for each in numbers if each[-1] > MAX_INDEX or (len(each) == 2 and each[0] > LARGEST_SEED)]
+    if not numbers or len(numbers) < len(entries) or beyond or len(numbers) > MAX_LISTED:
+        raise ValueError(LISTED_FORM)
+    if len(numbers) == 1 and len(numbers[0]) == 1:
+        return numbers[0][0]
+    return ",".join(dict.fromkeys("/".join(map(str, each)) for each in numbers))
+
+
 RULE_SAYS = {
     "argmax": "the feature there with the largest cosine",
     "live": "the nearest one that fires",
@@ -164,14 +193,14 @@ class Filter(Judgement, DensityRange):
     bucket: Literal["stable", "middle", "unstable", "dead"] | None = None
     stability_min: Share | None = None
     stability_max: Share | None = None
-    id: Index | None = None
+    id: Annotated[Index | str | None, BeforeValidator(read_ids), Field(description=LISTED_FORM)] = None
     trigger: Annotated[Trigger, Field(description="what sets a feature that fires off")] | None = None
     q: (
         Annotated[str, Field(max_length=100, description="part of a top token, words of an explanation, or #index")]
         | None
     ) = None
     score_min: Annotated[Share, Field(description="of the explanation that lists show")] | None = None
-    sort: Sort = "stability"
+    sort: Annotated[Sort | Literal["listed"], Field(description="listed: in the order of id")] = "stability"
     dir: Literal["asc", "desc"] | None = None
     view: Annotated[Literal["stacked", "snippet", "full"], Field(description="how a feature's contexts are shown")] = (
         "stacked"
@@ -182,18 +211,31 @@ class Filter(Judgement, DensityRange):
     def _id_in_search(self) -> "Filter":
         """`#117` in the search box means the feature of that index."""
         if self.q and (match := re.fullmatch(r"#\s*(\d{1,9})", self.q.strip())):
-            self.id, self.q = int(match[1]), None
+            index, self.q = int(match[1]), None
+            kept = [entry for entry in self.listed or () if int(entry.rpartition("/")[2]) == index]
+            self.id = ",".join(kept) if kept else index
         return self
 
     @property
+    def listed(self) -> tuple[str, ...] | None:
+        """The entries of a list of features; None where `id` holds none."""
+        return tuple(self.id.split(",")) if isinstance(self.id, str) else None
+
+    @property
     def descending(self) -> bool:
-        """Without `dir`: by index upwards, by anything else downwards."""
-        return self.dir == "desc" if self.dir else self.sort != "feature"
+        """Without `dir`: by index or as listed upwards, by anything else downwards."""
+        return self.dir == "desc" if self.dir else self.sort not in ("feature", "listed")
 
     def query(self, ensemble: str) -> FeatureQuery:
         """The filter as the store understands it."""
-        values = self.model_dump(include={f.name for f in fields(FeatureQuery)})
-        return FeatureQuery(ensemble, descending=self.descending, **values)
+        values = self.model_dump(include={f.name for f in fields(FeatureQuery)} - {"listed"})
+        if self.listed is not None:
+            values["id"] = None
+        return FeatureQuery(ensemble, descending=self.descending, listed=self.listed, **values)
+
+    def opening(self) -> dict[str, Any]:
+        """What links from a list to its features carry: there, previous and next walk this list in this order."""
+        return self.parameters()
 
 
 def open_ensemble(request: Request, study: str, ensemble: str) -> tuple[StudyStore, Ensemble]:

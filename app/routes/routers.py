@@ -8,11 +8,12 @@ feature, the permalink last of these.
 
 from fastapi import APIRouter
 
-from seedscope.app.routes import home, jobs, manual
+from seedscope.app.routes import compare, home, jobs, manual, my_list
 from seedscope.app.routes.ensemble import (
     ablation,
     buckets,
     explanations,
+    feature_list,
     map,
     members,
     overview,
@@ -29,6 +30,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     home.router,
     manual.router,
     jobs.router,
+    compare.router,
+    my_list.router,
     # of a study: /s/{study}/..
     starts.router,
     variants.router,
@@ -44,6 +47,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     subspaces.router,
     project_set.router,
     table.router,
+    feature_list.router,
     trajectory.router,
     try_text.router,
     # of a feature: /s/{study}/{ensemble}/{seed}/{feature}/..

@@ -26,6 +26,7 @@ _SORT_SQL = {
     "entropy": "token_entropy",
     "score": "score",
     "feature": "feature",
+    "listed": "listed",  # the place in the query's own list
 }
 # Which result (a key of `missing`) each value that may be absent comes from.
 _RESULT = {"density": "activity", "max": "activity", "entropy": "activity", "worth": "ablate", "loss": "loss",
@@ -68,6 +69,7 @@ class FeatureQuery:
     density_min: float | None = None
     density_max: float | None = None
     id: int | None = None
+    listed: tuple[str, ...] | None = None  # of these alone: SEED/FEATURE, or FEATURE of every seed
     trigger: str | None = None  # one of TRIGGERS, of features that fire
     q: str | None = None  # text that a top token contains, or words of an explanation, the last one perhaps unfinished
     score_min: float | None = None  # of the explanation that lists show
@@ -168,9 +170,17 @@ class FeatureTable:
 
     def key(self, row: FeatureRow) -> str:
         """The keyset position of a row: sort value, seed, feature."""
+        if self.query.sort == "listed":
+            return f"{self.list_position(row.seed, row.feature)}_{row.seed}_{row.feature}"
         value = getattr(row, _SORT_SQL[self.query.sort])
         value = float(self._last) if value is None else value
         return f"{value!r}_{row.seed}_{row.feature}"
+
+    def list_position(self, seed: int, feature: int) -> int:
+        """1-based place of a feature in the query's list, which holds it."""
+        listed = self.query.listed or ()
+        pair = f"{seed}/{feature}"
+        return listed.index(pair if pair in listed else str(feature)) + 1
 
     def place(self, seed: int, feature: int) -> ListPosition | None:
         """Position, previous and next of a feature in the list; None where the filter leaves it out."""
@@ -243,6 +253,10 @@ class FeatureTable:
         rows = self.select_arrow("SELECT seed, feature FROM filtered")
         return rows.column("seed").to_numpy(), rows.column("feature").to_numpy()
 
+    def listed_places(self) -> list[tuple[int, int]]:
+        """(seed, feature) of all that the query finds, in its order."""
+        return self.select(f"SELECT seed, feature FROM filtered ORDER BY {self._order(False)}")
+
     # -- distributions -------------------------------------------------------------------------------------------
 
     def matched_counts(self) -> list[tuple[int, str, int, int]]:
@@ -304,6 +318,16 @@ class FeatureTable:
         require("seed = $seed", "seed", query.seed)
         require("bucket = $bucket", "bucket", None if query.bucket is None else BUCKETS.index(query.bucket))
         require("feature = $id", "id", query.id)
+        position = ""
+        if query.listed is not None:
+            where.append("listed IS NOT NULL AND feature IN (SELECT unnest($listed_features::INTEGER[]))")
+            parameters["listed"] = list(query.listed)
+            parameters["listed_features"] = [int(entry.rpartition("/")[2]) for entry in query.listed]
+            found = [
+                f"nullif(list_position($listed::VARCHAR[], {key}), 0)"
+                for key in ("seed || '/' || feature", "feature::VARCHAR")
+            ]
+            position = f"coalesce({', '.join(found)}) AS listed, "
         require("density >= $density_min", "density_min", query.density_min)
         require("density <= $density_max", "density_max", query.density_max)
         require("trigger = $trigger AND n_active > 0", "trigger", query.trigger)
@@ -333,7 +357,7 @@ class FeatureTable:
             )
             parameters = {name: value for name, value in parameters.items() if name not in ("stable", "unstable")}
         scored = (
-            f"SELECT rowid AS line, {_COLUMNS}, {RULE_COLUMN[query.rule]}, {n_matched} AS n_matched, "
+            f"SELECT rowid AS line, {_COLUMNS}, {RULE_COLUMN[query.rule]}, {position}{n_matched} AS n_matched, "
             f"(CASE {own_bucket}{judged} END)::UTINYINT AS bucket FROM Feature WHERE ensemble = $ensemble"
         )
         return scored, f"WITH filtered AS (SELECT * FROM ({scored}) WHERE {' AND '.join(where)})", parameters
@@ -411,6 +435,8 @@ def _check_computed(store: Database, query: FeatureQuery) -> None:
 
     sorts = " or ".join(sort for sort in SORTS if _RESULT.get(sort) not in lacking)
     refuse("sort", query.sort, _RESULT.get(query.sort, ""), f"{sorts}, no {query.sort}")
+    if query.sort == "listed" and query.listed is None:
+        raise BadValue("sort", "'listed'", "an order of its own needs id=SEED/FEATURE,SEED/FEATURE")
     refuse("density_min", query.density_min, "activity", "no filter by density")
     refuse("density_max", query.density_max, "activity", "no filter by density")
     refuse("trigger", query.trigger, "activity", "no filter by trigger")

@@ -1,7 +1,7 @@
 """The feature table, its downloads, and a random feature."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
@@ -33,6 +33,9 @@ class TableFilter(Filter):
     after: str | None = None
     before: str | None = None
     limit: Annotated[int, Field(ge=1, le=500)] = 50
+
+
+F = TypeVar("F", bound=TableFilter)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,13 @@ def feature_table(
     opened: Annotated[JudgedEnsemble[TableFilter], Depends(judged(TableFilter))],
 ) -> TablePage:
     """Features of all members, filtered and sorted, page by page."""
+    return TablePage(**table_fields(opened, "features"))
+
+
+def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
+    """The fields of a table page; `page` is the last part of its address."""
     store, row, filter = opened
+    study, ensemble = store.study.study, row.ensemble
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
     table = store.features(filter.query(ensemble))
@@ -82,9 +91,14 @@ def feature_table(
         rows = rows[: filter.limit]
         has_after, has_before = more, filter.after is not None
     facets = table.facets()
-    base = f"/s/{study}/{ensemble}/features"
-    position = {"limit": filter.limit if filter.limit != 50 else None, "after": filter.after, "before": filter.before}
-    return TablePage(
+    base = f"/s/{study}/{ensemble}/{page}"
+    usual = type(filter).model_fields["limit"].default
+    position = {
+        "limit": filter.limit if filter.limit != usual else None,
+        "after": filter.after,
+        "before": filter.before,
+    }
+    return dict(
         study=store.study,
         ensemble=row,
         filter=filter.model_dump(exclude={"v", "embed"}),

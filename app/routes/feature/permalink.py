@@ -61,13 +61,16 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     nav_exact: str | None  # where its loss is measured now; None where the model cannot be asked
     nav_projects: str | None  # where it is projected now; None for a row without a direction
     nav_try: bool  # whether a text of one's own can be run: activity, and a model that reads it
-    nav_largest: float
+    nav_largest: float  # activation at which highlights are strongest
+    nav_axis: tuple[float, float] | None  # ends of the histogram's axis; None without activity
+    nav_largest_logit: float
     nav_cosines: tuple[float, ...]
     nav_place: ListPosition | None
     nav_filter: Filter
     nav_list: str
     nav_permalink: str
     nav_rules: dict[str, str]
+    nav_by_rule: dict[str, str]  # addresses of this page under each rule
     nav_why: str
     nav_differs: str | None  # what its stability means where one recipe did not make all members
 
@@ -79,7 +82,13 @@ def feature(
     opened: Annotated[JudgedFeature[Filter], Depends(judged_feature(Filter))],
 ) -> FeaturePage:
     """The permalink: a feature's stability and why, its contexts, its counterparts in all other seeds."""
+    return feature_page(opened)
+
+
+def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
+    """Everything known about one feature, judged as the filter says; raises BadValue for what was not computed."""
     store, row, filter, member, feature = opened
+    study, ensemble = store.study.study, row.ensemble
     listed = store.features(filter.query(ensemble))  # refuses what was not computed
     activity = store.has(ensemble, "activity")
     contexts = (
@@ -92,6 +101,8 @@ def feature(
     here = f"{base}/{member.seed}/{feature.feature}"
     shown_maxima = [max(x.activations) for c in counterparts for x in c.contexts or []]
     can_run = activity and feature.n_active and store.study.causal and row.control_of is None
+    positive = None if "logits" in lacking else _logits(store, feature, 1)
+    negative = None if "logits" in lacking else _logits(store, feature, -1)
     can_project = feature.decoder_norm > 0 and row.n_members > 1
     return FeaturePage(
         **vars(origin_of(study, row, member, feature)),
@@ -99,8 +110,8 @@ def feature(
         **vars(activity_of(store, feature)),
         matches=counterparts,
         contexts=contexts,
-        positive_logits=None if "logits" in lacking else _logits(store, feature, 1),
-        negative_logits=None if "logits" in lacking else _logits(store, feature, -1),
+        positive_logits=positive,
+        negative_logits=negative,
         explanations=None if "explanations" in lacking else store.explanations.of(feature),
         label_agreement=None
         if "explanations" in lacking or stability.bucket is None or not row.n_comparisons
@@ -121,12 +132,18 @@ def feature(
         nav_projects=render.url(f"{here}/project", **filter.judgement()) if can_project else None,
         nav_try=activity and not store.study.synthetic,
         nav_largest=max([feature.max_activation or 0, *shown_maxima]),
+        nav_axis=(member.histogram_edges[0], member.histogram_edges[-1]) if activity else None,
+        nav_largest_logit=max([abs(each.logit) for each in [*(positive or []), *(negative or [])]], default=0),
         nav_cosines=tuple(filter.cosines(feature)),
         nav_place=listed.place(member.seed, feature.feature),
         nav_filter=filter,
-        nav_list=render.url(f"{base}/features", **filter.parameters()),
+        nav_list=render.url(f"{base}/{'list' if filter.sort == 'listed' else 'features'}", **filter.parameters()),
         nav_permalink=render.url(here, v=row.digest, **filter.judgement()),
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_by_rule={
+            rule: render.url(here, **filter.parameters(rule=rule if rule != "argmax" else None))
+            for rule in store.rules(ensemble)
+        },
         nav_why=_undirected(feature) or stability.why,
         nav_differs=recipe_remark(row.anchor, row.n_comparisons, member.seed),
     )

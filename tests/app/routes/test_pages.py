@@ -177,7 +177,8 @@ def test_a_feature_page_shows_the_numbers_of_its_twin(client, address, one_of, b
         f"Why {bucket}?",
     ]
     for match in data["matches"]:
-        shown.append(f"{match['seed']} #{match['partner']} {match['cosine']:.3f} {match['runner_up_cosine']:.3f}")
+        shown.append(f"{match['seed']} #{match['partner']} ")
+        shown.append(f"{match['cosine']:.3f} next best {match['runner_up_cosine']:.3f}")
     for _, count in data["top_tokens"]:
         shown.append(f"{count:,}")
     assert [entry for entry in shown if entry not in text] == []

@@ -1,0 +1,106 @@
+"""On a phone, by touch: compare a feature with its counterpart; star five, share the list, export it and read it back."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from support.listening import complaints_of
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def phone(browser: Browser, server: str) -> Iterator[Page]:
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, base_url=server, has_touch=True, is_mobile=True, accept_downloads=True
+    )
+    page = context.new_page()
+    complaints = complaints_of(page)
+    yield page
+    page.evaluate("0")
+    said = list(complaints)
+    context.close()
+    assert not said
+
+
+def overflow(page: Page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def test_a_feature_and_its_counterpart_in_seed_3_stand_below_each_other(phone: Page, address: str) -> None:
+    phone.goto(f"{address}/0/5?theta=0.6")
+    phone.get_by_role("link", name=re.compile("Compare with #.* of seed 3")).tap()
+    expect(phone).to_have_url(re.compile(r"/compare\?a=.*theta=0\.6"))
+    expect(phone.locator("#between")).to_contain_text("B is A’s counterpart")
+    assert overflow(phone) <= 0
+    a, b = (phone.locator(f"[data-section=contexts] .side.{side}").bounding_box() for side in "ab")
+    assert a["y"] + a["height"] <= b["y"], "contexts stand below each other"
+    assert a["x"] == b["x"]
+    phone.get_by_role("link", name="Swap").tap()
+    expect(phone.locator("#between")).to_contain_text("A is B’s counterpart")
+
+
+def test_five_starred_features_are_a_list_to_share_to_export_and_to_read_back(
+    phone: Page, browser: Browser, server: str, address: str, tmp_path: Path
+) -> None:
+    phone.goto(f"{address}/features?sort=density")
+    stars = phone.locator("tbody .star")
+    wanted = []
+    for i in range(4):
+        stars.nth(i).tap()
+        wanted.append("/".join(stars.nth(i).get_attribute("data-star").split("/")[2:]))
+        expect(stars.nth(i)).to_have_attribute("aria-pressed", "true")
+    phone.locator("tbody tr").nth(6).locator(".row-link").tap()
+    phone.locator(".feature-head .star").tap()
+    wanted.append("/".join(phone.locator(".feature-head .star").get_attribute("data-star").split("/")[2:]))
+    mine = phone.locator("[data-my-list]")
+    expect(mine).to_have_text("My list5")
+    mine.tap()
+    expect(phone.locator(".row-link")).to_have_count(5)
+    assert [text.replace("#", "") for text in phone.locator(".row-link").all_inner_texts()] == wanted
+    assert overflow(phone) <= 0
+    note = phone.locator("[data-note]").nth(1)
+    note.fill('fires on "x", says\nnothing')
+    note.blur()
+    shared = phone.url
+
+    files = {}
+    for kind in ("json", "csv"):
+        with phone.expect_download() as download:
+            phone.locator("[data-export]", has_text=re.compile(f"^{kind}$")).tap()
+        files[kind] = tmp_path / f"list.{kind}"
+        download.value.save_as(files[kind])
+    exported = json.loads(files["json"].read_text())
+    assert [entry["id"] for entry in exported["listed"]] == wanted
+    assert exported["listed"][1]["note"].startswith('fires on "x"')
+
+    for file in files.values():  # in a browser that keeps nothing yet
+        context = browser.new_context(base_url=server, viewport={"width": 390, "height": 844})
+        fresh = context.new_page()
+        fresh.goto(shared)
+        expect(fresh.locator(".row-link")).to_have_count(5)
+        expect(fresh.locator("tbody .star[aria-pressed=true]")).to_have_count(0)
+        fresh.goto("/list")
+        expect(fresh.locator("#my-list")).to_contain_text("Nothing is starred yet")
+        fresh.locator("[data-import]").set_input_files(file)
+        expect(fresh.locator("#my-list li")).to_have_count(5)
+        fresh.locator("[data-my-list]").click()
+        assert [text.replace("#", "") for text in fresh.locator(".row-link").all_inner_texts()] == wanted
+        expect(fresh.locator("[data-note]").nth(1)).to_have_value(re.compile('^fires on "x", says'))
+        context.close()
+
+
+def test_the_key_s_stars_the_selected_row_and_the_open_feature(page: Page, address: str) -> None:
+    page.goto(f"{address}/features")
+    page.keyboard.press("j")
+    page.keyboard.press("s")
+    expect(page.locator("tr.selected .star")).to_have_attribute("aria-pressed", "true")
+    page.goto(f"{address}/0/7")
+    page.keyboard.press("s")
+    expect(page.locator("[data-my-list] .count")).to_have_text("2")
+    page.keyboard.press("s")
+    expect(page.locator("[data-my-list] .count")).to_have_text("1")
