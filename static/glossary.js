@@ -13,7 +13,7 @@
     if (!word) return;
     const { width, height } = note.getBoundingClientRect();
     const below = word.bottom + GAP, above = word.top - GAP - height;
-    const left = Math.max(EDGE, Math.min(word.left, document.documentElement.clientWidth - width - EDGE));
+    const left = Math.max(EDGE, Math.min(word.left, document.body.clientWidth - width - EDGE));
     const top = below + height > innerHeight && above > EDGE ? above : below;
     Object.assign(note.style, { margin: "0", inset: "auto", left: `${left}px`, top: `${top}px` });
   }

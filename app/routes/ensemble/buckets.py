@@ -32,6 +32,11 @@ TERMS = {
     "density": "density", "entropy": "entropy", "top_share": "top_share", "worth_ev": "worth_ev", "worth_loss": "worth_loss",
     "norm": "decoder_norm", "max": "max_activation",
 }  # fmt: skip
+# Quantities that pages show in other units than the JSON holds: metric -> (factor, unit).
+SHOWN_UNITS = {
+    "density": (100, "% of tokens"), "top_share": (100, "% of firings"), "worth_ev": (1000, "‰ of variance"),
+    "worth_loss": (1000, "mnat per token"),
+}  # fmt: skip
 
 
 class BucketsQuery(EnsembleJudgement, DensityRange):
@@ -78,6 +83,7 @@ class BucketsPage:
     nav_push: str
     nav_title: str
     nav_metrics: dict[str, str]
+    nav_units: dict[str, tuple[float, str]]
     nav_terms: dict[str, str]  # {metric: its entry of the glossary}
     nav_filter: dict[str, Any]
 
@@ -114,6 +120,7 @@ def buckets(
         nav_push=render.url(f"/s/{study}/{ensemble}/buckets", **judgement.parameters()),
         nav_title=_comparison_title(comparison),
         nav_metrics={name: _named(name) for name in metrics},
+        nav_units={line.metric: SHOWN_UNITS.get(line.metric, (1, line.unit)) for line in comparison.metrics},
         nav_terms=TERMS,
         nav_filter={
             "bucket": judgement.bucket,
