@@ -81,7 +81,7 @@ def missing(
         command = f"seedscope analyze {study.study} --only match --rule hungarian"
         lacking["one-to-one"] = Missing("one-to-one matching", reason, command, job(only=match, rule="hungarian"))
     if ablate not in ensemble.computed:
-        lacking["ablate"] = compares("worth: explained variance with features removed", ablate)
+        lacking["ablate"] = compares("ablation: explained variance with features removed", ablate)
     if explain not in ensemble.computed:
         lacking["explanations"] = lacks("explanations: token rules and their scores", explain)
     if loss not in ensemble.computed:
