@@ -39,6 +39,20 @@ def millinats(value: float) -> str:
     return f"{1000 * value:+.3f}\u00a0mnat"
 
 
+def short(value: float) -> str:
+    """Three significant digits without a power of ten: 0.0000123 -> '0.0000123', 46.0 -> '46', 12345 -> '12,345'."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    digits = max(2 - math.floor(math.log10(abs(value))), 0)
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def count_or_mean(value: float) -> str:
+    """How many: a count without decimals, a mean of counts with one."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
 def thousands(value: int) -> str:
     """1043 -> '1,043'."""
     return f"{value:,}"
@@ -86,8 +100,8 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} |
 
 
 def shown_token(text: str) -> str:
-    """Whitespace and control characters made visible: newline, tab, ␀; an empty token as a box."""
-    return text.translate(_CONTROLS).replace("\n", "↵\n").replace("\t", "→\t") or "▯"
+    """Whitespace and control characters made visible: ⏎, tab, ␀; an empty token as a box."""
+    return text.translate(_CONTROLS).replace("\n", "⏎\n").replace("\t", "→\t") or "▯"
 
 
 def with_code(text: str) -> Markup:

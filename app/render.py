@@ -1,8 +1,11 @@
 """One context dataclass as a full page, an htmx fragment or JSON, and tables as downloads; sets every HX- header."""
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, fields
 from io import BytesIO
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -19,6 +22,7 @@ from seedscope.app.figures.svg_strips import annotated_strip, course, energy_cha
 from seedscope.app.formats import (
     alpha_step,
     architecture,
+    count_or_mean,
     counted,
     density,
     differing_recipe,
@@ -29,11 +33,15 @@ from seedscope.app.formats import (
     per_mille,
     percent,
     points,
+    short,
     shown_token,
     thousands,
     with_code,
 )
 from seedscope.app.freshness import check_kept
+from seedscope.app.glossary.entries import GLOSSARY, SECTIONS
+from seedscope.app.glossary.mathml import mathml
+from seedscope.app.lens import RULE_NAMES
 from seedscope.app.settings import TEMPLATES
 from seedscope.app.shell import shell_of
 from seedscope.app.static_files import asset
@@ -47,6 +55,20 @@ def url(path: str, /, **parameters: Any) -> str:
     """A path with those query parameters that are set."""
     kept = {key: value for key, value in parameters.items() if value not in (None, "")}
     return path + ("?" + urlencode(kept) if kept else "")
+
+
+_entry_ids: ContextVar[Iterator[str]] = ContextVar("entry_ids")
+
+
+def entry_id() -> str:
+    """The id of the next entry of the glossary on the page that is being rendered."""
+    return next(_entry_ids.get())
+
+
+def _number_entries(path: str) -> None:
+    """Begin the entries' ids anew: the same on a page and on its parts, others on parts that other addresses add to it."""
+    page = f"e{zlib.crc32(path.encode()):08x}"
+    _entry_ids.set(f"{page}-{i}" for i in count())
 
 
 _MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
@@ -67,12 +89,15 @@ templates.filters |= {
     "percent": percent, "points": points, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
     "known": known, "millinats": millinats, "duration": duration, "moment": moment,
     "with_code": with_code, "counted": counted,
+    "short": short, "count_or_mean": count_or_mean,
 }  # fmt: skip
 templates.globals |= {
     "url": url, "part": part, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip,
     "activation_histogram": histogram,
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "annotated_strip": annotated_strip,
-    "members_now": members_now, "alpha_step": alpha_step, "architecture": architecture,
+    "members_now": members_now, "alpha_step": alpha_step, "architecture": architecture, "glossary": GLOSSARY, "sections": SECTIONS,
+    "rule_names": RULE_NAMES,
+    "entry_id": entry_id, "math": mathml,
 }  # fmt: skip
 
 
@@ -111,6 +136,7 @@ def respond(
     # What other sites may frame holds nothing that starts work.
     values |= {"request": request, "embed": embed, "queue": None if embed else request.app.state.jobs}
     page = templates.get_template(template)
+    _number_entries(request.url.path)
     headers = {"Vary": "HX-Request, HX-History-Restore-Request", "Cache-Control": "no-cache"} | etag(request, status)
     if not wants_fragment(request):
         return HTMLResponse(page.render(values), status, headers)

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_COLUMNS, BUCKET_ROLE, Figure, Heading, layout
 from seedscope.app.formats import percent
 from seedscope.engine.contract.tables.features import Ablation
 
 MASK_LABEL = {
-    "none": "nothing masked",
+    "none": "nothing removed",
     "N stable": "N stable",
     "N matched to stable": "N of the same density",
     "N random": "N random",
@@ -65,7 +65,7 @@ def density_by_bucket(
                 showlegend=True, legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
             ),
         },
-        ("density (bin centre)", "stable", "middle", "unstable"),
+        (Heading("density (bin centre)", "density_bin"), *BUCKET_COLUMNS),
         table,
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def ablation(rows: list[Ablation], headline: str) -> Figure:
                 "type": "scatter", "mode": "markers+text", "x": [mean], "y": [label], "name": label,
                 "marker": {"color": role, "size": 11, "symbol": "diamond" if role == "@null" else "circle"},
                 "text": [f"{mean:.3f}"], "textposition": "top center", "cliponaxis": False,
-                "hovertemplate": f"{label}: mean EV %{{x:.3f}} over {len(held)} members<extra></extra>",
+                "hovertemplate": f"{label}: mean EV %{{x:.3f}} over {len(held)} seeds<extra></extra>",
             },
         ]  # fmt: skip
         spread = sum(r.ev_sd for r in held) / len(held)
@@ -107,12 +107,18 @@ def ablation(rows: list[Ablation], headline: str) -> Figure:
     return Figure(
         "ablation",
         headline,
-        "Explained variance (EV) on the evaluation tokens when features are masked. Small dots: members, mean of 20 draws; large: "
+        "Explained variance (EV) on the evaluation tokens when features are removed. Small dots: seeds, mean of 20 draws; large: "
         "their mean. Diamonds: controls drawn at random or with the same densities.",
         {
             "data": data,
             "layout": layout("explained variance", "", yaxis={"automargin": True, "showgrid": False}, height=380),
         },
-        ("masked", "features masked, mean", "draws", "EV, mean over members", "spread over draws (SD)"),
+        (
+            "removed",
+            Heading("features removed, mean", "n_masked"),
+            Heading("draws", "draws"),
+            Heading("EV, mean over seeds", "ev_masked"),
+            Heading("spread over draws (SD)", "sd"),
+        ),
         tuple(reversed(table)),
     )

@@ -1,15 +1,27 @@
 """The `Figure` record and the layout that all figures share. Colours are role names, which figures.js fills in per theme."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 # Roles, not colours: the browser knows whether it is day or night.
 BUCKET_ROLE = {"stable": "@stable", "middle": "@middle", "unstable": "@unstable", "dead": "@dead"}
-NULL_NAME = {"haar": "rotated dictionaries (Haar)", "second_moment": "same second moment"}
+NULL_NAME = {"haar": "random directions", "second_moment": "this SAE’s spread"}
 NULL_DASH = {"haar": "dot", "second_moment": "dash"}
 
 
 # A sequential scale whose every colour can stand behind the ink of its number.
 SEQUENTIAL = [[0, "@heat0"], [1, "@heat1"]]
+
+
+class Heading(str):
+    """The header of a column of numbers, with the entry of the glossary that says what they are."""
+
+    key: str
+
+    def __new__(cls, text: str, key: str = "") -> "Heading":  # without a key: a copy, which gets it with its state
+        header = super().__new__(cls, text)
+        header.key = key
+        return header
 
 
 class Figure(NamedTuple):
@@ -21,6 +33,15 @@ class Figure(NamedTuple):
     plot: dict[str, Any]  # {"data": .., "layout": ..} for Plotly
     header: tuple[str, ...]  # the same data as a table
     table: tuple[tuple[Any, ...], ...]
+
+
+BUCKET_COLUMNS = tuple(Heading(bucket, bucket) for bucket in ("stable", "middle", "unstable"))
+
+
+def null_columns(kinds: Iterable[str]) -> tuple[Heading, ...]:
+    """Headers of what chance gives, one per null."""
+    keys = {"haar": "chance_haar", "second_moment": "chance_spread"}
+    return tuple(Heading(f"chance, {NULL_NAME[kind]}", keys[kind]) for kind in kinds)
 
 
 def layout(x: str, y: str, **more: Any) -> dict[str, Any]:

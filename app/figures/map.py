@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 from seedscope.app.formats import percent
 from seedscope.engine.contract.stability import BUCKETS
 
@@ -71,7 +71,7 @@ def direction_map(
     return Figure(
         "map",
         _title(around, near),
-        f"n = {len(points.seed):,} features of {len(np.unique(points.seed))} members, {judged}; {sign}.{found} How to read: what "
+        f"n = {len(points.seed):,} features of {len(np.unique(points.seed))} seeds, {judged}; {sign}.{found} How to read: what "
         "several seeds have found lies in one spot; near distances mean something, sizes and places of groups do not. Null: "
         "shares if seeds and buckets were dealt out at random. "
         "Drag a box to zoom in, double-click to get back, click a point for its feature.",
@@ -83,7 +83,10 @@ def direction_map(
                 margin={"l": 8, "r": 8, "t": 18, "b": 8},
             ),
         },
-        ("around", "features", f"other seeds’, of the {near} nearest", "chance", "of the same bucket", "chance"),
+        (
+            "around", Heading("features", "n_features"), Heading(f"other seeds’, of the {near} nearest", "near_other_seeds"),
+            Heading("chance", "near_chance"), Heading("of the same bucket", "near_same_bucket"), Heading("chance", "near_chance"),
+        ),
         tuple(
             (one.bucket, f"{one.n:,}", *(percent(share) for share in one[2:])) for one in around
         ),

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
+from seedscope.app.formats import count_or_mean
 
 # How each kind of mask is drawn: (colour, dash, marker); kinds that are no bucket are neutral.
 _DRAWN = {
@@ -45,12 +46,13 @@ class MaskingAxis(NamedTuple):
     id: str
     axis: str
     cost: str  # what masking costs, in words: `EV`
+    key: str  # its entry of the glossary
     sign: int  # -1 where masking lowers it, 1 where masking raises it
     on: str  # the tokens, in words
 
 
-EV = MaskingAxis("masked_ev", "explained variance", "EV", -1, "evaluation tokens")
-LOSS = MaskingAxis("masked_loss", "next-token loss, nats per token", "loss", 1, "tokens")
+EV = MaskingAxis("masked_ev", "explained variance", "EV", "ev_masked", -1, "evaluation tokens")
+LOSS = MaskingAxis("masked_loss", "next-token loss, nats per token", "loss", "loss", 1, "tokens")
 
 
 def masking_curves(
@@ -88,20 +90,20 @@ def masking_curves(
                 "name": label, "legendgroup": kind, "line": {"color": colour, "dash": dash, "width": 2 if dash == "solid" else 1.5},
                 "marker": {"color": colour, "symbol": marker, "size": 7, "line": {"color": colour, "width": 1.5}},
                 "customdata": [p.n_members for p in held],
-                "hovertemplate": f"%{{x:.0f}} masked, {label}: {what.cost} %{{y:.3f}}, %{{customdata}} members<extra></extra>",
+                "hovertemplate": f"%{{x:.0f}} removed, {label}: {what.cost} %{{y:.3f}}, %{{customdata}} seeds<extra></extra>",
             }
         )  # fmt: skip
     n_members = max((p.n_members for p in points), default=0)
-    band = " Bands: ± one standard deviation over members." if any(p.spread is not None for p in points) else ""
+    band = " Bands: ± one standard deviation over seeds." if any(p.spread is not None for p in points) else ""
     return Figure(
         what.id,
         _title(what, by_kind, untouched),
-        f"{what.axis[0].upper()}{what.axis[1:]} on n = {n_tokens:,} {what.on} by the number of features masked; mean over "
-        f"{n_members} member{'s' * (n_members != 1)}, {n_draws}.{band} Dotted, “like”: living features of about the same density.",
+        f"{what.axis[0].upper()}{what.axis[1:]} on n = {n_tokens:,} {what.on} by the number of features removed; mean over "
+        f"{n_members} seed{'s' * (n_members != 1)}, {n_draws}.{band} Dotted, “like”: living features of about the same density.",
         {
             "data": data,
             "layout": layout(
-                "features masked, log scale", what.axis, showlegend=True,
+                "features removed, log scale", what.axis, showlegend=True,
                 legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
                 xaxis={"type": "log", "dtick": 1, "tickformat": ",d"},
                 yaxis={"range": _range([*(p.value for p in points), *(level.value for level in levels)])},
@@ -116,10 +118,14 @@ def masking_curves(
                 ],
             ),
         },
-        ("masked", "features masked, mean", "fewest – most", "members", f"{what.cost}, mean over members", "SD over members"),
+        (
+            "removed", Heading("features removed, mean", "n_masked"), Heading("fewest – most", "fewest_most"),
+            Heading("seeds", "n_seeds"),
+            Heading(f"{what.cost}, mean over seeds", what.key), Heading("SD over seeds", "sd"),
+        ),
         tuple(
-            (_LABEL.get(p.kind, p.kind), f"{p.n_masked:.1f}", f"{p.n_low:.0f} – {p.n_high:.0f}", p.n_members, f"{p.value:.4f}",
-             "–" if p.spread is None else f"{p.spread:.4f}")
+            (_LABEL.get(p.kind, p.kind), count_or_mean(p.n_masked), f"{p.n_low:.0f} – {p.n_high:.0f}", p.n_members,
+             f"{p.value:.4f}", "–" if p.spread is None else f"{p.spread:.4f}")
             for p in points
         ),
     )  # fmt: skip
@@ -128,16 +134,14 @@ def masking_curves(
 def _title(what: MaskingAxis, by_kind: dict[str, list[CurvePoint]], untouched: float) -> str:
     """What as many stable and unstable features cost, where both curves still reach."""
     if not {"stable", "unstable"} <= set(by_kind):
-        return f"What does masking features cost in {what.cost}?"
+        return f"What does removing features cost in {what.cost}?"
     at = min(by_kind[kind][-1].n_masked for kind in ("stable", "unstable"))
     cost = {kind: what.sign * (_between(by_kind[kind], at) - untouched) for kind in ("stable", "unstable")}
     dearer, cheaper = max(cost, key=cost.__getitem__), min(cost, key=cost.__getitem__)
     if cost[dearer] <= 0:
-        return f"Masking {at:.0f} stable or unstable features costs no {what.cost}"
+        return f"Removing {at:.0f} stable or unstable features costs no {what.cost}"
     if cost[cheaper] <= 0:
-        return (
-            f"Masking {at:.0f} {dearer} features costs {cost[dearer]:.3f} {what.cost}, as many {cheaper} ones cost none"
-        )
+        return f"Removing {at:.0f} {dearer} features costs {cost[dearer]:.3f} {what.cost}, as many {cheaper} ones cost none"
     times = cost[dearer] / cost[cheaper]
     more = f"{times:.0f}" if times >= 10 else f"{times:.1f}"
     return f"{at:.0f} {dearer} features cost {more} times as much {what.cost} as the same number of {cheaper} ones"

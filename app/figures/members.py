@@ -1,7 +1,8 @@
 """The seed x seed matrix of shared features, and the histogram of one pair's cosines."""
 
-from seedscope.app.figures.drawing import SEQUENTIAL, Figure, layout
+from seedscope.app.figures.drawing import SEQUENTIAL, Figure, Heading, layout
 from seedscope.app.formats import percent
+from seedscope.app.lens import RULE_NAMES
 
 
 def seed_matrix(
@@ -21,7 +22,8 @@ def seed_matrix(
     return Figure(
         "matrix",
         f"Two seeds share {percent(mean, 0)} of their features{span}",
-        f"Share of the row seed's features that match in the column seed at θ = {theta:.2f} ({rule}). Click a cell for its pair.",
+        f"Share of the row seed's features that match in the column seed at θ = {theta:.2f} "
+        f"(match rule: {RULE_NAMES[rule]}). Click a cell for its pair.",
         {
             "data": [
                 {
@@ -39,7 +41,7 @@ def seed_matrix(
                 yaxis={"type": "category", "autorange": "reversed", "showgrid": False, "scaleanchor": "x", "constrain": "domain"},
             ),
         },
-        ("anchor", *names) if few else (),
+        (Heading("anchor", "anchor"), *(Heading(name, "shared") for name in names)) if few else (),
         tuple((a, *("–" if v is None else percent(v) for v in row)) for a, row in zip(names, cells, strict=True)) if few else (),
     )  # fmt: skip
 
@@ -51,11 +53,12 @@ def pair_histogram(counts: list[int], n_unpaired: int, theta: float, a: int, b: 
     bars = [(edge, n) for edge, n in zip(edges, counts, strict=True) if n]
     total = sum(counts) + n_unpaired
     line = {"type": "line", "x0": theta, "x1": theta, "y0": 0, "y1": 1, "yref": "paper"}
-    unpaired = f" {n_unpaired:,} have no partner under this rule." if n_unpaired else ""
+    unpaired = f" {n_unpaired:,} have no counterpart under this rule." if n_unpaired else ""
     return Figure(
         "pair",
         f"How near are seed {a}’s features to those of seed {b}?",
-        f"Number of n = {total:,} features by the cosine to their partner ({rule}); the line is θ = {theta:.2f}.{unpaired}",
+        f"Number of n = {total:,} features by the cosine to their counterpart (match rule: {RULE_NAMES[rule]}); "
+        f"the line is θ = {theta:.2f}.{unpaired}",
         {
             "data": [
                 {
@@ -65,11 +68,11 @@ def pair_histogram(counts: list[int], n_unpaired: int, theta: float, a: int, b: 
                 }
             ],
             "layout": layout(
-                "cosine to the partner", "features", yaxis={"rangemode": "tozero"},
+                "cosine to the counterpart", "features", yaxis={"rangemode": "tozero"},
                 xaxis={"range": [min([edge for edge, _ in bars] + [0]) - width, 1.01]},
                 shapes=[line | {"line": {"color": "@soft", "width": 1, "dash": "dash"}}],
             ),
         },
-        ("cosine from", "to", "features"),
+        (Heading("cosine from", "cosine_bin"), Heading("to", "cosine_bin"), Heading("features", "n_features")),
         tuple((f"{edge:.2f}", f"{edge + width:.2f}", n) for edge, n in bars),
     )  # fmt: skip

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, Heading, layout
 
 # {curve: (what it is called, the same for a legend, colour, dash, marker)}; pools in colour, their controls neutral.
 POOL_KINDS = {
     "pool": ("pool of all seeds", "all seeds", "@accent", "dot", "diamond"),
     "halves": ("pools of two halves", "two halves", "@accent", "solid", "circle"),
-    "members": ("single members", "members", "@ink", "solid", "square-open"),
+    "members": ("single seeds", "members", "@ink", "solid", "square-open"),
     "fresh": ("fresh seeds", "fresh", "@soft", "dash", "triangle-up-open"),
     "subset": ("random features", "random", "@null", "dashdot", "x-thin-open"),
 }
@@ -52,25 +52,25 @@ def holders_figure(unique: Sequence[int], pooled: Sequence[int], theta: float, l
         {
             "type": "bar", "x": xs, "y": values, "name": f"{name} ({sum(values):,})", "marker": {"color": colour},
             "customdata": list(links) if name == "in the pool" else [""] * n,
-            "hovertemplate": f"held by %{{x}} of {n} members: %{{y:,}} {name}<extra></extra>",
+            "hovertemplate": f"held by %{{x}} of {n} seeds: %{{y:,}} {name}<extra></extra>",
         }
         for name, values, colour in bars
     ]  # fmt: skip
     most = max(unique, default=0) or 1
     return Figure(
         "holders",
-        f"{sum(unique):,} unique features; {unique[-1]:,} are held by every member, {unique[0]:,} by one alone",
-        f"Unique features at θ = {theta:.2f} by how many of the {n} members hold them. Those that most members hold make the "
-        "pool, as many as a member has; click a bar for them.",
+        f"{sum(unique):,} unique features; {unique[-1]:,} are held by every seed, {unique[0]:,} by one alone",
+        f"Unique features at θ = {theta:.2f} by how many of the {n} seeds hold them. Those that most seeds hold make the "
+        "pool, as many as a seed has; click a bar for them.",
         {
             "data": data,
             "layout": layout(
-                f"members that hold a feature, of {n}", "unique features", barmode="stack", showlegend=True,
+                f"seeds that hold a feature, of {n}", "unique features", barmode="stack", showlegend=True,
                 legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
                 xaxis={"dtick": 1 if n < 20 else None}, yaxis={"range": [0, 1.08 * most]},
             ),
         },
-        ("held by", "unique features", "in the pool"),
+        (Heading("held by", "held_by"), Heading("unique features", "pool_unique"), Heading("in the pool", "pool_taken")),
         tuple(zip(xs, unique, pooled, strict=True)),
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def pool_figure(
                 ],
             ),
         },
-        ("trained on", "more tokens", "mean", "each"),
+        ("trained on", Heading("more tokens", "pool_tokens"), Heading("mean", "pool_value"), Heading("each", "pool_value")),
         tuple(
             (POOL_KINDS[p.curve][0], f"{p.tokens:,}", format(p.value, what.form), ", ".join(format(x, what.form) for x in p.parts))
             for p in points

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, Heading, layout
 
 # {setting: (name, whether it is chance or another control)}, from the figure that papers report down to chance.
 SETTINGS = {
@@ -57,7 +57,7 @@ def prediction_dots(rows: Sequence[PredictionScore], title: str) -> Figure:
     return Figure(
         "predictability",
         title,
-        f"Logistic regression on one member’s decoder rows, tested on another’s; balanced, positive class stable. Mean over "
+        f"Logistic regression on one seed’s decoder rows, tested on another’s; balanced, positive class stable. Mean over "
         f"n = {n_pairs} ordered pairs, bars: ± one standard deviation over pairs. Grey and hollow: controls; the line is the "
         "AUROC of guessing. How to read: only what the rows without shared copies score above their random directions is left.",
         {
@@ -70,7 +70,10 @@ def prediction_dots(rows: Sequence[PredictionScore], title: str) -> Figure:
                 shapes=[line | {"line": {"color": "@soft", "width": 1, "dash": "dash"}}],
             ),
         },
-        ("setting", "F1", "SD", "AUROC", "SD", "pairs"),
+        (
+            "setting", Heading("F1", "f1"), Heading("SD", "sd"), Heading("AUROC", "auroc"), Heading("SD", "sd"),
+            Heading("pairs", "n_pairs"),
+        ),
         tuple(
             (name, *(_shown(v) for v in (row.f1, row.f1_spread, row.auroc, row.auroc_spread)), row.n_pairs or "–")
             for name, row in zip(names, held, strict=True)

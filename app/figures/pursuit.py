@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, Heading, layout, null_columns
 from seedscope.app.formats import percent
 
 _MARKER = {"stable": "circle", "unstable": "diamond"}
@@ -60,9 +60,9 @@ def pursuit_residual(rows: Sequence[Residual]) -> Figure:
         "pursuit",
         f"{last.k} features of another seed leave {percent(last.mean, 0)} of a{'n' * (subject[0] in 'aeiou')} {subject} feature’s "
         f"length, {last.k} of an unrelated dictionary {percent(last.null['second_moment'], 0)}",
-        f"Length of the residual of n = {counted} rows written with at most k features of another member (orthogonal matching "
+        f"Length of the residual of n = {counted} rows written with at most k features of another seed (orthogonal matching "
         f"pursuit); mean over {last.n_pairs} ordered pairs, bands: ± one standard deviation over pairs. How to read: lower is "
-        "better written; only what lies below the dashed line is more than a random dictionary with the same second moment does.",
+        "better written; only what lies below the dashed line is more than random directions with this SAE’s spread do.",
         {
             "data": data,
             "layout": layout(
@@ -71,7 +71,10 @@ def pursuit_residual(rows: Sequence[Residual]) -> Figure:
                 xaxis={"dtick": 1}, yaxis={"tickformat": ".0%", "range": [0, 1.02]},
             ),
         },
-        ("rows", "k", "residual, mean", "SD over pairs", *(f"chance, {name}" for name in NULL_NAME.values()), "pairs"),
+        (
+            "rows", Heading("k", "pursuit_k"), Heading("residual, mean", "residual"), Heading("SD over pairs", "sd"),
+            *null_columns(NULL_NAME), Heading("pairs", "n_pairs"),
+        ),
         tuple(
             (row.bucket, row.k, percent(row.mean), percent(row.spread), *(percent(row.null[kind]) for kind in NULL_NAME),
              row.n_pairs)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 from seedscope.engine.contract.stability import BUCKETS
 
 MOST_SVG = 5_000  # points that need no WebGL: some browsers have none, and a picture saved from it is not of lines
@@ -48,16 +48,17 @@ def metric_scatter(cloud: Cloud, words: str, unit: str, n_comparisons: int, base
     Features stand at `base`/seed/feature + `query`.
     """
     x = [i / n_comparisons for i in range(n_comparisons + 1)]
-    is_binned = isinstance(cloud.drawn, ScatterCells)
+    is_binned, is_share = isinstance(cloud.drawn, ScatterCells), unit.startswith("share ")
+    shown = ".3%" if is_share else ".4g"  # of a value, on hover
     if isinstance(cloud.drawn, Dots):
-        data = _dots(cloud, cloud.drawn, words, n_comparisons, base, query)
+        data = _dots(cloud, cloud.drawn, f"{words} %{{y:{shown}}}", n_comparisons, base, query)
         table = _table_of_points(cloud.drawn, n_comparisons)
         how = (
             f"Each of n = {cloud.n:,} features is a point, moved sideways within 1/N by a hash of its address so that "
             "points do not pile up. Blue: stable, grey: middle, orange: unstable. Click a point for its feature."
         )
     else:
-        data = _heat(cloud, cloud.drawn, words, x)
+        data = _heat(cloud, cloud.drawn, f"{words} about %{{y:{shown}}}", x)
         table = _table_of_cells(cloud.drawn, x)
         how = (
             f"n = {cloud.n:,} features, counted in cells; darker cells hold more, on a log scale. Click a cell for its "
@@ -65,13 +66,17 @@ def metric_scatter(cloud: Cloud, words: str, unit: str, n_comparisons: int, base
         )
     if cloud.n_chosen is not None:
         how += f" The filter finds {cloud.n_chosen:,}; the others are {'grey' if is_binned else 'pale'}."
+    floor = f"{100 * cloud.floor:.10g} %" if is_share else f"{cloud.floor:.12g}"
     if cloud.n_floored:
-        how += f" {cloud.n_floored:,} with less than {cloud.floor:g} (zero and negative ones too) are drawn at {cloud.floor:g}."
+        how += f" {cloud.n_floored:,} with less than {floor} (zero and negative ones too) are drawn at {floor}."
     axis: dict[str, Any] = {}
     if cloud.is_log:
         powers = [10.0**p for p in range(-12, 7)]
-        axis = {"type": "log", "tickvals": powers, "ticktext": [f"{power:g}" for power in powers]}
-    label = f"{words}, {unit}" if unit else words
+        texts = [f"{100 * power:.10g} %" if is_share else f"{power:.12g}" for power in powers]
+        axis = {"type": "log", "tickvals": powers, "ticktext": texts}
+    elif is_share:
+        axis = {"tickformat": ".0%"}
+    label = f"{words}, {'% ' + unit.removeprefix('share ') if is_share else unit}" if unit else words
     return Figure(
         "scatter",
         f"Does stability go with {words}?",
@@ -83,7 +88,10 @@ def metric_scatter(cloud: Cloud, words: str, unit: str, n_comparisons: int, base
                 xaxis={"range": [-0.6 / n_comparisons, 1 + 0.6 / n_comparisons]},
             ),
         },
-        ("stability p", "features", f"median {words}"),
+        (
+            Heading("stability p", "stability"), Heading("features", "n_features"),
+            Heading(f"median {words}{f', {unit}' if unit else ''}", "bucket_median"),
+        ),
         table,
     )  # fmt: skip
 
@@ -94,7 +102,7 @@ def jitter(seed: np.ndarray, feature: np.ndarray) -> np.ndarray:
     return ((key * np.uint64(_MIXED)) % np.uint64(2**32)).astype(np.float64) / 2**32 * 0.8 - 0.4
 
 
-def _dots(cloud: Cloud, points: Dots, words: str, n_comparisons: int, base: str, query: str) -> list[dict[str, Any]]:
+def _dots(cloud: Cloud, points: Dots, says: str, n_comparisons: int, base: str, query: str) -> list[dict[str, Any]]:
     x = np.round((points.n_matched + jitter(points.seed, points.feature)) / n_comparisons, 4)
     value = np.maximum(points.value.astype(np.float64), cloud.floor)
     chosen = points.chosen.astype(bool)
@@ -107,21 +115,21 @@ def _dots(cloud: Cloud, points: Dots, words: str, n_comparisons: int, base: str,
             "y": [float(f"{v:.4g}") for v in value[held]], "marker": {"color": role, "size": 5, "opacity": 0.6},
             "customdata": [f"/{s}/{f}" for s, f in zip(points.seed[held], points.feature[held], strict=True)],
             "meta": {"base": base, "query": query},
-            "hovertemplate": f"%{{customdata}}: {words} %{{y:.4g}} ({name})<extra></extra>",
+            "hovertemplate": f"%{{customdata}}: {says} ({name})<extra></extra>",
         }
         for name, role, held in groups
         if held.any()
     ]  # fmt: skip
 
 
-def _heat(cloud: Cloud, cells: ScatterCells, words: str, x: list[float]) -> list[dict[str, Any]]:
+def _heat(cloud: Cloud, cells: ScatterCells, says: str, x: list[float]) -> list[dict[str, Any]]:
     def layer(counts: np.ndarray, role: str) -> dict[str, Any]:
         return {
             "type": "heatmap", "x": x, "y": [float(f"{edge:.5g}") for edge in cells.edges],
             "z": [[round(float(np.log10(n + 1)), 3) if n else None for n in row] for row in counts], "zmin": 0,
             "colorscale": [[0, "@track"], [1, role]], "showscale": False, "hoverongaps": False, "customdata": cells.links,
             "text": [[f"{n:,}" if n else "" for n in row] for row in counts],
-            "hovertemplate": f"p = %{{x:.2f}}, {words} about %{{y:.3g}}: %{{text}} features<extra></extra>",
+            "hovertemplate": f"p = %{{x:.2f}}, {says}: %{{text}} features<extra></extra>",
         }  # fmt: skip
 
     if cloud.n_chosen is None:

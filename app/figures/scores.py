@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, Heading, layout
 
 CHANCE = 0.5  # balanced accuracy of knowing nothing
 
@@ -29,9 +29,7 @@ def score_by_stability(
     shapes = [_level(CHANCE, "dot")] + ([_level(shuffled, "dash")] if shuffled is not None else [])
     n_members = len(curve.members[0]) if curve.members else 0
     level = (
-        f", dashed: {shuffled:.2f}, the median of what 95 % of shuffled labels stay below"
-        if shuffled is not None
-        else ""
+        f", dashed: {shuffled:.2f}, the median chance level (95 % of shuffled labels)" if shuffled is not None else ""
     )
     band = "Band: 95 %, bootstrap over seeds. " if n_members > 2 else ""
     beside = f" Grey: {control.name}, the same recipe on the model with random weights." if control else ""
@@ -39,7 +37,7 @@ def score_by_stability(
         "scores",
         title,
         f"Mean {kind} score (balanced accuracy) of n = {sum(curve.n):,} features by the share of seeds in which they match. "
-        f"{band}Thin lines: {n_members} members. Dotted: {CHANCE}, knowing nothing{level}.{beside}",
+        f"{band}Thin lines: {n_members} seeds. Dotted: {CHANCE}, knowing nothing{level}.{beside}",
         {
             "data": data,
             "layout": layout(
@@ -51,11 +49,15 @@ def score_by_stability(
             ),
         },
         (
-            "p",
-            "features",
-            "mean score",
-            "95 % over seeds",
-            *((f"{control.name}: features", "mean score") if control else ()),
+            Heading("p", "p_axis"),
+            Heading("features", "n_features"),
+            Heading("mean score", "mean_score"),
+            Heading("95 % over seeds", "band_seeds"),
+            *(
+                (Heading(f"{control.name}: features", "n_features"), Heading("mean score", "mean_score"))
+                if control
+                else ()
+            ),
         ),
         tuple(_row(curve, i, control) for i in range(len(curve.p))),
     )
@@ -81,7 +83,7 @@ def _drawn(curve: ScoreCurve, label: str, *, is_control: bool) -> list[dict[str,
             "x": xs,
             "y": ys,
             "connectgaps": False,
-            "name": "one member",
+            "name": "one seed",
             "line": {"color": "@member", "width": 0.8},
         }
         traces.append(line | member)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from seedscope.app.figures.drawing import Figure, layout
+from seedscope.app.figures.drawing import Figure, Heading, layout
 from seedscope.app.formats import percent
 
 MOST_NAMED = 16  # seeds whose cells hold their numbers
@@ -18,8 +18,8 @@ def overlap_matrix(seeds: Sequence[int], cells: Cells, links: dict[tuple[int, in
         seeds, cells, links,
         f"At rank {rank:,} two seeds’ spans share {percent(mean, 0)}, unrelated ones {percent(rank / d, 0)}"
         if mean is not None else f"No two seeds’ spans reach rank {rank:,}",
-        f"‖VᵀV’‖²/r of the top {rank:,} directions of all unstable rows of two members: 100 % is the same span. n = "
-        f"{len(seeds)} members. Null, unrelated spans: r/d = {percent(rank / d)}.",
+        f"‖VᵀV’‖²/r of the top {rank:,} directions of all unstable rows of two seeds: 100 % is the same span. n = "
+        f"{len(seeds)} seeds. Null, unrelated spans: r/d = {percent(rank / d)}.",
         (0, 1), "{:.0f}", 100, ".0%", "spans of seeds %{y} and %{x} share %{z:.1%}", ("@heat0", "@heat1"),
     )  # fmt: skip
 
@@ -33,8 +33,8 @@ def angle_matrix(
         seeds, cells, links,
         f"At rank {rank:,} half of the principal angles lie below {mean:.0f}°, between unrelated spans {unrelated:.0f}°"
         if mean is not None else f"No two seeds’ spans reach rank {rank:,}",
-        f"Median of the {rank:,} principal angles between the top {rank:,} directions of all unstable rows of two members: "
-        f"0° is the same span, 90° orthogonal ones. n = {len(seeds)} members. Null, random spans: about {unrelated:.0f}°.",
+        f"Median of the {rank:,} principal angles between the top {rank:,} directions of all unstable rows of two seeds: "
+        f"0° is the same span, 90° orthogonal ones. n = {len(seeds)} seeds. Null, random spans: about {unrelated:.0f}°.",
         (0, 90), "{:.0f}", 1, ",.0f", "spans of seeds %{y} and %{x}: median angle %{z:.1f}°", ("@heat1", "@heat0"),
     )  # fmt: skip
 
@@ -47,7 +47,7 @@ def energy_matrix(seeds: Sequence[int], cells: Cells, links: dict[tuple[int, int
         f"At rank {rank:,} a seed’s span captures {percent(mean, 0)} of another’s unstable features on average"
         if mean is not None else f"No seed’s span reaches rank {rank:,}",
         f"Mean squared cosine of the column seed’s unstable features with the row seed’s span, fitted on half of its rows; the "
-        f"diagonal on the other half. n = {len(seeds)} members. Null, a random subspace: r/d = {percent(rank / d)}.",
+        f"diagonal on the other half. n = {len(seeds)} seeds. Null, a random subspace: r/d = {percent(rank / d)}.",
         (0, None), "{:.0f}", 100, ".0%", "seed %{y}’s span captures %{z:.1%} of seed %{x}’s unstable features",
         ("@heat0", "@heat1"),
     )  # fmt: skip
@@ -89,6 +89,6 @@ def _matrix(
                 yaxis={"type": "category", "autorange": "reversed", "showgrid": False, "scaleanchor": "x", "constrain": "domain"},
             ),
         },
-        ("seed", *names) if few else (),
+        (Heading("seed", "seed"), *(Heading(name, "span_pair") for name in names)) if few else (),
         tuple((a, *row) for a, row in zip(names, written, strict=True)) if few else (),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 from seedscope.app.formats import percent
 
 # How each curve is drawn: (label, colour, None: that of the subject, dash).
@@ -45,7 +45,7 @@ def captured_figure(
     n: str,
     subject: str = "unstable features",
     bucket: str | None = "unstable",
-    fitted: str = "half of a member’s rows",
+    fitted: str = "half of a seed’s rows",
     id: str = "captured",
 ) -> Figure:
     """One line per curve with a band of its spread; r/d is drawn whether it is given or not.
@@ -92,7 +92,10 @@ def captured_figure(
                 shapes=[] if rank is None else [mark],
             ),
         },
-        ("span of", "rank", "captured energy, mean", "SD over pairs", "pairs"),
+        (
+            "span of", Heading("rank", "rank_r"), Heading("captured energy, mean", "captured_energy"),
+            Heading("SD over pairs", "sd"), Heading("pairs", "n_pairs"),
+        ),
         tuple(
             (_DRAWN[curve.name][0], f"{r:,}", percent(mean), "–" if spread is None else percent(spread), n_pairs or "–")
             for curve in drawn

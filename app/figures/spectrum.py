@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 
 _DRAWN = {
     "random": ("random rows", "@null", "dash", "circle-open"),
@@ -52,8 +52,8 @@ def span_spectrum(
         "spectrum",
         f"As many {fewer} rows spread over {ranks[fewer]:.0f} directions, {more} ones over {ranks[more]:.0f}, "
         f"random ones over {ranks['random']:.0f}",
-        f"Each singular value’s share of their sum, largest first; n = {rows} unit rows of each kind per member, mean over "
-        f"{len(n_equal)} members{', bands: ± one standard deviation over members' if len(n_equal) > 1 else ''}; d = {d:,}. "
+        f"Each singular value’s share of their sum, largest first; n = {rows} unit rows of each kind per seed, mean over "
+        f"{len(n_equal)} seeds{', bands: ± one standard deviation over seeds' if len(n_equal) > 1 else ''}; d = {d:,}. "
         "How to read: a line that falls early spreads over few directions. Null: random unit rows.",
         {
             "data": data,
@@ -63,6 +63,6 @@ def span_spectrum(
                 xaxis={"range": [0.5, n + 0.5]},
             ),
         },
-        ("direction", *(_DRAWN[name][0] for name in means)),
+        (Heading("direction", "singular_index"), *(Heading(_DRAWN[name][0], "singular_share") for name in means)),
         tuple((x, *(f"{100 * mean[x - 1]:.3f} %" for mean in means.values())) for x in xs),
     )  # fmt: skip

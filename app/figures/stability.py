@@ -2,7 +2,16 @@
 
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, NULL_DASH, NULL_NAME, Figure, layout
+from seedscope.app.figures.drawing import (
+    BUCKET_COLUMNS,
+    BUCKET_ROLE,
+    NULL_DASH,
+    NULL_NAME,
+    Figure,
+    Heading,
+    layout,
+    null_columns,
+)
 from seedscope.app.formats import percent
 from seedscope.engine.contract.stability import CdfBand
 
@@ -92,7 +101,7 @@ def stability_distribution(
         if max((x for x, r in per_x.items() if r.get("stable")), default=0) == n_comparisons
         and all(x == n_comparisons for x, r in per_x.items() if r.get("stable"))
         else f"{percent(stable, 0)} of {judged} are stable",
-        f"n = {total:,} {judged} of {len({c[0] for c in counts})} members. Bars: share of features that match in "
+        f"n = {total:,} {judged} of {len({c[0] for c in counts})} seeds. Bars: share of features that match in "
         f"so many of {n_comparisons} other seed{'s' * (n_comparisons > 1)}. Grey dashes: the same for random dictionaries.",
         {
             "data": data,
@@ -102,7 +111,7 @@ def stability_distribution(
                 yaxis={"tickformat": ".0%", "rangemode": "tozero"}, margin={"t": 40},
             ),
         },
-        ("seeds with a match", "stable", "middle", "unstable", *(f"chance, {NULL_NAME[k]}" for k in null)),
+        (Heading("seeds with a match", "x_matches"), *BUCKET_COLUMNS, *null_columns(null)),
         table,
     )  # fmt: skip
 
@@ -148,7 +157,7 @@ def stability_cdf(
     data.append(
         step
         | {
-            "x": p, "y": pooled, "name": "all members", "line": {"shape": "hv", "color": "@accent", "width": 2.5},
+            "x": p, "y": pooled, "name": "all seeds", "line": {"shape": "hv", "color": "@accent", "width": 2.5},
             "hovertemplate": "%{y:.1%} of features have p ≤ %{x:.2f}<extra></extra>",
         }
     )  # fmt: skip
@@ -178,7 +187,10 @@ def stability_cdf(
                 yaxis={"tickformat": ".0%", "range": [0, 1.02]},
             ),
         },
-        ("p", "share up to p", "95 % band", "lowest anchor", "highest anchor", *(f"chance, {NULL_NAME[k]}" for k in null)),
+        (
+            Heading("p", "p_axis"), Heading("share up to p", "share_up_to_p"), Heading("95 % band", "band_seeds"),
+            Heading("lowest anchor", "one_anchor"), Heading("highest anchor", "one_anchor"), *null_columns(null),
+        ),
         tuple(
             (
                 f"{p[i]:.2f}", percent(pooled[i]), f"{percent(band.low[i])} – {percent(band.high[i])}",
@@ -227,7 +239,7 @@ def theta_sweep(
         "sweep",
         "How much do the buckets depend on θ?",
         f"Shares of n = {n:,} {judged} at every threshold; the thin line is θ = {theta:.2f}. Grey: comparisons that match "
-        "by chance (dotted: rotated dictionaries, dashed: same second moment).",
+        "by chance (dotted: random directions, dashed: random ones with this SAE’s spread).",
         {
             "data": data,
             "layout": layout(
@@ -235,7 +247,7 @@ def theta_sweep(
                 shapes=[line | {"line": {"color": "@soft", "width": 1}}],
             ),
         },
-        ("θ", "stable", "middle", "unstable", *(f"chance, {NULL_NAME[kind]}" for kind in null)),
+        (Heading("θ", "theta"), *BUCKET_COLUMNS, *null_columns(null)),
         tuple(
             (
                 f"{t:.2f}", *(percent(shares[b][i]) for b in ("stable", "middle", "unstable")),
@@ -269,6 +281,9 @@ def convergence(n: list[int], same_bucket: list[float], error: list[float], n_fe
                 yaxis={"tickformat": ".0%", "range": [0, 1.04]},
             ),
         },
-        ("comparisons", "in the final bucket", "mean |p − final p|"),
+        (
+            Heading("comparisons", "comparisons"), Heading("in the final bucket", "final_bucket"),
+            Heading("mean |p − final p|", "p_error"),
+        ),
         tuple((k, percent(s), f"{e:.3f}") for k, s, e in zip(n, same_bucket, error, strict=True)),
     )  # fmt: skip

@@ -46,8 +46,8 @@ def _three(value: float) -> str:
 
 _QUANTITIES: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
     ("EV", "ev", "explained variance of the same training rows at every point", lambda value: f"{value:.3f}"),
-    ("loss", "loss", "what each member minimises, of one batch; log scale", _three),
-    ("agreement", "agreement", "mean best cosine of features of a member in another one", lambda value: f"{value:.2f}"),
+    ("loss", "loss", "what each seed minimises, of one batch; log scale", _three),
+    ("agreement", "agreement", "mean best cosine of features of a seed in another one", lambda value: f"{value:.2f}"),
     ("L0", "l0", "active features per token", lambda value: f"{value:.1f}"),
     ("dead", "dead", "share of features that have not fired for long", percent),
 )

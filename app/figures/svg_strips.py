@@ -54,7 +54,7 @@ def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, qu
         title = f"seed {c.seed}: #{c.rule_partner}, cosine {c.rule_cosine:.3f}, next best {c.runner_up_cosine:.3f}"
         href = f'href="{base}/{c.seed}/{c.rule_partner}{query}"'
         if c.rule_partner is None:
-            title, href = f"seed {c.seed}: no partner under this rule", ""
+            title, href = f"seed {c.seed}: no counterpart under this rule", ""
         bars.append(
             f'<a {href} aria-label="{title}"><title>{title}</title>'
             f'<rect class="track" x="{x:.1f}" y="0" width="{w:.1f}" height="{height}" rx="3"/>'
@@ -194,7 +194,7 @@ def course(tokens: list[int], values: list[float], low: float, high: float, says
         for a, b, n, value in zip(x, y, tokens, values, strict=True)
     )
     zero = pad + (height - 2 * pad) * (1 - (0 - low) / ((high - low) or 1))
-    title = f"{says} along training, {format(values[0], form)} at the start, {format(values[-1], form)} at the end"
+    title = f"{says} in training, {format(values[0], form)} at the start, {format(values[-1], form)} at the end"
     return Markup(
         f'<svg class="course" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"><title>{title}</title>'
         f'<path class="zero" d="M0 {zero:.1f}H{width}"/><path class="line" d="M{line}"/>{dots}</svg>'

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 from seedscope.app.formats import architecture, percent
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "bowtie")
@@ -35,13 +35,13 @@ def trade_off(ensembles: list[TradeOff], *, measure: str = "stable", judged: str
     low, high = min(e.ev for e in ensembles), max(e.ev for e in ensembles)
     room = max(high - low, 0.02) * (0.35 if labelled else 0.08)  # for labels beside the outermost dots
     kinds = list(dict.fromkeys((e.variant, e.agrees) for e in ensembles))
-    says, unit = ("stable", ".1%") if measure == "stable" else ("mean p̂", ".3f")
+    says, unit, key = ("stable", ".1%", "stable") if measure == "stable" else ("mean p", ".3f", "mean_p")
     what = "Share of living features that are stable" if measure == "stable" else "Mean p̂ of living features"
     bars = any(e.ev_sd is not None for e in ensembles)
     return Figure(
         "tradeoff",
         _finding(ensembles, measure),
-        f"{what} against explained variance (EV), mean over members{', bars one SD over them' if bars else ''}; "
+        f"{what} against explained variance (EV), mean over seeds{', bars one SD over them' if bars else ''}; "
         f"n = {len(ensembles)} ensembles, {judged}. Click a dot for its ensemble.",
         {
             "data": [
@@ -56,7 +56,7 @@ def trade_off(ensembles: list[TradeOff], *, measure: str = "stable", judged: str
                 legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
             ),
         },
-        ("ensemble", says, "SD", "explained variance", "SD"),
+        ("ensemble", Heading(says, key), Heading("SD", "sd"), Heading("explained variance", "ev"), Heading("SD", "sd")),
         tuple(
             (e.name, percent(e.stable) if measure == "stable" else f"{e.stable:.3f}", _sd(e.stable_sd), f"{e.ev:.4f}", _sd(e.ev_sd))
             for e in ensembles
@@ -71,7 +71,7 @@ def _finding(ensembles: list[TradeOff], measure: str) -> str:
         control = max((e for e in ensembles if e.is_control), key=lambda e: e.stable)
         if measure == "p_hat":
             return f"Mean p̂ of {best.name} is {best.stable:.2f}, of its control on random weights {control.stable:.2f}"
-        says = "agrees in all members" if best.agrees else "is stable"
+        says = "agrees in all seeds" if best.agrees else "is stable"
         return (
             f"{percent(best.stable)} of {best.name} {says}, {percent(control.stable)} of its control on random weights"
         )
@@ -157,7 +157,7 @@ def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *
     return Figure(
         f"sweep_{index}",
         title,
-        f"Shares of living features by bucket (dead: of all), mean over members, bars one SD over them; n = {len(dots)} "
+        f"Shares of living features by bucket (dead: of all), mean over seeds, bars one SD over them; n = {len(dots)} "
         f"ensembles that differ in nothing else{f' ({rest})' if rest else ''}. Click a dot for its ensemble.",
         {
             "data": data,
@@ -167,7 +167,10 @@ def sweep(index: int, factor: str, unit: str, rest: str, dots: list[SweepDot], *
                 legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
             ),
         },
-        (factor, "ensemble", *(bucket for bucket in LINES if bucket in first.shares), "EV"),
+        (
+            Heading(factor, "factor"), "ensemble",
+            *(Heading(b, "dead_share" if b == "dead" else b) for b in LINES if b in first.shares), Heading("EV", "ev"),
+        ),
         tuple(
             (_shown(dot.value), dot.ensemble, *(percent(dot.shares[b][0]) for b in LINES if b in dot.shares and b in first.shares),
              "–" if dot.ev is None else f"{dot.ev:.4f}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
 from seedscope.app.formats import percent
 from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry, TracePoint
 
@@ -84,7 +84,7 @@ def along_training(
         {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": "@soft", "width": 1}}
     ]
     plot = layout(
-        "tokens seen per member, log scale", scale.title, xaxis=axis.drawn, yaxis=y, showlegend=True,
+        "tokens seen per seed, log scale", scale.title, xaxis=axis.drawn, yaxis=y, showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}, shapes=level if scale.zero else [],
     )  # fmt: skip
     return Figure(id, title, reading, {"data": data, "layout": plot}, header, tuple(table))
@@ -137,7 +137,10 @@ def by_bucket(
             (bucket, f"{t:,}", f"{n:,}", f"{m:{scale.form}}", "–" if s is None else f"{s:{scale.form}}")
             for t, n, m, s in points
         ]
-    header = ("ends", "tokens", "features", scale.title, "SD over members")
+    header = (
+        "ends", Heading("tokens", "token_position"), Heading("features", "n_features"), Heading(scale.title, "along"),
+        Heading("SD over seeds", "sd"),
+    )  # fmt: skip
     return along_training(id, title, reading, lines, scale, header=header, table=table)
 
 
@@ -151,7 +154,7 @@ def training_figures(trace: list[TracePoint]) -> list[Figure]:
     }
     lowest = min(row.ev for row in trace)
     what = (
-        ("loss", "Loss", Scale("loss of a batch", ".3g", log=True), "What each member minimises, of one batch"),
+        ("loss", "Loss", Scale("loss of a batch", ".3g", log=True), "What each seed minimises, of one batch"),
         ("ev", f"Explained variance reaches {ends['ev']:.3f}", Scale("explained variance", range=(max(lowest, -0.25) - 0.05, 1)),
          "EV on the same training rows at every point"),
         ("l0", f"{ends['l0']:.1f} features active per token at the end", Scale("active features per token (L0)", ".3g", log=True),
@@ -184,8 +187,11 @@ def training_figures(trace: list[TracePoint]) -> list[Figure]:
         ]
         drawn.append(
             along_training(
-                f"training_{name}", title, f"{reading}; {len(seeds)} members as thin lines, and their mean.", lines, scale,
-                header=("tokens", "mean over members", "lowest", "highest"), table=table,
+                f"training_{name}", title, f"{reading}; {len(seeds)} seeds as thin lines, and their mean.", lines, scale,
+                header=(
+                    Heading("tokens", "token_position"), Heading("mean over seeds", "training_curve"),
+                    Heading("lowest", "training_curve"), Heading("highest", "training_curve"),
+                ), table=table,
             )
         )  # fmt: skip
     return drawn
@@ -199,11 +205,11 @@ def agreement_figures(
 ) -> list[Figure]:
     """Hungarian distance, where it was found, and mean best cosine from step 0 on, beside random dictionaries."""
     tokens = {each.step: each.tokens for each in checkpoints}
-    pairs = f"Mean over {everyone[0].n_pairs} pairs of members, band from the smallest to the largest"
+    pairs = f"Mean over {everyone[0].n_pairs} pairs of seeds, band from the smallest to the largest"
     drawn = []
-    for id, name, title, axis in (
-        ("distance", "distance", "Hungarian distance", "Hungarian distance (mean 1 − cosine)"),
-        ("best_cosine", "best_cosine", "Mean best cosine", "mean best cosine"),
+    for id, name, title, axis, key in (
+        ("distance", "distance", "Hungarian distance", "Hungarian distance (mean 1 − cosine)", "hungarian_distance"),
+        ("best_cosine", "best_cosine", "Mean best cosine", "mean best cosine", "best_cosine"),
     ):
         if everyone[0].distance is None and name == "distance":
             continue
@@ -241,7 +247,11 @@ def agreement_figures(
             along_training(
                 id, f"{title}: {start:.3f} at the start, {end:.3f} at the end",
                 f"{pairs}. Dashed grey: random unit dictionaries of the same size, {level:.3f}.", lines, Scale(axis),
-                header=("tokens", "features", "of them per member", "pairs", title, "smallest", "largest"), table=table,
+                header=(
+                    Heading("tokens", "token_position"), "features", Heading("of them per seed", "n_features"),
+                    Heading("pairs", "n_pairs"),
+                    Heading(title, key), Heading("smallest", "pair_range"), Heading("largest", "pair_range"),
+                ), table=table,
             )
         )  # fmt: skip
     return drawn

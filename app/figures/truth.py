@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, SEQUENTIAL, Figure, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, SEQUENTIAL, Figure, Heading, layout
 
 # What stands in a cell of the map, and in words.
 MARKS = {
@@ -64,13 +64,13 @@ def latents_in_span(spots: Sequence[Spot], theta: float, r: int, d: int, n_membe
     return Figure(
         "latents",
         "Do the latents that do not come back lie in the low-rank features’ span?",
-        f"n = {len(spots):,} living latents of {n_members} members. Across: cosine to the best partner, mean over the other "
-        f"members, with θ = {theta:.2f}. Up: share of its squared length inside the true span; a random direction has "
+        f"n = {len(spots):,} living latents of {n_members} seeds. Across: cosine to the best counterpart, mean over the other "
+        f"seeds, with θ = {theta:.2f}. Up: share of its squared length inside the true span; a random direction has "
         f"r / d = {r / d:.2f}. Click for the latent.",
         {
             "data": data,
             "layout": layout(
-                "mean best cosine in the other members", "energy inside the true span", showlegend=True,
+                "mean best cosine in the other seeds", "energy inside the true span", showlegend=True,
                 legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
                 xaxis={"range": [min([s.x for s in spots] + [0.4]) - 0.03, 1.03]}, yaxis={"range": [-0.03, 1.05]},
                 shapes=[
@@ -83,7 +83,10 @@ def latents_in_span(spots: Sequence[Spot], theta: float, r: int, d: int, n_membe
                 ],
             ),
         },
-        ("bucket", "latents", "energy in the true span, mean", "mean best cosine"),
+        (
+            "bucket", Heading("latents", "latents"), Heading("energy in the true span, mean", "true_energy"),
+            Heading("mean best cosine", "best_cosine"),
+        ),
         tuple(
             (bucket, len(own), f"{sum(s.y for s in own) / len(own):.3f}", f"{sum(s.x for s in own) / len(own):.3f}")
             for bucket in _SYMBOL
@@ -99,24 +102,24 @@ def found_by_members(shares: dict[str, list[float]], counts: dict[str, int], the
         {
             "type": "bar", "x": list(range(len(held))), "y": held, "name": f"{group} (n = {counts[group]:,})",
             "marker": {"color": styles[group][0], "pattern": {"shape": styles[group][1]}},
-            "hovertemplate": f"%{{y:.1%}} of {group} features: found by %{{x}} members<extra></extra>",
+            "hovertemplate": f"%{{y:.1%}} of {group} features: found by %{{x}} seeds<extra></extra>",
         }
         for group, held in shares.items()
     ]  # fmt: skip
     n_members = max(len(held) for held in shares.values()) - 1
     return Figure(
         "found",
-        "How many members find a true feature?",
-        f"Share of each group’s true features by the number of the {n_members} members with a latent at cosine ≥ θ = {theta:.2f}.",
+        "How many seeds find a true feature?",
+        f"Share of each group’s true features by the number of the {n_members} seeds with a latent at cosine ≥ θ = {theta:.2f}.",
         {
             "data": data,
             "layout": layout(
-                "members that found it", "share of true features", showlegend=True, barmode="group",
+                "seeds that found it", "share of true features", showlegend=True, barmode="group",
                 legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
                 xaxis={"dtick": 1}, yaxis={"tickformat": ".0%", "rangemode": "tozero"},
             ),
         },
-        ("members", *(f"{group}, n = {counts[group]:,}" for group in shares)),
+        (Heading("seeds", "found_by"), *(Heading(f"{group}, n = {counts[group]:,}", "found_by") for group in shares)),
         tuple((x, *(f"{held[x]:.1%}" for held in shares.values())) for x in range(n_members + 1)),
     )  # fmt: skip
 
@@ -150,6 +153,6 @@ def phase_map(id: str, title: str, reading: str, squares: Sequence[Square], x: A
                 x.title, y.title, xaxis={"type": "category", "showgrid": False}, yaxis={"type": "category", "showgrid": False}
             ),
         },
-        (y.title, *x.values),
+        (Heading(y.title, "map_cell"), *(Heading(str(value), "map_cell") for value in x.values)),
         tuple((up, *map(text, row)) for up, row in zip(y.values, rows, strict=True)),
     )  # fmt: skip

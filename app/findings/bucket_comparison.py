@@ -26,8 +26,8 @@ METRICS: dict[str, Metric] = {  # by MetricName
     "density": Metric("density", "density", "share of tokens", "activity"),
     "entropy": Metric("token_entropy", "token-type entropy", "bits", "activity"),
     "top_share": Metric("top_token_share", "share of the top token type", "share of firings", "activity"),
-    "worth_ev": Metric("worth_ev", "marginal worth", "explained variance", "ablate"),
-    "worth_loss": Metric("worth_loss", "marginal worth", "nats per token", "loss"),
+    "worth_ev": Metric("worth_ev", "marginal EV", "explained variance", "ablate"),
+    "worth_loss": Metric("worth_loss", "loss added", "nats per token", "loss"),
     "norm": Metric("decoder_norm", "decoder norm", "", None),
     "max": Metric("max_activation", "max activation", "", "activity"),
 }

@@ -51,13 +51,13 @@ def _shared(measured: Sequence[MeasuredCell]) -> Signature:
     claim = "A shared start begins at distance 0 and cannot go below it"
     own = [each for each in measured if each.cell.start == "shared"]
     if not own:
-        return Signature(claim, "cannot be asked", ["No ensemble’s members share their start."])
+        return Signature(claim, "cannot be asked", ["No ensemble’s seeds share their start."])
     begins = max(each.start for each in own)
     apart = [each for each in own if each.end > each.start]
     says = [
         f"The {_n(own, 'ensemble')} of a shared start {'begins' if len(own) == 1 else 'begin'} at "
         f"{'most ' if begins >= 0.0005 else ''}{begins:.3f} and {'ends' if len(own) == 1 else 'end'} at {_ends(own)}: "
-        "training can only have taken members apart, so that how alike they still are says nothing of convergence."
+        "training can only have taken seeds apart, so that how alike they still are says nothing of convergence."
     ]
     lives = [(each.end, each.course.end_live) for each in own if each.course.end_live is not None]
     if lives:
@@ -85,11 +85,11 @@ def _independent(measured: Sequence[MeasuredCell]) -> Signature:
         says.append(
             f"Random rows begin at {_starts(drawn)}"
             + (f" (random dictionaries: {fmean(levels):.3f})" if levels else "")
-            + f" and end at {_ends(drawn)}: {len(fallen)} of {len(drawn)} fall by more than pairs of members differ."
+            + f" and end at {_ends(drawn)}: {len(fallen)} of {len(drawn)} fall by more than pairs of seeds differ."
         )
     if own:
         says.append(
-            f"Rows from a k-means of each member’s own begin at {_starts(own)} before a single step, for all are made of "
+            f"Rows from a k-means of each seed’s own begin at {_starts(own)} before a single step, for all are made of "
             f"the same activations, and end at {_ends(own)}; {_moved(own)}."
         )
     judged = drawn or own
@@ -149,7 +149,7 @@ def _inflation(measured: Sequence[MeasuredCell]) -> Signature:
     ends = [_below(a, b) for a, b in pairs]
     says.insert(
         0,
-        f"Raw ones look closer than centred ones, beyond what pairs of members differ in, in {sum(begins)} of {len(pairs)} at the "
+        f"Raw ones look closer than centred ones, beyond what pairs of seeds differ in, in {sum(begins)} of {len(pairs)} at the "
         f"start and {sum(ends)} of {len(pairs)} at the end. From start to end:",
     )
     n = sum(either or other for either, other in zip(begins, ends, strict=True))

@@ -10,7 +10,16 @@ from dataclasses import fields
 from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from fastapi import Depends, Path, Query, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
 from seedscope.app.store.studies import Studies
@@ -24,7 +33,7 @@ from seedscope.engine.contract.tables.study import Ensemble, Member
 StudyName = Annotated[str, Path(description="study name")]
 EnsembleName = Annotated[str, Path(description="ensemble name")]
 MemberSeed = Annotated[str, Path(description="seed of a member")]  # text: what is no seed has no page, whatever it is
-FeatureIndex = Annotated[str, Path(description="index of a feature of that member")]
+FeatureIndex = Annotated[str, Path(description="index of a feature of that seed")]
 # As types what engine.contract.schema says as RULES and TRIGGERS; a test holds them together.
 Rule = Literal["argmax", "live", "mutual", "hungarian", "both"]
 Trigger = Literal["single token", "family", "number", "punctuation", "substring", "position", "previous token", "other"]
@@ -34,6 +43,7 @@ Epsilon = Annotated[float, Field(ge=0, lt=0.5, description="stable: p >= 1 - eps
 SaeDigest = Annotated[str, Path(description="digest of an SAE's weights")]
 MAX_INDEX = 2**31 - 1  # what the store's integer columns hold, but for those of seeds
 Share = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Index = Annotated[int, Field(ge=0, le=MAX_INDEX)]  # of a feature or a token
 MAX_LISTED = 500
@@ -57,11 +67,11 @@ def read_ids(value: Any) -> Any:
 
 
 RULE_SAYS = {
-    "argmax": "its nearest feature there",
-    "live": "its nearest living feature there",
+    "argmax": "the feature there with the largest cosine",
+    "live": "the nearest one that fires",
     "mutual": "each is the other’s nearest",
-    "hungarian": "its partner in the best one-to-one matching",
-    "both": "decoders and encoders are matched to the same partner",
+    "hungarian": "its counterpart in the best one-to-one matching of all features",
+    "both": "decoders and encoders are matched to the same counterpart",
 }
 
 
@@ -80,7 +90,7 @@ class Judgement(Plain):
 
     theta: Theta
     epsilon: Epsilon
-    rule: Annotated[Rule, Field(description="how a partner is found")] = "argmax"
+    rule: Annotated[Rule, Field(description="how a counterpart is found")] = "argmax"
     dead: DeadPolicy | None = None
     _own: dict[str, float] = PrivateAttr(default_factory=dict)  # the ensemble's theta and epsilon: links leave them out
 
@@ -150,15 +160,39 @@ class EnsembleJudgement(Judgement):
 J = TypeVar("J", bound=Judgement)
 
 
-class Filter(Judgement):
+class DensityRange(Plain):
+    """A filter by density: shares in an address, `5%` too; forms send percent."""
+
+    density_min: Share | None = None
+    density_max: Share | None = None
+    # As forms send them; an address holds them as shares, under the names above.
+    density_min_percent: Annotated[Percent | None, Field(exclude=True)] = None
+    density_max_percent: Annotated[Percent | None, Field(exclude=True)] = None
+
+    @field_validator("density_min", "density_max", mode="before")
+    @classmethod
+    def _percent_sign(cls, value: Any) -> Any:
+        """`5%` means 0.05."""
+        if isinstance(value, str) and (match := re.fullmatch(r"\s*([\d.]+)\s*%\s*", value)):
+            return float(match[1]) / 100
+        return value
+
+    @model_validator(mode="after")
+    def _densities_as_shares(self) -> Self:
+        for name in ("density_min", "density_max"):
+            if (percent := getattr(self, f"{name}_percent")) is not None:
+                setattr(self, name, percent / 100)
+                setattr(self, f"{name}_percent", None)
+        return self
+
+
+class Filter(Judgement, DensityRange):
     """The feature table's state as it stands in the URL."""
 
     seed: Seed | None = None
     bucket: Literal["stable", "middle", "unstable", "dead"] | None = None
     stability_min: Share | None = None
     stability_max: Share | None = None
-    density_min: Share | None = None
-    density_max: Share | None = None
     id: Annotated[Index | str | None, BeforeValidator(read_ids), Field(description=LISTED_FORM)] = None
     trigger: Annotated[Trigger, Field(description="what sets a feature that fires off")] | None = None
     q: (

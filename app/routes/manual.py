@@ -16,6 +16,7 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from seedscope.app import render
+from seedscope.app.glossary.entries import GLOSSARY
 from seedscope.app.routes.address import Plain
 from seedscope.app.settings import TEMPLATES
 from seedscope.app.store.errors import NotFound
@@ -23,6 +24,7 @@ from seedscope.app.store.errors import NotFound
 router = APIRouter()
 MANUAL = TEMPLATES / "manual"
 INDEX = "index"
+GLOSSARY_PAGE = "glossary"  # made of app.glossary, not of a file
 STATIC_LINK = "../../static/"  # from a file of the manual, as GitHub resolves it
 _PAGE_LINK = re.compile(r"([a-z-]+)\.md(#[\w-]+)?")
 _OPTION = re.compile(r"\[[^\]]*\]|[^\[]*[^\[\s]")  # `[--port P]`, or what stands in front of the options
@@ -49,10 +51,45 @@ class ManualPage:
     nav_html: Markup  # `markdown` rendered
 
 
+@dataclass(frozen=True)
+class ListedEntry:
+    """An entry of the glossary as the list shows it."""
+
+    key: str
+    term: str
+    meaning: str
+    formula: str | None  # MathML
+    n: str | None  # what it is counted or averaged over
+    source: str
+    source_address: str | None
+    section: str  # of /methods
+    address: str  # of that section
+
+
+@dataclass(frozen=True)
+class GlossaryPage:
+    """`/manual/glossary`: what every number on the pages means."""
+
+    page: str
+    title: str
+    entries: list[ListedEntry]
+    pages: list[ManualEntry]  # of the manual, in the order of the contents
+
+
 @render.page(router, "/manual", "manual.html", "manual")
 def contents(address: Annotated[Plain, Query()]) -> ManualPage:
     """The manual's contents."""
     return _open(INDEX)
+
+
+@render.page(router, "/manual/glossary", "manual_glossary.html", "manual_glossary")
+def glossary(address: Annotated[Plain, Query()]) -> GlossaryPage:
+    """Every entry of the glossary, section by section as /methods defines them."""
+    entries = [
+        ListedEntry(e.key, e.term, e.meaning, e.drawn, e.n, e.source_title, e.source_address, e.section, e.address)
+        for e in GLOSSARY.values()
+    ]
+    return GlossaryPage(GLOSSARY_PAGE, "Glossary", entries, _entries())
 
 
 @render.page(router, "/manual/{page}", "manual.html", "manual_page")
@@ -82,6 +119,8 @@ def _entries() -> list[ManualEntry]:
             target = _PAGE_LINK.fullmatch(str(link.attrGet("href") or "")) if link.type == "link_open" else None
             if target:
                 entries.append(ManualEntry(target[1], text.content, address_of(target[1])))
+                if target[1] == "numbers":
+                    entries.append(ManualEntry(GLOSSARY_PAGE, "Glossary", address_of(GLOSSARY_PAGE)))
     return entries
 
 

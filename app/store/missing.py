@@ -85,7 +85,7 @@ def missing(
         command = f"seedscope analyze {study.study} --only match --rule hungarian"
         lacking["one-to-one"] = Missing("one-to-one matching", reason, command, job(only=match, rule="hungarian"))
     if ablate not in ensemble.computed:
-        lacking["ablate"] = compares("worth: explained variance with features masked", ablate)
+        lacking["ablate"] = compares("ablation: explained variance with features removed", ablate)
     if explain not in ensemble.computed:
         result = "explanations: token rules and their scores"
         without = f"undefined: {NO_TOKENS}" if study.recorded else None
@@ -109,14 +109,14 @@ def missing(
         lacking["subspaces"] = (
             Missing(SPANS, "not computed yet", command, job(only=subspaces))
             if ensemble.n_members > 1
-            else Missing(SPANS, "spans are compared among members, and the ensemble has one", None)
+            else Missing(SPANS, "spans are compared among seeds, and the ensemble has one", None)
         )
     if trajectory not in ensemble.computed:
         command = f"seedscope analyze {study.study} --only {trajectory}"
         why = "it was trained elsewhere, and only its end was imported"
         if ensemble.origin == "trained":
-            why = "no members were kept along its training"
-        alone = "agreement is between members, and the ensemble has one"
+            why = "no seeds were kept along its training"
+        alone = "agreement is between seeds, and the ensemble has one"
         lacking["trajectory"] = (
             Missing(TRAJECTORY, "not computed yet", command, job(only=trajectory))
             if snapshots and ensemble.n_members > 1
@@ -127,10 +127,10 @@ def missing(
 
 def pool_missing(study: Study, ensemble: Ensemble) -> list[Missing]:
     """What adds an ensemble's feature pool: trained on where its recipe and text to train on are known here, or alone."""
-    pool = "feature pool: the unique features of all members as one SAE, trained on beside its controls"
+    pool = "feature pool: the unique features of all seeds as one SAE, trained on beside its controls"
     alone = "the pool without training on: which features it has and where they come from"
     if ensemble.n_members < 2:
-        return [Missing(pool, "an ensemble of one member has nothing to pool", None)]
+        return [Missing(pool, "an ensemble of one seed has nothing to pool", None)]
     if ensemble.transcoder:
         return [Missing(pool, TRANSCODERS_DO_NOT_POOL, None)]
     if ensemble.variant == "groupmax":
@@ -140,9 +140,7 @@ def pool_missing(study: Study, ensemble: Ensemble) -> list[Missing]:
     whole = Missing(pool, "not computed yet", command, job)
     bare = Missing(alone, "not computed yet", f"{command} --tokens 0", job | {"tokens": "0"})
     if ensemble.variant.endswith("archetypal"):
-        kind = (
-            f"{ensemble.variant} rows are made of their own member’s centroids, so a pool of several is not trained on"
-        )
+        kind = f"{ensemble.variant} rows are made of their own seed’s centroids, so a pool of several is not trained on"
         return [Missing(pool, kind, None), bare]
     if ensemble.recipe is None and ensemble.origin == "imported":
         if ensemble.variant != "topk":

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from copy import copy
 
 import bs4
 import duckdb
@@ -22,8 +23,10 @@ def parsed(page: str) -> bs4.BeautifulSoup:
 
 
 def text_of(page: str | bs4.Tag) -> str:
-    """What a reader sees, one space between words."""
-    element = parsed(page) if isinstance(page, str) else page
+    """What a reader sees, one space between words; closed popovers are not seen."""
+    element = parsed(page) if isinstance(page, str) else copy(page)
+    for closed in element.select("[popover]"):
+        closed.decompose()
     return " ".join(element.get_text(" ").replace("\u202f", " ").split())
 
 

@@ -257,19 +257,19 @@ def _sentence(masks: list[MaskLine], members: list[MemberWorth]) -> str:
     if not by_mask:
         own, spliced, zero = (_mean([getattr(m, f"loss_{n}") for m in members]) for n in ("own", "spliced", "zero"))
         if own is None:
-            return "What the buckets are worth was not measured."
+            return "What removing features costs was not measured."
         return (
             f"The reconstruction in place of the activations takes the loss from {own:.3f} to {spliced:.3f} nats per "
-            f"token, zeros to {zero:.3f}; what single buckets are worth was not measured."
+            f"token, zeros to {zero:.3f}; what removing a bucket costs was not measured."
         )
     if "N stable" not in by_mask:
         return (
-            "The buckets are too small to compare N stable with four times as many unstable features: in no member is "
+            "The buckets are too small to compare N stable with four times as many unstable features: in no seed is "
             "there one stable feature beside four unstable ones."
         )
     first = by_mask["N stable"]
     before = first.ev + first.ev_lost
-    text = f"Masking N = {first.n_masked:.0f} stable features takes EV from {before:.2f} to {first.ev:.2f}"
+    text = f"Removing {first.n_masked:.0f} stable features per SAE takes EV from {before:.2f} to {first.ev:.2f}"
     if first.loss_added is not None:
         text += f" and {'raises' if first.loss_added >= 0 else 'lowers'} the loss by {abs(first.loss_added):.3f} nats per token"
     others = {
@@ -326,7 +326,7 @@ def _figures(
     n_draws = max(row.n_draws for row in rows if row.mask in CURVES)
     drawn = f"{n_draws} draw{'s' * (n_draws != 1)} each"
     ev = fmean(row.ev for row in whole)
-    levels = [ReferenceLine("nothing masked", ev)]
+    levels = [ReferenceLine("nothing removed", ev)]
     drawn_curves = [masking_curves(EV, along(lambda p: p.ev), levels, ev, n_tokens or 0, drawn)]
     own, spliced, zero = (_mean([getattr(m, f"loss_{n}") for m in members]) for n in ("own", "spliced", "zero"))
     n_loss_tokens = [m.n_loss_tokens for m in members if m.n_loss_tokens is not None]

@@ -14,10 +14,10 @@ from seedscope.app.findings.bucket_comparison import METRICS, BucketComparison, 
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import (
     RULE_SAYS,
+    DensityRange,
     EnsembleJudgement,
     EnsembleName,
     JudgedEnsemble,
-    Share,
     StudyName,
     Trigger,
     judged,
@@ -28,16 +28,23 @@ from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
+TERMS = {
+    "density": "density", "entropy": "entropy", "top_share": "top_share", "worth_ev": "worth_ev", "worth_loss": "worth_loss",
+    "norm": "decoder_norm", "max": "max_activation",
+}  # fmt: skip
+# Quantities that pages show in other units than the JSON holds: metric -> (factor, unit).
+SHOWN_UNITS = {
+    "density": (100, "% of tokens"), "top_share": (100, "% of firings"), "worth_ev": (1000, "‰ of variance"),
+    "worth_loss": (1000, "mnat per token"),
+}  # fmt: skip
 
 
-class BucketsQuery(EnsembleJudgement):
+class BucketsQuery(EnsembleJudgement, DensityRange):
     """The judgement, the scatter's metric, and the filter that greys its other points."""
 
     metric: Annotated[MetricName | None, Field(description="the scatter's; density where it is known")] = None
     bucket: Literal["stable", "middle", "unstable"] | None = None
     trigger: Trigger | None = None
-    density_min: Share | None = None
-    density_max: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,8 @@ class BucketsPage:
     nav_push: str
     nav_title: str
     nav_metrics: dict[str, str]
+    nav_units: dict[str, tuple[float, str]]
+    nav_terms: dict[str, str]  # {metric: its entry of the glossary}
     nav_filter: dict[str, Any]
 
 
@@ -111,6 +120,8 @@ def buckets(
         nav_push=render.url(f"/s/{study}/{ensemble}/buckets", **judgement.parameters()),
         nav_title=_comparison_title(comparison),
         nav_metrics={name: _named(name) for name in metrics},
+        nav_units={line.metric: SHOWN_UNITS.get(line.metric, (1, line.unit)) for line in comparison.metrics},
+        nav_terms=TERMS,
         nav_filter={
             "bucket": judgement.bucket,
             "trigger": judgement.trigger,
@@ -158,7 +169,7 @@ def _scatter(
 
 def _named(metric: str) -> str:
     """A metric in words that tell the two worths apart."""
-    return METRICS[metric].words + {"worth_ev": " (EV)", "worth_loss": " (loss)"}.get(metric, "")
+    return METRICS[metric].words
 
 
 def _comparison_title(comparison: BucketComparison) -> str:

@@ -223,7 +223,7 @@ def _sentence(
         medians = [f"{line[b].score.median:.2f} for {b}" for b in ("stable", "unstable")]
         text += f"; the median {kind} score is {medians[0]} and {medians[1]} ones"
         above = [optional_percent(line[b].above, 0) for b in ("stable", "unstable")]
-        text += f", and {above[0]} and {above[1]} of them score above what 95 % of shuffled labels reach"
+        text += f", and {above[0]} and {above[1]} of them score above their chance level"
     leading = contrast.rule_kinds or contrast.words if contrast else []
     if contrast and leading:
         most = leading[0]

@@ -137,7 +137,9 @@ def ensemble(
         masked_ev=masked_ev if store.has(ensemble, "ablate") else None,
         masked_n=_masked_n(masked) if store.has(ensemble, "ablate") else None,
         ceiling=find_ceiling(store, judgement.query(ensemble)),
-        sentence=_sentence(buckets, row, masked_ev, at, epsilon, activity=store.has(ensemble, "activity")),
+        sentence=_sentence(
+            buckets, row, masked_ev, _masked_n(masked), at, epsilon, activity=store.has(ensemble, "activity")
+        ),
         stable_from=bounds.stable if compared else None,
         unstable_to=bounds.unstable if compared else None,
         missing=list(store.missing(ensemble).values()),
@@ -219,14 +221,15 @@ def _ablation_title(ev: dict[str, float]) -> str:
     cost = {mask: ev["none"] - ev[mask] for mask in ("N stable", "4N unstable")}
     dearer, cheaper = max(cost, key=cost.__getitem__), min(cost, key=cost.__getitem__)
     if cost[cheaper] <= 0:
-        return f"Masking {dearer} features costs {cost[dearer]:.3f} EV, masking {cheaper} costs nothing"
-    return f"Masking {dearer} features costs {cost[dearer] / cost[cheaper]:.1f} times as much EV as masking {cheaper}"
+        return f"Removing {dearer} features costs {cost[dearer]:.3f} EV, removing {cheaper} costs nothing"
+    return f"Removing {dearer} features costs {cost[dearer] / cost[cheaper]:.1f} times as much EV as removing {cheaper}"
 
 
 def _sentence(
     buckets: dict[str, int],
     row: Ensemble,
     ev: dict[str, float],
+    n_masked: float,
     at: dict[str, Any],
     epsilon: float,
     *,
@@ -246,8 +249,9 @@ def _sentence(
         text = f"{stable} of {which} come back in the other seed, {unstable} do not"
     if "N stable" not in ev:
         return text + "."
-    when = f" (buckets at θ = {row.theta:g}, ε = {row.epsilon:g}, argmax)" if at else ""
+    when = f" (buckets at θ = {row.theta:g}, ε = {row.epsilon:g}, nearest)" if at else ""
     return text + (
-        f"; masking N stable ones lowers explained variance from {ev['none']:.2f} to {ev['N stable']:.2f}, "
-        f"masking four times as many unstable ones to {ev['4N unstable']:.2f}{when}."
+        f"; removing {n_masked:.0f} stable features per SAE lowers explained variance "
+        f"from {ev['none']:.2f} to {ev['N stable']:.2f}, "
+        f"removing four times as many unstable ones to {ev['4N unstable']:.2f}{when}."
     )

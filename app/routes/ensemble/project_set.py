@@ -15,6 +15,7 @@ from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.spans import CapturedCurve, captured_figure
 from seedscope.app.formats import percent
+from seedscope.app.lens import RULE_NAMES
 from seedscope.app.live import EngineRefusedError, LiveEngine
 from seedscope.app.routes.address import EnsembleName, Filter, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.span_members import TIME_LIMIT_S, Members, chosen_members, known, span_of
@@ -30,7 +31,7 @@ PAGE_ROWS = 25
 CURVES = ("within", "cross", "random_set", "stable")  # PCA of activations is stored, not asked of the engine
 NOT_A_FILTER = ("rank", "members", "order", "dir", "page", "sort", "view", "bucket")  # of an address: no chip
 CHIPS = {
-    "seed": "list seed {}", "id": "list #{}", "theta": "θ = {}", "epsilon": "ε = {}", "rule": "partner: {}",
+    "seed": "list seed {}", "id": "list #{}", "theta": "θ = {}", "epsilon": "ε = {}", "rule": "match rule: {}",
     "stability_min": "stability ≥ {}", "stability_max": "stability ≤ {}", "density_min": "density ≥ {}",
     "density_max": "density ≤ {}", "trigger": "trigger: {}", "q": "“{}”", "score_min": "score ≥ {}",
 }  # fmt: skip
@@ -385,6 +386,13 @@ def _chips(asked: ProjectQuery) -> dict[str, dict[str, Any]]:
     chips = {}
     for name, value in parameters.items():
         if name not in NOT_A_FILTER:
-            says = DEAD_CHIPS[value] if name == "dead" else CHIPS[name].format(value)
+            says = DEAD_CHIPS[value] if name == "dead" else CHIPS[name].format(_chip_value(name, value))
             chips[says] = {k: v for k, v in parameters.items() if k != name}
     return chips
+
+
+def _chip_value(name: str, value: Any) -> Any:
+    """A filter's value as pages write it: densities in percent, rules by their names."""
+    if name.startswith("density_"):
+        return f"{100 * value:.10g}\u00a0%"
+    return RULE_NAMES[value] if name == "rule" else value

@@ -197,7 +197,7 @@ def _sentence(
     if "subspaces" in lacking:
         return f"What spans of unstable features share was not computed: {lacking['subspaces'].reason}."
     if rank is None:
-        return "Too few members have unstable features whose spans could be compared, so nothing is said of the claim."
+        return "Too few seeds have unstable features whose spans could be compared, so nothing is said of the claim."
     if claim is None:
         reached = _reached(spans)
         way_out = f"the largest rank that all needed curves reach is {reached:,}" if reached else "no rank is reached"
@@ -265,9 +265,9 @@ def _predicted(rows: list[SpanPrediction], row: Ensemble) -> str | None:
     apart, chance = left
     text += f"; without shared copies AUROC is {apart.mean:.2f} where random directions give {chance.mean:.2f}: "
     text += (
-        f"{apart.mean - chance.mean:+.2f} is left"
+        f"{apart.mean - chance.mean:+.2f} AUROC beyond chance"
         if compare(apart, chance) == "more"
-        else "nothing beyond the spread is left"
+        else "nothing beyond chance and spread"
     )
     if (row.largest_cluster or 0) > CHAINED:
         text += f", but one cluster of matches holds {optional_percent(row.largest_cluster, 0)} of the rows: that says little"
@@ -342,8 +342,8 @@ def _captured(row: Ensemble, spans: EnsembleSpans, rank: int) -> Figure:
             curves.append(CapturedCurve(name, *columns))
     n = sum(member.n_unstable for member in spans.members)
     return captured_figure(
-        curves, d=row.d_out, rank=rank, n=f"{n:,} unstable features of {len(spans.members)} members",
-        fitted="half of a member’s unstable rows",
+        curves, d=row.d_out, rank=rank, n=f"{n:,} unstable features of {len(spans.members)} seeds",
+        fitted="half of a seed’s unstable rows",
     )  # fmt: skip
 
 
@@ -385,8 +385,8 @@ def _predictability(spans: EnsembleSpans) -> Figure | None:
     title = "Does the decoder row say whether a feature is stable?"
     if left := _without_copies(spans.predictions):
         apart, chance = left
-        says = "Something of stability shows" if compare(apart, chance) == "more" else "Nothing of stability shows"
-        title = f"{says} in the decoder row alone: AUROC {apart.mean:.2f}, random directions {chance.mean:.2f}"
+        says = "is partly" if compare(apart, chance) == "more" else "is not"
+        title = f"Stability {says} predictable from the decoder vector: AUROC {apart.mean:.2f}, random directions {chance.mean:.2f}"
     rows = [
         PredictionScore(p.setting, p.f1, p.f1_spread, p.auroc, p.auroc_spread, p.n_pairs) for p in spans.predictions
     ]

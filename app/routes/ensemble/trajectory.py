@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
-from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.drawing import Figure, Heading
 from seedscope.app.figures.trajectory import (
     Along,
     Scale,
@@ -28,6 +28,9 @@ from seedscope.engine.contract.tables.study import Ensemble, Study
 from seedscope.engine.contract.tables.training import AgreementPoint, Checkpoint, CosineGeometry, TracePoint
 
 router = APIRouter()
+SHOWN: dict[str, str] = {"worth": "marginal EV"} | {
+    name: name for name in ("best cosine", "density")
+}  # quantities in words
 ALIKE = 0.05  # share of comparisons in which features that end stable match, up to which they are like all others
 QUANTITY_DRAWN = {
     "best cosine": ("@accent", "solid", "circle"),
@@ -123,23 +126,23 @@ def _sentence(verdict: Stabilization | None, course: Trajectory) -> str:
     if verdict is None:
         if course.trace:
             return "How training went is known; agreement along it was not measured."
-        return "How its members were trained is not known here."
+        return "How its seeds were trained is not known here."
     v = verdict
     if v.kind == "shared start":
         began = "at 0" if v.start < 0.005 else f"at {v.start:.2f}"
         return (
-            f"Members share their start: their {v.measure} begins {began} by construction and ends at {v.end:.2f}. It cannot fall "
+            f"Seeds share their start: their {v.measure} begins {began} by construction and ends at {v.end:.2f}. It cannot fall "
             "below its beginning, so that this agreement says nothing about stabilization."
         )
     ways = f"from {v.start:.3f} to {v.end:.3f}"
     if v.kind == "not shown" and v.end >= v.start:
         return (
-            f"No stabilization is shown: members do not share their start and yet begin at a {v.measure} of {v.start:.3f}, beside "
+            f"No stabilization is shown: seeds do not share their start and yet begin at a {v.measure} of {v.start:.3f}, beside "
             f"{v.random:.3f} for random dictionaries, and training did not bring them nearer: they end at {v.end:.3f}."
         )
     if v.kind == "not shown":
         return (
-            f"No stabilization is shown: between members that began apart the {v.measure} went {ways}, and that is not below "
+            f"No stabilization is shown: between seeds that began apart the {v.measure} went {ways}, and that is not below "
             "where every pair began, or is the work of the mean direction alone."
         )
     share = v.fall / v.start
@@ -150,7 +153,7 @@ def _sentence(verdict: Stabilization | None, course: Trajectory) -> str:
         else f"{v.start:.3f}, beside {v.random:.3f} for random dictionaries: starts that are made alike are alike"
     )
     return (
-        f"Stabilization is shown: members began apart, at {where}, and training took their {v.measure} {ways}, by {v.fall:.3f} or "
+        f"Stabilization is shown: seeds began apart, at {where}, and training took their {v.measure} {ways}, by {v.fall:.3f} or "
         f"{percent(share, 0)} of the way to 0; without their mean direction from {v.centred_start:.3f} to {v.centred_end:.3f}."
     )
 
@@ -167,7 +170,7 @@ def _geometry_says(geometry: list[CosineGeometry]) -> str:
         )
     return (
         f"{percent(share)} of every row is one common direction at the end ({percent(first.mean_share)} at the start): two "
-        f"features of one dictionary have a cosine of {last.mean_cosine:+.3f} on average, and cosines between members are "
+        f"features of one dictionary have a cosine of {last.mean_cosine:+.3f} on average, and cosines between seeds are "
         "inflated where they share that direction."
     )
 
@@ -175,7 +178,9 @@ def _geometry_says(geometry: list[CosineGeometry]) -> str:
 def _answer(features: FeaturesAlong, row: Ensemble) -> list[str]:
     """Which comes first, as far as the numbers say."""
     if not features.lags:
-        return ["Worth was not measured along training, so that nothing can be said of what comes first."]
+        return [
+            "What removing a feature costs was not measured in training, so that nothing can be said of what comes first."
+        ]
     sentences = [
         *_told_by(features.separations, _word(row)),
         *_before(features.points, shared=row.shared_start == "yes"),
@@ -194,18 +199,21 @@ def _answer(features: FeaturesAlong, row: Ensemble) -> list[str]:
         )
 
     sentences.append(
-        "From one checkpoint to the next, of features with equal best cosine those worth more gain "
-        f"{'more' if mean['worth'] > 0 else 'less'} of it ({course('worth')}); of features of equal worth those with the higher "
-        f"best cosine gain {'more' if mean['best cosine'] > 0 else 'less'} worth ({course('best cosine')})."
+        "From one checkpoint to the next, of features with equal best cosine those with more marginal EV gain "
+        f"{'more' if mean['worth'] > 0 else 'less'} of it ({course('worth')}); of features of equal marginal EV "
+        f"those with the higher best cosine gain {'more' if mean['best cosine'] > 0 else 'less'} marginal EV "
+        f"({course('best cosine')})."
     )
     led = {before: often[before] > n / 2 for before in rows}
     word = _word(row)
     if all(led.values()):
-        sentences.append(f"Each goes before gains of the other in most steps: neither worth nor {word} comes first.")
+        sentences.append(
+            f"Each goes before gains of the other in most steps: neither marginal EV nor {word} comes first."
+        )
     elif not any(led.values()):
         sentences.append("Neither goes before gains of the other in most steps.")
     else:
-        first, second = ("worth", word) if led["worth"] else (word, "worth")
+        first, second = ("marginal EV", word) if led["worth"] else (word, "marginal EV")
         sentences.append(
             f"So far as one goes before the other, it is {first}: it goes before gains of {second} in most steps, {second} before "
             f"gains of {first} in {'none' if not min(often.values()) else 'fewer than half'} of them."
@@ -227,9 +235,9 @@ def _told_by(separations: list[Separation], word: str) -> list[str]:
         below = max((i for i, each in enumerate(points) if each.auc < TELLS), default=-1)
         first_by_quantity[quantity] = points[below + 1] if below + 1 < len(points) else None
     parts = [
-        f"{quantity} from {f'{point.tokens:,} tokens' if point.tokens else 'the start'} on ({point.auc:.2f})"
+        f"{SHOWN[quantity]} from {f'{point.tokens:,} tokens' if point.tokens else 'the start'} on ({point.auc:.2f})"
         if point
-        else f"{quantity} at no checkpoint for good"
+        else f"{SHOWN[quantity]} at no checkpoint for good"
         for quantity, point in first_by_quantity.items()
     ]
     sentence = (
@@ -245,7 +253,7 @@ def _told_by(separations: list[Separation], word: str) -> list[str]:
     )
     apart = _are_apart(one, other)
     return [
-        f"{sentence} Worth tells {'earlier' if first.step < second.step else 'later'} than {word} itself"
+        f"{sentence} Marginal EV tells {'earlier' if first.step < second.step else 'later'} than {word} itself"
         f"{'' if apart else f', though at {one.tokens:,} tokens their intervals overlap'}."
     ]
 
@@ -271,7 +279,7 @@ def _before(points: list[BucketPoint], *, shared: bool) -> list[str]:
     return [
         f"{when[0].upper()}{when[1:]}, the last checkpoint at which hardly any of them {'differed' if shared else 'matched'} "
         f"({percent(stable.stability)} of comparisons of those that end stable, {percent(unstable.stability)} of the others), the "
-        f"former were worth {1000 * stable.worth:.3f} ‰ of EV each, the latter {1000 * unstable.worth:.3f} ‰."
+        f"former held {1000 * stable.worth:.3f} ‰ of EV each, the latter {1000 * unstable.worth:.3f} ‰."
     ]
 
 
@@ -289,21 +297,22 @@ def _features(features: FeaturesAlong, course: Trajectory, word: str, theta: flo
         by_bucket(
             "along_stability", f"When do features that end stable come apart in {word}?",
             f"Mean share of {n_comparisons} comparisons that match at θ = {theta:.2f} as they stand at the same step; {n}. "
-            "Band: ± one standard deviation over members.", Scale(f"{word} p", range=(-0.03, 1.03)),
+            "Band: ± one standard deviation over seeds.", Scale(f"{word} p", range=(-0.03, 1.03)),
             {b: [(p.tokens, p.n, p.stability, p.stability_spread) for p in points] for b, points in by_end.items()},
         ),
     ]  # fmt: skip
     if not features.lags:
         return drawn
-    on = f"on the same {n_tokens:,} evaluation tokens at every checkpoint; {n}. Band: ± one standard deviation over members."
+    on = f"on the same {n_tokens:,} evaluation tokens at every checkpoint; {n}. Band: ± one standard deviation over seeds."
     worth = {b: [(p.tokens, p.n, 1000 * p.worth, None if p.worth_spread is None else 1000 * p.worth_spread)
                  for p in points if p.worth is not None] for b, points in by_end.items()}  # fmt: skip
     density = {b: [(p.tokens, p.n, p.density, p.density_spread) for p in points if p.density is not None]
                for b, points in by_end.items()}  # fmt: skip
     return [
         *drawn,
-        by_bucket("along_worth", "What are they worth meanwhile?", f"Mean EV lost when a feature alone is masked, {on}",
-                  Scale("marginal worth, ‰ of EV", ".3f", zero=True), worth),
+        by_bucket("along_worth", "How much reconstruction relies on each meanwhile",
+                  f"Mean EV lost when a feature alone is removed, {on}",
+                  Scale("marginal EV, ‰", ".3f", zero=True), worth),
         by_bucket("along_density", "How often do they fire meanwhile?", f"Mean share of tokens on which a feature fires, {on}",
                   Scale("density", ".2%"), density),
     ]  # fmt: skip
@@ -321,24 +330,31 @@ def _separation_figure(separations: list[Separation]) -> Figure:
     for quantity in QUANTITIES:
         rows = [each for each in separations if each.quantity == quantity]
         if rows:
-            lines.append(_quantity_line(quantity, quantity, [(r.tokens, r.auc, r.low, r.high) for r in rows]))
+            lines.append(_quantity_line(quantity, SHOWN[quantity], [(r.tokens, r.auc, r.low, r.high) for r in rows]))
         table += [
-            (quantity, f"{r.tokens:,}", f"{r.auc:.3f}", "–" if r.low is None else f"{r.low:.3f} – {r.high:.3f}")
+            (SHOWN[quantity], f"{r.tokens:,}", f"{r.auc:.3f}", "–" if r.low is None else f"{r.low:.3f} – {r.high:.3f}")
             for r in rows
         ]
     return along_training(
         "separation", "What tells first which features end stable?",
         f"AUC: how often one of {one.n_stable:,} features that end stable has more of it than one of "
-        f"{one.n_unstable:,} that end unstable, within {one.n_members} members; 0.5 is chance. Band: 95 % over members. "
+        f"{one.n_unstable:,} that end unstable, within {one.n_members} seeds; 0.5 is chance. Band: 95 % over seeds. "
         "Where features end is judged by matches at the end, so that best cosine has to tell there.",
         lines, Scale("AUC, ends stable against ends unstable", range=(0, 1.02)),
-        header=("quantity", "tokens", "AUC", "95 % over members"), table=table,
+        header=(
+            "quantity", Heading("tokens", "token_position"), Heading("AUC", "auc"),
+            Heading("95 % over seeds", "interval_seeds"),
+        ),
+        table=table,
     )  # fmt: skip
 
 
 def _lag_figure(lags: list[Lag]) -> Figure:
     lines, table = [], []
-    labels = {"worth": "worth before a gain of best cosine", "best cosine": "best cosine before a gain of worth"}
+    labels = {
+        "worth": "marginal EV before a gain of best cosine",
+        "best cosine": "best cosine before a gain of marginal EV",
+    }
     for before, label in labels.items():
         rows = [each for each in lags if each.before == before]
         lines.append(_quantity_line(before, label, [(r.next_tokens, r.partial, r.low, r.high) for r in rows]))
@@ -355,10 +371,15 @@ def _lag_figure(lags: list[Lag]) -> Figure:
     return along_training(
         "lags", "What goes before what, from one checkpoint to the next?",
         "Partial rank correlation of one quantity with the other’s change up to the checkpoint shown, given the other as "
-        f"it stands before; n = {rows[0].n:,} features that end alive, within {rows[0].n_members} members. "
-        "Bands: 95 % over members; grey: what 95 % of random orders stay inside.",
+        f"it stands before; n = {rows[0].n:,} features that end alive, within {rows[0].n_members} seeds. "
+        "Bands: 95 % over seeds; grey: what 95 % of random orders stay inside.",
         lines, Scale("partial rank correlation", "+.3f", zero=True),
-        header=("what before what", "tokens", "features", "partial", "95 % over members", "by chance", "Spearman, plain"),
+        header=(
+            "what before what", Heading("tokens", "token_position"), Heading("features", "n_features"),
+            Heading("partial", "partial"),
+            Heading("95 % over seeds", "interval_seeds"), Heading("by chance", "partial_chance"),
+            Heading("Spearman, plain", "spearman"),
+        ),
         table=table,
     )  # fmt: skip
 

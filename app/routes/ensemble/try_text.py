@@ -92,7 +92,7 @@ def try_text(
     if store.study.recorded:
         missing = Missing("a text of your own", f"undefined: {NO_TOKENS}", None)
     if row.control_of is not None:
-        missing = Missing("a text of your own", f"its members read {store.study.model} with random weights", None)
+        missing = Missing("a text of your own", f"its seeds read {store.study.model} with random weights", None)
     answer: LiveAnswer | None = None
     says, again, status = None, False, 200
     if asked.text and missing is None:

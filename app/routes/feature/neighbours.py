@@ -120,7 +120,9 @@ def _described(store: StudyStore, ensemble: str, rows: list[tuple], asked: Neigh
                 cosine=cosine,
                 bucket=asked.bucket_of(row),
                 dead=row.dead,
-                top_tokens=[store.tokens[i] for i in row.top_token_ids if i >= 0] if store.has_tokens(ensemble) else None,
+                top_tokens=[store.tokens[i] for i in row.top_token_ids if i >= 0]
+                if store.has_tokens(ensemble)
+                else None,
                 top_context=next((show_context(store, each) for each in contexts.get((seed, feature), [])), None),
                 explanation=row.explanation,
             )

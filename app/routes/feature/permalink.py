@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 
 from seedscope.app import render
 from seedscope.app.formats import recipe_remark
@@ -69,7 +69,7 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     nav_filter: Filter
     nav_list: str
     nav_permalink: str
-    nav_preview: str  # address of its picture, with this server's name
+    nav_preview: str  # address of its picture
     nav_shared: str  # what a shared link says below its title
     nav_rules: dict[str, str]
     nav_by_rule: dict[str, str]  # addresses of this page under each rule
@@ -79,7 +79,6 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
 
 @render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}", "feature/permalink.html", "feature")
 def feature(
-    request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedFeature[Filter], Depends(judged_feature(Filter))],
@@ -141,7 +140,7 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
         nav_place=listed.place(member.seed, feature.feature),
         nav_filter=filter,
         nav_list=render.url(f"{base}/{'list' if filter.sort == 'listed' else 'features'}", **filter.parameters()),
-        nav_preview=str(request.base_url).rstrip("/") + render.url(f"{here}/preview.png", **filter.judgement()),
+        nav_preview=render.url(f"{here}/preview.png", **filter.judgement()),
         nav_shared=_shared(feature, stability),
         nav_permalink=render.url(here, v=row.digest, **filter.judgement()),
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},

@@ -34,18 +34,18 @@ class StabilityFacts:
             return ALONE_SENTENCE
         x, n, epsilon = self.n_matched, self.n_comparisons, self.epsilon
         share, rate = f"{x} / {n} = {x / n:.2f}", percent(self.null_rate["second_moment"])
-        chance = f"Random dictionaries with the same second moment match in {rate} of comparisons."
+        chance = f"Chance matches, at random directions with this SAE’s spread: {rate} of comparisons."
         if self.bucket == "dead":
             return "It never fired on the evaluation tokens, so its direction was never tested."
         if self.bucket == "stable":
-            text = f"{share} ≥ 1 − ε = {1 - epsilon:.2f}. P(p ≥ {1 - epsilon:.2f}) = {self.p_stable:.2f}"
-            doubt = f": {n} comparisons cannot show it" if self.p_stable < 0.95 else ""
+            text, sure = f"{share} ≥ 1 − ε = {1 - epsilon:.2f}", self.p_stable
         elif self.bucket == "unstable":
-            text = f"{share} ≤ ε = {epsilon:.2f}. P(p ≤ {epsilon:.2f}) = {self.p_unstable:.2f}"
-            doubt = f": {n} comparisons cannot show it" if self.p_unstable < 0.95 else ""
+            text, sure = f"{share} ≤ ε = {epsilon:.2f}", self.p_unstable
         else:
             return f"{share} lies between ε = {epsilon:.2f} and 1 − ε = {1 - epsilon:.2f}. {chance}"
-        return f"{text}{doubt}. {chance}"
+        few = f"{n} seed is" if n == 1 else f"{n} seeds are"
+        doubt = f"{few} too few to be sure" if sure < 0.95 else "Enough seeds to be sure"
+        return f"{text}. {doubt} ({percent(sure, 0)}). {chance}"
 
 
 def judge_feature(store: StudyStore, feature: Feature, filter: Filter) -> StabilityFacts:

@@ -25,7 +25,7 @@ from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 PER_PAGE = 50
-CONTROL_SAYS = {"members": "single members", "fresh": "fresh seeds", "subset": "random features of the members"}
+CONTROL_SAYS = {"members": "single seeds", "fresh": "fresh seeds", "subset": "random features of the seeds"}
 
 
 class EnsembleQuery(Plain):
@@ -42,8 +42,8 @@ class EnsembleQuery(Plain):
 class PoolQuery(EnsembleQuery):
     """Which of its features are listed."""
 
-    holders: Annotated[int, Field(ge=1, le=10**6, description="members that hold the feature")] | None = None
-    seed: Annotated[Seed, Field(description="the member that the feature came from")] | None = None
+    holders: Annotated[int, Field(ge=1, le=10**6, description="seeds that hold the feature")] | None = None
+    seed: Annotated[Seed, Field(description="the seed that the feature came from")] | None = None
     first: Annotated[int, Field(ge=0, le=10**9, description="the first of them that is listed")] = 0
 
 
@@ -180,9 +180,9 @@ def _at(points: list[PoolPoint], tokens: int) -> list[PoolPoint]:
 def sentence(row: Ensemble, record: FeaturePool | None, verdicts: list[PoolVerdict]) -> str:
     """The page in one sentence, made from its numbers."""
     if record is None:
-        return f"The unique features of {row.ensemble}’s {row.n_members} members were not pooled."
+        return f"The unique features of {row.ensemble}’s {row.n_members} seeds were not pooled."
     unique = (
-        f"{sum(record.unique_by_holders):,} unique features of {row.n_members} members make a pool of {record.d_sae:,}"
+        f"{sum(record.unique_by_holders):,} unique features of {row.n_members} seeds make a pool of {record.d_sae:,}"
     )
     asked = next((each for each in verdicts if each.tokens == record.tokens), None)
     if asked is None or asked.is_more_stable is None:
@@ -237,7 +237,7 @@ def _compared(asked: PoolVerdict) -> str:
     }
     words = {"more": "more than", "equal": "no more or less than", "less": "less than"}
     parts = "; ".join(f"{words[kind]} {_listed(names)}" for kind, names in by.items() if names)
-    return parts or "with so few members nobody can tell whether that is more"
+    return parts or "with so few seeds nobody can tell whether that is more"
 
 
 def _listed(names: list[str]) -> str:
@@ -332,7 +332,7 @@ def _figures(
     n, word = record.n_evaluated, "stability" if row.shared_start == "no" else "agreement"
     asked = next((each for each in verdicts if each.tokens == record.tokens), None)
     of_pairs = (
-        [AxisBand(f"{pairs.n_pairs} pairs of members as they are", pairs.mean, pairs.low, pairs.high)] if pairs else []
+        [AxisBand(f"{pairs.n_pairs} pairs of seeds as they are", pairs.mean, pairs.low, pairs.high)] if pairs else []
     )
     title = f"Does pooling raise {word}?"
     if asked and asked.is_more_stable is not None:
@@ -343,7 +343,7 @@ def _figures(
         )
     share = PoolMeasure(
         "pool_shared", title, "share of living features in the other",
-        f"Share of both SAEs’ living features with a partner at θ = {record.theta:.2f} in the other. Band: pairs of members as "
+        f"Share of both SAEs’ living features with a counterpart at θ = {record.theta:.2f} in the other. Band: pairs of seeds as "
         "they are, smallest to largest.", ".1%",
     )  # fmt: skip
     ev = PoolMeasure(

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
-from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.drawing import Figure, Heading
 from seedscope.app.figures.trajectory import Along, Scale, along_training
 from seedscope.app.findings.signatures import REFERENCE, REFERENCE_RANDOM, Reference, Signature, signatures
 from seedscope.app.findings.start_grid import CONSTRAINTS, PREPROCESSING, Cell, Course, MeasuredCell
@@ -118,7 +118,7 @@ def _sentence(measured: list[MeasuredCell]) -> str:
     parts = []
     if shared:
         parts.append(
-            f"members that begin at one k-means go from {shared.start:.3f} to {shared.end:.3f}, which says "
+            f"seeds that begin at one k-means go from {shared.start:.3f} to {shared.end:.3f}, which says "
             "nothing of convergence"
         )
     if free:
@@ -126,11 +126,11 @@ def _sentence(measured: list[MeasuredCell]) -> str:
         random = free.course.random_distance
         level = "" if random is None else f" (random dictionaries: {random:.3f})"
         parts.append(
-            f"members that begin at random {'fall' if fell else 'go'} from {free.start:.3f}{level} to "
+            f"seeds that begin at random {'fall' if fell else 'go'} from {free.start:.3f}{level} to "
             f"{free.end:.3f}{': that much training brought about' if fell else ', no further than pairs differ'}"
         )
     if own:
-        parts.append(f"members that each begin at a k-means of their own go from {own.start:.3f} to {own.end:.3f}")
+        parts.append(f"seeds that each begin at a k-means of their own go from {own.start:.3f} to {own.end:.3f}")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
@@ -192,9 +192,16 @@ def _panel(grid: Starts, here: list[tuple[Cell, Course]], constraint: str, prepr
         f"{constraint}_{preprocessing}".lower().replace(" ", "_"),
         preprocessing.capitalize(),
         f"{SAYS[constraint].split(':')[0]}. Hungarian distance, mean of {course.n_pairs} pairs of {course.n_members} "
-        f"members; bands: smallest and largest pair{'; of the shared start: agreement' if agreed else ''}.",
+        f"seeds; bands: smallest and largest pair{'; of the shared start: agreement' if agreed else ''}.",
         drawn,
         Scale("Hungarian distance", range=(-0.03 * top, top)),
-        header=("start", "tokens", "distance", "pairs", "living alone", "mean best cosine"),
+        header=(
+            "start",
+            Heading("tokens", "token_position"),
+            Heading("distance", "hungarian_distance"),
+            Heading("pairs", "pair_range"),
+            Heading("living alone", "live_distance"),
+            Heading("mean best cosine", "best_cosine"),
+        ),
         table=table,
     )

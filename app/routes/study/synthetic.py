@@ -169,7 +169,7 @@ def sentence(known: KnownTruth) -> str:
     levels = {level.set: level for level in known.levels}
     row, parts = known.row, []
     if free.n_true:
-        parts.append(f"A member finds {percent(free.found)} of the {free.n_true:,} free true features")
+        parts.append(f"A seed finds {percent(free.found)} of the {free.n_true:,} free true features")
     if low.n_true:
         by_chance = percent(low.found_chance)
         share_found = (
@@ -269,7 +269,7 @@ def _maps(known: KnownTruth) -> list[Figure]:
                 phase_map(
                     f"{name}_{grid}",
                     asks,
-                    f"{what[name]}, by r and {title}, at {constant}; each cell {row.n_map_members} members on "
+                    f"{what[name]}, by r and {title}, at {constant}; each cell {row.n_map_members} seeds on "
                     f"{row.n_map_samples:,} samples. {marks}.",
                     squares,
                     Axis(title, tuple(f"{x:g}" for x in xs)),
@@ -284,7 +284,7 @@ def _cell_says(cell: truth.PhaseCell) -> str:
         f"r = {cell.r}, n_low = {cell.n_low:,}, {cell.n_low * cell.rate_low:g} active at once: {MARKS[cell.verdict][1]}<br>"
         f"free p̂ {_number(cell.free_p)} (found {_number(cell.free_found)}), low p̂ {_number(cell.low_p)} of "
         f"{cell.n_low_latents} latents, by chance in the span {_number(cell.chance)}<br>"
-        f"unstable {_number(cell.n_unstable)} per member, energy in the span {_number(cell.energy)}, living "
+        f"unstable {_number(cell.n_unstable)} per seed, energy in the span {_number(cell.energy)}, living "
         f"{_number(cell.living_energy)}, random {_number(cell.random_energy)}, EV {_number(cell.ev)}"
     )
 

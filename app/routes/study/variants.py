@@ -23,7 +23,7 @@ from seedscope.engine.contract.tables.study import Ensemble, Study
 router = APIRouter()
 MOST_FIGURES = 12  # of sweeps; all of them stand in the JSON
 UNITS = {"d_sae": "features", "k": "active features per token", "l0": "asked for, active features per token",
-         "tokens": "training tokens per member", "layer": "block of the model"}  # fmt: skip
+         "tokens": "training tokens per seed", "layer": "block of the model"}  # fmt: skip
 EXAMPLE = """[[ensemble]]
 name = "width"
 train = { variant = "topk", k = 10, seeds = 8, tokens = 1_000_000 }

@@ -40,7 +40,7 @@ _INFORMATIVE = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegistryEntry:
     """What the registry says of one SAE."""
 
     name: str  # RELEASE/SAE_ID
@@ -77,7 +77,7 @@ def named(path: str) -> str:
     return PREFIX + path
 
 
-def lookup(name: str) -> Entry:
+def lookup(name: str) -> RegistryEntry:
     """The entry of `saelens:RELEASE/SAE_ID`; raises ValueError where it is not there, or of a layout that is not read."""
     release, _, sae_id = name.removeprefix(PREFIX).partition("/")
     known = _directory().get(release)
@@ -94,7 +94,7 @@ def lookup(name: str) -> Entry:
             f"{_REFUSED[layout]}, expected SAEs"
         )
     path = known.saes_map[sae_id].strip("/")
-    return Entry(
+    return RegistryEntry(
         name=f"{release}/{sae_id}",
         hub=f"hf:{known.repo_id}" + (f"/{path}" if path not in ("", ".") else ""),
         layout=layout,
@@ -104,7 +104,7 @@ def lookup(name: str) -> Entry:
     )
 
 
-def applied(member: Imported, entry: Entry) -> Imported:
+def applied(member: Imported, entry: RegistryEntry) -> Imported:
     """The SAE with what the registry says beside its files: processing of the model, and normalisation of activations.
 
     Raises ValueError where the processing changes what it reads in a way that only the processed model knows.

@@ -84,7 +84,7 @@ def test_a_training_is_seen_while_it_runs_and_afterwards(client, folder, tmp_pat
     assert 0 < half[-1]["step"] < N_STEPS
     for shown in (page, part):
         line = parsed(shown).select_one(f"div.job.running#job-{ID}[hx-get]")
-        assert f"topk-64 of pystdlib: 3 TopK members, {half[-1]['tokens']:,} of 38,400 tokens each" in text_of(line)
+        assert f"topk-64 of pystdlib: 3 TopK seeds, {half[-1]['tokens']:,} of 38,400 tokens each" in text_of(line)
         assert len(line.select("svg.spark")) == 5
         assert f"{fmean(half[-1]['ev']):.3f}" in text_of(line)
     assert f'id="trained-{ID}" hx-get' in part

@@ -1,4 +1,4 @@
-"""What buckets are worth: the page against sums over the store's rows, made by DuckDB and NumPy."""
+"""Effect of removing features: the page against sums over the store's rows, made by DuckDB and NumPy."""
 
 import re
 import shutil
@@ -71,7 +71,10 @@ def test_the_sentence_and_the_table_say_the_same_numbers(data, shown):
     assert data["sentence"] in text
     lines = {line["mask"]: line for line in data["masks"]}
     first = lines["N stable"]
-    assert f"N = {first['n_masked']:.0f} stable features takes EV from {lines['none']['ev']:.2f}" in data["sentence"]
+    assert (
+        f"Removing {first['n_masked']:.0f} stable features per SAE takes EV from {lines['none']['ev']:.2f}"
+        in data["sentence"]
+    )
     assert f"by {abs(first['loss_added']):.3f} nats" in data["sentence"]
     assert (
         f"unstable ones: {lines['4N unstable']['ev']:.2f}, {lines['4N unstable']['loss_added']:+.3f}"
@@ -169,7 +172,7 @@ def test_members_without_a_mask_are_left_out_of_both_sides_of_its_cost(own_root,
     with browse(own_root) as client:
         data = client.get(f"{address}/ablation.json").json()
         line = next(line for line in data["masks"] if line["mask"] == "N stable")
-        assert "3 members" in text_of(client.get(f"{address}/ablation").text)
+        assert "3 seeds" in text_of(client.get(f"{address}/ablation").text)
     ((lost,),) = sql(
         "SELECT avg(u.ev - m.ev) FROM Ablation m JOIN Ablation u USING (ensemble, seed) "
         "WHERE u.mask = 'none' AND m.mask = 'N stable' AND seed != 2"
@@ -257,7 +260,7 @@ def test_decoders_alone_have_no_worth_and_the_page_says_what_gives_them_one(tmp_
     with browse(tmp_path) as client:
         data, page = client.get("/s/mine/topk/ablation.json").json(), client.get("/s/mine/topk/ablation").text
         table = client.get("/s/mine/topk/ablation.parquet")
-    assert data["sentence"] == "What the buckets are worth was not measured."
+    assert data["sentence"] == "What removing features costs was not measured."
     assert {e["command"] for e in data["missing"]} == {"seedscope analyze mine --model DIR_OR_ID --tokens FILE"}
     assert "seedscope analyze mine --model DIR_OR_ID --tokens FILE" in text_of(page)
     assert figures_of(page) == {}

@@ -211,7 +211,7 @@ def test_the_first_rank_is_shown_only_where_spans_are_compared(own_root, address
         answer = client.get(f"{address}/subspaces?rank=3")
         data = client.get(f"{address}/subspaces.json").json()
     assert answer.status_code == 200
-    assert "Too few members" in data["sentence"]
+    assert "Too few seeds" in data["sentence"]
     assert (data["rank"], data["claim"], data["pairs"]) == (None, None, [])
     assert "captured" not in figures_of(answer.text)
     assert not re.findall(r"\b(None|nan|undefined)\b", text_of(answer.text))
@@ -495,7 +495,7 @@ def test_one_member_alone_says_why_there_is_nothing(own_root, address):
         answer, drawn = client.get(f"{address}/subspaces"), client.get(f"{address}/subspaces/map")
         data = client.get(f"{address}/subspaces.json").json()
     assert (answer.status_code, drawn.status_code) == (200, 200)
-    assert "spans are compared among members, and the ensemble has one" in text_of(answer.text)
+    assert "spans are compared among seeds, and the ensemble has one" in text_of(answer.text)
     assert data["missing"][0]["command"] is None
     assert "Project any set" not in answer.text
     assert "Compute now" not in answer.text

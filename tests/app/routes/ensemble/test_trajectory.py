@@ -213,7 +213,7 @@ def test_a_shared_start_is_agreement_and_says_nothing_about_stabilization(own_ro
         text = text_of(client.get(f"{address}/trajectory").text)
         assert "agreement (start shared)" in text
         assert "says nothing about stabilization" in text
-        assert "Which comes first, worth or agreement?" in text
+        assert "Which comes first, marginal EV or agreement?" in text
         figures = figures_of(client.get(f"{address}/trajectory").text)
         assert figures["along_stability"]["layout"]["yaxis"]["title"]["text"] == "agreement p"
         assert "agreement p" in text_of(client.get(f"{address}/0/5").text)
@@ -247,7 +247,7 @@ def test_what_is_missing_says_what_adds_it_or_that_nothing_does(own_root, addres
         data = client.get(f"{address}/trajectory.json").json()
         assert [entry["command"] for entry in data["missing"]] == [None]
         assert "only its end was imported" in text_of(client.get(f"{address}/trajectory").text)
-        assert data["sentence"] == "How its members were trained is not known here."
+        assert data["sentence"] == "How its seeds were trained is not known here."
 
 
 def test_without_worth_and_one_to_one_matching_the_rest_is_shown(own_root, address):

@@ -15,7 +15,7 @@ SCALARS = ("trigger", "trigger_share", "trigger_what", "token_entropy", "top_tok
 SAYS = {
     "single token": "fires on one token", "family": "fires on a family of tokens", "number": "fires on numbers",
     "punctuation": "fires on punctuation or white space", "substring": "fires on tokens that contain",
-    "position": "fires at the start of a window", "previous token": "fires after the token", "other": "no simple trigger",
+    "position": "fires at the start of a window", "previous token": "fires after the token", "other": "no single trigger",
 }  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_a_page_says_in_words_what_the_twin_says_in_numbers(client, at, features
             in text.replace("\xa0", " ")
         )
         assert f"next-token loss {1000 * row['worth_loss']:+.3f} mnat" in text.replace("\xa0", " ")
-        assert "first order: masking, not re-run" in text
+        assert "first order: removing it, not re-run" in text
         assert "direct effect, final norm’s gain, no scale" in text
         assert page.count("<li><code", page.index('class="logit-lists"')) == 20
 
@@ -101,7 +101,7 @@ def test_contexts_are_shown_in_the_view_that_the_address_names(client, at, livin
         assert client.get(link.removesuffix("#contexts")).status_code == 200
     if view == "full":
         texts = {row["id"]: row["text"] for row in stored("SELECT * FROM Token")}
-        wanted = "".join(texts[i].replace("\t", "→\t").replace("\n", "↵\n") for i in held[0]["token_ids"])
+        wanted = "".join(texts[i].replace("\t", "→\t").replace("\n", "⏎\n") for i in held[0]["token_ids"])
         assert wanted in shown[0].text
     if view == "stacked":
         for context in shown:
@@ -143,7 +143,7 @@ def test_a_feature_that_never_fires_names_its_nearest_living_counterpart(client,
     assert not stored(
         "SELECT 1 FROM Feature WHERE seed = ? AND feature = ? AND dead", others[best], match["live_partners"][best]
     )
-    assert "no simple trigger" not in text_of(page)
+    assert "no single trigger" not in text_of(page)
     assert 'class="switch"' not in page
 
 

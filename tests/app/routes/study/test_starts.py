@@ -136,7 +136,7 @@ def test_numbers_of_the_grid_stand_in_the_table_and_shared_starts_are_called_agr
 def test_what_has_no_trajectory_says_so_and_the_rest_is_shown(data, page):
     assert set(data["missing"]) == {"free-own"}
     assert line(data, "none", "independent")["course"] is None
-    assert "no members were kept along its training" in text_of(page)
+    assert "no seeds were kept along its training" in text_of(page)
 
 
 def test_every_panel_is_drawn_with_the_level_of_random_dictionaries(data, page):
