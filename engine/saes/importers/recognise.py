@@ -21,7 +21,7 @@ from seedscope.engine.saes.importers import (
 )
 from seedscope.engine.saes.importers.contents import SUFFIXES, WAY_OUT, first_tensors, tensors_in
 from seedscope.engine.saes.importers.imported import INDEX, Imported, as_given, peek_safetensors
-from seedscope.engine.saes.importers.registry import Entry
+from seedscope.engine.saes.importers.registry import RegistryEntry
 
 READERS: dict[str, Callable[[Path], Imported]] = {
     "seedscope": bare.read,
@@ -61,7 +61,7 @@ class RecognisedSAE:
     format: str
     name: str = ""
     names: tuple[str, ...] = ()  # of the folders that lead to it, as they were given, and its own
-    entry: Entry | None = None  # where it was named by SAELens' registry
+    entry: RegistryEntry | None = None  # where it was named by SAELens' registry
 
     @property
     def number(self) -> int | None:
