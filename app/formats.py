@@ -88,6 +88,22 @@ def shown_token(text: str) -> str:
     return text.translate(_CONTROLS).replace("\n", "↵\n").replace("\t", "→\t") or "▯"
 
 
+def shown_on_one_line(text: str) -> str:
+    """As `shown_token`, without the line breaks themselves."""
+    return shown_token(text).replace("\n", "")
+
+
+def hit_runs(text: str, q: str) -> list[tuple[str, bool]]:
+    """A text in runs, each with whether a search for words finds it; the last word may be a beginning (`app.store.search`)."""
+    words = [rf"\b{re.escape(word)}\b" for word in re.findall(r"\w+", q.lower())]
+    if not words:
+        return [(text, False)]
+    if not q[-1:].isspace():
+        words[-1] = words[-1].removesuffix(r"\b")
+    runs = re.split(f"({'|'.join(words)})", text, flags=re.IGNORECASE)
+    return [(run, bool(i % 2)) for i, run in enumerate(runs) if run]
+
+
 def known(value: object) -> str:
     """What an import could not know is said to be unknown."""
     return "unknown" if value is None else str(value)

@@ -21,6 +21,7 @@ from seedscope.app.formats import (
     density,
     differing_recipe,
     duration,
+    hit_runs,
     known,
     millinats,
     moment,
@@ -60,7 +61,7 @@ templates.filters |= {
 templates.globals |= {
     "url": url, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip, "activation_histogram": histogram,
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "annotated_strip": annotated_strip,
-    "members_now": members_now, "alpha_step": alpha_step, "architecture": architecture,
+    "members_now": members_now, "alpha_step": alpha_step, "hit_runs": hit_runs, "architecture": architecture,
 }  # fmt: skip
 
 
@@ -90,7 +91,12 @@ def respond(
     values = {f.name: getattr(context, f.name) for f in fields(context)}
     embed = request.query_params.get("embed") == "true"
     shell = shell_of(request, request.app.state.studies)
-    values |= {"differs": _differs(request), "directed": _directed(request), "shell": shell, "lens": shell.lens.parameters}
+    values |= {
+        "differs": _differs(request),
+        "directed": _directed(request),
+        "shell": shell,
+        "lens": shell.lens.parameters,
+    }
     # What other sites may frame holds nothing that starts work.
     values |= {"request": request, "embed": embed, "queue": None if embed else request.app.state.jobs}
     page = templates.get_template(template)

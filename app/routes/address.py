@@ -13,9 +13,10 @@ from fastapi import Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, model_validator
 
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
+from seedscope.app.store.search import Hit
 from seedscope.app.store.studies import Studies
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery, Sort
+from seedscope.app.store.table import FeatureQuery, Sort, default_sort
 from seedscope.engine.contract.schema import LARGEST_SEED
 from seedscope.engine.contract.stability import UNDEFINED, Stability
 from seedscope.engine.contract.tables.features import Feature, Match
@@ -142,11 +143,18 @@ class Filter(Judgement):
     id: Index | None = None
     trigger: Annotated[Trigger, Field(description="what sets a feature that fires off")] | None = None
     q: (
-        Annotated[str, Field(max_length=100, description="part of a top token, words of an explanation, or #index")]
+        Annotated[
+            str,
+            Field(
+                max_length=100,
+                description='part of a top token, "a token" in quotes, words of an explanation, or #index',
+            ),
+        ]
         | None
     ) = None
     score_min: Annotated[Share, Field(description="of the explanation that lists show")] | None = None
-    sort: Sort = "stability"
+    hit: Annotated[Hit | None, Field(description="in what alone q is searched")] = None
+    sort: Annotated[Sort | None, Field(description="without it: relevance of a search, else stability")] = None
     dir: Literal["asc", "desc"] | None = None
     view: Annotated[Literal["stacked", "snippet", "full"], Field(description="how a feature's contexts are shown")] = (
         "stacked"
@@ -160,10 +168,37 @@ class Filter(Judgement):
             self.id, self.q = int(match[1]), None
         return self
 
+    @model_validator(mode="after")
+    def _relevance_to_a_search(self) -> "Filter":
+        """What a search alone has a meaning for ends with it, and the order that is taken anyway need not be said."""
+        if not self.q:
+            self.hit = None
+        if self.sort == default_sort(self.q) or (self.sort == "relevance" and not self.q):
+            self.sort = None
+        return self
+
+    @property
+    def sorted_by(self) -> str:
+        """What rows are sorted by."""
+        return self.sort or default_sort(self.q)
+
     @property
     def descending(self) -> bool:
         """Without `dir`: by index upwards, by anything else downwards."""
-        return self.dir == "desc" if self.dir else self.sort != "feature"
+        return self.dir == "desc" if self.dir else self.sorted_by != "feature"
+
+    def parameters(self, **changes: Any) -> dict[str, Any]:
+        """As of any judgement; the order that is taken anyway is left out, and with a search what belongs to it alone."""
+        parameters = super().parameters(**changes)
+        if parameters.get("sort") == default_sort(parameters.get("q")):
+            del parameters["sort"]
+        if not parameters.get("q"):
+            parameters = {k: v for k, v in parameters.items() if k != "hit" and (k, v) != ("sort", "relevance")}
+        return parameters
+
+    def shown(self) -> dict[str, Any]:
+        """The filter as JSON twins show it."""
+        return self.model_dump(exclude={"v", "embed", "at"}) | {"sort": self.sorted_by}
 
     def query(self, ensemble: str) -> FeatureQuery:
         """The filter as the store understands it."""

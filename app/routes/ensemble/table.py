@@ -3,17 +3,19 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import Field
 
 from seedscope.app import render
+from seedscope.app.freshness import check_kept
 from seedscope.app.lens import read_lens
 from seedscope.app.routes.address import (
     RULE_SAYS,
     EnsembleName,
     Filter,
     JudgedEnsemble,
+    Plain,
     StudyName,
     judged,
     open_ensemble,
@@ -51,6 +53,7 @@ class TablePage:
     buckets: dict[str, int | None]  # None, but for the dead, of one SAE alone
     seeds: dict[int, int]
     triggers: dict[str, int] | None  # of features that fire
+    found_by: dict[str, int] | None  # of a search: features found by a token, and by their explanation
     scores: dict[str, int] | None  # features whose explanation scores at least so much
     null_rates: dict[str, float]
     null_p999: dict[str, float]
@@ -60,6 +63,7 @@ class TablePage:
     nav_filter: Filter
     nav_rules: dict[str, str]
     nav_push: str
+    nav_at: tuple[int, int] | None  # the row that is selected
 
 
 @render.page(router, "/s/{study}/{ensemble}/features", "ensemble/table.html", "features")
@@ -87,7 +91,7 @@ def feature_table(
     return TablePage(
         study=store.study,
         ensemble=row,
-        filter=filter.model_dump(exclude={"v", "embed"}),
+        filter=filter.shown(),
         theta=filter.theta,
         epsilon=filter.epsilon,
         rule=filter.rule,
@@ -97,6 +101,7 @@ def feature_table(
         buckets={b: facets["bucket"].get(b, 0) if row.n_comparisons or b == "dead" else None for b in BUCKETS},
         seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
         triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has(ensemble, "activity") else None,
+        found_by=table.hit_facet(),
         scores=table.score_facet() if store.has(ensemble, "explain") else None,
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),
@@ -105,8 +110,33 @@ def feature_table(
         before=table.key(rows[0]) if rows and has_before else None,
         nav_filter=filter,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_at=None,
         nav_push=render.url(base, **filter.parameters(), **position),
     )
+
+
+class Typed(Plain):
+    """What stands in a search box."""
+
+    q: Annotated[str, Field(max_length=100, description="the beginning of a search, or a part of a token")] = ""
+
+
+@dataclass(frozen=True)
+class SuggestionList:
+    """Searches that what was typed may mean."""
+
+    q: str
+    suggestions: list[dict[str, Any]]
+
+
+@router.get("/s/{study}/{ensemble}/features/suggest.json", name="suggestions.json", dependencies=[Depends(check_kept)])
+def suggestions(
+    request: Request, study: StudyName, ensemble: EnsembleName, typed: Annotated[Typed, Query()]
+) -> JSONResponse:
+    """Tokens that features fire on and words of explanations that a search may mean, with the features that have them."""
+    store, _ = open_ensemble(request, study, ensemble)
+    found = [each._asdict() for each in store.suggestions.of(ensemble, typed.q)]
+    return render.as_json(SuggestionList(typed.q, found), request)
 
 
 @router.get("/s/{study}/{ensemble}/features.csv", name="features.csv")
