@@ -16,6 +16,7 @@ import pyarrow as pa
 from safetensors import safe_open
 
 from seedscope.app.settings import default_root
+from seedscope.app.store.download import feature_download
 from seedscope.app.store.errors import BadValue, NotFound
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
 from seedscope.app.store.search import HITS
@@ -140,7 +141,7 @@ class Ensemble:
             )
         query = self._query(theta, epsilon, rule, dead=dead, **filters)
         with _refusals():
-            table = self._store.features(query).download()
+            table = feature_download(self._store, query)
         if self.directions:
             table = table.append_column("directions", pa.array([self.directions] * len(table)))
         return table

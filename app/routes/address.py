@@ -85,7 +85,7 @@ class Judgement(Plain):
 
     def parameters(self, **changes: Any) -> dict[str, Any]:
         """What a link must carry to mean this state with `changes`; defaults are left out."""
-        state = self.model_dump(exclude={"v", "embed", "limit", "after", "before"}) | changes
+        state = self.model_dump(exclude={"v", "embed", "limit", "after", "before", "at"}) | changes
         defaults = {name: field.default for name, field in type(self).model_fields.items()} | self._own
         return {k: v for k, v in state.items() if v is not None and (k not in defaults or v != defaults[k])}
 

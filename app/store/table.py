@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import pyarrow as pa
 
-from seedscope.app.formats import recipe_remark
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.search import HITS, RELEVANCE, found_by, token_matcher
@@ -225,6 +224,19 @@ class FeatureTable:
         total, n_before = self.select(f"SELECT count(*), count(*) FILTER ({condition}) FROM filtered", keys)[0]
         return ListPosition(n_before + 1, total, *ends)
 
+    def page_of(self, seed: int, feature: int, *, limit: int) -> str | None:
+        """The keyset position (`after`) of the page, of `limit` rows each, that holds a feature.
+
+        None for the first page, and for a feature that the filter leaves out.
+        """
+        place = self.place(seed, feature)
+        skipped = (place.position - 1) // limit * limit if place else 0
+        if not skipped:
+            return None
+        sql = f"SELECT {self._value}, seed, feature FROM filtered ORDER BY {self.order} LIMIT 1 OFFSET $offset"
+        value, *last = self.select(sql, {"offset": skipped - 1})[0]
+        return f"{value!r}_{last[0]}_{last[1]}"
+
     def facets(self) -> dict[str, dict[Any, int]]:
         """Counts per bucket, per seed and, of features that fire, per trigger, each under all other filters of the query."""
         counts = {}
@@ -258,28 +270,6 @@ class FeatureTable:
     def count(self) -> int:
         """Exact number of features that the query finds."""
         return self.select("SELECT count(*) FROM filtered")[0][0]
-
-    def download(self) -> pa.Table:
-        """All features that the query finds, for downloads."""
-        row = self._store.ensembles[self.query.ensemble]
-        n = row.n_comparisons
-        remarks: dict[str, str | None] = {"of_anchor": None, "of_others": None}
-        if row.anchor is not None:
-            remarks = {
-                "of_anchor": recipe_remark(row.anchor, n, row.anchor),
-                "of_others": recipe_remark(row.anchor, n, -1),
-            }
-        columns = (
-            "density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, worth_loss, trigger, "
-            "trigger_share, trigger_what, token_entropy, top_token_share, explanation, explainer, score"
-        )
-        return self.select_arrow(
-            f"SELECT ensemble, seed, feature, n_matched / nullif({n:d}, 0) AS stability, n_matched, {n:d} AS n_comparisons, "
-            f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns}, coalesce(seed = $anchor::BIGINT, false) AS anchor, "
-            f"CASE WHEN seed = $anchor::BIGINT THEN $of_anchor::VARCHAR ELSE $of_others::VARCHAR END AS remark "
-            f"FROM filtered ORDER BY {self._order(False)}",
-            remarks | {"anchor": row.anchor},
-        )
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """(seeds, features) of all that the query finds, in no order."""
@@ -378,6 +368,11 @@ class FeatureTable:
         if query.q:
             searched = f"SELECT *, {RELEVANCE} AS relevance FROM ({scored}) JOIN ({found}) USING (seed, feature)"
         return scored, f"WITH filtered AS (SELECT * FROM ({searched}) WHERE {' AND '.join(where)})", parameters
+
+    @property
+    def order(self) -> str:
+        """The query's order as SQL, for statements on `filtered`."""
+        return self._order(backwards=False)
 
     def _order(self, backwards: bool) -> str:
         """The query's order with seed and feature as tie-breakers."""

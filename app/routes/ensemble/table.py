@@ -11,6 +11,7 @@ from seedscope.app import render
 from seedscope.app.freshness import check_kept
 from seedscope.app.lens import read_lens
 from seedscope.app.routes.address import (
+    MAX_INDEX,
     RULE_SAYS,
     EnsembleName,
     Filter,
@@ -20,9 +21,11 @@ from seedscope.app.routes.address import (
     judged,
     open_ensemble,
 )
+from seedscope.app.store.download import described, feature_download
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.table import FeatureRow
 from seedscope.engine.contract import schema
+from seedscope.engine.contract.schema import LARGEST_SEED
 from seedscope.engine.contract.stability import BUCKETS
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
@@ -35,6 +38,19 @@ class TableFilter(Filter):
     after: str | None = None
     before: str | None = None
     limit: Annotated[int, Field(ge=1, le=500)] = 50
+    at: Annotated[
+        str | None,
+        Field(
+            pattern=r"^\d{1,19}/\d{1,9}$",
+            description="SEED/FEATURE: the page that holds this feature, unless after or before",
+        ),
+    ] = None
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """(seed, feature) of the row that is selected."""
+        seed, feature = map(int, self.at.split("/")) if self.at else (-1, -1)
+        return (seed, feature) if self.at and seed <= LARGEST_SEED and feature <= MAX_INDEX else None
 
 
 @dataclass(frozen=True)
@@ -77,14 +93,17 @@ def feature_table(
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
     table = store.features(filter.query(ensemble))
-    rows = table.page(limit=filter.limit + 1, after=filter.after, before=filter.before)
+    after = filter.after
+    if filter.place and not (after or filter.before):
+        after = table.page_of(*filter.place, limit=filter.limit)
+    rows = table.page(limit=filter.limit + 1, after=after, before=filter.before)
     more = len(rows) > filter.limit
     if filter.before:
         rows = rows[-filter.limit :]
         has_after, has_before = True, more
     else:
         rows = rows[: filter.limit]
-        has_after, has_before = more, filter.after is not None
+        has_after, has_before = more, after is not None
     facets = table.facets()
     base = f"/s/{study}/{ensemble}/features"
     position = {"limit": filter.limit if filter.limit != 50 else None, "after": filter.after, "before": filter.before}
@@ -110,7 +129,7 @@ def feature_table(
         before=table.key(rows[0]) if rows and has_before else None,
         nav_filter=filter,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
-        nav_at=None,
+        nav_at=filter.place,
         nav_push=render.url(base, **filter.parameters(), **position),
     )
 
@@ -141,18 +160,21 @@ def suggestions(
 
 @router.get("/s/{study}/{ensemble}/features.csv", name="features.csv")
 @router.get("/s/{study}/{ensemble}/features.parquet", name="features.parquet")
-def feature_download(
+@router.get("/s/{study}/{ensemble}/features/rows.json", name="features.rows.json")
+def download_features(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedEnsemble[Filter], Depends(judged(Filter))],
 ) -> Response:
-    """All features that the filter finds, as CSV or Parquet."""
+    """All features that the filter finds as CSV, Parquet or JSON, with the settings that they were judged by."""
     store, _, filter = opened
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
-    table = store.features(filter.query(ensemble)).download()
-    return render.download(request, table, f"{study}-{ensemble}-features")
+    query = filter.query(ensemble)
+    name = f"{study}-{ensemble}-features"
+    about = described(store, query) if request.url.path.endswith(".json") else None
+    return render.download(request, feature_download(store, query), name, about=about)
 
 
 @router.get("/s/{study}/{ensemble}/random", name="random")

@@ -85,6 +85,7 @@ def feature(
     contexts = (
         [show_context(store, c) for c in store.contexts(ensemble, member.seed, feature.feature)] if activity else None
     )
+    place = listed.place(member.seed, feature.feature)
     counterparts = find_counterparts(store, row, feature, filter)
     stability = judge_feature(store, feature, filter)
     lacking = store.missing(ensemble)
@@ -122,9 +123,11 @@ def feature(
         nav_try=activity and not store.study.synthetic,
         nav_largest=max([feature.max_activation or 0, *shown_maxima]),
         nav_cosines=tuple(filter.cosines(feature)),
-        nav_place=listed.place(member.seed, feature.feature),
+        nav_place=place,
         nav_filter=filter,
-        nav_list=render.url(f"{base}/features", **filter.parameters()),
+        nav_list=render.url(
+            f"{base}/features", **filter.parameters(), at=f"{member.seed}/{feature.feature}" if place else None
+        ),
         nav_permalink=render.url(here, v=row.digest, **filter.judgement()),
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_why=_undirected(feature) or stability.why,
