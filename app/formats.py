@@ -105,7 +105,8 @@ def hit_runs(text: str, q: str, *, before: int | None = None) -> list[tuple[str,
         words[-1] = words[-1].removesuffix(r"\b")
     runs = re.split(f"({'|'.join(words)})", text, flags=re.IGNORECASE)
     if before is not None and len(runs) > 1 and len(runs[0]) > before:
-        runs[0] = "…" + runs[0][len(runs[0]) - before :]
+        tail = runs[0][len(runs[0]) - before :]
+        runs[0] = "…" + tail[tail.find(" ") + 1 :]  # from a word's beginning
     return [(run, bool(i % 2)) for i, run in enumerate(runs) if run]
 
 

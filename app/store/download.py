@@ -72,13 +72,13 @@ def _with_tokens(store: Database, query: FeatureQuery, rows: pa.Table) -> pa.Tab
     """Ids and counts of top tokens replaced by the tokens and the shares of the feature's firings on them."""
     ids, counts, n_active = (rows[name].to_pylist() for name in ("top_token_ids", "top_token_counts", "n_active"))
     rows = rows.drop_columns(["top_token_ids", "top_token_counts"])
+    tokens: list[list[str] | None] = [None] * len(rows)
+    shares: list[list[float] | None] = [None] * len(rows)
     if store.has(query.ensemble, "activity"):
         tokens = [[store.tokens[i] for i in line if i >= 0] for line in ids]
         shares = [
             [n / (total or 1) for i, n in zip(line, firings, strict=True) if i >= 0]
             for line, firings, total in zip(ids, counts, n_active, strict=True)
         ]
-    else:
-        tokens, shares = [None] * len(rows), [None] * len(rows)
     rows = rows.append_column("top_tokens", pa.array(tokens, pa.list_(pa.string())))
     return rows.append_column("top_token_shares", pa.array(shares, pa.list_(pa.float64())))

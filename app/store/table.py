@@ -428,12 +428,12 @@ def _check_computed(store: Database, query: FeatureQuery) -> None:
             raise BadValue(name, repr(value), f"{way_out}: {lacking[analysis]}")
 
     sorts = " or ".join(sort for sort in SORTS if sort != "relevance" and _RESULT.get(sort) not in lacking)
-    refuse("sort", query.sort, _RESULT.get(query.sort, ""), f"{sorts}, no {query.sort}")
+    refuse("sort", query.sort, _RESULT.get(query.sort or "", ""), f"{sorts}, no {query.sort}")
     refuse("density_min", query.density_min, "activity", "no filter by density")
     refuse("density_max", query.density_max, "activity", "no filter by density")
     refuse("trigger", query.trigger, "activity", "no filter by trigger")
     refuse("score_min", query.score_min, "explanations", "no filter by score")
-    refuse("hit", {"token": query.hit}.get(query.hit or ""), "activity", "no search in tokens")
-    refuse("hit", {"explanation": query.hit}.get(query.hit or ""), "explanations", "no search in explanations")
+    refuse("hit", query.hit if query.hit == "token" else None, "activity", "no search in tokens")
+    refuse("hit", query.hit if query.hit == "explanation" else None, "explanations", "no search in explanations")
     if "explanations" in lacking:
         refuse("q", query.q, "activity", "#INDEX of a feature, no word of its top tokens")

@@ -107,4 +107,4 @@ def test_the_page_offers_the_download_with_its_count_and_filter(client, address)
 
 def test_a_hit_far_into_an_explanation_is_brought_into_sight():
     text = "any token after a long list of words, then return"
-    assert hit_runs(text, "return", before=6) == [("… then ", False), ("return", True)]
+    assert hit_runs(text, "return", before=6) == [("…then ", False), ("return", True)]
