@@ -93,12 +93,11 @@
     event.preventDefault();
     event.stopPropagation();
   }, true);
-  document.addEventListener("pointerdown", (event) => {
-    const option = event.target.closest(".suggestions li");
-    if (!option) return;
-    event.preventDefault(); // the box keeps the focus
-    const box = document.querySelector(`[aria-controls="${option.parentElement.id}"]`);
-    take(box, option);
+  const optionAt = (event) => event.target.closest(".suggestions li");
+  document.addEventListener("mousedown", (event) => { if (optionAt(event)) event.preventDefault(); }); // the box keeps the focus
+  document.addEventListener("click", (event) => {
+    const option = optionAt(event);
+    if (option) take(document.querySelector(`[aria-controls="${option.parentElement.id}"]`), option);
   });
   document.addEventListener("focusout", (event) => { if (event.target.matches("[data-suggest]")) close(event.target); });
 })();
