@@ -117,6 +117,28 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def shown_on_one_line(text: str) -> str:
+    """As `shown_token`, without the line breaks themselves."""
+    return shown_token(text).replace("\n", "")
+
+
+def hit_runs(text: str, q: str, *, before: int | None = None) -> list[tuple[str, bool]]:
+    """A text in runs, each with whether a search for words finds it; the last word may be a beginning (`app.store.search`).
+
+    `before`: at most so many characters stand in front of the first hit, for where there is room for one line.
+    """
+    words = [rf"\b{re.escape(word)}\b" for word in re.findall(r"\w+", q.lower())]
+    if not words:
+        return [(text, False)]
+    if not q[-1:].isspace():
+        words[-1] = words[-1].removesuffix(r"\b")
+    runs = re.split(f"({'|'.join(words)})", text, flags=re.IGNORECASE)
+    if before is not None and len(runs) > 1 and len(runs[0]) > before:
+        tail = runs[0][len(runs[0]) - before :]
+        runs[0] = "…" + tail[tail.find(" ") + 1 :]  # from a word's beginning
+    return [(run, bool(i % 2)) for i, run in enumerate(runs) if run]
+
+
 def known(value: object) -> str:
     """What an import could not know is said to be unknown."""
     return "unknown" if value is None else str(value)

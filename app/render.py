@@ -1,5 +1,6 @@
 """One context dataclass as a full page, an htmx fragment or JSON, and tables as downloads; sets every HX- header."""
 
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -27,6 +28,7 @@ from seedscope.app.formats import (
     density,
     differing_recipe,
     duration,
+    hit_runs,
     known,
     millinats,
     moment,
@@ -71,7 +73,8 @@ def _number_entries(path: str) -> None:
     _entry_ids.set(f"{page}-{i}" for i in count())
 
 
-_MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+_MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet",
+          "json": "application/json"}  # fmt: skip
 
 # -- responses ---------------------------------------------------------------------------------------------------
 
@@ -95,7 +98,8 @@ templates.globals |= {
     "url": url, "part": part, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip,
     "activation_histogram": histogram,
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "annotated_strip": annotated_strip,
-    "members_now": members_now, "alpha_step": alpha_step, "architecture": architecture, "glossary": GLOSSARY, "sections": SECTIONS,
+    "members_now": members_now, "alpha_step": alpha_step, "hit_runs": hit_runs,
+    "architecture": architecture, "glossary": GLOSSARY, "sections": SECTIONS,
     "rule_names": RULE_NAMES,
     "entry_id": entry_id, "math": mathml,
 }  # fmt: skip
@@ -221,15 +225,35 @@ def _without_furniture(values: Any) -> Any:
     return [_without_furniture(each) for each in values] if isinstance(values, list) else values
 
 
-def download(request: Request, table: pa.Table, name: str) -> Response:
-    """A table as the file that the address ends in: `.csv` or `.parquet`; of transcoders a column says what was matched."""
+def download(request: Request, table: pa.Table, name: str, *, about: dict[str, Any] | None = None) -> Response:
+    """A table as the file that the address ends in: `.csv`, `.parquet` or `.json`; of transcoders a column says what was matched.
+
+    CSV has no lists: they stand there as JSON. A JSON file is an object with `about`'s fields, the number of rows and the rows.
+    """
     if directed := _directed(request):
         table = table.append_column("directions", pa.array([directed.directions] * len(table)))
     kind = request.url.path.rsplit(".", 1)[1]
     buffer = BytesIO()
-    (pyarrow.csv.write_csv if kind == "csv" else pyarrow.parquet.write_table)(table, buffer)
+    if kind == "json":
+        buffer.write(
+            json.dumps((about or {}) | {"n": len(table), "rows": table.to_pylist()}, ensure_ascii=False).encode()
+        )
+    elif kind == "csv":
+        pyarrow.csv.write_csv(_lists_as_json(table), buffer)
+    else:
+        pyarrow.parquet.write_table(table, buffer)
     headers = {"Content-Disposition": f'attachment; filename="{name}.{kind}"'}
     return Response(buffer.getvalue(), media_type=_MEDIA[kind], headers=headers)
+
+
+def _lists_as_json(table: pa.Table) -> pa.Table:
+    for i, field in enumerate(table.schema):
+        if pa.types.is_list(field.type):
+            texts = [
+                None if values is None else json.dumps(values, ensure_ascii=False) for values in table[i].to_pylist()
+            ]
+            table = table.set_column(i, field.name, pa.array(texts, pa.string()))
+    return table
 
 
 def page(

@@ -16,8 +16,10 @@ import pyarrow as pa
 from safetensors import safe_open
 
 from seedscope.app.settings import default_root
+from seedscope.app.store.download import feature_download
 from seedscope.app.store.errors import BadValue, NotFound
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
+from seedscope.app.store.search import HITS
 from seedscope.app.store.studies import Studies as StudyStores
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import SORTS, FeatureQuery
@@ -28,7 +30,7 @@ from seedscope.engine.contract.tables.features import Match as MatchRow
 from seedscope.engine.contract.tables.study import Ensemble as EnsembleRow
 
 _FILTERS = {field.name for field in fields(FeatureQuery)} - {"ensemble", "theta", "epsilon", "rule", "dead"}
-_CHOICES = {"dead": ("exclude", "only", "count"), "bucket": BUCKETS, "trigger": TRIGGERS, "sort": SORTS}
+_CHOICES = {"dead": ("exclude", "only", "count"), "bucket": BUCKETS, "trigger": TRIGGERS, "sort": SORTS, "hit": HITS}
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Ensemble:
         """All features that a filter finds, one row each: the columns of the feature table's download.
 
         `filters` are those of the feature table's address: seed, bucket, stability_min, stability_max, density_min,
-        density_max, id, trigger, q, score_min; `sort` and `descending` order the rows. `dead` is exclude, only or count.
+        density_max, id, trigger, q, hit, score_min; `sort` and `descending` order the rows. `dead` is exclude, only or count.
         Raises ValueError for a filter or value that there is not, or that needs what was not computed.
         """
         if unknown := set(filters) - _FILTERS:
@@ -139,7 +141,7 @@ class Ensemble:
             )
         query = self._query(theta, epsilon, rule, dead=dead, **filters)
         with _refusals():
-            table = self._store.features(query).download()
+            table = feature_download(self._store, query)
         if self.directions:
             table = table.append_column("directions", pa.array([self.directions] * len(table)))
         return table

@@ -22,9 +22,10 @@ from pydantic import (
 )
 
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
+from seedscope.app.store.search import Hit
 from seedscope.app.store.studies import Studies
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery, Sort
+from seedscope.app.store.table import FeatureQuery, Sort, default_sort
 from seedscope.engine.contract.schema import LARGEST_SEED
 from seedscope.engine.contract.stability import UNDEFINED, Stability
 from seedscope.engine.contract.tables.features import Feature, Match
@@ -114,7 +115,7 @@ class Judgement(Plain):
 
     def parameters(self, **changes: Any) -> dict[str, Any]:
         """What a link must carry to mean this state with `changes`; defaults are left out."""
-        state = self.model_dump(exclude={"v", "embed", "limit", "after", "before"}) | changes
+        state = self.model_dump(exclude={"v", "embed", "limit", "after", "before", "at"}) | changes
         defaults = {name: field.default for name, field in type(self).model_fields.items()} | self._own
         return {k: v for k, v in state.items() if v is not None and (k not in defaults or v != defaults[k])}
 
@@ -196,11 +197,21 @@ class Filter(Judgement, DensityRange):
     id: Annotated[Index | str | None, BeforeValidator(read_ids), Field(description=LISTED_FORM)] = None
     trigger: Annotated[Trigger, Field(description="what sets a feature that fires off")] | None = None
     q: (
-        Annotated[str, Field(max_length=100, description="part of a top token, words of an explanation, or #index")]
+        Annotated[
+            str,
+            Field(
+                max_length=100,
+                description='part of a top token, "a token" in quotes, words of an explanation, or #index',
+            ),
+        ]
         | None
     ) = None
     score_min: Annotated[Share, Field(description="of the explanation that lists show")] | None = None
-    sort: Annotated[Literal[Sort, "listed"], Field(description="listed: in the order of id")] = "stability"
+    hit: Annotated[Hit | None, Field(description="in what alone q is searched")] = None
+    sort: Annotated[
+        Literal[Sort, "listed"] | None,
+        Field(description="without it: relevance of a search, else stability; listed: in the order of id"),
+    ] = None
     dir: Literal["asc", "desc"] | None = None
     view: Annotated[Literal["stacked", "snippet", "full"], Field(description="how a feature's contexts are shown")] = (
         "stacked"
@@ -216,6 +227,25 @@ class Filter(Judgement, DensityRange):
             self.id = ",".join(kept) if kept else index
         return self
 
+    @model_validator(mode="after")
+    def _relevance_to_a_search(self) -> "Filter":
+        """What a search alone has a meaning for ends with it, and the order that is taken anyway need not be said."""
+        if not self.q:
+            self.hit = None
+        if self.sort == self.usual_sort(self.q) or (self.sort == "relevance" and not self.q):
+            self.sort = None
+        return self
+
+    @staticmethod
+    def usual_sort(q: str | None) -> str:
+        """What rows are sorted by where nothing is said."""
+        return default_sort(q)
+
+    @property
+    def sorted_by(self) -> str:
+        """What rows are sorted by."""
+        return self.sort or self.usual_sort(self.q)
+
     @property
     def listed(self) -> tuple[str, ...] | None:
         """The entries of a list of features; None where `id` holds none."""
@@ -224,11 +254,24 @@ class Filter(Judgement, DensityRange):
     @property
     def descending(self) -> bool:
         """Without `dir`: by index or as listed upwards, by anything else downwards."""
-        return self.dir == "desc" if self.dir else self.sort not in ("feature", "listed")
+        return self.dir == "desc" if self.dir else self.sorted_by not in ("feature", "listed")
+
+    def parameters(self, **changes: Any) -> dict[str, Any]:
+        """As of any judgement; the order that is taken anyway is left out, and with a search what belongs to it alone."""
+        parameters = super().parameters(**changes)
+        if parameters.get("sort") == self.usual_sort(parameters.get("q")):
+            del parameters["sort"]
+        if not parameters.get("q"):
+            parameters = {k: v for k, v in parameters.items() if k != "hit" and (k, v) != ("sort", "relevance")}
+        return parameters
+
+    def shown(self) -> dict[str, Any]:
+        """The filter as JSON twins show it."""
+        return self.model_dump(exclude={"v", "embed", "at"}) | {"sort": self.sorted_by}
 
     def query(self, ensemble: str) -> FeatureQuery:
         """The filter as the store understands it."""
-        values = self.model_dump(include={f.name for f in fields(FeatureQuery)} - {"listed"})
+        values = self.model_dump(include={f.name for f in fields(FeatureQuery)} - {"listed"}) | {"sort": self.sorted_by}
         if self.listed is not None:
             values["id"] = None
         return FeatureQuery(ensemble, descending=self.descending, listed=self.listed, **values)

@@ -18,6 +18,7 @@ from seedscope.app.store.pairs import Pairs
 from seedscope.app.store.pools import Pools
 from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.starts import Starts
+from seedscope.app.store.suggestions import Suggestions
 from seedscope.app.store.table import FeatureQuery, FeatureTable
 from seedscope.app.store.trajectory import Trajectories
 from seedscope.app.store.truth import KnownTruth
@@ -53,6 +54,7 @@ class StudyStore(Database):
         self.pools = Pools(self)
         self.explanations = Explanations(self)
         self.vocabulary = Vocabulary(self)
+        self.suggestions = Suggestions(self)
         self.trajectories = Trajectories(self)
         self.truth = KnownTruth(self) if self.study.synthetic else None
         self.is_start_grid = Starts(self).is_grid

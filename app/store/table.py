@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import pyarrow as pa
 
-from seedscope.app.formats import recipe_remark
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
+from seedscope.app.store.search import HITS, RELEVANCE, found_by, token_matcher
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
 from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA, UNDEFINED, bucket_bounds
 
-Sort = Literal["stability", "density", "worth", "loss", "max", "entropy", "score", "feature"]
+Sort = Literal["stability", "density", "worth", "loss", "max", "entropy", "score", "feature", "relevance"]
 SORTS: tuple[str, ...] = get_args(Sort)
 _SORT_SQL = {
     "stability": "n_matched",
@@ -27,6 +27,7 @@ _SORT_SQL = {
     "score": "score",
     "feature": "feature",
     "listed": "listed",  # the place in the query's own list
+    "relevance": "relevance",
 }
 # Which result (a key of `missing`) each value that may be absent comes from.
 _RESULT = {"density": "activity", "max": "activity", "entropy": "contexts", "worth": "ablate", "loss": "loss",
@@ -36,8 +37,8 @@ _TOLERANCE = 1e-9
 # Named, not `*`: Feature has a column per rule and theta, and binding five hundred columns takes longer than the scan.
 _COLUMNS = (
     "ensemble, seed, feature, dead, density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, "
-    "worth_loss, trigger, trigger_share, trigger_what, token_entropy, top_token_share, top_token_ids, explanation, explainer, "
-    "score"
+    "worth_loss, trigger, trigger_share, trigger_what, token_entropy, top_token_share, top_token_ids, top_token_counts, "
+    "explanation, explainer, score"
 )
 # Columns that a line of the table takes over as they are.
 _AS_STORED = (
@@ -71,10 +72,21 @@ class FeatureQuery:
     id: int | None = None
     listed: tuple[str, ...] | None = None  # of these alone: SEED/FEATURE, or FEATURE of every seed
     trigger: str | None = None  # one of TRIGGERS, of features that fire
-    q: str | None = None  # text that a top token contains, or words of an explanation, the last one perhaps unfinished
+    q: str | None = None  # text that a top token contains, "a token" in quotes, or words of an explanation
+    hit: str | None = None  # of HITS: what alone is searched
     score_min: float | None = None  # of the explanation that lists show
-    sort: str = "stability"
+    sort: str | None = None  # None: by `default_sort`
     descending: bool = True
+
+    @property
+    def sorted_by(self) -> str:
+        """What the rows are sorted by; relevance without a search is no order."""
+        return self.sort if self.sort and self.sort != "relevance" else default_sort(self.q)
+
+
+def default_sort(q: str | None) -> str:
+    """What rows are sorted by where nothing is said."""
+    return "relevance" if q else "stability"
 
 
 @dataclass(frozen=True)
@@ -98,10 +110,15 @@ class FeatureRow:
     trigger_what: str | None
     token_entropy: float | None
     top_tokens: tuple[str, ...] | None
+    top_token_shares: tuple[float, ...] | None  # of its firings on each of them, 0 to 1
     explanation: str | None
     explainer: str | None
     score: float | None  # detection, balanced accuracy
     anchor: bool = False  # of a member whose recipe is not the others'
+    found_by: tuple[str, ...] = ()  # of HITS; empty without a search
+    hits: tuple[int, ...] = ()  # places in top_tokens of those that the search means
+    hit_share: float | None = None  # of its firings on them; None where it was not found by a token
+    relevance: float | None = None  # how well it fits the search; see app.store.search
 
 
 class ListPosition(NamedTuple):
@@ -120,6 +137,7 @@ class FeatureTable:
         store.check_rule(query.ensemble, query.rule)
         _check_computed(store, query)
         self._store, self.query = store, query
+        self._matches = token_matcher(query.q or "")
         self._scored, self._filtered, self._parameters = self._statement(query)
 
     def page(self, *, limit: int, after: str | None = None, before: str | None = None) -> list[FeatureRow]:
@@ -128,30 +146,40 @@ class FeatureTable:
         condition, keys = self._beyond(key, backwards) if key else ("", {})
         order = self._order(backwards)
         # Row ids first, then the wide columns of those rows alone: a tenth of the time of sorting whole rows.
+        ways = "relevance, by_token, by_explanation" if self.query.q else "NULL, false, false"
         lines = self.select(
-            f"SELECT line FROM filtered {condition} ORDER BY {order} LIMIT $limit", keys | {"limit": limit}
+            f"SELECT line, {ways} FROM filtered {condition} ORDER BY {order} LIMIT $limit", keys | {"limit": limit}
         )
-        rows = self._fetch(
-            f"SELECT seed, feature, bucket, n_matched, {RULE_COLUMN[self.query.rule]}, top_token_ids, {', '.join(_AS_STORED)} "
-            f"FROM ({self._scored} AND rowid IN (SELECT unnest($lines))) ORDER BY {order}",
-            {"lines": [line for (line,) in lines]},
+        stored = self._fetch(
+            f"SELECT line, seed, feature, bucket, n_matched, {RULE_COLUMN[self.query.rule]}, top_token_ids, top_token_counts, "
+            f"{', '.join(_AS_STORED)} FROM ({self._scored} AND rowid IN (SELECT unnest($lines)))",
+            {"lines": [line for line, *_ in lines]},
         )
-        anchor = self._store.ensembles[self.query.ensemble].anchor
-        page = [
-            FeatureRow(
-                seed=seed,
-                feature=feature,
-                bucket=_bucket(bucket),
-                n_matched=n_matched,
-                cosines=tuple(cosines),
-                mean_cosine=_mean_cosine(cosines),
-                top_tokens=self._words(top_token_ids),
-                anchor=seed == anchor,
-                **dict(zip(_AS_STORED, stored, strict=True)),
-            )
-            for seed, feature, bucket, n_matched, cosines, top_token_ids, *stored in rows
-        ]
+        values = {line: rest for line, *rest in stored}
+        page = [self._row(values[line], relevance, ways) for line, relevance, *ways in lines]
         return page[::-1] if backwards else page
+
+    def _row(self, values: list[Any], relevance: float | None, ways: list[bool]) -> FeatureRow:
+        """A line of the table from its stored columns, and whether a search found it by a token and by its explanation."""
+        seed, feature, bucket, n_matched, cosines, top_token_ids, top_token_counts, *stored = values
+        columns = dict(zip(_AS_STORED, stored, strict=True))
+        words, shares, hits = self._top_tokens(top_token_ids, top_token_counts, columns["n_active"], by_token=ways[0])
+        return FeatureRow(
+            seed=seed,
+            feature=feature,
+            bucket=_bucket(bucket),
+            n_matched=n_matched,
+            cosines=tuple(cosines),
+            mean_cosine=_mean_cosine(cosines),
+            top_tokens=words,
+            top_token_shares=shares,
+            anchor=seed == self._store.ensembles[self.query.ensemble].anchor,
+            found_by=tuple(hit for hit, is_found in zip(HITS, ways, strict=True) if is_found),
+            hits=hits,
+            hit_share=relevance if ways[0] else None,
+            relevance=relevance,
+            **columns,
+        )
 
     def buckets_at(self, places: list[tuple[int, int]]) -> dict[tuple[int, int], str | None]:
         """{(seed, feature): bucket, None for one SAE alone} of a few features, read together."""
@@ -163,16 +191,22 @@ class FeatureTable:
         )
         return {(seed, feature): _bucket(code) for seed, feature, code in rows}
 
-    def _words(self, top_token_ids: list[int]) -> tuple[str, ...] | None:
+    def _top_tokens(
+        self, ids: list[int], counts: list[int], n_active: int | None, *, by_token: bool
+    ) -> tuple[tuple[str, ...] | None, tuple[float, ...] | None, tuple[int, ...]]:
+        """A feature's top tokens, the share of its firings on each, and the places of those that the search means."""
         if not self._store.has_tokens(self.query.ensemble):
-            return None
-        return tuple(self._store.tokens[i] for i in top_token_ids if i >= 0)
+            return None, None, ()
+        held = [(self._store.tokens[i], n / (n_active or 1)) for i, n in zip(ids, counts, strict=True) if i >= 0]
+        words = tuple(text for text, _ in held)
+        hits = tuple(i for i, text in enumerate(words) if by_token and self._matches(text))
+        return words, tuple(share for _, share in held), hits
 
     def key(self, row: FeatureRow) -> str:
         """The keyset position of a row: sort value, seed, feature."""
-        if self.query.sort == "listed":
+        if self.query.sorted_by == "listed":
             return f"{self.list_position(row.seed, row.feature)}_{row.seed}_{row.feature}"
-        value = getattr(row, _SORT_SQL[self.query.sort])
+        value = getattr(row, _SORT_SQL[self.query.sorted_by])
         value = float(self._last) if value is None else value
         return f"{value!r}_{row.seed}_{row.feature}"
 
@@ -200,6 +234,19 @@ class FeatureTable:
         total, n_before = self.select(f"SELECT count(*), count(*) FILTER ({condition}) FROM filtered", keys)[0]
         return ListPosition(n_before + 1, total, *ends)
 
+    def page_of(self, seed: int, feature: int, *, limit: int) -> str | None:
+        """The keyset position (`after`) of the page, of `limit` rows each, that holds a feature.
+
+        None for the first page, and for a feature that the filter leaves out.
+        """
+        place = self.place(seed, feature)
+        skipped = (place.position - 1) // limit * limit if place else 0
+        if not skipped:
+            return None
+        sql = f"SELECT {self._value}, seed, feature FROM filtered ORDER BY {self.order} LIMIT 1 OFFSET $offset"
+        value, *last = self.select(sql, {"offset": skipped - 1})[0]
+        return f"{value!r}_{last[0]}_{last[1]}"
+
     def facets(self) -> dict[str, dict[Any, int]]:
         """Counts per bucket, per seed and, of features that fire, per trigger, each under all other filters of the query."""
         counts = {}
@@ -215,6 +262,14 @@ class FeatureTable:
         counts["bucket"] = {_NAMES[code]: n for code, n in counts["bucket"].items()}
         return counts
 
+    def hit_facet(self) -> dict[str, int] | None:
+        """{what is searched: features found by it}, under all other filters; None without a search."""
+        if not self.query.q:
+            return None
+        wider = FeatureTable(self._store, replace(self.query, hit=None))
+        counts = wider.select("SELECT count(*) FILTER (by_token), count(*) FILTER (by_explanation) FROM filtered")[0]
+        return dict(zip(HITS, counts, strict=True))
+
     def score_facet(self) -> dict[str, int]:
         """{score: features that reach it}, under all other filters of the query."""
         wider = FeatureTable(self._store, replace(self.query, score_min=None))
@@ -225,28 +280,6 @@ class FeatureTable:
     def count(self) -> int:
         """Exact number of features that the query finds."""
         return self.select("SELECT count(*) FROM filtered")[0][0]
-
-    def download(self) -> pa.Table:
-        """All features that the query finds, for downloads."""
-        row = self._store.ensembles[self.query.ensemble]
-        n = row.n_comparisons
-        remarks: dict[str, str | None] = {"of_anchor": None, "of_others": None}
-        if row.anchor is not None:
-            remarks = {
-                "of_anchor": recipe_remark(row.anchor, n, row.anchor),
-                "of_others": recipe_remark(row.anchor, n, -1),
-            }
-        columns = (
-            "density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, worth_loss, trigger, "
-            "trigger_share, trigger_what, token_entropy, top_token_share, explanation, explainer, score"
-        )
-        return self.select_arrow(
-            f"SELECT ensemble, seed, feature, n_matched / nullif({n:d}, 0) AS stability, n_matched, {n:d} AS n_comparisons, "
-            f"{list(BUCKETS)}[bucket + 1] AS bucket, dead, {columns}, coalesce(seed = $anchor::BIGINT, false) AS anchor, "
-            f"CASE WHEN seed = $anchor::BIGINT THEN $of_anchor::VARCHAR ELSE $of_others::VARCHAR END AS remark "
-            f"FROM filtered ORDER BY {self._order(False)}",
-            remarks | {"anchor": row.anchor},
-        )
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """(seeds, features) of all that the query finds, in no order."""
@@ -340,13 +373,8 @@ class FeatureTable:
         # Scores are single: 0.9 as it stands there is a little less than 0.9.
         require("score >= $score_min::FLOAT", "score_min", query.score_min)
         if query.q:
-            ids = [i for i, text in enumerate(self._store.tokens) if query.q.lower() in text.lower()]
-            with_words, word_parameters = _told(query.q)
-            parameters |= word_parameters
-            # Lists taken apart and joined: a twentieth of the time of asking every list.
-            tokens = "SELECT seed, feature, unnest(top_token_ids) AS token FROM Feature WHERE ensemble = $ensemble"
-            shown = f"SELECT seed, feature FROM ({tokens}) WHERE token IN (SELECT unnest($token_ids::INTEGER[]))"
-            require(f"(seed, feature) IN ({shown}{with_words})", "token_ids", ids)
+            found, found_parameters = found_by(query.q, query.hit, self._store.tokens)
+            parameters |= found_parameters
         # Buckets as numbers until the end: grouping by text takes three times as long.
         dead, stable, unstable, middle = (BUCKETS.index(b) for b in ("dead", "stable", "unstable", "middle"))
         own_bucket = "" if query.dead == "count" else f"WHEN dead THEN {dead} "
@@ -360,7 +388,15 @@ class FeatureTable:
             f"SELECT rowid AS line, {_COLUMNS}, {RULE_COLUMN[query.rule]}, {position}{n_matched} AS n_matched, "
             f"(CASE {own_bucket}{judged} END)::UTINYINT AS bucket FROM Feature WHERE ensemble = $ensemble"
         )
-        return scored, f"WITH filtered AS (SELECT * FROM ({scored}) WHERE {' AND '.join(where)})", parameters
+        searched = scored
+        if query.q:
+            searched = f"SELECT *, {RELEVANCE} AS relevance FROM ({scored}) JOIN ({found}) USING (seed, feature)"
+        return scored, f"WITH filtered AS (SELECT * FROM ({searched}) WHERE {' AND '.join(where)})", parameters
+
+    @property
+    def order(self) -> str:
+        """The query's order as SQL, for statements on `filtered`."""
+        return self._order(backwards=False)
 
     def _order(self, backwards: bool) -> str:
         """The query's order with seed and feature as tie-breakers."""
@@ -376,13 +412,13 @@ class FeatureTable:
 
     @property
     def _kind(self) -> str:
-        return "FLOAT" if self.query.sort in _SINGLE else "DOUBLE"
+        return "FLOAT" if self.query.sorted_by in _SINGLE else "DOUBLE"
 
     @property
     def _value(self) -> str:
         """What the query sorts by."""
-        column = _SORT_SQL[self.query.sort]
-        if self.query.sort not in _RESULT:
+        column = _SORT_SQL[self.query.sorted_by]
+        if self.query.sorted_by not in _RESULT:
             return column
         return f"coalesce({column}, '{self._last}'::{self._kind})"
 
@@ -402,24 +438,6 @@ class FeatureTable:
         return clause, {"key_value": float(match[1]), "key_seed": int(match[2]), "key_feature": int(match[3])}
 
 
-def _told(q: str) -> tuple[str, dict[str, str]]:
-    """SQL that adds features whose explanations hold every word of a search, the last as a beginning; its parameters.
-
-    The inverted table is sorted by word, so each word reads its own stretch of it. Empty for a search without words.
-    """
-    query_words = re.findall(r"\w+", q.lower())
-    if not query_words:
-        return "", {}
-    conditions = [f"word = $word_{i}" for i in range(len(query_words) - 1)]
-    conditions.append("word >= $word_from AND word < $word_to")
-    places = " INTERSECT ".join(
-        f"SELECT seed, feature FROM Word WHERE ensemble = $ensemble AND {each}" for each in conditions
-    )
-    parameters = {f"word_{i}": word for i, word in enumerate(query_words[:-1])}
-    parameters |= {"word_from": query_words[-1], "word_to": query_words[-1] + chr(0x10FFFF)}
-    return f" UNION ALL SELECT seed, feature FROM ({places})", parameters
-
-
 def _mean_cosine(cosines: list[float]) -> float | None:
     paired = [cosine for cosine in cosines if cosine > NO_MATCH]
     return fmean(paired) if paired else None
@@ -435,13 +453,15 @@ def _check_computed(store: Database, query: FeatureQuery) -> None:
         if value is not None and analysis in lacking:
             raise BadValue(name, repr(value), f"{way_out}: {lacking[analysis]}")
 
-    sorts = " or ".join(sort for sort in SORTS if _RESULT.get(sort) not in lacking)
-    refuse("sort", query.sort, _RESULT.get(query.sort, ""), f"{sorts}, no {query.sort}")
+    sorts = " or ".join(sort for sort in SORTS if sort != "relevance" and _RESULT.get(sort) not in lacking)
+    refuse("sort", query.sort, _RESULT.get(query.sort or "", ""), f"{sorts}, no {query.sort}")
     if query.sort == "listed" and query.listed is None:
         raise BadValue("sort", "'listed'", "an order of its own needs id=SEED/FEATURE,SEED/FEATURE")
     refuse("density_min", query.density_min, "activity", "no filter by density")
     refuse("density_max", query.density_max, "activity", "no filter by density")
     refuse("trigger", query.trigger, "contexts", "no filter by trigger")
     refuse("score_min", query.score_min, "explanations", "no filter by score")
+    refuse("hit", query.hit if query.hit == "token" else None, "activity", "no search in tokens")
+    refuse("hit", query.hit if query.hit == "explanation" else None, "explanations", "no search in explanations")
     if "explanations" in lacking:
         refuse("q", query.q, "contexts", "#INDEX of a feature, no word of its top tokens")

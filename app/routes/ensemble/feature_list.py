@@ -22,7 +22,6 @@ router = APIRouter()
 class ListFilter(TableFilter):
     """The table's filters within a list; `notes` is what the browser keeps, for the files that are saved."""
 
-    sort: Annotated[Literal[Sort, "listed"], Field(description="listed: in the order of id")] = "listed"
     limit: Annotated[int, Field(ge=1, le=500)] = 500
     notes: Annotated[str, Field(max_length=30_000, description='JSON such as {"3/37": "a note"}')] = "{}"
 
@@ -37,6 +36,11 @@ class ListFilter(TableFilter):
             raise ValueError('JSON such as {"3/37": "a note"}')
         return value
 
+    @staticmethod
+    def usual_sort(q: str | None) -> str:
+        """The list's own order, whatever is searched in it."""
+        return "listed"
+
     @property
     def listed(self) -> tuple[str, ...]:
         """The entries of the list; of a single index that one, without `id` none."""
@@ -48,7 +52,7 @@ class ListFilter(TableFilter):
 
     def opening(self) -> dict[str, Any]:
         """With its order, which is not that of other lists where nothing is said."""
-        return self.parameters() | {"sort": self.sort}
+        return self.parameters() | {"sort": self.sorted_by}
 
 
 @dataclass(frozen=True)
@@ -102,21 +106,16 @@ def list_download(
     store, row, filter = opened
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
-    table = store.features(filter.query(ensemble)).download()
+    table = feature_download(store, filter.query(ensemble))
     places = list(zip(table.column("seed").to_pylist(), table.column("feature").to_pylist(), strict=True))
     notes = json.loads(filter.notes)
     columns: dict[str, list[Any]] = {
-        "theta": [filter.theta] * len(places),
-        "epsilon": [filter.epsilon] * len(places),
-        "rule": [filter.rule] * len(places),
-        "digest": [row.digest] * len(places),
         "permalink": [_permalink(request, study, row, filter, *place) for place in places],
         "note": [_note(notes, *place) for place in places],
     }
-    table = table.add_column(0, "study", pa.array([study] * len(places), pa.string()))
+    table = table.drop_columns(["permalink"]).add_column(0, "study", pa.array([study] * len(places), pa.string()))
     for name, values in columns.items():
-        kind = pa.float64() if name in ("theta", "epsilon") else pa.string()
-        table = table.append_column(name, pa.array(values, kind))
+        table = table.append_column(name, pa.array(values, pa.string()))
     return render.download(request, table, f"{study}-{ensemble}-list")
 
 

@@ -3,24 +3,29 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import Field
 
 from seedscope.app import render
+from seedscope.app.freshness import check_kept
 from seedscope.app.lens import read_lens
 from seedscope.app.routes.address import (
+    MAX_INDEX,
     RULE_SAYS,
     EnsembleName,
     Filter,
     JudgedEnsemble,
+    Plain,
     StudyName,
     judged,
     open_ensemble,
 )
+from seedscope.app.store.download import described, feature_download
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.table import FeatureRow
 from seedscope.engine.contract import schema
+from seedscope.engine.contract.schema import LARGEST_SEED
 from seedscope.engine.contract.stability import BUCKETS
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
@@ -33,6 +38,19 @@ class TableFilter(Filter):
     after: str | None = None
     before: str | None = None
     limit: Annotated[int, Field(ge=1, le=500)] = 50
+    at: Annotated[
+        str | None,
+        Field(
+            pattern=r"^\d{1,19}/\d{1,9}$",
+            description="SEED/FEATURE: the page that holds this feature, unless after or before",
+        ),
+    ] = None
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """(seed, feature) of the row that is selected."""
+        seed, feature = map(int, self.at.split("/")) if self.at else (-1, -1)
+        return (seed, feature) if self.at and seed <= LARGEST_SEED and feature <= MAX_INDEX else None
 
 
 F = TypeVar("F", bound=TableFilter)
@@ -54,6 +72,7 @@ class TablePage:
     buckets: dict[str, int | None]  # None, but for the dead, of one SAE alone
     seeds: dict[int, int]
     triggers: dict[str, int] | None  # of features that fire
+    found_by: dict[str, int] | None  # of a search: features found by a token, and by their explanation
     scores: dict[str, int] | None  # features whose explanation scores at least so much
     null_rates: dict[str, float]
     null_p999: dict[str, float]
@@ -63,6 +82,7 @@ class TablePage:
     nav_filter: Filter
     nav_rules: dict[str, str]
     nav_push: str
+    nav_at: tuple[int, int] | None  # the row that is selected
 
 
 @render.page(router, "/s/{study}/{ensemble}/features", "ensemble/table.html", "features")
@@ -82,14 +102,17 @@ def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
     table = store.features(filter.query(ensemble))
-    rows = table.page(limit=filter.limit + 1, after=filter.after, before=filter.before)
+    after = filter.after
+    if filter.place and not (after or filter.before):
+        after = table.page_of(*filter.place, limit=filter.limit)
+    rows = table.page(limit=filter.limit + 1, after=after, before=filter.before)
     more = len(rows) > filter.limit
     if filter.before:
         rows = rows[-filter.limit :]
         has_after, has_before = True, more
     else:
         rows = rows[: filter.limit]
-        has_after, has_before = more, filter.after is not None
+        has_after, has_before = more, after is not None
     facets = table.facets()
     base = f"/s/{study}/{ensemble}/{page}"
     usual = type(filter).model_fields["limit"].default
@@ -101,7 +124,7 @@ def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
     return dict(
         study=store.study,
         ensemble=row,
-        filter=filter.model_dump(exclude={"v", "embed"}),
+        filter=filter.shown(),
         theta=filter.theta,
         epsilon=filter.epsilon,
         rule=filter.rule,
@@ -111,6 +134,7 @@ def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
         buckets={b: facets["bucket"].get(b, 0) if row.n_comparisons or b == "dead" else None for b in BUCKETS},
         seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
         triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has_tokens(ensemble) else None,
+        found_by=table.hit_facet(),
         scores=table.score_facet() if store.has(ensemble, "explain") else None,
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),
@@ -119,24 +143,52 @@ def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
         before=table.key(rows[0]) if rows and has_before else None,
         nav_filter=filter,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_at=filter.place,
         nav_push=render.url(base, **filter.parameters(), **position),
     )
 
 
+class Typed(Plain):
+    """What stands in a search box."""
+
+    q: Annotated[str, Field(max_length=100, description="the beginning of a search, or a part of a token")] = ""
+
+
+@dataclass(frozen=True)
+class SuggestionList:
+    """Searches that what was typed may mean."""
+
+    q: str
+    suggestions: list[dict[str, Any]]
+
+
+@router.get("/s/{study}/{ensemble}/features/suggest.json", name="suggestions.json", dependencies=[Depends(check_kept)])
+def suggestions(
+    request: Request, study: StudyName, ensemble: EnsembleName, typed: Annotated[Typed, Query()]
+) -> JSONResponse:
+    """Tokens that features fire on and words of explanations that a search may mean, with the features that have them."""
+    store, _ = open_ensemble(request, study, ensemble)
+    found = [each._asdict() for each in store.suggestions.of(ensemble, typed.q)]
+    return render.as_json(SuggestionList(typed.q, found), request)
+
+
 @router.get("/s/{study}/{ensemble}/features.csv", name="features.csv")
 @router.get("/s/{study}/{ensemble}/features.parquet", name="features.parquet")
-def feature_download(
+@router.get("/s/{study}/{ensemble}/features/rows.json", name="features.rows.json")
+def download_features(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedEnsemble[Filter], Depends(judged(Filter))],
 ) -> Response:
-    """All features that the filter finds, as CSV or Parquet."""
+    """All features that the filter finds as CSV, Parquet or JSON, with the settings that they were judged by."""
     store, _, filter = opened
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
-    table = store.features(filter.query(ensemble)).download()
-    return render.download(request, table, f"{study}-{ensemble}-features")
+    query = filter.query(ensemble)
+    name = f"{study}-{ensemble}-features"
+    about = described(store, query) if request.url.path.endswith(".json") else None
+    return render.download(request, feature_download(store, query), name, about=about)
 
 
 @router.get("/s/{study}/{ensemble}/random", name="random")

@@ -96,6 +96,7 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
     contexts = None
     if store.has_tokens(ensemble):
         contexts = [show_context(store, c) for c in store.contexts(ensemble, member.seed, feature.feature)]
+    place = listed.place(member.seed, feature.feature)
     counterparts = find_counterparts(store, row, feature, filter)
     stability = judge_feature(store, feature, filter)
     lacking = store.missing(ensemble)
@@ -137,9 +138,13 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
         nav_axis=(member.histogram_edges[0], member.histogram_edges[-1]) if activity else None,
         nav_largest_logit=max([abs(each.logit) for each in [*(positive or []), *(negative or [])]], default=0),
         nav_cosines=tuple(filter.cosines(feature)),
-        nav_place=listed.place(member.seed, feature.feature),
+        nav_place=place,
         nav_filter=filter,
-        nav_list=render.url(f"{base}/{'list' if filter.sort == 'listed' else 'features'}", **filter.parameters()),
+        nav_list=render.url(
+            f"{base}/{'list' if filter.sort == 'listed' else 'features'}",
+            **filter.parameters(),
+            at=f"{member.seed}/{feature.feature}" if place else None,
+        ),
         nav_preview=render.url(f"{here}/preview.png", **filter.judgement()),
         nav_shared=_shared(feature, stability),
         nav_permalink=render.url(here, v=row.digest, **filter.judgement()),

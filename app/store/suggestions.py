@@ -1,0 +1,75 @@
+"""What a search that is being typed may mean: tokens that features fire on, and words of their explanations."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from seedscope.app.formats import shown_on_one_line
+from seedscope.app.store.database import Database
+
+N_SUGGESTIONS = 8
+_MOST_WORDS = 5  # of them: tokens always have room
+
+
+class Suggestion(NamedTuple):
+    """A search that finds something."""
+
+    hit: str  # one of search.HITS: what the text is
+    text: str  # the token as it is, or the word
+    shown: str  # the same with line breaks and signs made visible
+    q: str  # the search that means exactly this
+    n_features: int  # of the whole ensemble that it finds, whatever else is filtered
+
+
+class Suggestions:
+    """Suggestions of one study's ensembles; counts are read once for each: one per distinct token and word."""
+
+    def __init__(self, store: Database) -> None:
+        self._store = store
+        self._tokens = lru_cache(8)(self._read_tokens)
+        self._words = lru_cache(8)(self._read_words)
+
+    def of(self, ensemble: str, typed: str) -> list[Suggestion]:
+        """At most N_SUGGESTIONS for what was typed, a quote in front or not.
+
+        First what is exactly that but for case and spaces around, then what begins so, then tokens that hold it; of equals those
+        of more features.
+        """
+        text = typed.removeprefix('"').removesuffix('"') if len(typed) > 1 else typed
+        if not text:
+            return []
+        part, word = text.lower(), text.strip().lower()
+        tokens = [
+            (_rank(lower, part), -n, shown, token)
+            for lower, shown, token, n in self._tokens(ensemble)
+            if part in lower or part in shown
+        ]
+        words = []
+        if word and not typed.startswith('"'):
+            words = [(_rank(each, word), -n, each, each) for each, n in self._words(ensemble) if each.startswith(word)]
+        words = sorted(words)[:_MOST_WORDS]
+        tokens = sorted(tokens)[: N_SUGGESTIONS - len(words)]
+        return [Suggestion("token", token, shown, f'"{shown}"', -n) for _, n, shown, token in tokens] + [
+            Suggestion("explanation", each, each, f"{each} ", -n) for _, n, each, _ in words
+        ]
+
+    def _read_tokens(self, ensemble: str) -> list[tuple[str, str, str, int]]:
+        """(lower case, as pages show it, token, features that fire on it most) of every top token."""
+        if not self._store.has(ensemble, "activity"):
+            return []
+        rows = self._store.fetch(
+            "SELECT token, count(*) FROM (SELECT unnest(top_token_ids) AS token FROM Feature WHERE ensemble = $ensemble) "
+            "WHERE token >= 0 GROUP BY token",
+            {"ensemble": ensemble},
+        )
+        named = [(self._store.tokens[i], n) for i, n in rows]
+        return [(token.lower(), shown_on_one_line(token), token, n) for token, n in named]
+
+    def _read_words(self, ensemble: str) -> list[tuple[str, int]]:
+        """(word, features whose explanations hold it)."""
+        sql = "SELECT word, count(*) FROM Word WHERE ensemble = $ensemble GROUP BY word"
+        return self._store.fetch(sql, {"ensemble": ensemble})
+
+
+def _rank(text: str, typed: str) -> int:
+    stripped, wanted = text.strip() or text, typed.strip() or typed
+    return 0 if stripped == wanted else 1 if stripped.startswith(wanted) else 2
