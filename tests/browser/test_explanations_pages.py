@@ -110,7 +110,8 @@ def test_markup_in_explanations_does_nothing(browser: Browser, hostile_server: s
         page.goto(f"{address}/{path}".rstrip("/"))
         for summary in page.locator("#explanation summary").all():
             summary.click()
-        page.wait_for_load_state("networkidle")
+            page.wait_for_load_state("networkidle")
+            page.keyboard.press("Escape")
         if page.locator(".said").count():
             page.locator(".said").first.hover()
             expect(page.locator(".said").first).to_contain_text("<script>")
