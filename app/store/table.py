@@ -356,11 +356,11 @@ class FeatureTable:
             where.append("listed IS NOT NULL AND feature IN (SELECT unnest($listed_features::INTEGER[]))")
             parameters["listed"] = list(query.listed)
             parameters["listed_features"] = [int(entry.rpartition("/")[2]) for entry in query.listed]
-            found = [
+            positions = [
                 f"nullif(list_position($listed::VARCHAR[], {key}), 0)"
                 for key in ("seed || '/' || feature", "feature::VARCHAR")
             ]
-            position = f"coalesce({', '.join(found)}) AS listed, "
+            position = f"coalesce({', '.join(positions)}) AS listed, "
         require("density >= $density_min", "density_min", query.density_min)
         require("density <= $density_max", "density_max", query.density_max)
         require("trigger = $trigger AND n_active > 0", "trigger", query.trigger)

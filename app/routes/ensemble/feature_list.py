@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pyarrow as pa
 from fastapi import APIRouter, Depends, Request
@@ -12,8 +12,9 @@ from pydantic import Field, field_validator
 from seedscope.app import render
 from seedscope.app.routes.address import EnsembleName, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.ensemble.table import TableFilter, TablePage, table_fields
+from seedscope.app.store.download import feature_download
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery, Sort
+from seedscope.app.store.table import FeatureQuery
 from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()
