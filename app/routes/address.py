@@ -200,7 +200,7 @@ class Filter(Judgement, DensityRange):
         | None
     ) = None
     score_min: Annotated[Share, Field(description="of the explanation that lists show")] | None = None
-    sort: Annotated[Sort | Literal["listed"], Field(description="listed: in the order of id")] = "stability"
+    sort: Annotated[Literal[Sort, "listed"], Field(description="listed: in the order of id")] = "stability"
     dir: Literal["asc", "desc"] | None = None
     view: Annotated[Literal["stacked", "snippet", "full"], Field(description="how a feature's contexts are shown")] = (
         "stacked"

@@ -39,7 +39,7 @@ def test_from_the_studies_to_an_unstable_feature_its_counterpart_and_back(page: 
     expect(page.get_by_text("Why unstable?")).to_be_visible()
     here = page.url
 
-    counterpart = page.locator(".counterparts tbody tr").first.get_by_role("link")
+    counterpart = page.locator(".counterparts tbody tr").first.locator(".partner a")
     name = counterpart.inner_text()
     counterpart.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text(f"Feature {name}")

@@ -69,18 +69,17 @@ def test_ten_thousand_moves_of_the_slider_are_a_few_requests_and_end_at_the_last
     assert len(asked) < 30
 
 
-def test_neighbours_are_searched_when_asked_for(page: Page, address: str) -> None:
+def test_neighbours_are_searched_when_they_come_into_sight(page: Page, address: str) -> None:
     page.goto(f"{address}/1/17")
-    panel = page.locator("details.lazy", has=page.locator("#neighbours"))
-    expect(panel.locator("table")).to_have_count(0)
-    panel.locator("summary").click()
+    panel = page.locator(".nearest-card")
+    panel.scroll_into_view_if_needed()
     expect(panel.locator("tbody tr")).to_have_count(12, timeout=STARTS)
     panel.get_by_label("by").select_option("encoder")
     panel.get_by_label("each").select_option("1")
     expect(panel.locator("tbody tr")).to_have_count(4)
     expect(page).to_have_url(re.compile(f"{address}/1/17$"))
-    name = panel.locator("tbody a").first.inner_text()
-    panel.locator("tbody a").first.click()
+    name = panel.locator("tbody .partner a").first.inner_text()
+    panel.locator("tbody .partner a").first.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text(f"Feature {name}")
 
 

@@ -22,7 +22,7 @@ router = APIRouter()
 class ListFilter(TableFilter):
     """The table's filters within a list; `notes` is what the browser keeps, for the files that are saved."""
 
-    sort: Annotated[Sort | Literal["listed"], Field(description="listed: in the order of id")] = "listed"
+    sort: Annotated[Literal[Sort, "listed"], Field(description="listed: in the order of id")] = "listed"
     limit: Annotated[int, Field(ge=1, le=500)] = 500
     notes: Annotated[str, Field(max_length=30_000, description='JSON such as {"3/37": "a note"}')] = "{}"
 

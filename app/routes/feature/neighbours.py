@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from seedscope.app import render
 from seedscope.app.live import LiveEngine
 from seedscope.app.routes.address import EnsembleName, Filter, JudgedFeature, StudyName, judged_feature
+from seedscope.app.routes.feature.contexts import ShownContext, show_context
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.queries import LiveQuery
@@ -41,7 +42,9 @@ class Neighbour:
     cosine: float
     bucket: str | None
     dead: bool | None
-    top_tokens: list[str] | None  # None without activity, as is dead
+    top_tokens: list[str] | None  # None without activity, as are dead and the next
+    top_context: ShownContext | None  # its strongest; None as well for a feature that never fires
+    explanation: str | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class NeighboursPage:
     members: list[int]
     absolute: bool
     neighbours: list[Neighbour]
+    nav_largest: float  # activation at which highlights are strongest
     nav_query: NeighboursQuery
     nav_seeds: list[int]
     nav_links: dict[str, Any]
@@ -83,6 +87,7 @@ def neighbours(
         k=asked.k, members=tuple(chosen), absolute=asked.absolute,
     )  # fmt: skip
     engine: LiveEngine = request.app.state.live
+    found = _described(store, ensemble, engine.answer(query).rows(), asked)
     return NeighboursPage(
         study=study,
         ensemble=ensemble,
@@ -92,7 +97,8 @@ def neighbours(
         k=asked.k,
         members=chosen or seeds,
         absolute=asked.absolute,
-        neighbours=_described(store, ensemble, engine.answer(query).rows(), asked),
+        neighbours=found,
+        nav_largest=max([max(each.top_context.activations) for each in found if each.top_context], default=0),
         nav_query=asked,
         nav_seeds=seeds,
         nav_links=asked.judgement(),
@@ -100,12 +106,23 @@ def neighbours(
 
 
 def _described(store: StudyStore, ensemble: str, rows: list[tuple], asked: NeighboursQuery) -> list[Neighbour]:
-    features = store.features_at(ensemble, [row[:2] for row in rows])
+    places = [row[:2] for row in rows]
+    features = store.features_at(ensemble, places)
+    activity = store.has(ensemble, "activity")
+    contexts = store.contexts_at(ensemble, places, n=1) if activity else {}
     described = []
     for seed, feature, cosine in rows:
         row = features[seed, feature]
-        tokens = None
-        if store.has(ensemble, "activity"):
-            tokens = [store.tokens[i] for i in row.top_token_ids if i >= 0]
-        described.append(Neighbour(seed, feature, cosine, asked.bucket_of(row), row.dead, tokens))
+        described.append(
+            Neighbour(
+                seed=seed,
+                feature=feature,
+                cosine=cosine,
+                bucket=asked.bucket_of(row),
+                dead=row.dead,
+                top_tokens=[store.tokens[i] for i in row.top_token_ids if i >= 0] if activity else None,
+                top_context=next((show_context(store, each) for each in contexts.get((seed, feature), [])), None),
+                explanation=row.explanation,
+            )
+        )
     return described

@@ -148,3 +148,12 @@ def test_every_counterpart_row_leads_to_the_comparison_under_the_lens(client, ad
         assert "theta=0.5" in link
         assert "rule=hungarian" in link
         assert client.get(link.replace("/compare?", "/compare.json?")).json()["pair"]["b_of_a"]["is_the_other"]
+
+
+def test_nearest_features_say_what_each_is(client, address, living):
+    near = answered(client, f"{address}/0/{living['feature']}/neighbours.json?k=2&members=1,3").json()["neighbours"]
+    assert len(near) == 4
+    for each in near:
+        twin = client.get(f"{address}/{each['seed']}/{each['feature']}.json").json()
+        assert each["top_context"] == next(iter(twin["contexts"]), None)
+        assert each["explanation"] == (twin["explanations"][0]["text"] if twin["explanations"] else None)
