@@ -71,7 +71,7 @@ def test_a_study_says_of_every_ensemble_where_it_comes_from(client, digests):
     wanted = (
         "origin imported", "hook point blocks.7.hook_resid_pre", "variant BatchTopK, k = 4",
         "48 features in 16 dimensions", "3 seeds", "shared start yes", "data order shared",
-        "training tokens 50,000,000 per member", "members share a start: 3 rows are equal",
+        "training tokens 50,000,000 per seed", "members share a start: 3 rows are equal",
         KNOWN["library"], KNOWN["trained_on"], "seed taken from the folder's name",
     )  # fmt: skip
     assert [text for text in wanted if text not in shown] == []

@@ -8,6 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from seedscope.app.formats import short
 from seedscope.engine.contract.schema import TRIGGERS
 from support.reading import browse, links, parsed, republish, text_of
 
@@ -79,12 +80,12 @@ def test_a_page_says_in_words_what_the_twin_says_in_numbers(client, at, features
         assert f"entropy {row['token_entropy']:.2f} bits" in text
         median, ninety, ninety_nine = row["quantiles"]
         assert (
-            f"median {median:.3g} 90 % {ninety:.3g} 99 % {ninety_nine:.3g} max {row['max_activation']:.3g}"
+            f"median {short(median)} 90 % {short(ninety)} 99 % {short(ninety_nine)} max {short(row['max_activation'])}"
             in text.replace("\xa0", " ")
         )
         assert f"next-token loss {1000 * row['worth_loss']:+.3f} mnat" in text.replace("\xa0", " ")
         assert "first order: removing it, not re-run" in text
-        assert "direct effect, final norm’s gain, no scale" in text
+        assert "direct logit effect (unscaled)" in text
         assert page.count("<li><code", page.index('class="logit-lists"')) == 20
 
 
