@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 def summary(root: Path, study: str) -> None:
     """One line per ensemble, and how to look at it."""
     from seedscope.app.store.ceiling import ceiling
+    from seedscope.app.store.feature_query import FeatureQuery
     from seedscope.app.store.studies import Studies
-    from seedscope.app.store.table import FeatureQuery
     from seedscope.engine.contract.directions import NO_OUTPUT, WAY_OUT
     from seedscope.engine.contract.stability import ALONE
 

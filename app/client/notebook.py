@@ -18,11 +18,11 @@ from safetensors import safe_open
 from seedscope.app.settings import default_root
 from seedscope.app.store.download import feature_download
 from seedscope.app.store.errors import BadValue, NotFound
+from seedscope.app.store.feature_query import SORTS, FeatureQuery
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
 from seedscope.app.store.search import HITS
 from seedscope.app.store.studies import Studies as StudyStores
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import SORTS, FeatureQuery
 from seedscope.engine.contract.schema import RULES, TRIGGERS
 from seedscope.engine.contract.stability import BUCKETS, is_match
 from seedscope.engine.contract.tables.features import Feature as FeatureRow

@@ -21,11 +21,11 @@ from pydantic import (
     model_validator,
 )
 
+from seedscope.app.store.feature_query import FeatureQuery, Sort, default_sort
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
 from seedscope.app.store.search import Hit
 from seedscope.app.store.studies import Studies
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery, Sort, default_sort
 from seedscope.engine.contract.schema import LARGEST_SEED
 from seedscope.engine.contract.stability import UNDEFINED, Stability
 from seedscope.engine.contract.tables.features import Feature, Match

@@ -13,11 +13,12 @@ from seedscope.app.findings.pool_verdict import EV_KEPT
 from seedscope.app.findings.precedence import TELLS
 from seedscope.app.findings.span_claim import NEARLY
 from seedscope.app.routes.address import Plain, StudyName, judged_shares
+from seedscope.app.store.feature_query import FeatureQuery, Sort
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.recognised import RecognisedMember, recognised
 from seedscope.app.store.studies import Studies, analysis_of
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery, FeatureRow, Sort
+from seedscope.app.store.table import FeatureRow
 from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA
 from seedscope.engine.contract.tables.study import Ensemble, Member, Study
 

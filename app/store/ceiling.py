@@ -4,7 +4,7 @@ from typing import Any
 
 from seedscope.app.findings.ceiling import Ceiling, judge_ceiling
 from seedscope.app.store.database import Database
-from seedscope.app.store.table import FeatureQuery
+from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.engine.contract.schema import RULE_COLUMN, count_column, theta_index
 
 

@@ -15,8 +15,9 @@ from seedscope.app.findings.bucket_comparison import (
     trigger_lines,
 )
 from seedscope.app.store.database import Database
+from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.sampling import fixed_sample
-from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.app.store.table import FeatureTable
 from seedscope.engine.contract.stability import BUCKETS
 
 COMPARED_ROWS = 10_000  # features that quartiles and effect sizes are computed from

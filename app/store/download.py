@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from seedscope.app.formats import recipe_remark
 from seedscope.app.store.database import Database
-from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.app.store.feature_query import FeatureQuery
+from seedscope.app.store.table import FeatureTable
 from seedscope.engine.contract.stability import BUCKETS
 
 METADATA_KEY = b"seedscope"  # of a Parquet file's schema metadata: `described` as JSON

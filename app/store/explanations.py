@@ -11,8 +11,9 @@ from seedscope.app.findings.bucket_comparison import JUDGED
 from seedscope.app.findings.scores import Scores
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
+from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.sampling import fixed_sample
-from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.app.store.table import FeatureTable
 from seedscope.engine.contract.names import words
 from seedscope.engine.contract.stability import BUCKETS
 from seedscope.engine.contract.tables.explanations import Explanation, Score, Scored

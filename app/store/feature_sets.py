@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from seedscope.app.store.database import Database
-from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.app.store.feature_query import FeatureQuery
+from seedscope.app.store.table import FeatureTable
 from seedscope.engine.contract.tables.features import Feature
 
 

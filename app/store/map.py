@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from seedscope.app.findings.map_company import Company, Places, find_company, nearest_points
 from seedscope.app.store.database import Database
-from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.app.store.feature_query import FeatureQuery
+from seedscope.app.store.table import FeatureTable
 
 
 class Maps:

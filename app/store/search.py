@@ -19,7 +19,7 @@ def token_matcher(q: str) -> Callable[[str], bool]:
     """Whether a token is what a search means.
 
     `" return"` is that token alone, in the same case; one that holds line breaks or other signs that cannot be typed may be
-    given as pages show it (`"↵"`). A quote that is still open means tokens that begin so. Anything else is a part of the token
+    given as pages show it (`"⏎"`). A quote that is still open means tokens that begin so. Anything else is a part of the token
     in any case.
     """
     literal = literal_token(q)

@@ -13,13 +13,14 @@ from seedscope.app.store.compare import Comparisons
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.explanations import Explanations
+from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.map import Maps
 from seedscope.app.store.pairs import Pairs
 from seedscope.app.store.pools import Pools
 from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.starts import Starts
 from seedscope.app.store.suggestions import Suggestions
-from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.app.store.table import FeatureTable
 from seedscope.app.store.trajectory import Trajectories
 from seedscope.app.store.truth import KnownTruth
 from seedscope.app.store.vocabulary import Vocabulary

@@ -4,19 +4,18 @@ import math
 import re
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
+from seedscope.app.store.feature_query import SORTS, FeatureQuery
 from seedscope.app.store.search import HITS, RELEVANCE, found_by, token_matcher
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
-from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA, UNDEFINED, bucket_bounds
+from seedscope.engine.contract.stability import BUCKETS, UNDEFINED, bucket_bounds
 
-Sort = Literal["stability", "density", "worth", "loss", "max", "entropy", "score", "feature", "relevance"]
-SORTS: tuple[str, ...] = get_args(Sort)
 _SORT_SQL = {
     "stability": "n_matched",
     "density": "n_active",
@@ -52,41 +51,6 @@ SCORE_STEPS = (0.9, 0.8, 0.7, 0.6)  # of the facet: features whose score is at l
 def _bucket(code: int) -> str | None:
     """The bucket of a number in statements; None for what is undefined."""
     return BUCKETS[code] if code < len(BUCKETS) else None
-
-
-@dataclass(frozen=True)
-class FeatureQuery:
-    """Which features of an ensemble, judged by which theta and epsilon, in which order."""
-
-    ensemble: str
-    theta: float = THETA
-    epsilon: float = EPSILON
-    rule: str = "argmax"
-    seed: int | None = None
-    bucket: str | None = None
-    dead: str | None = None  # exclude, only, count: judged like all others instead of being a bucket of their own
-    stability_min: float | None = None
-    stability_max: float | None = None
-    density_min: float | None = None
-    density_max: float | None = None
-    id: int | None = None
-    listed: tuple[str, ...] | None = None  # of these alone: SEED/FEATURE, or FEATURE of every seed
-    trigger: str | None = None  # one of TRIGGERS, of features that fire
-    q: str | None = None  # text that a top token contains, "a token" in quotes, or words of an explanation
-    hit: str | None = None  # of HITS: what alone is searched
-    score_min: float | None = None  # of the explanation that lists show
-    sort: str | None = None  # None: by `default_sort`
-    descending: bool = True
-
-    @property
-    def sorted_by(self) -> str:
-        """What the rows are sorted by; relevance without a search is no order."""
-        return self.sort if self.sort and self.sort != "relevance" else default_sort(self.q)
-
-
-def default_sort(q: str | None) -> str:
-    """What rows are sorted by where nothing is said."""
-    return "relevance" if q else "stability"
 
 
 @dataclass(frozen=True)

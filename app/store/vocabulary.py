@@ -6,8 +6,9 @@ import numpy as np
 
 from seedscope.app.findings.word_contrast import TOKEN_RULE, Contrast, Terms, contrast, index_terms, rule_kinds
 from seedscope.app.store.database import Database
+from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.sampling import fixed_sample
-from seedscope.app.store.table import FeatureQuery, FeatureTable
+from seedscope.app.store.table import FeatureTable
 from seedscope.engine.contract.names import words
 
 WORD_ROWS = 50_000  # explained features whose words are compared: all where they are few, else a fixed random choice

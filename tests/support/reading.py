@@ -23,9 +23,9 @@ def parsed(page: str) -> bs4.BeautifulSoup:
 
 
 def text_of(page: str | bs4.Tag) -> str:
-    """What a reader sees, one space between words; closed popovers are not seen."""
+    """What a reader sees, one space between words; entries of the glossary open on demand."""
     element = parsed(page) if isinstance(page, str) else copy(page)
-    for closed in element.select("[popover]"):
+    for closed in element.select(".entry[popover]"):
         closed.decompose()
     return " ".join(element.get_text(" ").replace("\u202f", " ").split())
 

@@ -13,8 +13,8 @@ from seedscope.app import render
 from seedscope.app.routes.address import EnsembleName, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.ensemble.table import TableFilter, TablePage, table_fields
 from seedscope.app.store.download import feature_download
+from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery
 from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()

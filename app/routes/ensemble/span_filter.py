@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from seedscope.app.routes.address import MAX_INDEX, Filter
+from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery
 from seedscope.engine.contract.schema import TRIGGERS
 
 _SHOWN = ("rank", "matrix", "colour")  # what the pages show; the rest is the feature table's

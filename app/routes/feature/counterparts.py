@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from seedscope.app.routes.address import Filter
 from seedscope.app.routes.feature.contexts import ShownContext, show_context
 from seedscope.app.store.explanations import LabelAgreement
+from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.study import StudyStore
-from seedscope.app.store.table import FeatureQuery
 from seedscope.engine.contract.schema import NO_MATCH
 from seedscope.engine.contract.stability import is_match
 from seedscope.engine.contract.tables.features import Feature

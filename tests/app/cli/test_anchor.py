@@ -18,8 +18,8 @@ from starlette.testclient import TestClient
 from seedscope.app.main import create_app
 from seedscope.app.settings import Settings
 from seedscope.app.store.ceiling import ceiling
+from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.studies import Studies
-from seedscope.app.store.table import FeatureQuery
 from seedscope.engine.activations.documents import Document, documents, split
 from seedscope.engine.activations.harvest import LanguageModel, harvest, tokenize
 from seedscope.engine.contract.recipe import TrainConfig

@@ -23,7 +23,7 @@ from seedscope.app.routes.feature.permalink import FeaturePage
 from seedscope.app.routes.feature.scored_contexts import ScoredPage
 from seedscope.app.routes.home import HomePage, MethodsPage, StudyPage
 from seedscope.app.routes.study.pool import PoolPage
-from seedscope.app.store.table import SORTS, FeatureQuery
+from seedscope.app.store.feature_query import SORTS, FeatureQuery
 from support.golden import unit_rows
 from support.reading import answered, assert_valid_plotly, browse, figures_of, links, main_of, republish, text_of, twin
 

@@ -326,7 +326,7 @@ def test_of_transcoders_activity_is_known_and_what_needs_their_output_is_undefin
         assert set(ensemble["computed"]) == {"match", "activity", "subspaces"}
         assert [f"no reconstruction: {NO_PREDICTED}"] == [text for text in ensemble["remarks"] if "undefined" in text]
         lacks = {each["result"].split(":")[0]: each for each in overview["missing"]}
-        assert (lacks["worth"]["reason"], lacks["worth"]["command"]) == (NO_PREDICTED, None)
+        assert (lacks["ablation"]["reason"], lacks["ablation"]["command"]) == (NO_PREDICTED, None)
         x = np.delete(rows, [3, 400, 899], axis=0).astype(np.float64)
         fires = topk_codes(x, encoder[1].double().numpy(), 0, 0, K) > 0
         table = client.get("/s/t/trans/features.json?seed=1&limit=500").json()["rows"]

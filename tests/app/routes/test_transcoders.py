@@ -138,7 +138,7 @@ def test_with_a_model_what_is_undefined_names_the_way_out(tmp_path, language_mod
     with browse(tmp_path) as pages:
         data = answered(pages, "/s/measured/unknown.json").json()
         lacks = {each["result"].split(":")[0]: each for each in data["missing"]}
-        for result in ("worth", "next-token loss", "logits"):
+        for result in ("ablation", "next-token loss", "logits"):
             assert lacks[result]["reason"] == NO_OUTPUT
             assert lacks[result]["command"] == "seedscope analyze measured --hookpoint-out NAME"
         assert data["members"][0]["ev"] is None

@@ -14,7 +14,7 @@ from seedscope.app.routes.ensemble.overview import EnsemblePage
 from seedscope.app.routes.ensemble.table import TablePage
 from seedscope.app.routes.feature.permalink import FeaturePage
 from seedscope.app.routes.home import StudyPage
-from seedscope.app.store.table import FeatureQuery
+from seedscope.app.store.feature_query import FeatureQuery
 from support.golden import unit_rows
 from support.reading import answered, assert_valid_plotly, browse, figures_of, links, main_of, republish, text_of, twin
 from support.studies import members_that_agree, publish_study
@@ -290,7 +290,7 @@ def test_activity_without_worth_shows_what_features_do_and_what_adds_their_worth
         f"{here}/members",
     ):
         assert measured.get(answer).status_code == 200
-    assert 'name="density_min"' in measured.get(f"{here}/features").text
+    assert 'name="density_min_percent"' in measured.get(f"{here}/features").text
     assert "sort=worth" not in measured.get(f"{here}/features").text
 
 

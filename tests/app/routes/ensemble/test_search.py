@@ -5,7 +5,7 @@ import re
 import pytest
 
 from seedscope.app.formats import hit_runs
-from seedscope.app.store.table import FeatureQuery
+from seedscope.app.store.feature_query import FeatureQuery
 from support.reading import browse, parsed, republish
 from support.studies import ENSEMBLE, STUDY
 
@@ -156,7 +156,7 @@ def test_suggestions_are_searches_that_find_what_they_say(client, address, commo
     assert exact[0] | {"n_features": 0} == {
         "hit": "token", "text": common, "shown": common, "q": f'"{common}"', "n_features": 0
     }  # fmt: skip
-    unseen = client.get(here, params={"q": '"↵'}).json()["suggestions"]
+    unseen = client.get(here, params={"q": '"⏎'}).json()["suggestions"]
     assert any("\n" in each["text"] for each in unseen)
     for each in [*answer, *exact, *unseen]:
         found = client.get(f"{address}/features.json", params={"q": each["q"], "hit": each["hit"]}).json()
