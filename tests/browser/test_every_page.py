@@ -49,7 +49,8 @@ def page(browser: Browser, server: str):
 
 
 def drawn(page: Page) -> None:
-    """Wait until every figure is drawn, and is as wide as its place."""
+    """Wait until scripts have seen the window's new size, and every figure is drawn and as wide as its place."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     page.wait_for_function(
         """() => [...document.querySelectorAll(".plot[data-figure]")].every((plot) => {
           const svg = plot.querySelector(".main-svg");

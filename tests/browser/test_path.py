@@ -62,7 +62,7 @@ def test_moving_theta_changes_counts_in_place_and_the_address(page: Page, addres
     page.evaluate("window.untouched = true")
     page.get_by_role("slider", name="match threshold").fill("0.3")
     expect(page).to_have_url(re.compile("theta=0.3"))
-    expect(page.locator("#nulls")).to_contain_text("0.30")
+    expect(page.locator(".lens-says")).to_have_text("θ 0.30")
     assert total(page) < before
     assert page.evaluate("window.untouched"), "the page was reloaded"
     page.reload()

@@ -11,13 +11,13 @@ STARTS = 60_000  # ms; the engine loads torch
 
 def test_from_the_feature_table_to_a_projection_to_a_feature_and_its_spans(page: Page, address: str) -> None:
     page.goto(f"{address}/features?dead=exclude")
-    page.get_by_role("link", name="Project this filter").click()
+    page.get_by_role("link", name="How reproducible is this set’s subspace?").click()
     sentence = page.locator("#project-sentence")
     expect(sentence).to_be_visible(timeout=STARTS)
     expect(page.locator("#fig-projected .main-svg").first).to_be_visible(timeout=STARTS)
 
-    page.get_by_label("rank").fill("3")
-    page.get_by_label("rank").press("Enter")
+    page.get_by_role("spinbutton", name="rank").fill("3")
+    page.get_by_role("spinbutton", name="rank").press("Enter")
     expect(sentence).to_contain_text("At rank 3 of 128")
     expect(page).to_have_url(re.compile("rank=3"))
     before = sentence.inner_text()

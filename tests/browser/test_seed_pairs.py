@@ -18,7 +18,7 @@ def test_from_the_matrix_to_a_pair_to_a_feature_and_back(page: Page, address: st
     expect(page).to_have_url(re.compile("a=0&b=2"))
     expect(page.get_by_role("heading", name="Seed 0 in seed 2")).to_be_visible()
     here = page.url
-    page.locator(".pair-list a").first.click()
+    page.locator(".pair-list tbody a").first.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Feature #")
     page.go_back()
     expect(page).to_have_url(here)
@@ -41,7 +41,7 @@ def test_theta_and_rule_change_the_matrix_in_place(page: Page, address: str) -> 
     page.get_by_role("slider", name="match threshold").fill("0.4")
     expect(page).to_have_url(re.compile("theta=0.4"))
     expect(page.locator("#fig-matrix h2")).not_to_have_text(title)
-    page.get_by_label("partner").select_option("hungarian")
+    page.locator("#rule-choice").select_option("hungarian")
     expect(page).to_have_url(re.compile("rule=hungarian"))
     expect(page.get_by_text("Hungarian distance")).to_be_visible()
     assert page.evaluate("window.untouched"), "the page was reloaded"
@@ -85,9 +85,9 @@ def test_neighbours_are_searched_when_they_come_into_sight(page: Page, address: 
 
 def test_a_pair_is_matched_now_under_the_rule_that_is_clicked(page: Page, address: str) -> None:
     page.goto(f"{address}/members?a=0&b=3")
-    page.get_by_role("link", name="both", exact=True).click()
-    expect(page.locator("#now")).to_contain_text("both, θ = 0.70, matched now", timeout=STARTS)
+    page.get_by_role("link", name="decoder and encoder", exact=True).click()
+    expect(page.locator("#now")).to_contain_text("decoder and encoder, θ = 0.70, matched now", timeout=STARTS)
     expect(page.locator("#now .pair-list")).not_to_have_count(0)
-    page.get_by_role("link", name="argmax, absolute").click()
+    page.get_by_role("link", name="nearest, absolute cosine").click()
     expect(page.locator("#now")).to_contain_text("absolute cosine")
     expect(page.locator("#now .plot-container")).to_be_visible()

@@ -146,6 +146,7 @@ def test_on_a_phone_filters_are_a_sheet_and_numbers_have_names(browser: Browser,
     box.fill(token["text"])
     expect(page).to_have_url(re.compile("q="))
     page.locator("#suggestions [role=option]").first.tap()
+    expect(page).to_have_url(re.compile("q=%22"))  # what was typed has left; rows stay where they are
     expect(page.locator("tbody mark").first).to_be_visible()
     page.locator("tbody tr").first.locator(".strip-cell").tap()
     expect(page.locator("[data-up]")).to_contain_text("1 of ")

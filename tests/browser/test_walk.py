@@ -32,7 +32,7 @@ def test_from_landing_to_an_unstable_but_active_feature_in_two_clicks(visitor: P
 
 def test_theta_stays_over_five_pages_and_back(visitor: Page, address: str) -> None:
     visitor.goto(address)
-    slider = visitor.get_by_label("match threshold θ")
+    slider = visitor.get_by_role("slider", name="match threshold θ")
     slider.fill("0.8")
     expect(visitor.locator(".lens-says")).to_have_text("θ 0.80")
     expect(visitor).to_have_url(re.compile("theta=0.8"))
@@ -40,10 +40,10 @@ def test_theta_stays_over_five_pages_and_back(visitor: Page, address: str) -> No
         visitor.locator(".tabs").get_by_role("link", name=name, exact=True).click()
         expect(visitor.locator('.tabs [aria-current="page"]')).to_have_text(name)
         expect(visitor.locator(".lens-says")).to_have_text("θ 0.80")
-    assert visitor.get_by_label("match threshold θ").input_value() == "0.8"
+    assert visitor.get_by_role("slider", name="match threshold θ").input_value() == "0.8"
     visitor.locator(".lens").get_by_role("link", name="reset").click()
     expect(visitor.locator(".lens")).to_have_count(0)
-    assert visitor.get_by_label("match threshold θ").input_value() == "0.7"
+    assert visitor.get_by_role("slider", name="match threshold θ").input_value() == "0.7"
 
 
 def test_a_copied_link_opens_fresh_with_the_same_bucket_p_and_matches(

@@ -431,7 +431,7 @@ def test_what_a_killed_server_left_running_is_ended_by_the_next(whole_root):
     jobs.close()
 
 
-def test_the_demo_measures_the_loss_and_trains_a_control_as_jobs(tmp_path):
+def test_the_demo_explains_measures_the_loss_and_trains_a_control_as_jobs(tmp_path):
     folder = tmp_path / stdlib.STUDY.name
     folder.mkdir()
     (folder / "study-0.duckdb").touch()
@@ -442,9 +442,13 @@ def test_the_demo_measures_the_loss_and_trains_a_control_as_jobs(tmp_path):
         assert "/jobs" in said
         base = re.search(r"http://[\d.:]+", server.stdout.readline())[0]
         with httpx2.Client(base_url=base, trust_env=False, timeout=30) as client:
-            control, loss = client.get("/jobs.json").json()["jobs"]  # the newest first
+            jobs = client.get("/jobs.json").json()["jobs"][::-1]  # the newest first
         server.send_signal(signal.SIGINT)
         assert server.wait(20) in (0, 130)
+    rules, spans, loss, control = jobs
+    assert [(job["kind"], job["parameters"]) for job in (rules, spans)] == [
+        ("analyze", {"only": "explain"}), ("analyze", {"only": "subspaces"})
+    ]  # fmt: skip
     assert (loss["kind"], loss["study"], loss["parameters"]) == ("analyze", stdlib.STUDY.name, {"only": "loss"})
     assert (control["kind"], control["study"], control["parameters"]) == ("demo", stdlib.STUDY.name, {})
 

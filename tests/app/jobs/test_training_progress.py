@@ -129,8 +129,8 @@ def test_the_newest_training_is_first_and_a_damaged_file_is_not_there(client, fo
     (folder / "training.s.cut.json").write_text('{"study": "s", "ens')
     assert [each["ensemble"] for each in client.get(f"/jobs/{ID}.json").json()["trained"]] == ["a", "b", "c"]
     page = text_of(client.get(f"/jobs/{ID}").text)
-    assert "a of s: 1 ReLU member, 5 of 10 tokens each, stopped there" in page
-    assert "EV" not in page.split("Members")[0].split("a of s")[1]  # of which there is no number
+    assert "a of s: 1 ReLU seed, 5 of 10 tokens each, stopped there" in page
+    assert "EV" not in page.split("Seeds of a")[0].split("a of s")[1]  # of which there is no number
 
 
 def test_a_picture_spans_the_training_and_its_values():

@@ -129,4 +129,4 @@ def test_a_folder_of_several_and_what_is_no_sae_are_refused(written: Callable[..
     with pytest.raises(ValueError, match=r"holds 3 SAEs .*expected one: name it"):
         pair.compare(CHECKPOINTS / "sparsify" / "several", one)
     with pytest.raises(ValueError, match="is a transcoder"):
-        pair.compare(one, CHECKPOINTS / "sparsify" / "refused" / "transcoder")
+        pair.compare(one, CHECKPOINTS / "transcoders" / "sparsify" / "plain")
