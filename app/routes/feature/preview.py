@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from seedscope.app import render
 from seedscope.app.figures.preview import SharedFeature, draw_preview
-from seedscope.app.formats import shown_token
+from seedscope.app.formats import shown_on_one_line
 from seedscope.app.freshness import check_kept
 from seedscope.app.routes.address import EnsembleName, Filter, JudgedFeature, StudyName, judged_feature
 from seedscope.app.store.study import StudyStore
@@ -43,18 +43,19 @@ def preview(
         sentence=f"{matched} of {row.n_comparisons} other seeds match at θ = {query.theta:.2f}"
         if row.n_comparisons
         else "one SAE alone: stability is undefined",
-        about=_about(store, feature),
+        about=about(store, feature),
     )
     return Response(
         draw_preview(shared), media_type="image/png", headers={"Cache-Control": "no-cache"} | render.etag(request, 200)
     )
 
 
-def _about(store: StudyStore, feature: Feature) -> str | None:
+def about(store: StudyStore, feature: Feature) -> str | None:
     """Its explanation in quotes of its explainer, else its top tokens; None where nothing is known of its activity."""
     if feature.explanation:
         return feature.explanation
-    if not feature.top_token_ids:
+    if not store.has_tokens(feature.ensemble):
         return None
-    tokens = (shown_token(store.tokens[i]).replace("\n", "") for i in feature.top_token_ids[:N_TOKENS])
-    return "fires most on " + "  ".join(f"“{token}”" for token in tokens)
+    # -1 fills the places of features that fire on fewer tokens.
+    tokens = [shown_on_one_line(store.tokens[i]) for i in feature.top_token_ids if i >= 0][:N_TOKENS]
+    return "fires most on " + "  ".join(f"“{token}”" for token in tokens) if tokens else None

@@ -1,5 +1,7 @@
 """A shared feature: what its link says to sites that unfurl it, and the picture that they show."""
 
+from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from urllib.parse import urlsplit
 
@@ -8,7 +10,10 @@ import pytest
 from PIL import Image
 
 from seedscope.app.figures.preview import COLOURS, SIZE, SharedFeature, draw_preview
+from seedscope.app.routes.feature.preview import about
+from seedscope.app.store.studies import Studies
 from support.reading import parsed
+from support.studies import ENSEMBLE, STUDY
 
 
 def picture(content: bytes) -> np.ndarray:
@@ -61,6 +66,18 @@ def test_long_texts_and_many_seeds_stay_inside_the_picture():
     plain = SharedFeature("Feature #1", "seed 0", "middle", [0.5] * 95, 0.7, "0 of 95", words)
     shown = picture(draw_preview(plain))
     assert (shown[20:, -40:] == [251, 251, 249]).all()
+
+
+def test_without_an_explanation_it_names_the_tokens_that_there_are(study_root):
+    store = Studies(study_root).get(STUDY)
+    few = next(
+        row
+        for row in map(partial(store.feature, ENSEMBLE, 0), range(96))
+        if any(i >= 0 for i in row.top_token_ids) and -1 in row.top_token_ids
+    )
+    n_tokens = sum(i >= 0 for i in few.top_token_ids)
+    assert about(store, replace(few, explanation=None)).count("“") == n_tokens
+    assert about(store, replace(few, explanation=None, top_token_ids=[-1] * 5)) is None
 
 
 def test_the_picture_is_kept_until_the_store_changes(client, address):
