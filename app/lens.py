@@ -5,12 +5,17 @@ An address holds only what differs from the ensemble's own settings. Pages read 
 on every page, also on those that do not use it, so a value that does not exist counts as absent.
 """
 
-import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from seedscope.engine.contract.schema import RULES
+
+Theta = Annotated[float, Field(ge=-1, le=1, description="a cosine of at least theta is a match")]
+Epsilon = Annotated[float, Field(ge=0, lt=0.5, description="stable: p >= 1 - epsilon, unstable: p <= epsilon")]
 
 PARAMETERS = ("theta", "epsilon", "rule", "dead")
 RULE_NAMES = {
@@ -20,6 +25,8 @@ RULE_NAMES = {
     "hungarian": "one-to-one",
     "both": "decoder and encoder",
 }
+
+_NUMBERS: dict[str, TypeAdapter[float]] = {"theta": TypeAdapter(Theta), "epsilon": TypeAdapter(Epsilon)}
 
 
 @dataclass(frozen=True)
@@ -46,20 +53,13 @@ def read_lens(query: Mapping[str, str], theta: float | None = None, epsilon: flo
     Values out of range or of another type count as absent.
     """
     values: dict[str, Any] = {}
-    for name, own, low, high in (("theta", theta, -1.0, 1.0), ("epsilon", epsilon, 0.0, math.nextafter(0.5, 0))):
-        value = _number(query.get(name, ""))
-        if value is not None and low <= value <= high and value != own:
-            values[name] = value
+    for name, own in (("theta", theta), ("epsilon", epsilon)):
+        with suppress(ValidationError):
+            value = _NUMBERS[name].validate_python(query.get(name))
+            if value != own:
+                values[name] = value
     if query.get("rule") in RULES and query["rule"] != RULES[0]:
         values["rule"] = query["rule"]
     if query.get("dead") == "count":
         values["dead"] = "count"
     return Lens(values)
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None

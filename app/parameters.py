@@ -1,6 +1,8 @@
-"""Query parameters of a route: which it takes, and which an address holds beyond them."""
+"""Query parameters: how addresses are written with them, which a route takes, and which an address holds beyond those."""
 
 from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -8,6 +10,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+
+
+def url(path: str, /, **parameters: Any) -> str:
+    """A path with those query parameters that are set."""
+    kept = {key: value for key, value in parameters.items() if value not in (None, "")}
+    return path + ("?" + urlencode(kept) if kept else "")
 
 
 def parameters_of(request: Request) -> list[str]:

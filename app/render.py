@@ -8,7 +8,6 @@ from dataclasses import asdict, fields
 from io import BytesIO
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
-from urllib.parse import urlencode
 
 import pyarrow as pa
 import pyarrow.csv
@@ -44,6 +43,7 @@ from seedscope.app.freshness import check_kept
 from seedscope.app.glossary.entries import GLOSSARY, SECTIONS
 from seedscope.app.glossary.mathml import mathml
 from seedscope.app.lens import RULE_NAMES
+from seedscope.app.parameters import url
 from seedscope.app.settings import TEMPLATES
 from seedscope.app.shell import shell_of
 from seedscope.app.static_files import asset
@@ -51,12 +51,6 @@ from seedscope.engine.contract import directions
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-
-def url(path: str, /, **parameters: Any) -> str:
-    """A path with those query parameters that are set."""
-    kept = {key: value for key, value in parameters.items() if value not in (None, "")}
-    return path + ("?" + urlencode(kept) if kept else "")
 
 
 _entry_ids: ContextVar[Iterator[str]] = ContextVar("entry_ids")

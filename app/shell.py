@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlencode
 
 from fastapi import Request
 
 from seedscope.app.lens import PARAMETERS, Lens, read_lens
-from seedscope.app.parameters import parameters_of, unknown_parameters
+from seedscope.app.parameters import parameters_of, unknown_parameters, url
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 
@@ -102,7 +101,7 @@ def shell_of(request: Request, studies: OpenStudies) -> Shell:
         searches_words=bool(row and {"activity", "explain"} & set(row.computed)),
         lens=lens,
         lens_is_used=set(PARAMETERS) <= set(parameters_of(request)),
-        without_lens=_address(request.url.path, {k: v for k, v in request.query_params.items() if k not in PARAMETERS}),
+        without_lens=url(request.url.path, **{k: v for k, v in request.query_params.items() if k not in PARAMETERS}),
         ignored=[name for name in unknown_parameters(request) if name not in PARAMETERS],
     )
 
@@ -161,8 +160,4 @@ def _search_hint(row: Ensemble | None) -> str:
 def _link(
     name: str, path: str, carried: Mapping[str, Any], is_current: bool = False, lacks: str | None = None
 ) -> ShellLink:
-    return ShellLink(name, _address(path, carried), is_current, lacks)
-
-
-def _address(path: str, parameters: Mapping[str, Any]) -> str:
-    return path + ("?" + urlencode(parameters) if parameters else "")
+    return ShellLink(name, url(path, **carried), is_current, lacks)

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from seedscope.app.lens import Epsilon, Theta
 from seedscope.app.store.feature_query import FeatureQuery, Sort, default_sort
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
 from seedscope.app.store.search import Hit
@@ -39,8 +40,6 @@ FeatureIndex = Annotated[str, Path(description="index of a feature of that seed"
 Rule = Literal["argmax", "live", "mutual", "hungarian", "both"]
 Trigger = Literal["single token", "family", "number", "punctuation", "substring", "position", "previous token", "other"]
 DeadPolicy = Literal["exclude", "only", "count"]
-Theta = Annotated[float, Field(ge=-1, le=1, description="a cosine of at least theta is a match")]
-Epsilon = Annotated[float, Field(ge=0, lt=0.5, description="stable: p >= 1 - epsilon, unstable: p <= epsilon")]
 SaeDigest = Annotated[str, Path(description="digest of an SAE's weights")]
 MAX_INDEX = 2**31 - 1  # what the store's integer columns hold, but for those of seeds
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -161,11 +161,11 @@ def _example(store: StudyStore) -> Example | None:
         sort: Sort = "density" if store.has(row.ensemble, "activity") else "feature"
         own = FeatureQuery(row.ensemble, row.theta, row.epsilon, sort=sort)
         for query in (replace(own, stability_min=0.5, stability_max=1 - 1e-9), replace(own, bucket="stable"), own):
-            if rows := store.features(query).page(limit=1):
+            if first := store.first_row(query):
                 counts = store.own_counts(row.ensemble)
                 buckets = {bucket: sum(n for _, b, _, n in counts if b == bucket) for bucket in BUCKETS}
-                address = f"/s/{store.study.study}/{row.ensemble}/{rows[0].seed}/{rows[0].feature}"
-                return Example(store.study.study, row, rows[0], buckets, address)
+                address = f"/s/{store.study.study}/{row.ensemble}/{first.seed}/{first.feature}"
+                return Example(store.study.study, row, first, buckets, address)
     return None
 
 

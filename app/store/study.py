@@ -20,7 +20,7 @@ from seedscope.app.store.pools import Pools
 from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.starts import Starts
 from seedscope.app.store.suggestions import Suggestions
-from seedscope.app.store.table import FeatureTable
+from seedscope.app.store.table import FeatureRow, FeatureTable
 from seedscope.app.store.trajectory import Trajectories
 from seedscope.app.store.truth import KnownTruth
 from seedscope.app.store.vocabulary import Vocabulary
@@ -50,6 +50,7 @@ class StudyStore(Database):
         self.null_p999 = lru_cache(64)(self._null_p999)
         self.sample = lru_cache(8)(self._sample)
         self.own_counts = lru_cache(64)(self._own_counts)
+        self.first_row = lru_cache(64)(self._first_row)
         self.comparisons = Comparisons(self)
         self.maps = Maps(self)
         self.pools = Pools(self)
@@ -77,6 +78,10 @@ class StudyStore(Database):
         """(seed, bucket, n_matched, features) at the ensemble's own theta and epsilon; home asks for it at every visit."""
         row = self.ensembles[ensemble]
         return self.features(FeatureQuery(ensemble, row.theta, row.epsilon)).matched_counts()
+
+    def _first_row(self, query: FeatureQuery) -> FeatureRow | None:
+        """The first line of a query's table, None where it finds nothing; home asks for it at every visit."""
+        return next(iter(self.features(query).page(limit=1)), None)
 
     def pairs(self, ensemble: str, rule: str) -> Pairs:
         """The pairs of an ensemble's members under one rule."""

@@ -65,7 +65,7 @@ def server(serve: Callable[[Path], str], study_root: Path) -> str:
 
 def _open_page(browser: Browser, server: str, **options: object) -> Iterator[Page]:
     """A page whose console must stay clean."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=server, **options)
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options, base_url=server)
     page = context.new_page()
     complaints = complaints_of(page)
     yield page
@@ -84,3 +84,11 @@ def page(browser: Browser, server: str) -> Iterator[Page]:
 @pytest.fixture
 def page_without_scripts(browser: Browser, server: str) -> Iterator[Page]:
     yield from _open_page(browser, server, java_script_enabled=False)
+
+
+@pytest.fixture
+def phone(browser: Browser, server: str) -> Iterator[Page]:
+    """A page of 390 px that is touched."""
+    yield from _open_page(
+        browser, server, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, accept_downloads=True
+    )

@@ -2,29 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from support.listening import complaints_of
-
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture
-def phone(browser: Browser, server: str) -> Iterator[Page]:
-    context = browser.new_context(
-        viewport={"width": 390, "height": 844}, base_url=server, has_touch=True, is_mobile=True, accept_downloads=True
-    )
-    page = context.new_page()
-    complaints = complaints_of(page)
-    yield page
-    page.evaluate("0")
-    said = list(complaints)
-    context.close()
-    assert not said
 
 
 def overflow(page: Page) -> int:

@@ -1,29 +1,12 @@
 """The feature page: its order on a phone, what a touch tells, panels that open in a dialog, nearest features in sight."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
-
-from support.listening import complaints_of
+from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
 STARTS = 60_000  # ms; the engine loads torch
-
-
-@pytest.fixture
-def phone(browser: Browser, server: str) -> Iterator[Page]:
-    context = browser.new_context(
-        viewport={"width": 390, "height": 844}, base_url=server, has_touch=True, is_mobile=True
-    )
-    page = context.new_page()
-    complaints = complaints_of(page)
-    yield page
-    page.evaluate("0")
-    said = list(complaints)
-    context.close()
-    assert not said
 
 
 def test_on_a_phone_stability_explanation_and_activations_come_first_and_a_touch_tells_all(
