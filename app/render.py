@@ -1,22 +1,19 @@
 """One context dataclass as a full page, an htmx fragment or JSON, and tables as downloads; sets every HX- header."""
 
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, fields
-from io import BytesIO
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from seedscope.app.downloads import ENCODERS
 from seedscope.app.figures.svg_sparks import members_now, sparks
 from seedscope.app.figures.svg_strips import annotated_strip, course, energy_chart, histogram, large_strip, seed_strip
 from seedscope.app.formats import (
@@ -227,27 +224,30 @@ def download(request: Request, table: pa.Table, name: str, *, about: dict[str, A
     if directed := _directed(request):
         table = table.append_column("directions", pa.array([directed.directions] * len(table)))
     kind = request.url.path.rsplit(".", 1)[1]
-    buffer = BytesIO()
-    if kind == "json":
-        buffer.write(
-            json.dumps((about or {}) | {"n": len(table), "rows": table.to_pylist()}, ensure_ascii=False).encode()
-        )
-    elif kind == "csv":
-        pyarrow.csv.write_csv(_lists_as_json(table), buffer)
-    else:
-        pyarrow.parquet.write_table(table, buffer)
+    content = b"".join(ENCODERS[kind](table.schema, iter(table.to_batches()), (about or {}) | {"n": len(table)}))
     headers = {"Content-Disposition": f'attachment; filename="{name}.{kind}"'}
-    return Response(buffer.getvalue(), media_type=_MEDIA[kind], headers=headers)
+    return Response(content, media_type=_MEDIA[kind], headers=headers)
 
 
-def _lists_as_json(table: pa.Table) -> pa.Table:
-    for i, field in enumerate(table.schema):
-        if pa.types.is_list(field.type):
-            texts = [
-                None if values is None else json.dumps(values, ensure_ascii=False) for values in table[i].to_pylist()
-            ]
-            table = table.set_column(i, field.name, pa.array(texts, pa.string()))
-    return table
+def stream(
+    request: Request,
+    schema: pa.Schema,
+    batches: Iterator[pa.RecordBatch],
+    name: str,
+    *,
+    about: dict[str, Any] | None = None,
+    n: int,
+) -> Response:
+    """As `download`, of rows that come some at a time: the first bytes leave at once, and memory does not grow with the rows."""
+    kind = request.url.path.rsplit(".", 1)[1]
+    if directed := _directed(request):
+        field = pa.field("directions", pa.string())
+        batches = (each.append_column(field, pa.array([directed.directions] * len(each))) for each in batches)
+        schema = schema.append(field)
+    headers = {"Content-Disposition": f'attachment; filename="{name}.{kind}"'}
+    return StreamingResponse(
+        ENCODERS[kind](schema, batches, (about or {}) | {"n": n}), media_type=_MEDIA[kind], headers=headers
+    )
 
 
 def page(

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from seedscope.app.main import create_app
 from seedscope.app.settings import Settings
 from seedscope.engine.activations.harvest import LanguageModel, load_model
+from seedscope.engine.contract.index.layout import index_folder
 from seedscope.engine.contract.recipe import StudyConfig
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
@@ -124,6 +125,8 @@ def own_root(study_root: Path, tmp_path: Path) -> Path:
     name = (study_root / "small" / "CURRENT").read_text().split()[0]
     for file in ("CURRENT", name):
         shutil.copy(study_root / "small" / file, folder)
+    index = index_folder(study_root / "small" / name)
+    shutil.copytree(index, folder / index.name)
     return folder.parent
 
 

@@ -16,7 +16,10 @@ from seedscope.app.render import templates as pages
 from support.paths import ROOT
 
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("app/**/*.py")])
-STORES = {Path("engine/store/database.py"), *(path.relative_to(ROOT) for path in ROOT.glob("app/store/*.py"))}
+STORES = {
+    Path("engine/store/database.py"),
+    *(path.relative_to(ROOT) for room in ("app/store", "engine/contract/index") for path in ROOT.glob(f"{room}/*.py")),
+}
 
 
 def names(paths: list[Path]) -> set[Path]:

@@ -141,7 +141,7 @@ class Ensemble:
             )
         query = self._query(theta, epsilon, rule, dead=dead, **filters)
         with _refusals():
-            table = feature_download(self._store, query)
+            table = feature_download(self._store, query).table()
         if self.directions:
             table = table.append_column("directions", pa.array([self.directions] * len(table)))
         return table

@@ -1,11 +1,11 @@
 """Counts of matches behind an anchor's ceiling: how its features come back, beside its comparisons' among themselves."""
 
-from typing import Any
+import numpy as np
 
 from seedscope.app.findings.ceiling import Ceiling, judge_ceiling
 from seedscope.app.store.database import Database
 from seedscope.app.store.feature_query import FeatureQuery
-from seedscope.engine.contract.schema import RULE_COLUMN, count_column, theta_index
+from seedscope.engine.contract.index.layout import DEAD
 
 
 def ceiling(store: Database, query: FeatureQuery) -> Ceiling | None:
@@ -19,20 +19,16 @@ def ceiling(store: Database, query: FeatureQuery) -> Ceiling | None:
 
 def _counts(store: Database, query: FeatureQuery, anchor: int) -> list[tuple[int, int, int, int]]:
     """(seed, matches, whether the anchor is among them, features); of the anchor's own, the third says nothing."""
-    index = theta_index(query.theta)
-    column = RULE_COLUMN[query.rule]
-    n_matched = (
-        count_column(query.rule, index)
-        if index is not None
-        else f"len(list_filter({column}, lambda c: c >= $theta::FLOAT))"
-    )
-    dead = "" if query.dead == "count" else "AND dead IS NOT TRUE"
-    before = sum(member.seed < anchor for member in store.members(query.ensemble))
-    # Lists count from 1, in seed order, without the feature's own seed.
-    at = f"{column}[CASE WHEN seed > $anchor THEN {before + 1:d} ELSE {before:d} END]"
-    parameters: dict[str, Any] = {"ensemble": query.ensemble, "anchor": anchor, "theta": query.theta}
-    return store.fetch(
-        f"SELECT seed, {n_matched} AS x, coalesce({at} >= $theta::FLOAT, false)::INTEGER AS in_anchor, count(*) FROM Feature "
-        f"WHERE ensemble = $ensemble {dead} GROUP BY ALL ORDER BY ALL",
-        parameters,
-    )
+    index = store.index(query.ensemble)
+    matched, dead = index.matched(query.rule, query.theta), index.column("status") == DEAD
+    before = sum(seed < anchor for seed in index.seeds)
+    counted = []
+    for member, seed in enumerate(index.seeds):
+        rows = slice(member * index.d_sae, (member + 1) * index.d_sae)
+        judged = slice(None) if query.dead == "count" else ~dead[rows]
+        # In seed order, without the feature's own seed; of the anchor's own features any slot will do.
+        slot = before if seed > anchor else max(before - 1, 0)
+        in_anchor = index.pair_cosines(query.rule, member, slot)[judged] >= np.float32(query.theta)
+        counts = np.bincount(matched[rows][judged].astype(np.int64) * 2 + in_anchor)
+        counted += [(seed, int(key // 2), int(key % 2), int(counts[key])) for key in np.flatnonzero(counts)]
+    return counted

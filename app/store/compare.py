@@ -16,8 +16,10 @@ from seedscope.app.findings.bucket_comparison import (
 )
 from seedscope.app.store.database import Database
 from seedscope.app.store.feature_query import FeatureQuery
-from seedscope.app.store.sampling import fixed_sample
+from seedscope.app.store.selection import Selection
 from seedscope.app.store.table import FeatureTable
+from seedscope.engine.contract.index.layout import DEAD
+from seedscope.engine.contract.schema import TRIGGERS
 from seedscope.engine.contract.stability import BUCKETS
 
 COMPARED_ROWS = 10_000  # features that quartiles and effect sizes are computed from
@@ -73,7 +75,6 @@ class Comparisons:
         self._store = store
         self.compare = lru_cache(64)(self._compare)
         self.scatter = lru_cache(16)(self._scatter)
-        self._lines = lru_cache(8)(self._draw_lines)
         self._range = lru_cache(64)(self._measure_range)
 
     def metrics(self, ensemble: str) -> list[str]:
@@ -81,104 +82,99 @@ class Comparisons:
         known = [name for name, m in METRICS.items() if m.analysis is None or self._store.has(ensemble, m.analysis)]
         return [name for name in known if name not in OF_TOKENS or self._store.has_tokens(ensemble)]
 
-    def _draw_lines(self, ensemble: str, count_dead: bool) -> list[int]:
-        """Row ids of the features that are compared: all where they are few, else a fixed random choice."""
-        dead = "" if count_dead else "AND dead IS NOT TRUE"
-        sql = f"SELECT rowid FROM Feature WHERE ensemble = $ensemble {dead} {fixed_sample('n_rows')}"
-        return [line for (line,) in self._store.fetch(sql, {"ensemble": ensemble, "n_rows": COMPARED_ROWS})]
-
     def _compare(self, query: FeatureQuery) -> BucketComparison:
-        table, names = FeatureTable(self._store, query), self.metrics(query.ensemble)
-        columns = ", ".join(METRICS[name].column for name in names)
-        # In the order of the keys: ties and sums then fall the same way in every run.
-        rows = table.select_arrow(
-            f"SELECT seed, bucket, {columns} FROM filtered WHERE line IN (SELECT unnest($lines::BIGINT[])) "
-            "ORDER BY seed, feature",
-            {"lines": self._lines(query.ensemble, query.dead == "count")},
-        )
-        seeds = [member.seed for member in self._store.members(query.ensemble)]
-        member = np.searchsorted(seeds, rows["seed"].to_numpy())
-        bucket = rows["bucket"].to_numpy()
+        selection, names = FeatureTable(self._store, query).selection, self.metrics(query.ensemble)
+        index = selection.index
+        compared = index.sample(COMPARED_ROWS, None if query.dead == "count" else index.column("status") != DEAD)
+        if selection.found is not None:
+            compared = compared[selection.found[compared]]
+        member, bucket = compared // index.d_sae, selection.buckets[compared]
         lines = []
         for name in names:
-            values = rows[METRICS[name].column].to_numpy().astype(np.float64)
+            values = index.column(METRICS[name].column)[compared].astype(np.float64)
             if name == "norm":  # norms set to 1 in training differ in the seventh digit, which says nothing
                 values = values.round(5)
-            lines.append(metric_line(name, values, bucket, member, len(seeds)))
-        # One scan for all that is counted.
-        counted = table.select(
-            f"SELECT seed, bucket, CASE WHEN n_active > 0 THEN trigger END AS class, count(*) FROM filtered "
-            f"WHERE bucket < {len(JUDGED)} GROUP BY ALL"
-        )
-        triggers = trigger_lines(counted, seeds) if self._store.has_tokens(query.ensemble) else None
+            lines.append(metric_line(name, values, bucket, member, len(index.seeds)))
+        counted = _triggers(selection)
+        triggers = trigger_lines(counted, index.seeds) if self._store.has_tokens(query.ensemble) else None
         return BucketComparison(sum(n for *_, n in counted), int((bucket < len(JUDGED)).sum()), lines, triggers)
 
     def _measure_range(self, ensemble: str, column: str, count_dead: bool) -> MetricRange:
         """A metric's range; the same for any theta."""
-        dead = "" if count_dead else "AND dead IS NOT TRUE"
-        sql = (
-            f"SELECT approx_quantile({column}, 0.005) FILTER ({column} > 0), max({column}), min({column}) FILTER ({column} > 0), "
-            f"min({column}) FROM Feature WHERE ensemble = ? {dead}"
-        )
-        return MetricRange(*self._store.fetch(sql, [ensemble])[0])
+        index = self._store.index(ensemble)
+        values = index.column(column)
+        values = values[~np.isnan(values) if count_dead else (index.column("status") != DEAD) & ~np.isnan(values)]
+        if not len(values):
+            return MetricRange(None, math.nan, None, math.nan)
+        above = values[values > 0]
+        low, positive = (float(np.quantile(above, 0.005)), float(above.min())) if len(above) else (None, None)
+        return MetricRange(low, float(values.max()), positive, float(values.min()))
 
     def _scatter(self, query: FeatureQuery, metric: str, filtered: FeatureQuery) -> Scatter:
         """A metric against stability over what `query` finds and judges, with those marked that `filtered` finds too."""
-        table, column = FeatureTable(self._store, query), METRICS[metric].column
-        where, parameters = _marks(filtered)
-        judged = f"bucket < {len(JUDGED)} AND {column} IS NOT NULL"
+        selection, column = FeatureTable(self._store, query).selection, METRICS[metric].column
+        index = selection.index
         span = self._range(query.ensemble, column, query.dead == "count")
         lowest = None if span.low is None or span.positive is None else max(span.low, span.positive)
         is_log = lowest is not None and span.high / lowest >= 100
         floor = 10.0 ** math.floor(math.log10(lowest)) if lowest is not None and is_log else -math.inf
-        n, n_chosen, n_floored = table.select(
-            f"SELECT count(*), count(*) FILTER ({where}), count(*) FILTER ({column} < $floor) FROM filtered "
-            f"WHERE {judged}",
-            parameters | {"floor": floor},
-        )[0]
+        judged = (selection.buckets < len(JUDGED)) & ~np.isnan(index.column(column))
+        rows = np.flatnonzero(judged if selection.found is None else judged & selection.found)
+        bucket, matched, values = selection.buckets[rows], selection.matched[rows], index.column(column)[rows]
+        marks = _marks(filtered, selection, rows)
+        chosen = np.ones(len(rows), bool) if marks is None else marks
+        n_floored = int(np.count_nonzero(values < floor))
         points = cells = None
-        if n <= MOST_POINTS:
-            rows = table.select_arrow(
-                f"SELECT seed, feature, bucket, n_matched, {column} AS value, ({where}) AS chosen FROM filtered "
-                f"WHERE {judged} ORDER BY seed, feature",
-                parameters,
-            )
-            points = JudgedPoints(*(rows[name].to_numpy() for name in JudgedPoints._fields))
+        if len(rows) <= MOST_POINTS:
+            seed, feature = index.seed_of(rows), rows % index.d_sae
+            points = JudgedPoints(seed, feature, bucket, matched, values, chosen)
         else:
-            cells = self._cells(table, column, where, parameters, judged, floor if is_log else None, span)
-        marked = n_chosen if where != "true" else None
-        return Scatter(metric, n, marked, is_log, floor, n_floored, points, cells)
-
-    def _cells(
-        self, table: FeatureTable, column: str, where: str, parameters: dict, judged: str, floor: float | None,
-        span: MetricRange,
-    ) -> CountedCells:  # fmt: skip
-        if floor is None:
-            at, first, last = column, span.least, max(span.high, span.least + 1e-6)
-        else:
-            at, first, last = f"log10(greatest({column}, $floor))", math.log10(floor), math.log10(span.high)
-        bins = {"first": first, "step": (last - first) / _BINS, "floor": floor}
-        rows = table.select(
-            f"SELECT n_matched, least({_BINS - 1}, floor(({at} - $first) / $step))::INTEGER AS bin, count(*), "
-            f"count(*) FILTER ({where}) FROM filtered WHERE {judged} GROUP BY ALL",
-            parameters | bins,
-        )
-        n = self._store.ensembles[table.query.ensemble].n_comparisons
-        counts, chosen = np.zeros((_BINS, n + 1), np.int64), np.zeros((_BINS, n + 1), np.int64)
-        for x, bin, n_features, n_marked in rows:
-            counts[bin, x], chosen[bin, x] = n_features, n_marked
-        edges = np.linspace(first, last, _BINS + 1)
-        return CountedCells(edges if floor is None else 10**edges, counts, chosen)
+            cells = _cells(values, matched, chosen, index.n_comparisons, floor if is_log else None, span)
+        n_chosen = None if marks is None else int(np.count_nonzero(chosen))
+        return Scatter(metric, len(rows), n_chosen, is_log, floor, n_floored, points, cells)
 
 
-def _marks(query: FeatureQuery) -> tuple[str, dict[str, object]]:
-    """Condition and parameters for the features that bucket, trigger and density of a query choose."""
-    conditions = {
-        "bucket = $mark_bucket": None if query.bucket is None else BUCKETS.index(query.bucket),
-        "trigger = $mark_trigger AND n_active > 0": query.trigger,
-        "density >= $mark_min": query.density_min,
-        "density <= $mark_max": query.density_max,
-    }
-    chosen = {sql: value for sql, value in conditions.items() if value is not None}
-    where = " AND ".join(f"coalesce({sql}, false)" for sql in chosen) or "true"
-    return where, {sql.split("$")[1].split()[0]: value for sql, value in chosen.items()}
+def _triggers(selection: Selection) -> list[tuple[int, int, str | None, int]]:
+    """(seed, bucket, trigger of what fires, features) of the features that are judged."""
+    index, n_classes = selection.index, len(TRIGGERS) + 1
+    classes = np.minimum(selection.of("trigger_class"), len(TRIGGERS))
+    keys = selection.buckets * np.uint8(n_classes) + classes
+    found, names, counted = selection.found, (*TRIGGERS, None), []
+    for member, seed in enumerate(index.seeds):
+        here = slice(member * index.d_sae, (member + 1) * index.d_sae)
+        counts = np.bincount(keys[here] if found is None else keys[here][found[here]])[: len(JUDGED) * n_classes]
+        counted += [
+            (seed, int(key // n_classes), names[key % n_classes], int(counts[key])) for key in np.flatnonzero(counts)
+        ]
+    return counted
+
+
+def _cells(
+    values: np.ndarray, matched: np.ndarray, chosen: np.ndarray, n: int, floor: float | None, span: MetricRange
+) -> CountedCells:
+    """Features counted by X and by bins of a metric, on a log axis from `floor` on where it is given."""
+    if floor is None:
+        at, first, last = values.astype(np.float64), span.least, max(span.high, span.least + 1e-6)
+    else:
+        at, first, last = np.log10(np.maximum(values, floor)), math.log10(floor), math.log10(span.high)
+    bins = np.minimum(_BINS - 1, np.floor((at - first) / ((last - first) / _BINS))).astype(np.int64)
+    keys = bins * (n + 1) + matched
+    counts, marked = (
+        np.bincount(each, minlength=_BINS * (n + 1)).reshape(_BINS, n + 1) for each in (keys, keys[chosen])
+    )
+    edges = np.linspace(first, last, _BINS + 1)
+    return CountedCells(edges if floor is None else 10**edges, counts, marked)
+
+
+def _marks(query: FeatureQuery, selection: Selection, rows: np.ndarray) -> np.ndarray | None:
+    """Which rows bucket, trigger and density of a query choose; None where it asks for none of these."""
+    index, marks = selection.index, []
+    if query.bucket is not None:
+        marks.append(selection.buckets[rows] == BUCKETS.index(query.bucket))
+    if query.trigger is not None:
+        marks.append(index.column("trigger_class")[rows] == TRIGGERS.index(query.trigger))
+    if query.density_min is not None:
+        marks.append(index.column("density")[rows] >= query.density_min)
+    if query.density_max is not None:
+        marks.append(index.column("density")[rows] <= query.density_max)
+    return np.logical_and.reduce(marks) if marks else None

@@ -1,5 +1,7 @@
 """One published study as read-only tables: what there is, and statements on it. DuckDB's configuration is locked."""
 
+import threading
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,17 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from seedscope.app.store.byte_cache import ByteCache
 from seedscope.app.store.errors import BadValue, NotFound, OneMember
+from seedscope.app.store.feature_index import FeatureIndex
 from seedscope.app.store.missing import Missing, missing
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.duckdb_settings import READ_ONLY
+from seedscope.engine.contract.index.build import open_index
+from seedscope.engine.contract.index.layout import ensemble_folder
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
+
+_REBUILDING = threading.Lock()
 
 
 class Database:
@@ -43,6 +51,8 @@ class Database:
         self._with_logits = {
             name for name in self.ensembles if self.fetch("SELECT 1 FROM Logit WHERE ensemble = ? LIMIT 1", [name])
         }
+        self._cache = ByteCache()
+        self._indexes: dict[str, FeatureIndex] = {}
         self._with_snapshots = {name for (name,) in self.fetch("SELECT DISTINCT ensemble FROM Checkpoint")}
 
     # -- what there is -------------------------------------------------------------------------------------------
@@ -114,6 +124,15 @@ class Database:
         if not self.ensembles[ensemble].n_comparisons:
             raise OneMember(self.study.study, ensemble, [self.missing(ensemble)["stability"]])
 
+    def index(self, ensemble: str) -> FeatureIndex:
+        """The columns of an ensemble's features; made from the store where it was written without them."""
+        found = self._indexes.get(ensemble)
+        if found is None:
+            with _REBUILDING:
+                folder = open_index(self.path)
+            found = self._indexes[ensemble] = FeatureIndex(ensemble_folder(folder, ensemble), self._cache)
+        return found
+
     # -- SQL -----------------------------------------------------------------------------------------------------
 
     def rows(self, table: type, where: str = "true", parameters: Any = None) -> list[Any]:
@@ -135,6 +154,10 @@ class Database:
     def fetch(self, sql: str, parameters: Any = None) -> list[tuple]:
         """All rows of a statement."""
         return self._connection.cursor().execute(sql, parameters or []).fetchall()
+
+    def batches(self, sql: str, parameters: Any, n_rows: int = 65_536) -> Iterator[pa.RecordBatch]:
+        """Rows of a statement some at a time, in memory that does not grow with them."""
+        yield from self._connection.cursor().sql(sql, params=parameters).to_arrow_reader(n_rows)
 
     def arrow(self, sql: str, parameters: Any) -> pa.Table:
         """All rows of a statement as an Arrow table."""

@@ -12,7 +12,6 @@ from seedscope.app.findings.scores import Scores
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_query import FeatureQuery
-from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.table import FeatureTable
 from seedscope.engine.contract.names import words
 from seedscope.engine.contract.stability import BUCKETS
@@ -159,35 +158,61 @@ class Explanations:
 
     def _draw_labels(self, query: FeatureQuery, bucket: str, explainer: str) -> list[tuple[int, set[str]]]:
         """(seed, words) of labels of a bucket's features: enough that CHANCE_LABELS remain without any one seed."""
-        table = FeatureTable(self._store, query)
-        n = self._store.ensembles[query.ensemble].n_members
-        rows = table.select(
-            "SELECT seed, explanation FROM filtered WHERE bucket = $in_bucket AND explainer = $by "
-            f"{fixed_sample('n_labels')}",
-            {"in_bucket": BUCKETS.index(bucket), "by": explainer, "n_labels": 2 * CHANCE_LABELS * n // max(n - 1, 1)},
-        )
-        return [(seed, words(text)) for seed, text in rows]
+        selection = FeatureTable(self._store, query).selection
+        index, n = selection.index, self._store.ensembles[query.ensemble].n_members
+        passes = selection.buckets == BUCKETS.index(bucket)
+        if selection.found is not None:
+            passes &= selection.found
+        wanted = 2 * CHANCE_LABELS * n // max(n - 1, 1)
+        labels: list[tuple[int, set[str]]] = []
+        for rows in index.in_random_order(passes, wanted):
+            texts = index.texts(rows, ("explanation", "explainer"))
+            named = zip(index.seed_of(rows).tolist(), texts["explanation"], texts["explainer"], strict=True)
+            labels += [(seed, words(text)) for seed, text, by in named if by == explainer and text is not None]
+            if len(labels) >= wanted:
+                break
+        return labels[:wanted]
 
     # -- an ensemble as a whole ------------------------------------------------------------------------------------
 
     def _scores(self, query: FeatureQuery, explainer: str, kind: str) -> Scores:
         """Every feature that `query` judges, with what one explainer and one kind of score say of it."""
-        table = FeatureTable(self._store, query)
-        rows = table.select_arrow(
-            f"SELECT f.seed, f.bucket, f.n_matched, e.text IS NOT NULL AS explained, "
-            "e.explainer IS NOT NULL AS attempted, s.value, s.shuffled_p95, "
-            "(e.failure IS NOT NULL OR s.failure IS NOT NULL) AS failed FROM filtered f "
-            "LEFT JOIN (SELECT seed, feature, explainer, text, failure FROM Explanation "
-            "WHERE ensemble = $ensemble AND explainer = $by) e USING (seed, feature) "
-            "LEFT JOIN (SELECT seed, feature, value, shuffled_p95, failure FROM Score "
-            "WHERE ensemble = $ensemble AND explainer = $by AND kind = $kind) s USING (seed, feature) "
-            f"WHERE f.bucket < {len(JUDGED)} ORDER BY f.seed, f.feature",
-            {"by": explainer, "kind": kind},
-        )
-        columns = {name: rows[name].to_numpy() for name in rows.column_names}
-        for name in ("value", "shuffled_p95"):
-            columns[name] = columns[name].astype(np.float64)
-        return Scores(**columns)
+        selection = FeatureTable(self._store, query).selection
+        index = selection.index
+        told = index.kept(("told", explainer, kind), lambda: self._read_told(query.ensemble, explainer, kind))
+        judged = selection.buckets < len(JUDGED)
+        rows = np.flatnonzero(judged if selection.found is None else judged & selection.found)
+        of_rows = told[rows]
+        return Scores(
+            seed=index.seed_of(rows), bucket=selection.buckets[rows], n_matched=selection.matched[rows],
+            explained=of_rows["explained"], attempted=of_rows["attempted"], value=of_rows["value"].astype(np.float64),
+            shuffled_p95=of_rows["shuffled_p95"].astype(np.float64), failed=of_rows["failed"],
+        )  # fmt: skip
+
+    def _read_told(self, ensemble: str, explainer: str, kind: str) -> np.ndarray:
+        """(rows,) what one explainer and one kind of score say of every feature: the fields of _TOLD."""
+        index = self._store.index(ensemble)
+        told = np.zeros(index.n_rows, _TOLD)
+        told["value"] = told["shuffled_p95"] = np.nan
+        where = "FROM {} WHERE ensemble = $ensemble AND explainer = $by"
+        parameters = {"ensemble": ensemble, "by": explainer}
+        columns = "seed, feature, text IS NOT NULL AS explained, failure IS NOT NULL AS failed"
+        for batch in self._store.batches(f"SELECT {columns} {where.format('Explanation')}", parameters):
+            rows = index.rows_at(batch["seed"].to_numpy(), batch["feature"].to_numpy())
+            told["attempted"][rows] = True
+            for name in ("explained", "failed"):
+                told[name][rows] = batch[name].to_numpy(zero_copy_only=False)
+        columns = "seed, feature, value, shuffled_p95, failure IS NOT NULL AS failed"
+        sql = f"SELECT {columns} {where.format('Score')} AND kind = $kind"
+        for batch in self._store.batches(sql, parameters | {"kind": kind}):
+            rows = index.rows_at(batch["seed"].to_numpy(), batch["feature"].to_numpy())
+            for name in ("value", "shuffled_p95"):
+                told[name][rows] = batch[name].to_numpy(zero_copy_only=False)
+            told["failed"][rows] |= batch["failed"].to_numpy(zero_copy_only=False)
+        return told
+
+
+_TOLD = np.dtype([("explained", bool), ("attempted", bool), ("failed", bool), ("value", "f4"), ("shuffled_p95", "f4")])
 
 
 def _likeness(own: set[str], others: list[set[str]]) -> float | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seedscope.app.store.database import Database
+from seedscope.engine.contract.index.layout import DEAD
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, theta_index
 from seedscope.engine.contract.tables.features import Pair
 
@@ -56,16 +57,16 @@ class Pairs:
         return [(_pair(row), *counted[row[2], row[3]]) for row in rows]
 
     def _count(self, theta: float) -> dict[tuple[int, int], tuple[int, int]]:
-        """{(seed, other): (matched anchors, living ones among them)} from the lists themselves."""
-        rows = self._store.fetch(
-            "WITH entries AS (SELECT seed, dead, unnest(c) AS cosine, generate_subscripts(c, 1) AS slot FROM "
-            f"(SELECT seed, dead, {RULE_COLUMN[self._rule]} AS c FROM Feature WHERE ensemble = $ensemble)) "
-            "SELECT seed, slot, count(*) FILTER (cosine >= $theta::FLOAT), "
-            "count(*) FILTER (cosine >= $theta::FLOAT AND dead IS NOT TRUE) FROM entries GROUP BY seed, slot",
-            {"ensemble": self._ensemble, "theta": theta},
-        )
-        others = {seed: self._store.other_seeds(self._ensemble, seed) for seed in {row[0] for row in rows}}
-        return {(seed, others[seed][slot - 1]): (every, living) for seed, slot, every, living in rows}
+        """{(seed, other): (matched anchors, living ones among them)} from the cosines themselves."""
+        index = self._store.index(self._ensemble)
+        dead = (index.column("status") == DEAD).reshape(len(index.seeds), index.d_sae)
+        counted = {}
+        for member, seed in enumerate(index.seeds):
+            for slot, other in enumerate(self._store.other_seeds(self._ensemble, seed)):
+                reached = index.pair_cosines(self._rule, member, slot) >= np.float32(theta)
+                counted[seed, other] = (int(np.count_nonzero(reached)), int(np.count_nonzero(reached & ~dead[member])))
+        index.release()
+        return counted
 
     def rows(self, seed: int, other: int) -> PairRows:
         """Every feature of one member and its partner in another, in feature order."""

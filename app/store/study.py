@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,6 @@ from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.map import Maps
 from seedscope.app.store.pairs import Pairs
 from seedscope.app.store.pools import Pools
-from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.starts import Starts
 from seedscope.app.store.suggestions import Suggestions
 from seedscope.app.store.table import FeatureRow, FeatureTable
@@ -25,7 +24,7 @@ from seedscope.app.store.trajectory import Trajectories
 from seedscope.app.store.truth import KnownTruth
 from seedscope.app.store.vocabulary import Vocabulary
 from seedscope.engine.contract import schema
-from seedscope.engine.contract.schema import RULE_COLUMN, count_column, theta_index
+from seedscope.engine.contract.index.layout import DEAD
 from seedscope.engine.contract.stability import count_on_grid
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Logit, Match
 from seedscope.engine.contract.tables.study import Ensemble, Member
@@ -46,8 +45,6 @@ class StudyStore(Database):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.null_counts = lru_cache(512)(self._null_counts)
-        self.null_p999 = lru_cache(64)(self._null_p999)
         self.sample = lru_cache(8)(self._sample)
         self.own_counts = lru_cache(64)(self._own_counts)
         self.first_row = lru_cache(64)(self._first_row)
@@ -122,11 +119,11 @@ class StudyStore(Database):
 
     def random_feature(self, ensemble: str) -> tuple[int, int]:
         """(seed, index) of any feature that is not known to be dead; raises NotFound where all are."""
-        sql = "SELECT seed, feature FROM Feature WHERE ensemble = ? AND dead IS NOT TRUE ORDER BY random() LIMIT 1"
-        rows = self.fetch(sql, [ensemble])
-        if not rows:
+        index = self.index(ensemble)
+        rows = np.flatnonzero(index.column("status") != DEAD)
+        if not len(rows):
             raise NotFound("living feature", ensemble, "only features that never fire or have no direction")
-        return rows[0]
+        return index.place(np.random.default_rng().choice(rows))
 
     def logits(self, ensemble: str, seed: int, feature: int) -> list[Logit]:
         """The next tokens that a feature lowers, then those that it raises, the strongest first; empty without logits."""
@@ -134,40 +131,22 @@ class StudyStore(Database):
 
     def worth_rank(self, feature: Feature, column: str = "worth_ev") -> int:
         """1-based rank of a feature's marginal worth within its member, largest first."""
-        sql = f'SELECT count(*) + 1 FROM Feature WHERE ensemble = ? AND seed = ? AND "{column}" > ?'
-        return self.fetch(sql, [feature.ensemble, feature.seed, getattr(feature, column)])[0][0]
+        index = self.index(feature.ensemble)
+        first = index.row(feature.seed, 0) or 0
+        values = index.column(column)[first : first + index.d_sae]
+        return int(np.count_nonzero(values > getattr(feature, column))) + 1
 
     # -- an ensemble as a whole ----------------------------------------------------------------------------------
 
     def _sample(self, ensemble: str, rule: str, count_dead: bool) -> Sample:
-        dead = "" if count_dead else "AND dead IS NOT TRUE"
-        rows = self.fetch(
-            f"WITH chosen AS (SELECT seed, feature FROM Feature WHERE ensemble = $ensemble {dead} "
-            f"{fixed_sample('n_rows')}) "
-            f"SELECT seed, {RULE_COLUMN[rule]} FROM Feature JOIN chosen USING (seed, feature) WHERE ensemble = $ensemble "
-            "ORDER BY seed, feature",
-            {"ensemble": ensemble, "n_rows": SAMPLE_ROWS},
-        )
-        index = {member.seed: i for i, member in enumerate(self._members[ensemble])}
-        cosines = np.array([row[1] for row in rows], np.float32)
-        cosines = cosines.reshape(len(rows), self.ensembles[ensemble].n_comparisons)
-        return Sample(cosines, np.array([index[row[0]] for row in rows], np.int64), count_on_grid(cosines))
+        index = self.index(ensemble)
+        rows = index.sample(SAMPLE_ROWS, None if count_dead else index.column("status") != DEAD)
+        cosines = index.cosines(rule, rows)
+        return Sample(cosines, rows // index.d_sae, count_on_grid(cosines))
 
-    def _null_counts(self, ensemble: str, theta: float) -> dict[str, list[int]]:
+    def null_counts(self, ensemble: str, theta: float) -> dict[str, list[int]]:
         """{null kind: features by number of chance matches 0..N}."""
-        n = self.ensembles[ensemble].n_comparisons
-        index = theta_index(theta)
-        parameters: dict[str, Any] = {"ensemble": ensemble}
-        if index is not None:
-            matched = count_column("argmax", index)
-        else:
-            matched = "len(list_filter(cosines, lambda c: c >= $theta::FLOAT))"
-            parameters["theta"] = theta
-        sql = f"SELECT kind, {matched} AS x, count(*) FROM NullMatch WHERE ensemble = $ensemble GROUP BY ALL ORDER BY kind"
-        counts: dict[str, list[int]] = {}
-        for kind, x, features in self.fetch(sql, parameters):
-            counts.setdefault(kind, [0] * (n + 1))[x] = features
-        return counts
+        return self.index(ensemble).null_counts(theta)
 
     def ablations(self, ensemble: str) -> list[Ablation]:
         """Explained variance under every mask, all members."""
@@ -179,15 +158,9 @@ class StudyStore(Database):
         counts = self.null_counts(ensemble, theta)  # none for one SAE alone
         return {kind: sum(x * c for x, c in enumerate(row)) / (sum(row) * n) for kind, row in counts.items()}
 
-    def _null_p999(self, ensemble: str) -> dict[str, float]:
+    def null_p999(self, ensemble: str) -> dict[str, float]:
         """{null kind: 99.9th percentile of the best cosine by chance}."""
-        return dict(
-            self.fetch(
-                "SELECT kind, quantile_cont(c, 0.999) FROM (SELECT kind, unnest(cosines) AS c FROM NullMatch "
-                "WHERE ensemble = ?) GROUP BY kind",
-                [ensemble],
-            )
-        )
+        return dict(self.index(ensemble).null_p999)
 
     def ablation_table(self, ensemble: str) -> pa.Table:
         """The same with every column, for downloads."""

@@ -3,6 +3,8 @@
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
 from seedscope.app.formats import shown_on_one_line
 from seedscope.app.store.database import Database
 
@@ -56,18 +58,14 @@ class Suggestions:
         """(lower case, as pages show it, token, features that fire on it most) of every top token."""
         if not self._store.has(ensemble, "activity"):
             return []
-        rows = self._store.fetch(
-            "SELECT token, count(*) FROM (SELECT unnest(top_token_ids) AS token FROM Feature WHERE ensemble = $ensemble) "
-            "WHERE token >= 0 GROUP BY token",
-            {"ensemble": ensemble},
-        )
-        named = [(self._store.tokens[i], n) for i, n in rows]
+        counts = self._store.index(ensemble).token_counts()
+        named = [(self._store.tokens[i], int(counts[i])) for i in np.flatnonzero(counts)]
         return [(token.lower(), shown_on_one_line(token), token, n) for token, n in named]
 
     def _read_words(self, ensemble: str) -> list[tuple[str, int]]:
         """(word, features whose explanations hold it)."""
-        sql = "SELECT word, count(*) FROM Word WHERE ensemble = $ensemble GROUP BY word"
-        return self._store.fetch(sql, {"ensemble": ensemble})
+        index = self._store.index(ensemble)
+        return list(zip(index.words, index.word_counts().tolist(), strict=True))
 
 
 def _rank(text: str, typed: str) -> int:

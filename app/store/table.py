@@ -1,56 +1,34 @@
 """The features of an ensemble under a query: pages by keyset, facets, counts, downloads, distributions."""
 
-import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
+from seedscope.app.store.feature_index import FeatureIndex
 from seedscope.app.store.feature_query import SORTS, FeatureQuery
-from seedscope.app.store.search import HITS, RELEVANCE, found_by, token_matcher
-from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, count_column, theta_index
-from seedscope.engine.contract.stability import BUCKETS, UNDEFINED, bucket_bounds
+from seedscope.app.store.row_order import ListPlace
+from seedscope.app.store.search import HITS, token_matcher
+from seedscope.app.store.selection import BUCKET_NAMES, SORT_COLUMN, Selection, judge
+from seedscope.engine.contract.index.layout import DEAD, NO_TRIGGER
+from seedscope.engine.contract.schema import NO_MATCH, TRIGGERS
+from seedscope.engine.contract.stability import BUCKETS
 
-_SORT_SQL = {
-    "stability": "n_matched",
-    "density": "n_active",
-    "worth": "worth_ev",
-    "loss": "worth_loss",
-    "max": "max_activation",
-    "entropy": "token_entropy",
-    "score": "score",
-    "feature": "feature",
-    "listed": "listed",  # the place in the query's own list
-    "relevance": "relevance",
-}
+_SORT_FIELD = {"stability": "n_matched", "feature": "feature", "relevance": "relevance", **SORT_COLUMN}
+_WHOLE = ("stability", "density", "feature", "listed")  # sorts whose values are whole numbers
 # Which result (a key of `missing`) each value that may be absent comes from.
 _RESULT = {"density": "activity", "max": "activity", "entropy": "contexts", "worth": "ablate", "loss": "loss",
            "score": "explanations"}  # fmt: skip
-_SINGLE = ("max", "entropy", "score")  # sorts whose column is of single precision
-_TOLERANCE = 1e-9
-# Named, not `*`: Feature has a column per rule and theta, and binding five hundred columns takes longer than the scan.
-_COLUMNS = (
-    "ensemble, seed, feature, dead, density, n_active, n_tokens, mean_activation, max_activation, decoder_norm, worth_ev, "
-    "worth_loss, trigger, trigger_share, trigger_what, token_entropy, top_token_share, top_token_ids, top_token_counts, "
-    "explanation, explainer, score"
-)
 # Columns that a line of the table takes over as they are.
-_AS_STORED = (
-    "decoder_norm", "density", "n_active", "max_activation", "worth_ev", "worth_loss", "trigger", "trigger_share",
-    "trigger_what", "token_entropy", "explanation", "explainer", "score",
+_NUMBERS = (
+    "decoder_norm", "density", "n_active", "max_activation", "worth_ev", "worth_loss", "trigger_share", "token_entropy", "score",
 )  # fmt: skip
-_NAMES = (*BUCKETS, UNDEFINED)  # by the number that stands for a bucket in statements
+_TEXTS = ("trigger_what", "explanation", "explainer", "top_token_ids", "top_token_counts")
 SCORE_STEPS = (0.9, 0.8, 0.7, 0.6)  # of the facet: features whose score is at least this
-
-
-def _bucket(code: int) -> str | None:
-    """The bucket of a number in statements; None for what is undefined."""
-    return BUCKETS[code] if code < len(BUCKETS) else None
 
 
 @dataclass(frozen=True)
@@ -101,59 +79,80 @@ class FeatureTable:
         store.check_rule(query.ensemble, query.rule)
         _check_computed(store, query)
         self._store, self.query = store, query
+        self.index: FeatureIndex = store.index(query.ensemble)
+        self.selection = Selection(self.index, query, store.tokens)
         self._matches = token_matcher(query.q or "")
-        self._scored, self._filtered, self._parameters = self._statement(query)
 
     def page(self, *, limit: int, after: str | None = None, before: str | None = None) -> list[FeatureRow]:
         """One page by keyset: the rows behind `after` (or those in front of `before`), in the query's order."""
-        backwards, key = before is not None, after or before
-        condition, keys = self._beyond(key, backwards) if key else ("", {})
-        order = self._order(backwards)
-        # Row ids first, then the wide columns of those rows alone: a tenth of the time of sorting whole rows.
-        ways = "relevance, by_token, by_explanation" if self.query.q else "NULL, false, false"
-        lines = self.select(
-            f"SELECT line, {ways} FROM filtered {condition} ORDER BY {order} LIMIT $limit", keys | {"limit": limit}
-        )
-        stored = self._fetch(
-            f"SELECT line, seed, feature, bucket, n_matched, {RULE_COLUMN[self.query.rule]}, top_token_ids, top_token_counts, "
-            f"{', '.join(_AS_STORED)} FROM ({self._scored} AND rowid IN (SELECT unnest($lines)))",
-            {"lines": [line for line, *_ in lines]},
-        )
-        values = {line: rest for line, *rest in stored}
-        page = [self._row(values[line], relevance, ways) for line, relevance, *ways in lines]
-        return page[::-1] if backwards else page
+        order = self.selection.order
+        if before is not None:
+            return self.lines(order.before(self._place(before, "before"), limit))
+        return self.lines(order.after(self._place(after, "after") if after else None, limit))
 
-    def _row(self, values: list[Any], relevance: float | None, ways: list[bool]) -> FeatureRow:
-        """A line of the table from its stored columns, and whether a search found it by a token and by its explanation."""
-        seed, feature, bucket, n_matched, cosines, top_token_ids, top_token_counts, *stored = values
-        columns = dict(zip(_AS_STORED, stored, strict=True))
-        words, shares, hits = self._top_tokens(top_token_ids, top_token_counts, columns["n_active"], by_token=ways[0])
-        return FeatureRow(
-            seed=seed,
-            feature=feature,
-            bucket=_bucket(bucket),
-            n_matched=n_matched,
-            cosines=tuple(cosines),
-            mean_cosine=_mean_cosine(cosines),
-            top_tokens=words,
-            top_token_shares=shares,
-            anchor=seed == self._store.ensembles[self.query.ensemble].anchor,
-            found_by=tuple(hit for hit, is_found in zip(HITS, ways, strict=True) if is_found),
-            hits=hits,
-            hit_share=relevance if ways[0] else None,
-            relevance=relevance,
-            **columns,
-        )
+    def lines(self, rows: np.ndarray) -> list[FeatureRow]:
+        """Lines of the table, of rows that are candidates."""
+        index, query = self.index, self.query
+        rows = np.asarray(rows, np.int64)
+        matched, buckets = self.judged(rows)
+        numbers = {name: optional(index.column(name)[rows]) for name in _NUMBERS}
+        texts = index.texts(rows, _TEXTS)
+        triggers = self._stored_triggers(rows)
+        cosines = index.cosines(query.rule, rows).tolist()
+        anchor = self._store.ensembles[query.ensemble].anchor
+        hits = self.selection.hits
+        at = np.searchsorted(self.selection.candidates, rows) if self.selection.candidates is not None else rows
+        lines = []
+        for i, row in enumerate(rows):
+            seed, feature = index.place(row)
+            ways = (False, False)
+            relevance: float | None = None
+            if hits is not None:
+                ways = (bool(hits.by_token[at[i]]), bool(hits.by_explanation[at[i]]))
+                ways = (ways[0] and query.hit != "explanation", ways[1] and query.hit != "token")
+                relevance = float(hits.relevance[at[i]])
+            words, shares, places = self._top_tokens(
+                texts["top_token_ids"][i], texts["top_token_counts"][i], numbers["n_active"][i], by_token=ways[0]
+            )
+            lines.append(
+                FeatureRow(
+                    seed=seed,
+                    feature=feature,
+                    bucket=_bucket(int(buckets[i])),
+                    n_matched=int(matched[i]),
+                    cosines=tuple(cosines[i]),
+                    mean_cosine=_mean_cosine(cosines[i]),
+                    trigger=triggers[i],
+                    trigger_what=texts["trigger_what"][i],
+                    top_tokens=words,
+                    top_token_shares=shares,
+                    explanation=texts["explanation"][i],
+                    explainer=texts["explainer"][i],
+                    anchor=seed == anchor,
+                    found_by=tuple(hit for hit, is_found in zip(HITS, ways, strict=True) if is_found),
+                    hits=places,
+                    hit_share=relevance if ways[0] else None,
+                    relevance=relevance,
+                    **{name: values[i] for name, values in numbers.items()},
+                )
+            )
+        return lines
+
+    def judged(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(X, number of the bucket) of rows."""
+        matched = self.index.matched_at(self.query.rule, self.query.theta, rows)
+        dead = self.index.column("status")[rows] == DEAD
+        return matched, judge(self.query, self.index.n_comparisons, matched, dead)
+
+    def _stored_triggers(self, rows: np.ndarray) -> list[str | None]:
+        """The trigger that is stored of each row, of features that never fire too."""
+        return [None if code == NO_TRIGGER else TRIGGERS[code] for code in self.index.column("trigger_code")[rows]]
 
     def buckets_at(self, places: list[tuple[int, int]]) -> dict[tuple[int, int], str | None]:
         """{(seed, feature): bucket, None for one SAE alone} of a few features, read together."""
-        rows = self._fetch(
-            f"SELECT seed, feature, bucket FROM ({self._scored} AND rowid IN (SELECT t.rowid FROM Feature t JOIN (SELECT "
-            "unnest($seeds::BIGINT[]) AS seed, unnest($features::INTEGER[]) AS feature) USING (seed, feature) "
-            "WHERE ensemble = $ensemble))",
-            {"seeds": [seed for seed, _ in places], "features": [feature for _, feature in places]},
-        )
-        return {(seed, feature): _bucket(code) for seed, feature, code in rows}
+        rows = {place: row for place in places if (row := self.index.row(*place)) is not None}
+        _, buckets = self.judged(np.array(list(rows.values()), np.int64))
+        return {place: _bucket(int(code)) for place, code in zip(rows, buckets, strict=True)}
 
     def _top_tokens(
         self, ids: list[int], counts: list[int], n_active: int | None, *, by_token: bool
@@ -170,9 +169,26 @@ class FeatureTable:
         """The keyset position of a row: sort value, seed, feature."""
         if self.query.sorted_by == "listed":
             return f"{self.list_position(row.seed, row.feature)}_{row.seed}_{row.feature}"
-        value = getattr(row, _SORT_SQL[self.query.sorted_by])
-        value = float(self._last) if value is None else value
+        value = getattr(row, _SORT_FIELD[self.query.sorted_by])
+        if value is None:
+            value = float("-inf" if self.query.descending else "inf")
         return f"{value!r}_{row.seed}_{row.feature}"
+
+    def _key_at(self, row: int) -> str:
+        """The keyset position of a row that is found."""
+        seed, feature = self.index.place(row)
+        value = float(self.selection.signed(np.array([row]))[0]) * (-1 if self.query.descending else 1) + 0.0
+        if value.is_integer() and self.query.sorted_by in _WHOLE:
+            value = int(value)
+        return f"{value!r}_{seed}_{feature}"
+
+    def _place(self, key: str, name: str) -> ListPlace:
+        """A keyset position; raises BadValue for a malformed one, which the parameter `name` holds."""
+        match = re.fullmatch(r"(-?(?:inf|\d{1,18}(?:\.\d{1,20})?(?:e-?\d{1,3})?))_(\d{1,19})_(\d{1,9})", key)
+        if not match:
+            raise BadValue(name, repr(key), "VALUE_SEED_FEATURE, as in the page's own links")
+        signed = float(match[1]) * (-1 if self.query.descending else 1) + 0.0  # keys print floats exactly
+        return ListPlace(signed, self.index.key(int(match[2]), int(match[3])))
 
     def list_position(self, seed: int, feature: int) -> int:
         """1-based place of a feature in the query's list, which holds it."""
@@ -180,226 +196,182 @@ class FeatureTable:
         pair = f"{seed}/{feature}"
         return listed.index(pair if pair in listed else str(feature)) + 1
 
+    def _place_of(self, seed: int, feature: int) -> ListPlace | None:
+        """Where a feature stands in the list; None where the filter leaves it out."""
+        row, selection = self.index.row(seed, feature), self.selection
+        if row is None:
+            return None
+        if selection.candidates is not None:
+            at = int(np.searchsorted(selection.rows, row))
+            is_found = at < len(selection.rows) and selection.rows[at] == row
+        else:
+            is_found = selection.found is None or bool(selection.found[row])
+        return ListPlace(float(selection.signed(np.array([row]))[0]), row) if is_found else None
+
     def place(self, seed: int, feature: int) -> ListPosition | None:
         """Position, previous and next of a feature in the list; None where the filter leaves it out."""
-        here = self.select(
-            f"SELECT {self._value} FROM filtered WHERE seed = $at_seed AND feature = $at_feature",
-            {"at_seed": seed, "at_feature": feature},
-        )
-        if not here:
+        place, order = self._place_of(seed, feature), self.selection.order
+        if place is None:
             return None
-        key = f"{here[0][0]!r}_{seed}_{feature}"
-        ends = []
-        for backwards in (True, False):
-            condition, keys = self._beyond(key, backwards)
-            sql = f"SELECT seed, feature FROM filtered {condition} ORDER BY {self._order(backwards)} LIMIT 1"
-            ends.append(next(iter(self.select(sql, keys)), None))
-        condition, keys = self._beyond(key, True)
-        total, n_before = self.select(f"SELECT count(*), count(*) FILTER ({condition}) FROM filtered", keys)[0]
-        return ListPosition(n_before + 1, total, *ends)
+        ends = [
+            self.index.place(rows[0]) if len(rows) else None for rows in (order.before(place, 1), order.after(place, 1))
+        ]
+        return ListPosition(order.count_before(place) + 1, self.count(), *ends)
 
     def page_of(self, seed: int, feature: int, *, limit: int) -> str | None:
         """The keyset position (`after`) of the page, of `limit` rows each, that holds a feature.
 
         None for the first page, and for a feature that the filter leaves out.
         """
-        place = self.place(seed, feature)
-        skipped = (place.position - 1) // limit * limit if place else 0
-        if not skipped:
+        place, order = self._place_of(seed, feature), self.selection.order
+        if place is None:
             return None
-        sql = f"SELECT {self._value}, seed, feature FROM filtered ORDER BY {self.order} LIMIT 1 OFFSET $offset"
-        value, *last = self.select(sql, {"offset": skipped - 1})[0]
-        return f"{value!r}_{last[0]}_{last[1]}"
+        n_before = order.count_before(place)
+        on_page = n_before % limit
+        if n_before == on_page:
+            return None
+        return self._key_at(int(order.before(place, on_page + 1)[0]))
 
     def facets(self) -> dict[str, dict[Any, int]]:
         """Counts per bucket, per seed and, of features that fire, per trigger, each under all other filters of the query."""
-        counts = {}
-        without = {
-            "bucket": replace(self.query, bucket=None),
-            "seed": replace(self.query, seed=None),
-            "trigger": replace(self.query, trigger=None),
+        selection = self.selection
+        buckets = _counts(selection.buckets, len(BUCKET_NAMES), selection.mask(without="bucket"))
+        classes = _counts(selection.of("trigger_class"), len(TRIGGERS), selection.mask(without="trigger"))
+        return {
+            "bucket": {name: n for name, n in zip(BUCKET_NAMES, buckets, strict=True) if n},
+            "seed": self._seed_counts(selection.mask(without="seed")),
+            "trigger": {name: n for name, n in zip(TRIGGERS, classes, strict=True) if n},
         }
-        for column, query in without.items():
-            wider = FeatureTable(self._store, query)
-            where = "WHERE n_active > 0" if column == "trigger" else ""
-            counts[column] = dict(wider.select(f"SELECT {column}, count(*) FROM filtered {where} GROUP BY {column}"))
-        counts["bucket"] = {_NAMES[code]: n for code, n in counts["bucket"].items()}
-        return counts
+
+    def _seed_counts(self, mask: np.ndarray | None) -> dict[int, int]:
+        index, candidates = self.index, self.selection.candidates
+        if candidates is not None:
+            rows = candidates if mask is None else candidates[mask]
+            counts = np.bincount(rows // index.d_sae, minlength=len(index.seeds)).tolist()
+        elif mask is None:
+            counts = [index.d_sae] * len(index.seeds)
+        else:
+            counts = [int(np.count_nonzero(of_seed)) for of_seed in mask.reshape(len(index.seeds), index.d_sae)]
+        return {seed: n for seed, n in zip(index.seeds, counts, strict=True) if n}
 
     def hit_facet(self) -> dict[str, int] | None:
         """{what is searched: features found by it}, under all other filters; None without a search."""
-        if not self.query.q:
+        hits, mask = self.selection.hits, self.selection.mask(without="hit")
+        if hits is None:
             return None
-        wider = FeatureTable(self._store, replace(self.query, hit=None))
-        counts = wider.select("SELECT count(*) FILTER (by_token), count(*) FILTER (by_explanation) FROM filtered")[0]
-        return dict(zip(HITS, counts, strict=True))
+        ways = zip(HITS, (hits.by_token, hits.by_explanation), strict=True)
+        return {way: int(np.count_nonzero(found if mask is None else found & mask)) for way, found in ways}
 
     def score_facet(self) -> dict[str, int]:
         """{score: features that reach it}, under all other filters of the query."""
-        wider = FeatureTable(self._store, replace(self.query, score_min=None))
-        counted = ", ".join(f"count(*) FILTER (score >= {step}::FLOAT)" for step in SCORE_STEPS)
-        counts = wider.select(f"SELECT {counted} FROM filtered")[0]
-        return {f"{step:.1f}": n for step, n in zip(SCORE_STEPS, counts, strict=True)}
+        selection, mask = self.selection, self.selection.mask(without="score_min")
+        if selection.candidates is None:
+            steps = self.index.kept(("score steps",), lambda: _score_steps(self.index.column("score")))
+        else:
+            steps = _score_steps(selection.of("score"))
+        exactly = _counts(steps, len(SCORE_STEPS) + 1, mask)
+        return {f"{step:.1f}": sum(exactly[len(SCORE_STEPS) - i :]) for i, step in enumerate(SCORE_STEPS)}
 
     def count(self) -> int:
         """Exact number of features that the query finds."""
-        return self.select("SELECT count(*) FROM filtered")[0][0]
+        return self.selection.n_found
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
-        """(seeds, features) of all that the query finds, in no order."""
-        rows = self.select_arrow("SELECT seed, feature FROM filtered")
-        return rows.column("seed").to_numpy(), rows.column("feature").to_numpy()
+        """(seeds, features) of all that the query finds, in ascending order."""
+        rows = self.selection.rows
+        return self.index.seed_of(rows), rows % self.index.d_sae
 
     def listed_places(self) -> list[tuple[int, int]]:
         """(seed, feature) of all that the query finds, in its order."""
-        return self.select(f"SELECT seed, feature FROM filtered ORDER BY {self._order(False)}")
+        return [self.index.place(row) for row in self.selection.order.whole()]
 
     # -- distributions -------------------------------------------------------------------------------------------
 
     def matched_counts(self) -> list[tuple[int, str, int, int]]:
         """(seed, bucket, n_matched, features)."""
-        rows = self.select("SELECT seed, bucket, n_matched, count(*) FROM filtered GROUP BY ALL")
-        return [(seed, _NAMES[code], x, n) for seed, code, x, n in sorted(rows)]
+        selection, index = self.selection, self.index
+        width = index.n_comparisons + 1
+        keys = selection.of_found(selection.buckets.astype(np.uint16) * np.uint16(width) + selection.matched)
+        ends = np.searchsorted(selection.rows, np.arange(1, len(index.seeds) + 1) * index.d_sae) if (
+            selection.candidates is not None or selection.found is not None
+        ) else np.arange(1, len(index.seeds) + 1) * index.d_sae  # fmt: skip
+        counted = []
+        for seed, of_seed in zip(index.seeds, np.split(keys, ends[:-1]), strict=True):
+            counts = np.bincount(of_seed, minlength=0)
+            counted += [
+                (seed, BUCKET_NAMES[key // width], int(key % width), int(counts[key])) for key in np.flatnonzero(counts)
+            ]
+        return counted
 
     def density_histogram(self, *, per_decade: int = 4) -> list[tuple[str, int, int]]:
         """(bucket, bin, living features); bin b holds densities in [10^(b/per_decade), 10^((b+1)/per_decade))."""
-        rows = self.select(
-            "SELECT bucket, floor(log10(density) * $per_decade)::INTEGER AS bin, count(*) FROM filtered "
-            "WHERE density > 0 GROUP BY ALL",
-            {"per_decade": per_decade},
-        )
-        return [(_NAMES[code], bin, n) for code, bin, n in sorted(rows)]
+        selection = self.selection
+        if selection.candidates is None:
+            key = ("density bins", per_decade)
+            bins = self.index.kept(key, lambda: _density_bins(self.index.column("density"), per_decade))
+        else:
+            bins = _density_bins(selection.of("density"), per_decade)
+        bins, buckets = selection.of_found(bins), selection.of_found(selection.buckets)
+        counted = []
+        for code, name in enumerate(BUCKET_NAMES):
+            counts = np.bincount(bins[buckets == code].view(np.uint16), minlength=1)[:_NO_DENSITY]
+            counted += [(name, _LOWEST_BIN + int(b), int(counts[b])) for b in np.flatnonzero(counts)]
+        return counted
 
     def bucket_densities(self) -> dict[str, tuple[int, float | None]]:
         """{bucket: (features, median density, None without activity)}."""
-        rows = self.select("SELECT bucket, count(*), median(density) FROM filtered GROUP BY bucket")
-        return {_NAMES[code]: (n, density) for code, n, density in sorted(rows)}
+        selection = self.selection
+        densities, buckets = selection.of_found(selection.of("density")), selection.of_found(selection.buckets)
+        medians: dict[str, tuple[int, float | None]] = {}
+        for code, name in enumerate(BUCKET_NAMES):
+            values = densities[buckets == code]
+            known = values[~np.isnan(values)]
+            if len(values):
+                medians[name] = (len(values), float(np.median(known)) if len(known) else None)
+        return medians
 
-    # -- SQL -----------------------------------------------------------------------------------------------------
 
-    def select(self, sql: str, more: dict[str, Any] | None = None) -> list[tuple]:
-        """Rows of a statement on `filtered`: what the query finds, with `line` (row id), `n_matched` and `bucket` (a number)."""
-        return self._fetch(f"{self._filtered} {sql}", more)
+_LOWEST_BIN, _NO_DENSITY = -4096, 65_535  # bins are kept as 16-bit numbers from the lowest on
 
-    def select_arrow(self, sql: str, more: dict[str, Any] | None = None) -> pa.Table:
-        """The same as an Arrow table."""
-        sql = f"{self._filtered} {sql}"
-        return self._store.arrow(sql, self._named(sql, more))
 
-    def _fetch(self, sql: str, more: dict[str, Any] | None = None) -> list[tuple]:
-        return self._store.fetch(sql, self._named(sql, more))
+def _density_bins(densities: np.ndarray, per_decade: int) -> np.ndarray:
+    """Bins of logarithms of densities less _LOWEST_BIN, _NO_DENSITY where there is none above 0."""
+    bins = np.full(len(densities), _NO_DENSITY, np.uint16)
+    fires = densities > 0
+    bins[fires] = np.floor(np.log10(densities[fires]) * per_decade) - _LOWEST_BIN
+    return bins
 
-    def _named(self, sql: str, more: dict[str, Any] | None) -> dict[str, Any]:
-        """The values that a statement names; DuckDB refuses others."""
-        values = self._parameters | (more or {})
-        return {name: values[name] for name in set(re.findall(r"\$(\w+)", sql)) if name in values}
 
-    def _statement(self, query: FeatureQuery) -> tuple[str, str, dict[str, Any]]:
-        """All features with n_matched and bucket; the CTE `filtered` of those that the query finds; the parameters."""
-        n = self._store.ensembles[query.ensemble].n_comparisons
-        bounds = bucket_bounds(n, query.epsilon)
-        parameters: dict[str, Any] = {"ensemble": query.ensemble, "stable": bounds.stable, "unstable": bounds.unstable}
-        index = theta_index(query.theta)
-        if index is not None:
-            n_matched = count_column(query.rule, index)
-        else:
-            n_matched = f"len(list_filter({RULE_COLUMN[query.rule]}, lambda c: c >= $theta::FLOAT))"
-            parameters["theta"] = query.theta
-        where = ["true"]
+def _score_steps(scores: np.ndarray) -> np.ndarray:
+    """How many of SCORE_STEPS each score reaches; scores are single: 0.9 as it stands there is a little less than 0.9."""
+    steps = np.zeros(len(scores), np.uint8)
+    for step in SCORE_STEPS:
+        steps += scores >= np.float32(step)
+    return steps
 
-        def require(sql: str, name: str, value: Any) -> None:
-            if value is not None:
-                where.append(sql)
-                parameters[name] = value
 
-        require("seed = $seed", "seed", query.seed)
-        require("bucket = $bucket", "bucket", None if query.bucket is None else BUCKETS.index(query.bucket))
-        require("feature = $id", "id", query.id)
-        position = ""
-        if query.listed is not None:
-            where.append("listed IS NOT NULL AND feature IN (SELECT unnest($listed_features::INTEGER[]))")
-            parameters["listed"] = list(query.listed)
-            parameters["listed_features"] = [int(entry.rpartition("/")[2]) for entry in query.listed]
-            positions = [
-                f"nullif(list_position($listed::VARCHAR[], {key}), 0)"
-                for key in ("seed || '/' || feature", "feature::VARCHAR")
-            ]
-            position = f"coalesce({', '.join(positions)}) AS listed, "
-        require("density >= $density_min", "density_min", query.density_min)
-        require("density <= $density_max", "density_max", query.density_max)
-        require("trigger = $trigger AND n_active > 0", "trigger", query.trigger)
-        if query.stability_min is not None:
-            require("n_matched >= $x_min", "x_min", math.ceil(query.stability_min * n - _TOLERANCE))
-        if query.stability_max is not None:
-            require("n_matched <= $x_max", "x_max", math.floor(query.stability_max * n + _TOLERANCE))
-        if query.dead in ("exclude", "only"):
-            where.append("dead" if query.dead == "only" else "dead IS NOT TRUE")
-        # Scores are single: 0.9 as it stands there is a little less than 0.9.
-        require("score >= $score_min::FLOAT", "score_min", query.score_min)
-        if query.q:
-            found, found_parameters = found_by(query.q, query.hit, self._store.tokens)
-            parameters |= found_parameters
-        # Buckets as numbers until the end: grouping by text takes three times as long.
-        dead, stable, unstable, middle = (BUCKETS.index(b) for b in ("dead", "stable", "unstable", "middle"))
-        own_bucket = "" if query.dead == "count" else f"WHEN dead THEN {dead} "
-        judged = f"WHEN n_matched >= $stable THEN {stable} WHEN n_matched <= $unstable THEN {unstable} ELSE {middle}"
-        if not n:
-            judged = (
-                f"ELSE {_NAMES.index(UNDEFINED)}" if own_bucket else f"WHEN false THEN 0 ELSE {_NAMES.index(UNDEFINED)}"
-            )
-            parameters = {name: value for name, value in parameters.items() if name not in ("stable", "unstable")}
-        scored = (
-            f"SELECT rowid AS line, {_COLUMNS}, {RULE_COLUMN[query.rule]}, {position}{n_matched} AS n_matched, "
-            f"(CASE {own_bucket}{judged} END)::UTINYINT AS bucket FROM Feature WHERE ensemble = $ensemble"
-        )
-        searched = scored
-        if query.q:
-            searched = f"SELECT *, {RELEVANCE} AS relevance FROM ({scored}) JOIN ({found}) USING (seed, feature)"
-        return scored, f"WITH filtered AS (SELECT * FROM ({searched}) WHERE {' AND '.join(where)})", parameters
+def _counts(codes: np.ndarray, n: int, mask: np.ndarray | None) -> list[int]:
+    """How often each of n small numbers occurs where a mask holds."""
+    if len(codes) < _FEW:
+        return np.bincount(codes if mask is None else codes[mask], minlength=n)[:n].tolist()
+    # A comparison of bytes per number takes a tenth of the time of counting numbers that must first be made wide.
+    equal = (codes == code for code in range(n))
+    return [int(np.count_nonzero(each if mask is None else each & mask)) for each in equal]
 
-    @property
-    def order(self) -> str:
-        """The query's order as SQL, for statements on `filtered`."""
-        return self._order(backwards=False)
 
-    def _order(self, backwards: bool) -> str:
-        """The query's order with seed and feature as tie-breakers."""
-        query = self.query
-        value = "DESC" if query.descending != backwards else "ASC"
-        ties = "DESC" if backwards else "ASC"
-        return f"{self._value} {value}, seed {ties}, feature {ties}"
+_FEW = 4_096
 
-    @property
-    def _last(self) -> str:
-        """The value of what has none: behind all others in either direction."""
-        return "-inf" if self.query.descending else "inf"
 
-    @property
-    def _kind(self) -> str:
-        return "FLOAT" if self.query.sorted_by in _SINGLE else "DOUBLE"
+def optional(column: np.ndarray) -> list[Any]:
+    """Values as Python numbers, None where there is none."""
+    if np.issubdtype(column.dtype, np.integer):
+        return [None if value < 0 else value for value in column.tolist()]
+    return [None if value != value else value for value in column.tolist()]
 
-    @property
-    def _value(self) -> str:
-        """What the query sorts by."""
-        column = _SORT_SQL[self.query.sorted_by]
-        if self.query.sorted_by not in _RESULT:
-            return column
-        return f"coalesce({column}, '{self._last}'::{self._kind})"
 
-    def _beyond(self, key: str, backwards: bool) -> tuple[str, dict[str, Any]]:
-        """WHERE clause for rows behind (or in front of) a key; raises BadValue for a malformed key."""
-        query = self.query
-        match = re.fullmatch(r"(-?(?:inf|\d{1,18}(?:\.\d{1,20})?(?:e-?\d{1,3})?))_(\d{1,19})_(\d{1,9})", key)
-        if not match:
-            name = "before" if backwards else "after"
-            raise BadValue(name, repr(key), "VALUE_SEED_FEATURE, as in the page's own links")
-        value = self._value
-        sign = ">" if query.descending == backwards else "<"
-        tie = "<" if backwards else ">"
-        # Keys print floats exactly, so equality is safe.
-        at = f"CAST($key_value AS {self._kind})"
-        clause = f"WHERE ({value} {sign} {at} OR ({value} = {at} AND (seed, feature) {tie} ($key_seed, $key_feature)))"
-        return clause, {"key_value": float(match[1]), "key_seed": int(match[2]), "key_feature": int(match[3])}
+def _bucket(code: int) -> str | None:
+    """The bucket of a number; None for what is undefined."""
+    return BUCKETS[code] if code < len(BUCKETS) else None
 
 
 def _mean_cosine(cosines: list[float]) -> float | None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from seedscope.app.findings.features_along import FeaturesAlong, features_along
 from seedscope.app.findings.stabilization import Trajectory
 from seedscope.app.store.database import Database
-from seedscope.app.store.sampling import fixed_sample
+from seedscope.engine.contract.index.sampling import fixed_sample
 from seedscope.engine.contract.stability import buckets, count_matches
 from seedscope.engine.contract.tables import training as training_tables
 from seedscope.engine.contract.tables.features import Feature

@@ -7,8 +7,8 @@ import numpy as np
 from seedscope.app.findings.word_contrast import TOKEN_RULE, Contrast, Terms, contrast, index_terms, rule_kinds
 from seedscope.app.store.database import Database
 from seedscope.app.store.feature_query import FeatureQuery
-from seedscope.app.store.sampling import fixed_sample
 from seedscope.app.store.table import FeatureTable
+from seedscope.engine.contract.index.sampling import fixed_sample
 from seedscope.engine.contract.names import words
 
 WORD_ROWS = 50_000  # explained features whose words are compared: all where they are few, else a fixed random choice
@@ -27,26 +27,23 @@ class Vocabulary:
         where = "WHERE e.ensemble = $ensemble AND e.explainer = $by AND e.text IS NOT NULL"
         parameters = {"ensemble": ensemble, "by": explainer}
         rows = self._store.fetch(
-            f"SELECT f.rowid, text FROM (SELECT seed, feature, text FROM Explanation e {where} "
-            f"{fixed_sample('n_rows')}) JOIN Feature f USING (seed, feature) "
-            "WHERE f.ensemble = $ensemble ORDER BY f.rowid",
+            f"SELECT seed, feature, text FROM (SELECT seed, feature, text FROM Explanation e {where} "
+            f"{fixed_sample('n_rows')}) ORDER BY seed, feature",
             parameters | {"n_rows": WORD_ROWS},
         )
-        lines = [line for line, _ in rows]
+        index = self._store.index(ensemble)
+        lines = [int(index.key(seed, feature)) for seed, feature, _ in rows]
         n_explained = self._store.fetch(f"SELECT count(*) FROM Explanation e {where}", parameters)[0][0]
-        terms = index_terms(lines, [words(text) for _, text in rows])
-        kinds = index_terms(lines, [rule_kinds(text) for _, text in rows]) if explainer == TOKEN_RULE else None
+        terms = index_terms(lines, [words(text) for *_, text in rows])
+        kinds = index_terms(lines, [rule_kinds(text) for *_, text in rows]) if explainer == TOKEN_RULE else None
         return terms, kinds, n_explained
 
     def _contrast(self, query: FeatureQuery, explainer: str) -> Contrast:
         """Words of one explainer's texts of unstable against stable features, as `query` judges them."""
         terms, kinds, n_explained = self._terms(query.ensemble, explainer)
-        table = FeatureTable(self._store, query)
-        rows = table.select_arrow(
-            "SELECT line, seed, bucket FROM filtered WHERE line IN (SELECT unnest($lines::BIGINT[])) ORDER BY line",
-            {"lines": terms.lines},
-        )
-        seeds = [member.seed for member in self._store.members(query.ensemble)]
-        at = np.searchsorted(terms.lines, rows["line"].to_numpy())
-        member = np.searchsorted(seeds, rows["seed"].to_numpy())
-        return contrast(explainer, n_explained, terms, kinds, at, rows["bucket"].to_numpy(), member, len(seeds))
+        selection = FeatureTable(self._store, query).selection
+        rows = np.asarray(terms.lines, np.int64)
+        at = np.arange(len(rows)) if selection.found is None else np.flatnonzero(selection.found[rows])
+        rows, index = rows[at], selection.index
+        member = rows // index.d_sae
+        return contrast(explainer, n_explained, terms, kinds, at, selection.buckets[rows], member, len(index.seeds))

@@ -1,4 +1,4 @@
-"""What the engine and the dashboard agree on: the tables of a store, settings, names, files, and the live engine's messages.
+"""What the engine and the dashboard agree on: a store's tables and index, settings, names, files, the live engine's messages.
 
 Both processes import this package, so it imports neither of them, no torch and no web framework; most modules need the
 standard library alone. It refuses anything that computes results: definitions of tables and of the bucket rule belong here,

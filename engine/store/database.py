@@ -4,6 +4,7 @@ Rows are validated and streamed to a temporary file, which takes its name, a dig
 """
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import pyarrow as pa
 
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.duckdb_settings import READ_ONLY
+from seedscope.engine.contract.index.build import open_index
 from seedscope.engine.contract.published import PublishedStore, publish_store, published
-from seedscope.engine.contract.stability import count_on_grid
 from seedscope.engine.contract.tables import pools, synthetic
 from seedscope.engine.contract.tables.features import Ablation, Feature, NullMatch, Pair
 from seedscope.engine.contract.tables.study import Ensemble, Member
@@ -23,6 +24,8 @@ from seedscope.engine.contract.tables.study import Ensemble, Member
 BATCH_ROWS = 65_536
 MEMORY_LIMIT = "4GB"  # of what DuckDB holds before it writes to the file
 HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks
+# List columns with one entry per comparison.
+_OF_COMPARISONS: dict[type, tuple[str, ...]] = {Feature: tuple(schema.RULE_COLUMN.values()), NullMatch: ("cosines",)}
 _ARROW = {int: pa.int32(), float: pa.float32(), bool: pa.bool_(), str: pa.string()}
 _SQL = {int: "INTEGER", float: "FLOAT", bool: "BOOLEAN", str: "VARCHAR"}
 # Columns stored as float64: settings, and means over many tokens. Cosines and activations are float32, as they are computed.
@@ -89,13 +92,11 @@ class Writer:
                 raise ValueError(f"table {table.__name__}, column {name}: found a value that is not finite")
         if len({len(a) for a in arrays.values()}) != 1:
             raise ValueError(f"table {table.__name__}: columns of unequal length {lengths}")
-        for name, rule in schema.THETA_COUNTED.get(table, {}).items():
+        for name in _OF_COMPARISONS.get(table, ()):
             if len({len(cosines) for cosines in columns[name]}) != 1:
                 raise ValueError(
                     f"table {table.__name__}, column {name}: lists of unequal length, expected one per comparison"
                 )
-            counts = count_on_grid(np.asarray(columns[name], np.float32)).astype(np.uint16)
-            arrays |= {schema.count_column(rule, i): np.ascontiguousarray(counts[:, i]) for i in range(schema.N_THETAS)}
         self._insert(table, pa.table(arrays))
 
     def _insert(self, table: type, rows: pa.Table) -> None:
@@ -129,6 +130,7 @@ class Writer:
         self._connection.execute("CHECKPOINT")
         self._connection.close()
         self._temporary.replace(target)
+        open_index(target)
         _point_current(self._folder, target.name, built_from)
         return target
 
@@ -142,7 +144,7 @@ class OtherSchemaError(ValueError):
 
 
 class StoreReader:
-    """A published store, read-only: the columns of the contract, without the counts that the Writer derives.
+    """A published store, read-only: the columns of the contract. Stores of former versions also have counts, which nobody reads.
 
     Used as a context manager, it is closed at the end. Raises ValueError for a file that is damaged, OtherSchemaError for one
     of another schema.
@@ -211,24 +213,21 @@ def _sql_type(table: type, name: str, kind: type) -> str:
 
 
 def _sql_columns(table: type) -> dict[str, str]:
-    """{column: SQL type} of a table, derived counts included."""
-    types = {
+    """{column: SQL type} of a table."""
+    return {
         name: _sql_type(table, name, kind) + "[]" * is_list + " NOT NULL" * (not optional)
         for name, (kind, is_list, optional) in schema.columns(table).items()
     }
-    for rule in schema.THETA_COUNTED.get(table, {}).values():
-        types |= {schema.count_column(rule, i): "USMALLINT" for i in range(schema.N_THETAS)}
-    return types
 
 
 def _point_current(folder: Path, name: str, built_from: str) -> None:
     """Publish a store of this folder; remove all others but the one that was published before."""
     previous = published(folder)
     publish_store(folder, PublishedStore(name, built_from))
-    keep = {name, previous.name if previous else name}
-    for store in folder.glob("study-*"):
-        if store.name not in keep:
-            store.unlink(missing_ok=True)
+    keep = {Path(each).stem for each in (name, previous.name if previous else name)}
+    for old in folder.glob("study-*"):
+        if old.stem not in keep:
+            old.unlink(missing_ok=True) if old.is_file() else shutil.rmtree(old, ignore_errors=True)
 
 
 def _list_array(values: Any, element: pa.DataType) -> pa.ListArray:

@@ -107,7 +107,7 @@ def list_download(
     store, row, filter = opened
     if filter.seed is not None:
         store.member(ensemble, filter.seed)
-    table = feature_download(store, filter.query(ensemble))
+    table = feature_download(store, filter.query(ensemble)).table()
     places = list(zip(table.column("seed").to_pylist(), table.column("feature").to_pylist(), strict=True))
     notes = json.loads(filter.notes)
     columns: dict[str, list[Any]] = {

@@ -188,7 +188,8 @@ def download_features(
     query = filter.query(ensemble)
     name = f"{study}-{ensemble}-features"
     about = described(store, query) if request.url.path.endswith(".json") else None
-    return render.download(request, feature_download(store, query), name, about=about)
+    found = feature_download(store, query)
+    return render.stream(request, found.schema, found.batches, name, about=about, n=found.n)
 
 
 @router.get("/s/{study}/{ensemble}/random", name="random")

@@ -3,7 +3,7 @@
 import duckdb
 import pytest
 
-from seedscope.app.store.sampling import fixed_sample
+from seedscope.engine.contract.index.sampling import fixed_sample
 
 
 def sample(seeds: list[int], kind: str) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seedscope.engine.contract import schema
+from seedscope.engine.contract.index.layout import index_folder
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.tables.features import Context, Feature
 from seedscope.engine.contract.tables.study import Ensemble, Member, Token
@@ -28,7 +29,12 @@ def values(table: type, name: str) -> object:
 
 
 def content(table: type) -> dict[str, object]:
-    return {f.name: values(table, f.name) for f in fields(table)}
+    """N ensembles of one SAE with one feature each, for the index of features must find all of them."""
+    whole = {
+        Ensemble: {"d_sae": np.ones(N, int), "n_comparisons": np.full(N, 3)},
+        Feature: {"feature": np.zeros(N, int), "trigger": list(schema.TRIGGERS[:N])},
+    }
+    return {f.name: values(table, f.name) for f in fields(table)} | whole.get(table, {})
 
 
 def publish(folder: Path, *, order=range(N), built_from: str = "x", **changes: object) -> Path:
@@ -109,18 +115,6 @@ def test_every_table_is_read_back_as_it_was_added(tmp_path):
             ]
 
 
-def test_every_counted_list_has_its_counts_at_every_theta(tmp_path):
-    cosines = np.random.default_rng(0).uniform(-1, 1, (N, 7)).astype(np.float32)
-    path = publish(tmp_path, Feature__cosines=cosines, Feature__both_cosines=np.zeros((N, 0)))
-    with duckdb.connect(str(path), read_only=True) as connection:
-        for index in (0, 1, 50, 70, 100):
-            wanted = (cosines >= np.float32(index / 100)).sum(1).tolist()
-            for rule, counts in (("argmax", wanted), ("both", [0] * N)):
-                column = schema.count_column(rule, index)
-                found = connection.sql(f"SELECT {column} FROM Feature ORDER BY seed, feature").fetchall()
-                assert [row[0] for row in found] == counts
-
-
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(N)))
 def test_the_order_in_which_rows_are_added_does_not_change_the_name(tmp_path, order):
@@ -155,12 +149,12 @@ def test_what_a_store_was_built_from_is_noted_but_not_part_of_its_name(tmp_path)
 def test_publishing_points_current_at_the_store_and_leaves_nothing_else(tmp_path):
     path = publish(tmp_path, built_from="here")
     assert published(tmp_path) == (path.name, "here")
-    assert files(tmp_path) == {"CURRENT", path.name}
+    assert files(tmp_path) == {"CURRENT", path.name, index_folder(path).name}
 
 
 def test_the_previous_store_is_kept_and_older_ones_are_removed(tmp_path):
     paths = [publish(tmp_path, Feature__n_active=[i, 1, 2, 3, 4]) for i in range(3)]
-    assert files(tmp_path) == {"CURRENT", paths[1].name, paths[2].name}
+    assert files(tmp_path) == {"CURRENT", *(each.name for path in paths[1:] for each in (path, index_folder(path)))}
     assert published(tmp_path)[0] == paths[2].name
 
 
@@ -182,7 +176,7 @@ def test_a_publish_that_dies_before_either_rename_changes_nothing_for_readers(tm
     assert published(tmp_path) == (old.name, "x")
     assert old.read_bytes() == before
     new = publish(tmp_path, Feature__n_active=[9, 1, 2, 3, 4])
-    assert files(tmp_path) == {"CURRENT", old.name, new.name}
+    assert files(tmp_path) == {"CURRENT", *(each.name for path in (old, new) for each in (path, index_folder(path)))}
 
 
 @pytest.mark.parametrize("text", [None, b"", b"one line\n", b"\xff\xfe\n\xff\n", b"study-0.duckdb\nx\n", b"a\nb\nc\n"])

@@ -1,0 +1,79 @@
+"""Rows as CSV, Parquet or JSON, encoded some at a time: memory does not grow with the number of rows."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+Encoder = Callable[[pa.Schema, Iterator[pa.RecordBatch], dict[str, Any]], Iterator[bytes]]
+
+
+class _Sink(io.RawIOBase):
+    """A file that hands on what was written to it."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, content: Any) -> int:
+        self._parts.append(bytes(content))
+        self._size += len(self._parts[-1])
+        return len(self._parts[-1])
+
+    def taken(self) -> bytes:
+        """What was written since it was taken last."""
+        parts, self._parts = self._parts, []
+        return b"".join(parts)
+
+
+def _json(schema: pa.Schema, batches: Iterator[pa.RecordBatch], about: dict[str, Any]) -> Iterator[bytes]:
+    """An object with the fields of `about` and the rows."""
+    yield json.dumps(about, ensure_ascii=False)[:-1].encode() + b', "rows": ['
+    between = ""
+    for batch in batches:
+        rows = ", ".join(json.dumps(row, ensure_ascii=False) for row in batch.to_pylist())
+        yield (between + rows).encode()
+        between = ", "
+    yield b"]}"
+
+
+def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], about: dict[str, Any]) -> Iterator[bytes]:
+    sink = _Sink()
+    flat = _lists_as_json(schema.empty_table()).schema
+    with pyarrow.csv.CSVWriter(sink, flat) as writer:
+        for batch in batches:
+            writer.write_table(_lists_as_json(pa.Table.from_batches([batch])).cast(flat))
+            yield sink.taken()
+    yield sink.taken()
+
+
+def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], about: dict[str, Any]) -> Iterator[bytes]:
+    sink = _Sink()
+    with pyarrow.parquet.ParquetWriter(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            yield sink.taken()
+    yield sink.taken()
+
+
+def _lists_as_json(table: pa.Table) -> pa.Table:
+    for i, field in enumerate(table.schema):
+        if pa.types.is_list(field.type):
+            texts = [
+                None if values is None else json.dumps(values, ensure_ascii=False) for values in table[i].to_pylist()
+            ]
+            table = table.set_column(i, field.name, pa.array(texts, pa.string()))
+    return table
+
+
+ENCODERS: dict[str, Encoder] = {"json": _json, "csv": _csv, "parquet": _parquet}

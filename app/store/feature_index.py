@@ -1,0 +1,274 @@
+"""One ensemble's index as pages read it: mapped columns, matches at any theta, and the rows that hold a token or a word."""
+
+import json
+import mmap
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from seedscope.app.store.byte_cache import ByteCache
+from seedscope.engine.contract.index import layout
+from seedscope.engine.contract.schema import NO_MATCH, theta_index
+
+
+class FeatureIndex:
+    """The index of one ensemble; row r is feature r % d_sae of the member r // d_sae, in ascending order of seeds.
+
+    Columns are mapped, not read: what a request does not touch costs nothing. Safe to call from several threads.
+    """
+
+    def __init__(self, folder: Path, cache: ByteCache) -> None:
+        self._folder, self._cache = folder, cache
+        self._maps: dict[str, mmap.mmap] = {}
+        about = json.loads((folder / layout.ABOUT).read_text())
+        self.seeds: list[int] = about["seeds"]
+        self.d_sae: int = about["d_sae"]
+        self.n_comparisons: int = about["n_comparisons"]
+        self.rules: list[str] = about["rules"]
+        self.null_p999: dict[str, float] = about["null_p999"]
+        self.n_rows = len(self.seeds) * self.d_sae
+        self._member = {seed: i for i, seed in enumerate(self.seeds)}
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    def row(self, seed: int, feature: int) -> int | None:
+        """The row of a feature; None where there is none."""
+        member = self._member.get(seed)
+        return member * self.d_sae + feature if member is not None and 0 <= feature < self.d_sae else None
+
+    def place(self, row: int) -> tuple[int, int]:
+        """(seed, feature) of a row."""
+        member, feature = divmod(int(row), self.d_sae)
+        return self.seeds[member], feature
+
+    def key(self, seed: int, feature: int) -> float:
+        """Where (seed, feature) would stand among rows, for comparison with them; between two rows where it is none."""
+        row = self.row(seed, feature)
+        if row is not None:
+            return row
+        member = bisect_left(self.seeds, seed)
+        within = self.d_sae if seed in self._member else 0
+        return member * self.d_sae + within - 0.5
+
+    def rows_at(self, seeds: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Rows of features that there are."""
+        return np.searchsorted(np.array(self.seeds, np.int64), seeds) * self.d_sae + features
+
+    def seed_of(self, rows: np.ndarray) -> np.ndarray:
+        """Seeds of rows."""
+        return np.array(self.seeds, np.int64)[rows // self.d_sae]
+
+    # -- columns -------------------------------------------------------------------------------------------------
+
+    def column(self, name: str) -> np.ndarray:
+        """(rows,) a column by the name of its file, mapped; see engine.contract.index.layout."""
+        return self._open(f"{name}.npy")
+
+    def order(self, column: str, *, down: bool) -> np.ndarray:
+        """(rows,) rows sorted by a column."""
+        return self._open(f"order-{column}-{'down' if down else 'up'}.npy")
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return (self._folder / name).exists()
+
+    @cached_property
+    def _texts(self) -> pa.RecordBatchFileReader:
+        return pa.ipc.open_file(pa.py_buffer(self._map(layout.TEXTS)))
+
+    def texts(self, rows: np.ndarray, names: Sequence[str] = layout.TEXT_COLUMNS) -> dict[str, list[Any]]:
+        """Texts and token lists of rows, in their order."""
+        rows = np.asarray(rows, np.int64)
+        members = rows // self.d_sae
+        taken: list[pa.RecordBatch] = []
+        order = np.argsort(members, kind="stable")
+        for member in np.unique(members):
+            features = pa.array(rows[members == member] % self.d_sae)
+            taken.append(self._texts.get_batch(int(member)).select(list(names)).take(features))
+        if not taken:
+            return {name: [] for name in names}
+        table = pa.Table.from_batches(taken)
+        back = np.empty(len(rows), np.int64)
+        back[order] = np.arange(len(rows))
+        return {name: _reordered(table[name].to_pylist(), back) for name in names}
+
+    # -- matches -------------------------------------------------------------------------------------------------
+
+    def matched(self, rule: str, theta: float) -> np.ndarray:
+        """(rows,) X of every feature under a rule at theta.
+
+        On the grid of hundredths a stored column; elsewhere counted from the cosines themselves.
+        """
+        if not self.n_comparisons:
+            return np.zeros(self.n_rows, np.uint8)
+        return self._cache.get((self._folder, "matched", rule, theta), lambda: self._count(rule, theta))
+
+    def matched_at(self, rule: str, theta: float, rows: np.ndarray) -> np.ndarray:
+        """X of a few features."""
+        if len(rows) > self.n_rows // 16 or not self.n_comparisons:
+            return self.matched(rule, theta)[rows]
+        index = theta_index(theta)
+        if index is not None:
+            return self._open(f"counts-{rule}.npy")[index][rows]
+        return (self.cosines(rule, rows) >= np.float32(theta)).sum(1)
+
+    def _count(self, rule: str, theta: float) -> np.ndarray:
+        index = theta_index(theta)
+        if index is not None:
+            return np.array(self._open(f"counts-{rule}.npy")[index])
+        counted = np.zeros((len(self.seeds), self.d_sae), np.uint8 if self.n_comparisons < 256 else np.uint16)
+        smallest = np.float32(theta)
+        cosines, mask = self._cosines(rule)
+        for member, of_member in enumerate(counted):
+            for slot in range(self.n_comparisons):
+                reached = cosines[member, slot] >= smallest
+                if mask is not None:
+                    reached &= np.unpackbits(mask[member, slot], count=self.d_sae, bitorder="little").view(bool)
+                of_member += reached
+        self.release()  # a gigabyte of mapped cosines that nobody needs again
+        return counted.reshape(-1)
+
+    def _cosines(self, rule: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """(members, comparisons, d_sae) cosines, and which of them are of pairs; None where all are as they stand."""
+        if self.has(f"cosines-{rule}.npy"):
+            return self._open(f"cosines-{rule}.npy"), None
+        return self._open("cosines-argmax.npy"), self._open(f"mask-{rule}.npy")
+
+    def cosines(self, rule: str, rows: np.ndarray) -> np.ndarray:
+        """(rows, comparisons) cosines that theta is compared with."""
+        rows = np.asarray(rows, np.int64)
+        if not self.n_comparisons:
+            return np.zeros((len(rows), 0), np.float32)
+        member, feature = np.divmod(rows, self.d_sae)
+        cosines, mask = self._cosines(rule)
+        slots = np.arange(self.n_comparisons)
+        values = cosines[member[:, None], slots, feature[:, None]]
+        if mask is None:
+            return values
+        bits = mask[member[:, None], slots, feature[:, None] // 8] >> (feature[:, None] % 8).astype(np.uint8) & 1
+        return np.where(bits.astype(bool), values, np.float32(NO_MATCH))
+
+    def pair_cosines(self, rule: str, member: int, slot: int) -> np.ndarray:
+        """(d_sae,) cosines of a member's features in one comparison."""
+        cosines, mask = self._cosines(rule)
+        if mask is None:
+            return np.array(cosines[member, slot])
+        taken = np.unpackbits(mask[member, slot], count=self.d_sae, bitorder="little").view(bool)
+        return np.where(taken, cosines[member, slot], np.float32(NO_MATCH))
+
+    # -- search --------------------------------------------------------------------------------------------------
+
+    def rows_of_tokens(self, tokens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, firings) of every place where a feature has one of the tokens among its top tokens."""
+        offsets = self._open("token-offsets.npy")
+        stretches = [slice(offsets[i], offsets[i + 1]) for i in tokens if i + 1 < len(offsets)]
+        return self._stretches("token-rows.npy", stretches), self._stretches("token-firings.npy", stretches)
+
+    def token_counts(self) -> np.ndarray:
+        """(tokens,) features that have each token among their top tokens."""
+        return np.diff(self._open("token-offsets.npy"))
+
+    @cached_property
+    def words(self) -> list[str]:
+        """All words of explanations, sorted."""
+        words: list[str] = json.loads((self._folder / layout.WORDS).read_text())
+        return words
+
+    def word_counts(self) -> np.ndarray:
+        """(words,) features whose explanations hold each word."""
+        return np.diff(self._open("word-offsets.npy"))
+
+    def rows_of_words(self, first: str, end: str | None = None) -> np.ndarray:
+        """Rows, ascending, whose explanations hold the word `first`; with `end`, any word from `first` to before `end`."""
+        begin = bisect_left(self.words, first)
+        stop = bisect_left(self.words, end) if end else begin + (self.words[begin : begin + 1] == [first])
+        offsets = self._open("word-offsets.npy")
+        rows = self._stretches("word-rows.npy", [slice(offsets[begin], offsets[stop])])
+        return rows if stop == begin + 1 else np.unique(rows)
+
+    def _stretches(self, name: str, stretches: list[slice]) -> np.ndarray:
+        array = self._open(name)
+        parts = [array[stretch] for stretch in stretches]
+        return np.concatenate(parts) if parts else np.zeros(0, array.dtype)
+
+    # -- samples and chance --------------------------------------------------------------------------------------
+
+    def sample(self, n: int, passes: np.ndarray | None = None) -> np.ndarray:
+        """The first n rows, ascending, of a fixed random order: of all, or of those that pass; all of them where they are few."""
+        order, size = self._open("order-random.npy"), max(4 * n, 4_096)
+        taken: list[np.ndarray] = []
+        for begin in range(0, self.n_rows, size):
+            rows = order[begin : begin + size]
+            taken.append(rows if passes is None else rows[passes[rows]])
+            if sum(map(len, taken)) >= n:
+                break
+        return np.sort(np.concatenate(taken)[:n].astype(np.int64))
+
+    def in_random_order(self, passes: np.ndarray, at_once: int) -> Iterator[np.ndarray]:
+        """All rows that pass, in the fixed random order, some at a time."""
+        order, size = self._open("order-random.npy"), max(4 * at_once, 4_096)
+        for begin in range(0, self.n_rows, size):
+            rows = order[begin : begin + size]
+            rows = rows[passes[rows]]
+            yield from np.split(rows, range(at_once, len(rows), at_once))
+
+    def null_counts(self, theta: float) -> dict[str, list[int]]:
+        """{null kind: chance features by X}."""
+        kinds = list(self.null_p999)
+        index = theta_index(theta)
+        if index is not None:
+            counts = self._open("null-counts.npy")
+            return {kind: counts[i, index].tolist() for i, kind in enumerate(kinds)}
+        by_kind = {}
+        for kind in kinds:
+            reached = (self._open(f"null-cosines-{kind}.npy") >= np.float32(theta)).sum(0)
+            by_kind[kind] = np.bincount(reached, minlength=self.n_comparisons + 1).tolist()
+        return by_kind
+
+    # -- kept values, and memory ---------------------------------------------------------------------------------
+
+    def kept(self, key: tuple, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array that is computed once, while there is room for it."""
+        return self._cache.get((self._folder, *key), compute)
+
+    def release(self) -> None:
+        """Give mapped pages back; they are read again, from the system's cache, when they are touched."""
+        for each in list(self._maps.values()):
+            if hasattr(mmap, "MADV_DONTNEED"):
+                each.madvise(mmap.MADV_DONTNEED)
+
+    def _open(self, name: str) -> np.ndarray:
+        array = self._arrays.get(name)
+        if array is None:
+            array = self._arrays[name] = self._read(name)
+        return array
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _read(self, name: str) -> np.ndarray:
+        with open(self._folder / name, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"{self._folder / name} is of format {version}, expected 1.0")
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+            offset = file.tell()
+        if not np.prod(shape):
+            return np.zeros(shape, kind)
+        return np.frombuffer(self._map(name), kind, offset=offset).reshape(shape)
+
+    def _map(self, name: str) -> mmap.mmap:
+        if name not in self._maps:
+            with open(self._folder / name, "rb") as file:
+                self._maps[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[name]
+
+
+def _reordered(values: list[Any], places: np.ndarray) -> list[Any]:
+    return [values[i] for i in places]
