@@ -72,12 +72,13 @@ def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, qu
 def annotated_strip(cosines: tuple[float, ...], theta: float, bucket: str | None) -> Markup:
     """A strip with its axis and threshold in words, for readers who never saw one: a bar per other seed, up to 32 of them."""
     cosines = cosines[: PROFILE_FROM - 1]
-    n, left, top, height, right = len(cosines), 66, 14, 110, 128
-    step = min(44.0, 420 / max(n, 1))
+    # Narrow enough for a phone: wider, its words would be drawn too small to read there.
+    n, left, top, height, right = len(cosines), 58, 14, 90, 66
+    step = min(32.0, 224 / max(n, 1))
     width = left + n * step + right
     bars = []
     for i, (cosine, reaches) in enumerate(zip(cosines, is_match(cosines, theta), strict=True)):
-        x, w, tall = left + i * step, step - 6, height * max(cosine, 0.02)
+        x, w, tall = left + i * step, step * 0.86, height * max(cosine, 0.02)
         bars.append(
             f'<rect class="track" x="{x:.1f}" y="{top}" width="{w:.1f}" height="{height}" rx="4"/>'
             f'<rect class="{"solid" if reaches else "faded"}" x="{x:.1f}" y="{top + height - tall:.1f}" width="{w:.1f}" '
@@ -92,7 +93,8 @@ def annotated_strip(cosines: tuple[float, ...], theta: float, bucket: str | None
         f'<path class="theta" d="M{left} {line:.1f}H{end:.1f}"/>'
         f'<text class="end" x="{left - 8}" y="{top + 8}">cosine 1</text>'
         f'<text class="end" x="{left - 8}" y="{top + height}">0</text>'
-        f'<text class="start" x="{end + 2:.1f}" y="{line + 4:.1f}">θ = {theta:.2f}: a match</text>'
+        f'<text class="start" x="{end + 2:.1f}" y="{line + 4:.1f}">θ = {theta:.2f}</text>'
+        f'<text class="start" x="{end + 2:.1f}" y="{line + 18:.1f}">a match</text>'
         f'<text class="start" x="{left}" y="{top + height + 18}">one bar per other seed</text></svg>'
     )
 
