@@ -3,8 +3,8 @@
   "use strict";
   document.addEventListener("input", (event) => {
     if (event.target.type !== "range") return;
-    const shown = event.target.closest(".slider").querySelector("output");
-    shown.value = Number(event.target.value).toFixed(2);
+    const shown = event.target.closest(".slider")?.querySelector("output");
+    if (shown) shown.value = Number(event.target.value).toFixed(2);
   });
 
   // Forms that follow their controls: "moved" at once, then at most every WAIT ms, and always once after the last change.

@@ -1,6 +1,6 @@
 """Small inline SVG pictures: seed strip, activation histogram, energy against rank, a value along training."""
 
-from math import log
+from math import log, sqrt
 from typing import Any
 
 from markupsafe import Markup
@@ -131,6 +131,18 @@ def histogram(
     return Markup(
         f'<svg class="histogram" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
         f'aria-label="activation histogram, {low:.3g} to {high:.3g}, log scale">{"".join(bars)}</svg>'
+    )
+
+
+def density_bars(counts: list[int]) -> Markup:
+    """Features per bin of density as one path of bars, a unit wide each: what the handles of a filter move over."""
+    largest = max(counts, default=0) or 1
+    # Square roots: a few features at the ends of the scale stay visible beside the many in its middle.
+    bars = "".join(f"M{i} 40v-{40 * sqrt(n / largest):.1f}h.8V40" for i, n in enumerate(counts) if n)
+    name = f"{sum(counts):,} features that fire, by density, log scale"
+    return Markup(
+        f'<svg class="density-bars" id="density-bars" viewBox="0 0 {len(counts)} 40" preserveAspectRatio="none" role="img" '
+        f'aria-label="{name}"><path d="{bars}"/></svg>'
     )
 
 
