@@ -46,7 +46,7 @@
   document.addEventListener("DOMContentLoaded", showTab);
 
   // What scrolls sideways inside the page can be reached and scrolled with the keyboard.
-  const reachScrolled = () => document.querySelectorAll(".scroll, .tabs, pre").forEach((node) => {
+  const reachScrolled = () => document.querySelectorAll(".scroll, .tabs, .formula, pre").forEach((node) => {
     if (node.scrollWidth > node.clientWidth) node.tabIndex = 0;
     else node.removeAttribute("tabindex");
   });
