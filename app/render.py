@@ -15,7 +15,15 @@ from markupsafe import Markup
 
 from seedscope.app.downloads import ENCODERS
 from seedscope.app.figures.svg_sparks import members_now, sparks
-from seedscope.app.figures.svg_strips import annotated_strip, course, energy_chart, histogram, large_strip, seed_strip
+from seedscope.app.figures.svg_strips import (
+    annotated_strip,
+    course,
+    density_bars,
+    energy_chart,
+    histogram,
+    large_strip,
+    seed_strip,
+)
 from seedscope.app.formats import (
     alpha_step,
     architecture,
@@ -87,7 +95,7 @@ templates.filters |= {
 }  # fmt: skip
 templates.globals |= {
     "url": url, "part": part, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip,
-    "activation_histogram": histogram,
+    "activation_histogram": histogram, "density_bars": density_bars,
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "annotated_strip": annotated_strip,
     "members_now": members_now, "alpha_step": alpha_step, "hit_runs": hit_runs,
     "architecture": architecture, "glossary": GLOSSARY, "sections": SECTIONS,

@@ -3,8 +3,8 @@
   "use strict";
   document.addEventListener("input", (event) => {
     if (event.target.type !== "range") return;
-    const shown = event.target.closest(".slider").querySelector("output");
-    shown.value = Number(event.target.value).toFixed(2);
+    const shown = event.target.closest(".slider")?.querySelector("output");
+    if (shown) shown.value = Number(event.target.value).toFixed(2);
   });
 
   // Forms that follow their controls: "moved" at once, then at most every WAIT ms, and always once after the last change.
@@ -46,7 +46,7 @@
   document.addEventListener("DOMContentLoaded", showTab);
 
   // What scrolls sideways inside the page can be reached and scrolled with the keyboard.
-  const reachScrolled = () => document.querySelectorAll(".scroll, .tabs, pre").forEach((node) => {
+  const reachScrolled = () => document.querySelectorAll(".scroll, .tabs, .formula, pre").forEach((node) => {
     if (node.scrollWidth > node.clientWidth) node.tabIndex = 0;
     else node.removeAttribute("tabindex");
   });

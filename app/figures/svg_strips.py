@@ -1,6 +1,6 @@
 """Small inline SVG pictures: seed strip, activation histogram, energy against rank, a value along training."""
 
-from math import log
+from math import log, sqrt
 from typing import Any
 
 from markupsafe import Markup
@@ -72,12 +72,13 @@ def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, qu
 def annotated_strip(cosines: tuple[float, ...], theta: float, bucket: str | None) -> Markup:
     """A strip with its axis and threshold in words, for readers who never saw one: a bar per other seed, up to 32 of them."""
     cosines = cosines[: PROFILE_FROM - 1]
-    n, left, top, height, right = len(cosines), 66, 14, 110, 128
-    step = min(44.0, 420 / max(n, 1))
+    # Narrow enough for a phone: wider, its words would be drawn too small to read there.
+    n, left, top, height, right = len(cosines), 58, 14, 90, 66
+    step = min(32.0, 224 / max(n, 1))
     width = left + n * step + right
     bars = []
     for i, (cosine, reaches) in enumerate(zip(cosines, is_match(cosines, theta), strict=True)):
-        x, w, tall = left + i * step, step - 6, height * max(cosine, 0.02)
+        x, w, tall = left + i * step, step * 0.86, height * max(cosine, 0.02)
         bars.append(
             f'<rect class="track" x="{x:.1f}" y="{top}" width="{w:.1f}" height="{height}" rx="4"/>'
             f'<rect class="{"solid" if reaches else "faded"}" x="{x:.1f}" y="{top + height - tall:.1f}" width="{w:.1f}" '
@@ -92,7 +93,8 @@ def annotated_strip(cosines: tuple[float, ...], theta: float, bucket: str | None
         f'<path class="theta" d="M{left} {line:.1f}H{end:.1f}"/>'
         f'<text class="end" x="{left - 8}" y="{top + 8}">cosine 1</text>'
         f'<text class="end" x="{left - 8}" y="{top + height}">0</text>'
-        f'<text class="start" x="{end + 2:.1f}" y="{line + 4:.1f}">θ = {theta:.2f}: a match</text>'
+        f'<text class="start" x="{end + 2:.1f}" y="{line + 4:.1f}">θ = {theta:.2f}</text>'
+        f'<text class="start" x="{end + 2:.1f}" y="{line + 18:.1f}">a match</text>'
         f'<text class="start" x="{left}" y="{top + height + 18}">one bar per other seed</text></svg>'
     )
 
@@ -129,6 +131,18 @@ def histogram(
     return Markup(
         f'<svg class="histogram" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
         f'aria-label="activation histogram, {low:.3g} to {high:.3g}, log scale">{"".join(bars)}</svg>'
+    )
+
+
+def density_bars(counts: list[int]) -> Markup:
+    """Features per bin of density as one path of bars, a unit wide each: what the handles of a filter move over."""
+    largest = max(counts, default=0) or 1
+    # Square roots: a few features at the ends of the scale stay visible beside the many in its middle.
+    bars = "".join(f"M{i} 40v-{40 * sqrt(n / largest):.1f}h.8V40" for i, n in enumerate(counts) if n)
+    name = f"{sum(counts):,} features that fire, by density, log scale"
+    return Markup(
+        f'<svg class="density-bars" id="density-bars" viewBox="0 0 {len(counts)} 40" preserveAspectRatio="none" role="img" '
+        f'aria-label="{name}"><path d="{bars}"/></svg>'
     )
 
 

@@ -101,6 +101,49 @@ def test_a_token_is_searched_by_its_suggestion_and_the_list_walked_by_keys(page:
     )
 
 
+def test_handles_over_the_densities_filter_the_rows(page: Page, address: str) -> None:
+    page.goto(f"{address}/features?density_max=0.5")
+    before, low, high = (
+        count(page),
+        *(page.get_by_role("slider", name=f"{end} density") for end in ("lowest", "highest")),
+    )
+    field = page.get_by_role("spinbutton", name="density at least")
+    expect(low).to_have_attribute("aria-valuetext", "no bound")
+    assert float(high.get_attribute("aria-valuetext").removesuffix(" %")) == pytest.approx(50, rel=0.15)
+    bars = page.locator("#density-bars path").get_attribute("d")
+
+    # Dragged: the field is filled, and the rows are those of this density at least.
+    low.scroll_into_view_if_needed()
+    box = low.bounding_box()
+    left, y = box["x"] + box["height"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(left, y)
+    page.mouse.down()
+    page.mouse.move(left + (box["width"] - box["height"]) * 0.6, y, steps=5)
+    page.mouse.up()
+    expect(page).to_have_url(re.compile("density_min="))
+    dragged = float(field.input_value()) / 100
+    assert dragged == pytest.approx(10 ** (-0.4 * int(low.get_attribute("max")) / 8), rel=0.5)
+    found = page.request.get(f"{address}/features.json?density_min={dragged!r}&density_max=0.5&limit=500").json()
+    expect(page.locator("#results")).to_have_attribute("data-total", str(found["total"]))
+    assert 0 < found["total"] < before
+    assert all(row["density"] >= dragged for row in found["rows"])
+    assert page.locator("#density-bars path").get_attribute("d") == bars  # what the bounds leave out is still shown
+
+    # By keys, as far as the other handle; what is typed moves a handle; at its end there is no bound.
+    low.press("End")
+    assert int(low.input_value()) == int(high.input_value()) - 1
+    field.fill("0.5")
+    expect(low).to_have_attribute("aria-valuetext", re.compile(r"^0\.[456]\d* %$"))
+    expect(page).to_have_url(re.compile(r"density_min=0\.005"))
+    low.press("Home")
+    expect(field).to_have_value("")
+    expect(page.locator("#results")).to_have_attribute("data-total", str(before))
+    expect(page).not_to_have_url(re.compile("density_min"))
+
+    page.locator("#bucket-unstable").click()
+    expect(page.locator("#density-bars path")).not_to_have_attribute("d", bars)
+
+
 @pytest.mark.parametrize("width", [390, 768, 1024, 1280, 1920])
 def test_the_table_fits_at_every_width(browser: Browser, server: str, address: str, width: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900}, base_url=server)

@@ -143,6 +143,7 @@ class MatchPage:
     pair: PairDetail
     figure_pair: Figure
     nav_query: MatchQuery
+    nav_alone: bool  # not a part of the page of pairs
 
 
 @render.page(router, "/s/{study}/{ensemble}/members", "ensemble/members.html", "members")
@@ -261,6 +262,7 @@ def match(
         pair=_detail(rows, row, asked, asked.a, asked.b, gap=answer.gap),
         figure_pair=_drawn(rows, asked, asked.a, asked.b),
         nav_query=asked,
+        nav_alone=not render.wants_fragment(request),
     )
 
 

@@ -21,6 +21,7 @@ from seedscope.app.routes.address import (
     judged,
     open_ensemble,
 )
+from seedscope.app.store.densities import BINS_PER_DECADE, DensityBin, density_facet
 from seedscope.app.store.download import described, feature_download
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.table import FeatureRow
@@ -74,6 +75,7 @@ class TablePage:
     triggers: dict[str, int] | None  # of features that fire
     found_by: dict[str, int] | None  # of a search: features found by a token, and by their explanation
     scores: dict[str, int] | None  # features whose explanation scores at least so much
+    densities: list[DensityBin] | None  # of features that fire, under all other filters; None without activity
     null_rates: dict[str, float]
     null_p999: dict[str, float]
     missing: list[Missing]  # what the rows hold None for, among others
@@ -82,6 +84,7 @@ class TablePage:
     nav_filter: Filter
     nav_rules: dict[str, str]
     nav_push: str
+    nav_bins_per_decade: int  # of densities
     nav_at: tuple[int, int] | None  # the row that is selected
 
 
@@ -136,6 +139,7 @@ def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
         triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has_tokens(ensemble) else None,
         found_by=table.hit_facet(),
         scores=table.score_facet() if store.has(ensemble, "explain") else None,
+        densities=density_facet(store, filter.query(ensemble)),
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),
         missing=list(store.missing(ensemble).values()),
@@ -143,6 +147,7 @@ def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
         before=table.key(rows[0]) if rows and has_before else None,
         nav_filter=filter,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
+        nav_bins_per_decade=BINS_PER_DECADE,
         nav_at=filter.place,
         nav_push=render.url(base, **filter.parameters(), **position),
     )

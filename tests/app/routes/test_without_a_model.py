@@ -198,9 +198,11 @@ def test_what_needs_activity_is_refused_with_what_adds_it(client, query, found, 
 def test_the_table_offers_only_what_can_be_answered(client):
     page = client.get(f"{MINE}/features").text
     assert not re.search(
-        r'sort=(density|worth|max|loss|entropy)|[?;&]trigger=|name="density_m|value="live"|value="count"', page
+        r'sort=(density|worth|max|loss|entropy)|[?;&]trigger=|name="density_m|value="live"|value="count"|density-range',
+        page,
     )
     assert ADDS_ACTIVITY in text_of(page)
+    assert client.get(f"{MINE}/features.json").json()["densities"] is None
     assert client.get(f"{MINE}/features?q=%2317").status_code == 200
 
 

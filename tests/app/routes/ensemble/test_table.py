@@ -5,6 +5,7 @@ import io
 import json
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
@@ -35,6 +36,35 @@ def test_a_feature_leads_back_to_its_row_on_its_page(client, address):
     outside = client.get(f"{address}/features?bucket=stable&at=0/99999999")
     assert (outside.status_code, parsed(outside.text).select("tr.selected")) == (200, [])
     assert client.get(f"{address}/features.json?at=x").status_code == 422
+
+
+def _of_densities(rows: list[dict], bins: list[dict]) -> list[int]:
+    """Features per bin, by NumPy, from rows with a density."""
+    densities = np.array([row["density"] for row in rows if row["density"]])
+    places = np.floor(np.log10(densities) * 8).astype(int) + len(bins)
+    return np.bincount(np.minimum(places, len(bins) - 1), minlength=len(bins)).tolist()
+
+
+def test_densities_are_counted_on_a_log_scale_under_all_filters_but_their_own(client, address, stored):
+    bins = client.get(f"{address}/features.json").json()["densities"]
+    rows = stored("SELECT seed, density, n_tokens FROM Feature WHERE ensemble = ?", ENSEMBLE)
+    assert [b["features"] for b in bins] == _of_densities(rows, bins)
+    assert sum(b["features"] for b in bins) == sum(row["density"] > 0 for row in rows)
+    edges = [b["low"] for b in bins] + [bins[-1]["high"]]
+    assert edges[-1] == 1
+    assert edges[0] <= 1 / max(row["n_tokens"] for row in rows)
+    assert np.allclose(np.diff(np.log10(edges)), 1 / 8)
+
+    # Its own bounds leave the bars as they are; another filter does not.
+    for query, wanted in (("density_min=0.01&density_max=0.2", rows), ("seed=3", [r for r in rows if r["seed"] == 3])):
+        data = client.get(f"{address}/features.json?{query}").json()["densities"]
+        assert [b["features"] for b in data] == _of_densities(wanted, bins), query
+
+    # The page draws a bar for each bin that holds a feature, and its handles count in bins.
+    page = parsed(client.get(f"{address}/features").text)
+    drawn = [int(bar.split()[0]) for bar in page.select_one("#density-bars path")["d"].split("M")[1:]]
+    assert drawn == [i for i, b in enumerate(bins) if b["features"]]
+    assert {(handle["min"], handle["max"]) for handle in page.select(".density-range input")} == {("0", str(len(bins)))}
 
 
 def _read(client, address: str, kind: str) -> tuple[list[dict], dict | None]:
