@@ -14,6 +14,7 @@ from seedscope.app.routes.feature.counterparts import Counterpart, agree_labels,
 from seedscope.app.routes.feature.lacks import Lack, find_lacks
 from seedscope.app.routes.feature.origin import Origin, origin_of
 from seedscope.app.routes.feature.stability_facts import StabilityFacts, judge_feature
+from seedscope.app.store import neuronpedia
 from seedscope.app.store.explanations import LabelAgreement, StoredExplanation
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.spans import FeatureSubspace, feature_subspace
@@ -69,6 +70,7 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     nav_filter: Filter
     nav_list: str
     nav_permalink: str
+    nav_neuronpedia: str | None  # its page there
     nav_preview: str  # address of its picture
     nav_shared: str  # what a shared link says below its title
     nav_rules: dict[str, str]
@@ -145,6 +147,7 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
             **filter.parameters(),
             at=f"{member.seed}/{feature.feature}" if place else None,
         ),
+        nav_neuronpedia=_neuronpedia(store, row, feature),
         nav_preview=render.url(f"{here}/preview.png", **filter.judgement()),
         nav_shared=_shared(feature, stability),
         nav_permalink=render.url(here, v=row.digest, **filter.judgement()),
@@ -156,6 +159,11 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
         nav_why=_undirected(feature) or stability.why,
         nav_differs=recipe_remark(row.anchor, row.n_comparisons, member.seed),
     )
+
+
+def _neuronpedia(store: StudyStore, row: Ensemble, feature: Feature) -> str | None:
+    source = neuronpedia.sources(store.path.parent, row.ensemble, store.members(row.ensemble)).get(feature.seed)
+    return neuronpedia.feature_address(source, feature.feature) if source else None
 
 
 def _shared(feature: Feature, stability: StabilityFacts) -> str:
