@@ -1,6 +1,7 @@
 """A feature's direct logit effects on all tokens of the vocabulary."""
 
 from collections.abc import Sequence
+from html import escape
 from itertools import pairwise
 from typing import Any
 
@@ -29,17 +30,19 @@ def logit_histogram(
     middles = [(low + high) / 2 for low, high in pairwise(edges)]
     data: list[dict[str, Any]] = [
         {
-            "type": "bar", "x": middles, "y": list(counts), "width": edges[1] - edges[0], "marker": {"color": "@track"},
+            "type": "bar", "x": middles, "y": list(counts), "width": edges[1] - edges[0], "marker": {"color": "@member"},
             "customdata": [f"{low:+.2f} to {high:+.2f}" for low, high in pairwise(edges)],
             "hovertemplate": "%{customdata}: %{y:,} tokens<extra></extra>", "name": "tokens",
         }
     ]  # fmt: skip
-    for tokens, says, colour, place in ((lowered, "lowered", "@null", "right"), (raised, "raised", "@accent", "left")):
-        shown = [_name(token) for token, _ in tokens]
+    height = 0.03 * max(counts)  # strokes stand on the axis and leave its numbers free
+    for tokens, says, colour, place in ((lowered, "lowered", "@ink", "right"), (raised, "raised", "@accent", "left")):
+        # Plotly reads tags in its texts.
+        shown = [escape(_name(token), quote=False) for token, _ in tokens]
         data.append(
             {
-                "type": "scatter", "mode": "markers+text", "x": [logit for _, logit in tokens], "y": [0] * len(tokens),
-                "marker": {"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 2, "color": colour}},
+                "type": "scatter", "mode": "markers+text", "x": [logit for _, logit in tokens], "y": [height] * len(tokens),
+                "marker": {"symbol": "line-ns-open", "size": 9, "color": colour, "line": {"width": 2, "color": colour}},
                 "text": [token if i == 0 else "" for i, token in enumerate(shown)],
                 "textposition": f"top {place}", "textfont": {"color": "@ink"}, "cliponaxis": False, "customdata": shown,
                 "hovertemplate": f"{says}: “%{{customdata}}” %{{x:+.2f}}<extra></extra>", "name": says,
