@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seedscope.engine.activations.model import LanguageModel
+from seedscope.engine.activations.thread_hooks import in_this_thread
 
 if TYPE_CHECKING:
     import transformers
@@ -129,8 +130,8 @@ def _trace(network: "transformers.PreTrainedModel", head: nn.Module, n_tokens: i
         read.append(inputs[0])
 
     norms = [module for module in network.modules() if "norm" in type(module).__name__.lower()]
-    handles = [module.register_forward_hook(leave) for module in norms]
-    handles.append(head.register_forward_pre_hook(enter))
+    handles = [module.register_forward_hook(in_this_thread(leave)) for module in norms]
+    handles.append(head.register_forward_pre_hook(in_this_thread(enter)))
     try:
         network(torch.arange(n_tokens, device=network.device)[None], use_cache=False)
     finally:
