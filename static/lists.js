@@ -42,6 +42,7 @@
     document.querySelectorAll("[data-note]").forEach((input) => {
       if (input !== document.activeElement) input.value = kept.get(input.dataset.note)?.note ?? "";
     });
+    document.querySelectorAll("[data-own]").forEach((card) => { card.hidden = false; });
     document.querySelectorAll("[data-my-list]").forEach((link) => {
       const count = link.querySelector(".count");
       count.textContent = items.length;
@@ -71,7 +72,8 @@
   }
 
   function toggle(at) {
-    const items = read(), rest = items.filter((item) => item.at !== at);
+    const items = read(), rest = items.filter((item) => item.at !== at), note = items.find((item) => item.at === at)?.note;
+    if (note && !window.confirm(`Remove ${idOf(at)} from my list, with your explanation “${note}”?`)) return;
     write(rest.length < items.length ? rest : [...items, { at, note: "" }]);
   }
   // Adds to what is there; a note that is not empty replaces the one that was kept.
@@ -85,6 +87,16 @@
     }
     write(items);
     return sound.length;
+  }
+
+  // What a reader writes of a feature; an empty text takes the note away and leaves the feature in the list.
+  function annotate(at, note) {
+    const items = read(), item = items.find((other) => other.at === at);
+    if (item) item.note = note;
+    else if (note) items.push({ at, note });
+    else return;
+    say("Kept.");
+    write(items);
   }
 
   // Rows of a CSV text, quoted fields included.
@@ -138,7 +150,7 @@
   });
   document.addEventListener("change", async (event) => {
     const { target } = event;
-    if (target.matches("[data-note]")) add([{ at: target.dataset.note, note: target.value }]);
+    if (target.matches("[data-note]")) annotate(target.dataset.note, target.value.trim());
     if (target.matches("[data-import]") && target.files[0]) {
       try {
         const n = add(itemsOf(await target.files[0].text()));

@@ -88,7 +88,7 @@ def analyze(
             except ValueError:  # settings that cannot be followed are not kept for the next time
                 catalogue.write(plan, folder)
                 raise
-            with progress.stage("publishing", "members") as report:
+            with progress.stage("publishing", "seeds") as report:
                 publish(folder, report=report)
     summary(root, study)
 

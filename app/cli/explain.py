@@ -235,5 +235,5 @@ def _take(folder: Path, ensemble: str, path: Path, format: Foreign, seed: int | 
 def _publish(folder: Path, progress: "Progress") -> None:
     from seedscope.engine.studies.publish import publish
 
-    with progress.stage("publishing", "members") as report:
+    with progress.stage("publishing", "seeds") as report:
         publish(folder, report=report)

@@ -58,6 +58,13 @@ def import_(
     shared_start: Annotated[
         Known | None, typer.Option(help="Whether members began with the same weights.", show_default="unknown")
     ] = None,
+    neuronpedia: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="MODEL/SOURCE of their pages on Neuronpedia, such as gpt2-small/7-res-jb, one for each in this order.",
+            show_default=False,
+        ),
+    ] = None,
     replace_: Replace = False,
     check: Annotated[
         bool,
@@ -97,7 +104,7 @@ def import_(
                     hookpoint=text.hookpoint, hookpoint_out=hookpoint_out,
                     tokens=None if recorded else token_source(text.tokens, text.cut), activations=recorded,
                     shared_start=shared_start.value if shared_start else None,
-                    force=force, replaced=replace_, report=report,
+                    neuronpedia=neuronpedia or (), force=force, replaced=replace_, report=report,
                 )  # fmt: skip
             plan = planned(root, study)
             if check and (plan.activations or (plan.model and plan.tokens and entry.hookpoint)):

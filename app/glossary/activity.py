@@ -5,6 +5,7 @@ from seedscope.app.glossary.entry import OWN, Entry, section
 TOKENS = "evaluation tokens"
 FIRINGS = "evaluation tokens on which the feature is active"
 LOSS_TOKENS = "the evaluation tokens that losses are measured on"
+VOCABULARY = "tokens of the vocabulary"
 MASKED_MEAN = "seeds; where features are drawn at random, draws"
 
 ENTRIES: tuple[Entry, ...] = (
@@ -37,6 +38,16 @@ ENTRIES: tuple[Entry, ...] = (
     ("logit", "direct logit effect (unscaled)", "How much the feature raises or lowers the logit of a next token by itself: its "
      "decoder row, times the final norm’s weights, times the unembedding; the norm’s own division is left out.",
      r"(d_i ⊙ γ) W_U", None, OWN),
+    ("logit_count", "tokens by logit effect", "How many tokens of the vocabulary the feature affects by so much, and their share.",
+     None, VOCABULARY, OWN),
+    ("logit_mean", "mean logit effect", "Mean of the direct logit effects on all tokens; a shift of all logits alike changes "
+     "no prediction.", r"\frac{1}{V} \sum_v ℓ_v", VOCABULARY, "common"),
+    ("logit_sd", "spread of logit effects", "Standard deviation of the direct logit effects on all tokens.",
+     r"σ = \sqrt{\text{mean}((ℓ − μ)^2)}", VOCABULARY, "common"),
+    ("logit_skewness", "skewness of logit effects", "How lopsided the effects are: above 0, few tokens are raised far; below 0, "
+     "few are lowered far.", r"\frac{\text{mean}((ℓ − μ)^3)}{σ^3}", VOCABULARY, "common"),
+    ("logit_kurtosis", "excess kurtosis of logit effects", "How heavy the tails are: 0 as for a normal distribution; large where "
+     "the feature singles out few tokens.", r"\frac{\text{mean}((ℓ − μ)^4)}{σ^4} − 3", VOCABULARY, "common"),
     ("max_here", "max here", "The feature’s largest activation on this text.", r"\fn{max}_t a_i(t) \norm{d_i}",
      "tokens of the text", OWN),
     ("n_here", "tokens", "Tokens of this text on which the feature is active.", None, "tokens of the text", OWN),

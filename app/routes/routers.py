@@ -27,6 +27,7 @@ from seedscope.app.routes.feature import (
     by_weights,
     exact_loss,
     neighbours,
+    next_tokens,
     permalink,
     preview,
     project_feature,
@@ -61,6 +62,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     # of a feature: /s/{study}/{ensemble}/{seed}/{feature}/..
     neighbours.router,
     exact_loss.router,
+    next_tokens.router,
     project_feature.router,
     scored_contexts.router,
     preview.router,

@@ -117,7 +117,7 @@ class Database:
             way_out = f"{computed}; for all pairs of {ensemble} no other was computed"
             if rule == "live":
                 raise BadValue("rule", repr(rule), f"{way_out}: {self.missing(ensemble)['live']}")
-            raise BadValue("rule", repr(rule), f"{way_out}, single pairs are matched on demand on the members page")
+            raise BadValue("rule", repr(rule), f"{way_out}, single pairs are matched on demand on the page of seeds")
 
     def require_comparisons(self, ensemble: str) -> None:
         """Raise OneMember where an ensemble has no two members to compare."""

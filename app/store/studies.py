@@ -56,9 +56,12 @@ class Studies:
             return store
 
     def version(self, study: str) -> str:
-        """Name of the published store of a study, which changes with its content; empty where none is published."""
+        """Changes with a study's published store and with its catalogue, which pages read beside it; empty without a store."""
         path = self._published(study)
-        return path.name if path else ""
+        if path is None:
+            return ""
+        catalogue = path.parent / CATALOGUE
+        return f"{path.name} {catalogue.stat().st_mtime_ns if catalogue.exists() else 0}"
 
     def find(self, study: str) -> StudyStore | None:
         """As `get`; None where there is none, or none that can be read."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from seedscope.engine.activations import hookpoints, shards
 from seedscope.engine.activations.model import LanguageModel, load_model
 from seedscope.engine.activations.texts import token_texts
+from seedscope.engine.activations.thread_hooks import in_this_thread
 from seedscope.engine.activations.tokens import PADDING, TokenSet, tokenize
 
 __all__ = [
@@ -73,7 +74,7 @@ def stream(
         raise _HookPointPassed
 
     register = module.register_forward_pre_hook if wants_input else module.register_forward_hook
-    handle = register(capture, with_kwargs=True)
+    handle = register(in_this_thread(capture), with_kwargs=True)
     counted, n_ctx = tokens.counted, tokens.ids.shape[1]
     try:
         for first in range(first_window, len(tokens.ids), windows_per_batch):

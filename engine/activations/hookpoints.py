@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from seedscope.engine.activations.thread_hooks import in_this_thread
+
 if TYPE_CHECKING:
     import transformers
 
@@ -147,8 +149,8 @@ def check_middle(network: "transformers.PreTrainedModel", block: nn.Module, norm
         if module is block:
             raise _BlockPassed
 
-    handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in (block, norm)]
-    handles += [module.register_forward_hook(leave) for module in (attention, mlp, block)]
+    handles = [module.register_forward_pre_hook(in_this_thread(enter), with_kwargs=True) for module in (block, norm)]
+    handles += [module.register_forward_hook(in_this_thread(leave)) for module in (attention, mlp, block)]
     try:
         with suppress(_BlockPassed), torch.inference_mode():
             ids = torch.arange(PROBE_TOKENS, device=network.device)[None]

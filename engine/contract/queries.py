@@ -7,12 +7,13 @@ their bytes in that order. Nothing is pickled, so neither process can make the o
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_origin
 
-KINDS = ("neighbours", "pair", "try", "loss", "project", "project_feature", "status")
+KINDS = ("neighbours", "pair", "try", "loss", "logits", "project", "project_feature", "status")
 SPACES = ("decoder", "encoder")
 MAX_K = 1000  # most neighbours per member in an answer
 MAX_TEXT = 20_000  # most characters of a text
 WINDOWS = ("random", "contexts")  # of evaluation tokens, on which a feature's exact loss is measured
 MAX_LOSS_TOKENS = 2**16
+LOGIT_BINS = 60  # of the histogram of a feature's direct logit effects
 MAX_CONTROLS = 1000  # most control features that are projected beside one feature
 MAX_ACTIVE = 2**21  # most active features in an answer to a text; a text that has more is cut
 
@@ -35,7 +36,7 @@ class LiveQuery:
     folder: str = ""
     seeds: tuple[int, ...] = ()  # of the whole ensemble
     seed: int = 0  # the anchor
-    feature: int = 0  # neighbours, loss: the anchor feature
+    feature: int = 0  # neighbours, loss, logits: the anchor feature
     by: str = "decoder"  # neighbours: or encoder
     k: int = 5  # neighbours: how many per member; fewer where a member has fewer features with a direction
     members: tuple[int, ...] = ()  # neighbours, project: seeds to search; if empty all, the anchor's own included
@@ -43,7 +44,7 @@ class LiveQuery:
     other: int = 0  # pair: the comparison's seed
     rule: str = "argmax"  # pair: one of schema.PAIR_RULES
     text: str = ""  # try: 1 to MAX_TEXT characters
-    model: str = ""  # try, loss: digest of the model that the study was measured with; any other is refused
+    model: str = ""  # try, loss, logits: digest of the model that the study was measured with; any other is refused
     windows: str = "random"  # loss: one of WINDOWS
     n_tokens: int = 4096  # loss: about how many evaluation tokens are used, 1 to MAX_LOSS_TOKENS
     tokens: str = ""  # loss: digest of the evaluation tokens
@@ -74,7 +75,9 @@ class LiveAnswer:
     try: `texts` and arrays `id`, `counts` (False: as BOS, it never counts), one entry per token; `extent`, how many tokens of
     the text were read and how many it has; `count` (seeds, tokens) of active features; and, seed after seed, token after
     token, the strongest first, `feature` and `activation`, a_i * ||d_i|| as everywhere. loss: arrays `added`, `read`,
-    `active` of engine.features.loss.ExactLoss, one entry per window. project: `ranks`, `rank`, `n_splits`; for the members
+    `active` of engine.features.loss.ExactLoss, one entry per window. logits: `counts` of the
+    vocabulary's tokens in LOGIT_BINS bins between the `edges`; `moments`, their effects' mean, standard deviation, skewness and
+    excess kurtosis (NaN: no spread). project: `ranks`, `rank`, `n_splits`; for the members
     `asked` for `n_rows` and `n_undirected`, the rows left out because they have no direction; for the members `compared`
     `n_fitted` and `effective_rank`;
     (3, ranks) mean, standard deviation and number of pairs as `within`, `cross`, `random_set`, `stable` (these two may be

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seedscope.engine.activations.model import LanguageModel
+from seedscope.engine.activations.thread_hooks import in_this_thread
 
 if TYPE_CHECKING:
     import transformers
@@ -37,13 +38,10 @@ def direct_logits(model: LanguageModel, rows: Float[Tensor, "features d_in"], *,
 
     Cost: features * d_in * vocabulary multiply-adds.
     """
-    if refusal(model, rows.shape[1]):
+    factors = _factors(model, rows)
+    if factors is None:
         return None
-    head, norm = model.pretrained.get_output_embeddings(), final_norm(model)
-    if head is None or norm is None:
-        return None
-    unembed: Tensor = head.weight.float()
-    scaled = _through_norm(norm, rows.to(unembed))
+    scaled, unembed = factors
     n = min(n, len(unembed))
     parts = []
     for some in scaled.split(max(AT_ONCE // len(unembed), 1)):
@@ -51,6 +49,27 @@ def direct_logits(model: LanguageModel, rows: Float[Tensor, "features d_in"], *,
         high, low = logits.topk(n), logits.topk(n, largest=False)
         parts.append((high.indices, high.values, low.indices, low.values))
     return Logits(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def all_direct_logits(model: LanguageModel, row: Float[Tensor, " d_in"]) -> Float[Tensor, " vocabulary"]:
+    """The effect of one decoder row on every token, in the unit of `Logits`; raises ValueError that says `refusal`."""
+    factors = _factors(model, row[None])
+    if factors is None:
+        raise ValueError(f"there are no direct logits: {refusal(model, len(row))}")
+    scaled, unembed = factors
+    return (scaled @ unembed.T)[0].cpu()
+
+
+def _factors(model: LanguageModel, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Rows behind the final norm, and the unembedding (vocabulary, d_in); None where `refusal` gives a reason."""
+    if refusal(model, rows.shape[1]):
+        return None
+    head, norm = model.pretrained.get_output_embeddings(), final_norm(model)
+    if head is None or norm is None:
+        return None
+    unembed: Tensor = head.weight.float()
+    return _through_norm(norm, rows.to(unembed)), unembed
 
 
 def refusal(model: LanguageModel, d_in: int) -> str | None:
@@ -111,8 +130,8 @@ def _trace(network: "transformers.PreTrainedModel", head: nn.Module, n_tokens: i
         read.append(inputs[0])
 
     norms = [module for module in network.modules() if "norm" in type(module).__name__.lower()]
-    handles = [module.register_forward_hook(leave) for module in norms]
-    handles.append(head.register_forward_pre_hook(enter))
+    handles = [module.register_forward_hook(in_this_thread(leave)) for module in norms]
+    handles.append(head.register_forward_pre_hook(in_this_thread(enter)))
     try:
         network(torch.arange(n_tokens, device=network.device)[None], use_cache=False)
     finally:

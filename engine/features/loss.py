@@ -17,6 +17,7 @@ from torch import Tensor
 from seedscope.engine.activations import hookpoints
 from seedscope.engine.activations.harvest import hook_module, stream
 from seedscope.engine.activations.model import LanguageModel
+from seedscope.engine.activations.thread_hooks import in_this_thread
 from seedscope.engine.activations.tokens import PADDING, TokenSet
 from seedscope.engine.features.ablation import spread
 from seedscope.engine.saes.sae import SAE, Codes
@@ -170,9 +171,9 @@ class Splice:
             read_rows(output if isinstance(output, Tensor) else output[0])
 
         if is_input:
-            handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+            handle = module.register_forward_pre_hook(in_this_thread(on_input), with_kwargs=True)
         else:
-            handle = module.register_forward_hook(on_output)
+            handle = module.register_forward_hook(in_this_thread(on_output))
         try:
             yield
         finally:
@@ -201,9 +202,9 @@ class Splice:
             return first_of(output)
 
         if self._is_input:
-            handle = self._module.register_forward_pre_hook(on_input, with_kwargs=True)
+            handle = self._module.register_forward_pre_hook(in_this_thread(on_input), with_kwargs=True)
         else:
-            handle = self._module.register_forward_hook(on_output)
+            handle = self._module.register_forward_hook(in_this_thread(on_output))
         try:
             yield
         finally:

@@ -78,8 +78,8 @@ def project(
     if len(members) < 2:
         counts = ", ".join(map(str, n_rows))
         raise ValueError(
-            f"found {counts} features in the {len(n_rows)} members, expected {FEWEST_ROWS} or more in at least 2: spans are "
-            "compared across members; take a wider set or more members"
+            f"found {counts} features in the {len(n_rows)} seeds, expected {FEWEST_ROWS} or more in at least 2: spans are "
+            "compared across seeds; take a wider set or more seeds"
         )
     sets = [_select_rows(rows, member, chosen[member]) for member in members]
     work = d**2 * (len(members) * d + int(n_rows.sum()))

@@ -67,7 +67,7 @@ def answer_feature(
     others = [at for at, seed in enumerate(spans.members) if seed != query.seed]
     if not others:
         raise ValueError(
-            "found no other member with a feature of this set, expected at least one: take another bucket or more members"
+            "found no other seed with a feature of this set, expected at least one: take another bucket or more seeds"
         )
     ranks = sorted({*log_ranks(d, N_FINE), *log_ranks(d)})
     vectors = rows[torch.tensor([first + feature for feature in (query.feature, *query.controls)], device=rows.device)]

@@ -1,6 +1,6 @@
 """Dictionaries, SAEs and models that stay on the device, and the answers computed from them.
 
-Answers are nearest features, matched pairs, activations on a text, exact losses and projections of sets.
+Answers are nearest features, matched pairs, activations on a text, exact losses, direct logits and projections of sets.
 
 The unit rows of all members lie one below the other in ONE matrix. Neighbours of a feature are a product of that matrix with
 one vector, which is worth exactly one read of it; queries that wait together share the read. Scores of a few members exist
@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from seedscope.engine.activations.model import LanguageModel
 from seedscope.engine.activations.model_files import local_folder, n_parameters, weight_files
 from seedscope.engine.contract.names import NAME_PATTERN
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
 from seedscope.engine.contract.schema import PAIR_RULES
 from seedscope.engine.geometry.projection import FittedSpans
-from seedscope.engine.live import exact_loss, projection, text
+from seedscope.engine.live import exact_loss, next_tokens, projection, text
 from seedscope.engine.live.checks import check, check_ensemble, check_neighbours
 from seedscope.engine.live.neighbours import Resident, neighbours
 from seedscope.engine.live.projection import answer_feature, spans_of
@@ -71,7 +72,7 @@ class Residents:
     def answer(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         """One answer per query, all of one shared_key; what is wrong with a query stands in its own answer."""
         by_kind = {"neighbours": self._neighbours, "pair": self._pair, "try": self._try, "loss": self._loss,
-                   "project": self._project, "project_feature": self._project}  # fmt: skip
+                   "logits": self._logits, "project": self._project, "project_feature": self._project}  # fmt: skip
         compute = by_kind[queries[0].kind]
         with torch.inference_mode():
             return compute(queries)
@@ -193,15 +194,26 @@ class Residents:
     def _loss(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         (query,) = queries
         try:
-            check_ensemble(query)
-            check("seed", query.seed, query.seed in query.seeds, f"one of {', '.join(map(str, query.seeds)):.200}")
             study = self._root / query.study
-            place = text.find_place(study, query)
-            reader, _ = self._reader(place, query)
-            member = self._member(query, _file(self._root, query, query.seed))
-            return [exact_loss.answer(query, reader.model, place, study, member)]
+            model, place, member = self._model_and_member(query)
+            return [exact_loss.answer(query, model, place, study, member)]
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")]
+
+    def _logits(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+        (query,) = queries
+        try:
+            return [next_tokens.answer(query, *self._model_and_member(query))]
+        except ValueError as error:
+            return [LiveAnswer(error=str(error), cause="query")]
+
+    def _model_and_member(self, query: LiveQuery) -> tuple[LanguageModel, text.TextHook, sae.SAE]:
+        """The study's model, where its texts are read, and the SAE of the query's seed; raises ValueError without them."""
+        check_ensemble(query)
+        check("seed", query.seed, query.seed in query.seeds, f"one of {', '.join(map(str, query.seeds)):.200}")
+        place = text.find_place(self._root / query.study, query)
+        reader, _ = self._reader(place, query)
+        return reader.model, place, self._member(query, _file(self._root, query, query.seed))
 
     def _project(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
         (query,) = queries

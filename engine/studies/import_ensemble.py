@@ -1,6 +1,7 @@
 """Imports SAE files of any library as an ensemble: checks them together, saves them in this project's format, catalogues them."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from seedscope.engine.activations.recorded import open_recorded, require_width
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.importers.ensemble import read_many
-from seedscope.engine.saes.importers.facts import BY_USER, changed, completed_as_transcoder
+from seedscope.engine.saes.importers.facts import BY_USER, NEURONPEDIA, changed, completed_as_transcoder
 from seedscope.engine.saes.importers.imported import LARGEST, Imported
 from seedscope.engine.store import catalogue
 
@@ -41,6 +42,7 @@ def enrol(
     tokens: catalogue.Tokens | None = None,
     activations: catalogue.RecordedActivations | None = None,
     shared_start: catalogue.YesNo | None = None,
+    neuronpedia: Sequence[str] = (),
     force: bool = False,
     replaced: bool = False,
     report: Callable[[int, int], None] = lambda done, total: None,
@@ -65,6 +67,7 @@ def enrol(
             "in its place"
         )
     members = read_many(paths, format, seeds, force=force)
+    members = _on_neuronpedia(members, neuronpedia)
     members = [_with_zero_rows(member) for member in members]
     members.sort(key=lambda member: member.seed or 0)
     if hookpoint_out:
@@ -189,6 +192,22 @@ def _seed(member: Imported) -> int:
     if member.seed is None:
         raise ValueError(f"the seed of {member.source['path']} is not known; give the seeds")
     return member.seed
+
+
+def _on_neuronpedia(members: list[Imported], sources: Sequence[str]) -> list[Imported]:
+    """Members with their pages on Neuronpedia as MODEL/SOURCE, one for each in the order given; none changes nothing."""
+    if not sources:
+        return members
+    if len(sources) != len(members):
+        raise ValueError(
+            f"{len(sources)} of --neuronpedia for {len(members)} SAEs, expected one for each, in the order of the paths"
+        )
+    if unusable := [source for source in sources if not re.fullmatch(r"[\w.-]+/[\w.-]+", source)]:
+        raise ValueError(f"--neuronpedia is {unusable[0]!r}, expected MODEL/SOURCE such as gpt2-small/7-res-jb")
+    return [
+        replace(member, facts=member.facts | {NEURONPEDIA: (source, BY_USER)})
+        for member, source in zip(members, sources, strict=True)
+    ]
 
 
 def described(member: Imported) -> catalogue.MemberPlan:

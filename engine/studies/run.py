@@ -222,7 +222,7 @@ def _training_texts(file: StudyFile, tokens: catalogue.Tokens) -> Iterable[Docum
 
 
 def _published(folder: Path, progress: Progress) -> Path:
-    with progress.stage("publishing", "members") as report:
+    with progress.stage("publishing", "seeds") as report:
         return publish(folder, report=report)
 
 
@@ -268,7 +268,7 @@ def pool_study(
             progress.say(f"{name}: published with the study's results: seedscope analyze {study.name}")
             return record
         if not _is_published(study / store.name, record):
-            with progress.stage("publishing", "members") as report:
+            with progress.stage("publishing", "seeds") as report:
                 publish(study, report=report)
         return record
 

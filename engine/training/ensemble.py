@@ -86,9 +86,7 @@ def train_ensemble(
     available = _available_bytes(device) if available is None else available
     groups = _groups(checkpoints, identity) or memory.in_groups(config, d_in, need, available)
     most = max(map(len, groups))
-    at_once = (
-        "all members at once" if len(groups) == 1 else f"{len(groups)} groups of at most {most} members, one by one"
-    )
+    at_once = "all seeds at once" if len(groups) == 1 else f"{len(groups)} groups of at most {most} seeds, one by one"
     say(f"{at_once}, about {need.of(most) / GIB:.2f} of the {available / GIB:.1f} GiB of memory that are free")
     if checkpoints:
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -96,7 +94,7 @@ def train_ensemble(
     if snapshots is not None:
         n_bytes = len(config.seeds) * memory.n_weights(config, d_in) * dtype.itemsize
         n = len(snapshots.begin(config.n_tokens // config.batch, n_bytes))
-        say(f"members are kept at {n} steps along training, which takes {n * n_bytes / GIB:.2f} GiB of disk")
+        say(f"seeds are kept at {n} steps along training, which takes {n * n_bytes / GIB:.2f} GiB of disk")
     done: list[SAE] = []
     for seeds in groups:
         part = replace(config, seeds=seeds)
@@ -244,8 +242,8 @@ def _out_of_memory(need: memory.Need, members: int, free: int) -> memory.OutOfMe
     """Memory ran out against expectation: what was expected, and the largest group that fits."""
     most = min(need.fits(free), members - 1)
     return memory.OutOfMemoryError(
-        f"memory ran out while {members} members were trained at once, which should take {need.of(members) / GIB:.2f} GiB; "
-        f"{free / GIB:.2f} GiB are free now: the largest group that fits is {most} members of {need.member / GIB:.2f} GiB "
+        f"memory ran out while {members} seeds were trained at once, which should take {need.of(members) / GIB:.2f} GiB; "
+        f"{free / GIB:.2f} GiB are free now: the largest group that fits is {most} seeds of {need.member / GIB:.2f} GiB "
         "each; train fewer seeds at a time, lower batch or d_sae, or stop what else needs memory"
     )
 

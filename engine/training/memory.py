@@ -70,8 +70,8 @@ def in_groups(config: TrainConfig, d_in: int, need: Need, available: int) -> lis
     most = need.fits(available)
     if not most:
         raise OutOfMemoryError(
-            f"training needs {need.of(1) / GIB:.2f} GiB for one member of {config.d_sae:,} x {d_in} with batches of "
-            f"{config.batch:,}, {available / GIB:.2f} GiB are free: the largest group that fits is 0 members; lower d_sae or "
+            f"training needs {need.of(1) / GIB:.2f} GiB for one seed of {config.d_sae:,} x {d_in} with batches of "
+            f"{config.batch:,}, {available / GIB:.2f} GiB are free: the largest group that fits is 0 seeds; lower d_sae or "
             "batch, or take a machine with more memory"
         )
     n_groups = -(-len(config.seeds) // most)

@@ -77,6 +77,28 @@ def test_five_starred_features_are_a_list_to_share_to_export_and_to_read_back(
         context.close()
 
 
+def test_an_explanation_of_ones_own_is_the_features_note_and_stays_in_the_browser(page: Page, address: str) -> None:
+    page.goto(f"{address}/0/7")
+    own = page.get_by_label("Your explanation")
+    own.fill("s and j are text here")
+    own.blur()
+    expect(page.locator(".feature-head .star")).to_have_attribute("aria-pressed", "true")
+    page.goto(f"{address}/list?id=0/7")
+    expect(page.locator("[data-note]")).to_have_value("s and j are text here")
+    page.goto(f"{address}/0/7")
+    expect(own).to_have_value("s and j are text here")
+    page.once("dialog", lambda dialog: dialog.dismiss())  # unstarring would lose it
+    page.locator(".feature-head .star").click()
+    expect(page.locator(".feature-head .star")).to_have_attribute("aria-pressed", "true")
+    own.fill("")
+    own.blur()
+    page.reload()
+    expect(own).to_have_value("")
+    expect(page.locator("[data-my-list] .count")).to_have_text("1")
+    page.goto(f"{address}/0/7?embed=true")
+    expect(page.locator("[data-own]")).to_have_count(0)
+
+
 def test_the_key_s_stars_the_selected_row_and_the_open_feature(page: Page, address: str) -> None:
     page.goto(f"{address}/features")
     page.keyboard.press("j")

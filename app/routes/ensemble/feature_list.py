@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from seedscope.app import render
 from seedscope.app.routes.address import EnsembleName, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.ensemble.table import TableFilter, TablePage, table_fields
+from seedscope.app.store import neuronpedia
 from seedscope.app.store.download import feature_download
 from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.study import StudyStore
@@ -71,6 +72,7 @@ class ListPage(TablePage):
 
     listed: list[ListedFeature]
     unknown: list[str]  # entries that name no feature of this ensemble
+    nav_quick_list: str | None  # the list on Neuronpedia, of those features that have pages there; None where none has
 
 
 @render.page(router, "/s/{study}/{ensemble}/list", "ensemble/list.html", "list")
@@ -92,6 +94,7 @@ def feature_list(
             for seed, feature in places
         ],
         unknown=[entry for entry in filter.listed if entry not in known],
+        nav_quick_list=_quick_list(store, row, places, notes),
     )  # fmt: skip
 
 
@@ -124,6 +127,12 @@ def _listed_places(store: StudyStore, row: Ensemble, filter: ListFilter) -> list
     """(seed, feature) of all entries that exist, in the list's order, under no filter."""
     query = FeatureQuery(row.ensemble, rule=filter.rule, listed=filter.listed, sort="listed", descending=False)
     return store.features(query).listed_places()
+
+
+def _quick_list(store: StudyStore, row: Ensemble, places: list[tuple[int, int]], notes: dict[str, str]) -> str | None:
+    sources = neuronpedia.sources(store.path.parent, row.ensemble, store.members(row.ensemble))
+    known = [(sources[seed], feature, _note(notes, seed, feature)) for seed, feature in places if seed in sources]
+    return neuronpedia.quick_list(f"{row.ensemble}: {len(known)} features", known) if known else None
 
 
 def _permalink(request: Request, study: str, row: Ensemble, filter: ListFilter, seed: int, feature: int) -> str:

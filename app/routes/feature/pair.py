@@ -93,10 +93,10 @@ def _cosines(a: JudgedFeature[Filter], b: JudgedFeature[Filter]) -> tuple[float 
             return feature.cosines[slot], match.encoder_cosines[slot], says
         if match.hungarian_partners and match.hungarian_partners[slot] == index:
             cosines = feature.hungarian_cosines[slot], match.hungarian_encoder_cosines[slot]
-            return *cosines, f"stored: the one-to-one partner of {name}"
+            return *cosines, f"stored: the one-to-one counterpart of {name}"
         if match.live_partners and match.live_partners[slot] == index:
             return feature.live_cosines[slot], None, f"stored: the nearest living feature to {name}"
-    return None, None, "not stored: neither is the other’s partner under any rule"
+    return None, None, "not stored: neither is the other’s counterpart under any rule"
 
 
 def _counterpart(one: JudgedFeature[Filter], other: JudgedFeature[Filter]) -> Counterpartship:

@@ -12,8 +12,10 @@ from seedscope.app.routes.feature.activity_facts import ActivityFacts, activity_
 from seedscope.app.routes.feature.contexts import ContextGroup, ShownContext, group_contexts, show_context
 from seedscope.app.routes.feature.counterparts import Counterpart, agree_labels, find_counterparts, nearest_living
 from seedscope.app.routes.feature.lacks import Lack, find_lacks
+from seedscope.app.routes.feature.next_tokens import ShownLogit, can_compute, stored_logits
 from seedscope.app.routes.feature.origin import Origin, origin_of
 from seedscope.app.routes.feature.stability_facts import StabilityFacts, judge_feature
+from seedscope.app.store import neuronpedia
 from seedscope.app.store.explanations import LabelAgreement, StoredExplanation
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.spans import FeatureSubspace, feature_subspace
@@ -25,14 +27,6 @@ from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()
 VIEWS = ("stacked", "snippet", "full")
-
-
-@dataclass(frozen=True)
-class ShownLogit:
-    """A next token that a feature raises or lowers."""
-
-    token: str
-    logit: float
 
 
 # Sections are base classes, for the JSON twin holds all fields flat, in this order: the last base's first.
@@ -59,6 +53,7 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     nav_views: dict[str, str]
     nav_counterpart: tuple[int, int, float] | None  # seed, feature, cosine of the nearest living one
     nav_exact: str | None  # where its loss is measured now; None where the model cannot be asked
+    nav_logits: str | None  # where its effect on all tokens is computed now; None where there are no direct logits
     nav_projects: str | None  # where it is projected now; None for a row without a direction
     nav_try: bool  # whether a text of one's own can be run: activity, and a model that reads it
     nav_largest: float  # activation at which highlights are strongest
@@ -69,6 +64,7 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     nav_filter: Filter
     nav_list: str
     nav_permalink: str
+    nav_neuronpedia: str | None  # its page there
     nav_preview: str  # address of its picture
     nav_shared: str  # what a shared link says below its title
     nav_rules: dict[str, str]
@@ -104,8 +100,8 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
     here = f"{base}/{member.seed}/{feature.feature}"
     shown_maxima = [max(x.activations) for c in counterparts for x in c.contexts or []]
     can_run = activity and feature.n_active and store.study.causal and row.control_of is None
-    positive = None if "logits" in lacking else _logits(store, feature, 1)
-    negative = None if "logits" in lacking else _logits(store, feature, -1)
+    positive = None if "logits" in lacking else stored_logits(store, feature, 1)
+    negative = None if "logits" in lacking else stored_logits(store, feature, -1)
     can_project = feature.decoder_norm > 0 and row.n_members > 1
     return FeaturePage(
         **vars(origin_of(study, row, member, feature)),
@@ -132,6 +128,7 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
         nav_views={view: render.url(here, **filter.parameters(view=view)) for view in VIEWS},
         nav_counterpart=nearest_living(store, row, feature),
         nav_exact=render.url(f"{here}/loss", **filter.judgement()) if can_run else None,
+        nav_logits=render.url(f"{here}/logits", **filter.judgement()) if can_compute(store, row, feature) else None,
         nav_projects=render.url(f"{here}/project", **filter.judgement()) if can_project else None,
         nav_try=activity and store.study.model is not None,
         nav_largest=max([feature.max_activation or 0, *shown_maxima]),
@@ -145,6 +142,7 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
             **filter.parameters(),
             at=f"{member.seed}/{feature.feature}" if place else None,
         ),
+        nav_neuronpedia=_neuronpedia(store, row, feature),
         nav_preview=render.url(f"{here}/preview.png", **filter.judgement()),
         nav_shared=_shared(feature, stability),
         nav_permalink=render.url(here, v=row.digest, **filter.judgement()),
@@ -156,6 +154,11 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
         nav_why=_undirected(feature) or stability.why,
         nav_differs=recipe_remark(row.anchor, row.n_comparisons, member.seed),
     )
+
+
+def _neuronpedia(store: StudyStore, row: Ensemble, feature: Feature) -> str | None:
+    source = neuronpedia.sources(store.path.parent, row.ensemble, store.members(row.ensemble)).get(feature.seed)
+    return neuronpedia.feature_address(source, feature.feature) if source else None
 
 
 def _shared(feature: Feature, stability: StabilityFacts) -> str:
@@ -176,12 +179,6 @@ def _ablation(store: StudyStore, row: Ensemble, feature: Feature) -> dict[str, f
         return None
     return {"marginal_ev": feature.worth_ev, "rank": ranks[0], "of": row.d_sae, "marginal_loss_nats": feature.worth_loss,
             "loss_rank": ranks[1]}  # fmt: skip
-
-
-def _logits(store: StudyStore, feature: Feature, sign: int) -> list[ShownLogit]:
-    """The next tokens that the feature raises (sign 1) or lowers (-1), the strongest first."""
-    rows = store.logits(feature.ensemble, feature.seed, feature.feature)
-    return [ShownLogit(store.tokens[row.token], row.logit) for row in rows if row.sign == sign]
 
 
 def _undirected(feature: Feature) -> str | None:

@@ -175,7 +175,7 @@ def sentence(known: KnownTruth) -> str:
         share_found = (
             f"{percent(low.found)} of the {low.n_true:,} that share {row.r} dimensions ({by_chance} by chance)"
         )
-        parts.append(f"{'and' if parts else 'A member finds'} {share_found}")
+        parts.append(f"{'and' if parts else 'A seed finds'} {share_found}")
         if low.n_latents:
             parts.append(
                 f"where the latents it has there come back in {percent(low.p_hat)} of comparisons ({percent(low.chance)} "

@@ -14,6 +14,7 @@ from seedscope.engine.saes.convention import Convention
 Facts = dict[str, tuple[str, str]]
 """{fact: (value, source)}, in the order of NAMES."""
 
+NEURONPEDIA = "neuronpedia"  # MODEL/SOURCE of its pages there; a fact of those SAEs alone that have some
 ASSUMED, BY_USER, FOLDER_NAME = "assumed", "you", "folder name"
 NOT_STATED = "not stated"
 NAMES = (
@@ -122,7 +123,7 @@ def complete(
             completed[name] = (value, where or ("the files' layout" if name == "library" else "files")) if value else (
                 NOT_STATED, ""
             )  # fmt: skip
-    return completed
+    return completed | {name: facts[name] for name in (NEURONPEDIA,) if name in facts}
 
 
 def _penalty(value: str, where: str) -> tuple[str, str]:
@@ -149,7 +150,8 @@ def completed_as_transcoder(facts: Facts, d_out: int) -> Facts:
     more: Facts = {"output hook point": (NOT_STATED, ""), "d_out": (str(d_out), "weights: length of b_dec")}
     value, _ = facts["forward pass"]
     more["forward pass"] = f"{value} transcoder", BY_USER
-    return {name: more.get(name) or facts[name] for name in TRANSCODER_NAMES}
+    completed = {name: more.get(name) or facts[name] for name in TRANSCODER_NAMES}
+    return completed | {name: facts[name] for name in (NEURONPEDIA,) if name in facts}
 
 
 def assumed(facts: Mapping[str, tuple[str, str]]) -> list[str]:
@@ -160,7 +162,7 @@ def assumed(facts: Mapping[str, tuple[str, str]]) -> list[str]:
 def in_short(members: Mapping[int, Mapping[str, tuple[str, str]]]) -> list[str]:
     """A line per fact, where all members agree; otherwise a line per value, with the seeds that have it."""
     lines = []
-    for name in TRANSCODER_NAMES:
+    for name in (*TRANSCODER_NAMES, NEURONPEDIA):
         seeds: dict[tuple[str, str], list[int]] = {}
         for seed, facts in members.items():
             if name in facts:

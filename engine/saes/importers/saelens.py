@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seedscope.engine.saes.convention import NORMALIZATIONS, SKIP, Convention
-from seedscope.engine.saes.importers.facts import Facts, dtype_of, fixed, stated
+from seedscope.engine.saes.importers.facts import NEURONPEDIA, Facts, dtype_of, fixed, stated
 from seedscope.engine.saes.importers.imported import (
     Imported,
     count,
@@ -46,6 +46,7 @@ _TRANSCODERS = {
 }
 _HOOKS_OUT = ("hook_name_out", "hook_point_out", "out_hook_point")
 _KEYS = {
+    NEURONPEDIA: ("metadata.neuronpedia_id", "neuronpedia_id"),
     "recorded L0": "metadata.l0",
     "library": (
         "sae_lens_version",

@@ -59,7 +59,7 @@ def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass
     if reason:
         run.progress.say(f"{run.name}: direct logits: left out, {reason}")
     with (
-        run.progress.stage(f"{run.name}: contexts", "members") as report,
+        run.progress.stage(f"{run.name}: contexts", "seeds") as report,
         run.parts.write("activity", run.measured) as put,
     ):
         if tokens is None:

@@ -49,7 +49,7 @@ def measure_subspaces(run: EnsembleRun, match: Part, live: np.ndarray | None, co
     if run.parts.find(SUBSPACES, **about):
         return
     if run.members.n_members < 2:
-        run.progress.say(f"{run.name}: subspaces: left out, they compare members and there is one")
+        run.progress.say(f"{run.name}: subspaces: left out, they compare seeds and there is one")
         return
     decoders = run.members.W_dec.detach()
     directed = sae.directed(decoders).numpy()

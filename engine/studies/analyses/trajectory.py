@@ -13,7 +13,7 @@ def follow_training(run: EnsembleRun, activity: Part | None) -> None:
     folder, seeds, name, members = run.study / run.ensemble.folder, run.seeds, run.name, run.members
     taken = snapshots.kept(folder, seeds)
     if not taken or members.n_members < 2:
-        why = "it compares members and there is one" if taken else "no members were kept along its training"
+        why = "it compares seeds and there is one" if taken else "no seeds were kept along its training"
         run.progress.say(f"{name}: trajectory: left out, {why}")
         return
     assign = run.one_to_one

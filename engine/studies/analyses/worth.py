@@ -41,7 +41,7 @@ def measure_worth(run: EnsembleRun, ablation: AblationPass, masked: MaskedFeatur
                 mask_pass.add(batch if targets is None else target_rows(targets, first, len(batch)), codes)
                 report(first + len(batch), len(rows))
     about = run.measured | run.judgement
-    with run.progress.stage(f"{run.name}: worth", "members") as report, run.parts.write("ablate", about) as put:
+    with run.progress.stage(f"{run.name}: worth", "seeds") as report, run.parts.write("ablate", about) as put:
         for index, seed in enumerate(run.seeds):
             worth = ablation.finish(index)
             masked_worth = mask_pass.finish(index, worth) if mask_pass else worth

@@ -62,7 +62,7 @@ def pool_ensemble(
     entry = plan.ensemble(name)
     if len(entry.members) < 2:
         raise ValueError(
-            f"ensemble {name} has one member, expected at least 2 to pool, and 4 for two disjoint pools; import or train more "
+            f"ensemble {name} has one seed, expected at least 2 to pool, and 4 for two disjoint pools; import or train more "
             "seeds"
         )
     members = sae.load(study / entry.folder, entry.seeds).requires_grad_(False)
@@ -78,7 +78,7 @@ def pool_ensemble(
             return record
         if not settings.replaced:
             raise ValueError(
-                f"{folder} is there already, of other members or settings; pass --replace to put the new pool in its place, or "
+                f"{folder} is there already, of other seeds or settings; pass --replace to put the new pool in its place, or "
                 "another --out"
             )
     if reason := refusal(members.convention):

@@ -116,7 +116,7 @@ def test_a_job_publishes_what_it_computed_and_says_how_far_it_was(whole_root):
         )  # the new store is the one that is shown
         assert "running" in {each["state"] for each in seen}
         page = client.get(f"/jobs/{id}").text
-        assert "publishing: 4 members" in text_of(page)
+        assert "publishing: 4 seeds" in text_of(page)
         assert "Reload this page" in text_of(page)
         again = until(lambda id=started(client, MATCH): None if (
             each := client.get(f"/jobs/{id}.json").json()["job"])["state"] in ("queued", "running") else each)  # fmt: skip

@@ -1,5 +1,7 @@
 """Loss with a reconstruction spliced in: against plain forward passes, finite differences and known limits."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -202,3 +204,22 @@ def test_gradients_at_inputs_are_the_slope_of_the_loss(site):
     slope = sum(float((rows * gradient).double().sum()) for rows, gradient in splice.gradients(lambda rows: rows))
     more, less = (float(splice.losses(lambda rows, by=by: rows * by).double().sum()) for by in (1 + 1e-2, 1 - 1e-2))
     assert slope == pytest.approx((more - less) / 2e-2, rel=0.02)
+
+
+def test_a_pass_of_another_thread_over_the_same_model_is_left_as_it_is(language_model, tokens, splice):
+    """As where the live engine measures a loss while it reads a text."""
+
+    def read() -> torch.Tensor:
+        return torch.cat([each.rows for each in stream(language_model, tokens, HOOKPOINT)])
+
+    expected, zeroed, beside = read(), splice.zeroed(), []
+
+    def replaced(rows: torch.Tensor) -> torch.Tensor:
+        if not beside:  # in the midst of the first batch, with this thread's hooks in place
+            beside.append(None)
+            with ThreadPoolExecutor(1) as other:
+                beside[0] = other.submit(read).result()
+        return rows.new_zeros(1, 1)
+
+    assert torch.equal(splice.losses(replaced), zeroed)
+    assert torch.equal(beside[0], expected)

@@ -1,6 +1,7 @@
 """What is said of an SAE's facts, and where each is said to come from."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,3 +182,14 @@ def test_inspect_says_why_an_sae_cannot_be_imported():
     assert done.returncode == 1
     assert "refused: " in done.stdout
     assert "1 of 1 cannot be imported" in done.stderr
+
+
+def test_a_file_that_names_its_pages_on_neuronpedia_has_them_as_a_fact_and_others_have_none(tmp_path):
+    plain = shutil.copytree(CHECKPOINTS / "saelens_5" / "topk", tmp_path / "plain")
+    named = shutil.copytree(plain, tmp_path / "named")
+    settings = json.loads((named / "cfg.json").read_text())
+    (named / "cfg.json").write_text(json.dumps(settings | {"neuronpedia_id": "gpt2-small/7-res-jb"}))
+    (known,), (unknown,) = (ensemble.read_many([path], "saelens", [0]) for path in (named, plain))
+    assert known.facts[facts.NEURONPEDIA] == ("gpt2-small/7-res-jb", "cfg.json: neuronpedia_id")
+    assert "neuronpedia: gpt2-small/7-res-jb  [cfg.json: neuronpedia_id]" in facts.in_short({0: known.facts})
+    assert facts.NEURONPEDIA not in unknown.facts

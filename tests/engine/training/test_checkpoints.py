@@ -164,7 +164,7 @@ def test_a_loss_that_diverges_stops_with_step_seeds_and_cause_and_keeps_the_last
 
 def test_a_single_member_that_does_not_fit_is_refused_with_what_it_needs(rows):
     with pytest.raises(
-        MemoryError, match=r"needs .* GiB for one member of 24 x 8 .*largest group that fits is 0 members"
+        MemoryError, match=r"needs .* GiB for one seed of 24 x 8 .*largest group that fits is 0 seeds"
     ):
         train_ensemble(rows, CONFIG, available=2**20)
 
@@ -175,7 +175,7 @@ def test_memory_that_runs_out_against_expectation_says_the_largest_group_that_fi
 
     monkeypatch.setattr("seedscope.engine.training.members.Training.advance", exhausted)
     monkeypatch.setattr("seedscope.engine.training.ensemble.available_memory", lambda: 2**30)
-    with pytest.raises(MemoryError, match=r"2 members were trained at once.* the largest group that fits is 1 members"):
+    with pytest.raises(MemoryError, match=r"2 seeds were trained at once.* the largest group that fits is 1 seeds"):
         train_ensemble(rows, CONFIG)
 
 
@@ -196,7 +196,7 @@ def test_members_that_do_not_fit_together_are_trained_in_groups_to_the_same_weig
     )  # fmt: skip
     assert apart.seeds == together.seeds
     assert said == [
-        f"3 groups of at most 2 members, one by one, about {need.of(2) / GIB:.2f} of the 0.1 GiB of memory that are free"
+        f"3 groups of at most 2 seeds, one by one, about {need.of(2) / GIB:.2f} of the 0.1 GiB of memory that are free"
     ]
     for name in together.convention.tensors:
         torch.testing.assert_close(getattr(apart, name), getattr(together, name), rtol=0, atol=1e-9)

@@ -189,7 +189,7 @@ def test_the_same_pool_is_not_made_again_and_another_needs_a_word(own, told):
     assert (folder / "pool.json").stat().st_mtime_ns == before.st_mtime_ns
     assert (own / STUDY / "CURRENT").read_text() == current
     for other in (replace(ASKED, tokens=1_024), replace(ASKED, theta=0.5), PoolSettings()):
-        with pytest.raises(ValueError, match="of other members or settings; pass --replace"):
+        with pytest.raises(ValueError, match="of other seeds or settings; pass --replace"):
             pool_study(own / STUDY, ENSEMBLE, other, progress=QUIET)
 
 

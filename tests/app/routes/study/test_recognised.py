@@ -28,8 +28,8 @@ def test_a_study_lists_the_facts_of_every_member_and_marks_what_was_assumed(root
     assert text_of(table.select_one("summary")) == "What was recognised"
     assert [text_of(cell) for cell in table.select("thead th")] == ["", "seed 0", "seed 1"]
     assert [[text_of(cell) for cell in row.select("th, td")] for row in table.select("tbody tr")] == [
-        ["k or l1", "k 4 cfg.json: k · all members"],
-        ["processing of the model", "none ! assumed · all members"],
+        ["k or l1", "k 4 cfg.json: k · all seeds"],
+        ["processing of the model", "none ! assumed · all seeds"],
         ["dataset", f"{EVIL} x", "pile x"],
     ]
     assert [cell.get("colspan") for cell in table.select("tbody td")] == ["2", "2", None, None]
