@@ -63,6 +63,7 @@ def build_index(store: Path, folder: Path | None = None, report: Report = lambda
             _write_orders(frame, here)
             _write_words(connection, frame, here)
             _write_random_order(connection, frame, here)
+            _write_context_places(connection, frame, here)
             kinds = _write_null(connection, frame, here)
             _write_about(frame, here, kinds)
         (unfinished / layout.ABOUT).write_text(json.dumps(_stamp(store)))
@@ -342,6 +343,23 @@ def _write_random_order(connection: duckdb.DuckDBPyConnection, frame: _Frame, he
         member = np.searchsorted(seeds, batch.column(0).to_numpy())
         order[at : at + len(batch)] = member * frame.d_sae + batch.column(1).to_numpy()
         at += len(batch)
+
+
+def _write_context_places(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Path) -> None:
+    """Where in the Context table a feature's contexts lie; nothing where they do not lie together, which a Writer never leaves."""
+    first = np.full(frame.n_rows, -1, np.int64)
+    counts = np.zeros(frame.n_rows, np.int32)
+    sql = (
+        "SELECT feature, min(rowid), max(rowid), count(*) FROM Context WHERE ensemble = ? AND seed = ? GROUP BY feature"
+    )
+    for member, seed in enumerate(frame.seeds):
+        rows = connection.sql(sql, params=[frame.ensemble, seed]).to_arrow_table()
+        feature, low, high, n = (rows.column(i).to_numpy() for i in range(4))
+        if (high - low + 1 != n).any():
+            return
+        first[member * frame.d_sae + feature], counts[member * frame.d_sae + feature] = low, n
+    np.save(here / "context-first.npy", first)
+    np.save(here / "context-counts.npy", counts)
 
 
 def _row_type(frame: _Frame) -> Any:
