@@ -16,7 +16,8 @@ from seedscope.app.render import templates as pages
 from support.paths import ROOT
 
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("app/**/*.py")])
-STORES = {Path("engine/store/database.py"), *(path.relative_to(ROOT) for path in ROOT.glob("app/store/*.py"))}
+PEER = Path("engine/bench/peer_datasette.py")  # writes the SQLite file that a peer serves
+STORES = {Path("engine/store/database.py"), PEER, *(path.relative_to(ROOT) for path in ROOT.glob("app/store/*.py"))}
 
 
 def names(paths: list[Path]) -> set[Path]:
