@@ -16,6 +16,7 @@ import numpy as np
 
 from seedscope.engine.bench.generated_texts import (
     FIRST_RULE_OF,
+    N_DRAWN,
     N_RULES_OF,
     N_TOKENS,
     draw_tokens,
@@ -181,7 +182,7 @@ def draw_behaviour(member: int, block: int, n: int) -> Behaviour:
     quantiles = np.minimum(quantiles, peak[:, None])
     share = (characters.share * (0.95 + 0.1 * rng.random(n))).clip(0.01, 0.99)
     counts = np.floor(n_active[:, None] * share[:, None] * np.array([1, 0.4, 0.2, 0.1, 0.06])).astype(np.int64)
-    counts[:, 0] = np.maximum(counts[:, 0], n_active > 0)
+    counts = np.maximum(counts, n_active[:, None] > np.arange(N_DRAWN))
     centred = (np.arange(N_BINS) + 0.5) / N_BINS * np.log(HIGHEST / LOWEST) + np.log(LOWEST)
     at = np.log(np.maximum(mean, LOWEST))[:, None]
     weights = np.exp(-0.5 * ((centred[None] - at) / spread[:, None]) ** 2).astype(np.float32)

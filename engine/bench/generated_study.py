@@ -41,7 +41,7 @@ from seedscope.engine.bench.generated_spans import (
     add_feature_spans,
     add_span_tables,
 )
-from seedscope.engine.bench.generated_texts import N_TOKENS, TokenVocabulary, zipf
+from seedscope.engine.bench.generated_texts import N_TOKENS, TokenVocabulary, token_vocabulary, zipf
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, SCHEMA_VERSION, TRIGGERS
 from seedscope.engine.contract.stability import EPSILON, THETA, buckets, count_on_grid
@@ -94,7 +94,7 @@ def generated_study(root: Path, size: StudySize, *, report: Report = lambda done
     present = published(folder)
     if present is not None and present.built_from == size.built_from:
         return folder / present.name
-    vocabulary = TokenVocabulary()
+    vocabulary = token_vocabulary()
     sample = MapSample.draw(size.n_members, block_size(0, size.d_sae))
     with Writer(folder) as writer:
         _add_frame(writer, size, vocabulary)
@@ -278,8 +278,8 @@ def _add_contexts(
     of, group, rank = np.repeat(features, len(group)), np.tile(group, len(features)), np.tile(rank, len(features))
     fires = group <= 5
     slot = (rng.random(n) ** 2 * b.top_ids.shape[1]).astype(int)
-    top = b.top_ids[of, slot]
-    tokens[:, BEFORE] = np.where(fires & (top >= 0), top, tokens[:, BEFORE])
+    top = np.where(b.top_ids[of, slot] < 0, b.top_ids[of, 0], b.top_ids[of, slot])
+    tokens[:, BEFORE] = np.where(fires, top, tokens[:, BEFORE])
     strength = np.where(group == 0, 1 - 0.03 * rank, 1.1 - 0.2 * group.clip(1, 5)) * b.peak[of] * fires
     activations = np.zeros((n, length), np.float32)
     activations[:, BEFORE] = strength

@@ -3,7 +3,7 @@
 All texts are put together from small vocabularies with Arrow, without a Python loop over features.
 """
 
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -149,6 +149,12 @@ class TokenVocabulary:
                     keys.append((word * n + rows)[word >= 0])
         distinct = np.unique(np.concatenate(keys))
         return distinct // n, distinct % n
+
+
+@cache
+def token_vocabulary() -> TokenVocabulary:
+    """The vocabulary, which takes a second to make."""
+    return TokenVocabulary()
 
 
 def draw_tokens(rng: np.random.Generator, n: int) -> np.ndarray:

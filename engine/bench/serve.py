@@ -15,7 +15,7 @@ import numpy as np
 
 from seedscope.engine.bench.dashboard import Dashboard
 from seedscope.engine.bench.generated_study import StudySize, generated_study
-from seedscope.engine.bench.generated_texts import TokenVocabulary
+from seedscope.engine.bench.generated_texts import token_vocabulary
 from seedscope.engine.bench.load import Load, Plan, ask_load
 from seedscope.engine.bench.peer_datasette import DATASETTE, datasette_lines
 from seedscope.engine.bench.report import BenchLine, interleaved
@@ -70,7 +70,7 @@ def lines(
     root.mkdir(parents=True, exist_ok=True)
     store = generated_study(root, size, report=report)
     of_size = f"{size.n_members} x {size.d_sae:,}"
-    requests = Requests(size, TokenVocabulary())
+    requests = Requests(size, token_vocabulary())
     began = time.perf_counter()
     with Dashboard(root, workers=workers) as dashboard:
         dashboard.get("/")
