@@ -17,6 +17,7 @@ RULES = ("argmax", "live", "mutual")  # that are computed in a generated study
 BUCKETS = ("stable", "middle", "unstable", "dead")
 SORTS = ("stability", "density", "worth", "loss", "max", "entropy", "score", "feature")
 GRID, OFF_GRID = 100, 10_000  # steps of theta from 0 to 1: hundredths are on the grid that is counted ahead
+LOWEST, HIGHEST = 0.3, 0.95  # thetas
 Parameters = dict[str, object]
 
 
@@ -27,6 +28,7 @@ class Requests:
         self._size, self._vocabulary = size, vocabulary
         self._rng = np.random.default_rng(seed)
         self._drawn: set[str] = set()
+        self._judgements: dict[str, list[Parameters]] = {}  # {page: those not drawn yet}
         self.kinds: dict[str, Callable[[], str]] = {
             "table": lambda: self._page("/features", self._theta(GRID) | self._filter() | self._order()),
             "table, deep": lambda: self._page("/features", self._order() | {"at": self._feature()}),
@@ -36,16 +38,16 @@ class Requests:
             "feature in a filter": lambda: self._page(
                 f"/{self._feature()}", self._theta(GRID) | self._filter() | self._order()
             ),
-            "overview": lambda: self._page("", self._judgement(GRID)),
-            "buckets": lambda: self._page("/buckets", self._judgement(GRID)),
-            "explanations": lambda: self._page("/explanations", self._judgement(GRID)),
-            "subspaces": lambda: self._page("/subspaces", self._judgement(GRID) | {"rank": self._int(1, 768)}),
-            "seed x seed": lambda: self._page("/members", self._judgement(GRID)),
-            "map": lambda: self._page("/subspaces/map", self._theta(GRID) | self._filter()),
+            "overview": lambda: self._page("", self._judgement("overview")),
+            "buckets": lambda: self._page("/buckets", self._judgement("buckets")),
+            "explanations": lambda: self._page("/explanations", self._judgement("explanations")),
+            "subspaces": lambda: self._page("/subspaces", self._judgement("subspaces") | {"rank": self._int(1, 768)}),
+            "seed x seed": lambda: self._page("/members", self._judgement("seed x seed")),
+            "map": lambda: self._page("/subspaces/map", self._judgement("map") | self._filter()),
             "table, theta off the grid": lambda: self._page(
                 "/features", self._theta(OFF_GRID) | self._maybe(self._filter) | self._order()
             ),
-            "overview, theta off the grid": lambda: self._page("", self._judgement(OFF_GRID)),
+            "overview, theta off the grid": lambda: self._page("", self._theta(OFF_GRID) | {"rule": self._one(RULES)}),
             "feature, theta off the grid": lambda: self._page(f"/{self._feature()}", self._theta(OFF_GRID)),
         }
 
@@ -71,15 +73,21 @@ class Requests:
         return values[self._int(0, len(values))]
 
     def _theta(self, steps: int) -> Parameters:
-        """From 0.5 to 0.9; off the grid never a whole hundredth."""
-        step = self._int(steps // 2, steps * 9 // 10)
+        """From LOWEST to HIGHEST; off the grid never a whole hundredth."""
+        step = self._int(round(steps * LOWEST), round(steps * HIGHEST))
         if steps > GRID and step % (steps // GRID) == 0:
             step += 1
         return {"theta": f"{step / steps:g}"}
 
-    def _judgement(self, steps: int) -> Parameters:
-        epsilon = f"{self._int(10, 150) / 1000:g}"
-        return self._theta(steps) | {"rule": self._one(RULES), "epsilon": epsilon}
+    def _judgement(self, kind: str) -> Parameters:
+        """Theta of the grid and rule: a page gets every combination once before any comes again, for servers may keep counts."""
+        if not self._judgements.get(kind):
+            steps = range(round(GRID * LOWEST), round(GRID * HIGHEST) + 1)
+            combined: list[Parameters] = [
+                {"theta": f"{step / GRID:g}", "rule": rule} for step in steps for rule in RULES
+            ]
+            self._judgements[kind] = [combined[which] for which in self._rng.permutation(len(combined))]
+        return self._judgements[kind].pop() | {"epsilon": f"{self._int(10, 150) / 1000:g}"}
 
     def _feature(self) -> str:
         return f"{self._int(0, self._size.n_members)}/{self._int(0, self._size.d_sae)}"
