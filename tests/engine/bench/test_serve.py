@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seedscope.engine.bench import peer_datasette, serve
-from seedscope.engine.bench.generated_study import ENSEMBLE, StudySize, context_groups, generated_study
+from seedscope.engine.bench import generated_features, generated_spans, generated_study, peer_datasette, serve
+from seedscope.engine.bench.generated_study import ENSEMBLE, StudySize, context_groups
 from seedscope.engine.bench.generated_texts import N_TOKENS, TokenVocabulary, token_vocabulary
 from seedscope.engine.bench.load import Plan, ask_load, carry_out
 from seedscope.engine.bench.requests import Requests
@@ -38,7 +38,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(root) -> Path:
-    return generated_study(root, SIZE)
+    return generated_study.generated_study(root, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +51,20 @@ def reader(store) -> Iterator[StoreReader]:
 
 
 def test_the_same_settings_find_the_same_store_and_others_make_another(root, store, tmp_path):
-    assert generated_study(root, SIZE, report=pytest.fail) == store
-    again = generated_study(tmp_path, SIZE)
+    assert generated_study.generated_study(root, SIZE, report=pytest.fail) == store
+    again = generated_study.generated_study(tmp_path, SIZE)
     assert again.name == store.name  # a digest of the content
-    assert generated_study(tmp_path, StudySize(n_members=3, d_sae=128, n_contexts=2)).name != store.name
+    assert generated_study.generated_study(tmp_path, StudySize(n_members=3, d_sae=128, n_contexts=2)).name != store.name
 
 
 @pytest.mark.parametrize("size", [StudySize(1, 128), StudySize(3, 8)])
 def test_a_study_too_small_for_pages_is_refused(size, tmp_path):
     with pytest.raises(ValueError, match="expected at least 2 members of 32 features"):
-        generated_study(tmp_path, size)
+        generated_study.generated_study(tmp_path, size)
 
 
 def test_stability_is_bimodal_and_density_goes_with_it(tmp_path):
-    with StoreReader(generated_study(tmp_path, StudySize(12, 768, 1, 0))) as reader:
+    with StoreReader(generated_study.generated_study(tmp_path, StudySize(12, 768, 1, 0))) as reader:
         rows = reader.table(Feature, ("dead", "density", "cosines"))
     cosines = np.stack(rows["cosines"].to_numpy())
     dead = rows["dead"].to_numpy(zero_copy_only=False)
@@ -113,6 +113,24 @@ def test_pairs_count_what_the_features_hold(reader):
             assert pair.matched == count_on_grid(own).tolist()
             assert pair.matched_living == count_on_grid(own[living]).tolist()
             assert pair.mean_cosine == pytest.approx(own.mean(), abs=1e-6)
+
+
+def test_members_of_several_blocks_hold_together(tmp_path, monkeypatch):
+    for module in (generated_features, generated_spans, generated_study):
+        monkeypatch.setattr(module, "BLOCK", 64)
+    size = StudySize(n_members=3, d_sae=160, context_features=70)
+    with StoreReader(generated_study.generated_study(tmp_path, size)) as reader:
+        assert reader.table(Context)["feature"].to_numpy().max() <= 69
+        matches = {(row.seed, row.feature): row for row in reader.rows(Match)}
+        assert len(matches) == 3 * 160
+        for (seed, feature), match in matches.items():
+            for slot, other in enumerate(each for each in range(3) if each != seed):
+                assert match.partners[slot] // 64 == feature // 64
+                if match.mutuals[slot]:
+                    assert matches[other, match.partners[slot]].partners[seed - (seed > other)] == feature
+        cosines = np.stack(reader.table(Feature, ("cosines",), seed=1)["cosines"].to_numpy()).T
+        matched = [row.matched for row in reader.rows(Pair, rule="argmax", seed=1)]
+        assert matched == count_on_grid(cosines).tolist()
 
 
 def test_words_are_those_of_the_explanations(reader):
