@@ -4,6 +4,7 @@ The buckets at the study's own theta are a column there, as someone would prepar
 time to count exactly: its limits on queries and facets are lifted, and it suggests no further facets.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -34,6 +35,8 @@ _SCALARS = (
     "seed", "feature", "density", "n_active", "mean_activation", "max_activation", "worth_ev", "worth_loss", "token_entropy",
     "top_token_share", "trigger", "trigger_share", "trigger_what", "explanation", "score",
 )  # fmt: skip
+_TEXT = ("trigger", "trigger_what", "explanation", "bucket")
+_WHOLE = ("seed", "feature", "n_active", "n_matched")
 _COLUMNS = (*_SCALARS, "n_matched", "bucket")
 _INDEXED = ("seed", "bucket", "density", "trigger")
 _FACETS = [("_facet", name) for name in ("bucket", "seed", "trigger")]
@@ -77,6 +80,8 @@ def datasette_lines(
             times = f"; {other / mine:.3g} x" if mine and other else ""
             failed = {side: load.n_failed for side, load in (("ours", ours), ("theirs", theirs)) if load.n_failed}
             remark += times + (f"; failed: {failed}" if failed else "")
+            if peer is not None:
+                remark += _compared_totals(dashboard, peer.port, *drawn[-1])
             yield BenchLine(f"{kind}, {of_size}", mine, peers_s={name: answer}, goal="never slower", remark=remark)
     finally:
         if peer is not None:
@@ -86,14 +91,31 @@ def datasette_lines(
     yield BenchLine(f"one of each of these lists, {of_size}", ours_sum, peers_s=total, goal="100 x", remark=times)
 
 
+def _compared_totals(dashboard: Dashboard, port: int, mine: str, theirs: str) -> str:
+    """Whether both find as many features, as the end of a remark: who answers another question is no peer."""
+    totals = []
+    for address, path, name in (
+        (f"{dashboard.host}:{dashboard.port}", mine, "total"),
+        (f"127.0.0.1:{port}", theirs, "filtered_table_rows_count"),
+    ):
+        place, _, query = path.partition("?")
+        with urllib.request.urlopen(
+            f"http://{address}{place.removesuffix('.json')}.json?{query}", timeout=300
+        ) as answer:
+            totals.append(json.load(answer)[name])
+    return (
+        f"; both find {totals[0]:,}" if totals[0] == totals[1] else f"; TOTALS DIFFER: {totals[0]:,} and {totals[1]:,}"
+    )
+
+
 def _kinds(size: StudySize, rng: np.random.Generator) -> dict[str, Callable[[], tuple[str, str]]]:
     """{kind: draws (our address, Datasette's)}; a bound on densities keeps addresses from repeating."""
 
     def bound(low: float, high: float) -> str:
         return f"{10 ** rng.uniform(low, high):.4g}"
 
-    def paths(ours: Pair, theirs: Pair, *, json: bool = False) -> tuple[str, str]:
-        suffix, facets = (".json", []) if json else ("", _FACETS)
+    def paths(ours: Pair, theirs: Pair, *, as_json: bool = False) -> tuple[str, str]:
+        suffix, facets = (".json", []) if as_json else ("", _FACETS)
         shown = [("_sort_desc", "density"), *facets]
         mine = f"{BASE}/features{suffix}?{urlencode([*ours, ('sort', 'density')])}"
         return mine, f"/{_TABLE}/{_TABLE}{suffix}?{urlencode([*theirs, *shown])}"
@@ -110,18 +132,18 @@ def _kinds(size: StudySize, rng: np.random.Generator) -> dict[str, Callable[[], 
         trigger, least = TRIGGERS[rng.integers(len(TRIGGERS))], bound(-6, -5)
         return paths([("trigger", trigger), ("density_min", least)], [("trigger", trigger), ("density__gte", least)])
 
-    def seed_and_bucket(*, json: bool) -> tuple[str, str]:
+    def seed_and_bucket(*, as_json: bool) -> tuple[str, str]:
         seed, bucket = int(rng.integers(size.n_members)), ("stable", "middle", "unstable")[rng.integers(3)]
         both: Pair = [("seed", seed), ("bucket", bucket)]
         least = bound(-6, -5)
-        return paths([*both, ("density_min", least)], [*both, ("density__gte", least)], json=json)
+        return paths([*both, ("density_min", least)], [*both, ("density__gte", least)], as_json=as_json)
 
     return {
         "list by density, three facets": by_density,
         "list of a bucket, three facets": in_bucket,
         "list of a trigger, three facets": of_trigger,
-        "list of one seed and bucket, three facets": lambda: seed_and_bucket(json=False),
-        "list of one seed and bucket, JSON without facets": lambda: seed_and_bucket(json=True),
+        "list of one seed and bucket, three facets": lambda: seed_and_bucket(as_json=False),
+        "list of one seed and bucket, JSON without facets": lambda: seed_and_bucket(as_json=True),
     }
 
 
@@ -161,7 +183,10 @@ def sqlite_of(store: Path, size: StudySize, root: Path) -> Path:
     unfinished.unlink(missing_ok=True)
     connection = sqlite3.connect(unfinished)
     connection.execute("PRAGMA journal_mode = OFF")
-    connection.execute(f"CREATE TABLE {_TABLE} ({', '.join(_COLUMNS)})")
+    # With types, or numbers in an address, which reach SQLite as text, would be equal to no number in the table.
+    kinds = ("TEXT" if name in _TEXT else "INTEGER" if name in _WHOLE else "REAL" for name in _COLUMNS)
+    definition = ", ".join(f"{name} {kind}" for name, kind in zip(_COLUMNS, kinds, strict=True))
+    connection.execute(f"CREATE TABLE {_TABLE} ({definition})")
     insert = f"INSERT INTO {_TABLE} VALUES ({', '.join('?' * len(_COLUMNS))})"
     with StoreReader(store) as reader:
         for seed in range(size.n_members):

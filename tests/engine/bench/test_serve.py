@@ -281,6 +281,9 @@ def test_the_peer_gets_the_same_rows(store, root, reader):
         rows = connection.execute(
             "SELECT seed, feature, n_matched, bucket, trigger FROM features ORDER BY seed, feature"
         ).fetchall()
+        # Datasette sends what an address says as text.
+        as_text = "SELECT count(*) FROM features WHERE seed = '1' AND density >= '0' AND density <= '1e0'"
+        assert connection.execute(as_text).fetchone() == (128,)
     finally:
         connection.close()
     expected = []
