@@ -106,9 +106,8 @@ class Writer:
         if table in self._last_key and first <= self._last_key[table]:
             self._unsorted.add(table)
         self._last_key[table] = max(last, self._last_key.get(table, last))
-        self._connection.register("incoming", rows)
-        self._connection.execute(f"INSERT INTO {table.__name__} SELECT * FROM incoming")
-        self._connection.unregister("incoming")
+        # Not `register`: a registered table stays in memory until COMMIT, unregistered or not. Columns are taken by position.
+        self._connection.from_arrow(rows.select(list(_sql_columns(table)))).insert_into(table.__name__)
 
     def publish(self, *, built_from: str, compared: bool = True) -> Path:
         """Rename the file to `study-<digest>.duckdb` and make it the study's published store; returns its path.
