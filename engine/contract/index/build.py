@@ -40,6 +40,19 @@ class _Frame(NamedTuple):
     def n_rows(self) -> int:
         return len(self.seeds) * self.d_sae
 
+    def rows(self, table: str, seeds: Any, features: Any) -> np.ndarray:
+        """Rows of features that a table names; raises ValueError where there is no such feature."""
+        seeds, features, known = np.asarray(seeds), np.asarray(features), np.array(self.seeds)
+        member = np.searchsorted(known, seeds)
+        wrong = (known[np.minimum(member, len(known) - 1)] != seeds) | (features < 0) | (features >= self.d_sae)
+        if wrong.any():
+            at = int(np.flatnonzero(wrong)[0])
+            expected = f"features 0 to {self.d_sae - 1} of {len(known)} seeds"
+            raise ValueError(
+                f"table {table} names feature {seeds[at]}/{features[at]} of {self.ensemble}, expected {expected}"
+            )
+        return np.asarray(member * self.d_sae + features, np.int64)
+
 
 def build_index(store: Path, folder: Path | None = None, report: Report = lambda done, total: None) -> Path:
     """Write the index of a store into `folder`, or beside the store, in one step; returns its folder.
@@ -318,7 +331,7 @@ def _write_words(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Pat
     sql = "SELECT word, seed, feature FROM Word WHERE ensemble = ? ORDER BY word, seed, feature"
     texts: list[str] = []
     ends: list[np.ndarray] = []
-    at, seeds = 0, np.array(frame.seeds)
+    at = 0
     for batch in connection.sql(sql, params=[frame.ensemble]).to_arrow_reader(_BATCH):
         runs = pc.run_end_encode(batch.column(0))
         values, run_ends = runs.values.to_pylist(), runs.run_ends.to_numpy() + at
@@ -327,8 +340,7 @@ def _write_words(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Pat
             ends[-1] = ends[-1][:-1]
         texts += values
         ends.append(run_ends)
-        member = np.searchsorted(seeds, batch.column(1).to_numpy())
-        rows[at : at + len(batch)] = member * frame.d_sae + batch.column(2).to_numpy()
+        rows[at : at + len(batch)] = frame.rows("Word", batch.column(1), batch.column(2))
         at += len(batch)
     (here / layout.WORDS).write_text(json.dumps(texts, ensure_ascii=False))
     np.save(here / "word-offsets.npy", np.concatenate([[0], *ends]).astype(np.int64))
@@ -338,10 +350,9 @@ def _write_random_order(connection: duckdb.DuckDBPyConnection, frame: _Frame, he
     """All rows in the order of fixed samples."""
     sql = f"SELECT seed, feature FROM Feature WHERE ensemble = $ensemble ORDER BY {SAMPLE_ORDER}"
     order = _array(here / "order-random.npy", (frame.n_rows,), _row_type(frame))
-    at, seeds = 0, np.array(frame.seeds)
+    at = 0
     for batch in connection.sql(sql, params={"ensemble": frame.ensemble}).to_arrow_reader(_BATCH):
-        member = np.searchsorted(seeds, batch.column(0).to_numpy())
-        order[at : at + len(batch)] = member * frame.d_sae + batch.column(1).to_numpy()
+        order[at : at + len(batch)] = frame.rows("Feature", batch.column(0), batch.column(1))
         at += len(batch)
 
 
@@ -352,12 +363,13 @@ def _write_context_places(connection: duckdb.DuckDBPyConnection, frame: _Frame, 
     sql = (
         "SELECT feature, min(rowid), max(rowid), count(*) FROM Context WHERE ensemble = ? AND seed = ? GROUP BY feature"
     )
-    for member, seed in enumerate(frame.seeds):
+    for seed in frame.seeds:
         rows = connection.sql(sql, params=[frame.ensemble, seed]).to_arrow_table()
         feature, low, high, n = (rows.column(i).to_numpy() for i in range(4))
         if (high - low + 1 != n).any():
             return
-        first[member * frame.d_sae + feature], counts[member * frame.d_sae + feature] = low, n
+        at = frame.rows("Context", np.full(len(rows), seed), feature)
+        first[at], counts[at] = low, n
     np.save(here / "context-first.npy", first)
     np.save(here / "context-counts.npy", counts)
 
