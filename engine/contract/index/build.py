@@ -3,6 +3,7 @@
 import atexit
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -148,6 +149,14 @@ def _array(path: Path, shape: tuple[int, ...], kind: Any) -> np.ndarray:
     return open_memmap(path, "w+", kind, shape)
 
 
+def _give_back(arrays: Sequence[np.ndarray]) -> None:
+    """Give the pages of written files back to the system: they would count as this process's memory until the end, 8 GB of it."""
+    for array in arrays:
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def _write_members(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Path) -> Iterator[int]:
     """Columns, cosines, counts, texts and the tokens' rows; yields the seed of every member that is written."""
     rules = _rules(connection, frame)
@@ -176,6 +185,7 @@ def _write_members(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: P
             batch = rows.select(list(layout.TEXT_COLUMNS)).combine_chunks()
             texts = texts or pa.ipc.new_file(file, batch.schema)
             texts.write_table(batch)
+            _give_back([*numbers.values(), status, trigger, of_firing, *cosines.arrays()])
             yield seed
         if texts:
             texts.close()
@@ -248,6 +258,10 @@ class _Cosines:
                 else:
                     del self._masks[rule]
             self._cosines[rule][member] = across
+
+    def arrays(self) -> list[np.ndarray]:
+        """All that are written."""
+        return [*self._counts.values(), *self._cosines.values(), *self._masks.values()]
 
     def close(self) -> None:
         """Keep one form of each rule's cosines."""
