@@ -32,7 +32,7 @@ def density_facet(store: Database, query: FeatureQuery) -> list[DensityBin] | No
     n_bins = BINS_PER_DECADE * max(math.ceil(math.log10(n_tokens)), 1)
     counts = np.zeros(n_bins, np.int64)
     table = FeatureTable(store, replace(query, density_min=None, density_max=None))
-    for _, place, n in table.density_histogram(per_decade=BINS_PER_DECADE):
+    for place, n in table.density_counts(per_decade=BINS_PER_DECADE).items():
         counts[min(max(n_bins + place, 0), n_bins - 1)] += n
     edges = [10 ** ((i - n_bins) / BINS_PER_DECADE) for i in range(n_bins + 1)]
     return [DensityBin(edges[i], edges[i + 1], n) for i, n in enumerate(counts.tolist())]

@@ -5,7 +5,7 @@ import mmap
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,20 @@ from seedscope.app.store.byte_cache import ByteCache
 from seedscope.engine.contract.index import layout
 from seedscope.engine.contract.schema import NO_MATCH, theta_index
 
-MOST_MAPPED = 320 << 20  # bytes of mapped files that a process may hold; libraries take 100 MB of it
-_STATM = Path("/proc/self/statm")
+MOST_MAPPED = 256 << 20  # bytes of mapped columns that a process may hold
+
+
+def _mapped_bytes() -> int:
+    """Bytes of files that this process maps and has touched, libraries among them; 0 where the system does not say."""
+    with suppress(OSError):  # there is no such file but on Linux
+        return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE
+    return 0
+
+
+@cache
+def _of_libraries() -> int:
+    """What was mapped when the first index was opened."""
+    return _mapped_bytes()
 
 
 class FeatureIndex:
@@ -26,8 +38,9 @@ class FeatureIndex:
     Columns are mapped, not read: what a request does not touch costs nothing. Safe to call from several threads.
     """
 
-    def __init__(self, folder: Path, cache: ByteCache) -> None:
-        self._folder, self._cache = folder, cache
+    def __init__(self, folder: Path, array_cache: ByteCache) -> None:
+        self._folder, self._cache = folder, array_cache
+        _of_libraries()
         self._maps: dict[str, mmap.mmap] = {}
         about = json.loads((folder / layout.ABOUT).read_text())
         self.seeds: list[int] = about["seeds"]
@@ -126,19 +139,21 @@ class FeatureIndex:
         if index is not None:
             return np.array(self._open(f"counts-{rule}.npy")[index])
         counted = np.zeros((len(self.seeds), self.d_sae), np.uint8 if self.n_comparisons < 256 else np.uint16)
-        smallest = np.float32(theta)
-        cosines, mask = self._cosines(rule)
         for member, of_member in enumerate(counted):
-            for slot in range(self.n_comparisons):
-                reached = cosines[member, slot] >= smallest
-                if mask is not None:
-                    reached &= np.unpackbits(mask[member, slot], count=self.d_sae, bitorder="little").view(bool)
-                of_member += reached
-        self.release()  # a gigabyte of mapped cosines that nobody needs again
+            of_member[:] = self.reached(rule, theta, member).sum(1, dtype=counted.dtype).reshape(-1)[: self.d_sae]
+        self.release_cosines()
         return counted.reshape(-1)
 
+    def reached(self, rule: str, theta: float, member: int) -> np.ndarray:
+        """(tiles, comparisons, TILE) whether each cosine of a member reaches theta; none beyond the last feature."""
+        cosines, mask = self._cosines(rule)
+        reached = cosines[member] >= np.float32(theta)
+        if mask is not None:
+            reached &= np.unpackbits(mask[member], axis=-1, bitorder="little").view(bool)
+        return reached
+
     def _cosines(self, rule: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """(members, comparisons, d_sae) cosines, and which of them are of pairs; None where all are as they stand."""
+        """Tiled cosines, and which of them are of pairs; None where all are as they stand."""
         if self.has(f"cosines-{rule}.npy"):
             return self._open(f"cosines-{rule}.npy"), None
         return self._open("cosines-argmax.npy"), self._open(f"mask-{rule}.npy")
@@ -149,21 +164,22 @@ class FeatureIndex:
         if not self.n_comparisons:
             return np.zeros((len(rows), 0), np.float32)
         member, feature = np.divmod(rows, self.d_sae)
+        tile, within = np.divmod(feature, layout.TILE)
         cosines, mask = self._cosines(rule)
-        slots = np.arange(self.n_comparisons)
-        values = cosines[member[:, None], slots, feature[:, None]]
+        values = cosines[member, tile, :, within]
         if mask is None:
             return values
-        bits = mask[member[:, None], slots, feature[:, None] // 8] >> (feature[:, None] % 8).astype(np.uint8) & 1
+        bits = mask[member, tile, :, within // 8] >> (within % 8).astype(np.uint8)[:, None] & 1
         return np.where(bits.astype(bool), values, np.float32(NO_MATCH))
 
     def pair_cosines(self, rule: str, member: int, slot: int) -> np.ndarray:
         """(d_sae,) cosines of a member's features in one comparison."""
         cosines, mask = self._cosines(rule)
+        values = cosines[member, :, slot].reshape(-1)[: self.d_sae]
         if mask is None:
-            return np.array(cosines[member, slot])
-        taken = np.unpackbits(mask[member, slot], count=self.d_sae, bitorder="little").view(bool)
-        return np.where(taken, cosines[member, slot], np.float32(NO_MATCH))
+            return values
+        taken = np.unpackbits(mask[member, :, slot].reshape(-1), count=self.d_sae, bitorder="little").view(bool)
+        return np.where(taken, values, np.float32(NO_MATCH))
 
     # -- search --------------------------------------------------------------------------------------------------
 
@@ -242,15 +258,17 @@ class FeatureIndex:
 
     def release_if_large(self) -> None:
         """Give mapped pages back where they have become many: they are the system's cache, but count as this process's memory."""
-        with suppress(OSError):  # no such file but on Linux
-            _, _, of_files = map(int, _STATM.read_text().split()[:3])
-            if of_files * mmap.PAGESIZE > MOST_MAPPED:
-                self.release()
+        if _mapped_bytes() - _of_libraries() > MOST_MAPPED:
+            self.release()
 
-    def release(self) -> None:
-        """Give mapped pages back; they are read again, from the system's cache, when they are touched."""
-        for each in list(self._maps.values()):
-            if hasattr(mmap, "MADV_DONTNEED"):
+    def release_cosines(self) -> None:
+        """Give the pages of cosines back: a gigabyte that was read once for a theta off the grid."""
+        self.release("cosines-")
+
+    def release(self, beginning: str = "") -> None:
+        """Give mapped pages back, of files whose name begins so; touched again, they come from the system's cache."""
+        for name, each in list(self._maps.items()):
+            if name.startswith(beginning) and hasattr(mmap, "MADV_DONTNEED"):
                 each.madvise(mmap.MADV_DONTNEED)
 
     def _open(self, name: str) -> np.ndarray:

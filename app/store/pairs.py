@@ -59,13 +59,19 @@ class Pairs:
     def _count(self, theta: float) -> dict[tuple[int, int], tuple[int, int]]:
         """{(seed, other): (matched anchors, living ones among them)} from the cosines themselves."""
         index = self._store.index(self._ensemble)
-        dead = (index.column("status") == DEAD).reshape(len(index.seeds), index.d_sae)
+        living = (index.column("status") != DEAD).reshape(len(index.seeds), index.d_sae)
         counted = {}
         for member, seed in enumerate(index.seeds):
-            for slot, other in enumerate(self._store.other_seeds(self._ensemble, seed)):
-                reached = index.pair_cosines(self._rule, member, slot) >= np.float32(theta)
-                counted[seed, other] = (int(np.count_nonzero(reached)), int(np.count_nonzero(reached & ~dead[member])))
-        index.release()
+            reached = index.reached(self._rule, theta, member)
+            of_living = np.zeros(reached.shape[0] * reached.shape[2], bool)
+            of_living[: index.d_sae] = living[member]
+            matched = reached.sum((0, 2)).tolist()
+            matched_living = (reached & of_living.reshape(len(reached), 1, -1)).sum((0, 2)).tolist()
+            for other, n, n_living in zip(
+                self._store.other_seeds(self._ensemble, seed), matched, matched_living, strict=True
+            ):
+                counted[seed, other] = (n, n_living)
+        index.release_cosines()
         return counted
 
     def rows(self, seed: int, other: int) -> PairRows:

@@ -306,13 +306,8 @@ class FeatureTable:
     def density_histogram(self, *, per_decade: int = 4) -> list[tuple[str, int, int]]:
         """(bucket, bin, living features); bin b holds densities in [10^(b/per_decade), 10^((b+1)/per_decade))."""
         selection = self.selection
-        if selection.candidates is None:
-            key = ("density bins", per_decade)
-            bins = self.index.kept(key, lambda: _density_bins(self.index.column("density"), per_decade))
-        else:
-            bins = _density_bins(selection.of("density"), per_decade)
         keys = selection.buckets.astype(np.uint16) << 8
-        keys |= bins
+        keys |= self._density_bins(per_decade)
         if selection.found is not None:  # a number that no bucket has; leaving rows out would take thrice as long
             np.copyto(keys, np.uint16(0xFFFF), where=~selection.found)
         counts = np.bincount(keys, minlength=1 << 16).reshape(256, 256)
@@ -321,6 +316,20 @@ class FeatureTable:
             for code, name in enumerate(BUCKET_NAMES)
             for b in np.flatnonzero(counts[code, :_NO_DENSITY])
         ]
+
+    def density_counts(self, *, per_decade: int) -> dict[int, int]:
+        """{bin as in `density_histogram`: features that fire}, of all buckets together."""
+        bins = self._density_bins(per_decade)
+        if self.selection.found is not None:
+            bins = np.where(self.selection.found, bins, np.uint8(_NO_DENSITY))
+        return {int(b) - _OFFSET: int(n) for b, n in enumerate(_byte_counts(bins)[:_NO_DENSITY]) if n}
+
+    def _density_bins(self, per_decade: int) -> np.ndarray:
+        """The bin of each candidate's density."""
+        if self.selection.candidates is not None:
+            return _density_bins(self.selection.of("density"), per_decade)
+        key = ("density bins", per_decade)
+        return self.index.kept(key, lambda: _density_bins(self.index.column("density"), per_decade))
 
     def bucket_densities(self) -> dict[str, tuple[int, float | None]]:
         """{bucket: (features, median density, None without activity)}."""
@@ -344,6 +353,16 @@ def _density_bins(densities: np.ndarray, per_decade: int) -> np.ndarray:
     fires = densities > 0
     bins[fires] = np.maximum(np.floor(np.log10(densities[fires]) * per_decade) + _OFFSET, 0)
     return bins
+
+
+def _byte_counts(codes: np.ndarray) -> np.ndarray:
+    """How often each of 256 bytes occurs: counted two at a time, which takes half as long."""
+    pairs = codes[: len(codes) // 2 * 2].view(np.uint16)
+    counts = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
+    total: np.ndarray = counts.sum(0) + counts.sum(1)
+    if len(codes) % 2:
+        total[codes[-1]] += 1
+    return total
 
 
 def _score_steps(scores: np.ndarray) -> np.ndarray:

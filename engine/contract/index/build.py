@@ -230,14 +230,16 @@ class _Cosines:
 
     def __init__(self, frame: _Frame, here: Path, rules: Sequence[str]) -> None:
         self._frame, self._here, self._rules = frame, here, rules
-        n, d, members = frame.n_comparisons, frame.d_sae, len(frame.seeds)
+        n, members, tiles = frame.n_comparisons, len(frame.seeds), layout.n_tiles(frame.d_sae)
         kind = np.uint8 if n < 256 else np.uint16
         self._counts = {rule: _array(here / f"counts-{rule}.npy", (N_THETAS, frame.n_rows), kind) for rule in rules}
-        self._cosines = {rule: _array(here / f"cosines-{rule}.npy", (members, n, d), np.float32) for rule in rules}
+        self._cosines = {
+            rule: _array(here / f"cosines-{rule}.npy", (members, tiles, n, layout.TILE), np.float32) for rule in rules
+        }
         self._masks: dict[str, np.ndarray] = {}
         if "argmax" in rules:  # a rule that turns out to leave argmax's cosines or NO_MATCH keeps a bit for each
             self._masks = {
-                rule: _array(here / f"mask-{rule}.npy", (members, n, -(-d // 8)), np.uint8)
+                rule: _array(here / f"mask-{rule}.npy", (members, tiles, n, layout.TILE // 8), np.uint8)
                 for rule in rules
                 if rule != "argmax"
             }
@@ -249,15 +251,15 @@ class _Cosines:
         for rule in self._rules:
             cosines = _matrix(rows[RULE_COLUMN[rule]], n)
             self._counts[rule][:, member * d : (member + 1) * d] = _counts(cosines)
-            across = np.ascontiguousarray(cosines.T)
-            argmax = across if rule == "argmax" else argmax
+            tiled = _tiled(cosines)
+            argmax = tiled if rule == "argmax" else argmax
             if rule in self._masks and argmax is not None:
-                taken = across == argmax
-                if (taken | (across == np.float32(NO_MATCH))).all():
-                    self._masks[rule][member] = np.packbits(taken, axis=1, bitorder="little")
+                taken = tiled == argmax
+                if (taken | (tiled == np.float32(NO_MATCH)) | np.isnan(tiled)).all():
+                    self._masks[rule][member] = np.packbits(taken, axis=-1, bitorder="little")
                 else:
                     del self._masks[rule]
-            self._cosines[rule][member] = across
+            self._cosines[rule][member] = tiled
 
     def arrays(self) -> list[np.ndarray]:
         """All that are written."""
@@ -271,6 +273,14 @@ class _Cosines:
                 (self._here / f"cosines-{rule}.npy").unlink()
             else:
                 mask.unlink(missing_ok=True)
+
+
+def _tiled(cosines: np.ndarray) -> np.ndarray:
+    """(tiles, comparisons, TILE) of (features, comparisons), filled up with NaN."""
+    d, n = cosines.shape
+    full = np.full((layout.n_tiles(d) * layout.TILE, n), np.nan, np.float32)
+    full[:d] = cosines
+    return full.reshape(-1, layout.TILE, n).transpose(0, 2, 1)
 
 
 def _matrix(column: pa.ChunkedArray, n: int) -> np.ndarray:

@@ -14,7 +14,7 @@ store's sort keys. Every array has one entry per row unless it says otherwise.
 | `status.npy` | 0 living, 1 dead, 2 not known |
 | `trigger_code.npy`, `trigger_class.npy` | index into schema.TRIGGERS, 255 for none; the second, of features that fire alone |
 | `counts-RULE.npy` | (101, rows): comparisons whose cosine reaches theta = 0.00, 0.01 .. 1.00 |
-| `cosines-RULE.npy` | (members, comparisons, d_sae); of a rule whose cosines are argmax's or NO_MATCH a bit each instead |
+| `cosines-RULE.npy`, `mask-RULE.npy` | (members, tiles, comparisons, TILE); a bit each where all are argmax's or NO_MATCH |
 | `order-COLUMN-DIRECTION.npy` | rows sorted by a column, None last, then by row |
 | `texts.arrow` | per member one record batch: explanation, explainer, trigger's text, top tokens and their firings |
 | `token-offsets.npy`, `token-rows.npy`, `token-firings.npy` | rows that have a token among their top tokens, token by token |
@@ -29,8 +29,11 @@ from pathlib import Path
 from seedscope.engine.contract.schema import Column, columns
 from seedscope.engine.contract.tables.features import Feature
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 1
 ABOUT = "about.json"
+# Features whose cosines lie together, comparison by comparison: the 95 cosines of one feature lie on 24 pages, and those of a
+# member are still compared with theta at the rate of memory. Features that fill the last tile up have cosine NaN.
+TILE = 256
 TEXTS = "texts.arrow"
 WORDS = "words.json"
 TEXT_COLUMNS = ("explanation", "explainer", "trigger_what", "top_token_ids", "top_token_counts")
@@ -51,9 +54,14 @@ def scalar_columns() -> dict[str, Column]:
     }
 
 
+def n_tiles(d_sae: int) -> int:
+    """Tiles of a member."""
+    return -(-d_sae // TILE)
+
+
 def index_folder(store: Path) -> Path:
-    """The folder of a store's index, beside the store's file."""
-    return store.with_suffix(".index")
+    """The folder of a store's index, beside the store's file. Versions of this product that read other layouts have their own."""
+    return store.with_suffix(f".index{LAYOUT_VERSION}")
 
 
 def ensemble_folder(index: Path, ensemble: str) -> Path:
