@@ -186,7 +186,10 @@ class FeatureIndex:
     def rows_of_tokens(self, tokens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """(rows, firings) of every place where a feature has one of the tokens among its top tokens."""
         offsets = self._open("token-offsets.npy")
-        stretches = [slice(offsets[i], offsets[i + 1]) for i in tokens if i + 1 < len(offsets)]
+        chosen = np.asarray(tokens, np.int64)
+        chosen = chosen[chosen + 1 < len(offsets)]
+        bounds = zip(offsets[chosen].tolist(), offsets[chosen + 1].tolist(), strict=True)
+        stretches = [slice(begin, end) for begin, end in bounds if end > begin]
         return self._stretches("token-rows.npy", stretches), self._stretches("token-firings.npy", stretches)
 
     def token_counts(self) -> np.ndarray:
@@ -209,7 +212,13 @@ class FeatureIndex:
         stop = bisect_left(self.words, end) if end else begin + (self.words[begin : begin + 1] == [first])
         offsets = self._open("word-offsets.npy")
         rows = self._stretches("word-rows.npy", [slice(offsets[begin], offsets[stop])])
-        return rows if stop == begin + 1 else np.unique(rows)
+        if stop == begin + 1 or not len(rows):
+            return rows
+        if len(rows) < self.n_rows // 16:
+            return np.unique(rows)
+        holds = np.zeros(self.n_rows, bool)  # costs less than sorting so many
+        holds[rows] = True
+        return np.flatnonzero(holds)
 
     def _stretches(self, name: str, stretches: list[slice]) -> np.ndarray:
         array = self._open(name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seedscope.app.store.database import Database
-from seedscope.engine.contract.index.layout import DEAD
+from seedscope.engine.contract.index.layout import DEAD, TILE
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, theta_index
 from seedscope.engine.contract.tables.features import Pair
 
@@ -59,18 +59,16 @@ class Pairs:
     def _count(self, theta: float) -> dict[tuple[int, int], tuple[int, int]]:
         """{(seed, other): (matched anchors, living ones among them)} from the cosines themselves."""
         index = self._store.index(self._ensemble)
-        living = (index.column("status") != DEAD).reshape(len(index.seeds), index.d_sae)
+        dead = (index.column("status") == DEAD).reshape(len(index.seeds), index.d_sae)
         counted = {}
         for member, seed in enumerate(index.seeds):
             reached = index.reached(self._rule, theta, member)
-            of_living = np.zeros(reached.shape[0] * reached.shape[2], bool)
-            of_living[: index.d_sae] = living[member]
-            matched = reached.sum((0, 2)).tolist()
-            matched_living = (reached & of_living.reshape(len(reached), 1, -1)).sum((0, 2)).tolist()
-            for other, n, n_living in zip(
-                self._store.other_seeds(self._ensemble, seed), matched, matched_living, strict=True
-            ):
-                counted[seed, other] = (n, n_living)
+            tile, within = np.divmod(np.flatnonzero(dead[member]), TILE)
+            matched = [int(np.count_nonzero(reached[:, slot])) for slot in range(index.n_comparisons)]
+            of_dead = reached[tile, :, within].sum(0).tolist()
+            others = self._store.other_seeds(self._ensemble, seed)
+            for other, n, n_dead in zip(others, matched, of_dead, strict=True):
+                counted[seed, other] = (n, n - n_dead)
         index.release_cosines()
         return counted
 

@@ -38,34 +38,48 @@ class RowOrder(Protocol):
 
 
 class SortedRows:
-    """Few rows, sorted when they are asked for."""
+    """Rows in ascending order and their values; only as many are sorted as are asked for."""
 
     def __init__(self, rows: np.ndarray, signed: np.ndarray) -> None:
-        order = np.lexsort((rows, signed))
-        self._rows, self._signed = rows[order], signed[order]
-
-    def _at(self, place: ListPlace, *, beyond: bool) -> int:
-        """Rows in front of a place; `beyond`: and those that stand on it."""
-        first, last = (int(np.searchsorted(self._signed, place.signed, side)) for side in ("left", "right"))
-        return first + int(np.searchsorted(self._rows[first:last], place.row, "right" if beyond else "left"))
+        self._rows, self._signed = rows, signed
 
     def after(self, place: ListPlace | None, limit: int) -> np.ndarray:
         """See RowOrder."""
-        at = self._at(place, beyond=True) if place else 0
-        return self._rows[at : at + limit]
+        at = np.arange(len(self._rows))
+        if place is not None:
+            on_it = (self._signed == place.signed) & (self._rows > place.row)
+            at = np.flatnonzero((self._signed > place.signed) | on_it)
+        return self._rows[self._lowest(at, limit)]
 
     def before(self, place: ListPlace, limit: int) -> np.ndarray:
         """See RowOrder."""
-        at = self._at(place, beyond=False)
-        return self._rows[max(0, at - limit) : at]
+        at = np.flatnonzero(self._in_front(place))
+        if len(at) > 4 * limit:  # from behind: the values negated, the rows reversed
+            behind = SortedRows(np.arange(len(at)), -self._signed[at[::-1]])
+            return self._rows[at[::-1][behind.after(None, limit)]][::-1]
+        return self._rows[self._lowest(at, len(at))[-limit:]]
 
     def count_before(self, place: ListPlace) -> int:
         """See RowOrder."""
-        return self._at(place, beyond=False)
+        return int(np.count_nonzero(self._in_front(place)))
 
     def whole(self) -> np.ndarray:
         """See RowOrder."""
-        return self._rows
+        return self._rows[np.argsort(self._signed, kind="stable")]
+
+    def _in_front(self, place: ListPlace) -> np.ndarray:
+        on_it = (self._signed == place.signed) & (self._rows < place.row)
+        return (self._signed < place.signed) | on_it
+
+    def _lowest(self, at: np.ndarray, limit: int) -> np.ndarray:
+        """The first of some positions by value, then by position."""
+        signed = self._signed[at]
+        if len(at) > 4 * limit:
+            last = np.partition(signed, limit - 1)[limit - 1]  # the value of the last that is taken
+            below, equal = np.flatnonzero(signed < last), np.flatnonzero(signed == last)
+            at = at[np.sort(np.concatenate([below, equal[: limit - len(below)]]))]
+            signed = self._signed[at]
+        return at[np.argsort(signed, kind="stable")][:limit]
 
 
 class StoredOrder:

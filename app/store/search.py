@@ -52,12 +52,24 @@ def search_index(index: FeatureIndex, q: str, tokens: Sequence[str]) -> Found:
     matches = token_matcher(q)
     token_rows, firings = index.rows_of_tokens([i for i, text in enumerate(tokens) if matches(text)])
     explained = _rows_of_words(index, q)
+    if len(token_rows) + len(explained) > index.n_rows // 16:  # then counting costs less than sorting
+        return _counted(index.n_rows, token_rows, firings, explained)
     rows, places = np.unique(np.concatenate([token_rows.astype(np.int64), explained]), return_inverse=True)
     by_token, by_explanation = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     by_token[places[: len(token_rows)]] = True
     by_explanation[places[len(token_rows) :]] = True
     total = np.bincount(places[: len(token_rows)], weights=firings, minlength=len(rows))
     return Found(rows, by_token, by_explanation, total)
+
+
+def _counted(n_rows: int, token_rows: np.ndarray, firings: np.ndarray, explained: np.ndarray) -> Found:
+    """What is found, of rows that may repeat, where it is a large part of all."""
+    total = np.bincount(token_rows, weights=firings, minlength=n_rows)
+    by_token, by_explanation = np.zeros(n_rows, bool), np.zeros(n_rows, bool)
+    by_token[token_rows] = True
+    by_explanation[explained] = True
+    rows = np.flatnonzero(by_token | by_explanation)
+    return Found(rows, by_token[rows], by_explanation[rows], total[rows])
 
 
 def _rows_of_words(index: FeatureIndex, q: str) -> np.ndarray:

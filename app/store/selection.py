@@ -160,11 +160,11 @@ class Selection:
         of_seed[begin:end] = True
         return of_seed
 
-    def mask(self, *, without: str | None = None) -> np.ndarray | None:
-        """Whether each candidate passes all filters but one; None where nothing is asked."""
+    def mask(self, *without: str) -> np.ndarray | None:
+        """Whether each candidate passes all filters but some; None where nothing is asked."""
         mask: np.ndarray | None = None
         for name, passes in self._filters.items():
-            if name != without:
+            if name not in without:
                 mask = passes if mask is None else mask & passes
         return mask
 

@@ -235,11 +235,11 @@ class FeatureTable:
     def facets(self) -> dict[str, dict[Any, int]]:
         """Counts per bucket, per seed and, of features that fire, per trigger, each under all other filters of the query."""
         selection = self.selection
-        buckets = _counts(selection.buckets, len(BUCKET_NAMES), selection.mask(without="bucket"))
-        classes = _counts(selection.of("trigger_class"), len(TRIGGERS), selection.mask(without="trigger"))
+        buckets = _counts(selection.buckets, len(BUCKET_NAMES), selection.mask("bucket"))
+        classes = _counts(selection.of("trigger_class"), len(TRIGGERS), selection.mask("trigger"))
         return {
             "bucket": {name: n for name, n in zip(BUCKET_NAMES, buckets, strict=True) if n},
-            "seed": self._seed_counts(selection.mask(without="seed")),
+            "seed": self._seed_counts(selection.mask("seed")),
             "trigger": {name: n for name, n in zip(TRIGGERS, classes, strict=True) if n},
         }
 
@@ -256,7 +256,7 @@ class FeatureTable:
 
     def hit_facet(self) -> dict[str, int] | None:
         """{what is searched: features found by it}, under all other filters; None without a search."""
-        hits, mask = self.selection.hits, self.selection.mask(without="hit")
+        hits, mask = self.selection.hits, self.selection.mask("hit")
         if hits is None:
             return None
         ways = zip(HITS, (hits.by_token, hits.by_explanation), strict=True)
@@ -264,7 +264,7 @@ class FeatureTable:
 
     def score_facet(self) -> dict[str, int]:
         """{score: features that reach it}, under all other filters of the query."""
-        selection, mask = self.selection, self.selection.mask(without="score_min")
+        selection, mask = self.selection, self.selection.mask("score_min")
         if selection.candidates is None:
             steps = self.index.kept(("score steps",), lambda: _score_steps(self.index.column("score")))
         else:
@@ -318,10 +318,10 @@ class FeatureTable:
         ]
 
     def density_counts(self, *, per_decade: int) -> dict[int, int]:
-        """{bin as in `density_histogram`: features that fire}, of all buckets together."""
-        bins = self._density_bins(per_decade)
-        if self.selection.found is not None:
-            bins = np.where(self.selection.found, bins, np.uint8(_NO_DENSITY))
+        """{bin as in `density_histogram`: features that fire}, under all other filters, of all buckets together."""
+        bins, mask = self._density_bins(per_decade), self.selection.mask("density_min", "density_max")
+        if mask is not None:
+            bins = np.where(mask, bins, np.uint8(_NO_DENSITY))
         return {int(b) - _OFFSET: int(n) for b, n in enumerate(_byte_counts(bins)[:_NO_DENSITY]) if n}
 
     def _density_bins(self, per_decade: int) -> np.ndarray:

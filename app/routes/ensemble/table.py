@@ -139,7 +139,7 @@ def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
         triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has_tokens(ensemble) else None,
         found_by=table.hit_facet(),
         scores=table.score_facet() if store.has(ensemble, "explain") else None,
-        densities=density_facet(store, filter.query(ensemble)),
+        densities=density_facet(table, row.n_tokens),
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),
         missing=list(store.missing(ensemble).values()),
