@@ -21,7 +21,7 @@ from seedscope.engine.matching.assignment import Assignment, hungarian
 from seedscope.engine.matching.cuda import best as best_cosines
 from seedscope.engine.matching.kernels import Best
 from seedscope.engine.saes.sae import directed, unit_rows
-from seedscope.engine.saes.stored import Members
+from seedscope.engine.saes.stored import MemberRows
 
 NULL_KINDS = ("haar", "second_moment")
 NULL_ANCHORS = 2048  # anchor features per member for the nulls: enough for match rates within 0.1 percentage points
@@ -103,7 +103,7 @@ class Dictionary(NamedTuple):
 
 
 def dictionary(
-    members: Members,
+    members: MemberRows,
     member: int,
     live: Bool[np.ndarray, "members d_sae"] | None = None,
     *,
@@ -119,7 +119,7 @@ def dictionary(
 
 
 def dictionaries(
-    members: Members, live: Bool[np.ndarray, "members d_sae"] | None = None, *, device: torch.device | str = "cpu"
+    members: MemberRows, live: Bool[np.ndarray, "members d_sae"] | None = None, *, device: torch.device | str = "cpu"
 ) -> list[Dictionary]:
     """Every member's Dictionary."""
     return [dictionary(members, member, live, device=device) for member in range(members.n_members)]
@@ -300,7 +300,7 @@ class MatchedPair(NamedTuple):
 
 
 def matched_pairs(
-    members: Members,
+    members: MemberRows,
     live: Bool[np.ndarray, "members d_sae"] | None,
     *,
     assign: bool,
@@ -337,7 +337,7 @@ def matched_pairs(
         del anchors
 
 
-def members_at_once(members: Members, device: torch.device | str) -> int:
+def members_at_once(members: MemberRows, device: torch.device | str) -> int:
     """How many Dictionaries take HELD_SHARE of the device's free memory, at least 2."""
     size = 4 * members.d_sae * (members.d_in + members.d_out)
     return max(int(HELD_SHARE * free_memory(torch.device(device)) / size), 2)
@@ -360,7 +360,7 @@ def others(n_members: int) -> Int[np.ndarray, "members comparisons"]:
 
 
 def match_ensemble(
-    sae: Members,
+    sae: MemberRows,
     live: Bool[np.ndarray, "members d_sae"] | None,
     *,
     assign: bool | None = None,
@@ -403,7 +403,7 @@ class Chance(NamedTuple):
 
 
 def null_cosines(
-    sae: Members, kind: str, *, seed: int = 0, n_anchors: int = NULL_ANCHORS, device: torch.device | str = "cpu"
+    sae: MemberRows, kind: str, *, seed: int = 0, n_anchors: int = NULL_ANCHORS, device: torch.device | str = "cpu"
 ) -> Chance:
     """Match against chance: every comparison dictionary is replaced by a random one.
 

@@ -12,7 +12,7 @@ from seedscope.engine.saes.sae import read_member, shared_convention
 
 
 @runtime_checkable
-class Members(Protocol):
+class MemberRows(Protocol):
     """What matching and publishing need of an ensemble: its sizes, and the rows of one member at a time."""
 
     @property
@@ -74,7 +74,7 @@ class StoredMembers:
         return self._folder / f"seed-{seed}.safetensors"
 
 
-def stacked_decoders(members: Members) -> Float[Tensor, "members d_sae d_out"]:
+def stacked_decoders(members: MemberRows) -> Float[Tensor, "members d_sae d_out"]:
     """All members' decoder rows in one tensor, without their encoders."""
     first = members.decoder_rows(0)
     decoders = torch.empty(members.n_members, *first.shape, dtype=first.dtype)
