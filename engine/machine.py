@@ -22,6 +22,11 @@ def available_memory() -> int:
     return min(available, max(limit - used, 0))
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on a device; of the machine's memory where it is not a CUDA device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
 def require_memory(path: str, parameters: int, item_size: int) -> None:
     """Raise ValueError where a model's weights, `parameters` numbers of `item_size` bytes, do not fit into available memory.
 

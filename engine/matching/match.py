@@ -7,6 +7,7 @@ that theta can change without matching again.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +16,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from seedscope.engine.contract.schema import NO_MATCH, RULES
+from seedscope.engine.machine import free_memory
 from seedscope.engine.matching.assignment import Assignment, hungarian
 from seedscope.engine.matching.cuda import best as best_cosines
 from seedscope.engine.matching.kernels import Best
-from seedscope.engine.saes.sae import SAE, directed, unit_rows
+from seedscope.engine.saes.sae import directed, unit_rows
+from seedscope.engine.saes.stored import MemberRows
 
 NULL_KINDS = ("haar", "second_moment")
 NULL_ANCHORS = 2048  # anchor features per member for the nulls: enough for match rates within 0.1 percentage points
+# Of the device's free memory, for members' directions; cosines, candidates and whatever else runs take the rest. Members beyond
+# it are read again for every group of anchors, which costs little beside their products.
+HELD_SHARE = 0.25
 HUNGARIAN_UP_TO = 2e11  # most pairs * d_sae^2 * d_in multiply-adds done without being asked: minutes on two cores
 
 
@@ -79,6 +85,14 @@ class PairMatches(NamedTuple):
         return np.where(self.rule_cosine(rule) > NO_MATCH, partner, -1)
 
 
+ONE_TO_ONE = ("hungarian_partner", "hungarian_cosine", "hungarian_encoder_cosine", "encoder_partner")
+LIVE = ("live_partner", "live_cosine")
+FIELD_TYPES = {
+    name: np.dtype(np.int32 if name.endswith("partner") else np.bool_ if name == "mutual" else np.float32)
+    for name in PairMatches._fields
+}
+
+
 class Dictionary(NamedTuple):
     """Unit decoder rows and encoder columns of one member, float32; `valid` and `live` are ascending feature indices."""
 
@@ -88,19 +102,27 @@ class Dictionary(NamedTuple):
     live: Tensor  # those of them that are active on some evaluation token
 
 
+def dictionary(
+    members: MemberRows,
+    member: int,
+    live: Bool[np.ndarray, "members d_sae"] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> Dictionary:
+    """One member's Dictionary on the device; `live` says which features fired, all of them if it is None."""
+    decoder = members.decoder_rows(member).float()
+    valid = directed(decoder).nonzero()[:, 0]
+    fired = torch.ones(members.d_sae, dtype=torch.bool) if live is None else torch.from_numpy(live[member])
+    encoder = members.encoder_rows(member).float()
+    directions = Dictionary(unit_rows(decoder), unit_rows(encoder), valid, valid[fired[valid]])
+    return Dictionary(*(tensor.to(device) for tensor in directions))
+
+
 def dictionaries(
-    sae: SAE, live: Bool[np.ndarray, "members d_sae"] | None = None, *, device: torch.device | str = "cpu"
+    members: MemberRows, live: Bool[np.ndarray, "members d_sae"] | None = None, *, device: torch.device | str = "cpu"
 ) -> list[Dictionary]:
-    """One Dictionary per member, on the device; `live` says which features fired, all of them if it is None."""
-    result = []
-    for member in range(sae.n_members):
-        decoder = sae.W_dec.detach()[member].float()
-        valid = directed(decoder).nonzero()[:, 0]
-        fired = torch.ones(sae.d_sae, dtype=torch.bool) if live is None else torch.from_numpy(live[member])
-        encoder = sae.W_enc.detach()[member].float().T
-        directions = Dictionary(unit_rows(decoder), unit_rows(encoder), valid, valid[fired[valid]])
-        result.append(Dictionary(*(tensor.to(device) for tensor in directions)))
-    return result
+    """Every member's Dictionary."""
+    return [dictionary(members, member, live, device=device) for member in range(members.n_members)]
 
 
 def match_pair(
@@ -262,15 +284,90 @@ def affordable(n_members: int, d_sae: int, d_in: int) -> bool:
     return n_members * (n_members - 1) / 2 * d_sae**2 * d_in <= HUNGARIAN_UP_TO
 
 
+class MatchedPair(NamedTuple):
+    """Two members matched in both directions."""
+
+    first: int
+    second: int
+    forward: PairMatches  # from `first` to `second`
+    backward: PairMatches
+    gap: float  # of the one-to-one matching; 0 without it
+
+    def directions(self) -> Iterator[tuple[int, int, PairMatches]]:
+        """(anchor, the comparison's place among the anchor's, matches) of both."""
+        yield self.first, self.second - 1, self.forward  # `first` is left out before it
+        yield self.second, self.first, self.backward
+
+
+def matched_pairs(
+    members: MemberRows,
+    live: Bool[np.ndarray, "members d_sae"] | None,
+    *,
+    assign: bool,
+    device: torch.device | str = "cpu",
+    at_once: int | None = None,
+) -> Iterator[MatchedPair]:
+    """Match every pair of members; one product serves both directions.
+
+    At most `at_once` members' directions are in memory, at least 2 and by default those that take HELD_SHARE of what is free:
+    all but one are anchors, and the other members are read one after the other for each group of anchors. The order of pairs
+    depends on it, no number does. `live` as for `match_ensemble`. Raises ValueError for fewer than two members.
+    """
+    n = members.n_members
+    if n < 2:
+        raise ValueError(f"found {n} member, expected at least 2: stability compares independently trained SAEs")
+    at_once = members_at_once(members, device) if at_once is None else max(at_once, 2)
+    step = n if at_once >= n else at_once - 1
+
+    def matched(first: int, a: Dictionary, second: int, b: Dictionary) -> MatchedPair:
+        forward, backward, assignment = match_pair(a, b, assign=assign)
+        if live is None:
+            forward, backward = (each._replace(live_partner=None, live_cosine=None) for each in (forward, backward))
+        return MatchedPair(first, second, forward, backward, assignment.gap if assignment else 0)
+
+    for start in range(0, n, step):
+        anchors = {i: dictionary(members, i, live, device=device) for i in range(start, min(start + step, n))}
+        for i, j in combinations(anchors, 2):
+            yield matched(i, anchors[i], j, anchors[j])
+        for j in range(start + step, n):
+            comparison = dictionary(members, j, live, device=device)
+            for i in anchors:
+                yield matched(i, anchors[i], j, comparison)
+            del comparison  # before the next one is read
+        del anchors
+
+
+def members_at_once(members: MemberRows, device: torch.device | str) -> int:
+    """How many Dictionaries take HELD_SHARE of the device's free memory, at least 2."""
+    size = 4 * members.d_sae * (members.d_in + members.d_out)
+    return max(int(HELD_SHARE * free_memory(torch.device(device)) / size), 2)
+
+
+def computed_fields(*, assign: bool, live: bool) -> list[str]:
+    """Fields of PairMatches that are computed; `live`: whether activity is known."""
+    missing = (() if assign else ONE_TO_ONE) + (() if live else LIVE)
+    return [name for name in PairMatches._fields if name not in missing]
+
+
+def unmatched(field: str, *shape: int) -> np.ndarray:
+    """An array of a field of PairMatches that says everywhere: no partner, no match."""
+    return np.full(shape, False if field == "mutual" else -1, FIELD_TYPES[field])
+
+
+def others(n_members: int) -> Int[np.ndarray, "members comparisons"]:
+    """The indices of every anchor's comparisons."""
+    return np.array([[j for j in range(n_members) if j != i] for i in range(n_members)])
+
+
 def match_ensemble(
-    sae: SAE,
+    sae: MemberRows,
     live: Bool[np.ndarray, "members d_sae"] | None,
     *,
     assign: bool | None = None,
     device: torch.device | str = "cpu",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Matches:
-    """Match every member with every other; one product per pair serves both directions.
+    """Match every member with every other, with all results in memory; `engine.matching.spool` keeps them on disk.
 
     `live` says which features are active on the evaluation tokens; with None, which means not known, there are no live
     partners. `assign` asks for one-to-one matching; by default it is done where `affordable`. `report` gets (pairs done, all
@@ -278,38 +375,24 @@ def match_ensemble(
     (anchor feature, comparison), 13 more with one-to-one matching. Raises ValueError for fewer than two members.
     """
     n, d_sae = sae.n_members, sae.d_sae
-    if n < 2:
-        raise ValueError(f"found {n} member, expected at least 2: stability compares independently trained SAEs")
     assign = affordable(n, d_sae, sae.d_in) if assign is None else assign
-    members = dictionaries(sae, live, device=device)
-    other = np.array([[j for j in range(n) if j != i] for i in range(n)])
+    computed, total = computed_fields(assign=assign, live=live is not None), n * (n - 1) // 2
+    arrays = {name: unmatched(name, n, d_sae, n - 1 if name in computed else 0) for name in PairMatches._fields}
     gap = np.zeros((n, n - 1))
-    arrays: dict[str, np.ndarray] = {}
-    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
-    for done, (i, j) in enumerate(pairs):
-        forward, backward, assignment = match_pair(members[i], members[j], assign=assign)
-        for anchor, comparison, matches in ((i, j, forward), (j, i, backward)):
-            if live is None:
-                matches = matches._replace(live_partner=None, live_cosine=None)
-            slot = comparison - (comparison > anchor)
-            gap[anchor, slot] = assignment.gap if assignment else 0
+    for done, pair in enumerate(matched_pairs(sae, live, assign=assign, device=device)):
+        for anchor, slot, matches in pair.directions():
+            gap[anchor, slot] = pair.gap
             for name, values in matches._asdict().items():
-                if name not in arrays:
-                    fill = False if name == "mutual" else -1  # no partner, no match
-                    kind = np.int32 if name.endswith("partner") else bool if name == "mutual" else np.float32
-                    computed = values is not None or (assign and "live" not in name)
-                    arrays[name] = np.full((n, d_sae, n - 1 if computed else 0), fill, kind)
                 if values is not None:
                     arrays[name][anchor, :, slot] = values
-        report(done + 1, len(pairs))
-    return Matches(other, gap, **arrays)
+        report(done + 1, total)
+    return Matches(others(n), gap, **arrays)
 
 
 def no_matches(d_sae: int) -> Matches:
     """Matches of one SAE alone: it has no comparisons, so every array has none."""
-    empty = {name: np.zeros((1, d_sae, 0), np.float32) for name in PairMatches._fields}
-    empty |= {name: values.astype(np.int32) for name, values in empty.items() if name.endswith("partner")}
-    return Matches(np.zeros((1, 0), int), np.zeros((1, 0)), **empty | {"mutual": np.zeros((1, d_sae, 0), bool)})
+    empty = {name: unmatched(name, 1, d_sae, 0) for name in PairMatches._fields}
+    return Matches(np.zeros((1, 0), int), np.zeros((1, 0)), **empty)
 
 
 class Chance(NamedTuple):
@@ -320,7 +403,7 @@ class Chance(NamedTuple):
 
 
 def null_cosines(
-    sae: SAE, kind: str, *, seed: int = 0, n_anchors: int = NULL_ANCHORS, device: torch.device | str = "cpu"
+    sae: MemberRows, kind: str, *, seed: int = 0, n_anchors: int = NULL_ANCHORS, device: torch.device | str = "cpu"
 ) -> Chance:
     """Match against chance: every comparison dictionary is replaced by a random one.
 
@@ -328,23 +411,22 @@ def null_cosines(
     draws unit rows with its own uncentred second moment S (S^(1/2) times Gaussian, normalised): a mean direction and
     anisotropy that the members share stay, which `haar` destroys. Definitions of this project (the first is also used by
     re-implementations of paper A). Of more than `n_anchors` features a random choice is matched. Anchor rows without a
-    direction get NO_MATCH. Raises ValueError for an unknown kind.
+    direction get NO_MATCH. Memory: all members' anchor rows, one decoder at a time. Raises ValueError for an unknown kind.
     """
     generator = torch.Generator().manual_seed(seed)
-    members = dictionaries(sae, device=device)
     n = sae.n_members
     chosen = torch.randperm(sae.d_sae, generator=generator)[:n_anchors].sort().values
+    anchors = [unit_rows(sae.decoder_rows(member).float())[chosen].to(device) for member in range(n)]
     cosines = np.zeros((n, len(chosen), n - 1), np.float32)
-    for comparison, anchor in _ordered_pairs(n):
-        random = random_dictionary(members[comparison].decoder[members[comparison].valid], kind, generator)
-        rows = members[anchor].decoder[chosen]
-        best, _ = _best(rows, rows.any(-1).nonzero()[:, 0], random, torch.arange(len(random), device=rows.device))
-        cosines[anchor, :, comparison - (comparison > anchor)] = best.cosine.cpu()
+    for comparison in range(n):
+        decoder = sae.decoder_rows(comparison).float()
+        rows = unit_rows(decoder)[directed(decoder)].to(device)
+        for anchor in (member for member in range(n) if member != comparison):
+            random = random_dictionary(rows, kind, generator)
+            inside = anchors[anchor].any(-1).nonzero()[:, 0]
+            best, _ = _best(anchors[anchor], inside, random, torch.arange(len(random), device=rows.device))
+            cosines[anchor, :, comparison - (comparison > anchor)] = best.cosine.cpu()
     return Chance(chosen.numpy(), cosines)
-
-
-def _ordered_pairs(n: int) -> Iterator[tuple[int, int]]:
-    return ((i, j) for i in range(n) for j in range(n) if i != j)
 
 
 def random_dictionary(rows: Tensor, kind: str, generator: torch.Generator) -> Tensor:

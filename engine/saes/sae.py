@@ -243,6 +243,14 @@ class SAE(nn.Module):
         """Unit decoder rows, float32: the feature vectors that are matched."""
         return nn.functional.normalize(self.W_dec.detach().float(), dim=-1)
 
+    def decoder_rows(self, member: int) -> Float[Tensor, "d_sae d_out"]:
+        """One member's decoder rows, as they are held."""
+        return self.W_dec.detach()[member]
+
+    def encoder_rows(self, member: int) -> Float[Tensor, "d_sae d_in"]:
+        """One member's encoder columns, as rows."""
+        return self.W_enc.detach()[member].T
+
     def unit_norms(self) -> Float[Tensor, "members d_sae"]:
         """Norm that one unit of activation adds before unnormalising: the decoder row's, or 1 where it is divided out."""
         norms: Tensor = self.W_dec.detach().norm(dim=-1)
@@ -344,7 +352,7 @@ def read(path: Path) -> tuple[SAE, dict[str, str]]:
     Raises ValueError naming the file where it is missing, is no safetensors file, or does not hold an SAE.
     """
     try:
-        tensors, convention, metadata = _member(path)
+        tensors, convention, metadata = read_member(path)
     except FileNotFoundError:
         raise ValueError(f"found no file {path}, expected an SAE such as seed-0.safetensors") from None
     except (SafetensorError, OSError) as error:
@@ -363,15 +371,20 @@ def load(folder: Path, seeds: tuple[int, ...]) -> SAE:
 
     Raises FileNotFoundError where one is missing, ValueError where their conventions differ or a file holds no SAE.
     """
-    members = [_member(folder / f"seed-{seed}.safetensors") for seed in seeds]
-    convention = members[0][1]
+    members = [read_member(folder / f"seed-{seed}.safetensors") for seed in seeds]
+    convention = shared_convention(folder, [convention for _, convention, _ in members])
+    return _stacked([tensors for tensors, _, _ in members], convention, seeds)
+
+
+def shared_convention(folder: Path, conventions: list[Convention]) -> Convention:
+    """The convention of all members in a folder; raises ValueError where they differ."""
     for name in (field.name for field in fields(Convention)):
-        values = {getattr(other, name) for _, other, _ in members}
+        values = {getattr(convention, name) for convention in conventions}
         if len(values) > 1:
             raise ValueError(
                 f"members in {folder} have {name} = {sorted(values)}, expected one value for the whole ensemble"
             )
-    return _stacked([tensors for tensors, _, _ in members], convention, seeds)
+    return conventions[0]
 
 
 def _stacked(members: list[dict[str, Tensor]], convention: Convention, seeds: tuple[int, ...]) -> SAE:
@@ -385,8 +398,11 @@ def assemble(tensors: dict[str, Tensor], convention: Convention, seeds: tuple[in
     return SAE(W_enc, b_enc, W_dec, b_dec, more=more, convention=convention, seeds=seeds)
 
 
-def _member(path: Path) -> tuple[dict[str, Tensor], Convention, dict[str, str]]:
-    """Tensors, convention and metadata of one file; raises ValueError naming the file and what it lacks."""
+def read_member(path: Path) -> tuple[dict[str, Tensor], Convention, dict[str, str]]:
+    """Tensors, convention and metadata of one file; raises ValueError naming the file and what it lacks.
+
+    The tensors are mapped from the file: their pages are read when they are first used.
+    """
     with safe_open(path, "pt") as file:
         names, metadata = set(file.keys()), file.metadata() or {}
         if not set(TENSORS) <= names:

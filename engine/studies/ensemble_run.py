@@ -13,6 +13,7 @@ from seedscope.engine.matching.match import affordable
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.sae import SAE
+from seedscope.engine.saes.stored import StoredMembers
 from seedscope.engine.store.catalogue import EnsemblePlan, StudyPlan
 from seedscope.engine.store.evaluation import MEASURED_VERSION, measured_from
 from seedscope.engine.store.parts import Part, Parts
@@ -35,8 +36,13 @@ class EnsembleRun:
 
     @cached_property
     def members(self) -> SAE:
-        """All members' tensors."""
+        """All members' tensors, in memory; `stored` has their sizes without them."""
         return sae.load(self.study / self.ensemble.folder, self.ensemble.seeds)
+
+    @cached_property
+    def stored(self) -> StoredMembers:
+        """The members on disk, to be read one at a time."""
+        return StoredMembers(self.study / self.ensemble.folder, self.ensemble.seeds)
 
     @cached_property
     def parts(self) -> Parts:
@@ -69,7 +75,7 @@ class EnsembleRun:
     def output(self) -> HookPoint | None:
         """The place that transcoders predict, with d_out; None for SAEs, which rebuild what they read, and where it is unknown."""
         name = self.hookpoint_out if self.ensemble.transcoder else None
-        return HookPoint(name, self.members.d_out) if name else None
+        return HookPoint(name, self.stored.d_out) if name else None
 
     @property
     def undefined(self) -> str:
@@ -103,9 +109,8 @@ class EnsembleRun:
     @property
     def assigns(self) -> bool:
         """Whether all pairs are matched one to one."""
-        members = self.members
         if self.one_to_one is None:
-            return affordable(members.n_members, members.d_sae, members.d_out)
+            return affordable(self.stored.n_members, self.stored.d_sae, self.stored.d_out)
         return self.one_to_one
 
     def part(self, analysis: str, about: dict[str, Any]) -> Part:

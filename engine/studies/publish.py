@@ -32,6 +32,7 @@ from seedscope.engine.geometry.rows import add_spans
 from seedscope.engine.matching.match import NULL_KINDS, Chance, Matches
 from seedscope.engine.matching.rows import add_null
 from seedscope.engine.saes import sae
+from seedscope.engine.saes.stored import StoredMembers
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.database import Writer
 from seedscope.engine.store.evaluation import Evaluation, measured_from, read_evaluation
@@ -50,8 +51,8 @@ from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
 def publish(study: Path, *, report: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Write the results of a study's ensembles into a new store; returns its path.
 
-    An ensemble whose members were never matched is left out. Memory: one member of the largest ensemble, its SAEs, and
-    what the Writer holds. Raises ValueError where no ensemble was matched.
+    An ensemble whose members were never matched is left out. Memory: one member of the largest ensemble, its decoder, and
+    what the Writer holds; of a synthetic study all its members. Raises ValueError where no ensemble was matched.
     """
     plan = catalogue.read(study)
     if plan is None:
@@ -207,40 +208,21 @@ def _read_member(parts: _EnsembleParts, match: Part, seed: int) -> _MemberArrays
 def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterator[None]:
     """Add an ensemble's rows member by member, and yield after each."""
     study, plan, ensemble = parts.study, parts.plan, parts.ensemble
-    members = sae.load(study / ensemble.folder, ensemble.seeds)
+    members = StoredMembers(study / ensemble.folder, ensemble.seeds)
     convention, name, seeds = members.convention, ensemble.name, ensemble.seeds
-    directed = sae.directed(members.W_dec).numpy()
-    norms = np.where(directed, members.W_dec.norm(dim=-1).detach().numpy(), 0)
-    made, cosines, dead = synthetic.read(study), [], []
-    n_tokens = n_outliers = None
-    for index, member in enumerate(ensemble.members):
-        arrays = _read_member(parts, match, member.seed)
-        matches, activity, worth, loss = arrays.matches, arrays.activity, arrays.worth, arrays.loss
-        n_tokens, n_outliers = activity.n_tokens if activity else None, arrays.n_outliers
-        add_member(
-            writer, name, member, norms[index], matches, activity=activity, logits=arrays.logits,
-            explanations=arrays.explanations, worth=Worth(float(worth["ev"]), worth["marginal"]) if worth else None,
-            loss=_losses(loss) if loss else None,
-        )  # fmt: skip
-        add_pairs(writer, name, seeds, index, matches, norms[index], activity)
-        if made:
-            cosines.append(matches.cosine)
-            dead.append(dead_features(norms[index], activity))
-        if arrays.explanations:
-            add_explanations(writer, name, member.seed, arrays.explanations, arrays.examples, parts.n_ctx)
-        for kind in NULL_KINDS if len(seeds) > 1 else ():
-            chance = Chance(arrays.match["null_feature"], arrays.match[f"null_{kind}"])
-            add_null(writer, name, member.seed, kind, chance)
-        if worth:
-            losses = _mask_rows(loss, MaskedLoss) if loss else []
-            add_ablation(writer, name, member.seed, _mask_rows(worth, Masking), losses)
+    made, dead = synthetic.read(study), []
+    counted = _Counted(None, None)
+    for index in range(members.n_members):
+        counted, never_active = _add_member(writer, parts, match, members, index)
+        dead.append(never_active)
         yield
     spans = add_spans(writer, name, parts.subspaces)
     folder = study / ensemble.folder
     add_trajectory(writer, name, seeds, read_trace(folder), kept(folder, seeds), parts.trajectory)
     add_pool(writer, parts.pool)
     if made:
-        add_truth(writer, study, plan, ensemble, made, members, np.stack(cosines), np.stack(dead))
+        cosines = np.stack([match.read(seed, "cosine")["cosine"] for seed in seeds])
+        add_truth(writer, study, plan, ensemble, made, sae.load(folder, seeds), cosines, np.stack(dead))
     row = Ensemble(
         ensemble=name,
         origin=ensemble.origin,
@@ -264,8 +246,8 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
         rule=catalogue.MATCHING,
         theta=plan.theta,
         epsilon=plan.epsilon,
-        n_tokens=n_tokens,
-        n_outliers=n_outliers,
+        n_tokens=counted.n_tokens,
+        n_outliers=counted.n_outliers,
         digest=_ensemble_digest(plan, ensemble),
         **spans,
         folder=ensemble.folder,
@@ -278,7 +260,44 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
     add_row(writer, row)
 
 
-def _predicted(members: sae.SAE, ensemble: catalogue.EnsemblePlan) -> dict[str, Any]:
+class _Counted(NamedTuple):
+    """Evaluation tokens of an ensemble; None without activity."""
+
+    n_tokens: int | None
+    n_outliers: int | None  # those that are left out
+
+
+def _add_member(
+    writer: Writer, parts: _EnsembleParts, match: Part, members: StoredMembers, index: int
+) -> tuple[_Counted, np.ndarray]:
+    """Add one member's rows; returns the tokens that it was measured on, and (d_sae,) its dead features."""
+    name, seeds, member = parts.ensemble.name, parts.ensemble.seeds, parts.ensemble.members[index]
+    arrays, norms = _read_member(parts, match, member.seed), _norms(members, index)
+    matches, activity, worth, loss = arrays.matches, arrays.activity, arrays.worth, arrays.loss
+    add_member(
+        writer, name, member, norms, matches, activity=activity, logits=arrays.logits,
+        explanations=arrays.explanations, worth=Worth(float(worth["ev"]), worth["marginal"]) if worth else None,
+        loss=_losses(loss) if loss else None,
+    )  # fmt: skip
+    add_pairs(writer, name, seeds, index, matches, norms, activity)
+    if arrays.explanations:
+        add_explanations(writer, name, member.seed, arrays.explanations, arrays.examples, parts.n_ctx)
+    for kind in NULL_KINDS if len(seeds) > 1 else ():
+        chance = Chance(arrays.match["null_feature"], arrays.match[f"null_{kind}"])
+        add_null(writer, name, member.seed, kind, chance)
+    if worth:
+        losses = _mask_rows(loss, MaskedLoss) if loss else []
+        add_ablation(writer, name, member.seed, _mask_rows(worth, Masking), losses)
+    return _Counted(activity.n_tokens if activity else None, arrays.n_outliers), dead_features(norms, activity)
+
+
+def _norms(members: StoredMembers, member: int) -> np.ndarray:
+    """(d_sae,) norms of one member's decoder rows, 0 for those without a direction."""
+    rows = members.decoder_rows(member)
+    return np.where(sae.directed(rows).numpy(), rows.norm(dim=-1).numpy(), 0)
+
+
+def _predicted(members: StoredMembers, ensemble: catalogue.EnsemblePlan) -> dict[str, Any]:
     """What the store says of transcoders' output; nothing of SAEs."""
     if not members.convention.transcoder:
         return {}

@@ -1,11 +1,21 @@
 """Matches of an ensemble's members and of random dictionaries, kept as a part."""
 
 import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 
 from seedscope.engine.contract.stability import ALONE
-from seedscope.engine.matching.match import NULL_KINDS, Matches, match_ensemble, no_matches, null_cosines
+from seedscope.engine.matching.match import (
+    NULL_KINDS,
+    Matches,
+    computed_fields,
+    matched_pairs,
+    no_matches,
+    null_cosines,
+)
+from seedscope.engine.matching.spool import spooled
 from seedscope.engine.store.parts import VERSION, Part
 from seedscope.engine.studies.ensemble_run import EnsembleRun
 
@@ -21,25 +31,45 @@ def find_match(run: EnsembleRun, live: np.ndarray | None) -> Part | None:
 
 
 def match_members(run: EnsembleRun, live: np.ndarray | None) -> Part:
-    """Match all pairs of members under every rule, and random dictionaries of both kinds; one SAE alone has no matches."""
-    if run.members.n_members == 1:
-        run.progress.say(f"{run.name}: {ALONE}")
-        matches: Matches = no_matches(run.members.d_sae)
-    else:
-        with run.progress.stage(f"{run.name}: matching", "pairs") as report:
-            matches = match_ensemble(run.members, live, assign=run.assigns, device=run.device, report=report)
-    with run.progress.stage(f"{run.name}: chance", "nulls") as report:
-        chance = {}
-        for done, kind in enumerate(NULL_KINDS):
-            chance[kind] = null_cosines(run.members, kind, device=run.device)
-            report(done + 1, len(NULL_KINDS))
+    """Match all pairs of members under every rule, and random dictionaries of both kinds; one SAE alone has no matches.
+
+    Memory: the members that `matched_pairs` holds, the nulls' anchor rows and cosines, and one member's matches. Those of the
+    others lie on disk, once: what a member has is removed from there when it is written into the part.
+    """
+    members = run.stored
     about = {
         "version": VERSION, "saes": run.sae_digests, "live": _live_digest(live), "one_to_one": run.assigns,
         "device": run.device.type,
     }  # fmt: skip
-    with run.parts.write("match", about) as put:
+    with ExitStack() as stack:
+        matches: Callable[[int], Matches]
+        if members.n_members == 1:
+            run.progress.say(f"{run.name}: {ALONE}")
+            alone = no_matches(members.d_sae)
+            matches = lambda index: Matches(*(array[index] for array in alone))  # noqa: E731
+        else:
+            spool = stack.enter_context(
+                spooled(
+                    run.study / "scratch" / f"match-{run.name}",
+                    members.n_members,
+                    members.d_sae,
+                    computed_fields(assign=run.assigns, live=live is not None),
+                )
+            )
+            total = members.n_members * (members.n_members - 1) // 2
+            with run.progress.stage(f"{run.name}: matching", "pairs") as report:
+                pairs = matched_pairs(members, live, assign=run.assigns, device=run.device)
+                for done, pair in enumerate(pairs):
+                    spool.add(pair)
+                    report(done + 1, total)
+            matches = spool.take
+        with run.progress.stage(f"{run.name}: chance", "nulls") as report:
+            chance = {}
+            for done, kind in enumerate(NULL_KINDS):
+                chance[kind] = null_cosines(members, kind, device=run.device)
+                report(done + 1, len(NULL_KINDS))
+        put = stack.enter_context(run.parts.write("match", about))
         for index, seed in enumerate(run.seeds):
-            mine = {field: array[index] for field, array in matches._asdict().items()}
             null = {f"null_{kind}": of_kind.cosine[index] for kind, of_kind in chance.items()}
-            put(seed, mine | null | {"null_feature": chance[NULL_KINDS[0]].feature})
+            put(seed, matches(index)._asdict() | null | {"null_feature": chance[NULL_KINDS[0]].feature})
     return run.part("match", about)

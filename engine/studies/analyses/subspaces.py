@@ -7,8 +7,9 @@ from seedscope.engine.geometry.map import draw_map
 from seedscope.engine.geometry.measure import measure
 from seedscope.engine.geometry.rows import ANALYSIS as SUBSPACES
 from seedscope.engine.geometry.rows import as_arrays
-from seedscope.engine.matching.match import Matches
+from seedscope.engine.matching.match import Matches, PairMatches, unmatched
 from seedscope.engine.saes import sae
+from seedscope.engine.saes.stored import stacked_decoders
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.ensemble_run import EnsembleRun
 from seedscope.engine.studies.evaluator import Evaluator, Rows
@@ -25,9 +26,9 @@ def activation_covariance(run: EnsembleRun, evaluator: Evaluator, targets: Rows 
         return None
     part = run.parts.find("activations", **run.measured)
     if part is None:
-        width = run.members.d_out
+        width = run.stored.d_out
         if targets is None:
-            at_hook = evaluator.activations(run.hookpoint, run.members.d_in, run.output)
+            at_hook = evaluator.activations(run.hookpoint, run.stored.d_in, run.output)
             targets = at_hook.rows if at_hook.targets is None else at_hook.targets
         rows, total, product = targets, np.zeros(width), np.zeros((width, width))
         with run.progress.stage(f"{run.name}: directions of activations", "tokens") as report:
@@ -48,14 +49,13 @@ def measure_subspaces(run: EnsembleRun, match: Part, live: np.ndarray | None, co
     about = match.about | run.judgement | {"covariance": covariance is not None}
     if run.parts.find(SUBSPACES, **about):
         return
-    if run.members.n_members < 2:
+    if run.stored.n_members < 2:
         run.progress.say(f"{run.name}: subspaces: left out, they compare seeds and there is one")
         return
-    decoders = run.members.W_dec.detach()
+    decoders = stacked_decoders(run.stored)
     directed = sae.directed(decoders).numpy()
     alive = directed if live is None else live & directed
-    columns = [match.read(seed, *Matches._fields) for seed in run.seeds]
-    matches = Matches(*(np.stack([each[name] for each in columns]) for name in Matches._fields))
+    matches = _best_matches(match, run.seeds)
     with run.progress.stage(f"{run.name}: subspaces", "steps") as report:
         geometry = measure(
             list(decoders), matches, ~alive, theta=run.plan.theta, epsilon=run.plan.epsilon, covariance=covariance,
@@ -66,3 +66,15 @@ def measure_subspaces(run: EnsembleRun, match: Part, live: np.ndarray | None, co
         report(n := int(np.isfinite(direction_map.x).sum()), n)
     with run.parts.write(SUBSPACES, about) as put:
         put(run.seeds[0], as_arrays(geometry, direction_map, ~alive, run.seeds))
+
+
+def _best_matches(match: Part, seeds: tuple[int, ...]) -> Matches:
+    """All members' best partners and cosines, which is what geometry reads; the other fields have no comparisons."""
+    other = np.stack([match.read(seed, "other")["other"] for seed in seeds])
+    (n, n_comparisons), d_sae = other.shape, len(match.read(seeds[0], "partner")["partner"])
+    arrays = {name: unmatched(name, n, d_sae, 0) for name in PairMatches._fields}
+    for name in ("partner", "cosine"):
+        arrays[name] = unmatched(name, n, d_sae, n_comparisons)
+        for index, seed in enumerate(seeds):
+            arrays[name][index] = match.read(seed, name)[name]
+    return Matches(other, np.zeros(other.shape), **arrays)
