@@ -30,8 +30,8 @@ class DocsPage:
     routes: list[dict[str, str]]  # path, says
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application; opens stores at the first request that needs them."""
+def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
+    """The ASGI application; opens stores at the first request that needs them. Without `jobs` it runs those of the root itself."""
     live = LiveEngine(settings.root, settings.device)
 
     @asynccontextmanager
@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="SeedScope", docs_url=None, redoc_url=None, lifespan=until_stopped)
     app.state.studies = Studies(settings.root)
     app.state.live = live
-    app.state.jobs = Jobs(settings.root, settings.device)
+    app.state.jobs = jobs or Jobs(settings.root, settings.device)
 
     @app.get("/static/{name:path}", include_in_schema=False)
     def static(request: Request, name: str) -> Response:

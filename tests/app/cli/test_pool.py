@@ -182,9 +182,7 @@ def test_without_a_model_decoders_alone_make_a_pool_and_few_members_no_halves(tm
     plan = catalogue.read(tmp_path / "bare")
     lone = replace(plan.ensemble("one"), members=plan.ensemble("one").members[:1])
     catalogue.write(plan.with_ensemble(lone), tmp_path / "bare")
-    assert_one_line(
-        run("pool", "bare", "one", "--root", tmp_path), "has one seed", "at least 2", "4 for two disjoint"
-    )
+    assert_one_line(run("pool", "bare", "one", "--root", tmp_path), "has one seed", "at least 2", "4 for two disjoint")
     refused = run("pool", "bare", "three", "--root", tmp_path, "--replace")
     assert_one_line(refused, "norms from", "--tokens 0")
     assert not (tmp_path / "bare" / "pool" / "one").exists()

@@ -163,9 +163,7 @@ def test_a_loss_that_diverges_stops_with_step_seeds_and_cause_and_keeps_the_last
 
 
 def test_a_single_member_that_does_not_fit_is_refused_with_what_it_needs(rows):
-    with pytest.raises(
-        MemoryError, match=r"needs .* GiB for one seed of 24 x 8 .*largest group that fits is 0 seeds"
-    ):
+    with pytest.raises(MemoryError, match=r"needs .* GiB for one seed of 24 x 8 .*largest group that fits is 0 seeds"):
         train_ensemble(rows, CONFIG, available=2**20)
 
 
