@@ -7,17 +7,24 @@ from typing import Annotated
 
 import typer
 
-from seedscope.app.cli.options import Quiet, app, check_parent
+from seedscope.app.cli.options import Quiet, app, check_parent, refusals
 
 
 class Section(StrEnum):
-    """What `bench` measures."""
+    """What `bench` measures; `all` is all but `serve`, which writes gigabytes."""
 
     match = "match"
     harvest = "harvest"
     geometry = "geometry"
     train = "train"
+    serve = "serve"
     all = "all"
+
+
+class Peer(StrEnum):
+    """What `bench serve` is measured beside."""
+
+    datasette = "datasette"
 
 
 @app.command()
@@ -25,24 +32,41 @@ def bench(
     section: Annotated[Section, typer.Argument(help="What to measure.")] = Section.all,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file as well.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Also what takes many minutes.")] = False,
+    members: Annotated[int, typer.Option(min=2, help="serve: members of the generated study.")] = 96,
+    features: Annotated[int, typer.Option(min=32, help="serve: features of every member.")] = 32_768,
+    contexts: Annotated[int, typer.Option(min=1, help="serve: contexts of a feature.")] = 8,
+    context_features: Annotated[
+        int | None, typer.Option(min=0, help="serve: features of a member that have contexts.", show_default="all")
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="serve: folder that keeps the generated study.", show_default="in the user's cache"),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="serve: passed on to `seedscope serve`.")] = None,
+    peer: Annotated[Peer | None, typer.Option(help="serve: ask this program for the same lists.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure this machine against its limits and, side by side in one run, against the alternatives.
 
     Example: seedscope bench match --json bench.json
     """
+    from functools import partial
+
     from rich.console import Console
 
-    from seedscope.engine.bench.run import SECTIONS, show, summary, write_json
+    from seedscope.engine.bench.generated_study import StudySize
+    from seedscope.engine.bench.run import SECTIONS, serve_lines, show, summary, write_json
     from seedscope.engine.progress import Progress
 
     check_parent(json)
     lines = []
     console = Console(width=160 if not sys.stdout.isatty() else None)
-    for name, measure in SECTIONS.items():
-        if section.value not in (name, "all"):
-            continue
-        with Progress(quiet=quiet).stage(f"bench {name}", "steps") as report:
+    chosen = {name: measure for name, measure in SECTIONS.items() if section.value in (name, "all")}
+    if section is Section.serve:
+        size = StudySize(members, features, contexts, context_features)
+        chosen["serve"] = partial(serve_lines, size, root=root, workers=workers, peer=peer and peer.value)
+    for name, measure in chosen.items():
+        with refusals(), Progress(quiet=quiet).stage(f"bench {name}", "steps") as report:
             for line in measure(full=full, report=report):
                 lines.append(line)
                 if not quiet:  # as they come: a run takes minutes, and one that is stopped has still said something

@@ -93,7 +93,8 @@ def _bind(host: str, port: int) -> socket.socket:
     """A listening socket on the port or the next free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in range(port, port + N_PORTS_TRIED if port else 1):
-        listener = socket.socket(family)
+        # The protocol is named: asyncio switches Nagle's algorithm off for sockets that say TCP, and each answer waits 40 ms else.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, candidate))

@@ -114,7 +114,7 @@ class Judgement(Plain):
 
     def parameters(self, **changes: Any) -> dict[str, Any]:
         """What a link must carry to mean this state with `changes`; defaults are left out."""
-        state = self.model_dump(exclude={"v", "embed", "limit", "after", "before", "at"}) | changes
+        state = self.model_dump(exclude={"v", "embed", "limit", "after", "before", "at", "counterparts"}) | changes
         defaults = {name: field.default for name, field in type(self).model_fields.items()} | self._own
         return {k: v for k, v in state.items() if v is not None and (k not in defaults or v != defaults[k])}
 
@@ -266,7 +266,7 @@ class Filter(Judgement, DensityRange):
 
     def shown(self) -> dict[str, Any]:
         """The filter as JSON twins show it."""
-        return self.model_dump(exclude={"v", "embed", "at"}) | {"sort": self.sorted_by}
+        return self.model_dump(exclude={"v", "embed", "at", "counterparts"}) | {"sort": self.sorted_by}
 
     def query(self, ensemble: str) -> FeatureQuery:
         """The filter as the store understands it."""

@@ -127,7 +127,9 @@ class Database:
     def index(self, ensemble: str) -> FeatureIndex:
         """The columns of an ensemble's features; made from the store where it was written without them."""
         found = self._indexes.get(ensemble)
-        if found is None:
+        if found is not None:
+            found.release_if_large()
+        else:
             with _REBUILDING:
                 folder = open_index(self.path)
             found = self._indexes[ensemble] = FeatureIndex(ensemble_folder(folder, ensemble), self._cache)

@@ -145,8 +145,7 @@ class Explanations:
         if feature.explanation is None or feature.explainer is None:
             return LabelAgreement(None, 0, len(matched), None, 0, None)
         own = words(feature.explanation)
-        rows = self._store.rows_at(Explanation, feature.ensemble, matched)
-        theirs = [words(row.text) for row in rows if row.explainer == feature.explainer and row.text is not None]
+        theirs = [words(text) for text in self._texts_by(feature.explainer, feature.ensemble, matched)]
         drawn = [
             text_words
             for seed, text_words in self._chance_labels(query, bucket, feature.explainer)
@@ -155,6 +154,22 @@ class Explanations:
         return LabelAgreement(
             feature.explainer, len(theirs), len(matched), _likeness(own, theirs), len(drawn), _likeness(own, drawn)
         )
+
+    def _texts_by(self, explainer: str, ensemble: str, places: list[tuple[int, int]]) -> list[str]:
+        """What one explainer says of features, of those that it has a text for: mostly what lists show of them."""
+        index = self._store.index(ensemble)
+        rows = np.array([row for place in places if (row := index.row(*place)) is not None], np.int64)
+        shown = index.texts(rows, ("explanation", "explainer"))
+        texts, others = [], []
+        for row, text, by in zip(rows, shown["explanation"], shown["explainer"], strict=True):
+            if by == explainer and text is not None:
+                texts.append(text)
+            else:
+                others.append(index.place(row))
+        if others and len(self.explainers(ensemble)) > 1:
+            more = self._store.rows_at(Explanation, ensemble, others)
+            texts += [row.text for row in more if row.explainer == explainer and row.text is not None]
+        return texts
 
     def _draw_labels(self, query: FeatureQuery, bucket: str, explainer: str) -> list[tuple[int, set[str]]]:
         """(seed, words) of labels of a bucket's features: enough that CHANCE_LABELS remain without any one seed."""

@@ -4,6 +4,7 @@ import json
 import mmap
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import pyarrow as pa
 from seedscope.app.store.byte_cache import ByteCache
 from seedscope.engine.contract.index import layout
 from seedscope.engine.contract.schema import NO_MATCH, theta_index
+
+MOST_MAPPED = 320 << 20  # bytes of mapped files that a process may hold; libraries take 100 MB of it
+_STATM = Path("/proc/self/statm")
 
 
 class FeatureIndex:
@@ -235,6 +239,13 @@ class FeatureIndex:
     def kept(self, key: tuple, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """An array that is computed once, while there is room for it."""
         return self._cache.get((self._folder, *key), compute)
+
+    def release_if_large(self) -> None:
+        """Give mapped pages back where they have become many: they are the system's cache, but count as this process's memory."""
+        with suppress(OSError):  # no such file but on Linux
+            _, _, of_files = map(int, _STATM.read_text().split()[:3])
+            if of_files * mmap.PAGESIZE > MOST_MAPPED:
+                self.release()
 
     def release(self) -> None:
         """Give mapped pages back; they are read again, from the system's cache, when they are touched."""

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 _FIRST_CHUNK, _MOST_CHUNK = 4_096, 1 << 20
+_AT_ONCE = 1 << 18  # rows that are compared with a number before the next ones
 
 
 class ListPlace(NamedTuple):
@@ -128,19 +129,33 @@ class CountOrder:
         self._values = list(range(largest, -1, -1) if down else range(largest + 1))
         self._sign = -1 if down else 1
 
-    def _equal(self, value: int, rows: slice = slice(None)) -> np.ndarray:
-        """Rows of a number, ascending."""
+    def _equal(self, value: int, begin: int = 0, end: int | None = None) -> np.ndarray:
+        """Rows of a number from `begin` to before `end`, ascending."""
+        rows = slice(begin, len(self._numbers) if end is None else end)
         equal = self._numbers[rows] == value
         if self._found is not None:
             equal &= self._found[rows]
-        return np.flatnonzero(equal) + (rows.start or 0)
+        return np.flatnonzero(equal) + begin
 
     def _beyond(self, place: ListPlace | None) -> Iterator[np.ndarray]:
+        n = len(self._numbers)
         for value in self._values:
-            if place is None or self._sign * value > place.signed:
-                yield self._equal(value)
-            elif self._sign * value == place.signed:
-                yield self._equal(value, slice(max(0, int(np.floor(place.row)) + 1), None))
+            if place is not None and self._sign * value < place.signed:
+                continue
+            on_it = place is not None and self._sign * value == place.signed
+            first = max(0, int(np.floor(place.row)) + 1) if place is not None and on_it else 0
+            for begin in range(first, n, _AT_ONCE):
+                yield self._equal(value, begin, min(n, begin + _AT_ONCE))
+
+    def _in_front(self, place: ListPlace) -> Iterator[np.ndarray]:
+        """The last rows first, some at a time, each time ascending."""
+        n = len(self._numbers)
+        for value in self._values[::-1]:
+            if self._sign * value > place.signed:
+                continue
+            last = min(n, max(0, int(np.ceil(place.row)))) if self._sign * value == place.signed else n
+            for end in range(last, 0, -_AT_ONCE):
+                yield self._equal(value, max(0, end - _AT_ONCE), end)
 
     def after(self, place: ListPlace | None, limit: int) -> np.ndarray:
         """See RowOrder."""
@@ -149,23 +164,21 @@ class CountOrder:
     def before(self, place: ListPlace, limit: int) -> np.ndarray:
         """See RowOrder."""
         parts: list[np.ndarray] = []
-        for value in self._values[::-1]:
-            if sum(map(len, parts)) >= limit:
+        n = 0
+        for part in self._in_front(place):
+            parts.append(part)
+            n += len(part)
+            if n >= limit:
                 break
-            if self._sign * value < place.signed:
-                parts.append(self._equal(value))
-            elif self._sign * value == place.signed:
-                parts.append(self._equal(value, slice(0, max(0, int(np.ceil(place.row))))))
         return np.concatenate(parts[::-1])[-limit:] if parts else np.zeros(0, np.int64)
 
     def count_before(self, place: ListPlace) -> int:
         """See RowOrder."""
         value = self._sign * place.signed  # the number itself
         in_front = self._numbers > value if self._sign < 0 else self._numbers < value
-        same = slice(0, max(0, int(np.ceil(place.row))))
         if self._found is not None:
             in_front = in_front & self._found
-        on_it = self._equal(int(value), same) if float(value).is_integer() else ()
+        on_it = self._equal(int(value), 0, max(0, int(np.ceil(place.row)))) if float(value).is_integer() else ()
         return int(np.count_nonzero(in_front)) + len(on_it)
 
     def whole(self) -> np.ndarray:

@@ -17,14 +17,15 @@ from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.map import Maps
 from seedscope.app.store.pairs import Pairs
 from seedscope.app.store.pools import Pools
+from seedscope.app.store.selection import judge
 from seedscope.app.store.starts import Starts
 from seedscope.app.store.suggestions import Suggestions
-from seedscope.app.store.table import FeatureRow, FeatureTable
+from seedscope.app.store.table import FeatureRow, FeatureTable, bucket_name, optional
 from seedscope.app.store.trajectory import Trajectories
 from seedscope.app.store.truth import KnownTruth
 from seedscope.app.store.vocabulary import Vocabulary
 from seedscope.engine.contract import schema
-from seedscope.engine.contract.index.layout import DEAD
+from seedscope.engine.contract.index.layout import DEAD, UNKNOWN
 from seedscope.engine.contract.stability import count_on_grid
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Logit, Match
 from seedscope.engine.contract.tables.study import Ensemble, Member
@@ -38,6 +39,16 @@ class Sample(NamedTuple):
     cosines: np.ndarray  # (features, comparisons) under a rule
     anchor: np.ndarray  # (features,) index of the member
     counts: np.ndarray  # (features, thetas) matches at every theta of the grid
+
+
+class Brief(NamedTuple):
+    """What lists of counterparts show of a feature."""
+
+    dead: bool | None
+    bucket: str | None  # None for one SAE alone
+    explanation: str | None
+    explainer: str | None
+    score: float | None
 
 
 class StudyStore(Database):
@@ -105,9 +116,37 @@ class StudyStore(Database):
     ) -> dict[tuple[int, int], list[Context]]:
         """The n strongest contexts of several features, read together."""
         by_place: dict[tuple[int, int], list[Context]] = {}
-        for row in self.rows_at(Context, ensemble, places, f'AND "group" = 0 AND rank < {n:d}'):
+        for row in self._strongest(ensemble, places, n):
             by_place.setdefault((row.seed, row.feature), []).append(row)
         return by_place
+
+    def _strongest(self, ensemble: str, places: list[tuple[int, int]], n: int) -> list[Context]:
+        strongest = f'"group" = 0 AND rank < {n:d}'
+        index = self.index(ensemble)
+        if not index.has("context-first.npy"):
+            return self.rows_at(Context, ensemble, places, f"AND {strongest}")
+        rows = np.array([row for place in places if (row := index.row(*place)) is not None], np.int64)
+        first, counts = index.column("context-first")[rows], index.column("context-counts")[rows]
+        ids = [at + i for at, held in zip(first.tolist(), counts.tolist(), strict=True) for i in range(min(n, held))]
+        return self.rows(Context, f"rowid IN (SELECT unnest(?::BIGINT[])) AND {strongest}", [ids]) if ids else []
+
+    def briefs_at(self, query: FeatureQuery, places: list[tuple[int, int]]) -> dict[tuple[int, int], Brief]:
+        """What lists of counterparts show of features, judged as a query judges, whatever else it asks."""
+        index = self.index(query.ensemble)
+        rows = np.array([row for place in places if (row := index.row(*place)) is not None], np.int64)
+        status = index.column("status")[rows]
+        matched = index.matched_at(query.rule, query.theta, rows)
+        buckets = judge(query, index.n_comparisons, matched, status == DEAD)
+        texts = index.texts(rows, ("explanation", "explainer"))
+        scores = optional(index.column("score")[rows])
+        return {
+            index.place(row): Brief(
+                None if code == UNKNOWN else code == DEAD, bucket_name(bucket), text, explainer, score
+            )
+            for row, code, bucket, text, explainer, score in zip(
+                rows, status.tolist(), buckets.tolist(), texts["explanation"], texts["explainer"], scores, strict=True
+            )
+        }
 
     def matches(self, ensemble: str, seed: int, feature: int) -> Match:
         """One feature's partners."""

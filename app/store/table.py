@@ -118,7 +118,7 @@ class FeatureTable:
                 FeatureRow(
                     seed=seed,
                     feature=feature,
-                    bucket=_bucket(int(buckets[i])),
+                    bucket=bucket_name(int(buckets[i])),
                     n_matched=int(matched[i]),
                     cosines=tuple(cosines[i]),
                     mean_cosine=_mean_cosine(cosines[i]),
@@ -152,7 +152,7 @@ class FeatureTable:
         """{(seed, feature): bucket, None for one SAE alone} of a few features, read together."""
         rows = {place: row for place in places if (row := self.index.row(*place)) is not None}
         _, buckets = self.judged(np.array(list(rows.values()), np.int64))
-        return {place: _bucket(int(code)) for place, code in zip(rows, buckets, strict=True)}
+        return {place: bucket_name(int(code)) for place, code in zip(rows, buckets, strict=True)}
 
     def _top_tokens(
         self, ids: list[int], counts: list[int], n_active: int | None, *, by_token: bool
@@ -311,12 +311,16 @@ class FeatureTable:
             bins = self.index.kept(key, lambda: _density_bins(self.index.column("density"), per_decade))
         else:
             bins = _density_bins(selection.of("density"), per_decade)
-        bins, buckets = selection.of_found(bins), selection.of_found(selection.buckets)
-        counted = []
-        for code, name in enumerate(BUCKET_NAMES):
-            counts = np.bincount(bins[buckets == code].view(np.uint16), minlength=1)[:_NO_DENSITY]
-            counted += [(name, _LOWEST_BIN + int(b), int(counts[b])) for b in np.flatnonzero(counts)]
-        return counted
+        keys = selection.buckets.astype(np.uint16) << 8
+        keys |= bins
+        if selection.found is not None:  # a number that no bucket has; leaving rows out would take thrice as long
+            np.copyto(keys, np.uint16(0xFFFF), where=~selection.found)
+        counts = np.bincount(keys, minlength=1 << 16).reshape(256, 256)
+        return [
+            (name, int(b) - _OFFSET, int(counts[code, b]))
+            for code, name in enumerate(BUCKET_NAMES)
+            for b in np.flatnonzero(counts[code, :_NO_DENSITY])
+        ]
 
     def bucket_densities(self) -> dict[str, tuple[int, float | None]]:
         """{bucket: (features, median density, None without activity)}."""
@@ -331,14 +335,14 @@ class FeatureTable:
         return medians
 
 
-_LOWEST_BIN, _NO_DENSITY = -4096, 65_535  # bins are kept as 16-bit numbers from the lowest on
+_OFFSET, _NO_DENSITY = 240, 255  # of bins kept in a byte: a density is at least one token in 10^30
 
 
 def _density_bins(densities: np.ndarray, per_decade: int) -> np.ndarray:
-    """Bins of logarithms of densities less _LOWEST_BIN, _NO_DENSITY where there is none above 0."""
-    bins = np.full(len(densities), _NO_DENSITY, np.uint16)
+    """Bins of logarithms of densities plus _OFFSET, _NO_DENSITY where there is none above 0."""
+    bins = np.full(len(densities), _NO_DENSITY, np.uint8)
     fires = densities > 0
-    bins[fires] = np.floor(np.log10(densities[fires]) * per_decade) - _LOWEST_BIN
+    bins[fires] = np.maximum(np.floor(np.log10(densities[fires]) * per_decade) + _OFFSET, 0)
     return bins
 
 
@@ -369,7 +373,7 @@ def optional(column: np.ndarray) -> list[Any]:
     return [None if value != value else value for value in column.tolist()]
 
 
-def _bucket(code: int) -> str | None:
+def bucket_name(code: int) -> str | None:
     """The bucket of a number; None for what is undefined."""
     return BUCKETS[code] if code < len(BUCKETS) else None
 

@@ -18,6 +18,9 @@ class BenchLine:
     peers_s: dict[str, float | str] = field(default_factory=dict)  # seconds, or why there are none
     goal: str = ""
     remark: str = ""
+    p99_s: float | None = None  # 99th percentile, where `ours_s` is the median of single requests
+    figure: str = ""  # what was measured, where it is no time
+    numbers: dict[str, float] = field(default_factory=dict)  # further figures by name, with their unit in the name
 
     @property
     def ratio(self) -> float | None:

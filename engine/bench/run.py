@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from seedscope.engine.bench import assignment, geometry, harvest, live, pages, products, training
+from seedscope.engine.bench import assignment, geometry, harvest, live, pages, products, serve, training
+from seedscope.engine.bench.generated_study import StudySize
 from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.matching.cuda import choice
@@ -77,6 +78,14 @@ def train_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     yield from training.lines(full=full, report=report)
 
 
+def serve_lines(
+    size: StudySize, *, root: Path | None, workers: int | None, peer: str | None, full: bool, report: Report
+) -> Iterator[BenchLine]:
+    """Serving: a dashboard over a large study, alone and under load. Asked for by name only: it writes gigabytes."""
+    yield from serve.lines(size, root=root, workers=workers, peer=peer, report=report)
+
+
+# What `seedscope bench` measures when nothing is named.
 SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "match": match_lines,
     "harvest": harvest_lines,
@@ -109,14 +118,21 @@ def show(lines: list[BenchLine], console: Console) -> None:
         peers = [f"{name}: {_time(value)}" for name, value in line.peers_s.items()]
         limit = f"{_time(line.limit_s)}: {line.limit}" if line.limit else ""
         ratio = f"{line.ratio:.2f} x" if line.ratio else ""
-        table.add_row(line.work, _time(line.ours_s), limit, ratio, "\n".join(peers), line.goal, line.remark)
+        table.add_row(line.work, _ours(line), limit, ratio, "\n".join(peers), line.goal, line.remark)
     console.print(table, highlight=False)
 
 
 def summary(line: BenchLine) -> str:
     """A line on one line."""
     ratio = f", {line.ratio:.2f} x the limit" if line.ratio else ""
-    return f"{line.work}: {_time(line.ours_s)}{ratio}"
+    return f"{line.work}: {_ours(line)}{ratio}"
+
+
+def _ours(line: BenchLine) -> str:
+    """The figure, or the time: the median alone, or p50 / p99."""
+    if line.figure:
+        return line.figure
+    return _time(line.ours_s) + ("" if line.p99_s is None else f" / {_time(line.p99_s)}")
 
 
 def _time(value: float | str | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.duckdb_settings import READ_ONLY
@@ -101,14 +102,14 @@ class Writer:
 
     def _insert(self, table: type, rows: pa.Table) -> None:
         keys = schema.SORT_KEYS[table]
-        rows = rows.sort_by([(key, "ascending") for key in keys])
+        if not _is_sorted(rows, keys):
+            rows = rows.sort_by([(key, "ascending") for key in keys])
         first, last = (tuple(rows.column(key)[at].as_py() for key in keys) for at in (0, len(rows) - 1))
         if table in self._last_key and first <= self._last_key[table]:
             self._unsorted.add(table)
         self._last_key[table] = max(last, self._last_key.get(table, last))
-        self._connection.register("incoming", rows)
-        self._connection.execute(f"INSERT INTO {table.__name__} SELECT * FROM incoming")
-        self._connection.unregister("incoming")
+        # Not `register`: a registered table stays in memory until COMMIT, unregistered or not. Columns are taken by position.
+        self._connection.from_arrow(rows.select(list(_sql_columns(table)))).insert_into(table.__name__)
 
     def publish(self, *, built_from: str, compared: bool = True) -> Path:
         """Rename the file to `study-<digest>.duckdb` and make it the study's published store; returns its path.
@@ -218,6 +219,18 @@ def _sql_columns(table: type) -> dict[str, str]:
         name: _sql_type(table, name, kind) + "[]" * is_list + " NOT NULL" * (not optional)
         for name, (kind, is_list, optional) in schema.columns(table).items()
     }
+
+
+def _is_sorted(rows: pa.Table, keys: Sequence[str]) -> bool:
+    """Whether rows ascend by their keys: sorting copies every list of them, and most come sorted."""
+    undecided = np.ones(max(len(rows) - 1, 0), bool)  # pairs of neighbours whose former keys are equal
+    for key in keys:
+        column = rows[key].combine_chunks()
+        here, following = column[:-1], column[1:]
+        if (pc.less(following, here).to_numpy(zero_copy_only=False) & undecided).any():
+            return False
+        undecided &= pc.equal(here, following).to_numpy(zero_copy_only=False)
+    return True
 
 
 def _point_current(folder: Path, name: str, built_from: str) -> None:

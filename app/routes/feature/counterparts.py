@@ -9,7 +9,7 @@ from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.schema import NO_MATCH
 from seedscope.engine.contract.stability import is_match
-from seedscope.engine.contract.tables.features import Feature
+from seedscope.engine.contract.tables.features import Feature, Match
 from seedscope.engine.contract.tables.study import Ensemble
 
 PARTNER_CONTEXTS = 2
@@ -42,17 +42,20 @@ class Counterpart:
     score: float | None
 
 
-def find_counterparts(store: StudyStore, row: Ensemble, feature: Feature, filter: Filter) -> list[Counterpart]:
-    """One counterpart per other seed, in seed order, judged as the filter says."""
-    match = store.matches(row.ensemble, feature.seed, feature.feature)
+def find_counterparts(
+    store: StudyStore, row: Ensemble, feature: Feature, match: Match, filter: Filter, *, contexts_of: int | None = None
+) -> list[Counterpart]:
+    """One counterpart per other seed, in seed order, judged as the filter says; contexts of the first, or of all."""
     cosines = filter.cosines(feature)
     matched = is_match(cosines, filter.theta)
     partners = filter.partners(feature, match)
     seeds = store.other_seeds(row.ensemble, feature.seed)
     places = [(seed, partner) for seed, partner in zip(seeds, partners, strict=True) if partner is not None]
-    features = store.features_at(row.ensemble, places)
+    judged = FeatureQuery(row.ensemble, filter.theta, filter.epsilon, filter.rule, dead=filter.dead)
+    features = store.briefs_at(judged, places)
     activity = store.has_tokens(row.ensemble)
-    contexts = store.contexts_at(row.ensemble, places, n=PARTNER_CONTEXTS) if activity else {}
+    contexts = store.contexts_at(row.ensemble, places[:contexts_of], n=PARTNER_CONTEXTS) if activity else {}
+    left_out = set() if contexts_of is None else set(places[contexts_of:])
     one_to_one, live = len(match.hungarian_partners) > 0, len(match.live_partners) > 0
     counterparts = []
     for i, (seed, rule_partner) in enumerate(zip(seeds, partners, strict=True)):
@@ -73,12 +76,12 @@ def find_counterparts(store: StudyStore, row: Ensemble, feature: Feature, filter
                 rule_partner=rule_partner,
                 rule_cosine=cosines[i],
                 partner_dead=partner.dead if partner else False if activity else None,
-                partner_bucket=filter.bucket_of(partner) if partner else None,
+                partner_bucket=partner.bucket if partner else None,
                 hungarian_partner=_index(match.hungarian_partners[i]) if one_to_one else None,
                 hungarian_cosine=feature.hungarian_cosines[i] if one_to_one else None,
                 hungarian_encoder_cosine=match.hungarian_encoder_cosines[i] if one_to_one else None,
                 encoder_partner=_index(match.encoder_partners[i]) if one_to_one else None,
-                contexts=shown if activity else None,
+                contexts=shown if activity and place not in left_out else None,
                 explanation=partner.explanation if partner else None,
                 explainer=partner.explainer if partner else None,
                 score=partner.score if partner else None,
@@ -87,9 +90,9 @@ def find_counterparts(store: StudyStore, row: Ensemble, feature: Feature, filter
     return counterparts
 
 
-def nearest_living(store: StudyStore, row: Ensemble, feature: Feature) -> tuple[int, int, float] | None:
+def nearest_living(store: StudyStore, row: Ensemble, feature: Feature, match: Match) -> tuple[int, int, float] | None:
     """(seed, feature, cosine) of the nearest living feature of all other seeds; None where none is known."""
-    partners = store.matches(row.ensemble, feature.seed, feature.feature).live_partners
+    partners = match.live_partners
     seeds = store.other_seeds(row.ensemble, feature.seed)
     candidates = zip(feature.live_cosines, seeds, partners, strict=True) if len(partners) else ()
     cosine, seed, partner = max((each for each in candidates if each[2] >= 0), default=(NO_MATCH, 0, 0))

@@ -1,9 +1,10 @@
 """The feature permalink: what one feature is, what it does, and its counterparts in all other seeds."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
 
 from seedscope.app import render
 from seedscope.app.formats import recipe_remark
@@ -26,6 +27,7 @@ from seedscope.engine.contract.tables.features import Feature
 from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()
+MOST_IN_FULL, FIRST_IN_FULL = 32, 12  # counterparts whose contexts are shown at once, and how many where there are more
 VIEWS = ("stacked", "snippet", "full")
 
 
@@ -51,6 +53,8 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     nav_lacks: list[Missing]
     nav_groups: list[ContextGroup]
     nav_views: dict[str, str]
+    nav_n_brief: int  # counterparts that are shown without their contexts
+    nav_all_contexts: str  # where they are shown
     nav_counterpart: tuple[int, int, float] | None  # seed, feature, cosine of the nearest living one
     nav_exact: str | None  # where its loss is measured now; None where the model cannot be asked
     nav_logits: str | None  # where its effect on all tokens is computed now; None where there are no direct logits
@@ -73,18 +77,32 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     nav_differs: str | None  # what its stability means where one recipe did not make all members
 
 
+class FeatureFilter(Filter):
+    """A feature's page inside a filter."""
+
+    counterparts: Annotated[
+        Literal["full"] | None, Field(description="full: contexts of every counterpart, also of more than 32")
+    ] = None
+
+
 @render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}", "feature/permalink.html", "feature")
 def feature(
     study: StudyName,
     ensemble: EnsembleName,
-    opened: Annotated[JudgedFeature[Filter], Depends(judged_feature(Filter))],
+    request: Request,
+    opened: Annotated[JudgedFeature[FeatureFilter], Depends(judged_feature(FeatureFilter))],
 ) -> FeaturePage:
     """The permalink: a feature's stability and why, its contexts, its counterparts in all other seeds."""
-    return feature_page(opened)
+    brief = not (opened.query.counterparts == "full" or request.url.path.endswith(".json"))
+    brief &= opened.row.n_comparisons > MOST_IN_FULL
+    return feature_page(opened, contexts_of=FIRST_IN_FULL if brief else None)
 
 
-def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
-    """Everything known about one feature, judged as the filter says; raises BadValue for what was not computed."""
+def feature_page(opened: JudgedFeature[Any], *, contexts_of: int | None = None) -> FeaturePage:
+    """Everything known about one feature, judged as the filter says; raises BadValue for what was not computed.
+
+    `contexts_of`: how many counterparts are shown with their contexts; None: all.
+    """
     store, row, filter, member, feature = opened
     study, ensemble = store.study.study, row.ensemble
     listed = store.features(filter.query(ensemble))  # refuses what was not computed
@@ -93,12 +111,14 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
     if store.has_tokens(ensemble):
         contexts = [show_context(store, c) for c in store.contexts(ensemble, member.seed, feature.feature)]
     place = listed.place(member.seed, feature.feature)
-    counterparts = find_counterparts(store, row, feature, filter)
+    match = store.matches(ensemble, member.seed, feature.feature)
+    counterparts = find_counterparts(store, row, feature, match, filter, contexts_of=contexts_of)
     stability = judge_feature(store, feature, filter)
     lacking = store.missing(ensemble)
     base = f"/s/{study}/{ensemble}"
     here = f"{base}/{member.seed}/{feature.feature}"
     shown_maxima = [max(x.activations) for c in counterparts for x in c.contexts or []]
+    n_brief = sum(c.contexts is None for c in counterparts) if contexts is not None else 0
     can_run = activity and feature.n_active and store.study.causal and row.control_of is None
     positive = None if "logits" in lacking else stored_logits(store, feature, 1)
     negative = None if "logits" in lacking else stored_logits(store, feature, -1)
@@ -126,7 +146,9 @@ def feature_page(opened: JudgedFeature[Filter]) -> FeaturePage:
         nav_lacks=list(lacking.values()),
         nav_groups=group_contexts(contexts or []),
         nav_views={view: render.url(here, **filter.parameters(view=view)) for view in VIEWS},
-        nav_counterpart=nearest_living(store, row, feature),
+        nav_n_brief=n_brief,
+        nav_all_contexts=render.url(here, **filter.parameters(counterparts="full")),
+        nav_counterpart=nearest_living(store, row, feature, match),
         nav_exact=render.url(f"{here}/loss", **filter.judgement()) if can_run else None,
         nav_logits=render.url(f"{here}/logits", **filter.judgement()) if can_compute(store, row, feature) else None,
         nav_projects=render.url(f"{here}/project", **filter.judgement()) if can_project else None,

@@ -3,6 +3,7 @@
 import atexit
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -40,6 +41,19 @@ class _Frame(NamedTuple):
     def n_rows(self) -> int:
         return len(self.seeds) * self.d_sae
 
+    def rows(self, table: str, seeds: Any, features: Any) -> np.ndarray:
+        """Rows of features that a table names; raises ValueError where there is no such feature."""
+        seeds, features, known = np.asarray(seeds), np.asarray(features), np.array(self.seeds)
+        member = np.searchsorted(known, seeds)
+        wrong = (known[np.minimum(member, len(known) - 1)] != seeds) | (features < 0) | (features >= self.d_sae)
+        if wrong.any():
+            at = int(np.flatnonzero(wrong)[0])
+            expected = f"features 0 to {self.d_sae - 1} of {len(known)} seeds"
+            raise ValueError(
+                f"table {table} names feature {seeds[at]}/{features[at]} of {self.ensemble}, expected {expected}"
+            )
+        return np.asarray(member * self.d_sae + features, np.int64)
+
 
 def build_index(store: Path, folder: Path | None = None, report: Report = lambda done, total: None) -> Path:
     """Write the index of a store into `folder`, or beside the store, in one step; returns its folder.
@@ -63,6 +77,7 @@ def build_index(store: Path, folder: Path | None = None, report: Report = lambda
             _write_orders(frame, here)
             _write_words(connection, frame, here)
             _write_random_order(connection, frame, here)
+            _write_context_places(connection, frame, here)
             kinds = _write_null(connection, frame, here)
             _write_about(frame, here, kinds)
         (unfinished / layout.ABOUT).write_text(json.dumps(_stamp(store)))
@@ -134,6 +149,14 @@ def _array(path: Path, shape: tuple[int, ...], kind: Any) -> np.ndarray:
     return open_memmap(path, "w+", kind, shape)
 
 
+def _give_back(arrays: Sequence[np.ndarray]) -> None:
+    """Give the pages of written files back to the system: they would count as this process's memory until the end, 8 GB of it."""
+    for array in arrays:
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def _write_members(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Path) -> Iterator[int]:
     """Columns, cosines, counts, texts and the tokens' rows; yields the seed of every member that is written."""
     rules = _rules(connection, frame)
@@ -162,6 +185,7 @@ def _write_members(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: P
             batch = rows.select(list(layout.TEXT_COLUMNS)).combine_chunks()
             texts = texts or pa.ipc.new_file(file, batch.schema)
             texts.write_table(batch)
+            _give_back([*numbers.values(), status, trigger, of_firing, *cosines.arrays()])
             yield seed
         if texts:
             texts.close()
@@ -234,6 +258,10 @@ class _Cosines:
                 else:
                     del self._masks[rule]
             self._cosines[rule][member] = across
+
+    def arrays(self) -> list[np.ndarray]:
+        """All that are written."""
+        return [*self._counts.values(), *self._cosines.values(), *self._masks.values()]
 
     def close(self) -> None:
         """Keep one form of each rule's cosines."""
@@ -317,7 +345,7 @@ def _write_words(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Pat
     sql = "SELECT word, seed, feature FROM Word WHERE ensemble = ? ORDER BY word, seed, feature"
     texts: list[str] = []
     ends: list[np.ndarray] = []
-    at, seeds = 0, np.array(frame.seeds)
+    at = 0
     for batch in connection.sql(sql, params=[frame.ensemble]).to_arrow_reader(_BATCH):
         runs = pc.run_end_encode(batch.column(0))
         values, run_ends = runs.values.to_pylist(), runs.run_ends.to_numpy() + at
@@ -326,8 +354,7 @@ def _write_words(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Pat
             ends[-1] = ends[-1][:-1]
         texts += values
         ends.append(run_ends)
-        member = np.searchsorted(seeds, batch.column(1).to_numpy())
-        rows[at : at + len(batch)] = member * frame.d_sae + batch.column(2).to_numpy()
+        rows[at : at + len(batch)] = frame.rows("Word", batch.column(1), batch.column(2))
         at += len(batch)
     (here / layout.WORDS).write_text(json.dumps(texts, ensure_ascii=False))
     np.save(here / "word-offsets.npy", np.concatenate([[0], *ends]).astype(np.int64))
@@ -337,11 +364,28 @@ def _write_random_order(connection: duckdb.DuckDBPyConnection, frame: _Frame, he
     """All rows in the order of fixed samples."""
     sql = f"SELECT seed, feature FROM Feature WHERE ensemble = $ensemble ORDER BY {SAMPLE_ORDER}"
     order = _array(here / "order-random.npy", (frame.n_rows,), _row_type(frame))
-    at, seeds = 0, np.array(frame.seeds)
+    at = 0
     for batch in connection.sql(sql, params={"ensemble": frame.ensemble}).to_arrow_reader(_BATCH):
-        member = np.searchsorted(seeds, batch.column(0).to_numpy())
-        order[at : at + len(batch)] = member * frame.d_sae + batch.column(1).to_numpy()
+        order[at : at + len(batch)] = frame.rows("Feature", batch.column(0), batch.column(1))
         at += len(batch)
+
+
+def _write_context_places(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Path) -> None:
+    """Where in the Context table a feature's contexts lie; nothing where they do not lie together, which a Writer never leaves."""
+    first = np.full(frame.n_rows, -1, np.int64)
+    counts = np.zeros(frame.n_rows, np.int32)
+    sql = (
+        "SELECT feature, min(rowid), max(rowid), count(*) FROM Context WHERE ensemble = ? AND seed = ? GROUP BY feature"
+    )
+    for seed in frame.seeds:
+        rows = connection.sql(sql, params=[frame.ensemble, seed]).to_arrow_table()
+        feature, low, high, n = (rows.column(i).to_numpy() for i in range(4))
+        if (high - low + 1 != n).any():
+            return
+        at = frame.rows("Context", np.full(len(rows), seed), feature)
+        first[at], counts[at] = low, n
+    np.save(here / "context-first.npy", first)
+    np.save(here / "context-counts.npy", counts)
 
 
 def _row_type(frame: _Frame) -> Any:

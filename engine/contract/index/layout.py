@@ -19,6 +19,7 @@ store's sort keys. Every array has one entry per row unless it says otherwise.
 | `texts.arrow` | per member one record batch: explanation, explainer, trigger's text, top tokens and their firings |
 | `token-offsets.npy`, `token-rows.npy`, `token-firings.npy` | rows that have a token among their top tokens, token by token |
 | `words.json`, `word-offsets.npy`, `word-rows.npy` | rows whose explanations hold a word, word by word in sorted order |
+| `context-first.npy`, `context-counts.npy` | row id in the Context table of a feature's first context, and how many follow |
 | `order-random.npy` | all rows in a fixed random order, whose first rows stand for all |
 | `null-counts.npy`, `null-cosines-KIND.npy` | (kinds, 101, comparisons + 1) chance features by X; (comparisons, chance features) |
 """
@@ -28,7 +29,7 @@ from pathlib import Path
 from seedscope.engine.contract.schema import Column, columns
 from seedscope.engine.contract.tables.features import Feature
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 ABOUT = "about.json"
 TEXTS = "texts.arrow"
 WORDS = "words.json"
