@@ -14,11 +14,12 @@ from seedscope.app.jobs.queue import Jobs
 from seedscope.app.live import LiveEngine
 from seedscope.app.metrics import add_metrics
 from seedscope.app.parameters import refuse_unknown
-from seedscope.app.routes.routers import ROUTERS
+from seedscope.app.routes.routers import AT_ONCE, LIVE, ROUTERS
 from seedscope.app.security import Guard
 from seedscope.app.settings import Settings
 from seedscope.app.static_files import respond_static
 from seedscope.app.store.studies import Studies
+from seedscope.app.turns import AllTurns, take_live_turn, take_turn
 
 PACKED = ("application/vnd.apache.parquet", "image/png")  # compressed in themselves
 
@@ -44,6 +45,7 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     app = FastAPI(title="SeedScope", docs_url=None, redoc_url=None, lifespan=until_stopped)
     app.state.studies = Studies(settings.root)
     app.state.live = live
+    app.state.turns = AllTurns(settings.workers)
     app.state.jobs = jobs or Jobs(settings.root, settings.device)
 
     @app.get("/static/{name:path}", include_in_schema=False)
@@ -62,7 +64,8 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
         return render.respond(request, "docs.html", DocsPage(routes))
 
     for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(refuse_unknown)])
+        turn = [] if router in AT_ONCE else [Depends(take_live_turn if router in LIVE else take_turn, scope="function")]
+        app.include_router(router, dependencies=[Depends(refuse_unknown), *turn])
     add_error_pages(app)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=6, exclude_content_types=PACKED)
     app.add_middleware(Guard, settings=settings)

@@ -29,6 +29,12 @@ def serve_worker(listener: socket.socket, channel: socket.socket) -> None:
     server.run(sockets=[listener])
 
 
+def _listener(fd: int) -> socket.socket:
+    """The listening socket; the protocol is named, as where it was bound: not every system tells it."""
+    bound = socket.socket(fileno=fd)
+    return socket.socket(bound.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=bound.detach())
+
+
 if __name__ == "__main__":
     with suppress(EOFError, KeyboardInterrupt):
-        serve_worker(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:]))
+        serve_worker(_listener(int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2])))
