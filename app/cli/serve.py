@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import socket
 import sys
 import threading
@@ -9,6 +10,7 @@ import webbrowser
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -109,6 +111,10 @@ def _bind(host: str, port: int) -> socket.socket:
     raise Stop(f"ports {port} to {port + N_PORTS_TRIED - 1} are all taken; choose one with --port")
 
 
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
 def serve_until_stopped(settings: Settings, open_browser: bool, follow_up: str | None = None) -> None:
     """Serve until stopped; `follow_up` names a study whose further analyses are made meanwhile."""
     from dataclasses import replace
@@ -125,6 +131,7 @@ def serve_until_stopped(settings: Settings, open_browser: bool, follow_up: str |
     else:
         dashboard = create_small_app(settings)
         jobs, run = dashboard.state.jobs, partial(web_server(dashboard).run, sockets=[listener])
+        signal.signal(signal.SIGTERM, _exit)  # uvicorn ends first; temporary folders are removed at exit
     if follow_up is not None:
         _follow_up(jobs, settings.root, follow_up)
     port = listener.getsockname()[1]

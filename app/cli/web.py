@@ -1,7 +1,9 @@
 """A web process: the application with one thread of linear algebra and bounded memory, and the server that runs it."""
 
+import ctypes
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 # Read by the libraries when they are loaded: OpenMP, OpenBLAS, MKL, Apple's Accelerate.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+# Of glibc's malloc: arrays above this many bytes go back to the system when they are freed, and few arenas keep the others.
+_MMAP_THRESHOLD, _LARGE, _TRIM_THRESHOLD, _KEPT, _ARENA_MAX, _ARENAS = -3, 8 << 20, -1, 64 << 20, -8, 2
 GRACE_S = 2  # that open requests have to end in when the server stops
 
 
@@ -26,6 +30,7 @@ def create_small_app(settings: Settings, jobs: "Jobs | None" = None) -> "FastAPI
     from seedscope.engine.contract.duckdb_settings import keep_small
 
     keep_small(settings.root)
+    _return_memory()
     app = create_app(settings, jobs)
     gc.collect()
     gc.freeze()  # what was loaded stays: no later collection stops all requests to look through it
@@ -37,6 +42,14 @@ def web_server(app: "FastAPI") -> "uvicorn.Server":
     import uvicorn
 
     return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S))
+
+
+def _return_memory() -> None:
+    """Make malloc give memory back; its own thresholds grow with the largest array that was ever freed. Of glibc alone."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in ((_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, _ARENAS)):
+            mallopt(parameter, value)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from types import FrameType
 
 from seedscope.app.cli.options import Stop
 from seedscope.app.settings import Settings
+from seedscope.engine.contract.environment import INDEX_FOLDER
 
 MOST_BY_DEFAULT = 4  # each takes a few hundred MB
 STOP_S = 5.0  # workers have to end when asked to
@@ -53,7 +54,9 @@ class Workers:
 
         self._settings, self._listener = settings, listener
         self.jobs = Jobs(settings.root, settings.device)
-        self._metrics = tempfile.mkdtemp(prefix="seedscope-metrics-")
+        self._temporary = Path(tempfile.mkdtemp(prefix="seedscope-"))  # what workers share
+        for name in ("metrics", "indexes"):
+            (self._temporary / name).mkdir()
         self._workers: list[_Worker] = []
         self._stopped = threading.Event()
         self._failures = 0
@@ -70,7 +73,7 @@ class Workers:
         finally:
             self._end()
             self.jobs.close()
-            shutil.rmtree(self._metrics, ignore_errors=True)
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stopped.set()
@@ -84,7 +87,8 @@ class Workers:
             [sys.executable, "-W", "ignore", "-m", "seedscope.app.cli.worker", *map(str, fds)],
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
-            env=os.environ | {SHARED_METRICS: self._metrics},
+            env=os.environ
+            | {SHARED_METRICS: str(self._temporary / "metrics"), INDEX_FOLDER: str(self._temporary / "indexes")},
             start_new_session=True,  # Ctrl-C reaches this process alone, which ends them in order
         )
         theirs.close()

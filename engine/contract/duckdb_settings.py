@@ -9,7 +9,7 @@ READ_ONLY: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "lock_configuration": "true",
 }
-SMALL = "256MB"  # of blocks and intermediate results; what does not fit is written beside the store for the while
+SMALL = "128MB"  # of blocks and intermediate results; what does not fit is written beside the store for the while
 SMALL_IN_MEMORY = "2GB"  # where nothing can be written there
 SMALL_THREADS = 2
 
