@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
 
 from seedscope.app import render
 from seedscope.app.error_pages import add_error_pages
@@ -17,7 +18,7 @@ from seedscope.app.parameters import refuse_unknown
 from seedscope.app.routes.routers import AT_ONCE, LIVE, ROUTERS
 from seedscope.app.security import Guard
 from seedscope.app.settings import Settings
-from seedscope.app.static_files import respond_static
+from seedscope.app.static_files import read_static, respond_static
 from seedscope.app.store.studies import Studies
 from seedscope.app.turns import AllTurns, take_live_turn, take_turn
 
@@ -48,8 +49,13 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     app.state.turns = AllTurns(settings.workers)
     app.state.jobs = jobs or Jobs(settings.root, settings.device)
 
+    read_before: set[str] = set()
+
     @app.get("/static/{name:path}", include_in_schema=False)
-    def static(request: Request, name: str) -> Response:
+    async def static(request: Request, name: str) -> Response:
+        # The first request reads and compresses it; later answers take no time, and no thread.
+        if name not in read_before and await run_in_threadpool(read_static, name):
+            read_before.add(name)
         return respond_static(request, name)
 
     @app.get("/healthz")

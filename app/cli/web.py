@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 # Of glibc's malloc: arrays above this many bytes go back to the system when they are freed, and few arenas keep the others.
 _MMAP_THRESHOLD, _LARGE, _TRIM_THRESHOLD, _KEPT, _ARENA_MAX, _ARENAS = -3, 8 << 20, -1, 64 << 20, -8, 2
+WAITING_CONNECTIONS = 512
 GRACE_S = 2  # that open requests have to end in when the server stops
 
 
@@ -38,10 +40,20 @@ def create_small_app(settings: Settings, jobs: "Jobs | None" = None) -> "FastAPI
 
 
 def web_server(app: "FastAPI") -> "uvicorn.Server":
-    """The server, to be run on a bound socket."""
+    """The server, to be run on a bound socket that other processes may listen on too."""
     import uvicorn
 
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S))
+    class FairServer(uvicorn.Server):
+        """Accepts one connection at a time: asyncio takes all that wait at once, and other processes would get none."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for listener in sockets or ():
+                listener.listen(WAITING_CONNECTIONS)  # in the system; asyncio takes both numbers from `backlog`
+
+    return FairServer(
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S, backlog=1)
+    )
 
 
 def _return_memory() -> None:
