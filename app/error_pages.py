@@ -17,6 +17,7 @@ from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStar
 from seedscope.app.parameters import parameters_of
 from seedscope.app.store.errors import BadValue, NotFound, OneMember
 from seedscope.app.store.missing import Missing
+from seedscope.app.turns import BusyError
 from seedscope.engine.contract.stability import ALONE_SENTENCE
 
 E = TypeVar("E", bound=Exception)
@@ -65,6 +66,7 @@ def add_error_pages(app: FastAPI) -> None:
         app.add_exception_handler(kind, handle)
 
     answer(NotModified, _not_modified)
+    answer(BusyError, _busy)
     answer(NotFound, _not_found)
     answer(BadValue, _bad_value)
     answer(OneMember, _one_member)
@@ -93,6 +95,14 @@ def _refuse(request: Request, status: int, title: str, problems: list[dict[str, 
 def _not_modified(request: Request, error: NotModified) -> Response:
     headers = {"ETag": error.etag, "Cache-Control": "no-cache", "Vary": "HX-Request, HX-History-Restore-Request"}
     return Response(status_code=304, headers=headers)
+
+
+def _busy(request: Request, error: BusyError) -> Response:
+    expected = f"a shorter line: ask again in {error.retry_s} s, or serve with more --workers"
+    problem = {"name": "server", "found": f"{error.n_waiting} requests waiting", "expected": expected}
+    response = _refuse(request, 503, "Too many requests at once", [problem])
+    response.headers["Retry-After"] = str(error.retry_s)
+    return response
 
 
 def _not_found(request: Request, error: NotFound) -> Response:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
 
 from seedscope.app import render
 from seedscope.app.error_pages import add_error_pages
@@ -14,11 +15,12 @@ from seedscope.app.jobs.queue import Jobs
 from seedscope.app.live import LiveEngine
 from seedscope.app.metrics import add_metrics
 from seedscope.app.parameters import refuse_unknown
-from seedscope.app.routes.routers import ROUTERS
+from seedscope.app.routes.routers import AT_ONCE, LIVE, ROUTERS
 from seedscope.app.security import Guard
 from seedscope.app.settings import Settings
-from seedscope.app.static_files import respond_static
+from seedscope.app.static_files import read_static, respond_static
 from seedscope.app.store.studies import Studies
+from seedscope.app.turns import AllTurns, take_live_turn, take_turn
 
 PACKED = ("application/vnd.apache.parquet", "image/png")  # compressed in themselves
 
@@ -30,8 +32,8 @@ class DocsPage:
     routes: list[dict[str, str]]  # path, says
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application; opens stores at the first request that needs them."""
+def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
+    """The ASGI application; opens stores at the first request that needs them. Without `jobs` it runs those of the root itself."""
     live = LiveEngine(settings.root, settings.device)
 
     @asynccontextmanager
@@ -44,10 +46,16 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="SeedScope", docs_url=None, redoc_url=None, lifespan=until_stopped)
     app.state.studies = Studies(settings.root)
     app.state.live = live
-    app.state.jobs = Jobs(settings.root, settings.device)
+    app.state.turns = AllTurns(settings.workers)
+    app.state.jobs = jobs or Jobs(settings.root, settings.device)
+
+    read_before: set[str] = set()
 
     @app.get("/static/{name:path}", include_in_schema=False)
-    def static(request: Request, name: str) -> Response:
+    async def static(request: Request, name: str) -> Response:
+        # The first request reads and compresses it; later answers take no time, and no thread.
+        if name not in read_before and await run_in_threadpool(read_static, name):
+            read_before.add(name)
         return respond_static(request, name)
 
     @app.get("/healthz")
@@ -62,7 +70,8 @@ def create_app(settings: Settings) -> FastAPI:
         return render.respond(request, "docs.html", DocsPage(routes))
 
     for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(refuse_unknown)])
+        turn = [] if router in AT_ONCE else [Depends(take_live_turn if router in LIVE else take_turn, scope="function")]
+        app.include_router(router, dependencies=[Depends(refuse_unknown), *turn])
     add_error_pages(app)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=6, exclude_content_types=PACKED)
     app.add_middleware(Guard, settings=settings)

@@ -1,11 +1,13 @@
 """What a scraper reads at `/metrics`: requests by route and how long they took, jobs, studies, this process."""
 
+import os
 import time
 from collections.abc import Iterable
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,19 +15,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from seedscope.app.jobs.queue import Jobs
 from seedscope.app.store.studies import Studies
 
+# Names the folder in which web processes that share a port add up their requests; prometheus_client reads it when imported.
+SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 UNMATCHED = "(no route)"  # refused before one was found; addresses themselves would be labels without end
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds; pages aim at a tenth of one
 
 
 class Metrics:
-    """The figures of one application: counted as requests end, the rest read when somebody asks."""
+    """The figures of one application: counted as requests end, the rest read when somebody asks.
+
+    Of several web processes any one answers: requests are those of all of them, `process_*` are its own.
+    """
 
     def __init__(self, studies: Studies, jobs: Jobs) -> None:
         self._studies, self._jobs, self._registry = studies, jobs, CollectorRegistry()
+        shared = os.environ.get(SHARED_VARIABLE)
         self.requests = Histogram(
             "seedscope_request_seconds", "Time from a request to the end of its answer, by route.",
-            ("method", "route", "status"), buckets=BUCKETS, registry=self._registry,
+            ("method", "route", "status"), buckets=BUCKETS, registry=None if shared else self._registry,
         )  # fmt: skip
+        if shared:
+            MultiProcessCollector(self._registry, shared)
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
 

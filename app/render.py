@@ -52,6 +52,7 @@ from seedscope.app.parameters import url
 from seedscope.app.settings import TEMPLATES
 from seedscope.app.shell import shell_of
 from seedscope.app.static_files import asset
+from seedscope.app.turns import in_turns
 from seedscope.engine.contract import directions
 
 if TYPE_CHECKING:
@@ -254,7 +255,9 @@ def stream(
         schema = schema.append(field)
     headers = {"Content-Disposition": f'attachment; filename="{name}.{kind}"'}
     return StreamingResponse(
-        ENCODERS[kind](schema, batches, (about or {}) | {"n": n}), media_type=_MEDIA[kind], headers=headers
+        in_turns(request, ENCODERS[kind](schema, batches, (about or {}) | {"n": n})),
+        media_type=_MEDIA[kind],
+        headers=headers,
     )
 
 

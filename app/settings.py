@@ -34,3 +34,5 @@ class Settings:
     """Names, beside loopback and the bound address, that the Host header may hold."""
     device: str = "auto"
     """Where the live engine computes: auto, cpu or cuda."""
+    workers: int = 1
+    """Web processes that share the port."""

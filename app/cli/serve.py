@@ -2,17 +2,21 @@
 
 import errno
 import os
+import signal
 import socket
 import sys
 import threading
 import webbrowser
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from seedscope.app.cli.options import Compute, Device, Root, Stop, app
+from seedscope.app.cli.workers import MOST_BY_DEFAULT, Workers, default_workers
 from seedscope.app.settings import DEFAULT_PORT, Settings, default_root
 
 if TYPE_CHECKING:
@@ -28,6 +32,13 @@ Open = Annotated[
         "--open/--no-open", help="Open the page in a browser (default: `demo` does, on a desktop).", show_default=False
     ),
 ]
+WebProcesses = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, max=64, help=f"Web processes (default: number of cores, at most {MOST_BY_DEFAULT}).",
+        show_default=False,
+    ),
+]  # fmt: skip
 N_PORTS_TRIED = 20
 
 
@@ -35,6 +46,7 @@ N_PORTS_TRIED = 20
 def serve(
     root: Root = None, host: Host = "127.0.0.1", port: Port = DEFAULT_PORT, token: Token = None,
     allow_host: AllowHost = None, open_browser: Open = None, device: Device = Compute.auto,
+    workers: WebProcesses = None,
 ) -> None:  # fmt: skip
     """Serve the dashboard over every study under the root.
 
@@ -43,7 +55,9 @@ def serve(
     root = root or default_root()
     if not root.is_dir():
         raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
-    serve_until_stopped(Settings(root, host, port, token, tuple(allow_host or ()), device.value), bool(open_browser))
+    n_workers = default_workers() if workers is None else workers
+    settings = Settings(root, host, port, token, tuple(allow_host or ()), device.value, n_workers)
+    serve_until_stopped(settings, bool(open_browser))
 
 
 def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
@@ -97,26 +111,33 @@ def _bind(host: str, port: int) -> socket.socket:
     raise Stop(f"ports {port} to {port + N_PORTS_TRIED - 1} are all taken; choose one with --port")
 
 
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
 def serve_until_stopped(settings: Settings, open_browser: bool, follow_up: str | None = None) -> None:
     """Serve until stopped; `follow_up` names a study whose further analyses are made meanwhile."""
     from dataclasses import replace
 
-    import uvicorn
-
-    from seedscope.app.main import create_app
+    from seedscope.app.cli.web import create_small_app, web_server
     from seedscope.app.security import is_loopback, new_token
 
     if not is_loopback(settings.host) and not settings.token:
         settings = replace(settings, token=new_token())
     listener = _bind(settings.host, settings.port)
-    dashboard = create_app(settings)
+    if settings.workers > 1:
+        several = Workers(settings, listener)
+        jobs, run = several.jobs, several.run
+    else:
+        dashboard = create_small_app(settings)
+        jobs, run = dashboard.state.jobs, partial(web_server(dashboard).run, sockets=[listener])
+        signal.signal(signal.SIGTERM, _exit)  # uvicorn ends first; temporary folders are removed at exit
     if follow_up is not None:
-        _follow_up(dashboard.state.jobs, settings.root, follow_up)
+        _follow_up(jobs, settings.root, follow_up)
     port = listener.getsockname()[1]
     shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{shown_host}:{port}/" + (f"?token={settings.token}" if settings.token else "")
     print(f"SeedScope is at {address} (Ctrl-C stops it)", flush=True)
     if open_browser:
         threading.Timer(0.8, webbrowser.open, [address]).start()
-    config = uvicorn.Config(dashboard, log_level="warning", access_log=False)
-    uvicorn.Server(config).run(sockets=[listener])
+    run()

@@ -25,12 +25,12 @@ from typing import IO
 from pydantic import TypeAdapter, ValidationError
 
 from seedscope.app.jobs.kinds import KINDS, Job, JobRefusedError, checked, require_ready, words
+from seedscope.app.jobs.records import JOB, Records
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.progress_files import PATTERN, PROGRESS_VARIABLE, Curves, StageProgress
 from seedscope.engine.contract.published import PublishedStore, published
 
 FOLDER = "jobs"  # no study can be called that
-ID_PATTERN = r"[0-9a-f]{16}"
 AT_ONCE = 1  # a job takes all cores
 MAX_WAITING = 20
 KEPT = 50
@@ -59,6 +59,7 @@ class Jobs:
     def __init__(self, root: Path, device: str = "auto") -> None:
         self._root, self._device = root.resolve(), device
         self._folder = self._root / FOLDER
+        self._records = Records(self._folder)
         self._changed = threading.Condition()
         self._lock: IO[str] | None = None  # held by the server that runs the jobs
         self._thread: threading.Thread | None = None
@@ -198,7 +199,7 @@ class Jobs:
                 "jobs", "another server that runs those of this root", "its pages for this, or its end", 409
             )
         self._lock = lock
-        self._jobs = _read(self._folder)
+        self._jobs = self._records.read()
         for job in [job for job in self._jobs.values() if job.state == "running"]:
             self._end_orphan(job)
             self._keep(replace(self._seen(job), state="failed", end=time.time(), reason=STOPPED))
@@ -207,7 +208,7 @@ class Jobs:
         self._thread.start()
 
     def _known(self) -> dict[str, Job]:
-        return self._jobs if self._lock is not None else _read(self._folder)
+        return self._jobs if self._lock is not None else self._records.read()
 
     def _seen(self, job: Job) -> Job:
         """With how far it is."""
@@ -220,7 +221,7 @@ class Jobs:
     def _keep(self, job: Job) -> None:
         self._jobs[job.id] = job
         with suppress(FileNotFoundError):  # somebody removed its folder
-            write_whole(self._folder / job.id / "job.json", _JOB.dump_json(job, indent=1).decode())
+            write_whole(self._folder / job.id / "job.json", JOB.dump_json(job, indent=1).decode())
 
     def _prune(self) -> None:
         """Forget the oldest that have ended."""
@@ -308,19 +309,7 @@ class Jobs:
         return published(self._root / job.study)
 
 
-_JOB, _STAGE, _CURVES = TypeAdapter(Job), TypeAdapter(StageProgress), TypeAdapter(Curves)
-
-
-def _read(folder: Path) -> dict[str, Job]:
-    """{id: job} of a folder; what cannot be read, or asked for by this version, is not there."""
-    jobs = {}
-    for path in folder.glob("*/job.json"):
-        with suppress(OSError, ValidationError, JobRefusedError):
-            job = _JOB.validate_json(path.read_bytes())
-            is_known = checked(job.kind, job.study, job.parameters) == job.parameters
-            if is_known and re.fullmatch(ID_PATTERN, job.id) and job.id == path.parent.name:
-                jobs[job.id] = job
-    return jobs
+_STAGE, _CURVES = TypeAdapter(StageProgress), TypeAdapter(Curves)
 
 
 def _is_locked(file: IO) -> bool:

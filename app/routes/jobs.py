@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from seedscope.app import render
 from seedscope.app.jobs.kinds import Job, JobRefusedError
-from seedscope.app.jobs.queue import ID_PATTERN, Jobs
+from seedscope.app.jobs.queue import Jobs
+from seedscope.app.jobs.records import ID_PATTERN
 from seedscope.app.routes.address import Plain
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.studies import Studies

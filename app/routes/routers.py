@@ -69,3 +69,13 @@ ROUTERS: tuple[APIRouter, ...] = (
     permalink.router,
     by_weights.router,
 )
+# Routes that wait for the live engine, and those that compute nothing; all others take turns (`app.turns`).
+LIVE: tuple[APIRouter, ...] = (
+    project_set.router,
+    try_text.router,
+    neighbours.router,
+    exact_loss.router,
+    next_tokens.router,
+    project_feature.router,
+)
+AT_ONCE: tuple[APIRouter, ...] = (jobs.router,)

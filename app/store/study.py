@@ -56,7 +56,7 @@ class StudyStore(Database):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.sample = lru_cache(8)(self._sample)
+        self.sample = lru_cache(4)(self._sample)  # 12 MB each with 95 comparisons
         self.own_counts = lru_cache(64)(self._own_counts)
         self.first_row = lru_cache(64)(self._first_row)
         self.comparisons = Comparisons(self)

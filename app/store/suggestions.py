@@ -1,5 +1,6 @@
 """What a search that is being typed may mean: tokens that features fire on, and words of their explanations."""
 
+from bisect import bisect_left
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from seedscope.app.formats import shown_on_one_line
 from seedscope.app.store.database import Database
 
 N_SUGGESTIONS = 8
+LAST_CHARACTER = "\U0010ffff"
 _MOST_WORDS = 5  # of them: tokens always have room
 
 
@@ -23,12 +25,11 @@ class Suggestion(NamedTuple):
 
 
 class Suggestions:
-    """Suggestions of one study's ensembles; counts are read once for each: one per distinct token and word."""
+    """Suggestions of one study's ensembles; tokens are read once for each: one per distinct token."""
 
     def __init__(self, store: Database) -> None:
         self._store = store
         self._tokens = lru_cache(8)(self._read_tokens)
-        self._words = lru_cache(8)(self._read_words)
 
     def of(self, ensemble: str, typed: str) -> list[Suggestion]:
         """At most N_SUGGESTIONS for what was typed, a quote in front or not.
@@ -47,7 +48,7 @@ class Suggestions:
         ]
         words = []
         if word and not typed.startswith('"'):
-            words = [(_rank(each, word), -n, each, each) for each, n in self._words(ensemble) if each.startswith(word)]
+            words = [(_rank(each, word), -n, each, each) for each, n in self._words(ensemble, word)]
         words = sorted(words)[:_MOST_WORDS]
         tokens = sorted(tokens)[: N_SUGGESTIONS - len(words)]
         return [Suggestion("token", token, shown, f'"{shown}"', -n) for _, n, shown, token in tokens] + [
@@ -62,10 +63,15 @@ class Suggestions:
         named = [(self._store.tokens[i], int(counts[i])) for i in np.flatnonzero(counts)]
         return [(token.lower(), shown_on_one_line(token), token, n) for token, n in named]
 
-    def _read_words(self, ensemble: str) -> list[tuple[str, int]]:
-        """(word, features whose explanations hold it)."""
+    def _words(self, ensemble: str, begin: str) -> list[tuple[str, int]]:
+        """(word, features whose explanations hold it) of words that begin so: itself, and the most frequent of the others."""
         index = self._store.index(ensemble)
-        return list(zip(index.words, index.word_counts().tolist(), strict=True))
+        first, end = bisect_left(index.words, begin), bisect_left(index.words, begin + LAST_CHARACTER)
+        counts = index.word_counts()[first:end]
+        most = np.sort(np.lexsort((np.arange(len(counts)), -counts))[:_MOST_WORDS])
+        if len(most) and index.words[first] == begin and most[0]:
+            most = np.append(0, most)
+        return [(index.words[first + i], int(counts[i])) for i in most.tolist()]
 
 
 def _rank(text: str, typed: str) -> int:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.lib.format import open_memmap
 
 from seedscope.engine.contract.duckdb_settings import READ_ONLY
+from seedscope.engine.contract.environment import INDEX_FOLDER
 from seedscope.engine.contract.index import layout
 from seedscope.engine.contract.index.sampling import SAMPLE_ORDER
 from seedscope.engine.contract.schema import N_THETAS, NO_MATCH, RULE_COLUMN, TRIGGERS
@@ -92,28 +93,30 @@ def build_index(store: Path, folder: Path | None = None, report: Report = lambda
 def open_index(store: Path) -> Path:
     """The folder of a store's index, which is made where there is none of this layout.
 
-    Beside the store; where nothing can be written there, in a temporary folder of this process.
+    Beside the store; where nothing can be written there, in `temporary_folder`.
     """
     folder = layout.index_folder(store)
-    if _is_usable(folder, store):
+    if is_usable(folder, store):
         return folder
     try:
         return build_index(store)
     except OSError:
         key = hashlib.sha256(f"{store.resolve()} {store.stat().st_mtime_ns}".encode()).hexdigest()[:16]
-        elsewhere = _temporary() / f"{key}.index"
-        return elsewhere if _is_usable(elsewhere, store) else build_index(store, elsewhere)
+        elsewhere = temporary_folder() / f"{key}.index"
+        return elsewhere if is_usable(elsewhere, store) else build_index(store, elsewhere)
 
 
 @cache
-def _temporary() -> Path:
-    """A folder that lasts as long as this process."""
+def temporary_folder() -> Path:
+    """The folder that INDEX_FOLDER names, else one that lasts as long as this process."""
+    if INDEX_FOLDER in os.environ:
+        return Path(os.environ[INDEX_FOLDER])
     folder = Path(tempfile.mkdtemp(prefix="seedscope-index-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def _is_usable(folder: Path, store: Path) -> bool:
+def is_usable(folder: Path, store: Path) -> bool:
     """Whether a folder holds a complete index of this layout and of this store."""
     try:
         return bool(json.loads((folder / layout.ABOUT).read_text()) == _stamp(store))

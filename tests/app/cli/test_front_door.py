@@ -1,37 +1,17 @@
 """`seedscope` as a user meets it: a real process, its exit status and what it prints."""
 
 import fcntl
-import os
 import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx2
 import pytest
 
 from seedscope.engine.demo import stdlib
 from support.commands import COMMAND, CWD, assert_one_line, run, run_alone
-
-
-@contextmanager
-def serving(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen, list[str], str]]:
-    """A running server: its process, what it printed up to its address, and the address by way of loopback."""
-    command = [*COMMAND, "serve", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=CWD, env=os.environ | environment, **pipes) as process:
-        try:
-            printed = []
-            while not (printed and "SeedScope is at" in printed[-1]):
-                line = process.stdout.readline()
-                assert line, process.stderr.read()
-                printed.append(line)
-            address = re.search(r"http://\S+", printed[-1])[0]
-            yield process, printed, address.replace("0.0.0.0", "127.0.0.1")
-        finally:
-            process.kill()
+from support.serving import serving
 
 
 def get(address: str, **options: object) -> httpx2.Response:

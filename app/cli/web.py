@@ -1,0 +1,82 @@
+"""A web process: the application with one thread of linear algebra and bounded memory, and the server that runs it."""
+
+import ctypes
+import gc
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from seedscope.app.settings import Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from seedscope.app.jobs.queue import Jobs
+
+# Read by the libraries when they are loaded: OpenMP, OpenBLAS, MKL, Apple's Accelerate.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+# Of glibc's malloc: arrays above this many bytes go back to the system when they are freed, and few arenas keep the others.
+_MMAP_THRESHOLD, _LARGE, _TRIM_THRESHOLD, _KEPT, _ARENA_MAX, _ARENAS = -3, 8 << 20, -1, 64 << 20, -8, 2
+WAITING_CONNECTIONS = 512
+GRACE_S = 2  # that open requests have to end in when the server stops
+
+
+def create_small_app(settings: Settings, jobs: "Jobs | None" = None) -> "FastAPI":
+    """The application for a process that serves many people at once. To be called once, before a store is opened."""
+    with _one_thread():
+        from seedscope.app.main import create_app
+    from seedscope.engine.contract.duckdb_settings import keep_small
+
+    keep_small(settings.root)
+    _return_memory()
+    app = create_app(settings, jobs)
+    gc.collect()
+    gc.freeze()  # what was loaded stays: no later collection stops all requests to look through it
+    return app
+
+
+def web_server(app: "FastAPI") -> "uvicorn.Server":
+    """The server, to be run on a bound socket that other processes may listen on too."""
+    import uvicorn
+
+    class FairServer(uvicorn.Server):
+        """Accepts one connection at a time: asyncio takes all that wait at once, and other processes would get none."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for listener in sockets or ():
+                listener.listen(WAITING_CONNECTIONS)  # in the system; asyncio takes both numbers from `backlog`
+
+    return FairServer(
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S, backlog=1)
+    )
+
+
+def _return_memory() -> None:
+    """Make malloc give memory back; its own thresholds grow with the largest array that was ever freed. Of glibc alone."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in ((_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, _ARENAS)):
+            mallopt(parameter, value)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Libraries that are loaded within compute in one thread; jobs and the live engine, started later, do not inherit it.
+
+    Requests are answered side by side: a page that computes in all threads at once waits for every other one.
+    """
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
