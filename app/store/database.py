@@ -1,6 +1,5 @@
 """One published study as read-only tables: what there is, and statements on it. DuckDB's configuration is locked."""
 
-import mmap
 import threading
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -22,18 +21,6 @@ from seedscope.engine.contract.index.opening import open_index_apart
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
 
 _REBUILDING = threading.Lock()
-
-
-def _mapped_bytes() -> int:
-    """Bytes of files that this process has mapped and touched; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[2]) * mmap.PAGESIZE
-    except OSError:
-        return 0
-
-
-_MOST_MAPPED = _mapped_bytes() + (96 << 20)  # beside the libraries that are loaded by now: pages of indexes
 
 
 class Database:
@@ -146,9 +133,6 @@ class Database:
             with _REBUILDING:
                 folder = open_index_apart(self.path)
             found = self._indexes[ensemble] = FeatureIndex(ensemble_folder(folder, ensemble), self._cache)
-        if _mapped_bytes() > _MOST_MAPPED:
-            for index in self._indexes.values():
-                index.release()
         return found
 
     # -- SQL -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from seedscope.app.store.byte_cache import ByteCache
 from seedscope.engine.contract.index import layout
 from seedscope.engine.contract.schema import NO_MATCH, theta_index
 
-MOST_MAPPED = 256 << 20  # bytes of mapped columns that a process may hold
+MOST_MAPPED = 160 << 20  # bytes of mapped columns that a process may hold
 
 
 def _mapped_bytes() -> int:
