@@ -32,6 +32,11 @@ class DocsPage:
     routes: list[dict[str, str]]  # path, says
 
 
+def _is_static(name: str) -> bool:
+    """Whether there is a static file of that name, which is read for all later requests."""
+    return read_static(name) is not None
+
+
 def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     """The ASGI application; opens stores at the first request that needs them. Without `jobs` it runs those of the root itself."""
     live = LiveEngine(settings.root, settings.device)
@@ -54,7 +59,7 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     @app.get("/static/{name:path}", include_in_schema=False)
     async def static(request: Request, name: str) -> Response:
         # The first request reads and compresses it; later answers take no time, and no thread.
-        if name not in read_before and await run_in_threadpool(read_static, name):
+        if name not in read_before and await run_in_threadpool(_is_static, name):
             read_before.add(name)
         return respond_static(request, name)
 

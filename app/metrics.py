@@ -42,6 +42,7 @@ class Metrics:
     def collect(self) -> Iterable[Metric]:
         """What is read at the moment; the registry asks."""
         yield GaugeMetricFamily("seedscope_studies", "Published studies under the root.", len(self._studies.names()))
+        yield GaugeMetricFamily("seedscope_process_id", "The web process that answers.", os.getpid())
         yield GaugeMetricFamily("seedscope_jobs_active", "Jobs that wait or run.", self._jobs.n_active)
 
     def respond(self) -> Response:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from seedscope.app.findings.scores import by_bucket, by_stability
-from seedscope.app.store import database
+from seedscope.app.store import feature_index
 from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.studies import Studies
 from seedscope.app.store.suggestions import Suggestions
@@ -132,11 +132,11 @@ def test_mapped_pages_are_given_back_when_they_are_many(store, monkeypatch):
     before = np.array(index.column("n_active"))
     released = []
     monkeypatch.setattr(type(index), "release", lambda self: released.append(self))
-    monkeypatch.setattr(database, "_MOST_MAPPED", 1 << 60)
+    monkeypatch.setattr(feature_index, "MOST_MAPPED", 1 << 60)
     store.index(ENSEMBLE)
     assert released == []
-    monkeypatch.setattr(database, "_MOST_MAPPED", 0)
+    monkeypatch.setattr(feature_index, "MOST_MAPPED", -(1 << 60))
     assert store.index(ENSEMBLE) is index
     assert index in released
     np.testing.assert_array_equal(index.column("n_active"), before)
-    assert database._mapped_bytes() > 1 << 20
+    assert feature_index._mapped_bytes() > 1 << 20

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from seedscope.engine.contract.index.layout import index_folder
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.recipe import StudyConfig
 from seedscope.engine.progress import Progress
@@ -69,6 +70,7 @@ def test_a_finished_build_leaves_the_store_the_members_and_no_scratch(built):
         "sae",
         "study.json",
         built.name,
+        index_folder(built).name,
     }
     assert {path.name for path in folder.glob("*.safetensors")} == {f"seed-{s}.safetensors" for s in (1, 4, 7)}
 
