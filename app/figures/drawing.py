@@ -44,6 +44,27 @@ def null_columns(kinds: Iterable[str]) -> tuple[Heading, ...]:
     return tuple(Heading(f"chance, {NULL_NAME[kind]}", keys[kind]) for kind in kinds)
 
 
+class CellLinks(NamedTuple):
+    """Addresses of a heatmap's cells: `base`, then what belongs to the row, then to the column; figures.js joins them."""
+
+    base: str
+    rows: list[str]
+    columns: list[str]
+    has_diagonal: bool = True  # whether cells whose row and column are the same open anything
+
+    def meta(self) -> dict[str, Any]:
+        """As a trace of Plotly carries them."""
+        return {"base": self.base, "rows": self.rows, "columns": self.columns, "diagonal": self.has_diagonal}
+
+
+def pair_links(address: str, seeds: Iterable[int]) -> CellLinks:
+    """Cells of a seed x seed matrix, which open the page of their pair."""
+    seeds, more = list(seeds), "&" if "?" in address else "?"
+    return CellLinks(
+        f"{address}{more}", [f"a={seed}&" for seed in seeds], [f"b={seed}" for seed in seeds], has_diagonal=False
+    )
+
+
 def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
     """Axis titles and what differs from the common layout that figures.js holds."""
     return {

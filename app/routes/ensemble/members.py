@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from seedscope.app import render
-from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.drawing import Figure, pair_links
 from seedscope.app.figures.members import pair_histogram, seed_matrix
 from seedscope.app.live import LiveEngine
 from seedscope.app.routes.address import (
@@ -170,8 +170,6 @@ def members(
         drawn = _drawn(rows, asked, asked.a, asked.b)
     seeds = [m.seed for m in store.members(ensemble)]
     here = render.url(f"{base}/members", **asked.parameters(a=None, b=None))
-    here += "&" if "?" in here else "?"  # put together by hand: 96 seeds have 9,120 cells
-    links = {(c.a, c.b): f"{here}a={c.a}&b={c.b}" for c in cells}
     return MembersPage(
         study=store.study,
         ensemble=row,
@@ -185,7 +183,9 @@ def members(
         mean_cosine=fmean(c.mean_cosine for c in cells),
         pairs=cells,
         pair=detail,
-        figure_matrix=seed_matrix(seeds, {(c.a, c.b): c.shared for c in cells}, links, asked.theta, asked.rule),
+        figure_matrix=seed_matrix(
+            seeds, {(c.a, c.b): c.shared for c in cells}, pair_links(here, seeds), asked.theta, asked.rule
+        ),
         figure_pair=drawn,
         nav_query=asked,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
