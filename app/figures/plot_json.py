@@ -5,22 +5,25 @@ from typing import Any
 
 from markupsafe import Markup
 
-DIGITS = 6  # significant; a picture is 2,000 pixels wide
+DIGITS = 7  # significant; a picture is 2,000 pixels wide, and its shares still sum to 1
 _EXACT_FROM = 1e5  # larger numbers are counts, which hovers show whole
-_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"})
+_AS_THEY_ARE = {int, str, bool, type(None)}  # most of what lists hold
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"}
 
 
 def plot_json(plot: dict[str, Any]) -> Markup:
     """JSON that is safe in an attribute between single quotes, where its many double quotes stay as they are."""
     text = json.dumps(_rounded(plot), separators=(",", ":"), ensure_ascii=False)
-    return Markup(text.translate(_ESCAPES))
+    for sign, escape in _ESCAPES.items():
+        text = text.replace(sign, escape)
+    return Markup(text)
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if abs(value) < _EXACT_FROM else value
     if isinstance(value, (list, tuple)):
-        return [_rounded(each) for each in value]
+        return [each if type(each) in _AS_THEY_ARE else _rounded(each) for each in value]
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
     return value

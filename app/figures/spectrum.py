@@ -69,7 +69,7 @@ def span_spectrum(
             ),
         },
         (Heading("direction", "singular_index"), *(Heading(_DRAWN[name][0], "singular_share") for name in means)),
-        tuple((x, *(f"{100 * share:.3f} %" for share in row)) for x, row in zip(xs, zip(*means.values(), strict=True), strict=True)),
+        tuple((x, *(f"{100 * share:.3f} %" for share in row)) for x, *row in zip(xs, *means.values(), strict=True)),
     )  # fmt: skip
 
 

@@ -157,9 +157,8 @@ def _kind(asked: ExplanationsQuery, kinds: list[str]) -> str | None:
 def _scored(
     store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explainer: str, kind: str
 ) -> tuple[list[BucketScores], list[ScorePoint]]:
-    scores = store.explanations.scores(asked.query(row.ensemble), explainer, kind)
-    seeds = [member.seed for member in store.members(row.ensemble)]
-    return by_bucket(scores), by_stability(scores, seeds, row.n_comparisons)
+    tally = store.explanations.scores(asked.query(row.ensemble), explainer, kind)
+    return by_bucket(tally), by_stability(tally)
 
 
 def _control(store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explainer: str, kind: str) -> Control | None:
