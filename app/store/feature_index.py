@@ -25,6 +25,7 @@ class FeatureIndex:
     def __init__(self, folder: Path, cache: ByteCache) -> None:
         self._folder, self._cache = folder, cache
         self._maps: dict[str, mmap.mmap] = {}
+        self._present: dict[str, bool] = {}
         about = json.loads((folder / layout.ABOUT).read_text())
         self.seeds: list[int] = about["seeds"]
         self.d_sae: int = about["d_sae"]
@@ -74,8 +75,10 @@ class FeatureIndex:
         return self._open(f"order-{column}-{'down' if down else 'up'}.npy")
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
-        return (self._folder / name).exists()
+        """Whether there is a file of that name; files do not change while an index is open."""
+        if name not in self._present:
+            self._present[name] = (self._folder / name).exists()
+        return self._present[name]
 
     @cached_property
     def _texts(self) -> pa.RecordBatchFileReader:
@@ -126,12 +129,21 @@ class FeatureIndex:
         cosines, mask = self._cosines(rule)
         for member, of_member in enumerate(counted):
             for slot in range(self.n_comparisons):
-                reached = cosines[member, slot] >= smallest
-                if mask is not None:
-                    reached &= np.unpackbits(mask[member, slot], count=self.d_sae, bitorder="little").view(bool)
-                of_member += reached
+                of_member += self._reached(cosines, mask, member, slot, smallest).view(np.uint8)
         self.release()  # a gigabyte of mapped cosines that nobody needs again
         return counted.reshape(-1)
+
+    def _reached(
+        self, cosines: np.ndarray, mask: np.ndarray | None, member: int, slot: int, theta: np.float32
+    ) -> np.ndarray:
+        reached = cosines[member, slot] >= theta
+        if mask is not None:
+            reached &= np.unpackbits(mask[member, slot], count=self.d_sae, bitorder="little").view(bool)
+        return reached
+
+    def reached(self, rule: str, member: int, slot: int, theta: float) -> np.ndarray:
+        """(d_sae,) whether a member's features have a match in one comparison."""
+        return self._reached(*self._cosines(rule), member, slot, np.float32(theta))
 
     def _cosines(self, rule: str) -> tuple[np.ndarray, np.ndarray | None]:
         """(members, comparisons, d_sae) cosines, and which of them are of pairs; None where all are as they stand."""
@@ -224,11 +236,19 @@ class FeatureIndex:
         if index is not None:
             counts = self._open("null-counts.npy")
             return {kind: counts[i, index].tolist() for i, kind in enumerate(kinds)}
-        by_kind = {}
-        for kind in kinds:
-            reached = (self._open(f"null-cosines-{kind}.npy") >= np.float32(theta)).sum(0)
-            by_kind[kind] = np.bincount(reached, minlength=self.n_comparisons + 1).tolist()
-        return by_kind
+        counts = self.kept(("null", theta), lambda: self._count_null(theta))  # an answer asks for them three times
+        return {kind: counts[i].tolist() for i, kind in enumerate(kinds)}
+
+    def _count_null(self, theta: float) -> np.ndarray:
+        """(kinds, comparisons + 1) chance features by X."""
+        counts = np.zeros((len(self.null_p999), self.n_comparisons + 1), np.int64)
+        for of_kind, kind in zip(counts, self.null_p999, strict=True):
+            cosines = self._open(f"null-cosines-{kind}.npy")
+            n_reached = np.zeros(cosines.shape[1], np.uint16)
+            for of_comparison in cosines:
+                n_reached += of_comparison >= np.float32(theta)
+            of_kind += np.bincount(n_reached, minlength=self.n_comparisons + 1)
+        return counts
 
     # -- kept values, and memory ---------------------------------------------------------------------------------
 
@@ -237,9 +257,12 @@ class FeatureIndex:
         return self._cache.get((self._folder, *key), compute)
 
     def release(self) -> None:
-        """Give mapped pages back; they are read again, from the system's cache, when they are touched."""
-        for each in list(self._maps.values()):
-            if hasattr(mmap, "MADV_DONTNEED"):
+        """Give mapped pages of cosines back; they are read again, from the system's cache, when they are touched.
+
+        Not those of columns, which the next answer needs.
+        """
+        for name, each in list(self._maps.items()):
+            if hasattr(mmap, "MADV_DONTNEED") and name.startswith(("cosines-", "mask-")):
                 each.madvise(mmap.MADV_DONTNEED)
 
     def _open(self, name: str) -> np.ndarray:
