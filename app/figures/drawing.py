@@ -59,7 +59,7 @@ def member_range(x: Sequence[float], columns: Sequence[Sequence[float | None]], 
     edge = step | {"name": "range of seeds", "line": line | {"width": 0}}
     return [
         edge | {"y": [values[0] for _, values in known]},
-        edge | {"y": [values[-1] for _, values in known], "fill": "tonexty", "fillcolor": "@member", "opacity": 0.5},
+        edge | {"y": [values[-1] for _, values in known], "fill": "tonexty", "fillcolor": "@track"},
         step
         | {
             "y": [median(values) for _, values in known], "name": "median seed",

@@ -5,7 +5,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-DIGITS = 7  # significant; a picture is 2,000 pixels wide, and its shares still sum to 1
+DIGITS = 6  # significant, of the numbers of long lists; a picture is 2,000 pixels wide
+FEW = 64  # numbers that a list may hold with all their digits
 _EXACT_FROM = 1e5  # larger numbers are counts, which hovers show whole
 _AS_THEY_ARE = {int, str, bool, type(None)}  # most of what lists hold
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"}
@@ -19,11 +20,13 @@ def plot_json(plot: dict[str, Any]) -> Markup:
     return Markup(text)
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: Any, *, many: bool = False) -> Any:
+    """A value whose long lists have no more digits than can be seen."""
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if abs(value) < _EXACT_FROM else value
+        return float(f"{value:.{DIGITS}g}") if many and abs(value) < _EXACT_FROM else value
     if isinstance(value, (list, tuple)):
-        return [each if type(each) in _AS_THEY_ARE else _rounded(each) for each in value]
+        many = many or len(value) > FEW
+        return [each if type(each) in _AS_THEY_ARE else _rounded(each, many=many) for each in value]
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
     return value

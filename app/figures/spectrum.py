@@ -50,6 +50,7 @@ def span_spectrum(
                 "hovertemplate": f"{says}, direction %{{x}}: %{{y:.2%}} of the sum of singular values<extra></extra>",
             }
         )  # fmt: skip
+    ticks = ".1%" if max(map(max, means.values())) > 0.01 else ".2%"
     fewer, more = sorted(("stable", "unstable"), key=lambda name: ranks[name])
     rows = f"{min(n_equal)}" if min(n_equal) == max(n_equal) else f"{min(n_equal)} to {max(n_equal)}"
     return Figure(
@@ -64,7 +65,7 @@ def span_spectrum(
             "data": data,
             "layout": layout(
                 "direction, strongest first", "share of the sum of singular values", showlegend=True,
-                legend={"x": 1, "xanchor": "right", "y": 1}, yaxis={"tickformat": ".1%", "rangemode": "tozero"},
+                legend={"x": 1, "xanchor": "right", "y": 1}, yaxis={"tickformat": ticks, "rangemode": "tozero"},
                 xaxis={"range": [0.5, n + 0.5]},
             ),
         },

@@ -143,7 +143,10 @@ def stability_cdf(
         edge | {"y": band.high.tolist(), "name": "band", "fill": "tonexty", "fillcolor": "@band"},
     ]
     few = len(curves) <= MOST_LINES
-    data += _anchors(p, curves) if few else member_range(p, list(zip(*curves.values(), strict=True)), shape="hv")
+    if few:
+        data += _anchors(p, curves)
+    else:  # behind the band
+        data = member_range(p, list(zip(*curves.values(), strict=True)), shape="hv") + data
     data.append(
         step
         | {
@@ -162,7 +165,9 @@ def stability_cdf(
             }
         )  # fmt: skip
     half = n_comparisons // 2
-    alone = "Thin lines: one anchor each" if few else "Pale: from the lowest to the highest anchor, and their median"
+    alone = (
+        "Thin lines: one anchor each" if few else "Grey band: from the lowest to the highest anchor, and their median"
+    )
     lowest, highest = ([end(column) for column in zip(*curves.values(), strict=True)] for end in (min, max))
     spread = [curve[half] for curve in curves.values()]
     n_features = sum(map(sum, per_seed.values()))
