@@ -24,7 +24,7 @@ class RankedColumn(NamedTuple):
         """Values of rows; 0 where there is none."""
         if not are_all(self.levels):
             return np.where(self.codes[rows] != _NONE, self.values[rows], 0)
-        return np.append(self.levels, self.levels.dtype.type(0))[np.minimum(self.codes[rows], len(self.levels))]
+        return np.append(self.levels, self.levels.dtype.type(0)).take(self.codes[rows], mode="clip")
 
 
 def find_levels(values: np.ndarray) -> np.ndarray:

@@ -38,14 +38,16 @@ def tally_scores(store: Database, query: FeatureQuery, explainer: str, kind: str
         bucket = np.where(selection.found, bucket, np.uint8(len(JUDGED)))
     flags = np.zeros((len(JUDGED) + 1, _N_FLAGS), np.int64)
     n, total = (np.zeros((len(index.seeds), n_comparisons + 1), dtype) for dtype in (np.int64, np.float64))
+    is_counted = np.zeros(256, bool)  # by bucket and flags
+    is_counted[: len(JUDGED) * _N_FLAGS] = np.arange(len(JUDGED) * _N_FLAGS) & _SCORED > 0
     for member in range(len(index.seeds)):  # one after the other: what is counted then stays in the processor's cache
         rows = slice(member * index.d_sae, (member + 1) * index.d_sae)
         keys = bucket[rows] * np.uint8(_N_FLAGS) | results.flags[rows]
         flags += np.bincount(keys, minlength=flags.size).reshape(flags.shape)
-        scored = (keys < len(JUDGED) * _N_FLAGS) & (keys & _SCORED > 0)
-        x = matched[rows][scored]
-        n[member] = np.bincount(x, minlength=n_comparisons + 1)
-        total[member] = np.bincount(x, results.score.at(rows)[scored], minlength=n_comparisons + 1)
+        x = matched[rows].astype(np.intp)
+        x[~is_counted[keys]] = n_comparisons + 1
+        n[member] = np.bincount(x, minlength=n_comparisons + 2)[:-1]
+        total[member] = np.bincount(x, results.score.at(rows), minlength=n_comparisons + 2)[:-1]
     judged, values = flags[: len(JUDGED)], np.arange(_N_FLAGS)
 
     def count(flag: np.uint8) -> np.ndarray:
