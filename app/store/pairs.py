@@ -62,7 +62,7 @@ class Pairs:
             return [PairSummary._make(row) for row in rows]
         counted = self._count(theta)
         rows = self._store.fetch(f"SELECT {_STORED} FROM Pair {where}", parameters)
-        return [PairSummary(*row, *counted[row[:2]]) for row in rows]
+        return [PairSummary._make((*row, *counted[row[:2]])) for row in rows]
 
     def _count(self, theta: float) -> dict[tuple[int, int], tuple[int, int]]:
         """{(seed, other): (matched anchors, living ones among them)} from the cosines themselves."""
