@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from seedscope.app.downloads import ENCODERS
+from seedscope.app.figures.plot_json import plot_json
 from seedscope.app.figures.svg_sparks import members_now, sparks
 from seedscope.app.figures.svg_strips import (
     annotated_strip,
@@ -92,7 +93,7 @@ templates.filters |= {
     "percent": percent, "points": points, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
     "known": known, "millinats": millinats, "duration": duration, "moment": moment,
     "with_code": with_code, "counted": counted,
-    "short": short, "count_or_mean": count_or_mean,
+    "short": short, "count_or_mean": count_or_mean, "plot_json": plot_json,
 }  # fmt: skip
 templates.globals |= {
     "url": url, "part": part, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip,

@@ -58,9 +58,12 @@
     Plotly.react(node, plot.data, layout, config);
     node.removeAllListeners?.("plotly_click");
     node.on("plotly_click", (event) => {
-      const { customdata, data } = event.points[0];
-      // Thousands of points share what their addresses begin and end with.
-      const target = data.meta?.base ? data.meta.base + customdata + data.meta.query : customdata;
+      const { customdata, data, pointNumber } = event.points[0];
+      // Thousands of points or cells share what their addresses begin and end with; cells share that of their row and column, too.
+      const { base, query, rows, columns, diagonal } = data.meta ?? {};
+      if (rows && !diagonal && pointNumber[0] === pointNumber[1]) return;
+      const own = rows ? rows[pointNumber[0]] + columns[pointNumber[1]] : customdata;
+      const target = base ? base + own + (query ?? "") : own;
       if (typeof target === "string" && target.startsWith("/")) location.href = target;
     });
   }

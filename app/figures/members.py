@@ -1,6 +1,6 @@
 """The seed x seed matrix of shared features, and the histogram of one pair's cosines."""
 
-from seedscope.app.figures.drawing import SEQUENTIAL, Figure, Heading, layout
+from seedscope.app.figures.drawing import SEQUENTIAL, CellLinks, Figure, Heading, layout
 from seedscope.app.formats import percent
 from seedscope.app.lens import RULE_NAMES
 
@@ -8,7 +8,7 @@ from seedscope.app.lens import RULE_NAMES
 def seed_matrix(
     seeds: list[int],
     shared: dict[tuple[int, int], float],
-    links: dict[tuple[int, int], str],
+    links: CellLinks,
     theta: float,
     rule: str,
 ) -> Figure:
@@ -30,7 +30,7 @@ def seed_matrix(
                     "type": "heatmap", "x": names, "y": names, "z": cells, "zmin": low if high > low else 0,
                     "zmax": max(high, 0.01), "xgap": 1, "ygap": 1, "textfont": {"color": "@ink"},
                     "colorscale": SEQUENTIAL, "showscale": True, "hoverongaps": False,
-                    "customdata": [[links.get((a, b)) for b in seeds] for a in seeds],
+                    "meta": links.meta(),
                     "text": [["" if v is None else f"{100 * v:.0f}" for v in row] for row in cells] if few else None,
                     "texttemplate": "%{text}" if few else None, "colorbar": {"tickformat": ".0%", "thickness": 12},
                     "hovertemplate": "%{z:.1%} of seed %{y}’s features match in seed %{x}<extra></extra>",

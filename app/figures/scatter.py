@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seedscope.app.figures.drawing import BUCKET_ROLE, Figure, Heading, layout
+from seedscope.app.figures.drawing import BUCKET_ROLE, CellLinks, Figure, Heading, layout
 from seedscope.engine.contract.stability import BUCKETS
 
 MOST_SVG = 5_000  # points that need no WebGL: some browsers have none, and a picture saved from it is not of lines
@@ -28,7 +28,7 @@ class ScatterCells(NamedTuple):
     edges: np.ndarray
     counts: np.ndarray
     chosen: np.ndarray  # of them, those that the filter finds
-    links: list[list[str]]
+    links: CellLinks
 
 
 class Cloud(NamedTuple):
@@ -127,7 +127,7 @@ def _heat(cloud: Cloud, cells: ScatterCells, says: str, x: list[float]) -> list[
         return {
             "type": "heatmap", "x": x, "y": [float(f"{edge:.5g}") for edge in cells.edges],
             "z": [[round(float(np.log10(n + 1)), 3) if n else None for n in row] for row in counts], "zmin": 0,
-            "colorscale": [[0, "@track"], [1, role]], "showscale": False, "hoverongaps": False, "customdata": cells.links,
+            "colorscale": [[0, "@track"], [1, role]], "showscale": False, "hoverongaps": False, "meta": cells.links.meta(),
             "text": [[f"{n:,}" if n else "" for n in row] for row in counts],
             "hovertemplate": f"p = %{{x:.2f}}, {says}: %{{text}} features<extra></extra>",
         }  # fmt: skip

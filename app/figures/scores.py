@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from seedscope.app.figures.drawing import Figure, Heading, layout
+from seedscope.app.figures.drawing import MOST_LINES, Figure, Heading, layout, member_range
 
 CHANCE = 0.5  # balanced accuracy of knowing nothing
 
@@ -32,12 +32,17 @@ def score_by_stability(
         f", dashed: {shuffled:.2f}, the median chance level (95 % of shuffled labels)" if shuffled is not None else ""
     )
     band = "Band: 95 %, bootstrap over seeds. " if n_members > 2 else ""
+    alone = (
+        f"Thin lines: {n_members} seeds."
+        if n_members <= MOST_LINES
+        else f"Grey band: from the lowest to the highest of {n_members} seeds, and their median."
+    )
     beside = f" Grey: {control.name}, the same recipe on the model with random weights." if control else ""
     return Figure(
         "scores",
         title,
         f"Mean {kind} score (balanced accuracy) of n = {sum(curve.n):,} features by the share of seeds in which they match. "
-        f"{band}Thin lines: {n_members} seeds. Dotted: {CHANCE}, knowing nothing{level}.{beside}",
+        f"{band}{alone} Dotted: {CHANCE}, knowing nothing{level}.{beside}",
         {
             "data": data,
             "layout": layout(
@@ -68,13 +73,16 @@ def _drawn(curve: ScoreCurve, label: str, *, is_control: bool) -> list[dict[str,
     colour = "@null" if is_control else "@accent"
     line = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
     traces: list[dict[str, Any]] = []
+    many = bool(curve.members) and len(curve.members[0]) > MOST_LINES
+    if many and not is_control:  # behind the band
+        traces += member_range(curve.p, curve.members)
     banded = [i for i in at if curve.low[i] is not None and curve.high[i] is not None]
     if banded and not is_control:
         x = [curve.p[i] for i in banded]
         edge = line | {"x": x, "line": {"width": 0}, "name": "band"}
         traces.append(edge | {"y": [curve.low[i] for i in banded]})
         traces.append(edge | {"y": [curve.high[i] for i in banded], "fill": "tonexty", "fillcolor": "@band"})
-    if not is_control:  # members as one trace with gaps
+    if not many and not is_control:  # members as one trace with gaps
         xs: list[float | None] = []
         ys: list[float | None] = []
         for m in range(len(curve.members[0]) if curve.members else 0):

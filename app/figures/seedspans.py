@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from seedscope.app.figures.drawing import Figure, Heading, layout
+from seedscope.app.figures.drawing import CellLinks, Figure, Heading, layout
 from seedscope.app.formats import percent
 
 MOST_NAMED = 16  # seeds whose cells hold their numbers
@@ -11,7 +11,7 @@ MOST_NAMED = 16  # seeds whose cells hold their numbers
 Cells = dict[tuple[int, int], float | None]
 
 
-def overlap_matrix(seeds: Sequence[int], cells: Cells, links: dict[tuple[int, int], str], rank: int, d: int) -> Figure:
+def overlap_matrix(seeds: Sequence[int], cells: Cells, links: CellLinks, rank: int, d: int) -> Figure:
     """Shared part of two spans; unrelated spans share r/d."""
     mean = _mean(cells)
     return _matrix(
@@ -24,9 +24,7 @@ def overlap_matrix(seeds: Sequence[int], cells: Cells, links: dict[tuple[int, in
     )  # fmt: skip
 
 
-def angle_matrix(
-    seeds: Sequence[int], cells: Cells, links: dict[tuple[int, int], str], rank: int, unrelated: float
-) -> Figure:
+def angle_matrix(seeds: Sequence[int], cells: Cells, links: CellLinks, rank: int, unrelated: float) -> Figure:
     """Median principal angle between two spans in degrees; `unrelated` is that of random spans."""
     mean = _mean(cells)
     return _matrix(
@@ -39,7 +37,7 @@ def angle_matrix(
     )  # fmt: skip
 
 
-def energy_matrix(seeds: Sequence[int], cells: Cells, links: dict[tuple[int, int], str], rank: int, d: int) -> Figure:
+def energy_matrix(seeds: Sequence[int], cells: Cells, links: CellLinks, rank: int, d: int) -> Figure:
     """What each seed's span captures of each other's unstable features; a seed with itself: of its held-out half."""
     mean = _mean(cells)
     return _matrix(
@@ -59,7 +57,7 @@ def _mean(cells: Cells) -> float | None:
 
 
 def _matrix(
-    seeds: Sequence[int], cells: Cells, links: dict[tuple[int, int], str], title: str, reading: str,
+    seeds: Sequence[int], cells: Cells, links: CellLinks, title: str, reading: str,
     span: tuple[float, float | None], shown: str, scale: float, ticks: str, hover: str, colours: tuple[str, str],
 ) -> Figure:  # fmt: skip
     names = [str(seed) for seed in seeds]
@@ -78,7 +76,7 @@ def _matrix(
                     "zmax": max(most, 0.01) if span[1] is None else span[1], "xgap": 1, "ygap": 1,
                     "colorscale": [[0, colours[0]], [1, colours[1]]], "showscale": True,
                     "textfont": {"color": "@ink"}, "hoverongaps": False,
-                    "customdata": [[links.get((a, b)) for b in seeds] for a in seeds],
+                    "meta": links.meta(),
                     "text": [[t if t != "–" else "" for t in row] for row in written] if few else None,
                     "texttemplate": "%{text}" if few else None, "colorbar": {"tickformat": ticks, "thickness": 12},
                     "hovertemplate": f"{hover}<extra></extra>",

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 from seedscope.app.figures.drawing import (
     BUCKET_COLUMNS,
     BUCKET_ROLE,
+    MOST_LINES,
     NULL_DASH,
     NULL_NAME,
     Figure,
     Heading,
     layout,
+    member_range,
     null_columns,
 )
 from seedscope.app.formats import percent
@@ -140,20 +142,11 @@ def stability_cdf(
         edge | {"y": band.low.tolist(), "name": "band"},
         edge | {"y": band.high.tolist(), "name": "band", "fill": "tonexty", "fillcolor": "@band"},
     ]
-    # Members as one trace with gaps: 96 lines must not be 96 objects.
-    xs: list[float | None] = []
-    ys: list[float | None] = []
-    seeds: list[int | None] = []
-    for seed, curve in curves.items():
-        xs, ys, seeds = [*xs, *p, None], [*ys, *curve, None], [*seeds, *[seed] * len(p), None]
-    data.append(
-        step
-        | {
-            "x": xs, "y": ys, "customdata": seeds, "name": "one anchor", "connectgaps": False,
-            "line": {"shape": "hv", "color": "@member", "width": 0.8},
-            "hovertemplate": "seed %{customdata} alone: %{y:.1%} have p ≤ %{x:.2f}<extra></extra>",
-        }
-    )  # fmt: skip
+    few = len(curves) <= MOST_LINES
+    if few:
+        data += _anchors(p, curves)
+    else:  # behind the band
+        data = member_range(p, list(zip(*curves.values(), strict=True)), shape="hv") + data
     data.append(
         step
         | {
@@ -172,13 +165,17 @@ def stability_cdf(
             }
         )  # fmt: skip
     half = n_comparisons // 2
+    alone = (
+        "Thin lines: one anchor each" if few else "Grey band: from the lowest to the highest anchor, and their median"
+    )
+    lowest, highest = ([end(column) for column in zip(*curves.values(), strict=True)] for end in (min, max))
     spread = [curve[half] for curve in curves.values()]
     n_features = sum(map(sum, per_seed.values()))
     return Figure(
         "cdf",
         f"{percent(pooled[half], 0)} of features come back in at most half of the seeds",
-        f"Share of n = {n_features:,} features with stability up to p. Band: 95 %, bootstrap over the {len(curves)} seeds. Thin "
-        f"lines: one anchor each ({percent(min(spread), 0)} to {percent(max(spread), 0)} at p = {p[half]:.2f}); a single anchor, "
+        f"Share of n = {n_features:,} features with stability up to p. Band: 95 %, bootstrap over the {len(curves)} seeds. "
+        f"{alone} ({percent(min(spread), 0)} to {percent(max(spread), 0)} at p = {p[half]:.2f}); a single anchor, "
         f"given its comparisons, is known to ± {percent(one_anchor)} (DKW). Dashed: chance.",
         {
             "data": data,
@@ -194,12 +191,28 @@ def stability_cdf(
         tuple(
             (
                 f"{p[i]:.2f}", percent(pooled[i]), f"{percent(band.low[i])} – {percent(band.high[i])}",
-                percent(min(c[i] for c in curves.values())), percent(max(c[i] for c in curves.values())),
+                percent(lowest[i]), percent(highest[i]),
                 *(percent(curve[i]) for curve in chance.values()),
             )
             for i in range(len(p))
         ),
     )  # fmt: skip
+
+
+def _anchors(p: list[float], curves: dict[int, list[float]]) -> list[dict[str, Any]]:
+    """Every anchor's curve, in one trace with gaps."""
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    seeds: list[int | None] = []
+    for seed, curve in curves.items():
+        xs, ys, seeds = [*xs, *p, None], [*ys, *curve, None], [*seeds, *[seed] * len(p), None]
+    return [
+        {
+            "type": "scatter", "mode": "lines", "x": xs, "y": ys, "customdata": seeds, "name": "one anchor", "connectgaps": False,
+            "line": {"shape": "hv", "color": "@member", "width": 0.8},
+            "hovertemplate": "seed %{customdata} alone: %{y:.1%} have p ≤ %{x:.2f}<extra></extra>",
+        }
+    ]  # fmt: skip
 
 
 def _cumulative(row: list[int]) -> list[float]:

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from seedscope.engine.contract.stability import is_match
 
+_MANY_WIDTH = 400  # of the strip at the head of a page, whatever the number of seeds; its column is 406 pixels wide
 PROFILE_FROM = 33  # comparisons from which the strip becomes a sorted profile
 
 
@@ -71,11 +72,13 @@ def _profile(ordered: list[float], theta: float, bucket: str | None, width: int,
 def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, query: str) -> Markup:
     """The strip at the head of a feature page: every bar is a link to its partner, with a title to hover."""
     n = len(comparisons)
-    width, height = (n * 26, 64) if n < PROFILE_FROM else (n * 8, 64)
+    many = n >= PROFILE_FROM
+    width, height = (_MANY_WIDTH, 64) if many else (n * 26, 64)
     step = width / n
+    every = -(-n // 10) if many else 1  # label
     bars = []
     for i, c in enumerate(comparisons):
-        x, w, top = i * step, step - (4 if n < PROFILE_FROM else 1), height * (1 - max(c.rule_cosine, 0.02))
+        x, w, top = i * step, step - (step / 5 if many else 4), height * (1 - max(c.rule_cosine, 0.02))
         title = f"seed {c.seed}: #{c.rule_partner}, cosine {c.rule_cosine:.3f}, next best {c.runner_up_cosine:.3f}"
         href = f'href="{base}/{c.seed}/{c.rule_partner}{query}"'
         if c.rule_partner is None:
@@ -84,7 +87,8 @@ def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, qu
             f'<a {href} aria-label="{title}"><title>{title}</title>'
             f'<rect class="track" x="{x:.1f}" y="0" width="{w:.1f}" height="{height}" rx="3"/>'
             f'<rect class="{"solid" if c.matched else "faded"}" x="{x:.1f}" y="{top:.1f}" width="{w:.1f}" '
-            f'height="{height - top:.1f}" rx="3"/><text x="{x + w / 2:.1f}" y="{height + 13}">{c.seed}</text></a>'
+            f'height="{height - top:.1f}" rx="{1 if many else 3}"/>'
+            + (f'<text x="{x + w / 2:.1f}" y="{height + 13}">{c.seed}</text></a>' if i % every == 0 else "</a>")
         )
     line = height * (1 - theta)
     return Markup(

@@ -126,15 +126,16 @@ def _wins(
     A bootstrap over members is then two small products per draw instead of another sort.
     """
     order = np.argsort(b, kind="stable")
-    below = np.zeros((len(b) + 1, n_members))  # b's features per member among the smallest
+    below = np.zeros((len(b) + 1, n_members), np.int32)  # b's features per member among the smallest
     below[np.arange(1, len(b) + 1), member_b[order]] = 1
-    below = below.cumsum(0)
-    beaten = (below[np.searchsorted(b[order], a, "left")] + below[np.searchsorted(b[order], a, "right")]) / 2
+    below.cumsum(0, out=below)
+    beaten_twice = below[np.searchsorted(b[order], a, "left")]  # whole numbers: a tie counts one half
+    beaten_twice += below[np.searchsorted(b[order], a, "right")]
     wins = np.zeros((n_members, n_members))
     by_member = np.argsort(member_a, kind="stable")
     present, starts = np.unique(member_a[by_member], return_index=True)
     if len(present):
-        wins[present] = np.add.reduceat(beaten[by_member], starts)
+        wins[present] = np.add.reduceat(beaten_twice[by_member], starts, dtype=np.int64) / 2
     return wins, np.outer(np.bincount(member_a, minlength=n_members), np.bincount(member_b, minlength=n_members))
 
 

@@ -24,6 +24,19 @@ def interval(draws: np.ndarray, n_members: int) -> tuple[float | None, float | N
     return finite(low), finite(high)
 
 
+def intervals(draws: np.ndarray, n_members: int) -> list[tuple[float | None, float | None]]:
+    """`interval` of every column of (draws, columns), all at once."""
+    if n_members < FEWEST_MEMBERS or not len(draws):
+        return [(None, None)] * draws.shape[1]
+    ordered = np.sort(draws, axis=0)  # NaN last
+    n = len(draws) - np.isnan(draws).sum(0)
+    columns = np.arange(draws.shape[1])
+    low, high = (
+        ordered[np.ceil(n * share - 1).clip(0).astype(np.int64), columns] for share in (0.025, 0.975)
+    )  # the inverse of the empirical distribution: no arithmetic with infinities
+    return [(finite(a), finite(b)) for a, b in zip(low, high, strict=True)]
+
+
 def finite(value: float) -> float | None:
     """The number; None for NaN and infinities."""
     return float(value) if np.isfinite(value) else None

@@ -5,22 +5,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seedscope.app.findings.bucket_comparison import JUDGED, Quartiles, quartiles
-from seedscope.app.findings.member_bootstrap import draw_members, interval
-from seedscope.engine.contract.stability import BUCKETS
+from seedscope.app.findings.bucket_comparison import JUDGED, Quartiles
+from seedscope.app.findings.member_bootstrap import draw_members, intervals
 
 
-class Scores(NamedTuple):
-    """An explainer's results on the judged features of an ensemble: equally long columns."""
+class ScoreTally(NamedTuple):
+    """An explainer's results on the judged features of an ensemble, counted; the first seven have an entry per bucket of JUDGED."""
 
-    seed: np.ndarray
-    bucket: np.ndarray  # index into BUCKETS
-    n_matched: np.ndarray
-    explained: np.ndarray  # whether there is a text
-    attempted: np.ndarray  # whether there is a row at all
-    value: np.ndarray  # NaN where it was not scored or scoring failed
-    shuffled_p95: np.ndarray
-    failed: np.ndarray  # explaining or scoring failed
+    n_features: np.ndarray
+    n_asked: np.ndarray  # that there is a row of
+    n_explained: np.ndarray  # that have a text
+    n_failed: np.ndarray  # explaining or scoring failed
+    n_scored: np.ndarray
+    n_above: np.ndarray  # scored above what 95 % of shuffled labels stay below
+    scores: list[Quartiles]
+    shuffled_p95: list[float | None]  # median over the scored
+    n: np.ndarray  # (members, N + 1) scored features by X
+    total: np.ndarray  # (members, N + 1) the sum of their scores
 
 
 @dataclass(frozen=True)
@@ -52,46 +53,37 @@ class ScorePoint:
     members: list[float | None]  # every member for itself
 
 
-def by_bucket(scores: Scores) -> list[BucketScores]:
+def by_bucket(tally: ScoreTally) -> list[BucketScores]:
     """One line per bucket of features that live."""
     lines = []
-    for name in JUDGED:
-        in_bucket = scores.bucket == BUCKETS.index(name)
-        scored = in_bucket & ~np.isnan(scores.value)
-        level = scores.shuffled_p95[scored]
-        above = int((scores.value[scored] > level).sum())
+    for i, name in enumerate(JUDGED):
+        n_scored, n_above = int(tally.n_scored[i]), int(tally.n_above[i])
         lines.append(
             BucketScores(
-                name, int(in_bucket.sum()), int((in_bucket & scores.attempted).sum()), int((in_bucket & scores.explained).sum()),
-                int(scored.sum()), int((in_bucket & scores.failed).sum()), quartiles(scores.value[scored]),
-                float(np.nanmedian(level)) if (~np.isnan(level)).any() else None,
-                above, above / int(scored.sum()) if scored.any() else None,
+                name, int(tally.n_features[i]), int(tally.n_asked[i]), int(tally.n_explained[i]), n_scored,
+                int(tally.n_failed[i]), tally.scores[i], tally.shuffled_p95[i], n_above, n_above / n_scored if n_scored else None,
             )
         )  # fmt: skip
     return lines
 
 
-def by_stability(scores: Scores, seeds: list[int], n_comparisons: int) -> list[ScorePoint]:
+def by_stability(tally: ScoreTally) -> list[ScorePoint]:
     """Mean scores by the number of comparisons that features match in."""
-    scored = ~np.isnan(scores.value)
-    member = np.searchsorted(seeds, scores.seed[scored])
-    cell = member * (n_comparisons + 1) + scores.n_matched[scored]
-    shape = (len(seeds), n_comparisons + 1)
-    n = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
-    total = np.bincount(cell, scores.value[scored], minlength=shape[0] * shape[1]).reshape(shape)
-    drawn = draw_members(len(seeds))
+    n, total = tally.n, tally.total
+    n_members, n_comparisons = len(n), n.shape[1] - 1
+    drawn = draw_members(n_members)
     with np.errstate(invalid="ignore", divide="ignore"):
         means, draws, own = total.sum(0) / n.sum(0), (drawn @ total) / (drawn @ n), total / n
-    points = []
-    for x in range(n_comparisons + 1):
-        low, high = interval(draws[:, x], len(seeds)) if n[:, x].any() else (None, None)
-        points.append(
-            ScorePoint(
-                x, x / n_comparisons, int(n[:, x].sum()), _known(means[x]), low, high, [_known(m) for m in own[:, x]]
-            )
+    ends = intervals(draws, n_members)
+    by_x = own.T.tolist()
+    return [
+        ScorePoint(
+            x, x / n_comparisons, int(n[:, x].sum()), _known(means[x]), *(ends[x] if n[:, x].any() else (None, None)),
+            [_known(mean) for mean in by_x[x]],
         )
-    return points
+        for x in range(n_comparisons + 1)
+    ]  # fmt: skip
 
 
 def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return None if value != value else float(value)

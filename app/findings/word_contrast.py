@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import stdtr
 
-from seedscope.app.findings.member_bootstrap import draw_members, interval
+from seedscope.app.findings.member_bootstrap import draw_members, intervals
 from seedscope.engine.contract.stability import BUCKETS, clopper_pearson
 
 FEWEST_FEATURES = 5  # stable and unstable together, that a word is compared from
@@ -135,10 +135,16 @@ def _contrasted(groups: csr_array, sizes: np.ndarray, terms: Terms) -> list[Word
         of_stable, of_unstable = ((drawn @ counts[i]) / (drawn @ sizes[i])[:, None] for i in (0, 1))
         draws = of_unstable - of_stable
     draws = draws[np.isfinite(draws).all(1)]
+    ends, errors = intervals(draws, n_members), draws.std(0, ddof=1) if len(draws) > 1 else np.zeros(len(chosen))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        chances = 2 * stdtr(
+            n_members - 1, -np.abs(difference) / errors
+        )  # Student's t of the difference over its bootstrap error
+    survive = (errors > 0) & (chances < 0.05 / max(len(chosen), 1))  # Bonferroni
     lines = []
     for i in np.lexsort((np.array(terms.terms)[chosen], -np.abs(difference))):
-        low, high = interval(draws[:, i], n_members)
-        survives = None if low is None else _survives(difference[i], draws[:, i], n_members, len(chosen))
+        low, high = ends[i]
+        survives = None if low is None else bool(survive[i])
         (s_low, s_high), (u_low, u_high) = ((ends[0][i], ends[1][i]) for ends in bounds)
         lines.append(
             WordLine(
@@ -147,9 +153,3 @@ def _contrasted(groups: csr_array, sizes: np.ndarray, terms: Terms) -> list[Word
             )
         )  # fmt: skip
     return lines
-
-
-def _survives(difference: float, draws: np.ndarray, n_members: int, n_terms: int) -> bool:
-    """Student's t of the difference over its bootstrap error, members less one degrees of freedom, Bonferroni."""
-    error = float(draws.std(ddof=1)) if len(draws) > 1 else 0.0
-    return error > 0 and bool(2 * stdtr(n_members - 1, -abs(difference) / error) < 0.05 / n_terms)

@@ -25,6 +25,7 @@ from seedscope.engine.contract.stability import BUCKETS
 COMPARED_ROWS = 10_000  # features that quartiles and effect sizes are computed from
 MOST_POINTS = 20_000  # drawn one by one; more are counted in cells
 _BINS = 40
+_FLOORED, _NO_VALUE = _BINS, 255  # bins of values below the floor of a log axis, and of no value
 
 
 class JudgedPoints(NamedTuple):
@@ -118,20 +119,29 @@ class Comparisons:
         lowest = None if span.low is None or span.positive is None else max(span.low, span.positive)
         is_log = lowest is not None and span.high / lowest >= 100
         floor = 10.0 ** math.floor(math.log10(lowest)) if lowest is not None and is_log else -math.inf
-        judged = (selection.buckets < len(JUDGED)) & ~np.isnan(index.column(column))
-        rows = np.flatnonzero(judged if selection.found is None else judged & selection.found)
-        bucket, matched, values = selection.buckets[rows], selection.matched[rows], index.column(column)[rows]
-        marks = _marks(filtered, selection, rows)
-        chosen = np.ones(len(rows), bool) if marks is None else marks
+        key = ("scatter bins", column, query.dead == "count")
+        bins = index.kept(key, lambda: _bins(index.column(column), floor if is_log else None, span))
+        judged = (selection.buckets < len(JUDGED)) & (bins < _NO_VALUE)
+        if selection.found is not None:
+            judged &= selection.found
+        n = int(np.count_nonzero(judged))
+        if n > MOST_POINTS:
+            chosen = _marks(filtered, selection, judged)
+            counts, n_floored = _cells(bins, selection, judged)
+            marked = counts if chosen is None else _cells(bins, selection, chosen)[0]
+            cells = CountedCells(_edges(floor if is_log else None, span), counts, marked)
+            return Scatter(
+                metric, n, None if chosen is None else int(marked.sum()), is_log, floor, n_floored, None, cells
+            )
+        rows = np.flatnonzero(judged)
+        chosen = _marks(filtered, selection, judged)
+        marks = np.ones(n, bool) if chosen is None else chosen[rows]
+        values = index.column(column)[rows]
+        points = JudgedPoints(
+            index.seed_of(rows), rows % index.d_sae, selection.buckets[rows], selection.matched[rows], values, marks
+        )
         n_floored = int(np.count_nonzero(values < floor))
-        points = cells = None
-        if len(rows) <= MOST_POINTS:
-            seed, feature = index.seed_of(rows), rows % index.d_sae
-            points = JudgedPoints(seed, feature, bucket, matched, values, chosen)
-        else:
-            cells = _cells(values, matched, chosen, index.n_comparisons, floor if is_log else None, span)
-        n_chosen = None if marks is None else int(np.count_nonzero(chosen))
-        return Scatter(metric, len(rows), n_chosen, is_log, floor, n_floored, points, cells)
+        return Scatter(metric, n, None if chosen is None else int(marks.sum()), is_log, floor, n_floored, points, None)
 
 
 def _triggers(selection: Selection) -> list[tuple[int, int, str | None, int]]:
@@ -149,32 +159,58 @@ def _triggers(selection: Selection) -> list[tuple[int, int, str | None, int]]:
     return counted
 
 
-def _cells(
-    values: np.ndarray, matched: np.ndarray, chosen: np.ndarray, n: int, floor: float | None, span: MetricRange
-) -> CountedCells:
-    """Features counted by X and by bins of a metric, on a log axis from `floor` on where it is given."""
+def _ends(floor: float | None, span: MetricRange) -> tuple[float, float]:
+    """Where the first bin begins and the last one ends; logarithms where `floor` is given."""
     if floor is None:
-        at, first, last = values.astype(np.float64), span.least, max(span.high, span.least + 1e-6)
-    else:
-        at, first, last = np.log10(np.maximum(values, floor)), math.log10(floor), math.log10(span.high)
-    bins = np.minimum(_BINS - 1, np.floor((at - first) / ((last - first) / _BINS))).astype(np.int64)
-    keys = bins * (n + 1) + matched
-    counts, marked = (
-        np.bincount(each, minlength=_BINS * (n + 1)).reshape(_BINS, n + 1) for each in (keys, keys[chosen])
-    )
-    edges = np.linspace(first, last, _BINS + 1)
-    return CountedCells(edges if floor is None else 10**edges, counts, marked)
+        return span.least, max(span.high, span.least + 1e-6)
+    return math.log10(floor), math.log10(span.high)
 
 
-def _marks(query: FeatureQuery, selection: Selection, rows: np.ndarray) -> np.ndarray | None:
-    """Which rows bucket, trigger and density of a query choose; None where it asks for none of these."""
+def _edges(floor: float | None, span: MetricRange) -> np.ndarray:
+    edges = np.linspace(*_ends(floor, span), _BINS + 1)
+    return edges if floor is None else 10**edges
+
+
+def _bins(values: np.ndarray, floor: float | None, span: MetricRange) -> np.ndarray:
+    """(rows,) the bin of every value, on a log axis from `floor` on where it is given; the same for any theta."""
+    bins = np.full(len(values), _NO_VALUE, np.uint8)
+    known = np.flatnonzero(~np.isnan(values))
+    of_known = values[known]
+    if not len(known) or math.isnan(span.least):
+        bins[known] = 0
+        return bins
+    first, last = _ends(floor, span)
+    at = of_known.astype(np.float64) if floor is None else np.log10(np.maximum(of_known, floor))
+    bins[known] = np.minimum(_BINS - 1, np.floor((at - first) / ((last - first) / _BINS))).clip(0)
+    if floor is not None:
+        bins[known[of_known < floor]] = _FLOORED
+    return bins
+
+
+def _cells(bins: np.ndarray, selection: Selection, passes: np.ndarray) -> tuple[np.ndarray, int]:
+    """((bins, N + 1) features that pass, by bin and by X; how many lie below the floor): these count in the first bin, too."""
+    index, width = selection.index, selection.index.n_comparisons + 1
+    counts = np.zeros((_FLOORED + 2, width), np.int64)
+    matched = selection.matched
+    for member in range(len(index.seeds)):  # one after the other: what is counted then stays in the processor's cache
+        rows = slice(member * index.d_sae, (member + 1) * index.d_sae)
+        keys = np.where(passes[rows], bins[rows], np.uint8(_FLOORED + 1)).astype(np.int64)
+        keys *= width
+        keys += matched[rows]
+        counts += np.bincount(keys, minlength=counts.size).reshape(counts.shape)
+    counts[0] += counts[_FLOORED]
+    return counts[:_BINS], int(counts[_FLOORED].sum())
+
+
+def _marks(query: FeatureQuery, selection: Selection, judged: np.ndarray) -> np.ndarray | None:
+    """Which judged rows bucket, trigger and density of a query choose; None where it asks for none of these."""
     index, marks = selection.index, []
     if query.bucket is not None:
-        marks.append(selection.buckets[rows] == BUCKETS.index(query.bucket))
+        marks.append(selection.buckets == BUCKETS.index(query.bucket))
     if query.trigger is not None:
-        marks.append(index.column("trigger_class")[rows] == TRIGGERS.index(query.trigger))
+        marks.append(index.column("trigger_class") == TRIGGERS.index(query.trigger))
     if query.density_min is not None:
-        marks.append(index.column("density")[rows] >= query.density_min)
+        marks.append(index.column("density") >= query.density_min)
     if query.density_max is not None:
-        marks.append(index.column("density")[rows] <= query.density_max)
-    return np.logical_and.reduce(marks) if marks else None
+        marks.append(index.column("density") <= query.density_max)
+    return np.logical_and.reduce([judged, *marks]) if marks else None

@@ -1,17 +1,16 @@
 """Explanations as stored: texts and scores of one feature, the contexts scored on, and scores of a whole ensemble."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import fmean
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from seedscope.app.findings.bucket_comparison import JUDGED
-from seedscope.app.findings.scores import BucketScores, ScorePoint, Scores, by_bucket, by_stability
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_query import FeatureQuery
+from seedscope.app.store.scores import tally_scores
 from seedscope.app.store.table import FeatureTable
 from seedscope.engine.contract.names import words
 from seedscope.engine.contract.stability import BUCKETS
@@ -77,7 +76,7 @@ class Explanations:
     def __init__(self, store: Database) -> None:
         self._store = store
         self.explainers = lru_cache(64)(self._explainers)
-        self.scored = lru_cache(64)(self._score)
+        self.scores = lru_cache(16)(partial(tally_scores, store))
         self._chance_labels = lru_cache(128)(self._draw_labels)
 
     def _explainers(self, ensemble: str) -> dict[str, int]:
@@ -187,53 +186,6 @@ class Explanations:
             if len(labels) >= wanted:
                 break
         return labels[:wanted]
-
-    # -- an ensemble as a whole ------------------------------------------------------------------------------------
-
-    def _score(self, query: FeatureQuery, explainer: str, kind: str) -> tuple[list[BucketScores], list[ScorePoint]]:
-        """Scores by bucket and by stability. What is kept are these lines: the columns behind them take 90 MB at 3 M features."""
-        scores, members = self.scores(query, explainer, kind), self._store.members(query.ensemble)
-        n_comparisons = self._store.ensembles[query.ensemble].n_comparisons
-        return by_bucket(scores), by_stability(scores, [member.seed for member in members], n_comparisons)
-
-    def scores(self, query: FeatureQuery, explainer: str, kind: str) -> Scores:
-        """Every feature that `query` judges, with what one explainer and one kind of score say of it."""
-        selection = FeatureTable(self._store, query).selection
-        index = selection.index
-        told = index.kept(("told", explainer, kind), lambda: self._read_told(query.ensemble, explainer, kind))
-        judged = selection.buckets < len(JUDGED)
-        rows = np.flatnonzero(judged if selection.found is None else judged & selection.found)
-        of_rows = told[rows]
-        return Scores(
-            seed=index.seed_of(rows), bucket=selection.buckets[rows], n_matched=selection.matched[rows],
-            explained=of_rows["explained"], attempted=of_rows["attempted"], value=of_rows["value"].astype(np.float64),
-            shuffled_p95=of_rows["shuffled_p95"].astype(np.float64), failed=of_rows["failed"],
-        )  # fmt: skip
-
-    def _read_told(self, ensemble: str, explainer: str, kind: str) -> np.ndarray:
-        """(rows,) what one explainer and one kind of score say of every feature: the fields of _TOLD."""
-        index = self._store.index(ensemble)
-        told = np.zeros(index.n_rows, _TOLD)
-        told["value"] = told["shuffled_p95"] = np.nan
-        where = "FROM {} WHERE ensemble = $ensemble AND explainer = $by"
-        parameters = {"ensemble": ensemble, "by": explainer}
-        columns = "seed, feature, text IS NOT NULL AS explained, failure IS NOT NULL AS failed"
-        for batch in self._store.batches(f"SELECT {columns} {where.format('Explanation')}", parameters):
-            rows = index.rows_at(batch["seed"].to_numpy(), batch["feature"].to_numpy())
-            told["attempted"][rows] = True
-            for name in ("explained", "failed"):
-                told[name][rows] = batch[name].to_numpy(zero_copy_only=False)
-        columns = "seed, feature, value, shuffled_p95, failure IS NOT NULL AS failed"
-        sql = f"SELECT {columns} {where.format('Score')} AND kind = $kind"
-        for batch in self._store.batches(sql, parameters | {"kind": kind}):
-            rows = index.rows_at(batch["seed"].to_numpy(), batch["feature"].to_numpy())
-            for name in ("value", "shuffled_p95"):
-                told[name][rows] = batch[name].to_numpy(zero_copy_only=False)
-            told["failed"][rows] |= batch["failed"].to_numpy(zero_copy_only=False)
-        return told
-
-
-_TOLD = np.dtype([("explained", bool), ("attempted", bool), ("failed", bool), ("value", "f4"), ("shuffled_p95", "f4")])
 
 
 def _likeness(own: set[str], others: list[set[str]]) -> float | None:

@@ -42,6 +42,7 @@ class FeatureIndex:
         self._folder, self._cache = folder, array_cache
         _of_libraries()
         self._maps: dict[str, mmap.mmap] = {}
+        self._present: dict[str, bool] = {}
         about = json.loads((folder / layout.ABOUT).read_text())
         self.seeds: list[int] = about["seeds"]
         self.d_sae: int = about["d_sae"]
@@ -91,8 +92,10 @@ class FeatureIndex:
         return self._open(f"order-{column}-{'down' if down else 'up'}.npy")
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
-        return (self._folder / name).exists()
+        """Whether there is a file of that name; files do not change while an index is open."""
+        if name not in self._present:
+            self._present[name] = (self._folder / name).exists()
+        return self._present[name]
 
     @cached_property
     def _texts(self) -> pa.RecordBatchFileReader:
@@ -253,11 +256,19 @@ class FeatureIndex:
         if index is not None:
             counts = self._open("null-counts.npy")
             return {kind: counts[i, index].tolist() for i, kind in enumerate(kinds)}
-        by_kind = {}
-        for kind in kinds:
-            reached = (self._open(f"null-cosines-{kind}.npy") >= np.float32(theta)).sum(0)
-            by_kind[kind] = np.bincount(reached, minlength=self.n_comparisons + 1).tolist()
-        return by_kind
+        counts = self.kept(("null", theta), lambda: self._count_null(theta))  # an answer asks for them three times
+        return {kind: counts[i].tolist() for i, kind in enumerate(kinds)}
+
+    def _count_null(self, theta: float) -> np.ndarray:
+        """(kinds, comparisons + 1) chance features by X."""
+        counts = np.zeros((len(self.null_p999), self.n_comparisons + 1), np.int64)
+        for of_kind, kind in zip(counts, self.null_p999, strict=True):
+            cosines = self._open(f"null-cosines-{kind}.npy")
+            n_reached = np.zeros(cosines.shape[1], np.uint16)
+            for of_comparison in cosines:
+                n_reached += of_comparison >= np.float32(theta)
+            of_kind += np.bincount(n_reached, minlength=self.n_comparisons + 1)
+        return counts
 
     # -- kept values, and memory ---------------------------------------------------------------------------------
 

@@ -1,13 +1,13 @@
 """Pairs of members under one rule: the seed x seed matrix, and one pair feature by feature."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from seedscope.app.store.database import Database
 from seedscope.engine.contract.index.layout import DEAD, TILE
-from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, theta_index
-from seedscope.engine.contract.tables.features import Pair
+from seedscope.engine.contract.schema import NO_MATCH, theta_index
 
 # The partner that each rule names; `both` and `hungarian` name the decoders' one-to-one partner.
 _PARTNER = {
@@ -15,7 +15,21 @@ _PARTNER = {
     "both": "hungarian_partners",
 }  # fmt: skip
 
-_SCALARS = ("ensemble", "rule", "seed", "other", "n_anchors", "n_living", "n_paired", "mean_cosine", "gap")
+
+class PairSummary(NamedTuple):
+    """An ordered pair of members at one theta: 96 seeds have 9,120."""
+
+    seed: int  # the anchor
+    other: int
+    n_anchors: int
+    n_living: int
+    mean_cosine: float
+    gap: float
+    n_matched: int
+    n_matched_living: int
+
+
+_STORED = ", ".join(PairSummary._fields[:6])
 
 
 @dataclass(frozen=True)
@@ -30,31 +44,25 @@ class PairRows:
     activity: bool  # whether the others are known to live
 
 
-def _pair(scalars: tuple) -> Pair:
-    """A row without its lists."""
-    return Pair(**dict(zip(_SCALARS, scalars, strict=True)), matched=[], matched_living=[])
-
-
 class Pairs:
     """The ordered pairs of an ensemble's members under one rule."""
 
     def __init__(self, store: Database, ensemble: str, rule: str) -> None:
         self._store, self._ensemble, self._rule = store, ensemble, rule
 
-    def summaries(self, theta: float) -> list[tuple[Pair, int, int]]:
-        """Every ordered pair with its matched anchors at theta: (pair, all, living); its own lists are left empty."""
+    def summaries(self, theta: float) -> list[PairSummary]:
+        """Every ordered pair with its matched anchors at theta."""
         index = theta_index(theta)
-        scalars = ", ".join(_SCALARS)
         parameters = {"ensemble": self._ensemble, "rule": self._rule}
         where = "WHERE ensemble = $ensemble AND rule = $rule ORDER BY seed, other"
         if index is not None:
             rows = self._store.fetch(
-                f"SELECT {scalars}, matched[{index + 1}], matched_living[{index + 1}] FROM Pair {where}", parameters
+                f"SELECT {_STORED}, matched[{index + 1}], matched_living[{index + 1}] FROM Pair {where}", parameters
             )
-            return [(_pair(row[: len(_SCALARS)]), row[-2], row[-1]) for row in rows]
+            return [PairSummary._make(row) for row in rows]
         counted = self._count(theta)
-        rows = self._store.fetch(f"SELECT {scalars} FROM Pair {where}", parameters)
-        return [(_pair(row), *counted[row[2], row[3]]) for row in rows]
+        rows = self._store.fetch(f"SELECT {_STORED} FROM Pair {where}", parameters)
+        return [PairSummary._make((*row, *counted[row[:2]])) for row in rows]
 
     def _count(self, theta: float) -> dict[tuple[int, int], tuple[int, int]]:
         """{(seed, other): (matched anchors, living ones among them)} from the cosines themselves."""
@@ -74,15 +82,18 @@ class Pairs:
 
     def rows(self, seed: int, other: int) -> PairRows:
         """Every feature of one member and its partner in another, in feature order."""
-        slot = self._store.other_seeds(self._ensemble, seed).index(other) + 1
-        partner, nearest = f"m.{_PARTNER[self._rule]}[{slot:d}]", f"m.partners[{slot:d}]"
+        slot = self._store.other_seeds(self._ensemble, seed).index(other)
+        partner, nearest = f"{_PARTNER[self._rule]}[{slot + 1:d}]", f"partners[{slot + 1:d}]"
         table = self._store.arrow(
-            f"SELECT {partner} AS partner, f.{RULE_COLUMN[self._rule]}[{slot:d}] AS cosine, "
-            f"m.runner_up_cosines[{slot:d}] AS runner_up, m.mutuals[{slot:d}] AND {partner} = {nearest} AS mutual, "
-            "f.dead IS TRUE AS dead FROM Feature f JOIN Match m USING (ensemble, seed, feature) "
-            "WHERE ensemble = $ensemble AND seed = $seed ORDER BY feature",
+            f"SELECT {partner} AS partner, runner_up_cosines[{slot + 1:d}] AS runner_up, "
+            f"mutuals[{slot + 1:d}] AND {partner} = {nearest} AS mutual "
+            "FROM Match WHERE ensemble = $ensemble AND seed = $seed ORDER BY feature",
             {"ensemble": self._ensemble, "seed": seed},
         )
         columns = {name: table.column(name).to_numpy() for name in table.column_names}
-        columns["partner"] = np.where(columns["cosine"] > NO_MATCH, columns["partner"], -1)
-        return PairRows(**columns, activity=self._store.has(self._ensemble, "activity"))
+        index = self._store.index(self._ensemble)
+        member = index.seeds.index(seed)
+        cosine = index.pair_cosines(self._rule, member, slot)
+        dead = index.column("status")[member * index.d_sae : (member + 1) * index.d_sae] == DEAD
+        columns["partner"] = np.where(cosine > NO_MATCH, columns["partner"], -1)
+        return PairRows(**columns, cosine=cosine, dead=dead, activity=self._store.has(self._ensemble, "activity"))

@@ -64,9 +64,9 @@ class Pools:
         """How much members agree as they are, at the ensemble's own theta; None for one member."""
         theta = self._store.ensemble(ensemble).theta
         sums: dict[tuple[int, ...], list[int]] = {}
-        for pair, _, living in Pairs(self._store, ensemble, "argmax").summaries(theta):
+        for pair in Pairs(self._store, ensemble, "argmax").summaries(theta):
             sum_of_pair = sums.setdefault(tuple(sorted((pair.seed, pair.other))), [0, 0])
-            sum_of_pair[0], sum_of_pair[1] = sum_of_pair[0] + living, sum_of_pair[1] + pair.n_living
+            sum_of_pair[0], sum_of_pair[1] = sum_of_pair[0] + pair.n_matched_living, sum_of_pair[1] + pair.n_living
         shares = [matched / n for matched, n in sums.values() if n]
         if not shares:
             return None

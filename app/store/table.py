@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from seedscope.app.findings.group_quantiles import RankedColumn, find_levels, group_quantiles, rank
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_index import FeatureIndex
@@ -310,7 +311,9 @@ class FeatureTable:
         keys |= self._density_bins(per_decade)
         if selection.found is not None:  # a number that no bucket has; leaving rows out would take thrice as long
             np.copyto(keys, np.uint16(0xFFFF), where=~selection.found)
-        counts = np.bincount(keys, minlength=1 << 16).reshape(256, 256)
+        counts = np.zeros((256, 256), np.int64)
+        for begin in range(0, len(keys), 1 << 18):  # what is counted together stays in the processor's cache
+            counts += np.bincount(keys[begin : begin + (1 << 18)], minlength=1 << 16).reshape(256, 256)
         return [
             (name, int(b) - _OFFSET, int(counts[code, b]))
             for code, name in enumerate(BUCKET_NAMES)
@@ -334,6 +337,8 @@ class FeatureTable:
     def bucket_densities(self) -> dict[str, tuple[int, float | None]]:
         """{bucket: (features, median density, None without activity)}."""
         selection = self.selection
+        if selection.candidates is None:
+            return self._bucket_densities_of_all()
         densities, buckets = selection.of_found(selection.of("density")), selection.of_found(selection.buckets)
         medians: dict[str, tuple[int, float | None]] = {}
         for code, name in enumerate(BUCKET_NAMES):
@@ -342,6 +347,23 @@ class FeatureTable:
             if len(values):
                 medians[name] = (len(values), float(np.median(known)) if len(known) else None)
         return medians
+
+    def _bucket_densities_of_all(self) -> dict[str, tuple[int, float | None]]:
+        """The same where no search narrows the query: without a copy and a sort of each bucket's densities."""
+        selection, index = self.selection, self.index
+        densities = index.column("density")
+        levels = index.kept(("density levels",), lambda: find_levels(densities))
+        codes = index.kept(("density codes",), lambda: rank(densities, levels))
+        buckets = selection.buckets
+        if selection.found is not None:
+            buckets = np.where(selection.found, buckets, np.uint8(len(BUCKET_NAMES)))
+        medians = group_quantiles(RankedColumn(levels, codes, densities), buckets, len(BUCKET_NAMES), (0.5,))
+        sizes = [int(np.count_nonzero(buckets == code)) for code in range(len(BUCKET_NAMES))]
+        return {
+            name: (size, median[0] if median else None)
+            for name, size, (_, median) in zip(BUCKET_NAMES, sizes, medians, strict=True)
+            if size
+        }
 
 
 _OFFSET, _NO_DENSITY = 240, 255  # of bins kept in a byte: a density is at least one token in 10^30

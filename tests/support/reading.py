@@ -60,6 +60,12 @@ def figures_of(page: str) -> dict[str, dict]:
     return {f["id"].removeprefix("fig-"): json.loads(f.select_one("[data-figure]")["data-figure"]) for f in figures}
 
 
+def cell_links(trace: dict) -> list[list[str]]:
+    """The address of every cell of a heatmap, put together as figures.js does."""
+    meta = trace["meta"]
+    return [[meta["base"] + row + column for column in meta["columns"]] for row in meta["rows"]]
+
+
 def assert_valid_plotly(figure: dict) -> None:
     roles = r'"@(stable|middle|unstable|dead|null|ink|soft|accent|member|band|track|heat0|heat1|seed[0-7])"'
     valid = json.loads(re.sub(roles, '"#000"', json.dumps(figure)))

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Depends
 from pydantic import Field
 
 from seedscope.app import render
-from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.drawing import CellLinks, Figure
 from seedscope.app.figures.scatter import Cloud, Dots, ScatterCells, metric_scatter
 from seedscope.app.findings.bucket_comparison import METRICS, BucketComparison, MetricName
 from seedscope.app.formats import percent
@@ -153,18 +154,27 @@ def _scatter(
     if scatter.points is not None:
         drawn = Dots(*scatter.points)
     elif cells is not None:
-        links = []
-        for low, high in pairwise(cells.edges):
-            # The table filters by density; of other metrics a cell opens its column.
-            more = {"density_min": float(low), "density_max": min(float(high), 1.0)} if metric == "density" else {}
-            line = [at | marks | more | {"stability_min": x / n, "stability_max": x / n} for x in range(n + 1)]
-            links.append([render.url(f"{base}/features", **parameters) for parameters in line])
-        drawn = ScatterCells(cells.edges, cells.counts, cells.chosen, links)
+        drawn = ScatterCells(
+            cells.edges, cells.counts, cells.chosen, _cell_links(f"{base}/features", at | marks, metric, cells.edges, n)
+        )
     cloud = Cloud(scatter.n, scatter.n_chosen, scatter.is_log, scatter.floor, scatter.n_floored, drawn)
     figure = metric_scatter(cloud, _named(metric), METRICS[metric].unit, n, base, render.url("", **at))
     return figure, ScatterSummary(
         metric, scatter.n, scatter.n_chosen, scatter.is_log, scatter.n_floored, scatter.cells is not None, figure.table
     )
+
+
+def _cell_links(table: str, parameters: dict[str, Any], metric: str, edges: np.ndarray, n: int) -> CellLinks:
+    """The table of a cell's features: under the parameters, with its density, and with its stability."""
+    if metric == "density":  # the table filters by it; of other metrics a cell opens its column
+        parameters = {name: value for name, value in parameters.items() if name not in ("density_min", "density_max")}
+        limits = [{"density_min": float(low), "density_max": min(float(high), 1.0)} for low, high in pairwise(edges)]
+        rows = [f"{render.url('', **each)[1:]}&" for each in limits]
+    else:
+        rows = [""] * (len(edges) - 1)
+    columns = [render.url("", stability_min=x / n, stability_max=x / n)[1:] for x in range(n + 1)]
+    address = render.url(table, **parameters)
+    return CellLinks(f"{address}{'&' if '?' in address else '?'}", rows, columns)
 
 
 def _named(metric: str) -> str:

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.scores import ScoreCurve, score_by_stability
-from seedscope.app.findings.scores import BucketScores, ScorePoint
+from seedscope.app.findings.scores import BucketScores, ScorePoint, by_bucket, by_stability
 from seedscope.app.findings.word_contrast import Contrast, WordLine
 from seedscope.app.formats import optional_percent, percent
 from seedscope.app.jobs.kinds import language_model
@@ -94,7 +94,7 @@ def explanations(
     kind = _kind(asked, kinds)
     buckets = points = control = contrast = drawn = None
     if explainer and row.n_comparisons:
-        buckets, points = stored.scored(asked.query(ensemble), explainer, kind or "detection")
+        buckets, points = _scored(store, row, asked, explainer, kind or "detection")
         contrast = store.vocabulary.contrast(asked.query(ensemble), explainer)
         control = _control(store, row, asked, explainer, kind or "detection")
         if kind and any(point.n for point in points):
@@ -154,6 +154,13 @@ def _kind(asked: ExplanationsQuery, kinds: list[str]) -> str | None:
     return asked.kind or next(iter(kinds), None)
 
 
+def _scored(
+    store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explainer: str, kind: str
+) -> tuple[list[BucketScores], list[ScorePoint]]:
+    tally = store.explanations.scores(asked.query(row.ensemble), explainer, kind)
+    return by_bucket(tally), by_stability(tally)
+
+
 def _control(store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explainer: str, kind: str) -> Control | None:
     """The random-weights control of an ensemble, or what an ensemble is the control of; None without the same scores there."""
     for name, other in store.ensembles.items():
@@ -162,9 +169,7 @@ def _control(store: StudyStore, row: Ensemble, asked: ExplanationsQuery, explain
         if name == row.ensemble or asked.rule not in store.rules(name):
             continue
         if explainer in store.explanations.explainers(name) and kind in store.explanations.kinds(name, explainer):
-            return Control(
-                name, other.control_of is not None, *store.explanations.scored(asked.query(name), explainer, kind)
-            )
+            return Control(name, other.control_of is not None, *_scored(store, other, asked, explainer, kind))
     return None
 
 

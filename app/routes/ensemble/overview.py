@@ -130,7 +130,7 @@ def ensemble(
         buckets={bucket: n if compared or bucket == "dead" else None for bucket, n in buckets.items()},
         bucket_densities=medians,
         members=_member_lines(store.members(ensemble), counts),
-        pw_mcc=fmean(pair.mean_cosine for pair, _, _ in hungarian) if hungarian else None,
+        pw_mcc=fmean(pair.mean_cosine for pair in hungarian) if hungarian else None,
         null_rates=store.null_rates(ensemble, theta),
         null_p999=store.null_p999(ensemble),
         p_stable_at_all=score(row.n_comparisons, row.n_comparisons, epsilon=epsilon).p_stable if compared else None,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from seedscope.app import render
-from seedscope.app.figures.drawing import Figure
+from seedscope.app.figures.drawing import Figure, pair_links
 from seedscope.app.figures.predictability import PredictionScore, prediction_dots
 from seedscope.app.figures.pursuit import Residual, pursuit_residual
 from seedscope.app.figures.seedspans import angle_matrix, energy_matrix, overlap_matrix
@@ -359,8 +359,7 @@ def _spectrum(row: Ensemble, spans: EnsembleSpans) -> Figure | None:
 
 def _matrix(store: StudyStore, row: Ensemble, asked: SpanFilter, rank: int, pairs: list[PairSpan]) -> Figure:
     seeds = sorted({pair.seed for pair in pairs})
-    base = f"/s/{store.study.study}/{row.ensemble}/members"
-    links = {(p.seed, p.other): f"{base}?a={p.seed}&b={p.other}" for p in pairs if p.seed != p.other}
+    links = pair_links(f"/s/{store.study.study}/{row.ensemble}/members", seeds)
     own = asked.matrix == "energy"  # a span is itself, but does not hold all that it was not fitted on
     cells = {(p.seed, p.other): getattr(p, asked.matrix) for p in pairs if own or p.seed != p.other}
     if asked.matrix == "angle":

@@ -9,7 +9,7 @@ import pytest
 from seedscope.app.findings.bucket_comparison import metric_line
 from seedscope.app.store import compare
 from seedscope.engine.contract.schema import TRIGGERS
-from support.reading import assert_valid_plotly, browse, figures_of, republish, text_of
+from support.reading import assert_valid_plotly, browse, cell_links, figures_of, republish, text_of
 
 COLUMNS = {
     "density": "density", "entropy": "token_entropy", "top_share": "top_token_share", "worth_ev": "worth_ev",
@@ -158,7 +158,7 @@ def test_too_many_points_are_counted_in_cells_that_hold_them_all(client, address
     assert total(everything) == (~np.asarray(rows["dead"], bool)).sum()
     assert total(chosen) == of_bucket(rows)["stable"].sum()
     link, n = next(
-        (link, n) for links, row in zip(chosen["customdata"], chosen["text"], strict=True)
+        (link, n) for links, row in zip(cell_links(chosen), chosen["text"], strict=True)
         for link, n in zip(links, row, strict=True) if n
     )  # fmt: skip
     assert client.get(link).status_code == 200

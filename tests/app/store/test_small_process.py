@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seedscope.app.findings.scores import by_bucket, by_stability
 from seedscope.app.store import feature_index
-from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.studies import Studies
 from seedscope.app.store.suggestions import Suggestions
 from seedscope.engine.contract.environment import INDEX_FOLDER
@@ -103,18 +101,6 @@ def test_an_index_beside_which_nothing_can_be_written_goes_where_workers_share_i
         assert (folder / "about.json").exists()
     finally:
         opening.temporary_folder.cache_clear()
-
-
-def test_kept_scores_are_those_of_the_columns(store):
-    explanations = store.explanations
-    explainer = explanations.check(ENSEMBLE, None)
-    kind = explanations.kinds(ENSEMBLE, explainer)[0]
-    query = FeatureQuery(ENSEMBLE)
-    columns = explanations.scores(query, explainer, kind)
-    seeds = [member.seed for member in store.members(ENSEMBLE)]
-    n = store.ensembles[ENSEMBLE].n_comparisons
-    assert explanations.scored(query, explainer, kind) == (by_bucket(columns), by_stability(columns, seeds, n))
-    assert explanations.scored(query, explainer, kind) is explanations.scored(query, explainer, kind)
 
 
 def test_words_that_are_suggested_are_the_most_frequent_that_begin_so(store):

@@ -18,7 +18,7 @@ from seedscope.app.routes.ensemble.subspaces import SubspacesPage
 from seedscope.app.store.spans import TABLES
 from seedscope.engine.contract.stability import bucket_bounds
 from seedscope.engine.contract.tables.spans import SpanCurve
-from support.reading import assert_valid_plotly, browse, figures_of, links, republish, text_of
+from support.reading import assert_valid_plotly, browse, cell_links, figures_of, links, republish, text_of
 from support.studies import members_that_agree, publish_study
 
 EVIL = "<script>alert(1)</script>"
@@ -256,7 +256,7 @@ def test_the_heat_map_draws_what_was_chosen(client, address, matrix, is_own):
         for value, other in zip(row, trace["x"], strict=True):
             wanted = at[int(seed), int(other)] if is_own or seed != other else None
             assert value == pytest.approx(wanted, abs=1e-4)
-    open_pair = trace["customdata"][0][1]
+    open_pair = cell_links(trace)[0][1]
     assert client.get(open_pair).status_code == 200
 
 
