@@ -26,7 +26,7 @@ def test_a_study_lists_the_facts_of_every_member_and_marks_what_was_assumed(root
         page, data = client.get("/s/mine").text, client.get("/s/mine.json").json()
     table = parsed(page).select_one("details.recognised")
     assert text_of(table.select_one("summary")) == "What was recognised"
-    assert [text_of(cell) for cell in table.select("thead th")] == ["", "seed 0", "seed 1"]
+    assert [text_of(cell) for cell in table.select("thead th")] == ["what", "seed 0", "seed 1"]
     assert [[text_of(cell) for cell in row.select("th, td")] for row in table.select("tbody tr")] == [
         ["k or l1", "k 4 cfg.json: k · all seeds"],
         ["processing of the model", "none ! assumed · all seeds"],
