@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-LIMIT = 96 << 20  # bytes: the buckets of 3.1 million features at 30 settings
+LIMIT = 64 << 20  # bytes: the buckets of 3.1 million features at 20 settings
 
 
 class ByteCache:

@@ -48,10 +48,13 @@ class NextTokensPage:
     figure_logits: Figure
 
 
-def stored_logits(store: StudyStore, feature: Feature, sign: int) -> list[ShownLogit]:
-    """The next tokens that the feature raises (sign 1) or lowers (-1), the strongest first."""
+def stored_logits(store: StudyStore, feature: Feature) -> tuple[list[ShownLogit], list[ShownLogit]]:
+    """The next tokens that the feature raises, and those that it lowers, the strongest first."""
     rows = store.logits(feature.ensemble, feature.seed, feature.feature)
-    return [ShownLogit(store.tokens[row.token], row.logit) for row in rows if row.sign == sign]
+    raised, lowered = (
+        [ShownLogit(store.tokens[row.token], row.logit) for row in rows if row.sign == sign] for sign in (1, -1)
+    )
+    return raised, lowered
 
 
 def can_compute(store: StudyStore, row: Ensemble, feature: Feature) -> bool:
@@ -80,7 +83,7 @@ def logits(
     arrays = engine.answer(query).arrays
     mean, sd, skewness, kurtosis = (None if np.isnan(value) else float(value) for value in arrays["moments"])
     edges, counts = arrays["edges"].tolist(), arrays["counts"].tolist()
-    raised, lowered = stored_logits(store, feature, 1), stored_logits(store, feature, -1)
+    raised, lowered = stored_logits(store, feature)
     return NextTokensPage(
         study=study,
         ensemble=ensemble,

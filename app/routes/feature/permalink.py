@@ -120,8 +120,7 @@ def feature_page(opened: JudgedFeature[Any], *, contexts_of: int | None = None) 
     shown_maxima = [max(x.activations) for c in counterparts for x in c.contexts or []]
     n_brief = sum(c.contexts is None for c in counterparts) if contexts is not None else 0
     can_run = activity and feature.n_active and store.study.causal and row.control_of is None
-    positive = None if "logits" in lacking else stored_logits(store, feature, 1)
-    negative = None if "logits" in lacking else stored_logits(store, feature, -1)
+    positive, negative = (None, None) if "logits" in lacking else stored_logits(store, feature)
     can_project = feature.decoder_norm > 0 and row.n_members > 1
     return FeaturePage(
         **vars(origin_of(study, row, member, feature)),
