@@ -74,6 +74,10 @@ def metric_scatter(cloud: Cloud, words: str, unit: str, n_comparisons: int, base
         powers = [10.0**p for p in range(-12, 7)]
         texts = [f"{100 * power:.10g} %" if is_share else f"{power:.12g}" for power in powers]
         axis = {"type": "log", "tickvals": powers, "ticktext": texts}
+        if highest := _highest(cloud.drawn):
+            # Said, not left to Plotly: a tick at the end that comes and goes moves the margin, which moves the end.
+            low, high = np.log10(cloud.floor), np.log10(highest)
+            axis["range"] = [round(float(each), 4) for each in (low - 0.05 * (high - low), high + 0.05 * (high - low))]
     elif is_share:
         axis = {"tickformat": ".0%"}
     label = f"{words}, {'% ' + unit.removeprefix('share ') if is_share else unit}" if unit else words
@@ -94,6 +98,12 @@ def metric_scatter(cloud: Cloud, words: str, unit: str, n_comparisons: int, base
         ),
         table,
     )  # fmt: skip
+
+
+def _highest(drawn: Dots | ScatterCells) -> float | None:
+    """The largest value that is drawn; None where none is above 0."""
+    highest = float(drawn.edges[-1]) if isinstance(drawn, ScatterCells) else float(max(drawn.value, default=0))
+    return highest if highest > 0 else None
 
 
 def jitter(seed: np.ndarray, feature: np.ndarray) -> np.ndarray:

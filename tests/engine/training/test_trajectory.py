@@ -209,7 +209,7 @@ def test_what_was_measured_is_not_measured_again_and_snapshots_without_it_are_st
     progress = Progress(quiet=True)
     monkeypatch.setattr(progress, "say", heard.append)
     analyse(study, only=["trajectory"], device="cpu", progress=progress)
-    assert "topk-24: trajectory: left out, no members were kept along its training" in heard
+    assert "topk-24: trajectory: left out, no seeds were kept along its training" in heard
     path = publish(study)
     assert ask(path, "SELECT count(*) FROM Checkpoint") == [(0,)]
     assert ask(path, "SELECT count(*) > 0 FROM TracePoint") == [(True,)]
