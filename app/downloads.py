@@ -40,7 +40,7 @@ def _json(schema: pa.Schema, batches: Iterator[pa.RecordBatch], about: dict[str,
     """An object with the fields of `about` and the rows."""
     yield json.dumps(about, ensure_ascii=False)[:-1].encode() + b', "rows": ['
     between = ""
-    for batch in batches:
+    for batch in filter(len, batches):  # nothing stands between rows that are not there
         rows = ", ".join(json.dumps(row, ensure_ascii=False) for row in batch.to_pylist())
         yield (between + rows).encode()
         between = ", "

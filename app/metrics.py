@@ -14,9 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seedscope.app.jobs.queue import Jobs
 from seedscope.app.store.studies import Studies
+from seedscope.engine.contract.environment import METRICS_FOLDER
 
-# Names the folder in which web processes that share a port add up their requests; prometheus_client reads it when imported.
-SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 UNMATCHED = "(no route)"  # refused before one was found; addresses themselves would be labels without end
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds; pages aim at a tenth of one
 
@@ -29,7 +28,7 @@ class Metrics:
 
     def __init__(self, studies: Studies, jobs: Jobs) -> None:
         self._studies, self._jobs, self._registry = studies, jobs, CollectorRegistry()
-        shared = os.environ.get(SHARED_VARIABLE)
+        shared = os.environ.get(METRICS_FOLDER)
         self.requests = Histogram(
             "seedscope_request_seconds", "Time from a request to the end of its answer, by route.",
             ("method", "route", "status"), buckets=BUCKETS, registry=None if shared else self._registry,

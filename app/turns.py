@@ -5,7 +5,6 @@ other, and memory ends. Static files, `/healthz`, `/metrics` and jobs take no tu
 """
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +13,8 @@ from contextlib import asynccontextmanager
 from anyio import CancelScope, Event, fail_after
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
+
+from seedscope.engine.contract.cores import usable_cores
 
 PAGES_PER_CORE = 2
 LONGEST_LINE = 64  # requests that wait, in each process
@@ -93,8 +94,7 @@ class AllTurns:
     """The turns of one application: of pages, and of questions to the live engine."""
 
     def __init__(self, workers: int) -> None:
-        cores = os.cpu_count() or 1
-        self.pages = Turns(max(2, math.ceil(PAGES_PER_CORE * cores / workers)))
+        self.pages = Turns(max(2, math.ceil(PAGES_PER_CORE * usable_cores() / workers)))
         self.live = Turns(LIVE_AT_ONCE)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from seedscope.engine.contract import sockets
+from seedscope.engine.contract.cores import usable_cores
 from seedscope.engine.contract.names import name_problem
 from seedscope.engine.contract.published import names_store, published
 from seedscope.engine.contract.tables.study import Ensemble, Member
@@ -101,8 +102,7 @@ def _guarded(section: str, name: str, look: Callable[[], Iterable[Finding]]) -> 
 def _machine() -> Iterator[Finding]:
     yield Finding("machine", "Python", f"{platform.python_version()} ({platform.python_implementation()})")
     yield Finding("machine", "platform", platform.platform())
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("machine", "cores", f"{usable} of {os.cpu_count()}, {torch.get_num_threads()} threads")
+    yield Finding("machine", "cores", f"{usable_cores()} of {os.cpu_count()}, {torch.get_num_threads()} threads")
     available, total = _memory()
     if available is None:
         yield Finding("machine", "memory", f"{_size(total)}, free memory is not known here")

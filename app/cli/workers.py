@@ -21,20 +21,19 @@ from types import FrameType
 
 from seedscope.app.cli.options import Stop
 from seedscope.app.settings import Settings
-from seedscope.engine.contract.environment import INDEX_FOLDER
+from seedscope.engine.contract.cores import usable_cores
+from seedscope.engine.contract.environment import INDEX_FOLDER, METRICS_FOLDER
 
 MOST_BY_DEFAULT = 4  # each takes a few hundred MB
 STOP_S = 5.0  # workers have to end when asked to
 POLL_S = 0.1
 SOON_S = 10.0  # a worker that ends within this did not start well
 MAX_FAILURES = 3  # in a row
-SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # app.metrics reads it; that module would load the whole server
 
 
 def default_workers() -> int:
     """As many as there are cores for this process, at most MOST_BY_DEFAULT."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_BY_DEFAULT)
+    return min(usable_cores(), MOST_BY_DEFAULT)
 
 
 @dataclass
@@ -88,7 +87,7 @@ class Workers:
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
             env=os.environ
-            | {SHARED_METRICS: str(self._temporary / "metrics"), INDEX_FOLDER: str(self._temporary / "indexes")},
+            | {METRICS_FOLDER: str(self._temporary / "metrics"), INDEX_FOLDER: str(self._temporary / "indexes")},
             start_new_session=True,  # Ctrl-C reaches this process alone, which ends them in order
         )
         theirs.close()

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from seedscope.app.store.byte_cache import ByteCache
 from seedscope.engine.contract.index import layout
+from seedscope.engine.contract.index.rows import row_numbers
 from seedscope.engine.contract.schema import NO_MATCH, theta_index
 
 MOST_MAPPED = 160 << 20  # bytes of mapped columns that a process may hold
@@ -73,9 +75,9 @@ class FeatureIndex:
         within = self.d_sae if seed in self._member else 0
         return member * self.d_sae + within - 0.5
 
-    def rows_at(self, seeds: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Rows of features that there are."""
-        return np.searchsorted(np.array(self.seeds, np.int64), seeds) * self.d_sae + features
+    def rows_at(self, seeds: ArrayLike, features: ArrayLike) -> np.ndarray:
+        """Rows of features; raises ValueError where there is no such feature."""
+        return row_numbers(self.seeds, self.d_sae, seeds, features)
 
     def seed_of(self, rows: np.ndarray) -> np.ndarray:
         """Seeds of rows."""

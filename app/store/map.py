@@ -58,7 +58,5 @@ class Maps:
             "SELECT seed, feature, x, y FROM FeatureSpan WHERE ensemble = $ensemble AND x IS NOT NULL ORDER BY seed, feature",
             {"ensemble": ensemble},
         )
-        index = self._store.index(ensemble)
-        member = np.searchsorted(index.seeds, rows["seed"].to_numpy())
         at = np.stack([rows[name].to_numpy() for name in ("x", "y")], 1).astype(np.float32)
-        return _Drawn(member.astype(np.int64) * index.d_sae + rows["feature"].to_numpy(), at)
+        return _Drawn(self._store.index(ensemble).rows_at(rows["seed"], rows["feature"]), at)

@@ -94,12 +94,12 @@ def _read(store: Database, index: FeatureIndex, ensemble: str, explainer: str, k
 
     columns = "seed, feature, text IS NOT NULL AS explained, failure IS NOT NULL AS failed"
     for batch in store.batches(f"SELECT {columns} {where.format('Explanation')}", parameters):
-        rows = index.rows_at(batch["seed"].to_numpy(), batch["feature"].to_numpy())
+        rows = index.rows_at(batch["seed"], batch["feature"])
         flags[rows] = _ASKED | flag(batch, "explained", _EXPLAINED) | flag(batch, "failed", _FAILED)
     columns = "seed, feature, value, shuffled_p95, failure IS NOT NULL AS failed"
     sql = f"SELECT {columns} {where.format('Score')} AND kind = $kind"
     for batch in store.batches(sql, parameters | {"kind": kind}):
-        rows = index.rows_at(batch["seed"].to_numpy(), batch["feature"].to_numpy())
+        rows = index.rows_at(batch["seed"], batch["feature"])
         flags[rows] |= flag(batch, "failed", _FAILED)
         score[rows] = batch["value"].to_numpy(zero_copy_only=False)
         shuffled_p95[rows] = batch["shuffled_p95"].to_numpy(zero_copy_only=False)

@@ -32,7 +32,7 @@ class Vocabulary:
             parameters | {"n_rows": WORD_ROWS},
         )
         index = self._store.index(ensemble)
-        lines = [int(index.key(seed, feature)) for seed, feature, _ in rows]
+        lines = index.rows_at([seed for seed, *_ in rows], [feature for _, feature, _ in rows]).tolist()
         n_explained = self._store.fetch(f"SELECT count(*) FROM Explanation e {where}", parameters)[0][0]
         terms = index_terms(lines, [words(text) for *_, text in rows])
         kinds = index_terms(lines, [rule_kinds(text) for *_, text in rows]) if explainer == TOKEN_RULE else None

@@ -17,10 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.lib.format import open_memmap
+from numpy.typing import ArrayLike
 
 from seedscope.engine.contract.duckdb_settings import READ_ONLY
 from seedscope.engine.contract.environment import INDEX_FOLDER
 from seedscope.engine.contract.index import layout
+from seedscope.engine.contract.index.rows import row_numbers
 from seedscope.engine.contract.index.sampling import SAMPLE_ORDER
 from seedscope.engine.contract.schema import N_THETAS, NO_MATCH, RULE_COLUMN, TRIGGERS
 from seedscope.engine.contract.stability import grid_cells
@@ -42,18 +44,12 @@ class _Frame(NamedTuple):
     def n_rows(self) -> int:
         return len(self.seeds) * self.d_sae
 
-    def rows(self, table: str, seeds: Any, features: Any) -> np.ndarray:
+    def rows(self, table: str, seeds: ArrayLike, features: ArrayLike) -> np.ndarray:
         """Rows of features that a table names; raises ValueError where there is no such feature."""
-        seeds, features, known = np.asarray(seeds), np.asarray(features), np.array(self.seeds)
-        member = np.searchsorted(known, seeds)
-        wrong = (known[np.minimum(member, len(known) - 1)] != seeds) | (features < 0) | (features >= self.d_sae)
-        if wrong.any():
-            at = int(np.flatnonzero(wrong)[0])
-            expected = f"features 0 to {self.d_sae - 1} of {len(known)} seeds"
-            raise ValueError(
-                f"table {table} names feature {seeds[at]}/{features[at]} of {self.ensemble}, expected {expected}"
-            )
-        return np.asarray(member * self.d_sae + features, np.int64)
+        try:
+            return row_numbers(self.seeds, self.d_sae, seeds, features)
+        except ValueError as error:
+            raise ValueError(f"table {table}, {self.ensemble}: {error}") from None
 
 
 def build_index(store: Path, folder: Path | None = None, report: Report = lambda done, total: None) -> Path:

@@ -40,7 +40,7 @@ TEXT_COLUMNS = ("explanation", "explainer", "trigger_what", "top_token_ids", "to
 # Columns that lists are sorted by, beside X and the index.
 SORTED = ("n_active", "worth_ev", "worth_loss", "max_activation", "token_entropy", "score")
 DIRECTIONS = ("down", "up")
-LIVING, DEAD, UNKNOWN = 0, 1, 2
+DEAD, UNKNOWN = 1, 2  # a living feature is 0
 NO_TRIGGER = 255
 _KEYS = ("ensemble", "seed", "feature")
 
