@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from seedscope.app.store.byte_cache import ByteCache
 from seedscope.engine.contract.index import layout
+from seedscope.engine.contract.index.cells import count_between
 from seedscope.engine.contract.index.rows import row_numbers
 from seedscope.engine.contract.schema import NO_MATCH, theta_index
 
@@ -124,7 +125,7 @@ class FeatureIndex:
     def matched(self, rule: str, theta: float) -> np.ndarray:
         """(rows,) X of every feature under a rule at theta.
 
-        On the grid of hundredths a stored column; elsewhere counted from the cosines themselves.
+        On the grid of hundredths a stored column; elsewhere counted from the cosines between two hundredths.
         """
         if not self.n_comparisons:
             return np.zeros(self.n_rows, np.uint8)
@@ -143,6 +144,9 @@ class FeatureIndex:
         index = theta_index(theta)
         if index is not None:
             return np.array(self._open(f"counts-{rule}.npy")[index])
+        between = count_between(rule, theta, self._open)
+        if between is not None:
+            return between
         counted = np.zeros((len(self.seeds), self.d_sae), np.uint8 if self.n_comparisons < 256 else np.uint16)
         for member, of_member in enumerate(counted):
             of_member[:] = self.reached(rule, theta, member).sum(1, dtype=counted.dtype).reshape(-1)[: self.d_sae]
@@ -304,6 +308,12 @@ class FeatureIndex:
         return {}
 
     def _read(self, name: str) -> np.ndarray:
+        if name.endswith(".bin"):
+            return (
+                np.frombuffer(self._map(name), np.uint8)
+                if (self._folder / name).stat().st_size
+                else np.zeros(0, np.uint8)
+            )
         with open(self._folder / name, "rb") as file:
             version = np.lib.format.read_magic(file)
             if version != (1, 0):

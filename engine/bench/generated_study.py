@@ -42,6 +42,7 @@ from seedscope.engine.bench.generated_spans import (
     add_span_tables,
 )
 from seedscope.engine.bench.generated_texts import N_TOKENS, TokenVocabulary, token_vocabulary, zipf
+from seedscope.engine.bench.publishing import TimedWriter
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.schema import NO_MATCH, RULE_COLUMN, SCHEMA_VERSION, TRIGGERS
 from seedscope.engine.contract.stability import EPSILON, THETA, buckets, count_on_grid
@@ -96,7 +97,7 @@ def generated_study(root: Path, size: StudySize, *, report: Report = lambda done
         return folder / present.name
     vocabulary = token_vocabulary()
     sample = MapSample.draw(size.n_members, block_size(0, size.d_sae))
-    with Writer(folder) as writer:
+    with TimedWriter(folder) as writer:
         _add_frame(writer, size, vocabulary)
         stream = zipf(np.random.default_rng(0), (N_DOCUMENTS * DOCUMENT,), N_TOKENS).astype(np.int32)
         for member in range(size.n_members):

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from seedscope.engine.bench import assignment, geometry, harvest, live, pages, products, serve, training
+from seedscope.engine.bench import assignment, geometry, harvest, live, match_memory, pages, products, serve, training
 from seedscope.engine.bench.generated_study import StudySize
 from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.files import write_whole
@@ -56,11 +56,13 @@ def machine() -> Machine:
 
 
 def match_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
-    """Matching: products, one-to-one assignment, live queries, and theta moved on the pages."""
+    """Matching: products, one-to-one assignment, live queries, theta moved on the pages, and memory by members."""
     yield from products.lines()
     yield from assignment.lines(full=full)
     yield from live.lines()
     yield from pages.lines(report=report)
+    if full:
+        yield from match_memory.lines()
 
 
 def harvest_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:

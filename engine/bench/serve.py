@@ -18,6 +18,7 @@ from seedscope.engine.bench.generated_study import StudySize, generated_study
 from seedscope.engine.bench.generated_texts import token_vocabulary
 from seedscope.engine.bench.load import Load, Plan, ask_load
 from seedscope.engine.bench.peer_datasette import DATASETTE, datasette_lines
+from seedscope.engine.bench.publishing import publishing_lines
 from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.bench.requests import Requests
 
@@ -70,6 +71,7 @@ def lines(
     root.mkdir(parents=True, exist_ok=True)
     store = generated_study(root, size, report=report)
     of_size = f"{size.n_members} x {size.d_sae:,}"
+    yield from publishing_lines(store, of_size)
     requests = Requests(size, token_vocabulary())
     began = time.perf_counter()
     with Dashboard(root, workers=workers) as dashboard:

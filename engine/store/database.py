@@ -23,7 +23,7 @@ from seedscope.engine.contract.tables.features import Ablation, Feature, NullMat
 from seedscope.engine.contract.tables.study import Ensemble, Member
 
 BATCH_ROWS = 65_536
-MEMORY_LIMIT = "4GB"  # of what DuckDB holds before it writes to the file
+MEMORY_LIMIT = "1500MB"  # of what DuckDB holds before it writes to the file
 HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks
 # List columns with one entry per comparison.
 _OF_COMPARISONS: dict[type, tuple[str, ...]] = {Feature: tuple(schema.RULE_COLUMN.values()), NullMatch: ("cosines",)}
@@ -154,9 +154,10 @@ class StoreReader:
     def __init__(self, path: Path) -> None:
         try:
             self._connection = duckdb.connect(str(path), read_only=True, config=READ_ONLY)
-            schema_version, n_bytes = self._connection.sql(
-                "SELECT schema_version, (SELECT block_size * total_blocks FROM pragma_database_size()) FROM Study"
+            schema_version, self._block_bytes, n_blocks = self._connection.sql(
+                "SELECT schema_version, block_size, total_blocks FROM Study, pragma_database_size()"
             ).fetchall()[0]
+            n_bytes = self._block_bytes * n_blocks
             if path.stat().st_size < HEADERS + n_bytes:
                 raise EOFError  # DuckDB itself would fail only when it reads a block that is missing
         except (duckdb.Error, IndexError, EOFError):
@@ -188,6 +189,15 @@ class StoreReader:
         order = ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
         sql = f"SELECT {selected} FROM {table.__name__} WHERE {' AND '.join(conditions)} ORDER BY {order}"
         return self._connection.sql(sql, params=parameters).to_arrow_table()
+
+    def table_bytes(self) -> dict[str, int]:
+        """{table: bytes of the blocks that hold its columns}; a block that two columns share counts once."""
+        sizes = {}
+        for table in schema.TABLES:
+            sql = f"SELECT count(DISTINCT block_id) FROM pragma_storage_info('{table.__name__}') WHERE persistent"
+            ((n_blocks,),) = self._connection.sql(sql).fetchall()
+            sizes[table.__name__] = n_blocks * self._block_bytes
+        return sizes
 
     def rows(self, table: type, **where: Any) -> list[Any]:
         """Rows as instances of the table's dataclass; `where` as in `table`. For tables that fit into memory as Python objects."""

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from seedscope.engine.contract.duckdb_settings import READ_ONLY
 from seedscope.engine.contract.environment import INDEX_FOLDER
 from seedscope.engine.contract.index import layout
+from seedscope.engine.contract.index.cells import CellWriter
 from seedscope.engine.contract.index.rows import row_numbers
 from seedscope.engine.contract.index.sampling import SAMPLE_ORDER
 from seedscope.engine.contract.schema import N_THETAS, NO_MATCH, RULE_COLUMN, TRIGGERS
@@ -29,6 +30,7 @@ from seedscope.engine.contract.stability import grid_cells
 
 _HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks
 _BATCH = 262_144  # rows of a statement that are held at once
+_MEMORY_LIMIT = "1GB"
 Report = Callable[[int, int], None]
 
 
@@ -61,7 +63,7 @@ def build_index(store: Path, folder: Path | None = None, report: Report = lambda
     unfinished = folder.with_name(f"{folder.name}-{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    connection = duckdb.connect(str(store), read_only=True, config=READ_ONLY)
+    connection = _opened(store)
     try:
         frames = _frames(connection)
         total, done = sum(len(frame.seeds) for frame in frames), 0
@@ -118,6 +120,14 @@ def is_usable(folder: Path, store: Path) -> bool:
         return bool(json.loads((folder / layout.ABOUT).read_text()) == _stamp(store))
     except (OSError, ValueError):
         return False
+
+
+def _opened(store: Path) -> duckdb.DuckDBPyConnection:
+    """A connection that keeps few blocks in memory: each is read once. A process that has the store open keeps its own settings."""
+    try:
+        return duckdb.connect(str(store), read_only=True, config={"memory_limit": _MEMORY_LIMIT} | READ_ONLY)
+    except duckdb.ConnectionException:
+        return duckdb.connect(str(store), read_only=True, config=READ_ONLY)
 
 
 def _stamp(store: Path) -> dict[str, object]:
@@ -242,15 +252,19 @@ class _Cosines:
                 for rule in rules
                 if rule != "argmax"
             }
+        self._cells = CellWriter(here, rules)
 
     def add(self, member: int, rows: pa.Table) -> None:
         """The cosines of a member's features."""
         n, d = self._frame.n_comparisons, self._frame.d_sae
+        cosines = {rule: _matrix(rows[RULE_COLUMN[rule]], n) for rule in self._rules}
+        cells = {rule: grid_cells(of_rule) for rule, of_rule in cosines.items()}
+        if cosines:
+            self._cells.add(cosines, cells)
         argmax: np.ndarray | None = None
         for rule in self._rules:
-            cosines = _matrix(rows[RULE_COLUMN[rule]], n)
-            self._counts[rule][:, member * d : (member + 1) * d] = _counts(cosines)
-            tiled = _tiled(cosines)
+            self._counts[rule][:, member * d : (member + 1) * d] = _counts(cells[rule])
+            tiled = _tiled(cosines[rule])
             argmax = tiled if rule == "argmax" else argmax
             if rule in self._masks and argmax is not None:
                 taken = tiled == argmax
@@ -266,6 +280,7 @@ class _Cosines:
 
     def close(self) -> None:
         """Keep one form of each rule's cosines."""
+        self._cells.close()
         for rule in self._rules:
             mask = self._here / f"mask-{rule}.npy"
             if rule in self._masks:
@@ -294,11 +309,10 @@ def _matrix(column: pa.ChunkedArray, n: int) -> np.ndarray:
     return matrix
 
 
-def _counts(cosines: np.ndarray) -> np.ndarray:
-    """(N_THETAS, rows): how many of a row's cosines reach each theta of the grid."""
-    n_rows = len(cosines)
-    keys = grid_cells(cosines)  # thetas that each reaches
-    keys += np.arange(n_rows, dtype=keys.dtype)[:, None] * (N_THETAS + 1)
+def _counts(cells: np.ndarray) -> np.ndarray:
+    """(N_THETAS, rows): how many of a row's cosines reach each theta of the grid; of how many thetas each reaches."""
+    n_rows = len(cells)
+    keys = cells + np.arange(n_rows, dtype=cells.dtype)[:, None] * (N_THETAS + 1)
     exactly = np.bincount(keys.ravel(), minlength=n_rows * (N_THETAS + 1)).reshape(n_rows, N_THETAS + 1)
     return np.ascontiguousarray(exactly[:, ::-1].cumsum(1)[:, ::-1][:, 1:].T)
 
@@ -411,7 +425,7 @@ def _write_null(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Path
         sql = "SELECT cosines FROM NullMatch WHERE ensemble = ? AND kind = ? ORDER BY seed, feature"
         rows = connection.sql(sql, params=[frame.ensemble, kind]).to_arrow_table()
         cosines = _matrix(rows["cosines"], n)
-        by_theta = _counts(cosines)
+        by_theta = _counts(grid_cells(cosines))
         for theta in range(N_THETAS):
             counts[i, theta] = np.bincount(by_theta[theta], minlength=n + 1)
         np.save(here / f"null-cosines-{kind}.npy", np.ascontiguousarray(cosines.T))

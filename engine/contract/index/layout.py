@@ -15,6 +15,7 @@ store's sort keys. Every array has one entry per row unless it says otherwise.
 | `trigger_code.npy`, `trigger_class.npy` | index into schema.TRIGGERS, 255 for none; the second, of features that fire alone |
 | `counts-RULE.npy` | (101, rows): comparisons whose cosine reaches theta = 0.00, 0.01 .. 1.00 |
 | `cosines-RULE.npy`, `mask-RULE.npy` | (members, tiles, comparisons, TILE); a bit each where all are argmax's or NO_MATCH |
+| `cells-RULE.bin`, `cells-offsets-RULE.npy`, `cells-same-RULE.bin` | cosines by cell of theta's grid: `cells` |
 | `order-COLUMN-DIRECTION.npy` | rows sorted by a column, None last, then by row |
 | `texts.arrow` | per member one record batch: explanation, explainer, trigger's text, top tokens and their firings |
 | `token-offsets.npy`, `token-rows.npy`, `token-firings.npy` | rows that have a token among their top tokens, token by token |
@@ -29,7 +30,7 @@ from pathlib import Path
 from seedscope.engine.contract.schema import Column, columns
 from seedscope.engine.contract.tables.features import Feature
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 ABOUT = "about.json"
 # Features whose cosines lie together, comparison by comparison: the 95 cosines of one feature lie on 24 pages, and those of a
 # member are still compared with theta at the rate of memory. Features that fill the last tile up have cosine NaN.
