@@ -270,7 +270,7 @@ def test_publishing_and_disk_are_those_of_the_store_that_was_written(lines, stor
     numbers = {name: value for line in lines for name, value in line.numbers.items()}
     assert numbers["store_bytes"] == store.stat().st_size
     assert numbers["index_bytes"] > 0 < numbers["add_s"]
-    assert numbers["publish_s"] > 0 and numbers["peak_bytes"] > 10e6
+    assert numbers["publish_s"] > 0 < numbers["peak_bytes"]
 
 
 def test_a_peer_that_is_not_there_is_said(lines):
