@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -117,6 +117,7 @@ def _macros() -> dict[str, Any]:
 
 # As globals: what a child template imports at its top is unknown when one of its blocks is rendered alone.
 templates.globals |= _macros()
+_FURNITURE = ("nav_", "figure_")  # beginnings of names of fields that only pages need
 _SHELL = templates.get_template("macros/shell.html").make_module(dict(templates.globals), shared=True)
 
 
@@ -207,23 +208,31 @@ def as_json(context: "DataclassInstance | dict[str, Any]", request: Request | No
     Where a member of the ensemble has another recipe than the others, `recipe_differs` says what numbers mean then; of
     transcoders `directions` says what was matched.
     """
-    values = context if isinstance(context, dict) else asdict(context)
+    shown = _shown(context)
     if differs := request and _differs(request):
-        values = values | {"recipe_differs": differs.remark}
+        shown["recipe_differs"] = differs.remark
     if directed := request and _directed(request):
-        values = values | {"directions": directed.directions}
-        values |= {"undefined": directed.undefined} if directed.undefined else {}
-    shown = _without_furniture(values)
+        shown["directions"] = directed.directions
+        shown |= {"undefined": directed.undefined} if directed.undefined else {}
     headers = {"Cache-Control": "no-cache"} | (etag(request, 200) if request else {})
     return JSONResponse(shown, headers=headers)
 
 
-def _without_furniture(values: Any) -> Any:
-    """Values without the fields that only pages need, at every depth: a page may hold whole other pages."""
+def _shown(values: Any) -> Any:
+    """Values as JSON has them, without the fields that only pages need, at every depth: a page may hold whole other pages.
+
+    `dataclasses.asdict` copies every number; that took a third of a table's answer.
+    """
+    if isinstance(values, str | int | float | None):
+        return values
     if isinstance(values, dict):
-        furniture = ("nav_", "figure_")
-        return {k: _without_furniture(v) for k, v in values.items() if not str(k).startswith(furniture)}
-    return [_without_furniture(each) for each in values] if isinstance(values, list) else values
+        return {name: _shown(value) for name, value in values.items() if not str(name).startswith(_FURNITURE)}
+    if isinstance(values, list | tuple):
+        return [_shown(value) for value in values]
+    if is_dataclass(values):
+        names = (field.name for field in fields(values) if not field.name.startswith(_FURNITURE))
+        return {name: _shown(getattr(values, name)) for name in names}
+    return values
 
 
 def download(request: Request, table: pa.Table, name: str, *, about: dict[str, Any] | None = None) -> Response:
