@@ -45,9 +45,9 @@
   const showTab = () => { const tab = document.querySelector(".tabs [aria-current]"); if (tab) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 40; };
   document.addEventListener("DOMContentLoaded", showTab);
 
-  // What scrolls sideways inside the page can be reached and scrolled with the keyboard.
+  // What scrolls inside the page can be reached and scrolled with the keyboard.
   const reachScrolled = () => document.querySelectorAll(".scroll, .tabs, .formula, pre").forEach((node) => {
-    if (node.scrollWidth > node.clientWidth) node.tabIndex = 0;
+    if (node.scrollWidth > node.clientWidth || node.scrollHeight > node.clientHeight) node.tabIndex = 0;
     else node.removeAttribute("tabindex");
   });
   ["DOMContentLoaded", "htmx:afterSettle", "toggle"].forEach((name) => document.addEventListener(name, reachScrolled, true));
