@@ -54,6 +54,16 @@ class Dashboard:
             answer.read()
         return time.perf_counter() - began
 
+    def download(self, path: str) -> tuple[float, float, int]:
+        """(seconds to the first byte, to the last, bytes) of an answer that is not kept; raises HTTPError for anything but 200."""
+        began, n_bytes = time.perf_counter(), 0
+        with urllib.request.urlopen(f"http://{self.host}:{self.port}{path}", timeout=300) as answer:
+            n_bytes += len(answer.read(1))
+            first_s = time.perf_counter() - began
+            while block := answer.read(1 << 20):
+                n_bytes += len(block)
+        return first_s, time.perf_counter() - began, n_bytes
+
     def memory(self) -> list[ProcessMemory]:
         """Of the server's process and of all that it started, the server first; empty where there is no /proc."""
         return process_memory(self._process.pid)

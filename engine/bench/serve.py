@@ -20,7 +20,7 @@ from seedscope.engine.bench.load import Load, Plan, ask_load
 from seedscope.engine.bench.peer_datasette import DATASETTE, datasette_lines
 from seedscope.engine.bench.publishing import publishing_lines
 from seedscope.engine.bench.report import BenchLine, interleaved
-from seedscope.engine.bench.requests import Requests
+from seedscope.engine.bench.requests import BASE, Requests
 
 _GOALS_S = {  # p50 of pages asked for alone; None: part of another line's goal
     "table": 0.03, "table, deep": 0.03, "word search": 0.06, "token search": 0.06, "feature": 0.04, "feature in a filter": 0.04,
@@ -93,6 +93,8 @@ def lines(
             yield _with_people(dashboard, requests, kind, of_size, floor, effort)
         yield _saturated(dashboard, requests, of_size, floor, effort)
         yield _memory(dashboard, of_size)
+        for kind in ("csv", "parquet"):
+            yield _download(dashboard, kind, of_size)
         for kind, load in weights.items():
             yield _weight(kind, load, of_size)
         if peer == DATASETTE:
@@ -196,6 +198,16 @@ def _memory(dashboard: Dashboard, of_size: str) -> BenchLine:
     }
     figure = f"{numbers['largest_resident_bytes'] / 1e6:.0f} MB"
     return BenchLine(work, None, goal="600 MB a process", remark=f"each: {said}", figure=figure, numbers=numbers)
+
+
+def _download(dashboard: Dashboard, kind: str, of_size: str) -> BenchLine:
+    """All features as one file."""
+    first_s, whole_s, n_bytes = dashboard.download(f"{BASE}/features.{kind}")
+    anonymous = [each.anonymous for each in dashboard.memory()]
+    most = f"; {max(anonymous) / 1e6:.0f} MB anonymous then" if anonymous else ""
+    remark = f"first byte {1000 * first_s:.0f} ms, {n_bytes / 1e6:.0f} MB{most}"
+    numbers = {"first_byte_s": first_s, "downloaded_bytes": float(n_bytes)}
+    return BenchLine(f"download of all features as {kind}, {of_size}", whole_s, remark=remark, numbers=numbers)
 
 
 def _weight(kind: str, load: Load, of_size: str) -> BenchLine:
