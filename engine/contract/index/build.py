@@ -3,11 +3,10 @@
 import atexit
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,16 +15,15 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.lib.format import open_memmap
 from numpy.typing import ArrayLike
 
 from seedscope.engine.contract.duckdb_settings import READ_ONLY
 from seedscope.engine.contract.environment import INDEX_FOLDER
 from seedscope.engine.contract.index import layout
-from seedscope.engine.contract.index.cells import CellWriter
+from seedscope.engine.contract.index.cosines import CosineWriter, counts_on_grid, give_back, matrix, new_array
 from seedscope.engine.contract.index.rows import row_numbers
 from seedscope.engine.contract.index.sampling import SAMPLE_ORDER
-from seedscope.engine.contract.schema import N_THETAS, NO_MATCH, RULE_COLUMN, TRIGGERS
+from seedscope.engine.contract.schema import N_THETAS, RULE_COLUMN, TRIGGERS
 from seedscope.engine.contract.stability import grid_cells
 
 _HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks
@@ -82,6 +80,9 @@ def build_index(store: Path, folder: Path | None = None, report: Report = lambda
         (unfinished / layout.ABOUT).write_text(json.dumps(_stamp(store)))
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.replace(folder)
+        for former in folder.parent.glob(f"{folder.stem}.index*"):  # of other layouts: gigabytes that nobody reads
+            if former != folder == layout.index_folder(store) and former.suffix != ".tmp":
+                shutil.rmtree(former, ignore_errors=True)
     finally:
         connection.close()
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -150,32 +151,18 @@ def _frames(connection: duckdb.DuckDBPyConnection) -> list[_Frame]:
     return frames
 
 
-def _array(path: Path, shape: tuple[int, ...], kind: Any) -> np.ndarray:
-    """A new array in a file; NumPy cannot map one without entries."""
-    if not np.prod(shape):
-        np.save(path, np.zeros(shape, kind))
-        return np.zeros(shape, kind)
-    return open_memmap(path, "w+", kind, shape)
-
-
-def _give_back(arrays: Sequence[np.ndarray]) -> None:
-    """Give the pages of written files back to the system: they would count as this process's memory until the end, 8 GB of it."""
-    for array in arrays:
-        mapped = getattr(array, "_mmap", None)
-        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
-
-
 def _write_members(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Path) -> Iterator[int]:
     """Columns, cosines, counts, texts and the tokens' rows; yields the seed of every member that is written."""
     rules = _rules(connection, frame)
     numbers = {
-        name: _array(here / f"{name}.npy", (frame.n_rows,), _dtype(connection, name))
+        name: new_array(here / f"{name}.npy", (frame.n_rows,), _dtype(connection, name))
         for name in layout.scalar_columns()
     }
-    status = _array(here / "status.npy", (frame.n_rows,), np.uint8)
-    trigger, of_firing = (_array(here / f"trigger_{name}.npy", (frame.n_rows,), np.uint8) for name in ("code", "class"))
-    cosines = _Cosines(frame, here, rules)
+    status = new_array(here / "status.npy", (frame.n_rows,), np.uint8)
+    trigger, of_firing = (
+        new_array(here / f"trigger_{name}.npy", (frame.n_rows,), np.uint8) for name in ("code", "class")
+    )
+    cosines = CosineWriter(here, len(frame.seeds), frame.d_sae, frame.n_comparisons, rules)
     lists = ", ".join(RULE_COLUMN[rule] for rule in rules)
     names = ["feature", "dead", "trigger", *numbers, *layout.TEXT_COLUMNS] + ([lists] if lists else [])
     sql = f"SELECT {', '.join(names)} FROM Feature WHERE ensemble = ? AND seed = ? ORDER BY feature"
@@ -194,7 +181,7 @@ def _write_members(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: P
             batch = rows.select(list(layout.TEXT_COLUMNS)).combine_chunks()
             texts = texts or pa.ipc.new_file(file, batch.schema)
             texts.write_table(batch)
-            _give_back([*numbers.values(), status, trigger, of_firing, *cosines.arrays()])
+            give_back([*numbers.values(), status, trigger, of_firing, *cosines.arrays()])
             yield seed
         if texts:
             texts.close()
@@ -234,89 +221,6 @@ def _rules(connection: duckdb.DuckDBPyConnection, frame: _Frame) -> list[str]:
     return [rule for rule, n in zip(RULE_COLUMN, counts, strict=True) if n]
 
 
-class _Cosines:
-    """Cosines and counts of every rule, written member by member."""
-
-    def __init__(self, frame: _Frame, here: Path, rules: Sequence[str]) -> None:
-        self._frame, self._here, self._rules = frame, here, rules
-        n, members, tiles = frame.n_comparisons, len(frame.seeds), layout.n_tiles(frame.d_sae)
-        kind = np.uint8 if n < 256 else np.uint16
-        self._counts = {rule: _array(here / f"counts-{rule}.npy", (N_THETAS, frame.n_rows), kind) for rule in rules}
-        self._cosines = {
-            rule: _array(here / f"cosines-{rule}.npy", (members, tiles, n, layout.TILE), np.float32) for rule in rules
-        }
-        self._masks: dict[str, np.ndarray] = {}
-        if "argmax" in rules:  # a rule that turns out to leave argmax's cosines or NO_MATCH keeps a bit for each
-            self._masks = {
-                rule: _array(here / f"mask-{rule}.npy", (members, tiles, n, layout.TILE // 8), np.uint8)
-                for rule in rules
-                if rule != "argmax"
-            }
-        self._cells = CellWriter(here, rules)
-
-    def add(self, member: int, rows: pa.Table) -> None:
-        """The cosines of a member's features."""
-        n, d = self._frame.n_comparisons, self._frame.d_sae
-        cosines = {rule: _matrix(rows[RULE_COLUMN[rule]], n) for rule in self._rules}
-        cells = {rule: grid_cells(of_rule) for rule, of_rule in cosines.items()}
-        if cosines:
-            self._cells.add(cosines, cells)
-        argmax: np.ndarray | None = None
-        for rule in self._rules:
-            self._counts[rule][:, member * d : (member + 1) * d] = _counts(cells[rule])
-            tiled = _tiled(cosines[rule])
-            argmax = tiled if rule == "argmax" else argmax
-            if rule in self._masks and argmax is not None:
-                taken = tiled == argmax
-                if (taken | (tiled == np.float32(NO_MATCH)) | np.isnan(tiled)).all():
-                    self._masks[rule][member] = np.packbits(taken, axis=-1, bitorder="little")
-                else:
-                    del self._masks[rule]
-            self._cosines[rule][member] = tiled
-
-    def arrays(self) -> list[np.ndarray]:
-        """All that are written."""
-        return [*self._counts.values(), *self._cosines.values(), *self._masks.values()]
-
-    def close(self) -> None:
-        """Keep one form of each rule's cosines."""
-        self._cells.close()
-        for rule in self._rules:
-            mask = self._here / f"mask-{rule}.npy"
-            if rule in self._masks:
-                (self._here / f"cosines-{rule}.npy").unlink()
-            else:
-                mask.unlink(missing_ok=True)
-
-
-def _tiled(cosines: np.ndarray) -> np.ndarray:
-    """(tiles, comparisons, TILE) of (features, comparisons), filled up with NaN."""
-    d, n = cosines.shape
-    full = np.full((layout.n_tiles(d) * layout.TILE, n), np.nan, np.float32)
-    full[:d] = cosines
-    return full.reshape(-1, layout.TILE, n).transpose(0, 2, 1)
-
-
-def _matrix(column: pa.ChunkedArray, n: int) -> np.ndarray:
-    """(rows, n) of a list column; NaN, which reaches no theta, where a row has no list."""
-    lists = column.combine_chunks()
-    flat: np.ndarray = lists.flatten().to_numpy()
-    if len(flat) == len(lists) * n:
-        return flat.reshape(len(lists), n)
-    matrix = np.full((len(lists), n), np.nan, np.float32)
-    lengths = np.diff(lists.offsets.to_numpy())
-    matrix[lengths == n] = flat.reshape(-1, n)
-    return matrix
-
-
-def _counts(cells: np.ndarray) -> np.ndarray:
-    """(N_THETAS, rows): how many of a row's cosines reach each theta of the grid; of how many thetas each reaches."""
-    n_rows = len(cells)
-    keys = cells + np.arange(n_rows, dtype=cells.dtype)[:, None] * (N_THETAS + 1)
-    exactly = np.bincount(keys.ravel(), minlength=n_rows * (N_THETAS + 1)).reshape(n_rows, N_THETAS + 1)
-    return np.ascontiguousarray(exactly[:, ::-1].cumsum(1)[:, ::-1][:, 1:].T)
-
-
 def _write_tokens(frame: _Frame, here: Path) -> None:
     """Rows by token, from the texts written before: counted first, then put in place member by member."""
     with pa.memory_map(str(here / layout.TEXTS)) as file:
@@ -331,8 +235,8 @@ def _write_tokens(frame: _Frame, here: Path) -> None:
             totals += np.bincount(ids[ids >= 0], minlength=n_tokens)
         offsets = np.concatenate([[0], totals.cumsum()])
         np.save(here / "token-offsets.npy", offsets)
-        rows = _array(here / "token-rows.npy", (int(offsets[-1]),), np.uint32)
-        firings = _array(here / "token-firings.npy", (int(offsets[-1]),), np.int64)
+        rows = new_array(here / "token-rows.npy", (int(offsets[-1]),), np.uint32)
+        firings = new_array(here / "token-firings.npy", (int(offsets[-1]),), np.int64)
         at = offsets[:-1].copy()
         for member in range(reader.num_record_batches):
             batch = reader.get_batch(member)
@@ -364,7 +268,7 @@ def _write_orders(frame: _Frame, here: Path) -> None:
 def _write_words(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Path) -> None:
     """Rows by word; the table is sorted by it."""
     ((n,),) = connection.execute("SELECT count(*) FROM Word WHERE ensemble = ?", [frame.ensemble]).fetchall()
-    rows = _array(here / "word-rows.npy", (n,), np.uint32)
+    rows = new_array(here / "word-rows.npy", (n,), np.uint32)
     sql = "SELECT word, seed, feature FROM Word WHERE ensemble = ? ORDER BY word, seed, feature"
     texts: list[str] = []
     ends: list[np.ndarray] = []
@@ -386,7 +290,7 @@ def _write_words(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Pat
 def _write_random_order(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Path) -> None:
     """All rows in the order of fixed samples."""
     sql = f"SELECT seed, feature FROM Feature WHERE ensemble = $ensemble ORDER BY {SAMPLE_ORDER}"
-    order = _array(here / "order-random.npy", (frame.n_rows,), _row_type(frame))
+    order = new_array(here / "order-random.npy", (frame.n_rows,), _row_type(frame))
     at = 0
     for batch in connection.sql(sql, params={"ensemble": frame.ensemble}).to_arrow_reader(_BATCH):
         order[at : at + len(batch)] = frame.rows("Feature", batch.column(0), batch.column(1))
@@ -424,8 +328,8 @@ def _write_null(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Path
     for i, kind in enumerate(kinds):
         sql = "SELECT cosines FROM NullMatch WHERE ensemble = ? AND kind = ? ORDER BY seed, feature"
         rows = connection.sql(sql, params=[frame.ensemble, kind]).to_arrow_table()
-        cosines = _matrix(rows["cosines"], n)
-        by_theta = _counts(grid_cells(cosines))
+        cosines = matrix(rows["cosines"], n)
+        by_theta = counts_on_grid(grid_cells(cosines))
         for theta in range(N_THETAS):
             counts[i, theta] = np.bincount(by_theta[theta], minlength=n + 1)
         np.save(here / f"null-cosines-{kind}.npy", np.ascontiguousarray(cosines.T))

@@ -72,6 +72,8 @@ def copy_without_index(path: Path, folder: Path) -> Path:
 
 def test_a_lacking_index_is_made_once_by_another_process(store, tmp_path, monkeypatch):
     path = copy_without_index(store.path, tmp_path / "own")
+    former = path.with_suffix(".index1")  # of a layout that is not read any more
+    former.mkdir()
     begun = []
     run = subprocess.run
     monkeypatch.setattr(opening.subprocess, "run", lambda *args, **more: begun.append(args) or run(*args, **more))
@@ -80,6 +82,7 @@ def test_a_lacking_index_is_made_once_by_another_process(store, tmp_path, monkey
     assert folders == {index_folder(path)}
     assert len(begun) == 1
     assert (index_folder(path) / "about.json").exists()
+    assert not former.exists()
 
 
 def test_an_index_that_cannot_be_made_says_why(tmp_path):
