@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from seedscope.app import render
 from seedscope.app.freshness import NotModified
@@ -170,4 +171,18 @@ def _without_answer(request: Request, says: str, *, again: bool, status: int = 5
 def _http_error(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     problem = {"name": "address", "found": request.url.path, "expected": "a page that the studies link to"}
-    return _refuse(request, error.status_code, phrase, [problem])
+    response = _refuse(request, error.status_code, phrase, [problem])
+    response.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(_methods_of(request))
+    return response
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What an address takes; by itself Starlette names those of the first of several routes that share an address."""
+
+    def takes(method: str) -> bool:
+        scope = dict(request.scope) | {"method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return list(filter(takes, ("GET", "HEAD", "POST")))

@@ -14,6 +14,7 @@ from seedscope.app.error_pages import add_error_pages
 from seedscope.app.jobs.queue import Jobs
 from seedscope.app.live import LiveEngine
 from seedscope.app.metrics import add_metrics
+from seedscope.app.openapi import DescribedApp
 from seedscope.app.parameters import refuse_unknown
 from seedscope.app.routes.routers import AT_ONCE, LIVE, ROUTERS
 from seedscope.app.security import Guard
@@ -48,7 +49,9 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
         app.state.jobs.close()
         live.close()
 
-    app = FastAPI(title="SeedScope", docs_url=None, redoc_url=None, lifespan=until_stopped)
+    app = DescribedApp(
+        title="SeedScope", docs_url=None, redoc_url=None, lifespan=until_stopped, needs_token=settings.token is not None
+    )
     app.state.studies = Studies(settings.root)
     app.state.live = live
     app.state.turns = AllTurns(settings.workers)
@@ -77,6 +80,7 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     for router in ROUTERS:
         turn = [] if router in AT_ONCE else [Depends(take_live_turn if router in LIVE else take_turn, scope="function")]
         app.include_router(router, dependencies=[Depends(refuse_unknown), *turn])
+    app.describe(ROUTERS, LIVE)
     add_error_pages(app)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=6, exclude_content_types=PACKED)
     app.add_middleware(Guard, settings=settings)

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram,
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seedscope.app.jobs.queue import Jobs
@@ -78,7 +78,7 @@ def add_metrics(app: FastAPI) -> None:
     """Measure an application's requests, and answer `/metrics`; call it when all other middleware was added."""
     metrics = Metrics(app.state.studies, app.state.jobs)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     def scraped(request: Request) -> Response:
         """Requests, their times, jobs and studies in Prometheus' text format."""
         return metrics.respond()

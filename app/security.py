@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from seedscope.app.settings import Settings
 
 COOKIE = "seedscope_token"
+READING = ("GET", "HEAD", "OPTIONS", "TRACE")  # methods that change nothing; routes refuse those that they do not take
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 # The two style elements that the pinned Plotly bundle inserts (one of them empty); a browser test fails when they change.
 PLOTLY_STYLES = (
@@ -76,7 +77,7 @@ class Guard:
                 "start with --allow-host NAME to add one\n",
                 403,
             )
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+        if scope["method"] not in READING:
             origin = headers.get("origin", "")
             site = headers.get("sec-fetch-site", "same-origin")  # browsers say it, pages cannot change it
             if origin.partition("://")[2] != host or site != "same-origin":

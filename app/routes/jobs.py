@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -24,6 +24,31 @@ SHORT_LOG = 5  # lines that a job that failed shows at once
 MOST_TRAINED = 24  # trainings that a job's page shows
 
 JobId = Annotated[str, Path(pattern=f"^{ID_PATTERN}$", description="job id")]
+# For the OpenAPI description; what is refused is described by `app.openapi`.
+TAKEN: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The job as a part of a page, for htmx",
+        "content": {"text/html": {"schema": {"type": "string"}}},
+    },
+    202: {
+        "description": "The job, for clients that send or ask for JSON",
+        "content": {JSON: {"schema": {"type": "object"}}},
+    },
+    303: {"description": "To the page of all jobs"},
+}
+REFUSED: dict[int | str, dict[str, Any]] = {
+    409: {"description": "Another job of the study is under way"},
+    413: {"description": "A request too long"},
+    415: {"description": "Neither a form nor JSON"},
+    429: {"description": "Too many jobs wait"},
+}
+FIELDS = {
+    "type": "object",
+    "required": ["kind", "study"],
+    "properties": {"kind": {"type": "string"}, "study": {"type": "string"}},
+    "additionalProperties": {"type": "string"},
+}
+SENT = {"requestBody": {"required": True, "content": {kind: {"schema": FIELDS} for kind in (FORM, JSON)}}}
 
 
 @dataclass(frozen=True)
@@ -93,7 +118,7 @@ async def _sent(request: Request) -> dict[str, str]:
     return fields
 
 
-@router.post("/jobs", name="start", response_class=Response)
+@router.post("/jobs", name="start", response_class=Response, responses=TAKEN | REFUSED, openapi_extra=SENT)
 def start(request: Request, sent: Annotated[dict[str, str], Depends(_sent)]) -> Response:
     """Start a job: fields `kind` and `study`, and the kind's own; answers with the one that is already under way, if any."""
     fields, known = dict(sent), _studies(request)
@@ -107,7 +132,7 @@ def start(request: Request, sent: Annotated[dict[str, str], Depends(_sent)]) -> 
     return _answer(request, _jobs(request).start(kind, study, fields))
 
 
-@router.post("/jobs/{id}/cancel", name="cancel", response_class=Response)
+@router.post("/jobs/{id}/cancel", name="cancel", response_class=Response, responses=TAKEN)
 def cancel(request: Request, id: JobId) -> Response:
     """Cancel a job; one that has ended stays as it is."""
     try:

@@ -1,6 +1,7 @@
 """Which names studies and ensembles may have: those that can be a part of a page's address. Standard library only."""
 
 import re
+from pathlib import PurePosixPath
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 
@@ -28,6 +29,16 @@ def name_problem(name: str, *, exists: bool = False) -> str | None:
     if name.endswith(PAGE_SUFFIXES):
         return f"expected a name that does not end in {', '.join(PAGE_SUFFIXES)}: these are other forms of a page"
     return None
+
+
+def inside(path: str) -> PurePosixPath:
+    """A relative path that stays in its folder; raises ValueError for any other."""
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts or not relative.parts or not path.isprintable():
+        raise ValueError(
+            f"{path!r:.200} leads out of its folder, expected a path within it; the study or export was tampered with"
+        )
+    return relative
 
 
 def words(text: str) -> set[str]:

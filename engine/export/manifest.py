@@ -13,13 +13,15 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.names import inside
 from seedscope.engine.contract.schema import SCHEMA_VERSION
 from seedscope.engine.contract.tables.study import Ensemble
-from seedscope.engine.export.open_study import Opened, SaeFile, inside
+from seedscope.engine.export.open_study import Opened, SaeFile
 
 FILE = "manifest.json"
 FORMAT, FORMAT_VERSION = "seedscope.export", 1
 BLOCK = 2**22  # bytes that are hashed at once
+LONGEST_LINE = 200  # characters of what a study was built from
 UNTIL_S = 10  # for git to name the commit
 
 
@@ -137,7 +139,7 @@ def read(folder: Path) -> Manifest:
         named = {name: content[name] for name in ("format", "version", "schema_version", "seedscope")}
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"found no {FILE} in {folder}, expected an export of SeedScope; {way_out}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); copy it again, or {way_out}") from None
     for name, expected in (("format", FORMAT), ("version", FORMAT_VERSION), ("schema_version", SCHEMA_VERSION)):
         if named[name] != expected:
@@ -153,14 +155,22 @@ def read(folder: Path) -> Manifest:
         raise ValueError(f"{path} is damaged ({place}: {first['msg']}); copy it again, or {way_out}") from None
     for name in manifest.files:
         inside(name)
+    if not manifest.built_from.isprintable() or len(manifest.built_from) > LONGEST_LINE:
+        raise ValueError(
+            f"{path} is damaged (built_from is {manifest.built_from[:40]!r}.., expected a line of at most {LONGEST_LINE} "
+            f"characters); copy it again, or {way_out}"
+        )
     return manifest
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raise ValueError naming the first file that is missing or does not hold what was exported."""
+    """Raise ValueError naming the first file that is missing, not a plain one in the folder, or not what was exported."""
     way_out = "copy the export again, or make it again: seedscope export STUDY DIR"
+    top = folder.resolve()
     for name, expected in manifest.files.items():
         path = folder / name
+        if not path.resolve().is_relative_to(top):
+            raise ValueError(f"{path} is a link that leads out of its folder, expected a file; {way_out}")
         if not path.is_file():
             raise ValueError(f"found no {path}, which {FILE} lists; {way_out}")
         if (size := path.stat().st_size) != expected.bytes:

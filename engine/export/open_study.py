@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from seedscope.engine.contract.names import name_problem
+from seedscope.engine.contract.names import inside, name_problem
 from seedscope.engine.contract.published import folders_with_store, published
 from seedscope.engine.contract.tables.features import Context, Feature, Match
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
@@ -63,7 +63,12 @@ class Opened:
 
     @cached_property
     def ensembles(self) -> list[Ensemble]:
-        return self.store.rows(Ensemble)
+        """All rows; raises ValueError for a name or a folder that would lead out of an export: paths are made of them."""
+        rows = self.store.rows(Ensemble)
+        for row in rows:
+            catalogue.require_name("ensemble", row.ensemble, exists=True)
+            inside(row.folder)
+        return rows
 
     @cached_property
     def members(self) -> dict[str, list[Member]]:
@@ -140,16 +145,6 @@ def read_sae(study: Path, sae_file: SaeFile) -> sae.SAE:
 def sae_file(folder: str, seed: int) -> str:
     """The path of a member's SAE within its study."""
     return f"{folder}/seed-{seed}.safetensors"
-
-
-def inside(path: str) -> PurePosixPath:
-    """A relative path that stays in its folder; raises ValueError for any other."""
-    relative = PurePosixPath(path)
-    if relative.is_absolute() or ".." in relative.parts or not relative.parts:
-        raise ValueError(
-            f"{path!r} leads out of its folder, expected a path within it; the study or export was tampered with"
-        )
-    return relative
 
 
 @contextmanager

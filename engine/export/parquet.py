@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seedscope.engine.contract import schema
+from seedscope.engine.contract.names import inside
 from seedscope.engine.contract.tables import pools, training
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Match, NullMatch, Pair
 from seedscope.engine.contract.tables.spans import SpanCurve
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
 from seedscope.engine.export.features import by_chance, comparison_columns, comparison_keys, feature_columns
-from seedscope.engine.export.open_study import FeatureBlock, Opened, inside
+from seedscope.engine.export.open_study import FeatureBlock, Opened
 from seedscope.engine.export.sweeps import sweep_rows
 from seedscope.engine.progress import Report
 from seedscope.engine.store import catalogue
@@ -57,7 +58,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     total = len(saes) + study.n_members
     for done, sae_file in enumerate(saes):
         study.read_sae(sae_file)
-        target = folder / sae_file.file
+        target = folder / inside(sae_file.file)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(study.folder / sae_file.file, target)
         report(done + 1, total)

@@ -1,41 +1,58 @@
-"""Restores a Parquet export: checks it file by file, writes its tables into a store and publishes that under the study's name."""
+"""Restores a Parquet export: checks it file by file, writes its tables into a store and publishes that under the study's name.
 
+An export may come from anywhere. Names, types, ranges, keys between tables, counts, digests and the SAEs themselves are checked
+before anything takes the study's name; what does not agree is refused whole.
+"""
+
+import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from seedscope.engine.contract import schema
-from seedscope.engine.contract.schema import RULE_COLUMN
+from seedscope.engine.contract.names import inside
+from seedscope.engine.contract.schema import RULE_COLUMN, Column
+from seedscope.engine.contract.tables import pools
 from seedscope.engine.contract.tables.features import Context, Feature, Match
 from seedscope.engine.contract.tables.study import Ensemble, Member, Study
 from seedscope.engine.export import manifest
 from seedscope.engine.export.features import COMPARISON, PARTNERS
 from seedscope.engine.export.open_study import sae_file
-from seedscope.engine.export.parquet import CONTEXTS, CURVE_TABLES, CURVES, FEATURES, MATCHES, PLAIN
+from seedscope.engine.export.parquet import CONTEXTS, CURVE_TABLES, CURVES, FEATURES, MATCHES, PLAIN, SWEEP
+from seedscope.engine.export.parquet_groups import GroupedFile, groups
 from seedscope.engine.matching.match import Matches, rule_cosine
 from seedscope.engine.progress import Report
+from seedscope.engine.saes import sae
+from seedscope.engine.saes.convention import Convention
+from seedscope.engine.saes.importers.saelens import CONFIG, RUNNER, WEIGHTS
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.database import Writer
 from seedscope.engine.store.staged import staged
-from seedscope.engine.studies.pools.record import FOLDER as POOLS
+from seedscope.engine.studies.pools.record import RECORD, SAE_FOLDER, pool_folder
+from seedscope.engine.studies.pools.record import read as read_pool
 from seedscope.engine.studies.synthetic import plan as synthetic
 
 _TABLES = {FEATURES, MATCHES, CONTEXTS, CURVES, *PLAIN.values()}
+_KEYS = ("ensemble", "seed", "feature")
+_INT, _FLOAT, _BOOL, _TEXT = (Column(kind, False, True) for kind in (int, float, bool, str))
+_OF_MATCHES = {"ensemble": _TEXT, "seed": _INT, "feature": _INT, "other_seed": _INT} | {
+    name: _BOOL if name == "mutual" else _INT if name in PARTNERS else _FLOAT for name in COMPARISON
+}
 
 
 def restore(folder: Path, root: Path, study: str | None = None, *, report: Report = lambda done, total: None) -> Path:
     """Publish a Parquet export under a root, as `study` or under the name it had; returns the store's path.
 
     Under its own name the store is the one that was exported, digest and all. Memory: one row group, the features of about
-    a member. Raises ValueError for a folder that is no such export, a file that is missing or not what was exported, and a
-    name that is taken or cannot be one; then nothing is left behind.
+    a member. Raises ValueError for a folder that is no such export, a file that is missing or not what was exported, tables
+    that contradict each other, the SAEs or the catalogue, and a name that is taken or cannot be one; then nothing is left behind.
     """
     exported = manifest.read(folder)
     if exported.kind != "parquet":
@@ -51,17 +68,22 @@ def restore(folder: Path, root: Path, study: str | None = None, *, report: Repor
     if target.exists():
         raise ValueError(f"{target} exists already; import the export under another name, or remove that study first")
     manifest.check_files(folder, exported)
-    with staged(target) as unfinished:
-        for file in exported.files:
-            if file.endswith(".safetensors") or file.startswith(f"{POOLS}/"):
-                (unfinished / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / file, unfinished / file)
-        if plan := catalogue.read(folder) if catalogue.FILE in exported.files else None:
-            catalogue.write(replace(plan, name=name), unfinished)
-        if synthetic.FILE in exported.files:
-            shutil.copyfile(folder / synthetic.FILE, unfinished / synthetic.FILE)
+    with _whole(folder), staged(target) as unfinished:
+        ensembles, members, pooled = (list(_rows(folder, table)) for table in (Ensemble, Member, pools.FeaturePool))
+        plan = catalogue.read(folder) if catalogue.FILE in exported.files else None
         with Writer(unfinished) as writer:
-            _add_tables(writer, folder, name, exported, report)
+            _copy_saes(folder, unfinished, exported, _named_saes(ensembles, members, plan))
+            _add_tables(writer, folder, name, report)
+            writer.require_consistent()
+            _require_forward(unfinished, ensembles, members)
+            for pool in pooled:
+                _copy_pool(folder, unfinished, exported, pool)
+            if plan:
+                catalogue.write(replace(plan, name=name), unfinished)
+            if synthetic.FILE in exported.files:
+                if (made := synthetic.read(folder)) is None:
+                    raise ValueError(f"found no {folder / synthetic.FILE}")
+                synthetic.write(made, unfinished)
             path = writer.publish(built_from=exported.built_from)
         if name == exported.study.study and path.name != exported.store:
             raise ValueError(
@@ -70,37 +92,174 @@ def restore(folder: Path, root: Path, study: str | None = None, *, report: Repor
     return target / path.name
 
 
-def _add_tables(writer: Writer, folder: Path, name: str, exported: manifest.Manifest, report: Report) -> None:
-    folders: dict[str, str] = {}
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Whatever contradicts itself in an export as a ValueError in one line that names the export."""
+    try:
+        yield
+    except ValueError as error:
+        text = " ".join(str(error).split())
+        if str(folder) in text:
+            raise ValueError(text) from None
+        raise ValueError(f"{folder} is no whole export: {text[:400]}; export the study again") from None
+    except (
+        pa.ArrowException,
+        LookupError,
+        TypeError,
+        OverflowError,
+        AttributeError,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder} is no whole export ({type(error).__name__}: {text[:200]}); export the study again"
+        ) from None
+
+
+def _rows(folder: Path, table: type) -> Iterator[Any]:
+    """Rows of a small table, before the store is there."""
+    for group in groups(folder / PLAIN[table], schema.columns(table)):
+        for row in group.to_pylist():
+            yield table(**row)
+
+
+def _named_saes(ensembles: list[Ensemble], members: list[Member], plan: catalogue.StudyPlan | None) -> dict[str, str]:
+    """{file of an SAE: its digest} of the store and of the catalogue; raises ValueError where they name other SAEs for one file."""
+    folders = {row.ensemble: row.folder for row in ensembles}
+    if lacks := sorted({row.ensemble for row in members} - folders.keys()):
+        raise ValueError(
+            f"table Member, column ensemble: found {lacks[0]!r:.80}, expected one of {', '.join(folders)[:200]}"
+        )
+    named = {sae_file(folders[row.ensemble], row.seed): row.sae_digest for row in members}
+    for each in plan.ensembles if plan else ():
+        for member in each.members:
+            file = sae_file(each.folder, member.seed)
+            if named.setdefault(file, member.digest) != member.digest:
+                raise ValueError(f"{catalogue.FILE} names the SAE {member.digest} for {file}, the tables {named[file]}")
+    return named
+
+
+def _copy_saes(folder: Path, unfinished: Path, exported: manifest.Manifest, saes: dict[str, str]) -> None:
+    """Copy the SAEs that are named, and no other file; raises ValueError for one that is not listed or has another digest."""
+    for file, digest in saes.items():
+        if file not in exported.files:
+            raise ValueError(
+                f"{folder / manifest.FILE} does not list {file}, an SAE of the study; export the study again"
+            )
+        target = unfinished / inside(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / file, target)
+        member, _ = sae.read(target)
+        if member.digest(0) != digest:
+            raise ValueError(f"{folder / file} has the digest {member.digest(0)}, the export says {digest:.40}")
+
+
+def _require_forward(unfinished: Path, ensembles: list[Ensemble], members: list[Member]) -> None:
+    """Raise ValueError where what the tables say of a forward pass is not that of the SAEs."""
+    of_convention = [field.name for field in fields(Convention)]
+    for row in ensembles:
+        forward = json.loads(row.convention)
+        convention = Convention(**{name: forward[name] for name in of_convention if name in forward})
+        seeds = [member.seed for member in members if member.ensemble == row.ensemble]
+        first, _ = sae.read(unfinished / sae_file(row.folder, seeds[0]))
+        for name, found, expected in (
+            ("d_in", row.d_in, first.d_in),
+            ("d_sae", row.d_sae, first.d_sae),
+            ("d_out", row.d_out, first.d_out),
+            ("convention", convention, first.convention),
+        ):
+            if found != expected:
+                raise ValueError(f"table Ensemble, column {name}: {row.ensemble} has {found}, its SAEs have {expected}")
+
+
+def _copy_pool(folder: Path, unfinished: Path, exported: manifest.Manifest, row: pools.FeaturePool) -> None:
+    """Copy the files of a pool, and no others; raises ValueError where its record is not the one that the tables name."""
+    source = pool_folder(folder, row.ensemble)
+    for path in (source / RECORD, *(source / SAE_FOLDER / name for name in (CONFIG, WEIGHTS, RUNNER))):
+        file = path.relative_to(folder).as_posix()
+        if file in exported.files:
+            (unfinished / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, unfinished / file)
+    record = read_pool(pool_folder(unfinished, row.ensemble))
+    if record is None or (record.digest, record.ensemble) != (row.sae_digest, row.ensemble):
+        raise ValueError(f"{source} is not the pool that the tables name ({row.sae_digest:.40})")
+
+
+def _add_tables(writer: Writer, folder: Path, name: str, report: Report) -> None:
     for table, file in PLAIN.items():
-        for group in _groups(folder / file):
+        for group in groups(folder / file, schema.columns(table)):
             columns = _columns(group, table)
             if table is Study:
-                columns["study"] = [name]
-            if table is Ensemble:
-                folders |= dict(zip(columns["ensemble"], columns["folder"], strict=True))
-            if table is Member:
-                wanted = zip(columns["ensemble"], columns["seed"], strict=True)
-                _require_saes([sae_file(folders[ensemble], int(seed)) for ensemble, seed in wanted], folder, exported)
+                columns["study"] = [name] * len(group)
             writer.add(table, columns)
-    for group in _groups(folder / CURVES):
+    of_curves = {"kind": _TEXT}
+    for table in CURVE_TABLES.values():
+        of_curves |= {name: column._replace(optional=True) for name, column in schema.columns(table).items()}
+    for group in groups(folder / CURVES, of_curves):
+        if unknown := sorted(set(group["kind"].to_pylist()) - {*CURVE_TABLES, SWEEP}, key=str):
+            raise ValueError(
+                f"{folder / CURVES}, column kind: found {unknown[0]!r:.80}, expected one of {', '.join(CURVE_TABLES)}"
+            )
         for kind, table in CURVE_TABLES.items():
             if len(rows := group.filter(pc.field("kind") == kind)):
                 writer.add(table, _columns(rows, table))
-    for group in _groups(folder / CONTEXTS):
-        contexts = group.drop_columns(["document"]).rename_columns({"document_id": "document"})
-        writer.add(Context, _columns(contexts, Context))
-    with pq.ParquetFile(folder / FEATURES) as features, pq.ParquetFile(folder / MATCHES) as matches:
-        for i in range(features.num_row_groups):
-            _add_features(writer, features.read_row_group(i), matches.read_row_group(i))
-            report(i + 1, features.num_row_groups)
+    of_contexts = {name: column for name, column in schema.columns(Context).items() if name != "document"}
+    for group in groups(folder / CONTEXTS, of_contexts | {"document_id": _INT}):
+        writer.add(Context, _columns(group.rename_columns({"document_id": "document"}), Context))
+    others = _other_seeds(folder)
+    own = {name: column for name, column in schema.columns(Feature).items() if name not in RULE_COLUMN.values()}
+    with GroupedFile(folder / FEATURES, own) as features, GroupedFile(folder / MATCHES, _OF_MATCHES) as matches:
+        if len(features) != len(matches):
+            raise ValueError(
+                f"{folder / MATCHES} has {len(matches)} row groups, {FEATURES} has {len(features)}: expected as many, of the same "
+                "features"
+            )
+        for i in range(len(features)):
+            of_features, of_matches = features.read(i), matches.read(i)
+            if len(of_features):
+                _require_same_features(folder / MATCHES, of_features, of_matches, others)
+                _add_features(writer, of_features, of_matches)
+            report(i + 1, len(features))
 
 
-def _require_saes(files: list[str], folder: Path, exported: manifest.Manifest) -> None:
-    if lacks := [file for file in files if file not in exported.files]:
+def _other_seeds(folder: Path) -> dict[str, dict[int, list[int]]]:
+    """{ensemble: {seed: the seeds of its comparisons, in the order of every list}}."""
+    seeds: dict[str, list[int]] = {}
+    for row in _rows(folder, Member):
+        seeds.setdefault(row.ensemble, []).append(row.seed)
+    return {
+        ensemble: {seed: [other for other in sorted(of) if other != seed] for seed in of}
+        for ensemble, of in seeds.items()
+    }
+
+
+def _require_same_features(
+    path: Path, features: pa.Table, matches: pa.Table, others: dict[str, dict[int, list[int]]]
+) -> None:
+    """Raise ValueError where the comparisons of a row group are not those of its features, in their order."""
+    of_member = [(name, features[name].unique().to_pylist()) for name in ("ensemble", "seed")]
+    if any(len(values) != 1 for _, values in of_member):
+        name, values = next((name, values) for name, values in of_member if len(values) != 1)
         raise ValueError(
-            f"{folder / manifest.FILE} does not list {lacks[0]}, an SAE of the study; export the study again"
+            f"{path.with_name(FEATURES)}, column {name}: found {values[:3]} in one row group, expected one"
         )
+    (ensemble,), (seed,) = (values for _, values in of_member)
+    seeds = others.get(ensemble, {}).get(seed)
+    if seeds is None:
+        raise ValueError(
+            f"{path.with_name(FEATURES)}, column seed: found {ensemble!r:.80}, seed {seed}, which is no member"
+        )
+    n = len(seeds)
+    expected = {name: np.repeat(features[name].to_numpy(), n) for name in _KEYS} | {
+        "other_seed": np.tile(seeds, len(features))
+    }
+    for name, values in expected.items():
+        found = matches[name].to_numpy()
+        if len(found) != len(values) or (found != values).any():
+            raise ValueError(
+                f"{path}, column {name}: not the {n} comparisons of each feature of {ensemble}, seed {seed}"
+            )
 
 
 def _add_features(writer: Writer, features: pa.Table, matches: pa.Table) -> None:
@@ -126,15 +285,6 @@ def _add_features(writer: Writer, features: pa.Table, matches: pa.Table) -> None
     keys = _columns(features, Match, {"ensemble", "seed", "feature"})
     in_match = {column: compared[name] for name, column in COMPARISON.items() if column in schema.columns(Match)}
     writer.add(Match, keys | in_match)
-
-
-def _groups(path: Path) -> Iterator[pa.Table]:
-    """The row groups of a file that hold rows."""
-    with pq.ParquetFile(path) as file:
-        for i in range(file.num_row_groups):
-            group = file.read_row_group(i)
-            if len(group):
-                yield group
 
 
 def _columns(table: pa.Table, contract: type, names: set[str] | None = None) -> dict[str, Any]:

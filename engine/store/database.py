@@ -21,6 +21,7 @@ from seedscope.engine.contract.published import PublishedStore, publish_store, p
 from seedscope.engine.contract.tables import pools, synthetic
 from seedscope.engine.contract.tables.features import Ablation, Feature, NullMatch, Pair
 from seedscope.engine.contract.tables.study import Ensemble, Member
+from seedscope.engine.store.consistency import require_consistent
 
 BATCH_ROWS = 65_536
 MEMORY_LIMIT = "1500MB"  # of what DuckDB holds before it writes to the file
@@ -110,6 +111,10 @@ class Writer:
         self._last_key[table] = max(last, self._last_key.get(table, last))
         # Not `register`: a registered table stays in memory until COMMIT, unregistered or not. Columns are taken by position.
         self._connection.from_arrow(rows.select(list(_sql_columns(table)))).insert_into(table.__name__)
+
+    def require_consistent(self) -> None:
+        """Raise ValueError where the rows that were added contradict each other: for rows that come from elsewhere."""
+        require_consistent(self._connection)
 
     def publish(self, *, built_from: str, compared: bool = True) -> Path:
         """Rename the file to `study-<digest>.duckdb` and make it the study's published store; returns its path.

@@ -197,7 +197,7 @@ def download_features(
     return render.stream(request, found.schema, found.batches, name, about=about, n=found.n)
 
 
-@router.get("/s/{study}/{ensemble}/random", name="random")
+@router.get("/s/{study}/{ensemble}/random", name="random", response_class=RedirectResponse, status_code=303)
 def random_feature(request: Request, study: StudyName, ensemble: EnsembleName) -> RedirectResponse:
     """Any feature that is not known to be dead."""
     store, row = open_ensemble(request, study, ensemble)

@@ -37,8 +37,20 @@ class WeightsPage:
     holders: list[Holder]
 
 
-@router.get("/f/{sae_digest}/{feature}", name="weights")
-@router.get("/f/{sae_digest}/{feature}.json", name="weights.json")  # registered first, or the other would swallow it
+FOUND: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Every place of it, where there are several"},
+    307: {"description": "To its only place"},
+}
+
+
+@router.get(
+    "/f/{sae_digest}/{feature}",
+    name="weights",
+    response_class=Response,
+    responses=FOUND | {200: FOUND[200] | {"content": {"text/html": {"schema": {"type": "string"}}}}},
+)
+# Registered first, or the other would swallow it.
+@router.get("/f/{sae_digest}/{feature}.json", name="weights.json", responses=FOUND)
 def weights(
     request: Request, sae_digest: SaeDigest, feature: FeatureIndex, address: Annotated[Plain, Query()]
 ) -> Response:
