@@ -14,7 +14,10 @@ from starlette.routing import Match
 from seedscope.app import render
 from seedscope.app.freshness import NotModified
 from seedscope.app.jobs.kinds import JobRefusedError
-from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError
+from seedscope.app.live.asking import ForeignError
+from seedscope.app.live.client import EngineRefusedError
+from seedscope.app.live.process import EngineBrokenError, EngineStartingError
+from seedscope.app.live.shares import GreedyError
 from seedscope.app.parameters import parameters_of
 from seedscope.app.store.errors import BadValue, NotFound, OneMember
 from seedscope.app.store.missing import Missing
@@ -68,6 +71,8 @@ def add_error_pages(app: FastAPI) -> None:
 
     answer(NotModified, _not_modified)
     answer(BusyError, _busy)
+    answer(GreedyError, _greedy)
+    answer(ForeignError, _foreign)
     answer(NotFound, _not_found)
     answer(BadValue, _bad_value)
     answer(OneMember, _one_member)
@@ -104,6 +109,21 @@ def _busy(request: Request, error: BusyError) -> Response:
     response = _refuse(request, 503, "Too many requests at once", [problem])
     response.headers["Retry-After"] = str(error.retry_s)
     return response
+
+
+def _greedy(request: Request, error: GreedyError) -> Response:
+    problem = {"name": "live engine", "found": str(error), "expected": f"fewer: ask again in {error.retry_s} s"}
+    response = _refuse(request, 429, "Too many questions from one address", [problem])
+    response.headers["Retry-After"] = str(error.retry_s)
+    return response
+
+
+def _foreign(request: Request, error: ForeignError) -> Response:
+    expected = (
+        "a page of this site, or a link that is followed: what the live engine computes is not embedded elsewhere"
+    )
+    problem = {"name": "address", "found": "a request that another site's page makes", "expected": expected}
+    return _refuse(request, 403, "Not for other sites' pages", [problem])
 
 
 def _not_found(request: Request, error: NotFound) -> Response:

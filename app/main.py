@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from anyio import CapacityLimiter, move_on_after
+from anyio.to_thread import run_sync
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import Response
@@ -12,7 +14,11 @@ from starlette.concurrency import run_in_threadpool
 from seedscope.app import render
 from seedscope.app.error_pages import add_error_pages
 from seedscope.app.jobs.queue import Jobs
-from seedscope.app.live import LiveEngine
+from seedscope.app.leaving import EndWithClient
+from seedscope.app.live.asking import take_live_turn
+from seedscope.app.live.client import LiveEngine
+from seedscope.app.live.process import EngineProcess
+from seedscope.app.live.shares import Shares
 from seedscope.app.metrics import add_metrics
 from seedscope.app.openapi import DescribedApp
 from seedscope.app.parameters import refuse_unknown
@@ -21,9 +27,10 @@ from seedscope.app.security import Guard
 from seedscope.app.settings import Settings
 from seedscope.app.static_files import read_static, respond_static
 from seedscope.app.store.studies import Studies
-from seedscope.app.turns import AllTurns, take_live_turn, take_turn
+from seedscope.app.turns import AllTurns, take_turn
 
 PACKED = ("application/vnd.apache.parquet", "image/png")  # compressed in themselves
+LONGEST_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ def _is_static(name: str) -> bool:
 
 def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     """The ASGI application; opens stores at the first request that needs them. Without `jobs` it runs those of the root itself."""
-    live = LiveEngine(settings.root, settings.device)
+    live = LiveEngine(EngineProcess(settings.root, settings.device))
 
     @asynccontextmanager
     async def until_stopped(app: FastAPI) -> AsyncIterator[None]:
@@ -54,6 +61,7 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     )
     app.state.studies = Studies(settings.root)
     app.state.live = live
+    app.state.live_shares = Shares()
     app.state.turns = AllTurns(settings.workers)
     app.state.jobs = jobs or Jobs(settings.root, settings.device)
 
@@ -66,10 +74,18 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
             read_before.add(name)
         return respond_static(request, name)
 
+    looks = CapacityLimiter(
+        4
+    )  # at the disk, by threads of their own: pages that take all others hold this up no longer
+
     @app.get("/healthz")
-    def healthz() -> dict[str, object]:
-        """Alive, and which studies are published."""
-        return {"status": "ok", "studies": app.state.studies.names()}
+    async def healthz(request: Request) -> dict[str, object]:
+        """Alive; and, for who may see them, which studies are published, where the disk says so within a second."""
+        says: dict[str, object] = {"status": "ok"}
+        if request.state.is_known:
+            with move_on_after(LONGEST_LOOK_S):
+                says["studies"] = await run_sync(app.state.studies.names, limiter=looks, abandon_on_cancel=True)
+        return says
 
     @app.get("/docs", include_in_schema=False)
     def docs(request: Request) -> Response:
@@ -85,4 +101,5 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=6, exclude_content_types=PACKED)
     app.add_middleware(Guard, settings=settings)
     add_metrics(app)
+    app.add_middleware(EndWithClient)
     return app

@@ -1,5 +1,6 @@
 """What a scraper reads at `/metrics`: requests by route and how long they took, jobs, studies, this process."""
 
+import asyncio
 import os
 import time
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from seedscope.app.jobs.queue import Jobs
 from seedscope.app.store.studies import Studies
 from seedscope.engine.contract.environment import METRICS_FOLDER
 
+LEFT = 499  # the status of a request that ended with who sent it, before an answer
 UNMATCHED = "(no route)"  # refused before one was found; addresses themselves would be labels without end
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds; pages aim at a tenth of one
 
@@ -59,16 +61,19 @@ class Timed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begin, status = time.perf_counter(), 500
+        begin, status, begun = time.perf_counter(), 500, False
 
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
             await send(message)
 
         try:
             await self._app(scope, receive, noted)
+        except asyncio.CancelledError:  # whoever asked is gone
+            status = LEFT if not begun else status
+            raise
         finally:
             route = getattr(scope.get("route"), "path", UNMATCHED)
             self._requests.labels(scope["method"], route, status).observe(time.perf_counter() - begin)

@@ -66,6 +66,7 @@ class Guard:
                 out["Cross-Origin-Opener-Policy"] = "same-origin"
             await send(message)
 
+        scope.setdefault("state", {})["is_known"] = True  # may see what the root holds; else `_refusal` says so
         refusal = self._refusal(scope, headers)
         await (refusal or self._app)(scope, receive, with_headers)
 
@@ -87,9 +88,13 @@ class Guard:
                     f"or send the header Origin: http://{host}\n",
                     403,
                 )
-        if self._token is None or scope["path"] == "/healthz":
+        if self._token is None:
             return None
-        return _ask_for_token(self._token, scope, headers)
+        refusal = _ask_for_token(self._token, scope, headers)
+        if refusal is not None and scope["path"] == "/healthz":  # answers everybody, and says no more than that
+            scope["state"]["is_known"] = False
+            return None
+        return refusal
 
     def _host_allowed(self, host: str) -> bool:
         try:

@@ -19,7 +19,9 @@ from seedscope.engine.contract.cores import usable_cores
 PAGES_PER_CORE = 2
 LONGEST_LINE = 64  # requests that wait, in each process
 LONGEST_WAIT_S = 10.0
-LIVE_AT_ONCE = 16  # they wait for the live engine, which has a line of its own, and take a thread meanwhile
+LIVE_AT_ONCE = 64  # requests that wait for the live engine, which computes in batches; four processes fill its queue
+LIVE_STEPS_AT_ONCE = 2
+LONGEST_LIVE_LINE = 256
 _END = object()
 
 
@@ -29,6 +31,32 @@ class BusyError(Exception):
     def __init__(self, n_waiting: int, retry_s: int) -> None:
         super().__init__(f"{n_waiting} requests wait")
         self.n_waiting, self.retry_s = n_waiting, retry_s
+
+
+class Turn:
+    """What a request holds while it computes; given back and taken again around a wait for somebody else."""
+
+    def __init__(self, turns: "Turns") -> None:
+        self._turns = turns
+        self._begun: float | None = None  # monotonic; None while it is not held
+
+    async def begin(self, *, patient: bool = False) -> None:
+        """Wait for it. Raises BusyError; with `patient` never."""
+        await self._turns._begin(patient)
+        self._begun = time.monotonic()
+
+    def end(self) -> None:
+        """Pass it on; nothing where it is not held."""
+        if self._begun is not None:
+            self._turns._end(time.monotonic() - self._begun)
+            self._begun = None
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Without the turn within the block; then it is waited for again, and never refused."""
+        self.end()
+        yield
+        await self.begin(patient=True)
 
 
 class Turns:
@@ -46,15 +74,14 @@ class Turns:
         return len(self._line)
 
     @asynccontextmanager
-    async def one(self, *, patient: bool = False) -> AsyncIterator[None]:
+    async def one(self, *, patient: bool = False) -> AsyncIterator[Turn]:
         """Wait for a turn, and hold it. Raises BusyError; with `patient` never: of work that has begun already."""
-        await self._begin(patient)
-        begun = time.monotonic()
+        turn = Turn(self)
+        await turn.begin(patient=patient)
         try:
-            yield
+            yield turn
         finally:
-            self._usual_s += 0.1 * (time.monotonic() - begun - self._usual_s)
-            self._pass_on()
+            turn.end()
 
     async def _begin(self, patient: bool) -> None:
         if self._running < self.at_once:
@@ -79,6 +106,10 @@ class Turns:
                 raise self._busy() from None
             raise
 
+    def _end(self, took_s: float) -> None:
+        self._usual_s += 0.1 * (took_s - self._usual_s)
+        self._pass_on()
+
     def _pass_on(self) -> None:
         if self._line:
             self._line.popleft().set()
@@ -91,24 +122,22 @@ class Turns:
 
 
 class AllTurns:
-    """The turns of one application: of pages, and of questions to the live engine."""
+    """The turns of one application.
+
+    Of pages; of whole requests that ask the live engine, most of which wait for it; and of what these compute themselves, so
+    that a crowd of them does not stand in the line of the pages.
+    """
 
     def __init__(self, workers: int) -> None:
         self.pages = Turns(max(2, math.ceil(PAGES_PER_CORE * usable_cores() / workers)))
-        self.live = Turns(LIVE_AT_ONCE)
+        self.live_steps = Turns(LIVE_STEPS_AT_ONCE)
+        self.live = Turns(LIVE_AT_ONCE, LONGEST_LIVE_LINE)
 
 
 async def take_turn(request: Request) -> AsyncIterator[None]:
     """Dependency of every route that computes: its function waits for a turn, and passes it on before the answer is sent."""
     turns: AllTurns = request.app.state.turns
     async with turns.pages.one():
-        yield
-
-
-async def take_live_turn(request: Request) -> AsyncIterator[None]:
-    """The same for routes that ask the live engine."""
-    turns: AllTurns = request.app.state.turns
-    async with turns.live.one():
         yield
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
 from seedscope.app import render
-from seedscope.app.live import LiveEngine
+from seedscope.app.live.asking import Ask, Asking, asks_engine
 from seedscope.app.routes.address import (
     RULE_SAYS,
     EnsembleJudgement,
@@ -25,7 +25,7 @@ from seedscope.app.store.errors import BadValue, NotFound
 from seedscope.app.store.studies import Studies
 from seedscope.engine.contract.queries import MAX_K, LiveQuery
 
-router = APIRouter()
+router, asking_router = APIRouter(), APIRouter()
 FORM = "STUDY/ENSEMBLE/SEED/FEATURE for a feature, STUDY/ENSEMBLE for an ensemble"
 SideText = Annotated[str, Field(max_length=400, description=FORM)]
 View = Literal["stacked", "snippet", "full"]
@@ -125,8 +125,11 @@ class CosinePage:
     says: str | None  # why there is none
 
 
-@render.page(router, "/compare/cosine", "compare_cosine.html", "compare_cosine", kept=False)
-def cosine_now(request: Request, query: Annotated[CompareQuery, Depends(address_reader(CompareQuery))]) -> CosinePage:
+@render.page(asking_router, "/compare/cosine", "compare_cosine.html", "compare_cosine", kept=False)
+@asks_engine
+def cosine_now(
+    request: Request, query: Annotated[CompareQuery, Depends(address_reader(CompareQuery))]
+) -> Asking[CosinePage]:
     """The cosine of two features of one ensemble, computed now by the live engine."""
     studies: Studies = request.app.state.studies
     opened = []
@@ -138,14 +141,13 @@ def cosine_now(request: Request, query: Annotated[CompareQuery, Depends(address_
     a, b = opened
     if not _of_one_ensemble(a, b):
         raise BadValue("b", repr(query.b), "a feature of the ensemble of a: decoders of others are not compared")
-    engine: LiveEngine = request.app.state.live
     seeds = tuple(member.seed for member in a.store.members(a.row.ensemble))
     n_nearest = min(MAX_K, a.row.d_sae)
     ask = LiveQuery(
         "neighbours", a.store.study.study, a.row.ensemble, a.row.folder, seeds, seed=a.member.seed,
         feature=a.feature.feature, by="decoder", k=n_nearest, members=(b.member.seed,),
     )  # fmt: skip
-    rows = engine.answer(ask).rows()
+    rows = (yield Ask(ask)).rows()
     cosine = next((cosine for _, feature, cosine in rows if feature == b.feature.feature), None)
     undirected = not rows or not b.feature.decoder_norm > 0
     return CosinePage(

@@ -40,6 +40,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     manual.router,
     jobs.router,
     compare.router,
+    compare.asking_router,
     my_list.router,
     # of a study: /s/{study}/..
     starts.router,
@@ -51,6 +52,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     ablation.router,
     buckets.router,
     explanations.router,
+    members.asking_router,
     members.router,
     map.router,
     subspaces.router,
@@ -69,8 +71,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     permalink.router,
     by_weights.router,
 )
-# Routes that wait for the live engine, and those that compute nothing; all others take turns (`app.turns`).
+# Routes that ask the live engine (`app.live.asking`), and those that compute nothing; all others take turns (`app.turns`).
 LIVE: tuple[APIRouter, ...] = (
+    compare.asking_router,
+    members.asking_router,
     project_set.router,
     try_text.router,
     neighbours.router,

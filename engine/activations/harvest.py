@@ -19,6 +19,7 @@ from seedscope.engine.activations.model import LanguageModel, load_model
 from seedscope.engine.activations.texts import token_texts
 from seedscope.engine.activations.thread_hooks import in_this_thread
 from seedscope.engine.activations.tokens import PADDING, TokenSet, tokenize
+from seedscope.engine.contract.abandon import stop_if_abandoned
 
 __all__ = [
     "PADDING", "Activations", "BeyondRangeError", "LanguageModel", "TokenSet", "harvest", "hook_module", "load_model",
@@ -78,6 +79,7 @@ def stream(
     counted, n_ctx = tokens.counted, tokens.ids.shape[1]
     try:
         for first in range(first_window, len(tokens.ids), windows_per_batch):
+            stop_if_abandoned()
             window_ids = torch.from_numpy(tokens.ids[first : first + windows_per_batch]).long()
             ids = window_ids.masked_fill(window_ids == PADDING, padding_id).to(network.device)
             options = {"use_cache": False} if model.causal else {"attention_mask": (window_ids != PADDING).to(ids)}

@@ -19,6 +19,7 @@ from seedscope.engine.activations.harvest import hook_module, stream
 from seedscope.engine.activations.model import LanguageModel
 from seedscope.engine.activations.thread_hooks import in_this_thread
 from seedscope.engine.activations.tokens import PADDING, TokenSet
+from seedscope.engine.contract.abandon import stop_if_abandoned
 from seedscope.engine.features.ablation import spread
 from seedscope.engine.saes.sae import SAE, Codes
 
@@ -110,6 +111,7 @@ class Splice:
         """(rows that are read, what was spliced in, losses) batch by batch."""
         device = self._model.pretrained.device
         for first in range(0, len(self._ids), WINDOWS_AT_ONCE):
+            stop_if_abandoned()
             window = slice(first, first + WINDOWS_AT_ONCE)
             ids, keep, read = (tensor[window].to(device) for tensor in (self._ids, self._counted, self._read))
             captured: dict[str, Tensor] = {}

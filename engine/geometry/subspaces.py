@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from seedscope.engine.contract.abandon import stop_if_abandoned
 from seedscope.engine.saes.sae import directed
 
 N_RANKS = 12
@@ -150,6 +151,7 @@ def basis(rows: Tensor, rank: int) -> Basis:
 
 
 def _top_eigenvectors(moment: Tensor, rank: int) -> Basis:
+    stop_if_abandoned()
     return Basis(torch.linalg.eigh(moment).eigenvectors.flip(1)[:, :rank].float(), rank)
 
 
@@ -164,6 +166,7 @@ def projectors(bases: Sequence[Basis], ranks: Sequence[int]) -> Iterator[Float[T
     sums = bases[0].vectors.new_zeros(len(bases), d, d)
     before = 0
     for rank in ranks:
+        stop_if_abandoned()
         for projector, one in zip(sums, bases, strict=True):
             part = one.vectors[:, before:rank]
             projector.addmm_(part, part.T)

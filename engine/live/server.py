@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from seedscope.engine.contract.abandon import AbandonedError, abandoned_when
 from seedscope.engine.contract.queries import KINDS, QUEUE_LIMIT, LiveAnswer, LiveQuery, live_query
 from seedscope.engine.live.crashes import MAX_CRASHES, CrashRecord
 
@@ -52,6 +53,7 @@ class _Work:
     done: asyncio.Future[bytes]
     askers: set[asyncio.StreamWriter] = field(default_factory=set)
     runs: bool = False
+    was_late: bool = False  # somebody waited to the end of the time: it is computed to its own, for who asks again
 
 
 class Engine:
@@ -68,7 +70,7 @@ class Engine:
         self._kept_bytes = 0
         self._arrived = {kind: asyncio.Event() for kind in LANES}
         self._rooms = {kind: asyncio.Lock() for kind in LANES}  # held while a lane computes
-        self._counts = {"asked": 0, "computed": 0, "batches": 0}
+        self._counts = {"asked": 0, "computed": 0, "batches": 0, "abandoned": 0}
         self._began = time.monotonic()
 
     async def serve(self, address: str) -> None:
@@ -119,7 +121,7 @@ class Engine:
     async def _wait(
         self, work: _Work, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit_s: float
     ) -> bytes:
-        """Until the work is done, the time is up or the asker hangs up; work that nobody waits for is not begun."""
+        """Until the work is done, the time is up or the asker hangs up; work that nobody waits for is not begun, or stopped."""
         work.askers.add(writer)
         gone = asyncio.create_task(_hung_up(reader))
         ends: set[asyncio.Future[Any]] = {work.done, gone}
@@ -130,7 +132,8 @@ class Engine:
             work.askers.discard(writer)
         if work.done.done():
             return work.done.result()
-        return _encoded(LiveAnswer(error=f"no answer within {limit_s:g} s", cause="late"))
+        work.was_late = work.was_late or not gone.done()
+        return _encoded(LiveAnswer(error=f"no answer within {limit_s:g} s; it may be ready later", cause="late"))
 
     async def _lane(self, kind: str) -> None:
         """Compute what waits of one kind, batch after batch, in a thread of its own."""
@@ -143,9 +146,14 @@ class Engine:
                     async with self._room(LANES if suspect else (kind,)):
                         for work in batch.values():
                             work.runs = True
-                        queries = [work.query for work in batch.values()]
-                        with self._crashes.computing(batch):
-                            answers = await loop.run_in_executor(thread, self._compute, queries)
+                        try:
+                            with self._crashes.computing(batch):
+                                answers = await loop.run_in_executor(thread, self._compute, list(batch.values()))
+                        except AbandonedError:
+                            self._counts["abandoned"] += 1
+                            for work in batch.values():  # forgotten, or begun again for who asked in the last moment
+                                work.runs = False
+                            continue
                     self._counts["computed"] += len(batch)
                     self._counts["batches"] += 1
                     for (key, work), answer in zip(batch.items(), answers, strict=True):
@@ -177,14 +185,25 @@ class Engine:
                 batch[key] = work
         return batch
 
-    def _compute(self, queries: list[LiveQuery]) -> list[LiveAnswer]:
+    def _compute(self, works: list[_Work]) -> list[LiveAnswer]:
+        """Their answers; raises AbandonedError once all who asked have hung up."""
         try:
-            return self._answerer.answer(queries)
+            with abandoned_when(lambda: not any(work.askers or work.was_late for work in works)):
+                return self._answerer.answer([work.query for work in works])
+        except AbandonedError:
+            raise
         except Exception:
             traceback.print_exc()
-        if len(queries) == 1:
+        if len(works) == 1:
             return [LiveAnswer(error=FAULT, cause="fault")]
-        return [self._compute([query])[0] for query in queries]  # one bad query does not spoil the others
+        return [self._compute_alone(work) for work in works]  # one bad query does not spoil the others
+
+    def _compute_alone(self, work: _Work) -> LiveAnswer:
+        """The answer to one of several; nobody reads that of an abandoned one."""
+        try:
+            return self._compute([work])[0]
+        except AbandonedError:
+            return LiveAnswer(error=FAULT, cause="fault")
 
     def _keep(self, key: tuple, answer: bytes) -> None:
         self._kept[key] = answer

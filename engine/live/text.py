@@ -24,6 +24,7 @@ from seedscope.engine.activations.harvest import (
     token_texts,
     tokenize,
 )
+from seedscope.engine.contract.abandon import stop_if_abandoned
 from seedscope.engine.contract.queries import MAX_ACTIVE, MAX_TEXT, LiveAnswer, LiveQuery
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
@@ -142,6 +143,7 @@ def answer(
     rows = _rows(reader.model, windows, place.hookpoint) if windows else []
     active: list[list[ActiveFeatures]] = [[] for _ in windows]
     for seed in queries[0].seeds:
+        stop_if_abandoned()
         sae = member(seed)
         for i, window in enumerate(windows):
             _require_width(rows[i], sae, place, reader.model)

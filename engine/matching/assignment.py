@@ -21,6 +21,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 from torch import Tensor
 
+from seedscope.engine.contract.abandon import stop_if_abandoned
+
 DENSE_UP_TO = 2048  # rows; the dense solver takes under a second and 32 MB at that size
 N_CANDIDATES = 64
 RELATIVE_GAP = 1e-5
@@ -91,6 +93,7 @@ def hungarian(
     graph = _Graph(a, b, n_candidates, absolute)
     bound = np.inf
     for turn in range(max(max_rounds, 1)):
+        stop_if_abandoned()
         partner, cosine = graph.solve()
         value = float(cosine.sum())
         prices = graph.prices(partner, cosine, 0.1 * relative_gap * abs(value) / len(a))
@@ -209,6 +212,7 @@ class _Graph:
             [np.array([])],
         )
         for i in range(0, len(loose), _step(n)):
+            stop_if_abandoned()
             rows = loose[i : i + _step(n)]
             net = _counted(self._a[rows] @ self._b.T, self._absolute).sub_(v)
             worth[rows] = np.maximum(net_worth[rows], net.amax(1).double().cpu().numpy())
@@ -242,6 +246,7 @@ def _candidates(a: Tensor, b: Tensor, k: int, absolute: bool = False) -> tuple[T
     block = a.new_full((min(step, len(a)), n_groups * width), -torch.inf)
     parts = []
     for i in range(0, len(a), step):
+        stop_if_abandoned()
         cosines = block[: len(a) - i]
         _counted(torch.mm(a[i : i + step], b.T, out=cosines[:, :n_columns]), absolute)
         maxima, groups = torch.unflatten(cosines, 1, (n_groups, width)).amax(2).topk(k + 1, dim=1)

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seedscope.engine.contract.abandon import stop_if_abandoned
+
 BLOCK = 1536  # rows and columns; 9 MiB, which stay in the cache for the maxima. 1024 takes as long, 2048 4 % longer
 GROUP = 128  # if smaller, more maxima to keep and search; if larger, more to multiply again. 64 takes as long
 TIE = 5e-7  # float32 cosines of unit rows differ by up to 3e-7 between block shapes (d_in 64 to 2304)
@@ -50,6 +52,7 @@ def _products(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, slice, 
     """All blocks of a @ b.T, in one buffer, because new memory costs as much as the maxima: each is valid until the next."""
     buffer = a.new_empty(min(block, len(a)) * min(block, len(b)))
     for first_a in range(0, len(a), block):
+        stop_if_abandoned()
         rows = slice(first_a, min(first_a + block, len(a)))
         for first_b in range(0, len(b), block):
             columns = slice(first_b, min(first_b + block, len(b)))

@@ -13,7 +13,7 @@ from pydantic import Field
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure, pair_links
 from seedscope.app.figures.members import pair_histogram, seed_matrix
-from seedscope.app.live import LiveEngine
+from seedscope.app.live.asking import Ask, Asking, asks_engine
 from seedscope.app.routes.address import (
     RULE_SAYS,
     EnsembleJudgement,
@@ -31,7 +31,7 @@ from seedscope.engine.contract.schema import NO_MATCH
 from seedscope.engine.contract.stability import is_match
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
-router = APIRouter()
+router, asking_router = APIRouter(), APIRouter()
 _PAIRS = pa.schema(
     {"seed": pa.int64(), "other": pa.int64(), "n_anchors": pa.int64(), "n_living": pa.int64(), "n_matched": pa.int64(),
      "n_matched_living": pa.int64(), "theta": pa.float64(), "mean_cosine": pa.float64(), "gap": pa.float64()}
@@ -229,13 +229,14 @@ def members_download(
     return render.download(request, table, name)
 
 
-@render.page(router, "/s/{study}/{ensemble}/members/match", "ensemble/match.html", "match", kept=False)
+@render.page(asking_router, "/s/{study}/{ensemble}/members/match", "ensemble/match.html", "match", kept=False)
+@asks_engine
 def match(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedEnsemble[MatchQuery], Depends(judged(MatchQuery))],
-) -> MatchPage:
+) -> Asking[MatchPage]:
     """Two members matched now, under any rule, by the live engine."""
     store, row, asked = opened
     store.require_comparisons(ensemble)
@@ -252,8 +253,7 @@ def match(
         rule=asked.rule,
         absolute=asked.absolute,
     )
-    engine: LiveEngine = request.app.state.live
-    answer = engine.answer(query)
+    answer = yield Ask(query)
     arrays = answer.arrays
     columns = {name: arrays[name] for name in ("partner", "cosine", "runner_up", "mutual")}
     rows = PairRows(**columns, dead=store.dead(ensemble, asked.a), activity=store.has(ensemble, "activity"))

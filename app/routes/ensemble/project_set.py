@@ -16,14 +16,15 @@ from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.spans import CapturedCurve, captured_figure
 from seedscope.app.formats import percent
 from seedscope.app.lens import RULE_NAMES
-from seedscope.app.live import EngineRefusedError, LiveEngine
+from seedscope.app.live.asking import Ask, Asking, asks_engine
+from seedscope.app.live.client import EngineRefusedError
 from seedscope.app.routes.address import EnsembleName, Filter, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.span_members import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_sets import FeatureSets, feature_sets
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.masks import packed
-from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
+from seedscope.engine.contract.queries import LiveQuery
 from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()
@@ -113,12 +114,13 @@ class ProjectPage:
 
 
 @render.page(router, "/s/{study}/{ensemble}/subspaces/project", "ensemble/project_set.html", "project", kept=False)
+@asks_engine
 def project(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedEnsemble[ProjectQuery], Depends(judged(ProjectQuery))],
-) -> ProjectPage:
+) -> Asking[ProjectPage]:
     """A set of features, projected now: captured energy against rank, and every feature's energy at one rank."""
     store, row, asked = opened
     chosen, sets = _sets(store, row, asked)
@@ -143,7 +145,7 @@ def project(
     wrong = len(chosen) < 2
     if (unfit := _unfit(chosen, sets, asked)) and not (wrong and request.url.path.endswith(".json")):
         return replace(page, sentence=unfit[0].upper() + unfit[1:] + ".", nav_status=422 if wrong else 200)
-    arrays = _ask(request, store, row, asked, chosen, sets).arrays
+    arrays = (yield _question(store, row, asked, chosen, sets)).arrays
     rank = int(arrays["rank"][0])
     curves = [_curve(name, arrays) for name in CURVES if name in arrays]
     subject, n = _subject(asked), len(arrays["seed"])
@@ -186,15 +188,16 @@ def project(
 
 @router.get("/s/{study}/{ensemble}/subspaces/project.csv", name="project.csv")
 @router.get("/s/{study}/{ensemble}/subspaces/project.parquet", name="project.parquet")
+@asks_engine
 def project_download(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedEnsemble[ProjectQuery], Depends(judged(ProjectQuery))],
-) -> Response:
+) -> Asking[Response]:
     """Every feature that the page lists, with its energies, in the page's order."""
     store, row, asked = opened
-    arrays = _ask(request, store, row, asked, *_sets(store, row, asked)).arrays
+    arrays = (yield _question(store, row, asked, *_sets(store, row, asked))).arrays
     listed = _listed(arrays, asked)
     columns = {name: arrays[name][listed] for name in ("seed", "feature", "own", "others")}
     columns["difference"] = columns["own"] - columns["others"]
@@ -205,15 +208,16 @@ def project_download(
 
 @router.get("/s/{study}/{ensemble}/subspaces/project/curves.csv", name="project_curves.csv")
 @router.get("/s/{study}/{ensemble}/subspaces/project/curves.parquet", name="project_curves.parquet")
+@asks_engine
 def curves_download(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedEnsemble[ProjectQuery], Depends(judged(ProjectQuery))],
-) -> Response:
+) -> Asking[Response]:
     """The curves that the page draws, and the overlap of spans, one line per curve and rank."""
     store, row, asked = opened
-    arrays = _ask(request, store, row, asked, *_sets(store, row, asked)).arrays
+    arrays = (yield _question(store, row, asked, *_sets(store, row, asked))).arrays
     names = [name for name in (*CURVES, "overlap") if name in arrays]
     ranks = arrays["ranks"]
     values = np.concatenate([arrays[name] for name in names], 1)
@@ -251,10 +255,8 @@ def _unfit(chosen: list[int], sets: FeatureSets, asked: ProjectQuery) -> str | N
     return None
 
 
-def _ask(
-    request: Request, store: StudyStore, row: Ensemble, asked: ProjectQuery, chosen: list[int], sets: FeatureSets
-) -> LiveAnswer:
-    """The engine's answer; what it would refuse is refused before it is asked."""
+def _question(store: StudyStore, row: Ensemble, asked: ProjectQuery, chosen: list[int], sets: FeatureSets) -> Ask:
+    """What the engine is asked; what it would refuse is refused before."""
     if unfit := _unfit(chosen, sets, asked):
         raise EngineRefusedError("query", unfit)
     query = LiveQuery(
@@ -262,8 +264,7 @@ def _ask(
         members=tuple(chosen), rank=asked.rank or 0, rows=packed(sets.found), living=packed(sets.living),
         stable=packed(sets.stable),
     )  # fmt: skip
-    engine: LiveEngine = request.app.state.live
-    return engine.answer(query, time_limit_s=TIME_LIMIT_S)
+    return Ask(query, TIME_LIMIT_S)
 
 
 def _subject(asked: Filter) -> str:

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 
 from seedscope.app import render
-from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
+from seedscope.app.live.asking import Ask, Asking, asks_engine
+from seedscope.app.live.client import EngineRefusedError
+from seedscope.app.live.process import EngineBrokenError, EngineStartingError
 from seedscope.app.routes.address import EnsembleName, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.ensemble.text_activity import (
     LineToken,
@@ -71,12 +73,13 @@ class TryPage:
 
 
 @render.page(router, "/s/{study}/{ensemble}/try", "ensemble/try_text.html", "try", kept=False)
+@asks_engine
 def try_text(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedEnsemble[TryQuery], Depends(judged(TryQuery))],
-) -> TryPage:
+) -> Asking[TryPage]:
     """A text run through the study's model and every member now: active features per token, and one feature's counterparts."""
     store, row, asked = opened
     store.check_rule(ensemble, asked.rule)
@@ -97,7 +100,7 @@ def try_text(
     says, again, status = None, False, 200
     if asked.text and missing is None:
         try:
-            answer = _ask(request, store, row, asked)
+            answer = yield _question(store, row, asked)
         except (BadValue, EngineStartingError, EngineBrokenError, EngineRefusedError) as error:
             if request.url.path.endswith(".json"):
                 raise
@@ -140,13 +143,12 @@ def try_text(
     )
 
 
-def _ask(request: Request, store: StudyStore, row: Ensemble, asked: TryQuery) -> LiveAnswer:
+def _question(store: StudyStore, row: Ensemble, asked: TryQuery) -> Ask:
     n_bytes = len(render.url("", **asked.parameters())) - 1  # as this page writes it, however the browser did
     if n_bytes > LONGEST_ADDRESS:
         raise BadValue("text", f"an address of {n_bytes:,} bytes", f"at most {LONGEST_ADDRESS:,}: shorten the text")
     seeds = tuple(member.seed for member in store.members(row.ensemble))
-    engine: LiveEngine = request.app.state.live
-    return engine.answer(
+    return Ask(
         LiveQuery(
             "try",
             store.study.study,

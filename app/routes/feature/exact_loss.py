@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
 from seedscope.app import render
-from seedscope.app.live import LiveEngine
+from seedscope.app.live.asking import Ask, Asking, asks_engine
 from seedscope.app.routes.address import EnsembleName, Filter, JudgedFeature, StudyName, judged_feature
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.missing import NO_MODEL
@@ -54,12 +54,13 @@ class WorthPage:
 
 
 @render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}/loss", "feature/exact_loss.html", "worth", kept=False)
+@asks_engine
 def worth(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedFeature[WorthQuery], Depends(judged_feature(WorthQuery))],
-) -> WorthPage:
+) -> Asking[WorthPage]:
     """A feature's exact worth: both losses are taken with the reconstruction in place, on the same windows."""
     store, row, asked, member, feature = opened
     if store.study.synthetic:
@@ -76,8 +77,7 @@ def worth(
         feature=feature.feature, windows=asked.windows, n_tokens=asked.tokens, model=store.study.model_digest or "",
         tokens=store.study.eval_token_digest or "",
     )  # fmt: skip
-    engine: LiveEngine = request.app.state.live
-    arrays = engine.answer(query, time_limit_s=TIME_LIMIT_S).arrays
+    arrays = (yield Ask(query, TIME_LIMIT_S)).arrays
     added, read, active = arrays["added"], arrays["read"], arrays["active"]
     low, high = _interval(added, read)
     n_active = int(active.sum())

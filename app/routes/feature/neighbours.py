@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field, field_validator
 
 from seedscope.app import render
-from seedscope.app.live import LiveEngine
+from seedscope.app.live.asking import Ask, Asking, asks_engine
 from seedscope.app.routes.address import EnsembleName, Filter, JudgedFeature, StudyName, judged_feature
 from seedscope.app.routes.feature.contexts import ShownContext, show_context
 from seedscope.app.store.errors import BadValue
@@ -69,12 +69,13 @@ class NeighboursPage:
 @render.page(
     router, "/s/{study}/{ensemble}/{seed}/{feature}/neighbours", "feature/neighbours.html", "neighbours", kept=False
 )
+@asks_engine
 def neighbours(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedFeature[NeighboursQuery], Depends(judged_feature(NeighboursQuery))],
-) -> NeighboursPage:
+) -> Asking[NeighboursPage]:
     """The k nearest features in every member asked for, this feature's own included, by decoder or encoder."""
     store, row, asked, member, feature = opened
     seeds = [m.seed for m in store.members(ensemble)]
@@ -86,8 +87,8 @@ def neighbours(
         "neighbours", study, ensemble, row.folder, tuple(seeds), seed=member.seed, feature=feature.feature, by=asked.by,
         k=asked.k, members=tuple(chosen), absolute=asked.absolute,
     )  # fmt: skip
-    engine: LiveEngine = request.app.state.live
-    found = _described(store, ensemble, engine.answer(query).rows(), asked)
+    answer = yield Ask(query)
+    found = _described(store, ensemble, answer.rows(), asked)
     return NeighboursPage(
         study=study,
         ensemble=ensemble,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.next_tokens import logit_histogram
-from seedscope.app.live import LiveEngine
+from seedscope.app.live.asking import Ask, Asking, asks_engine
 from seedscope.app.routes.address import EnsembleName, Filter, JudgedFeature, StudyName, judged_feature
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.study import StudyStore
@@ -63,12 +63,13 @@ def can_compute(store: StudyStore, row: Ensemble, feature: Feature) -> bool:
 
 
 @render.page(router, "/s/{study}/{ensemble}/{seed}/{feature}/logits", "feature/logits.html", "logits", kept=False)
+@asks_engine
 def logits(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedFeature[Filter], Depends(judged_feature(Filter))],
-) -> NextTokensPage:
+) -> Asking[NextTokensPage]:
     """How a feature's direct logit effects spread over the vocabulary, beside the tokens at both ends."""
     store, row, _, member, feature = opened
     if missing := store.missing(ensemble).get("logits"):
@@ -79,8 +80,7 @@ def logits(
         "logits", study, ensemble, row.folder, tuple(m.seed for m in store.members(ensemble)), seed=member.seed,
         feature=feature.feature, model=store.study.model_digest or "",
     )  # fmt: skip
-    engine: LiveEngine = request.app.state.live
-    arrays = engine.answer(query).arrays
+    arrays = (yield Ask(query)).arrays
     mean, sd, skewness, kurtosis = (None if np.isnan(value) else float(value) for value in arrays["moments"])
     edges, counts = arrays["edges"].tolist(), arrays["counts"].tolist()
     raised, lowered = stored_logits(store, feature)

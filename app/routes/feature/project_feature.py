@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 
 from seedscope.app import render
 from seedscope.app.formats import density, optional_percent, percent
-from seedscope.app.live import LiveEngine
+from seedscope.app.live.asking import Ask, Asking, asks_engine
 from seedscope.app.routes.address import EnsembleName, JudgedFeature, StudyName, judged_feature
 from seedscope.app.routes.span_members import TIME_LIMIT_S, Members, chosen_members, known, span_of
 from seedscope.app.store.feature_sets import alike_in_density, feature_sets
@@ -68,12 +68,13 @@ class FeatureProjection:
     "project_feature",
     kept=False,
 )
+@asks_engine
 def project_feature(
     request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedFeature[FeatureSpanQuery], Depends(judged_feature(FeatureSpanQuery))],
-) -> FeatureProjection:
+) -> Asking[FeatureProjection]:
     """A feature's energy in the span of a bucket of every other seed, against rank, beside features of about its density."""
     store, row, asked, member, feature = opened
     chosen = chosen_members(store, row, asked)
@@ -83,8 +84,7 @@ def project_feature(
         "project_feature", study, ensemble, row.folder, tuple(m.seed for m in store.members(ensemble)), seed=member.seed,
         feature=feature.feature, members=tuple(chosen), rows=packed(sets.found), controls=tuple(controls),
     )  # fmt: skip
-    engine: LiveEngine = request.app.state.live
-    arrays = engine.answer(query, time_limit_s=TIME_LIMIT_S).arrays
+    arrays = (yield Ask(query, TIME_LIMIT_S)).arrays
     energy, beside = arrays["energy"], _mean(arrays["control"])
     ranks, rank = arrays["ranks"].tolist(), int(arrays["rank"][0])
     n_others = len([s for s in chosen if s != member.seed])

@@ -11,16 +11,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from scipy.optimize import linear_sum_assignment
 
-from seedscope.app import live as live_client
-from seedscope.app.live import EngineBrokenError, EngineRefusedError, EngineStartingError, LiveEngine
+from seedscope.app.live import process as engine_process
+from seedscope.app.live.client import EngineRefusedError, LiveEngine
+from seedscope.app.live.process import EngineBrokenError, EngineProcess, EngineStartingError
 from seedscope.engine.contract.queries import QUEUE_LIMIT, LiveAnswer, LiveQuery, as_fields
 from seedscope.engine.contract.recipe import StudyConfig
 from seedscope.engine.saes.sae import SAE
@@ -28,9 +31,10 @@ from support.golden import unit_rows
 from support.studies import ENSEMBLE, STUDY
 
 # An engine that computes nothing and is up at once: dies of feature 13, waits for a file at 100 and above, else echoes the
-# feature. Asked for 6 neighbours it does the one after the other.
+# feature. Asked for 6 neighbours it does the one after the other; from 200 on it looks whether anybody still waits.
 STUB = """
 import os, sys, time, types
+from seedscope.engine.contract.abandon import stop_if_abandoned
 from seedscope.engine.contract.queries import LiveAnswer
 
 class Residents:
@@ -38,7 +42,9 @@ class Residents:
     def version(self, query): return ""
     def status(self): return {}
     def answer(self, queries):
-        while (queries[0].feature >= 100 or queries[0].k == 6) and not self.gate.exists(): time.sleep(0.01)
+        while (queries[0].feature >= 100 or queries[0].k == 6) and not self.gate.exists():
+            time.sleep(0.01)
+            queries[0].feature < 200 or stop_if_abandoned()
         if any(query.feature == 13 for query in queries): os._exit(9)
         return [LiveAnswer(gap=float(query.feature)) for query in queries]
 
@@ -49,11 +55,48 @@ main()
 ECHO = LiveQuery("neighbours", "study")
 
 
-class StubEngine(LiveEngine):
-    """The client, with the stub as its engine."""
+class StubProcess(EngineProcess):
+    """The stub as the engine."""
 
     def _command(self) -> list[str]:
         return [sys.executable, "-c", STUB, *super()._command()[5:]]
+
+
+class ThreadedEngine:
+    """The client in the event loop of the portal, asked from other threads."""
+
+    portal: BlockingPortal
+
+    def __init__(self, process: EngineProcess) -> None:
+        self.process, self.engine = process, LiveEngine(process)
+
+    @property
+    def log(self) -> Path:
+        return self.engine.log
+
+    def ask(self, query: LiveQuery, **limits: float) -> LiveAnswer:
+        return self.portal.call(partial(self.engine.ask, query, **limits))
+
+    def answer(self, query: LiveQuery, **limits: float) -> LiveAnswer:
+        return self.portal.call(partial(self.engine.answer, query, **limits))
+
+    def asking(self, query: LiveQuery, **limits: float) -> Future[LiveAnswer]:
+        """A question under way; cancelled, whoever asked is gone."""
+        return self.portal.start_task_soon(partial(self.engine.ask, query, **limits))
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def portal() -> Iterator[None]:
+    with start_blocking_portal() as portal:
+        ThreadedEngine.portal = portal
+        yield
+
+
+def StubEngine(root: Path) -> ThreadedEngine:  # noqa: N802
+    return ThreadedEngine(StubProcess(root))
 
 
 @pytest.fixture
@@ -65,7 +108,7 @@ def short_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.fixture
-def stub(short_tmp: Path, tmp_path: Path) -> Iterator[StubEngine]:
+def stub(short_tmp: Path, tmp_path: Path) -> Iterator[ThreadedEngine]:
     engine = StubEngine(tmp_path)
     yield engine
     engine.close()
@@ -82,11 +125,11 @@ def patiently(ask: Callable[[], LiveAnswer]) -> LiveAnswer:
             time.sleep(0.02)
 
 
-def status_of(engine: LiveEngine) -> dict:
+def status_of(engine: ThreadedEngine) -> dict:
     return patiently(lambda: engine.ask(LiveQuery("status"))).status
 
 
-def pid_of(engine: LiveEngine) -> int:
+def pid_of(engine: ThreadedEngine) -> int:
     return status_of(engine)["pid"]
 
 
@@ -105,14 +148,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_the_first_question_starts_the_engine_and_does_not_wait(stub: StubEngine):
+def test_the_first_question_starts_the_engine_and_does_not_wait(stub: ThreadedEngine):
     with pytest.raises(EngineStartingError, match="is starting") as caught:
         stub.ask(ECHO)
     assert not caught.value.restarting
     assert patiently(lambda: stub.ask(replace(ECHO, feature=7))).gap == 7
 
 
-def test_only_its_owner_can_open_the_socket(stub: StubEngine, short_tmp: Path):
+def test_only_its_owner_can_open_the_socket(stub: ThreadedEngine, short_tmp: Path):
     pid_of(stub)
     (folder,) = short_tmp.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -120,7 +163,7 @@ def test_only_its_owner_can_open_the_socket(stub: StubEngine, short_tmp: Path):
     assert modes == {".sock": 0o600, ".lock": 0o600, ".log": 0o600, ".deaths": 0o600}
 
 
-def test_a_folder_that_others_can_open_is_not_used(stub: StubEngine, short_tmp: Path):
+def test_a_folder_that_others_can_open_is_not_used(stub: ThreadedEngine, short_tmp: Path):
     folder = short_tmp / f"seedscope-{os.getuid()}"
     folder.mkdir(mode=0o755)
     with pytest.raises(EngineBrokenError, match="only you can open"):
@@ -132,7 +175,7 @@ def test_a_folder_that_others_can_open_is_not_used(stub: StubEngine, short_tmp: 
         stub.ask(ECHO)
 
 
-def test_a_folder_of_somebody_else_is_not_used(stub: StubEngine, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_of_somebody_else_is_not_used(stub: ThreadedEngine, monkeypatch: pytest.MonkeyPatch):
     pid_of(stub)
     mine = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: mine + 1)
@@ -142,10 +185,10 @@ def test_a_folder_of_somebody_else_is_not_used(stub: StubEngine, monkeypatch: py
 
 def test_a_long_temporary_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tempfile, "tempdir", "/" + 90 * "x")
-    assert str(LiveEngine(tmp_path).log).startswith("/tmp/seedscope-")
+    assert str(EngineProcess(tmp_path).log).startswith("/tmp/seedscope-")
 
 
-def test_a_killed_engine_is_started_again(stub: StubEngine):
+def test_a_killed_engine_is_started_again(stub: ThreadedEngine):
     first = pid_of(stub)
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: not running(first))
@@ -156,7 +199,7 @@ def test_a_killed_engine_is_started_again(stub: StubEngine):
     assert pid_of(stub) != first
 
 
-def test_a_query_that_the_engine_died_of_twice_is_refused(stub: StubEngine):
+def test_a_query_that_the_engine_died_of_twice_is_refused(stub: ThreadedEngine):
     deadly = replace(ECHO, feature=13)
     first = pid_of(stub)
     answer = patiently(lambda: stub.ask(deadly))
@@ -169,7 +212,7 @@ def test_a_query_that_the_engine_died_of_twice_is_refused(stub: StubEngine):
     assert pid_of(stub) != first
 
 
-def test_a_query_that_kills_after_its_asker_has_left_is_refused_too(stub: StubEngine, tmp_path: Path):
+def test_a_query_that_kills_after_its_asker_has_left_is_refused_too(stub: ThreadedEngine, tmp_path: Path):
     deadly = replace(ECHO, feature=13, k=6)
     for _ in range(2):
         pid = pid_of(stub)
@@ -187,7 +230,7 @@ def test_a_query_that_kills_after_its_asker_has_left_is_refused_too(stub: StubEn
     assert patiently(lambda: stub.ask(ECHO)).gap == 0
 
 
-def test_a_restarted_server_tries_a_deadly_query_again(stub: StubEngine, tmp_path: Path):
+def test_a_restarted_server_tries_a_deadly_query_again(stub: ThreadedEngine, tmp_path: Path):
     deadly = replace(ECHO, feature=13)
     assert patiently(lambda: stub.ask(deadly)).cause == "deadly"
     stub.close()
@@ -199,7 +242,7 @@ def test_a_restarted_server_tries_a_deadly_query_again(stub: StubEngine, tmp_pat
     other.close()
 
 
-def test_the_neighbours_of_a_deadly_query_are_not_blamed(stub: StubEngine, tmp_path: Path):
+def test_the_neighbours_of_a_deadly_query_are_not_blamed(stub: ThreadedEngine, tmp_path: Path):
     pid_of(stub)
     with ThreadPoolExecutor(8) as pool:
         features = [100, 13, 1, 2, 3]  # the first keeps the engine busy while the others gather
@@ -212,7 +255,7 @@ def test_the_neighbours_of_a_deadly_query_are_not_blamed(stub: StubEngine, tmp_p
     assert [answer.cause or answer.gap for answer in answers] == [100, "deadly", 1, 2, 3]
 
 
-def test_a_pair_that_is_matched_beside_a_deadly_query_is_not_blamed(stub: StubEngine, tmp_path: Path):
+def test_a_pair_that_is_matched_beside_a_deadly_query_is_not_blamed(stub: ThreadedEngine, tmp_path: Path):
     first = pid_of(stub)
 
     def both_are_there() -> bool:
@@ -228,14 +271,14 @@ def test_a_pair_that_is_matched_beside_a_deadly_query_is_not_blamed(stub: StubEn
         assert (pair.result().gap, deadly.result().cause) == (100, "deadly")
 
 
-def test_the_time_limit_is_told(stub: StubEngine):
+def test_the_time_limit_is_told(stub: ThreadedEngine):
     pid_of(stub)
     answer = stub.ask(replace(ECHO, feature=100), time_limit_s=0.1)
     assert answer.cause == "late"
     assert "no answer within 0.1 s" in answer.error
 
 
-def test_a_stopped_engine_does_not_hold_its_askers(stub: StubEngine):
+def test_a_stopped_engine_does_not_hold_its_askers(stub: ThreadedEngine):
     pid = pid_of(stub)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -245,7 +288,7 @@ def test_a_stopped_engine_does_not_hold_its_askers(stub: StubEngine):
     assert stub.ask(ECHO).gap == 0
 
 
-def test_identical_clicks_cost_one_computation(stub: StubEngine, tmp_path: Path):
+def test_identical_clicks_cost_one_computation(stub: ThreadedEngine, tmp_path: Path):
     pid_of(stub)
     n, answers = 1000, []
     assert n > QUEUE_LIMIT
@@ -265,9 +308,9 @@ def test_identical_clicks_cost_one_computation(stub: StubEngine, tmp_path: Path)
     assert status["asked"] < n / 10
 
 
-def test_a_second_engine_for_the_same_root_does_not_start(stub: StubEngine, tmp_path: Path):
+def test_a_second_engine_for_the_same_root_does_not_start(stub: ThreadedEngine, tmp_path: Path):
     pid = pid_of(stub)
-    again = subprocess.run(stub._command(), stdin=subprocess.PIPE, capture_output=True, check=False, timeout=10)
+    again = subprocess.run(stub.process._command(), stdin=subprocess.PIPE, capture_output=True, check=False, timeout=10)
     assert (again.returncode, again.stdout, again.stderr) == (0, b"", b"")
     other = StubEngine(tmp_path)
     assert pid_of(other) == pid
@@ -276,7 +319,7 @@ def test_a_second_engine_for_the_same_root_does_not_start(stub: StubEngine, tmp_
     assert pid_of(stub) == pid
 
 
-def test_another_worker_takes_over_when_the_starter_ends(stub: StubEngine, tmp_path: Path):
+def test_another_worker_takes_over_when_the_starter_ends(stub: ThreadedEngine, tmp_path: Path):
     other = StubEngine(tmp_path)
     pid = pid_of(stub)
     assert pid_of(other) == pid
@@ -288,7 +331,7 @@ def test_another_worker_takes_over_when_the_starter_ends(stub: StubEngine, tmp_p
         stub.ask(ECHO)
 
 
-def test_the_engine_ends_with_its_parent(stub: StubEngine, short_tmp: Path):
+def test_the_engine_ends_with_its_parent(stub: ThreadedEngine, short_tmp: Path):
     (short_tmp / "s").mkdir(mode=0o700)
     address = short_tmp / "s" / "x.sock"
     process = subprocess.Popen([sys.executable, "-c", STUB, "/", str(address), "cpu"], stdin=subprocess.PIPE)
@@ -300,12 +343,12 @@ def test_the_engine_ends_with_its_parent(stub: StubEngine, short_tmp: Path):
     assert not address.exists()
 
 
-def test_an_engine_that_cannot_start_is_given_up_with_its_log(stub: StubEngine, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stub, "_command", lambda: [sys.executable, "-c", "raise SystemExit('no such module')"])
+def test_an_engine_that_cannot_start_is_given_up_with_its_log(stub: ThreadedEngine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stub.process, "_command", lambda: [sys.executable, "-c", "raise SystemExit('no such module')"])
     for _ in range(3):
         with pytest.raises(EngineStartingError):
             stub.ask(ECHO)
-        stub._process.wait(10)
+        stub.process._process.wait(10)
     with pytest.raises(EngineBrokenError, match="failed to start 3 times") as caught:
         stub.ask(ECHO)
     assert str(stub.log) in str(caught.value)
@@ -313,14 +356,14 @@ def test_an_engine_that_cannot_start_is_given_up_with_its_log(stub: StubEngine, 
     with pytest.raises(EngineBrokenError):
         stub.ask(ECHO)
     monkeypatch.undo()
-    monkeypatch.setattr(live_client, "RETRY_S", 0)
+    monkeypatch.setattr(engine_process, "RETRY_S", 0)
     assert patiently(lambda: stub.ask(ECHO)).gap == 0
 
 
-def test_an_engine_that_never_comes_up_is_killed_and_tried_again(stub: StubEngine, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(live_client, "START_LIMIT_S", 0)
-    monkeypatch.setattr(stub, "_command", lambda: [sys.executable, "-c", "import time; time.sleep(60)"])
-    monkeypatch.setattr(live_client, "STOP_S", 0.01)
+def test_an_engine_that_never_comes_up_is_killed_and_tried_again(stub: ThreadedEngine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_process, "START_LIMIT_S", 0)
+    monkeypatch.setattr(stub.process, "_command", lambda: [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(engine_process, "STOP_S", 0.01)
     for _ in range(3):
         with pytest.raises(EngineStartingError):
             stub.ask(ECHO)
@@ -328,7 +371,7 @@ def test_an_engine_that_never_comes_up_is_killed_and_tried_again(stub: StubEngin
         stub.ask(ECHO)
 
 
-def test_a_nonsense_answer_is_not_half_read(stub: StubEngine):
+def test_a_nonsense_answer_is_not_half_read(stub: ThreadedEngine):
     pid_of(stub)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(stub.log.with_suffix(".sock")))
@@ -338,14 +381,43 @@ def test_a_nonsense_answer_is_not_half_read(stub: StubEngine):
     assert "kind one of" in answer["error"]
 
 
+def test_a_question_that_nobody_waits_for_is_taken_back_and_the_engine_stops_computing(
+    stub: ThreadedEngine, tmp_path: Path
+):
+    pid_of(stub)
+    leaving, staying = (stub.asking(replace(ECHO, feature=200)) for _ in range(2))
+    wait_for(lambda: status_of(stub)["running"] == 1)
+    leaving.cancel()
+    time.sleep(0.1)
+    assert status_of(stub)["askers"] == 1  # the other one
+    staying.cancel()
+    wait_for(lambda: status_of(stub)["running"] == 0)
+    status = status_of(stub)
+    assert (status["askers"], status["computed"], status["abandoned"]) == (0, 0, 1)
+    (tmp_path / "gate").touch()
+    assert stub.ask(replace(ECHO, feature=200)).gap == 200
+
+
+def test_what_somebody_waited_for_to_the_end_of_the_time_is_ready_later(stub: ThreadedEngine, tmp_path: Path):
+    pid_of(stub)
+    slow = replace(ECHO, feature=201)
+    assert stub.ask(slow, time_limit_s=0.2).cause == "late"
+    time.sleep(0.2)
+    assert status_of(stub)["running"] == 1
+    (tmp_path / "gate").touch()
+    wait_for(lambda: status_of(stub)["computed"] == 1)
+    assert stub.ask(slow).gap == 201
+    assert status_of(stub)["computed"] == 1
+
+
 # -- a real engine over the small study ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def engine(study_root: Path) -> Iterator[LiveEngine]:
+def engine(study_root: Path) -> Iterator[ThreadedEngine]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", folder)
-        engine = LiveEngine(study_root, device="cpu")
+        engine = ThreadedEngine(EngineProcess(study_root, "cpu"))
         patch.undo()
         patiently(lambda: engine.ask(LiveQuery("status")))
         yield engine
@@ -361,7 +433,7 @@ def query(study_root: Path, study_config: StudyConfig) -> LiveQuery:
 
 
 @pytest.mark.parametrize("by", ["decoder", "encoder"])
-def test_neighbours_in_the_small_study(engine: LiveEngine, query: LiveQuery, ensemble_saes: SAE, by: str):
+def test_neighbours_in_the_small_study(engine: ThreadedEngine, query: LiveQuery, ensemble_saes: SAE, by: str):
     W = ensemble_saes.W_dec if by == "decoder" else ensemble_saes.W_enc.transpose(1, 2)
     rows = unit_rows(W.detach().double().numpy())
     cosines = rows @ rows[1, 5]
@@ -372,7 +444,7 @@ def test_neighbours_in_the_small_study(engine: LiveEngine, query: LiveQuery, ens
     np.testing.assert_allclose([row[2] for row in found], [cosines[at] for at in expected], atol=1e-6)
 
 
-def test_a_pair_in_the_small_study(engine: LiveEngine, query: LiveQuery, ensemble_saes: SAE):
+def test_a_pair_in_the_small_study(engine: ThreadedEngine, query: LiveQuery, ensemble_saes: SAE):
     rows = unit_rows(ensemble_saes.W_dec.detach().double().numpy())
     cosines = rows[1] @ rows[3].T
     ask = replace(query, kind="pair", other=3)
@@ -383,7 +455,7 @@ def test_a_pair_in_the_small_study(engine: LiveEngine, query: LiveQuery, ensembl
     assert set(one_to_one.arrays) == {"partner", "cosine", "runner_up", "mutual"}
 
 
-def test_a_wrong_query_leaves_the_engine_alive(engine: LiveEngine, query: LiveQuery):
+def test_a_wrong_query_leaves_the_engine_alive(engine: ThreadedEngine, query: LiveQuery):
     pid = pid_of(engine)
     with pytest.raises(EngineRefusedError, match="feature is 96, expected 0 to 95") as caught:
         engine.answer(replace(query, feature=96))

@@ -1,0 +1,150 @@
+"""Client of the live engine in the event loop: identical questions are asked once, and one that nobody waits for is taken back."""
+
+import asyncio
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+
+from seedscope.app.live.process import EngineProcess
+from seedscope.engine.contract.queries import TIME_LIMIT_S, LiveAnswer, LiveQuery, as_fields
+
+GRACE_S = 0.5  # beyond a time limit, in which the engine says itself that it is over
+LONGEST_HEADER = 2**24  # bytes of JSON in front of an answer's arrays
+PART = 2**20  # bytes of an array that are read at once: other requests go between
+ALWAYS_ASKED = ("status",)  # never shared: the answer is another a moment later
+
+
+class EngineRefusedError(Exception):
+    """The engine's answer is an error; `cause` is one of engine.contract.queries.CAUSES."""
+
+    def __init__(self, cause: str, error: str) -> None:
+        super().__init__(error)
+        self.cause = cause
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A question in flight, and how many wait for its answer."""
+
+    task: asyncio.Task[LiveAnswer]
+    n_waiting: int = 0
+
+
+class LiveEngine:
+    """Asks one engine process per root; used in one event loop. Starts nothing yet."""
+
+    def __init__(self, process: EngineProcess) -> None:
+        self.process = process
+        self._in_flight: dict[tuple[LiveQuery, float], _Asked] = {}
+        self._starting: CapacityLimiter | None = None  # threads that start the process
+
+    @property
+    def log(self) -> Path:
+        """What the engine said on its standard error."""
+        return self.process.log
+
+    async def answer(self, query: LiveQuery, *, time_limit_s: float = TIME_LIMIT_S) -> LiveAnswer:
+        """As `ask`, but an answer that is an error raises EngineRefusedError."""
+        answer = await self.ask(query, time_limit_s=time_limit_s)
+        if answer.error is not None:
+            raise EngineRefusedError(answer.cause, answer.error)
+        return answer
+
+    async def ask(self, query: LiveQuery, *, time_limit_s: float = TIME_LIMIT_S) -> LiveAnswer:
+        """Answer a query within the limit; identical queries in flight are asked once.
+
+        Raises EngineStartingError at once while the process starts or restarts, EngineBrokenError where it cannot. Cancelled,
+        it hangs up where nobody else waits for the same, and the engine stops computing.
+        """
+        key = (query, time_limit_s)
+        asked = self._in_flight.get(key)
+        if asked is None or query.kind in ALWAYS_ASKED:
+            asked = self._in_flight[key] = _Asked(asyncio.create_task(self._ask(query, time_limit_s)))
+        asked.n_waiting += 1
+        try:
+            return await asyncio.shield(asked.task)
+        finally:
+            asked.n_waiting -= 1
+            if not asked.n_waiting:
+                asked.task.cancel()  # nothing where it is done
+                if self._in_flight.get(key) is asked:
+                    del self._in_flight[key]
+
+    def close(self) -> None:
+        """End the process if this client started it; later questions raise EngineBrokenError. Blocks for a moment."""
+        self.process.close()
+
+    async def _ask(self, query: LiveQuery, time_limit_s: float) -> LiveAnswer:
+        self.process.make_folder()
+        request = json.dumps({"query": as_fields(query), "time_limit_s": time_limit_s}).encode() + b"\n"
+        try:
+            async with asyncio.timeout(time_limit_s + GRACE_S):
+                answered = await self._converse(request)
+        except TimeoutError:
+            return LiveAnswer(error=f"no answer within {time_limit_s:g} s; it may be ready later", cause="late")
+        except BlockingIOError:
+            return LiveAnswer(error="busy: too many queries wait; try again in a moment", cause="busy")
+        except (OSError, EOFError):
+            await self._start()
+        self.process.note_answered()
+        return answered
+
+    async def _converse(self, request: bytes) -> LiveAnswer:
+        """One question and its answer; raises OSError or EOFError where the engine is not there or hangs up."""
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.setblocking(False)
+            connection.connect(str(self.process.address))  # at once or not at all; BlockingIOError: too many wait there
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LONGEST_HEADER)
+        except BaseException:
+            connection.close()
+            raise
+        self.process.note_connected()
+        try:
+            writer.write(request)
+            await writer.drain()
+            return await _decoded(json.loads(await _line(reader)), reader)
+        finally:
+            writer.close()
+
+    async def _start(self) -> NoReturn:
+        """See to the process; raises what EngineProcess.start does."""
+        self._starting = self._starting or CapacityLimiter(1)
+        await run_sync(self.process.start, limiter=self._starting)
+        raise AssertionError("start always raises")
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    line = await reader.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError("the engine hung up")
+    return line
+
+
+async def _decoded(header: dict[str, Any], reader: asyncio.StreamReader) -> LiveAnswer:
+    """The answer whose header was read and whose arrays follow."""
+    arrays = {}
+    for named in header.pop("arrays"):
+        dtype = np.dtype(named["dtype"])
+        data = await _bytes(reader, int(np.prod(named["shape"], dtype=np.int64)) * dtype.itemsize)
+        array = np.frombuffer(data, dtype).reshape(named["shape"])
+        array.flags.writeable = False
+        arrays[named["name"]] = array
+    return LiveAnswer(arrays, **header)
+
+
+async def _bytes(reader: asyncio.StreamReader, n: int) -> bytearray:
+    data, at = bytearray(n), 0
+    while at < n:
+        part = await reader.read(min(PART, n - at))
+        if not part:
+            raise EOFError("the engine hung up")
+        data[at : at + len(part)] = part
+        at += len(part)
+    return data
