@@ -49,7 +49,7 @@ from seedscope.app.freshness import check_kept
 from seedscope.app.glossary.entries import GLOSSARY, SECTIONS
 from seedscope.app.glossary.mathml import mathml
 from seedscope.app.lens import RULE_NAMES
-from seedscope.app.parameters import url
+from seedscope.app.parameters import url, url_by
 from seedscope.app.settings import TEMPLATES
 from seedscope.app.shell import shell_of
 from seedscope.app.static_files import asset
@@ -96,7 +96,7 @@ templates.filters |= {
     "short": short, "count_or_mean": count_or_mean, "plot_json": plot_json,
 }  # fmt: skip
 templates.globals |= {
-    "url": url, "part": part, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip,
+    "url": url, "url_by": url_by, "part": part, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip,
     "activation_histogram": histogram, "density_bars": density_bars,
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "annotated_strip": annotated_strip,
     "members_now": members_now, "alpha_step": alpha_step, "hit_runs": hit_runs,
