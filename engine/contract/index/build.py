@@ -20,11 +20,17 @@ from numpy.typing import ArrayLike
 from seedscope.engine.contract.duckdb_settings import READ_ONLY
 from seedscope.engine.contract.environment import INDEX_FOLDER
 from seedscope.engine.contract.index import layout
-from seedscope.engine.contract.index.cosines import CosineWriter, counts_on_grid, give_back, matrix, new_array
+from seedscope.engine.contract.index.cosines import (
+    CosineWriter,
+    counts_on_grid,
+    give_back,
+    matrix,
+    new_array,
+    thetas_reached,
+)
 from seedscope.engine.contract.index.rows import row_numbers
 from seedscope.engine.contract.index.sampling import SAMPLE_ORDER
 from seedscope.engine.contract.schema import N_THETAS, RULE_COLUMN, TRIGGERS
-from seedscope.engine.contract.stability import grid_cells
 
 _HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks
 _BATCH = 262_144  # rows of a statement that are held at once
@@ -329,7 +335,7 @@ def _write_null(connection: duckdb.DuckDBPyConnection, frame: _Frame, here: Path
         sql = "SELECT cosines FROM NullMatch WHERE ensemble = ? AND kind = ? ORDER BY seed, feature"
         rows = connection.sql(sql, params=[frame.ensemble, kind]).to_arrow_table()
         cosines = matrix(rows["cosines"], n)
-        by_theta = counts_on_grid(grid_cells(cosines))
+        by_theta = counts_on_grid(thetas_reached(cosines))
         for theta in range(N_THETAS):
             counts[i, theta] = np.bincount(by_theta[theta], minlength=n + 1)
         np.save(here / f"null-cosines-{kind}.npy", np.ascontiguousarray(cosines.T))

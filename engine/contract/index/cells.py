@@ -44,7 +44,7 @@ class CellWriter:
             if rule != BASE:
                 differs = cosines[rule] != cosines[BASE]
                 np.packbits(~differs.ravel()[base_order], bitorder="little").tofile(self._same[rule])
-                kept = np.where(differs, kept, 0)
+                kept = np.where(differs, kept, np.uint8(0))
                 order = _order(kept)
             cosines[rule].ravel()[order].astype(np.float32, copy=False).tofile(self._cosines[rule])
             n_by_cell = np.bincount(kept.ravel(), minlength=N_THETAS + 1)[1:N_THETAS]
@@ -60,7 +60,7 @@ class CellWriter:
 
 def _order(cells: np.ndarray) -> np.ndarray:
     """Flat places of the cosines in cells 1 .. N_CELLS, cell by cell and within a cell as they stand."""
-    of_each = cells.astype(np.uint8).ravel()  # NumPy sorts bytes by counting them
+    of_each = cells.astype(np.uint8, copy=False).ravel()  # NumPy sorts bytes by counting them
     order = of_each.argsort(kind="stable")
     first, end = np.searchsorted(of_each[order], (1, N_CELLS + 1))
     return order[first:end]
