@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+ROWS_AT_ONCE = 512  # that become Python objects in one call, which keeps all other threads from running
+
 Encoder = Callable[[pa.Schema, Iterator[pa.RecordBatch], dict[str, Any]], Iterator[bytes]]
 
 
@@ -36,12 +38,17 @@ class _Sink(io.RawIOBase):
         return b"".join(parts)
 
 
+def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The same rows, a few at a time; none of an empty batch."""
+    return (batch.slice(begin, ROWS_AT_ONCE) for begin in range(0, len(batch), ROWS_AT_ONCE))
+
+
 def _json(schema: pa.Schema, batches: Iterator[pa.RecordBatch], about: dict[str, Any]) -> Iterator[bytes]:
     """An object with the fields of `about` and the rows."""
     yield json.dumps(about, ensure_ascii=False)[:-1].encode() + b', "rows": ['
     between = ""
     for batch in filter(len, batches):  # nothing stands between rows that are not there
-        rows = ", ".join(json.dumps(row, ensure_ascii=False) for row in batch.to_pylist())
+        rows = ", ".join(json.dumps(row, ensure_ascii=False) for some in _slices(batch) for row in some.to_pylist())
         yield (between + rows).encode()
         between = ", "
     yield b"]}"
@@ -52,7 +59,8 @@ def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], about: dict[str, 
     flat = _lists_as_json(schema.empty_table()).schema
     with pyarrow.csv.CSVWriter(sink, flat) as writer:
         for batch in batches:
-            writer.write_table(_lists_as_json(pa.Table.from_batches([batch])).cast(flat))
+            for some in _slices(batch):
+                writer.write_table(_lists_as_json(pa.Table.from_batches([some])).cast(flat))
             yield sink.taken()
     yield sink.taken()
 
