@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -60,7 +61,7 @@ def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch], about: dict[str, 
     with pyarrow.csv.CSVWriter(sink, flat) as writer:
         for batch in batches:
             for some in _slices(batch):
-                writer.write_table(_lists_as_json(pa.Table.from_batches([some])).cast(flat))
+                writer.write_table(_harmless(_lists_as_json(pa.Table.from_batches([some])).cast(flat)))
             yield sink.taken()
     yield sink.taken()
 
@@ -72,6 +73,17 @@ def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch], about: dict[s
             writer.write_batch(batch)
             yield sink.taken()
     yield sink.taken()
+
+
+def _harmless(table: pa.Table) -> pa.Table:
+    """Texts that a spreadsheet would take for a formula begin with an apostrophe, which it takes for the sign of a text."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            is_formula = pc.match_substring_regex(table[i], r"^[=+\-@\t\r\n]")
+            if pc.any(is_formula).as_py():
+                quoted = pc.binary_join_element_wise("'", table[i], "")
+                table = table.set_column(i, field, pc.if_else(pc.fill_null(is_formula, False), quoted, table[i]))
+    return table
 
 
 def _lists_as_json(table: pa.Table) -> pa.Table:

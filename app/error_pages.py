@@ -26,6 +26,7 @@ from seedscope.app.parameters import parameters_of
 from seedscope.app.store.errors import BadValue, NotFound, OneMember
 from seedscope.app.store.missing import Missing
 from seedscope.app.turns import BusyError
+from seedscope.engine.contract.names import PAGE_SUFFIXES
 from seedscope.engine.contract.stability import ALONE_SENTENCE
 
 E = TypeVar("E", bound=Exception)
@@ -122,6 +123,11 @@ def add_error_pages(app: FastAPI) -> None:
     answer(HTTPException, _http_error)
 
 
+def _is_data(request: Request) -> bool:
+    """Whether a program reads what comes; a refusal is JSON then, whatever form was asked for, and never a page."""
+    return request.url.path.endswith(PAGE_SUFFIXES)
+
+
 def _refuse(request: Request, status: int, title: str, problems: list[dict[str, str]]) -> Response:
     """The same refusal as a page or, for `.json` addresses and clients that ask for JSON, as JSON."""
     faulty = {problem["name"] for problem in problems} & set(request.query_params)
@@ -129,7 +135,7 @@ def _refuse(request: Request, status: int, title: str, problems: list[dict[str, 
     without = render.url(request.url.path, **rest) if faulty else None
     context = ErrorPage(status, title, problems, request_id(), without)
     accept = request.headers.get("accept", "")
-    if request.url.path.endswith(".json") or ("application/json" in accept and "text/html" not in accept):
+    if _is_data(request) or ("application/json" in accept and "text/html" not in accept):
         return JSONResponse(asdict(context), status)
     response = render.respond(request, "error.html", context, status=status)
     if render.wants_fragment(request):
@@ -184,8 +190,8 @@ def _bad_value(request: Request, error: BadValue) -> Response:
 
 def _one_member(request: Request, error: OneMember) -> Response:
     context = AlonePage(error.study, error.ensemble, ALONE_SENTENCE, error.missing)
-    if request.url.path.endswith(".json"):
-        return JSONResponse(asdict(context))
+    if _is_data(request):
+        return JSONResponse(asdict(context), 200 if request.url.path.endswith(".json") else 404)
     return render.respond(request, "ensemble/alone.html", context)
 
 
@@ -226,7 +232,7 @@ def _without_answer(request: Request, says: str, *, again: bool, status: int = 5
     """A word in the place where the answer was due; the rest of the site does not need the engine."""
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     context = EnginePage(says, again, path)
-    if request.url.path.endswith(".json"):
+    if _is_data(request):
         response: Response = JSONResponse(asdict(context), status)
     else:
         response = render.respond(request, "engine.html", context, status=202 if again else status)

@@ -1,5 +1,6 @@
 """Query parameters: how addresses are written with them, which a route takes, and which an address holds beyond those."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
@@ -16,6 +17,11 @@ def url(path: str, /, **parameters: Any) -> str:
     """A path with those query parameters that are set."""
     kept = {key: value for key, value in parameters.items() if value not in (None, "")}
     return path + ("?" + urlencode(kept) if kept else "")
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number of at most nine digits; only those that `int` reads as what they look like: not `²` or `٣`."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None
 
 
 def parameters_of(request: Request) -> list[str]:
