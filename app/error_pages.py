@@ -1,5 +1,6 @@
 """Refusals as pages or as JSON: what was found, what was expected and the way out, for every error that a route raises."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
@@ -7,9 +8,12 @@ from typing import TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seedscope.app import render
 from seedscope.app.freshness import NotModified
@@ -18,10 +22,12 @@ from seedscope.app.live.asking import ForeignError
 from seedscope.app.live.client import EngineRefusedError
 from seedscope.app.live.process import EngineBrokenError, EngineStartingError
 from seedscope.app.live.shares import GreedyError
+from seedscope.app.logs import FAULTS, request_id
 from seedscope.app.parameters import parameters_of
 from seedscope.app.store.errors import BadValue, NotFound, OneMember
 from seedscope.app.store.missing import Missing
 from seedscope.app.turns import BusyError
+from seedscope.engine.contract.names import PAGE_SUFFIXES
 from seedscope.engine.contract.stability import ALONE_SENTENCE
 
 E = TypeVar("E", bound=Exception)
@@ -34,6 +40,7 @@ class ErrorPage:
     status: int
     title: str
     problems: list[dict[str, str]]  # name, found, expected
+    id: str  # of the request, as the server's log has it
     without: str | None = (
         None  # the address without the parameters that are not usable; None where they are not the fault
     )
@@ -58,8 +65,41 @@ class AlonePage:
     missing: list[Missing]
 
 
+class Faults:
+    """ASGI middleware inside all others: what no handler answers is written down, and answered with a page that says so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except ClientDisconnect:  # in the middle of a form
+            return
+        except Exception:
+            if begun:  # the server ends the connection, so that nobody takes it for the whole answer
+                raise
+            logging.getLogger(FAULTS).exception("a fault of this server")
+            response = await run_in_threadpool(_fault, Request(scope, receive))
+            await response(scope, receive, send)
+
+
 def add_error_pages(app: FastAPI) -> None:
-    """Answer every refusal of the routes, and every HTTP error, with a page or its JSON."""
+    """Answer every refusal of the routes, every HTTP error and every fault with a page or its JSON.
+
+    Call it before other middleware is added: they see the answer.
+    """
+    app.add_middleware(Faults)
 
     def answer(kind: type[E], handler: Callable[[Request, E], Response]) -> None:
         def handle(request: Request, error: Exception) -> Response:
@@ -84,18 +124,32 @@ def add_error_pages(app: FastAPI) -> None:
     answer(HTTPException, _http_error)
 
 
+def _is_data(request: Request) -> bool:
+    """Whether a program reads what comes; a refusal is JSON then, whatever form was asked for, and never a page."""
+    return request.url.path.endswith(PAGE_SUFFIXES)
+
+
 def _refuse(request: Request, status: int, title: str, problems: list[dict[str, str]]) -> Response:
     """The same refusal as a page or, for `.json` addresses and clients that ask for JSON, as JSON."""
     faulty = {problem["name"] for problem in problems} & set(request.query_params)
     rest = {name: value for name, value in request.query_params.items() if name not in faulty}
-    context = ErrorPage(status, title, problems, render.url(request.url.path, **rest) if faulty else None)
+    without = render.url(request.url.path, **rest) if faulty else None
+    context = ErrorPage(status, title, problems, request_id(), without)
     accept = request.headers.get("accept", "")
-    if request.url.path.endswith(".json") or ("application/json" in accept and "text/html" not in accept):
+    if _is_data(request) or ("application/json" in accept and "text/html" not in accept):
         return JSONResponse(asdict(context), status)
     response = render.respond(request, "error.html", context, status=status)
     if render.wants_fragment(request):
         render.retarget_to_page(response)
     return response
+
+
+def _fault(request: Request) -> Response:
+    problem = {"name": "server", "found": "a fault of its own", "expected": "none: its log says more under this id"}
+    try:
+        return _refuse(request, 500, "This server made a mistake", [problem])
+    except Exception:  # what is broken is needed for every page
+        return PlainTextResponse(f"This server made a mistake; its log says more under the id {request_id()}\n", 500)
 
 
 def _not_modified(request: Request, error: NotModified) -> Response:
@@ -137,8 +191,8 @@ def _bad_value(request: Request, error: BadValue) -> Response:
 
 def _one_member(request: Request, error: OneMember) -> Response:
     context = AlonePage(error.study, error.ensemble, ALONE_SENTENCE, error.missing)
-    if request.url.path.endswith(".json"):
-        return JSONResponse(asdict(context))
+    if _is_data(request):
+        return JSONResponse(asdict(context), 200 if request.url.path.endswith(".json") else 404)
     return render.respond(request, "ensemble/alone.html", context)
 
 
@@ -179,7 +233,7 @@ def _without_answer(request: Request, says: str, *, again: bool, status: int = 5
     """A word in the place where the answer was due; the rest of the site does not need the engine."""
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     context = EnginePage(says, again, path)
-    if request.url.path.endswith(".json"):
+    if _is_data(request):
         response: Response = JSONResponse(asdict(context), status)
     else:
         response = render.respond(request, "engine.html", context, status=202 if again else status)

@@ -1,4 +1,4 @@
-"""Requests end with whoever sent them: what is read for a reader who is gone is not computed to its end."""
+"""Requests end with whoever sent them: nothing is computed for a reader who is gone, nor what HEAD leaves out."""
 
 import asyncio
 
@@ -9,7 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 class EndWithClient:
     """ASGI middleware: a GET or HEAD whose connection is closed is cancelled, where it waits or between two steps in threads.
 
-    Other methods change something and go on. A body of what is cancelled is read and ignored.
+    Other methods change something and go on. A body of what is cancelled is read and ignored. HEAD is answered as GET, without
+    the body.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -19,7 +20,7 @@ class EndWithClient:
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        gone, is_read = Event(), False
+        gone, is_read, is_head = Event(), False, scope["method"] == "HEAD"
 
         async def received() -> Message:
             nonlocal is_read
@@ -30,9 +31,14 @@ class EndWithClient:
             return {"type": "http.disconnect"}
 
         async def sent(message: Message) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if is_head and message["type"] == "http.response.body":
+                is_last, message = True, {"type": "http.response.body", "body": b""}
+            if is_last:
                 watcher.cancel()  # the end of an answer reads as a disconnect, too
             await send(message)
+            if is_last and is_head:
+                running.cancel()
 
         with CancelScope() as running:
 
@@ -44,6 +50,6 @@ class EndWithClient:
 
             watcher = asyncio.create_task(watch())
             try:
-                await self._app(scope, received, sent)
+                await self._app(scope | {"method": "GET"} if is_head else scope, received, sent)
             finally:
                 watcher.cancel()

@@ -1,5 +1,6 @@
 """create_app: the dashboard over every study under a root."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from seedscope.app.turns import AllTurns, take_turn
 
 PACKED = ("application/vnd.apache.parquet", "image/png")  # compressed in themselves
 LONGEST_LOOK_S = 1.0
+LONGEST_FORM = 2**16  # bytes that a request may bring
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,20 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def until_stopped(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(metrics.watch_loop())
         app.state.jobs.resume()
         yield
+        watching.cancel()
         app.state.jobs.close()
         live.close()
 
     app = DescribedApp(
-        title="SeedScope", docs_url=None, redoc_url=None, lifespan=until_stopped, needs_token=settings.token is not None
+        title="SeedScope",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=until_stopped,
+        max_body_size=LONGEST_FORM,
+        needs_token=settings.token is not None,
     )
     app.state.studies = Studies(settings.root)
     app.state.live = live
@@ -100,6 +109,6 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     add_error_pages(app)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=6, exclude_content_types=PACKED)
     app.add_middleware(Guard, settings=settings)
-    add_metrics(app)
+    metrics = add_metrics(app)
     app.add_middleware(EndWithClient)
     return app

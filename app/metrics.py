@@ -9,17 +9,25 @@ from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seedscope.app.jobs.queue import Jobs
+from seedscope.app.logs import begin_request, log_request
 from seedscope.app.store.studies import Studies
 from seedscope.engine.contract.environment import METRICS_FOLDER
 
 LEFT = 499  # the status of a request that ended with who sent it, before an answer
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+OTHER = "other"
 UNMATCHED = "(no route)"  # refused before one was found; addresses themselves would be labels without end
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds; pages aim at a tenth of one
+
+
+LAGS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)  # seconds; a tenth is the most that is meant to come about
+LOOK_S = 0.05
 
 
 class Metrics:
@@ -35,6 +43,10 @@ class Metrics:
             "seedscope_request_seconds", "Time from a request to the end of its answer, by route.",
             ("method", "route", "status"), buckets=BUCKETS, registry=None if shared else self._registry,
         )  # fmt: skip
+        self._lag = Histogram(
+            "seedscope_event_loop_lag_seconds", "How late the event loop came to what was due.",
+            buckets=LAGS, registry=None if shared else self._registry,
+        )  # fmt: skip
         if shared:
             MultiProcessCollector(self._registry, shared)
         ProcessCollector(registry=self._registry)
@@ -46,13 +58,20 @@ class Metrics:
         yield GaugeMetricFamily("seedscope_process_id", "The web process that answers.", os.getpid())
         yield GaugeMetricFamily("seedscope_jobs_active", "Jobs that wait or run.", self._jobs.n_active)
 
+    async def watch_loop(self) -> None:
+        """Measure until cancelled how late the event loop comes."""
+        while True:
+            due = time.monotonic() + LOOK_S
+            await asyncio.sleep(LOOK_S)
+            self._lag.observe(max(time.monotonic() - due, 0))
+
     def respond(self) -> Response:
         """Everything in Prometheus' text format."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 
-class Timed:
-    """ASGI middleware around all others: one observation per request."""
+class Observed:
+    """ASGI middleware around all others: every request gets an id, is measured, and is written down."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._requests = app, metrics.requests
@@ -61,25 +80,29 @@ class Timed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begin, status, begun = time.perf_counter(), 500, False
+        begin, status, id = time.perf_counter(), LEFT, begin_request()
 
         async def noted(message: Message) -> None:
-            nonlocal status, begun
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, begun = message["status"], True
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = id
             await send(message)
 
         try:
             await self._app(scope, receive, noted)
-        except asyncio.CancelledError:  # whoever asked is gone
-            status = LEFT if not begun else status
+        except Exception:
+            status = 500
             raise
         finally:
             route = getattr(scope.get("route"), "path", UNMATCHED)
-            self._requests.labels(scope["method"], route, status).observe(time.perf_counter() - begin)
+            method = scope["method"] if scope["method"] in METHODS else OTHER
+            seconds = time.perf_counter() - begin
+            self._requests.labels(method, route, status).observe(seconds)
+            log_request(method, route, status, seconds)
 
 
-def add_metrics(app: FastAPI) -> None:
+def add_metrics(app: FastAPI) -> Metrics:
     """Measure an application's requests, and answer `/metrics`; call it when all other middleware was added."""
     metrics = Metrics(app.state.studies, app.state.jobs)
 
@@ -88,4 +111,5 @@ def add_metrics(app: FastAPI) -> None:
         """Requests, their times, jobs and studies in Prometheus' text format."""
         return metrics.respond()
 
-    app.add_middleware(Timed, metrics=metrics)
+    app.add_middleware(Observed, metrics=metrics)
+    return metrics

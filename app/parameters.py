@@ -1,5 +1,6 @@
 """Query parameters: how addresses are written with them, which a route takes, and which an address holds beyond those."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote_plus, urlencode
@@ -24,6 +25,11 @@ def url_by(path: str, name: str, /, **parameters: Any) -> Callable[[object], str
     """The address of each value of one of the parameters: a table links to a hundred seeds, and writes the rest once."""
     before, after = url(path, **parameters | {name: _PLACE}).split(quote_plus(_PLACE))
     return lambda value: before + quote_plus(str(value)) + after
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number of at most nine digits; only those that `int` reads as what they look like: not `²` or `٣`."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None
 
 
 def parameters_of(request: Request) -> list[str]:

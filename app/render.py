@@ -48,6 +48,7 @@ from seedscope.app.formats import (
 from seedscope.app.freshness import check_kept
 from seedscope.app.glossary.entries import GLOSSARY, SECTIONS
 from seedscope.app.glossary.mathml import mathml
+from seedscope.app.json_text import PiecewiseJSONResponse
 from seedscope.app.lens import RULE_NAMES
 from seedscope.app.parameters import url, url_by
 from seedscope.app.settings import TEMPLATES
@@ -215,7 +216,7 @@ def as_json(context: "DataclassInstance | dict[str, Any]", request: Request | No
         shown["directions"] = directed.directions
         shown |= {"undefined": directed.undefined} if directed.undefined else {}
     headers = {"Cache-Control": "no-cache"} | (etag(request, 200) if request else {})
-    return JSONResponse(shown, headers=headers)
+    return PiecewiseJSONResponse(shown, headers=headers)
 
 
 def _shown(values: Any) -> Any:

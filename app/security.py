@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import re
 import secrets
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -32,6 +33,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def token_problem(token: str) -> str | None:
+    """Why a text cannot be a token, in words; None where it can: a header, a cookie and an address have to hold it."""
+    if re.fullmatch(r"[A-Za-z0-9._~+/=-]{1,256}", token):
+        return None
+    return "expected 1 to 256 letters, digits and ._~+/=- for it is sent in headers, cookies and addresses"
 
 
 def new_token() -> str:

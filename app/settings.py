@@ -3,9 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 ROOT_VARIABLE = "SEEDSCOPE_ROOT"
 DEFAULT_PORT = 8765
+LogFormat = Literal["brief", "text", "json"]
 
 
 def default_root() -> Path:
@@ -36,3 +38,5 @@ class Settings:
     """Where the live engine computes: auto, cpu or cuda."""
     workers: int = 1
     """Web processes that share the port."""
+    log_format: LogFormat = "brief"
+    """What is written of requests: faults alone, or a line or an object each."""

@@ -8,6 +8,7 @@ import sys
 import threading
 import webbrowser
 from contextlib import suppress
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,6 +22,15 @@ from seedscope.app.settings import DEFAULT_PORT, Settings, default_root
 
 if TYPE_CHECKING:
     from seedscope.app.jobs.queue import Jobs
+
+
+class LogForm(StrEnum):
+    """What is written of requests."""
+
+    brief = "brief"
+    text = "text"
+    json = "json"
+
 
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; the next free one if taken.")]
 Host = Annotated[str, typer.Option(help="Address to bind; beyond loopback a token is needed.")]
@@ -39,6 +49,9 @@ WebProcesses = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+LogLines = Annotated[
+    LogForm, typer.Option("--log-format", help="Standard error: faults alone, or a line or a JSON object per request.")
+]
 N_PORTS_TRIED = 20
 
 
@@ -46,7 +59,7 @@ N_PORTS_TRIED = 20
 def serve(
     root: Root = None, host: Host = "127.0.0.1", port: Port = DEFAULT_PORT, token: Token = None,
     allow_host: AllowHost = None, open_browser: Open = None, device: Device = Compute.auto,
-    workers: WebProcesses = None,
+    workers: WebProcesses = None, log_format: LogLines = LogForm.brief,
 ) -> None:  # fmt: skip
     """Serve the dashboard over every study under the root.
 
@@ -56,7 +69,7 @@ def serve(
     if not root.is_dir():
         raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
     n_workers = default_workers() if workers is None else workers
-    settings = Settings(root, host, port, token, tuple(allow_host or ()), device.value, n_workers)
+    settings = Settings(root, host, port, token, tuple(allow_host or ()), device.value, n_workers, log_format.value)
     serve_until_stopped(settings, bool(open_browser))
 
 

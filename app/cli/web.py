@@ -22,18 +22,22 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 # Of glibc's malloc: arrays above this many bytes go back to the system when they are freed, and few arenas keep the others.
 _MMAP_THRESHOLD, _LARGE, _TRIM_THRESHOLD, _KEPT, _ARENA_MAX, _ARENAS = -3, 8 << 20, -1, 64 << 20, -8, 2
 WAITING_CONNECTIONS = 512
+SWITCH_S = 0.001  # that a thread computes on while another, such as the event loop's, has something to do; Python's own is 0.005
 GRACE_S = 2  # that open requests have to end in when the server stops
 
 
 def create_small_app(settings: Settings, jobs: "Jobs | None" = None) -> "FastAPI":
     """The application for a process that serves many people at once. To be called once, before a store is opened."""
     with _one_thread():
+        from seedscope.app.logs import configure_logs
         from seedscope.app.main import create_app
     from seedscope.engine.contract.duckdb_settings import keep_small
 
+    configure_logs(settings.log_format)
     keep_small(settings.root)
     _return_memory()
     app = create_app(settings, jobs)
+    sys.setswitchinterval(SWITCH_S)
     gc.collect()
     gc.freeze()  # what was loaded stays: no later collection stops all requests to look through it
     return app
@@ -43,6 +47,8 @@ def web_server(app: "FastAPI") -> "uvicorn.Server":
     """The server, to be run on a bound socket that other processes may listen on too."""
     import uvicorn
 
+    from seedscope.app.cli.connections import BoundedProtocol, most_connections
+
     class FairServer(uvicorn.Server):
         """Accepts one connection at a time: asyncio takes all that wait at once, and other processes would get none."""
 
@@ -51,9 +57,13 @@ def web_server(app: "FastAPI") -> "uvicorn.Server":
             for listener in sockets or ():
                 listener.listen(WAITING_CONNECTIONS)  # in the system; asyncio takes both numbers from `backlog`
 
+    BoundedProtocol.most = most_connections()
     return FairServer(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S, backlog=1)
-    )
+        uvicorn.Config(
+            app, http=BoundedProtocol, lifespan="on", backlog=1, timeout_graceful_shutdown=GRACE_S, proxy_headers=False,
+            log_config=None, log_level="warning", access_log=False,
+        )
+    )  # fmt: skip
 
 
 def _return_memory() -> None:

@@ -55,7 +55,7 @@ def read_ids(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     entries = [
-        re.fullmatch(r"(?:(\d{1,19})/)?(\d{1,10})", entry.strip()) for entry in value.split(",") if entry.strip()
+        re.fullmatch(r"(?:([0-9]{1,19})/)?([0-9]{1,10})", entry.strip()) for entry in value.split(",") if entry.strip()
     ]
     numbers = [tuple(int(part) for part in match.groups() if part) for match in entries if match]
     beyond = [each for each in numbers if each[-1] > MAX_INDEX or (len(each) == 2 and each[0] > LARGEST_SEED)]
@@ -173,7 +173,7 @@ class DensityRange(Plain):
     @classmethod
     def _percent_sign(cls, value: Any) -> Any:
         """`5%` means 0.05."""
-        if isinstance(value, str) and (match := re.fullmatch(r"\s*([\d.]+)\s*%\s*", value)):
+        if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)):
             return float(match[1]) / 100
         return value
 
@@ -220,7 +220,7 @@ class Filter(Judgement, DensityRange):
     @model_validator(mode="after")
     def _id_in_search(self) -> "Filter":
         """`#117` in the search box means the feature of that index."""
-        if self.q and (match := re.fullmatch(r"#\s*(\d{1,9})", self.q.strip())):
+        if self.q and (match := re.fullmatch(r"#\s*([0-9]{1,9})", self.q.strip())):
             index, self.q = int(match[1]), None
             kept = [entry for entry in self.listed or () if int(entry.rpartition("/")[2]) == index]
             self.id = ",".join(kept) if kept else index

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from seedscope.app.formats import thousands
+from seedscope.app.parameters import is_number
 from seedscope.app.routes.address import Filter
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.study import StudyStore
@@ -27,7 +28,7 @@ class Members(Filter):
     @classmethod
     def _numbers(cls, value: str | list[str]) -> str:
         parts = [part.strip() for part in (value if isinstance(value, str) else ",".join(value)).split(",")]
-        if not all(part.isdigit() and len(part) < 10 for part in parts if part):
+        if not all(is_number(part) for part in parts if part):
             raise ValueError("seeds as numbers with commas between them, such as 0,3; empty for the usual ones")
         return ",".join(map(str, sorted({int(part) for part in parts if part})))
 

@@ -4,6 +4,7 @@ A place is (value, row): the value that the list is sorted by, and the row of th
 either direction. Values that are missing stand last in both directions. `signed` values ascend along the list.
 """
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
@@ -12,6 +13,19 @@ import numpy as np
 
 _FIRST_CHUNK, _MOST_CHUNK = 4_096, 1 << 20
 _AT_ONCE = 1 << 18  # rows that are compared with a number before the next ones
+
+
+_KEY = re.compile(r"(-?(?:inf|[0-9]{1,18}(?:\.[0-9]{1,20})?(?:e-?[0-9]{1,3})?))_([0-9]{1,19})_([0-9]{1,9})")
+_LARGEST_VALUE = 3.4028234663852886e38  # of float32, which some of the columns are that lists are sorted by
+
+
+def read_key(key: str) -> tuple[float, int, int] | None:
+    """(value, seed, feature) of a position VALUE_SEED_FEATURE; None for anything else, a value that no column has included."""
+    match = _KEY.fullmatch(key)
+    value = float(match[1]) if match else 0.0
+    if match is None or (abs(value) > _LARGEST_VALUE and "inf" not in match[1]):
+        return None
+    return value, int(match[2]), int(match[3])
 
 
 class ListPlace(NamedTuple):

@@ -102,7 +102,7 @@ class StudyStore(Database):
     def feature(self, ensemble: str, seed: int, feature: str | int) -> Feature:
         """One feature; raises NotFound with the range of indices."""
         d_sae = self.ensembles[ensemble].d_sae
-        if not re.fullmatch(r"0|[1-9]\d{0,8}", str(feature)) or int(feature) >= d_sae:
+        if not re.fullmatch("0|[1-9][0-9]{0,8}", str(feature)) or int(feature) >= d_sae:
             raise NotFound("feature", feature, f"0 to {d_sae - 1}")
         # Its cosines come from the index: DuckDB unpacks those of 2,047 other features for one, which takes most of the time.
         names = [f.name for f in fields(Feature) if f.name not in RULE_COLUMN.values()]

@@ -1,6 +1,5 @@
 """The features of an ensemble under a query: pages by keyset, facets, counts, downloads, distributions."""
 
-import re
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_index import FeatureIndex
 from seedscope.app.store.feature_query import SORTS, FeatureQuery
-from seedscope.app.store.row_order import ListPlace
+from seedscope.app.store.row_order import ListPlace, read_key
 from seedscope.app.store.search import HITS, token_matcher
 from seedscope.app.store.selection import BUCKET_NAMES, SORT_COLUMN, Selection, judge
 from seedscope.engine.contract.index.layout import DEAD, NO_TRIGGER
@@ -185,11 +184,11 @@ class FeatureTable:
 
     def _place(self, key: str, name: str) -> ListPlace:
         """A keyset position; raises BadValue for a malformed one, which the parameter `name` holds."""
-        match = re.fullmatch(r"(-?(?:inf|\d{1,18}(?:\.\d{1,20})?(?:e-?\d{1,3})?))_(\d{1,19})_(\d{1,9})", key)
-        if not match:
+        if (read := read_key(key)) is None:
             raise BadValue(name, repr(key), "VALUE_SEED_FEATURE, as in the page's own links")
-        signed = float(match[1]) * (-1 if self.query.descending else 1) + 0.0  # keys print floats exactly
-        return ListPlace(signed, self.index.key(int(match[2]), int(match[3])))
+        value, seed, feature = read
+        signed = value * (-1 if self.query.descending else 1) + 0.0  # keys print floats exactly
+        return ListPlace(signed, self.index.key(seed, feature))
 
     def list_position(self, seed: int, feature: int) -> int:
         """1-based place of a feature in the query's list, which holds it."""

@@ -42,7 +42,7 @@ class TableFilter(Filter):
     at: Annotated[
         str | None,
         Field(
-            pattern=r"^\d{1,19}/\d{1,9}$",
+            pattern=r"^[0-9]{1,19}/[0-9]{1,9}$",
             description="SEED/FEATURE: the page that holds this feature, unless after or before",
         ),
     ] = None

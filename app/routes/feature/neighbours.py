@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from seedscope.app import render
 from seedscope.app.live.asking import Ask, Asking, asks_engine
+from seedscope.app.parameters import is_number
 from seedscope.app.routes.address import EnsembleName, Filter, JudgedFeature, StudyName, judged_feature
 from seedscope.app.routes.feature.contexts import ShownContext, show_context
 from seedscope.app.store.errors import BadValue
@@ -28,7 +29,7 @@ class NeighboursQuery(Filter):
     @field_validator("members")
     @classmethod
     def _numbers(cls, value: str) -> str:
-        if not all(part.strip().isdigit() and len(part.strip()) < 10 for part in value.split(",") if part.strip()):
+        if not all(is_number(part.strip()) for part in value.split(",") if part.strip()):
             raise ValueError("seeds as numbers with commas between them, such as 0,3; empty for all")
         return value
 
