@@ -24,11 +24,13 @@ from seedscope.app.live.process import EngineBrokenError, EngineStartingError
 from seedscope.app.live.shares import GreedyError
 from seedscope.app.logs import FAULTS, request_id
 from seedscope.app.parameters import parameters_of
-from seedscope.app.store.errors import BadValue, NotFound, OneMember
+from seedscope.app.store.errors import BadValue, DamagedIndexError, NotFound, OneMember
 from seedscope.app.store.missing import Missing
 from seedscope.app.turns import BusyError
+from seedscope.engine.contract.index.opening import IndexNotMadeError
 from seedscope.engine.contract.names import PAGE_SUFFIXES
 from seedscope.engine.contract.stability import ALONE_SENTENCE
+from seedscope.engine.contract.store_file import DamagedStoreError, mending_command
 
 E = TypeVar("E", bound=Exception)
 
@@ -116,6 +118,9 @@ def add_error_pages(app: FastAPI) -> None:
     answer(NotFound, _not_found)
     answer(BadValue, _bad_value)
     answer(OneMember, _one_member)
+    answer(DamagedStoreError, _damaged)
+    answer(DamagedIndexError, _damaged)
+    answer(IndexNotMadeError, _damaged)
     answer(JobRefusedError, _job_refused)
     answer(EngineStartingError, _engine_starting)
     answer(EngineBrokenError, _engine_silent)
@@ -194,6 +199,16 @@ def _one_member(request: Request, error: OneMember) -> Response:
     if _is_data(request):
         return JSONResponse(asdict(context), 200 if request.url.path.endswith(".json") else 404)
     return render.respond(request, "ensemble/alone.html", context)
+
+
+def _damaged(request: Request, error: DamagedStoreError | DamagedIndexError | IndexNotMadeError) -> Response:
+    """One study cannot be read; all others can."""
+    study = error.path.parent
+    request.app.state.studies.note_damage(study.name, error.reason)
+    command = mending_command(study)
+    mends = f"run `{command}`, which publishes it again" if command else "build the study again"
+    problem = {"name": f"store of {study.name}", "found": error.reason, "expected": f"what was published: {mends}"}
+    return _refuse(request, 503, f"Study {study.name} cannot be read", [problem])
 
 
 def _job_refused(request: Request, error: JobRefusedError) -> Response:

@@ -50,6 +50,6 @@ class EndWithClient:
 
             watcher = asyncio.create_task(watch())
             try:
-                await self._app(scope | {"method": "GET"} if is_head else scope, received, sent)
+                await self._app({**scope, "method": "GET"} if is_head else scope, received, sent)
             finally:
                 watcher.cancel()

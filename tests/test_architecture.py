@@ -17,6 +17,7 @@ from support.paths import ROOT
 
 SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("app/**/*.py")])
 STORES = {
+    Path("engine/contract/store_file.py"),
     Path("engine/store/consistency.py"),  # what must be true of the tables
     Path("engine/store/database.py"),
     Path("engine/bench/peer_datasette.py"),  # writes what a peer serves

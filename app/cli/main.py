@@ -22,6 +22,7 @@ from seedscope.app.cli import (  # noqa: F401
     run,
     serve,
     synthetic,
+    verify,
 )
 from seedscope.app.cli.options import DEBUG, Stop, app
 
@@ -30,7 +31,7 @@ __all__ = ["COMMANDS", "app", "main"]
 # As `seedscope --help` lists them: to look, to bring in one's own, to compute and make more, to take away, the machine.
 COMMANDS = (
     "demo", "serve", "run", "public", "inspect", "import", "analyze", "anchor", "explain", "pool", "synthetic", "match", "export",
-    "bench", "doctor",
+    "verify", "bench", "doctor",
 )  # fmt: skip
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))

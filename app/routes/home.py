@@ -1,5 +1,6 @@
 """The home page, a study's page, and the definitions (`/methods`)."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Annotated
@@ -13,10 +14,11 @@ from seedscope.app.findings.pool_verdict import EV_KEPT
 from seedscope.app.findings.precedence import TELLS
 from seedscope.app.findings.span_claim import NEARLY
 from seedscope.app.routes.address import Plain, StudyName, judged_shares
+from seedscope.app.store.errors import UNREADABLE
 from seedscope.app.store.feature_query import FeatureQuery, Sort
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.recognised import RecognisedMember, recognised
-from seedscope.app.store.studies import Studies, analysis_of
+from seedscope.app.store.studies import BrokenStudy, Studies, analysis_of
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import FeatureRow
 from seedscope.engine.contract.stability import BUCKETS, EPSILON, THETA
@@ -68,6 +70,7 @@ class HomePage:
     """`/`: the studies under the root."""
 
     studies: list[StudyCard]  # the last published first
+    broken: list[BrokenStudy]  # damaged, gone, or of another version
     waiting: list[WaitingStudy]
     example: Example | None  # None without an ensemble whose members were compared
 
@@ -135,11 +138,23 @@ def home(request: Request, address: Annotated[Plain, Query()]) -> HomePage:
     """All studies: those with results, and those that wait for theirs."""
     studies = _studies(request)
     stores = sorted(studies.all(), key=lambda store: (-store.path.stat().st_mtime, store.study.study))
-    return HomePage(
-        [_card(store, detailed=i < N_DETAILED) for i, store in enumerate(stores)],
-        [WaitingStudy(name, analysis_of(name)) for name in studies.waiting()],
-        next((example for store in stores if (example := _example(store))), None),
-    )
+    cards = [card for i, store in enumerate(stores) if (card := _whole_card(studies, store, detailed=i < N_DETAILED))]
+    example = None
+    for store in stores:
+        with suppress(*UNREADABLE):
+            if example := _example(store):
+                break
+    broken = studies.broken()  # what the cards found as well
+    return HomePage(cards, broken, [WaitingStudy(name, analysis_of(name)) for name in studies.waiting()], example)
+
+
+def _whole_card(studies: Studies, store: StudyStore, *, detailed: bool) -> StudyCard | None:
+    """A study's card; None, and noted, where the study cannot be read."""
+    try:
+        return _card(store, detailed=detailed)
+    except UNREADABLE as error:
+        studies.note_damage(store.study.study, error.reason)
+        return None
 
 
 def _card(store: StudyStore, *, detailed: bool) -> StudyCard:

@@ -2,11 +2,11 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -15,12 +15,18 @@ from seedscope.app.store.errors import BadValue, NotFound, OneMember
 from seedscope.app.store.feature_index import FeatureIndex
 from seedscope.app.store.missing import Missing, missing
 from seedscope.engine.contract import schema
-from seedscope.engine.contract.duckdb_settings import READ_ONLY
-from seedscope.engine.contract.index.layout import ensemble_folder
+from seedscope.engine.contract.index.layout import ABOUT, ensemble_folder
 from seedscope.engine.contract.index.opening import open_index_apart
+from seedscope.engine.contract.store_file import mended_by, open_store, reading
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token
 
 _REBUILDING = threading.Lock()
+
+
+def file_state(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced, by another of the same name as well."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Database:
@@ -28,10 +34,11 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._connection = duckdb.connect(str(path), read_only=True, config=READ_ONLY)
+        self.file = file_state(path)
+        self._connection = open_store(path)
         name, version = self.fetch("SELECT study, schema_version FROM Study")[0]
         if version != schema.SCHEMA_VERSION:
-            expected = f"schema {version} in the file, {schema.SCHEMA_VERSION} is read; build the study again"
+            expected = f"schema {version} in the file, {schema.SCHEMA_VERSION} is read; {mended_by(path.parent)}"
             raise NotFound("study of this version", name, expected)
         # Addresses and commands name a study by its folder, which people copy and rename.
         self.study: Study = replace(self.rows(Study)[0], study=path.parent.name)
@@ -54,6 +61,10 @@ class Database:
         self._cache = ByteCache()
         self._indexes: dict[str, FeatureIndex] = {}
         self._with_snapshots = {name for (name,) in self.fetch("SELECT DISTINCT ensemble FROM Checkpoint")}
+
+    def close(self) -> None:
+        """Let go of the file; answers that are under way end as they began."""
+        self._connection.close()
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -127,13 +138,16 @@ class Database:
     def index(self, ensemble: str) -> FeatureIndex:
         """The columns of an ensemble's features; made from the store where it was written without them."""
         found = self._indexes.get(ensemble)
-        if found is not None:
+        if found is not None and not found.is_damaged:
             found.release_if_large()
-        else:
-            with _REBUILDING:
-                folder = open_index_apart(self.path)
-            found = self._indexes[ensemble] = FeatureIndex(ensemble_folder(folder, ensemble), self._cache)
-        return found
+            return found
+        with _REBUILDING:
+            if found is not None:  # a file of it could not be read: it is derived, and made again
+                with suppress(OSError):
+                    (found.folder.parent / ABOUT).unlink()
+            folder = open_index_apart(self.path)
+        self._indexes[ensemble] = FeatureIndex(ensemble_folder(folder, ensemble), self._cache)
+        return self._indexes[ensemble]
 
     # -- SQL -----------------------------------------------------------------------------------------------------
 
@@ -155,12 +169,15 @@ class Database:
 
     def fetch(self, sql: str, parameters: Any = None) -> list[tuple]:
         """All rows of a statement."""
-        return self._connection.cursor().execute(sql, parameters or []).fetchall()
+        with reading(self.path):
+            return self._connection.cursor().execute(sql, parameters or []).fetchall()
 
     def batches(self, sql: str, parameters: Any, n_rows: int = 65_536) -> Iterator[pa.RecordBatch]:
         """Rows of a statement some at a time, in memory that does not grow with them."""
-        yield from self._connection.cursor().sql(sql, params=parameters).to_arrow_reader(n_rows)
+        with reading(self.path):
+            yield from self._connection.cursor().sql(sql, params=parameters).to_arrow_reader(n_rows)
 
     def arrow(self, sql: str, parameters: Any) -> pa.Table:
         """All rows of a statement as an Arrow table."""
-        return self._connection.cursor().sql(sql, params=parameters).to_arrow_table()
+        with reading(self.path):
+            return self._connection.cursor().sql(sql, params=parameters).to_arrow_table()

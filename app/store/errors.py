@@ -1,8 +1,11 @@
-"""The two refusals of an address, NotFound and BadValue: what was found, what was expected; and OneMember, which is none."""
+"""The two refusals of an address, NotFound and BadValue: what was found, what was expected; OneMember, which is none; damage."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from seedscope.app.store.missing import Missing
+from seedscope.engine.contract.index.opening import IndexNotMadeError
+from seedscope.engine.contract.store_file import DamagedStoreError
 
 
 class NotFound(LookupError):
@@ -29,3 +32,21 @@ class OneMember(Exception):
     study: str
     ensemble: str
     missing: list[Missing]
+
+
+class DamagedIndexError(Exception):
+    """A file of an index that cannot be read as it was written; the index is made again at the next request."""
+
+    def __init__(self, store: Path, file: Path, reason: str) -> None:
+        super().__init__(f"{file} cannot be read: {reason}")
+        self.path, self.reason = (
+            store,
+            f"{file.name} of its index cannot be read ({reason[:200]}); it is made again: ask again",
+        )
+
+
+UNREADABLE = (
+    DamagedStoreError,
+    DamagedIndexError,
+    IndexNotMadeError,
+)  # what reading a study may find; each has path and reason

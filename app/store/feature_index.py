@@ -4,7 +4,7 @@ import json
 import mmap
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from seedscope.app.store.byte_cache import ByteCache
+from seedscope.app.store.errors import DamagedIndexError
 from seedscope.engine.contract.index import layout
 from seedscope.engine.contract.index.cells import count_between
 from seedscope.engine.contract.index.rows import row_numbers
@@ -42,11 +43,14 @@ class FeatureIndex:
     """
 
     def __init__(self, folder: Path, array_cache: ByteCache) -> None:
-        self._folder, self._cache = folder, array_cache
+        self.folder = self._folder = folder
+        self._cache = array_cache
         _of_libraries()
         self._maps: dict[str, mmap.mmap] = {}
         self._present: dict[str, bool] = {}
-        about = json.loads((folder / layout.ABOUT).read_text())
+        self.is_damaged = False  # a file could not be read
+        with self._reading(layout.ABOUT):
+            about = json.loads((folder / layout.ABOUT).read_text())
         self.seeds: list[int] = about["seeds"]
         self.d_sae: int = about["d_sae"]
         self.n_comparisons: int = about["n_comparisons"]
@@ -102,7 +106,8 @@ class FeatureIndex:
 
     @cached_property
     def _texts(self) -> pa.RecordBatchFileReader:
-        return pa.ipc.open_file(pa.py_buffer(self._map(layout.TEXTS)))
+        with self._reading(layout.TEXTS):
+            return pa.ipc.open_file(pa.py_buffer(self._map(layout.TEXTS)))
 
     def texts(self, rows: np.ndarray, names: Sequence[str] = layout.TEXT_COLUMNS) -> dict[str, list[Any]]:
         """Texts and token lists of rows, in their order."""
@@ -208,7 +213,8 @@ class FeatureIndex:
     @cached_property
     def words(self) -> list[str]:
         """All words of explanations, sorted."""
-        words: list[str] = json.loads((self._folder / layout.WORDS).read_text())
+        with self._reading(layout.WORDS):
+            words: list[str] = json.loads((self._folder / layout.WORDS).read_text())
         return words
 
     def word_counts(self) -> np.ndarray:
@@ -307,13 +313,24 @@ class FeatureIndex:
     def _arrays(self) -> dict[str, np.ndarray]:
         return {}
 
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Raise what goes wrong with a file as DamagedIndexError."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.is_damaged = True
+            store = self._folder.parent.with_suffix(".duckdb")
+            raise DamagedIndexError(store, self._folder / name, f"{type(error).__name__}: {error}") from None
+
     def _read(self, name: str) -> np.ndarray:
+        with self._reading(name):
+            return self._read_mapped(name)
+
+    def _read_mapped(self, name: str) -> np.ndarray:
         if name.endswith(".bin"):
-            return (
-                np.frombuffer(self._map(name), np.uint8)
-                if (self._folder / name).stat().st_size
-                else np.zeros(0, np.uint8)
-            )
+            has_bytes = (self._folder / name).stat().st_size
+            return np.frombuffer(self._map(name), np.uint8) if has_bytes else np.zeros(0, np.uint8)
         with open(self._folder / name, "rb") as file:
             version = np.lib.format.read_magic(file)
             if version != (1, 0):

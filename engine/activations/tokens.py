@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Int
@@ -94,7 +95,7 @@ def save_tokens(tokens: TokenSet, folder: Path) -> None:
 
 
 def load_tokens(folder: Path) -> TokenSet | None:
-    """The token set that was kept in a folder; None where there is none."""
+    """The token set that was kept in a folder; None where there is none. Raises ValueError for a damaged file."""
     try:
         with np.load(folder / KEPT, allow_pickle=False) as arrays:
             bos = arrays["bos"].tolist()
@@ -104,6 +105,10 @@ def load_tokens(folder: Path) -> TokenSet | None:
             )  # fmt: skip
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ValueError(
+            f"{folder / KEPT} is damaged ({type(error).__name__}: {str(error)[:100]}); analyse the study again"
+        ) from None
 
 
 def longest_context(model: LanguageModel) -> int | None:

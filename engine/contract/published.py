@@ -3,12 +3,14 @@
 CURRENT has two lines: the name of the store's file beside it, and what the store was built from. Standard library only.
 """
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from seedscope.engine.contract.files import write_whole
 
 _CURRENT = "CURRENT"
+_STORE = re.compile(r"study-[\w-]+\.duckdb")
 
 
 class PublishedStore(NamedTuple):
@@ -24,7 +26,8 @@ def published(folder: Path) -> PublishedStore | None:
         name, built_from = (folder / _CURRENT).read_text().splitlines()
     except (OSError, ValueError):
         return None
-    return PublishedStore(name, built_from) if (folder / name).is_file() else None
+    is_store = _STORE.fullmatch(name) and (folder / name).is_file()  # no other file, and none elsewhere
+    return PublishedStore(name, built_from) if is_store else None
 
 
 def publish_store(folder: Path, store: PublishedStore) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seedscope.engine.contract import schema
+from seedscope.engine.contract.checksums import SUMS
 from seedscope.engine.contract.names import inside
 from seedscope.engine.contract.schema import RULE_COLUMN, Column
 from seedscope.engine.contract.tables import pools
@@ -176,7 +177,7 @@ def _require_forward(unfinished: Path, ensembles: list[Ensemble], members: list[
 def _copy_pool(folder: Path, unfinished: Path, exported: manifest.Manifest, row: pools.FeaturePool) -> None:
     """Copy the files of a pool, and no others; raises ValueError where its record is not the one that the tables name."""
     source = pool_folder(folder, row.ensemble)
-    for path in (source / RECORD, *(source / SAE_FOLDER / name for name in (CONFIG, WEIGHTS, RUNNER))):
+    for path in (source / RECORD, source / SUMS, *(source / SAE_FOLDER / name for name in (CONFIG, WEIGHTS, RUNNER))):
         file = path.relative_to(folder).as_posix()
         if file in exported.files:
             (unfinished / file).parent.mkdir(parents=True, exist_ok=True)

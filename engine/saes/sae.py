@@ -5,9 +5,8 @@ SAELens orientation: `W_enc (members, d_in, d_sae)`, `W_dec (members, d_sae, d_o
 activations at one hook point and predict those at another, so their decoder rows are directions of their output.
 """
 
-import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seedscope.engine.saes.convention import MORE_TENSORS, SKIP, TENSORS, Convention
+from seedscope.engine.saes.digest import digest_of, require_digest
 from seedscope.engine.saes.topk import topk
 
 # Pre-activations in memory at once while encoding: 128 MiB, and up to 2 GiB with what is computed from them.
@@ -267,11 +267,7 @@ class SAE(nn.Module):
 
     def digest(self, member: int) -> str:
         """16 hex digits over one member's tensors (name, dtype, shape, bytes) and the convention."""
-        sha = hashlib.sha256(json.dumps(self.convention.as_json(), sort_keys=True).encode())
-        for name, tensor in sorted(self.member_tensors(member).items()):
-            sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            sha.update(tensor.cpu().view(torch.uint8).numpy().tobytes())
-        return sha.hexdigest()[:16]
+        return digest_of(self.member_tensors(member), self.convention)
 
     def save(self, folder: Path, *, provenance: dict[str, str] | None = None) -> None:
         """Write one `seed-N.safetensors` per member, each in one step.
@@ -355,10 +351,6 @@ def read(path: Path) -> tuple[SAE, dict[str, str]]:
         tensors, convention, metadata = read_member(path)
     except FileNotFoundError:
         raise ValueError(f"found no file {path}, expected an SAE such as seed-0.safetensors") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a safetensors file ({error}); expected an SAE such as seed-0.safetensors"
-        ) from None
     seed = int(metadata["seed"]) if metadata.get("seed", "").isdigit() else 0
     try:
         return _stacked([tensors], convention, (seed,)), metadata
@@ -366,12 +358,15 @@ def read(path: Path) -> tuple[SAE, dict[str, str]]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def load(folder: Path, seeds: tuple[int, ...]) -> SAE:
-    """Read the members with these seeds from a folder that `SAE.save` wrote.
+def load(folder: Path, seeds: tuple[int, ...], digests: Sequence[str] | None = None) -> SAE:
+    """Read the members with these seeds from a folder that `SAE.save` wrote, and check them against their digests where given.
 
-    Raises FileNotFoundError where one is missing, ValueError where their conventions differ or a file holds no SAE.
+    Raises FileNotFoundError where one is missing, ValueError where their conventions differ or a file holds no SAE, and
+    DamagedSAEError, a ValueError, where it holds another one.
     """
     members = [read_member(folder / f"seed-{seed}.safetensors") for seed in seeds]
+    for seed, digest, (tensors, convention, _) in zip(seeds, digests or (), members, strict=False):
+        require_digest(folder / f"seed-{seed}.safetensors", digest, tensors, convention)
     convention = shared_convention(folder, [convention for _, convention, _ in members])
     return _stacked([tensors for tensors, _, _ in members], convention, seeds)
 
@@ -403,6 +398,17 @@ def read_member(path: Path) -> tuple[dict[str, Tensor], Convention, dict[str, st
 
     The tensors are mapped from the file: their pages are read when they are first used.
     """
+    try:
+        return _read_member(path)
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a safetensors file ({error}); expected an SAE such as seed-0.safetensors"
+        ) from None
+
+
+def _read_member(path: Path) -> tuple[dict[str, Tensor], Convention, dict[str, str]]:
     with safe_open(path, "pt") as file:
         names, metadata = set(file.keys()), file.metadata() or {}
         if not set(TENSORS) <= names:

@@ -1,5 +1,6 @@
 """Members of one ensemble, read one at a time: in memory as an `SAE`, or on disk in the files that `SAE.save` wrote."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
+from seedscope.engine.saes.digest import require_digest
 from seedscope.engine.saes.sae import read_member, shared_convention
 
 
@@ -35,14 +37,17 @@ class MemberRows(Protocol):
 class StoredMembers:
     """The members with these seeds in a folder; no tensor stays in memory.
 
-    Raises FileNotFoundError where one is missing, ValueError where their conventions or sizes differ or a file holds no SAE.
+    With `digests`, every file is read once to be compared with its own. Raises FileNotFoundError where one is missing, ValueError
+    where their conventions or sizes differ or a file holds no SAE, and DamagedSAEError, a ValueError, where it holds another one.
     """
 
-    def __init__(self, folder: Path, seeds: tuple[int, ...]) -> None:
+    def __init__(self, folder: Path, seeds: tuple[int, ...], digests: Sequence[str] | None = None) -> None:
         self.seeds, self._folder = seeds, folder
         conventions, shapes = [], {}
-        for seed in seeds:
+        for index, seed in enumerate(seeds):
             tensors, convention, _ = read_member(self._path(seed))
+            if digests is not None:
+                require_digest(self._path(seed), digests[index], tensors, convention)
             conventions.append(convention)
             shapes[seed] = (*tensors["W_enc"].shape, tensors["W_dec"].shape[-1])
         self.convention = shared_convention(folder, conventions)

@@ -68,7 +68,8 @@ _WORDS: dict[tuple[type, str], tuple[str, ...]] = {
     (synthetic.Synthetic, "verdict"): synthetic.VERDICTS,
     (synthetic.PhaseCell, "verdict"): synthetic.VERDICTS,
 }
-_NOT_OF_MEMBERS = {synthetic.Synthetic}  # whose `seed` is that of a generator
+# Tables whose `seed` is that of a generator, or of SAEs that were trained along with the members.
+_NOT_OF_MEMBERS = {synthetic.Synthetic, training.TracePoint}
 _TOKENS, _DOCUMENTS, _WINDOWS = (f"(SELECT count(*) FROM {table.__name__})" for table in (Token, Document, TokenWindow))
 _COMPARED = "e.n_comparisons"
 _STEPS = "(SELECT count(*) FROM Checkpoint c WHERE c.ensemble = t.ensemble)"

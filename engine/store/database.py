@@ -15,17 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seedscope.engine.contract import schema
-from seedscope.engine.contract.duckdb_settings import READ_ONLY
 from seedscope.engine.contract.index.build import open_index
 from seedscope.engine.contract.published import PublishedStore, publish_store, published
+from seedscope.engine.contract.store_file import mended_by, open_store, reading
 from seedscope.engine.contract.tables import pools, synthetic
 from seedscope.engine.contract.tables.features import Ablation, Feature, NullMatch, Pair
 from seedscope.engine.contract.tables.study import Ensemble, Member
-from seedscope.engine.store.consistency import require_consistent
+from seedscope.engine.store.consistency import contradictions, require_consistent
 
 BATCH_ROWS = 65_536
 MEMORY_LIMIT = "1500MB"  # of what DuckDB holds before it writes to the file
-HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks
 # List columns with one entry per comparison.
 _OF_COMPARISONS: dict[type, tuple[str, ...]] = {Feature: tuple(schema.RULE_COLUMN.values()), NullMatch: ("cosines",)}
 _ARROW = {int: pa.int32(), float: pa.float32(), bool: pa.bool_(), str: pa.string()}
@@ -152,25 +151,18 @@ class OtherSchemaError(ValueError):
 class StoreReader:
     """A published store, read-only: the columns of the contract. Stores of former versions also have counts, which nobody reads.
 
-    Used as a context manager, it is closed at the end. Raises ValueError for a file that is damaged, OtherSchemaError for one
-    of another schema.
+    Used as a context manager, it is closed at the end. Raises DamagedStoreError, a ValueError, for a file that is damaged, also
+    where that is found while reading, and OtherSchemaError for one of another schema.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._connection = duckdb.connect(str(path), read_only=True, config=READ_ONLY)
-            schema_version, self._block_bytes, n_blocks = self._connection.sql(
-                "SELECT schema_version, block_size, total_blocks FROM Study, pragma_database_size()"
-            ).fetchall()[0]
-            n_bytes = self._block_bytes * n_blocks
-            if path.stat().st_size < HEADERS + n_bytes:
-                raise EOFError  # DuckDB itself would fail only when it reads a block that is missing
-        except (duckdb.Error, IndexError, EOFError):
-            raise ValueError(f"{path} is damaged, expected a published store; build the study again") from None
+        self._path, self._connection = path, open_store(path)
+        with reading(path):
+            ((schema_version,),) = self._connection.execute("SELECT schema_version FROM Study LIMIT 1").fetchall()
         if schema_version != schema.SCHEMA_VERSION:
             self._connection.close()
             raise OtherSchemaError(
-                f"{path} has schema {schema_version}, this version reads {schema.SCHEMA_VERSION}; build the study again"
+                f"{path} has schema {schema_version}, this version reads {schema.SCHEMA_VERSION}; {mended_by(path.parent)}"
             )
 
     def __enter__(self) -> "StoreReader":
@@ -193,15 +185,27 @@ class StoreReader:
             parameters += bounds
         order = ", ".join(f'"{key}"' for key in schema.SORT_KEYS[table])
         sql = f"SELECT {selected} FROM {table.__name__} WHERE {' AND '.join(conditions)} ORDER BY {order}"
-        return self._connection.sql(sql, params=parameters).to_arrow_table()
+        with reading(self._path):
+            return self._connection.sql(sql, params=parameters).to_arrow_table()
+
+    def contradictions(self) -> list[str]:
+        """What the tables say that cannot be, in words; empty for a whole store. Reads all of it."""
+        with reading(self._path):
+            return [str(each) for each in contradictions(self._connection)]
+
+    def digest(self) -> str:
+        """The digest of all content, which is in the name of the file; reads all of it."""
+        with reading(self._path):
+            return _digest(self._connection)
 
     def table_bytes(self) -> dict[str, int]:
         """{table: bytes of the blocks that hold its columns}; a block that two columns share counts once."""
         sizes = {}
+        ((block_bytes,),) = self._connection.sql("SELECT block_size FROM pragma_database_size()").fetchall()
         for table in schema.TABLES:
             sql = f"SELECT count(DISTINCT block_id) FROM pragma_storage_info('{table.__name__}') WHERE persistent"
             ((n_blocks,),) = self._connection.sql(sql).fetchall()
-            sizes[table.__name__] = n_blocks * self._block_bytes
+            sizes[table.__name__] = n_blocks * block_bytes
         return sizes
 
     def rows(self, table: type, **where: Any) -> list[Any]:

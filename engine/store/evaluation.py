@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seedscope.engine.contract.checksums import damaged_file
 from seedscope.engine.store import catalogue
 
 EVALUATION = "evaluation.json"
@@ -31,12 +32,22 @@ class Evaluation:
 
 
 def read_evaluation(study: Path) -> Evaluation | None:
-    """The evaluation that the parts of a study were measured on, None where nothing was measured."""
+    """The evaluation that the parts of a study were measured on, None where nothing was measured.
+
+    Raises ValueError for a damaged file, which analysing the study writes anew.
+    """
+    path = study / "parts" / EVALUATION
     try:
-        content = json.loads((study / "parts" / EVALUATION).read_text())
+        if damaged_file(study / "parts", beginning=EVALUATION):
+            raise ValueError("its checksum is another one")
+        content = json.loads(path.read_text())
+        return Evaluation(**content | {name: tuple(content[name]) for name in ("texts", "documents")})
     except FileNotFoundError:
         return None
-    return Evaluation(**content | {name: tuple(content[name]) for name in ("texts", "documents")})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); write it anew with: seedscope analyze {study.name}"
+        ) from None
 
 
 def measured_from(ensemble: catalogue.EnsemblePlan, evaluation: Evaluation) -> dict[str, Any]:

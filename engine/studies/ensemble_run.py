@@ -37,12 +37,12 @@ class EnsembleRun:
     @cached_property
     def members(self) -> SAE:
         """All members' tensors, in memory; `stored` has their sizes without them."""
-        return sae.load(self.study / self.ensemble.folder, self.ensemble.seeds)
+        return sae.load(self.study / self.ensemble.folder, self.ensemble.seeds, self.sae_digests)
 
     @cached_property
     def stored(self) -> StoredMembers:
         """The members on disk, to be read one at a time."""
-        return StoredMembers(self.study / self.ensemble.folder, self.ensemble.seeds)
+        return StoredMembers(self.study / self.ensemble.folder, self.ensemble.seeds, self.sae_digests)
 
     @cached_property
     def parts(self) -> Parts:

@@ -20,7 +20,8 @@ from seedscope.engine.activations.harvest import (
 )
 from seedscope.engine.activations.outliers import Without, find_outliers
 from seedscope.engine.activations.shards import Chosen, Shards
-from seedscope.engine.activations.tokens import save_tokens
+from seedscope.engine.activations.tokens import KEPT, save_tokens
+from seedscope.engine.contract.checksums import write_sums
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.features.triggers import TokenClasses
 from seedscope.engine.progress import Progress
@@ -158,3 +159,4 @@ def keep_evaluation(study: Path, record: Evaluation, tokens: TokenSet | None) ->
     write_whole(study / "parts" / EVALUATION, json.dumps(asdict(record)))
     if tokens is not None:
         save_tokens(tokens, study / "parts")
+    write_sums(study / "parts", EVALUATION, *([KEPT] if tokens is not None else []))

@@ -97,7 +97,7 @@ class _EnsembleParts:
         self, study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, evaluation: Evaluation | None
     ) -> None:
         self.study, self.plan, self.ensemble = study, plan, ensemble
-        parts = Parts(study, ensemble.name)
+        parts = Parts(study, ensemble.name, strict=True)  # what is damaged must not vanish from the results
         saes = [member.digest for member in ensemble.members]
         self.match: Part | None = parts.find("match", version=VERSION, saes=saes)
         self.n_ctx = evaluation.n_ctx if evaluation else 0
@@ -208,7 +208,7 @@ def _read_member(parts: _EnsembleParts, match: Part, seed: int) -> _MemberArrays
 def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterator[None]:
     """Add an ensemble's rows member by member, and yield after each."""
     study, plan, ensemble = parts.study, parts.plan, parts.ensemble
-    members = StoredMembers(study / ensemble.folder, ensemble.seeds)
+    members = StoredMembers(study / ensemble.folder, ensemble.seeds, [member.digest for member in ensemble.members])
     convention, name, seeds = members.convention, ensemble.name, ensemble.seeds
     made, dead = synthetic.read(study), []
     counted = _Counted(None, None)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harvest
+from seedscope.engine.contract.checksums import damaged_file, write_sums
 from seedscope.engine.contract.progress_files import Curves
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
 from seedscope.engine.machine import named_device
@@ -118,7 +119,7 @@ def train_once(
 ) -> sae.SAE:
     """Train on rows, or load what was trained from the same before."""
     folder = study / "sae" / name / made_from
-    ensemble = _trained_before(folder, config)
+    ensemble = _trained_before(study, folder, config)
     if ensemble is None:
         activations = rows()
         trace, checkpoints = Trace(), checkpoints_of(study, name)
@@ -138,6 +139,7 @@ def train_once(
         ensemble.save(folder, provenance=provenance)
         trace.save(folder)
         training_space(activations, config).save(folder / ALONG)
+        write_sums(folder)
         (folder / "complete").touch()
         forget_checkpoints(study, name)
     return ensemble
@@ -178,14 +180,27 @@ def trained_entry(
     )
 
 
-def _trained_before(folder: Path, config: TrainConfig) -> sae.SAE | None:
+def _trained_before(study: Path, folder: Path, config: TrainConfig) -> sae.SAE | None:
+    """The members that were trained; None where there are none, some are gone, or some are not as they were written."""
     if not (folder / "complete").exists():
         return None
     try:
-        return sae.load(folder, config.seeds)
-    except FileNotFoundError:  # somebody tidied up: train again
+        if damaged_file(folder, beginning="seed-"):
+            raise ValueError(f"an SAE in {folder} is not as it was written")
+        return sae.load(folder, config.seeds, _digests_before(study, folder, config))
+    except (FileNotFoundError, ValueError):  # somebody tidied up, or the disk did: train again
         (folder / "complete").unlink()
         return None
+
+
+def _digests_before(study: Path, folder: Path, config: TrainConfig) -> list[str] | None:
+    """The members' digests as the catalogue has them, None where it does not name this folder."""
+    plan = catalogue.read(study)
+    for each in plan.ensembles if plan else ():
+        of = {member.seed: member.digest for member in each.members}
+        if study / each.folder == folder and set(config.seeds) <= of.keys():
+            return [of[seed] for seed in config.seeds]
+    return None
 
 
 def enough(tokens: TokenSet, n_tokens: int) -> TokenSet:

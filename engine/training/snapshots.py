@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from seedscope.engine.machine import GIB
@@ -70,13 +70,22 @@ def kept(folder: Path, seeds: tuple[int, ...]) -> list[Snapshot]:
     for path in sorted((folder / ALONG).glob("step-*")):
         files = [path / f"seed-{seed}.safetensors" for seed in seeds]
         if files and all(file.is_file() for file in files):
-            with safe_open(files[0], "pt") as file:
-                metadata = file.metadata()
-            snapshots.append(Snapshot(int(metadata["step"]), int(metadata["tokens"]), path))
+            try:
+                with safe_open(files[0], "pt") as file:
+                    metadata = file.metadata()
+                snapshots.append(Snapshot(int(metadata["step"]), int(metadata["tokens"]), path))
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{files[0]} is damaged ({type(error).__name__}: {str(error)[:100]}); remove its folder to go on without that "
+                    "step, or train the ensemble again"
+                ) from None
     return snapshots
 
 
 def units(folder: Path, d_in: int) -> Float[torch.Tensor, " d_in"]:
     """Units of the space that members were trained in, per dimension of x: ones where training saw x itself."""
     path = folder / ALONG / SPACE
-    return load_file(path)["std"].float() if path.is_file() else torch.ones(d_in)
+    try:
+        return load_file(path)["std"].float() if path.is_file() else torch.ones(d_in)
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}); train the ensemble again") from None

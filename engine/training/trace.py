@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from seedscope.engine.contract.checksums import damaged_file
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.saes.sae import SAE
 
@@ -87,17 +88,25 @@ def points_of(plain: list[dict]) -> list[Point]:
 def read(folder: Path) -> list[Point]:
     """The points that `Trace.save` wrote; an empty list where there are none.
 
-    Raises ValueError for a file of another format or version.
+    Raises ValueError for a file that is damaged, or of another format or version.
     """
     path = folder / FILE
     try:
+        if damaged_file(folder, beginning=FILE):
+            raise ValueError("its checksum is another one")
         content = json.loads(path.read_text())
+        head = {key: content.get(key) for key in ("format", "version")}
+        points = points_of(content["points"]) if head == {"format": FORMAT, "version": FORMAT_VERSION} else None
     except FileNotFoundError:
         return []
-    head = {key: content.get(key) for key in ("format", "version")}
-    if head != {"format": FORMAT, "version": FORMAT_VERSION}:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:100]}); remove it to publish without training curves, or "
+            "train the ensemble again"
+        ) from None
+    if points is None:
         raise ValueError(f"{path} is {head}, expected {FORMAT} version {FORMAT_VERSION}")
-    return points_of(content["points"])
+    return points
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
-from seedscope.engine.contract.duckdb_settings import READ_ONLY
+from seedscope.engine.contract.checksums import damaged_file, write_sums
 from seedscope.engine.contract.environment import INDEX_FOLDER
 from seedscope.engine.contract.index import layout
 from seedscope.engine.contract.index.cosines import (
@@ -30,9 +30,12 @@ from seedscope.engine.contract.index.cosines import (
 )
 from seedscope.engine.contract.index.rows import row_numbers
 from seedscope.engine.contract.index.sampling import SAMPLE_ORDER
+from seedscope.engine.contract.names import inside
 from seedscope.engine.contract.schema import N_THETAS, RULE_COLUMN, TRIGGERS
+from seedscope.engine.contract.store_file import HEADERS, open_store
 
-_HEADERS = 3 * 4096  # bytes of a DuckDB file before its blocks
+# Files of an index that have fewer bytes are read and compared with their checksums whenever the index is opened.
+SMALL_FILE = 2**18
 _BATCH = 262_144  # rows of a statement that are held at once
 _MEMORY_LIMIT = "1GB"
 Report = Callable[[int, int], None]
@@ -83,6 +86,7 @@ def build_index(store: Path, folder: Path | None = None, report: Report = lambda
             _write_context_places(connection, frame, here)
             kinds = _write_null(connection, frame, here)
             _write_about(frame, here, kinds)
+        write_sums(unfinished)
         (unfinished / layout.ABOUT).write_text(json.dumps(_stamp(store)))
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.replace(folder)
@@ -122,25 +126,27 @@ def temporary_folder() -> Path:
 
 
 def is_usable(folder: Path, store: Path) -> bool:
-    """Whether a folder holds a complete index of this layout and of this store."""
+    """Whether a folder holds a complete index of this layout and this store, as far as sizes and sums of small files tell."""
     try:
-        return bool(json.loads((folder / layout.ABOUT).read_text()) == _stamp(store))
+        if json.loads((folder / layout.ABOUT).read_text()) != _stamp(store):
+            return False
     except (OSError, ValueError):
         return False
+    return damaged_file(folder, read_below=SMALL_FILE) is None
 
 
 def _opened(store: Path) -> duckdb.DuckDBPyConnection:
     """A connection that keeps few blocks in memory: each is read once. A process that has the store open keeps its own settings."""
     try:
-        return duckdb.connect(str(store), read_only=True, config={"memory_limit": _MEMORY_LIMIT} | READ_ONLY)
+        return open_store(store, memory_limit=_MEMORY_LIMIT)
     except duckdb.ConnectionException:
-        return duckdb.connect(str(store), read_only=True, config=READ_ONLY)
+        return open_store(store)
 
 
 def _stamp(store: Path) -> dict[str, object]:
     """What an index is made for: the layout, and the store's size and headers, which change with its content, not by copying."""
     with open(store, "rb") as file:
-        headers = hashlib.sha256(file.read(_HEADERS)).hexdigest()[:16]
+        headers = hashlib.sha256(file.read(HEADERS)).hexdigest()[:16]
     return {"version": layout.LAYOUT_VERSION, "bytes": store.stat().st_size, "headers": headers}
 
 
@@ -153,6 +159,8 @@ def _frames(connection: duckdb.DuckDBPyConnection) -> list[_Frame]:
         for seed, n, first, last in members:
             if (n, first, last) != (d_sae, 0, d_sae - 1):
                 raise ValueError(f"{ensemble}, seed {seed}: {n} features, {first} to {last}, expected 0 to {d_sae - 1}")
+        if len(inside(ensemble).parts) != 1:  # a folder is made of it
+            raise ValueError(f"ensemble name is {ensemble!r:.80}, expected one that a folder can have")
         frames.append(_Frame(ensemble, [seed for seed, *_ in members], d_sae, n_comparisons))
     return frames
 

@@ -9,6 +9,7 @@ store's sort keys. Every array has one entry per row unless it says otherwise.
 
 | file | content |
 | --- | --- |
+| `sums.json` | size and SHA-256 of every file, of all ensembles; in the index's own folder |
 | `about.json` | layout version, seeds, d_sae, comparisons, rules, null kinds |
 | `COLUMN.npy` | a scalar column of Feature; NaN stands for None; None of whole numbers is -1 |
 | `status.npy` | 0 living, 1 dead, 2 not known |

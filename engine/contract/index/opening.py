@@ -17,8 +17,16 @@ from seedscope.engine.contract.index.build import is_usable, open_index, tempora
 from seedscope.engine.contract.index.layout import index_folder
 
 
+class IndexNotMadeError(RuntimeError):
+    """An index that could not be made: the store is damaged, or there is no room for it."""
+
+    def __init__(self, store: Path, reason: str) -> None:
+        super().__init__(f"the index of {store} was not made: {reason}")
+        self.path, self.reason = store, f"its index was not made: {reason[:300]}"
+
+
 def open_index_apart(store: Path) -> Path:
-    """As `open_index`, made by a process of its own. Raises RuntimeError with the last line of that process where it fails."""
+    """As `open_index`, made by a process of its own. Raises IndexNotMadeError with the last line of that process where it fails."""
     folder = index_folder(store)
     if is_usable(folder, store):
         return folder
@@ -35,7 +43,7 @@ def open_index_apart(store: Path) -> Path:
         )
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2] or f"exit {done.returncode}"
-        raise RuntimeError(f"the index of {store} was not made: {reason}")
+        raise IndexNotMadeError(store, reason)
     return Path(done.stdout.rstrip("\n"))
 
 

@@ -1,5 +1,6 @@
 """Agreement between members and worth of their features along training, kept as a part."""
 
+from seedscope.engine.contract.checksums import damaged_file
 from seedscope.engine.saes import sae
 from seedscope.engine.store.parts import VERSION, Part
 from seedscope.engine.studies.ensemble_run import EnsembleRun
@@ -33,6 +34,10 @@ def follow_training(run: EnsembleRun, activity: Part | None) -> None:
     rows = None
     if run.evaluator and activity:
         rows = run.evaluator.sample(run.hookpoint, trajectory.N_TOKENS, run.left_out(activity))
+    if damaged := damaged_file(folder, beginning=snapshots.ALONG):
+        raise ValueError(
+            f"{folder / damaged} is not as it was written; leave this analysis out (--only), or train the ensemble again"
+        )
     units, followed = snapshots.units(folder, members.d_in), []
     with run.progress.stage(f"{name}: trajectory", "snapshots") as report:
         for each in taken:

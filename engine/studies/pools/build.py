@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from seedscope.engine.contract.checksums import write_sums
 from seedscope.engine.contract.directions import TRANSCODERS_DO_NOT_POOL
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
 from seedscope.engine.machine import named_device
@@ -65,7 +66,7 @@ def pool_ensemble(
             f"ensemble {name} has one seed, expected at least 2 to pool, and 4 for two disjoint pools; import or train more "
             "seeds"
         )
-    members = sae.load(study / entry.folder, entry.seeds).requires_grad_(False)
+    members = sae.load(study / entry.folder, entry.seeds, [m.digest for m in entry.members]).requires_grad_(False)
     if members.convention.transcoder:
         raise ValueError(f"ensemble {name} holds transcoders: {TRANSCODERS_DO_NOT_POOL}")
     recipe = post_training_recipe(entry, members, settings)
@@ -210,6 +211,7 @@ def _write(folder: Path, record: PoolRecord, saved: SAE, metadata: dict[str, Any
     with staged(folder) as unfinished:
         save(saved, unfinished / SAE_FOLDER, metadata)
         (unfinished / RECORD).write_text(json.dumps(record.to_json(), indent=1, allow_nan=False))
+        write_sums(unfinished)
         if folder.exists():
             folder.replace(former)
     shutil.rmtree(former, ignore_errors=True)
