@@ -3,6 +3,7 @@
 import asyncio
 
 from anyio import CancelScope, Event
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
@@ -20,7 +21,7 @@ class EndWithClient:
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        gone, is_read, is_head = Event(), False, scope["method"] == "HEAD"
+        gone, is_read, is_head, begun = Event(), False, scope["method"] == "HEAD", False
 
         async def received() -> Message:
             nonlocal is_read
@@ -31,6 +32,8 @@ class EndWithClient:
             return {"type": "http.disconnect"}
 
         async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
             is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
             if is_head and message["type"] == "http.response.body":
                 is_last, message = True, {"type": "http.response.body", "body": b""}
@@ -40,16 +43,20 @@ class EndWithClient:
             if is_last and is_head:
                 running.cancel()
 
-        with CancelScope() as running:
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+            running.cancel()
 
-            async def watch() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                gone.set()
-                running.cancel()
-
-            watcher = asyncio.create_task(watch())
-            try:
+        running = CancelScope()
+        watcher = asyncio.create_task(watch())
+        try:
+            with running:
                 await self._app({**scope, "method": "GET"} if is_head else scope, received, sent)
-            finally:
-                watcher.cancel()
+        except asyncio.CancelledError:  # the server stops, and waited for a while
+            if begun:
+                raise
+            await PlainTextResponse("This server stops\n", 503, {"Retry-After": "5"})(scope, receive, send)
+        finally:
+            watcher.cancel()

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
-from anyio import CapacityLimiter, move_on_after
+from anyio import CapacityLimiter, create_task_group, move_on_after
 from anyio.to_thread import run_sync
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.gzip import GZipMiddleware
@@ -57,8 +58,9 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
         app.state.jobs.resume()
         yield
         watching.cancel()
-        app.state.jobs.close()
-        live.close()
+        async with create_task_group() as ending:  # side by side: the server has a few seconds for all of it
+            for close in (app.state.jobs.close, live.close):
+                ending.start_soon(partial(run_sync, close, limiter=CapacityLimiter(1)))
 
     app = DescribedApp(
         title="SeedScope",

@@ -5,6 +5,7 @@ import gc
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,7 +24,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 _MMAP_THRESHOLD, _LARGE, _TRIM_THRESHOLD, _KEPT, _ARENA_MAX, _ARENAS = -3, 8 << 20, -1, 64 << 20, -8, 2
 WAITING_CONNECTIONS = 512
 SWITCH_S = 0.001  # that a thread computes on while another, such as the event loop's, has something to do; Python's own is 0.005
-GRACE_S = 2  # that open requests have to end in when the server stops
+GRACE_S = 2  # that open requests have to end in when the server stops; then jobs and the live engine have two
+END_S = 4.5  # and the process
 
 
 def create_small_app(settings: Settings, jobs: "Jobs | None" = None) -> "FastAPI":
@@ -52,6 +54,10 @@ def web_server(app: "FastAPI") -> "uvicorn.Server":
     class FairServer(uvicorn.Server):
         """Accepts one connection at a time: asyncio takes all that wait at once, and other processes would get none."""
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            end_for_sure(END_S)
+            await super().shutdown(sockets)
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             for listener in sockets or ():
@@ -64,6 +70,13 @@ def web_server(app: "FastAPI") -> "uvicorn.Server":
             log_config=None, log_level="warning", access_log=False,
         )
     )  # fmt: skip
+
+
+def end_for_sure(within_s: float) -> None:
+    """End this process within so many seconds, whatever hangs: a thread that a disk holds cannot be stopped, only left."""
+    timer = threading.Timer(within_s, os._exit, [0])
+    timer.daemon = True
+    timer.start()
 
 
 def _return_memory() -> None:

@@ -25,7 +25,7 @@ from seedscope.engine.contract.cores import usable_cores
 from seedscope.engine.contract.environment import INDEX_FOLDER, METRICS_FOLDER
 
 MOST_BY_DEFAULT = 4  # each takes a few hundred MB
-STOP_S = 5.0  # workers have to end when asked to
+STOP_S = 4.0  # workers have to end when asked to
 POLL_S = 0.1
 SOON_S = 10.0  # a worker that ends within this did not start well
 MAX_FAILURES = 3  # in a row
@@ -70,8 +70,10 @@ class Workers:
             while not self._stopped.wait(POLL_S):
                 self._replace_ended()
         finally:
+            closing = threading.Thread(target=self.jobs.close, name="end of the jobs", daemon=True)
+            closing.start()
             self._end()
-            self.jobs.close()
+            closing.join(STOP_S)
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:

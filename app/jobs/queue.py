@@ -27,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from seedscope.app.jobs.kinds import KINDS, Job, JobRefusedError, checked, require_ready, words
 from seedscope.app.jobs.records import JOB, Records
 from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.holders import forget_holder, note_holder, who_holds
 from seedscope.engine.contract.progress_files import PATTERN, PROGRESS_VARIABLE, Curves, StageProgress
 from seedscope.engine.contract.published import PublishedStore, published
 
@@ -36,6 +37,7 @@ MAX_WAITING = 20
 KEPT = 50
 POLL_S = 0.1
 STOP_S = 5.0  # a job has to end when asked to
+CLOSE_S = 2.0  # and all of them when the server stops
 NICENESS = 5  # pages come first
 LOG_LINES, LOG_BYTES = 200, 2**17  # that are shown, from the end
 STOPPED = "the server stopped"
@@ -164,18 +166,22 @@ class Jobs:
         return sorted(curves, key=lambda each: each.begun)
 
     def close(self) -> None:
-        """End what runs, as failed; what waits is run by the next server."""
+        """End what runs, as failed, within about CLOSE_S; what waits is run by the next server."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        until = time.monotonic() + CLOSE_S
+        for run in list(self._runs.values()):
+            self._ask_to_end(run, CLOSE_S / 2)
         if self._thread is not None:
-            self._thread.join()
-        for run in self._runs.values():
-            self._ask_to_end(run)
-        while self._runs:
+            self._thread.join(CLOSE_S)
+        while self._runs and time.monotonic() < until:
             self._collect()
             time.sleep(POLL_S / 5)
+        for run in list(self._runs.values()):  # a process that the disk holds ends later, and the next server says so
+            _signal(run.process.pid, signal.SIGKILL)
         if self._lock is not None:
+            forget_holder(self._folder / ".lock")
             self._lock.close()
             self._lock = None
         atexit.unregister(self.close)
@@ -195,10 +201,10 @@ class Jobs:
             raise JobRefusedError("jobs", error.strerror or str(error), "a root that can be written to", 503) from None
         if _is_locked(lock):
             lock.close()
-            raise JobRefusedError(
-                "jobs", "another server that runs those of this root", "its pages for this, or its end", 409
-            )
+            found = f"another server that runs those of this root: {who_holds(self._folder / '.lock')}"
+            raise JobRefusedError("jobs", found, "its pages for this, or its end", 409)
         self._lock = lock
+        note_holder(self._folder / ".lock")
         self._jobs = self._records.read()
         for job in [job for job in self._jobs.values() if job.state == "running"]:
             self._end_orphan(job)
@@ -287,8 +293,8 @@ class Jobs:
                 self._keep(replace(job, state="failed", reason=STOPPED if self._closed else reason))
             (self._folder / id / "progress.json").unlink(missing_ok=True)
 
-    def _ask_to_end(self, run: _Run) -> None:
-        run.kill_at = time.monotonic() + STOP_S
+    def _ask_to_end(self, run: _Run, within_s: float = STOP_S) -> None:
+        run.kill_at = time.monotonic() + within_s
         if run.process.poll() is None:
             _signal(run.process.pid, signal.SIGTERM)
 

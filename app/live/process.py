@@ -15,6 +15,7 @@ MAX_FAILURES = 3  # to start, one after the other
 RETRY_S = 60.0  # after that many
 START_LIMIT_S = 120.0  # torch from a cold disk takes half a minute
 STOP_S = 2.0  # an engine has to end when asked to
+CLOSE_S = 1.0  # and when this process ends
 LONGEST_LOG = 2**20
 
 
@@ -85,11 +86,11 @@ class EngineProcess:
         raise EngineStartingError(self._was_up)
 
     def close(self) -> None:
-        """End the process if it was started here; later starts raise EngineBrokenError."""
+        """End the process if it was started here, within a moment; later starts raise EngineBrokenError."""
         with self._lock:
             self._closed = True
             if self._process is not None:
-                self._end(self._process)
+                self._end(self._process, CLOSE_S)
 
     def _command(self) -> list[str]:
         arguments = [str(self._root), str(self.address), self._device]
@@ -105,12 +106,12 @@ class EngineProcess:
         self._began, self._accepted = time.monotonic(), False
         self.n_started += 1
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
+    def _end(self, process: subprocess.Popen[bytes], within_s: float | None = None) -> None:
         """Close the pipe, on which the process exits; kill it if it does not."""
         if process.stdin is not None:
             process.stdin.close()
         try:
-            process.wait(STOP_S)
+            process.wait(STOP_S if within_s is None else within_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
+from seedscope.engine.contract.holders import forget_holder, note_holder, who_holds
+
 
 def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace a text file in one step: a reader sees the old content or the new one, also if this process is killed.
@@ -33,19 +35,22 @@ def whole(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Make a study's folder and hold its lock; raises RuntimeError where another process holds it.
+    """Make a study's folder and hold its lock; raises RuntimeError, which says who holds it, where another process does.
 
     The lock is the operating system's (flock on `.lock`), so it ends with the process that holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    file = folder / ".lock"
+    lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise RuntimeError(f"another process is building {folder}; wait for it or stop it") from None
+        raise RuntimeError(f"another process is building {folder}: {who_holds(file)}; wait for it or stop it") from None
+    note_holder(file)
     try:
         yield
     finally:
+        forget_holder(file)
         if [path.name for path in folder.iterdir()] == [".lock"]:  # work that was refused leaves no empty study behind
             shutil.rmtree(folder)
         lock.release()

@@ -1,7 +1,10 @@
 """The embedded studies, built by `python -m seedscope.engine.studies.embedded ROOT`, which `seedscope demo` runs as a process."""
 
 import argparse
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +20,7 @@ from seedscope.engine.studies.synthetic.plan import NAME as GROUND_TRUTH
 from seedscope.engine.studies.synthetic.plan import SyntheticPlan
 
 POOL_TOKENS = 250_000  # that pools are trained on for: twice as many at the end of their curve
+STOP_S = 3.0  # that a study has to end in once its parent is gone
 FILES = ("variants.toml", "starts.toml")  # beside the model, in the order in which they are built
 
 
@@ -51,6 +55,14 @@ def build_all(root: Path, corpus: stdlib.Corpus, progress: Progress) -> None:
         progress.say(f"{what}: {(time.monotonic() - begin) / 60:.1f} min")
 
 
+def _end_with_parent() -> None:
+    """Whoever started this is gone, however that happened: stop as at Ctrl-C, and without fail."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(STOP_S)
+    os._exit(130)
+
+
 def main() -> None:
     """Build the embedded study: `python -m seedscope.engine.studies.embedded ROOT [--quiet] [--tokens N] [--control] [--full]`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -60,7 +72,10 @@ def main() -> None:
     parser.add_argument("--first", action="store_true", help="only what pages need to answer; the rest can follow")
     parser.add_argument("--control", action="store_true", help="the same on the model with random weights as well")
     parser.add_argument("--full", action="store_true", help="the variants, starts, synthetic and pool studies as well")
+    parser.add_argument("--with-parent", action="store_true", help="end when the standard input does")
     args = parser.parse_args()
+    if args.with_parent:
+        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     progress = Progress(quiet=args.quiet)
     try:
         corpus = stdlib.load_corpus()
