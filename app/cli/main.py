@@ -24,7 +24,7 @@ from seedscope.app.cli import (  # noqa: F401
     synthetic,
     verify,
 )
-from seedscope.app.cli.options import DEBUG, Stop, app
+from seedscope.app.cli.options import DEBUG, Stop, app, in_one_line, shown
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -39,12 +39,24 @@ app.registered_commands.sort(
 
 
 def main() -> None:
-    """Run the command line; a failed run is one line and exit 1, wrong arguments exit 2."""
+    """Run the command line; a failed run is one line and exit 1, wrong arguments exit 2.
+
+    The last door: whatever a command raises ends here as one line, without what could move a terminal. With --debug the traceback
+    stays.
+    """
     try:
         app([argument for argument in sys.argv[1:] if argument != DEBUG])
     except Stop as stop:
-        print(f"seedscope: {stop}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _fail(str(stop))
     except KeyboardInterrupt:
         print("\nseedscope: stopped; the same command goes on behind what was finished", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        if DEBUG in sys.argv:
+            raise
+        _fail(in_one_line(error))
+
+
+def _fail(text: str) -> None:
+    print(f"seedscope: {shown(text)}", file=sys.stderr)
+    raise SystemExit(1) from None

@@ -1,5 +1,6 @@
 """The Typer application, options with one meaning in every command, and how a failed run ends."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
 )
 DEBUG = "--debug"
+NO_SPACE = os.strerror(errno.ENOSPC)
+LONGEST = 1500  # characters of a line that tells of a failure
 
 
 class Stop(Exception):
@@ -32,7 +35,31 @@ def refusals() -> Iterator[None]:
     except (ValueError, RuntimeError, OSError) as error:
         if DEBUG in sys.argv:
             raise
-        raise Stop(str(error)) from None
+        raise Stop(in_one_line(error)) from None
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error says, for somebody who did not write the code: its kind as well where that was nobody's intention."""
+    text = str(error)
+    if (
+        isinstance(error, OSError) and error.errno == errno.ENOSPC
+    ) or NO_SPACE in text:  # libraries have errors of their own
+        place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        return (
+            f"no space left on the disk{place}; what was finished is kept: free some, and give the same command again"
+        )
+    if isinstance(error, MemoryError):
+        return f"out of memory ({text or 'no more is said'}); use a smaller model or fewer tokens, or a larger machine"
+    if isinstance(error, ValueError | RuntimeError | OSError) and text and type(error).__module__ != "duckdb":
+        return text
+    return f"{type(error).__name__}: {text or 'no more is said'} ({DEBUG} shows where)"
+
+
+def shown(text: str) -> str:
+    """A text as one line of bounded length, without characters that move a terminal's cursor or colours."""
+    line = " ".join(text.split())
+    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}.."
 
 
 class Compute(StrEnum):

@@ -7,7 +7,9 @@ which its processes inherit.
 """
 
 import atexit
+import errno
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -36,6 +38,7 @@ AT_ONCE = 1  # a job takes all cores
 MAX_WAITING = 20
 KEPT = 50
 POLL_S = 0.1
+RETRY_S = 1.0  # between attempts while the disk takes nothing
 STOP_S = 5.0  # a job has to end when asked to
 CLOSE_S = 2.0  # and all of them when the server stops
 NICENESS = 5  # pages come first
@@ -67,6 +70,7 @@ class Jobs:
         self._thread: threading.Thread | None = None
         self._jobs: dict[str, Job] = {}
         self._runs: dict[str, _Run] = {}
+        self._unwritten: set[str] = set()  # ids of jobs whose last change is not on the disk yet
         self._closed = False
 
     def resume(self) -> None:
@@ -92,14 +96,16 @@ class Jobs:
             if n_waiting >= MAX_WAITING:
                 raise JobRefusedError("queue", f"{n_waiting} jobs waiting", "room; cancel one or wait", 429)
             job = Job(secrets.token_hex(8), kind, study, parameters, time.time())
+            self._prune()
             try:
                 (self._folder / job.id).mkdir()
-                self._keep(job)
+                self._write(job)  # what was not written is not queued
             except OSError as error:
+                shutil.rmtree(self._folder / job.id, ignore_errors=True)
                 raise JobRefusedError(
                     "jobs", error.strerror or str(error), "a root that can be written to", 503
                 ) from None
-            self._prune()
+            self._jobs[job.id] = job
             self._changed.notify_all()
             return job
 
@@ -225,9 +231,22 @@ class Jobs:
         return job
 
     def _keep(self, job: Job) -> None:
+        """Remember a change, and write it down as soon as that is possible: what ran has ended whether the disk is full or not."""
         self._jobs[job.id] = job
-        with suppress(FileNotFoundError):  # somebody removed its folder
-            write_whole(self._folder / job.id / "job.json", JOB.dump_json(job, indent=1).decode())
+        self._unwritten.add(job.id)
+        self._write_down()
+
+    def _write_down(self) -> None:
+        """Write what could not be written before; what cannot be written now either waits for the next time."""
+        for id in sorted(self._unwritten):
+            job = self._jobs.get(id)
+            with suppress(OSError):
+                if job is not None and (self._folder / id).is_dir():  # else somebody removed its folder
+                    self._write(job)
+                self._unwritten.discard(id)
+
+    def _write(self, job: Job) -> None:
+        write_whole(self._folder / job.id / "job.json", JOB.dump_json(job, indent=1).decode())
 
     def _prune(self) -> None:
         """Forget the oldest that have ended."""
@@ -240,9 +259,15 @@ class Jobs:
         """The thread: start what waits, end what has ended."""
         with self._changed:
             while not self._closed:
-                self._collect()
-                self._launch()
-                self._changed.wait(POLL_S if self._runs else None)
+                try:
+                    self._write_down()
+                    self._collect()
+                    self._launch()
+                except OSError as error:  # a full disk, an unreachable one: jobs go on when it is over
+                    _LOG.warning("jobs: %s; trying again", error)
+                    self._changed.wait(RETRY_S)
+                    continue
+                self._changed.wait(POLL_S if self._runs else RETRY_S if self._unwritten else None)
 
     def _launch(self) -> None:
         waiting = [job for job in self._jobs.values() if job.state == "queued"]
@@ -265,6 +290,8 @@ class Jobs:
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
                 )
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # it waits until there is room
+                raise
             now = time.time()
             self._keep(replace(job, state="failed", begin=now, end=now, reason=f"not started: {error.strerror}"))
             return
@@ -291,7 +318,8 @@ class Jobs:
             else:
                 reason = f"ended by signal {-code}" if code < 0 else f"exit {code}"
                 self._keep(replace(job, state="failed", reason=STOPPED if self._closed else reason))
-            (self._folder / id / "progress.json").unlink(missing_ok=True)
+            with suppress(OSError):
+                (self._folder / id / "progress.json").unlink(missing_ok=True)
 
     def _ask_to_end(self, run: _Run, within_s: float = STOP_S) -> None:
         run.kill_at = time.monotonic() + within_s
@@ -315,6 +343,7 @@ class Jobs:
         return published(self._root / job.study)
 
 
+_LOG = logging.getLogger("seedscope")
 _STAGE, _CURVES = TypeAdapter(StageProgress), TypeAdapter(Curves)
 
 
