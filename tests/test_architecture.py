@@ -19,6 +19,7 @@ SOURCES = sorted([*ROOT.glob("engine/**/*.py"), *ROOT.glob("app/**/*.py")])
 STORES = {
     Path("engine/store/consistency.py"),  # what must be true of the tables
     Path("engine/store/database.py"),
+    Path("engine/contract/former_stores.py"),  # fills in what stores of former schemas lack, for both sides
     Path("engine/bench/peer_datasette.py"),  # writes what a peer serves
     *(path.relative_to(ROOT) for room in ("app/store", "engine/contract/index") for path in ROOT.glob(f"{room}/*.py")),
 }

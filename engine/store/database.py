@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.duckdb_settings import READ_ONLY
+from seedscope.engine.contract.former_stores import UnknownSchemaError, complete
 from seedscope.engine.contract.index.build import open_index
 from seedscope.engine.contract.published import PublishedStore, publish_store, published
 from seedscope.engine.contract.tables import pools, synthetic
@@ -150,7 +151,7 @@ class OtherSchemaError(ValueError):
 
 
 class StoreReader:
-    """A published store, read-only: the columns of the contract. Stores of former versions also have counts, which nobody reads.
+    """A published store, read-only: the columns of the contract, filled in where a former schema lacks them (`is_former`).
 
     Used as a context manager, it is closed at the end. Raises ValueError for a file that is damaged, OtherSchemaError for one
     of another schema.
@@ -159,18 +160,17 @@ class StoreReader:
     def __init__(self, path: Path) -> None:
         try:
             self._connection = duckdb.connect(str(path), read_only=True, config=READ_ONLY)
-            schema_version, n_bytes = self._connection.sql(
-                "SELECT schema_version, (SELECT block_size * total_blocks FROM pragma_database_size()) FROM Study"
+            (n_bytes,) = self._connection.sql(
+                "SELECT (SELECT block_size * total_blocks FROM pragma_database_size()) FROM Study"
             ).fetchall()[0]
             if path.stat().st_size < HEADERS + n_bytes:
                 raise EOFError  # DuckDB itself would fail only when it reads a block that is missing
         except (duckdb.Error, IndexError, EOFError):
             raise ValueError(f"{path} is damaged, expected a published store; build the study again") from None
-        if schema_version != schema.SCHEMA_VERSION:
-            self._connection.close()
-            raise OtherSchemaError(
-                f"{path} has schema {schema_version}, this version reads {schema.SCHEMA_VERSION}; build the study again"
-            )
+        try:
+            self._connection, self.is_former = complete(self._connection, path)
+        except UnknownSchemaError as error:
+            raise OtherSchemaError(f"{error}; build the study again") from None
 
     def __enter__(self) -> "StoreReader":
         return self
