@@ -20,6 +20,7 @@ STORES = {
     Path("engine/contract/store_file.py"),
     Path("engine/store/consistency.py"),  # what must be true of the tables
     Path("engine/store/database.py"),
+    Path("engine/contract/former_stores.py"),  # fills in what stores of former schemas lack, for both sides
     Path("engine/bench/peer_datasette.py"),  # writes what a peer serves
     *(path.relative_to(ROOT) for room in ("app/store", "engine/contract/index") for path in ROOT.glob(f"{room}/*.py")),
 }

@@ -15,6 +15,7 @@ from seedscope.app.store.errors import BadValue, NotFound, OneMember
 from seedscope.app.store.feature_index import FeatureIndex
 from seedscope.app.store.missing import Missing, missing
 from seedscope.engine.contract import schema
+from seedscope.engine.contract.former_stores import UnknownSchemaError, complete
 from seedscope.engine.contract.index.layout import ABOUT, ensemble_folder
 from seedscope.engine.contract.index.opening import open_index_apart
 from seedscope.engine.contract.store_file import mended_by, open_store, reading
@@ -35,11 +36,11 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = file_state(path)
-        self._connection = open_store(path)
-        name, version = self.fetch("SELECT study, schema_version FROM Study")[0]
-        if version != schema.SCHEMA_VERSION:
-            expected = f"schema {version} in the file, {schema.SCHEMA_VERSION} is read; {mended_by(path.parent)}"
-            raise NotFound("study of this version", name, expected)
+        try:
+            self._connection, _ = complete(open_store(path), path)
+        except UnknownSchemaError as error:
+            expected = f"schema {error.found} in the file, {error.reads} is read; {mended_by(path.parent)}"
+            raise NotFound("study of this version", path.parent.name, expected) from None
         # Addresses and commands name a study by its folder, which people copy and rename.
         self.study: Study = replace(self.rows(Study)[0], study=path.parent.name)
         self.ensembles: dict[str, Ensemble] = {e.ensemble: e for e in self.rows(Ensemble)}

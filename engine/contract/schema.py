@@ -33,6 +33,9 @@ from seedscope.engine.contract.tables.spans import (
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token, TokenWindow
 
 SCHEMA_VERSION = 7
+READABLE = range(
+    6, SCHEMA_VERSION + 1
+)  # schemas of stores and exports that are read; see engine.contract.former_stores
 RULES = ("argmax", "live", "mutual", "hungarian", "both")
 PAIR_RULES = tuple(rule for rule in RULES if rule != "live")  # for two SAEs without a study: they need no activity
 TRIGGERS = ("single token", "family", "number", "punctuation", "substring", "position", "previous token", "other")

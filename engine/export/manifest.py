@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.names import inside
-from seedscope.engine.contract.schema import SCHEMA_VERSION
+from seedscope.engine.contract.schema import READABLE, SCHEMA_VERSION
 from seedscope.engine.contract.tables.study import Ensemble
 from seedscope.engine.export.open_study import Opened, SaeFile
 
@@ -49,6 +49,8 @@ class Manifest:
     store: str  # name of the store that was exported
     built_from: str
     files: dict[str, File]  # by path
+    schema_version: int
+    completed: bool = False  # the store was of a former schema, and its digest is not that of these tables
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -68,6 +70,7 @@ def write(folder: Path, study: Opened, kind: str, left_out: dict[str, str]) -> N
         "commit": commit(),
         "times": {"exported": datetime.now(UTC).isoformat(timespec="seconds"), "published": None},
         "store": study.store_name,
+        "completed": study.store.is_former,
         "built_from": study.built_from,
         "study": asdict(study.study),
         "ensembles": [
@@ -141,10 +144,11 @@ def read(folder: Path) -> Manifest:
         raise ValueError(f"found no {FILE} in {folder}, expected an export of SeedScope; {way_out}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); copy it again, or {way_out}") from None
-    for name, expected in (("format", FORMAT), ("version", FORMAT_VERSION), ("schema_version", SCHEMA_VERSION)):
-        if named[name] != expected:
+    for name, allowed in (("format", (FORMAT,)), ("version", (FORMAT_VERSION,)), ("schema_version", READABLE)):
+        if named[name] not in allowed:
+            reads = repr(allowed[0]) if len(allowed) == 1 else f"{allowed[0]} to {allowed[-1]}"
             raise ValueError(
-                f"{path} has {name} {named[name]!r}, this version reads {expected!r}; it was written by seedscope "
+                f"{path} has {name} {named[name]!r}, this version reads {reads}; it was written by seedscope "
                 f"{named['seedscope']}: import it with that version, or {way_out} with this one"
             )
     try:

@@ -4,9 +4,11 @@ A small file can stand for a large table: repeated values are stored once, and t
 read only where the numbers of values that it declares fit, and texts are counted before they are written out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,22 +25,26 @@ _IS_KIND = {
     bool: pa.types.is_boolean,
     str: lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
 }
+_ARROW = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
 Types = dict[str, schema.Column]
 
 
 class GroupedFile:
     """A Parquet file of an export, read one row group at a time; raises ValueError naming the file for whatever is wrong with it.
 
-    `types` are the columns that it must have. Used as a context manager, it is closed at the end.
+    `types` are the columns that it must have; those that an export of a former schema lacks are filled in where `defaults` says
+    with what. Used as a context manager, it is closed at the end.
     """
 
-    def __init__(self, path: Path, types: Types) -> None:
-        self._path = path
+    def __init__(self, path: Path, types: Types, defaults: dict[str, Any] | None = None) -> None:
+        self._path, self._types = path, types
         with _named(path):
+            present = pq.read_schema(path).names
             texts = [name for name, column in types.items() if column.kind is str and not column.is_list]
-            self._file = pq.ParquetFile(path, read_dictionary=texts)
-        self._names = list(types)
-        self._require_types(types)
+            self._file = pq.ParquetFile(path, read_dictionary=[name for name in texts if name in present])
+        self._filled = {name: value for name, value in (defaults or {}).items() if name not in present}
+        self._names = [name for name in types if name not in self._filled]
+        self._require_types({name: types[name] for name in self._names})
 
     def __enter__(self) -> "GroupedFile":
         return self
@@ -64,7 +70,7 @@ class GroupedFile:
                 raise ValueError(f"{self._path}, column {name}: found {str(found)[:80]}, expected {wanted}")
 
     def read(self, group: int) -> pa.Table:
-        """One row group, with the columns of `types` alone."""
+        """One row group, with the columns of `types` alone, in their order."""
         with _named(self._path):
             self._require_room(group)
             table = self._file.read_row_group(group, columns=self._names)
@@ -72,7 +78,16 @@ class GroupedFile:
                 column = table.column(at)
                 if pa.types.is_dictionary(column.type):
                     table = table.set_column(at, name, self._written_out(name, column))
-        return table
+        for name, default in self._filled.items():
+            if default is MISSING and len(table):
+                raise ValueError(
+                    f"{self._path} has no column {name}; export the study again with the version that wrote it"
+                )
+            kind, is_list, _ = self._types[name]
+            element = _ARROW[kind]
+            values = [None if default is MISSING else default] * len(table)
+            table = table.append_column(name, pa.array(values, pa.list_(element) if is_list else element))
+        return table.select(list(self._types))
 
     def _require_room(self, group: int) -> None:
         """Raise ValueError where a row group declares more values than it may hold, or than there is memory for."""
@@ -117,9 +132,15 @@ def _damaged(path: Path, error: BaseException) -> ValueError:
     )
 
 
-def groups(path: Path, types: Types) -> Iterator[pa.Table]:
+def lacks_columns(path: Path, names: Iterable[str]) -> bool:
+    """Whether a file has not all of these columns, as those of former schemas; raises ValueError for one that cannot be read."""
+    with _named(path):
+        return bool(set(names) - set(pq.read_schema(path).names))
+
+
+def groups(path: Path, types: Types, defaults: dict[str, Any] | None = None) -> Iterator[pa.Table]:
     """The row groups of a file that hold rows."""
-    with GroupedFile(path, types) as file:
+    with GroupedFile(path, types, defaults) as file:
         for i in range(len(file)):
             group = file.read(i)
             if len(group):

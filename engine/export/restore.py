@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.checksums import SUMS
+from seedscope.engine.contract.former_stores import default_of
 from seedscope.engine.contract.names import inside
 from seedscope.engine.contract.schema import RULE_COLUMN, Column
 from seedscope.engine.contract.tables import pools
@@ -27,7 +28,7 @@ from seedscope.engine.export import manifest
 from seedscope.engine.export.features import COMPARISON, PARTNERS
 from seedscope.engine.export.open_study import sae_file
 from seedscope.engine.export.parquet import CONTEXTS, CURVE_TABLES, CURVES, FEATURES, MATCHES, PLAIN, SWEEP
-from seedscope.engine.export.parquet_groups import GroupedFile, groups
+from seedscope.engine.export.parquet_groups import GroupedFile, groups, lacks_columns
 from seedscope.engine.matching.match import Matches, rule_cosine
 from seedscope.engine.progress import Report
 from seedscope.engine.saes import sae
@@ -41,6 +42,8 @@ from seedscope.engine.studies.pools.record import read as read_pool
 from seedscope.engine.studies.synthetic import plan as synthetic
 
 _TABLES = {FEATURES, MATCHES, CONTEXTS, CURVES, *PLAIN.values()}
+# Tables that exports of former schemas may not have.
+_ADDED = {file for table, file in PLAIN.items() if table not in schema.REQUIRED}
 _KEYS = ("ensemble", "seed", "feature")
 _INT, _FLOAT, _BOOL, _TEXT = (Column(kind, False, True) for kind in (int, float, bool, str))
 _OF_MATCHES = {"ensemble": _TEXT, "seed": _INT, "feature": _INT, "other_seed": _INT} | {
@@ -61,7 +64,8 @@ def restore(folder: Path, root: Path, study: str | None = None, *, report: Repor
             f"{folder} is a {exported.kind} export, expected a parquet one, which alone holds everything; make it with: "
             f"seedscope export {exported.study.study} DIR"
         )
-    if lacks := sorted(_TABLES - set(exported.files)):
+    needed = _TABLES if exported.schema_version == schema.SCHEMA_VERSION else _TABLES - _ADDED
+    if lacks := sorted(needed - set(exported.files)):
         raise ValueError(f"{folder / manifest.FILE} does not list {', '.join(lacks)}; export the study again")
     name = exported.study.study if study is None else study
     catalogue.require_name("study", name)
@@ -74,7 +78,7 @@ def restore(folder: Path, root: Path, study: str | None = None, *, report: Repor
         plan = catalogue.read(folder) if catalogue.FILE in exported.files else None
         with Writer(unfinished) as writer:
             _copy_saes(folder, unfinished, exported, _named_saes(ensembles, members, plan))
-            _add_tables(writer, folder, name, report)
+            _add_tables(writer, folder, name, exported, report)
             writer.require_consistent()
             _require_forward(unfinished, ensembles, members)
             for pool in pooled:
@@ -86,11 +90,27 @@ def restore(folder: Path, root: Path, study: str | None = None, *, report: Repor
                     raise ValueError(f"found no {folder / synthetic.FILE}")
                 synthetic.write(made, unfinished)
             path = writer.publish(built_from=exported.built_from)
-        if name == exported.study.study and path.name != exported.store:
+        if name == exported.study.study and path.name != exported.store and not _is_former(folder, exported):
             raise ValueError(
                 f"{folder} gives {path.name}, expected {exported.store}: its tables are not those of one study; export it again"
             )
     return target / path.name
+
+
+def _is_former(folder: Path, exported: manifest.Manifest) -> bool:
+    """Whether an export holds other tables than its store did, or than a store of this schema: the digest is another one then."""
+    if exported.completed or exported.schema_version < schema.SCHEMA_VERSION:
+        return True
+    return any(lacks_columns(folder / file, schema.columns(table)) for table, file in PLAIN.items())
+
+
+def _groups_of(folder: Path, table: type) -> Iterator[pa.Table]:
+    """The rows of one table, with what a former schema lacks filled in."""
+    path = folder / PLAIN[table]
+    if PLAIN[table] in _ADDED and not path.exists():
+        return
+    columns = schema.columns(table)
+    yield from groups(path, columns, {name: default_of(table, name) for name in columns})
 
 
 @contextmanager
@@ -120,7 +140,7 @@ def _whole(folder: Path) -> Iterator[None]:
 
 def _rows(folder: Path, table: type) -> Iterator[Any]:
     """Rows of a small table, before the store is there."""
-    for group in groups(folder / PLAIN[table], schema.columns(table)):
+    for group in _groups_of(folder, table):
         for row in group.to_pylist():
             yield table(**row)
 
@@ -187,17 +207,25 @@ def _copy_pool(folder: Path, unfinished: Path, exported: manifest.Manifest, row:
         raise ValueError(f"{source} is not the pool that the tables name ({row.sae_digest:.40})")
 
 
-def _add_tables(writer: Writer, folder: Path, name: str, report: Report) -> None:
-    for table, file in PLAIN.items():
-        for group in groups(folder / file, schema.columns(table)):
+def _add_tables(writer: Writer, folder: Path, name: str, exported: manifest.Manifest, report: Report) -> None:
+    for table in PLAIN:
+        for group in _groups_of(folder, table):
             columns = _columns(group, table)
             if table is Study:
-                columns["study"] = [name] * len(group)
+                if wrong := set(columns["schema_version"]) - {exported.schema_version}:
+                    raise ValueError(
+                        f"table Study, column schema_version: found {wrong.pop()!r:.40}, {manifest.FILE} says "
+                        f"{exported.schema_version}"
+                    )
+                columns |= {"study": [name] * len(group), "schema_version": [schema.SCHEMA_VERSION] * len(group)}
             writer.add(table, columns)
     of_curves = {"kind": _TEXT}
     for table in CURVE_TABLES.values():
         of_curves |= {name: column._replace(optional=True) for name, column in schema.columns(table).items()}
-    for group in groups(folder / CURVES, of_curves):
+    absent: dict[str, Any] = {
+        name: [] if column.is_list else None for name, column in of_curves.items() if name != "kind"
+    }
+    for group in groups(folder / CURVES, of_curves, absent):
         if unknown := sorted(set(group["kind"].to_pylist()) - {*CURVE_TABLES, SWEEP}, key=str):
             raise ValueError(
                 f"{folder / CURVES}, column kind: found {unknown[0]!r:.80}, expected one of {', '.join(CURVE_TABLES)}"

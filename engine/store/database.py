@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seedscope.engine.contract import schema
+from seedscope.engine.contract.former_stores import UnknownSchemaError, complete
 from seedscope.engine.contract.index.build import open_index
 from seedscope.engine.contract.published import PublishedStore, publish_store, published
 from seedscope.engine.contract.store_file import mended_by, open_store, reading
@@ -149,21 +150,19 @@ class OtherSchemaError(ValueError):
 
 
 class StoreReader:
-    """A published store, read-only: the columns of the contract. Stores of former versions also have counts, which nobody reads.
+    """A published store, read-only: the columns of the contract, filled in where a former schema lacks them (`is_former`).
 
     Used as a context manager, it is closed at the end. Raises DamagedStoreError, a ValueError, for a file that is damaged, also
     where that is found while reading, and OtherSchemaError for one of another schema.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._connection = path, open_store(path)
+        self._path = path
         with reading(path):
-            ((schema_version,),) = self._connection.execute("SELECT schema_version FROM Study LIMIT 1").fetchall()
-        if schema_version != schema.SCHEMA_VERSION:
-            self._connection.close()
-            raise OtherSchemaError(
-                f"{path} has schema {schema_version}, this version reads {schema.SCHEMA_VERSION}; {mended_by(path.parent)}"
-            )
+            try:
+                self._connection, self.is_former = complete(open_store(path), path)
+            except UnknownSchemaError as error:
+                raise OtherSchemaError(f"{error}; {mended_by(path.parent)}") from None
 
     def __enter__(self) -> "StoreReader":
         return self

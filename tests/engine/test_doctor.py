@@ -216,7 +216,7 @@ def test_a_store_of_another_schema_is_told_from_a_damaged_one(root: Path, found_
     other = study(root)
     assert not other.fine
     assert other.value.startswith("of another schema: topk-96 (4 SAEs), ")
-    assert f"has schema {found_version}, this version reads {schema.SCHEMA_VERSION}" in other.remark
+    assert f"has schema {found_version}, this version reads " in other.remark
     assert "seedscope analyze small" in other.remark
 
 

@@ -130,9 +130,7 @@ def test_a_store_of_another_schema_or_a_damaged_one_is_refused(own_root, tmp_pat
     name, _ = published(own_root / STUDY)
     with duckdb.connect(str(own_root / STUDY / name)) as connection:
         connection.execute("UPDATE Study SET schema_version = 1")
-    with pytest.raises(
-        ValueError, match=f"{name} has schema 1, this version reads {schema.SCHEMA_VERSION}; build the study"
-    ):
+    with pytest.raises(ValueError, match=f"{name} has schema 1, this version reads .*; build the study"):
         export(own_root, STUDY, tmp_path / "out")
     (own_root / STUDY / name).write_bytes(b"no database")
     with pytest.raises(ValueError, match=f"{name} is damaged, expected a published store"):
