@@ -1,5 +1,5 @@
 # `make demo`: install, build the embedded study, serve it. `make test`: install the test extras, run the whole suite.
-# `make test-long`: the tests that take minutes more: 300 damaged copies of every format.
+# `make test-long`: the tests that take minutes more: 300 damaged copies of every format, 200 clients for a minute.
 # `make check`: the quick checks: lint, format, imports between rooms, types.
 PYTHON ?= python3
 VENV ?= .venv

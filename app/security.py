@@ -134,6 +134,7 @@ def _ask_for_token(token: str, scope: Scope, headers: Headers) -> Response | Non
     if is_token(dict(query).get("token", "")):
         rest = urlencode([pair for pair in query if pair[0] != "token"])
         response = RedirectResponse("/" + scope["path"].lstrip("/\\") + (f"?{rest}" if rest else ""), 303)
-        response.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 86400)
+        is_secure = scope.get("scheme") == "https"  # as a proxy says that is trusted to
+        response.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=is_secure, max_age=30 * 86400)
         return response
     return PlainTextResponse("A token is needed: open the address that `seedscope serve` printed (?token=...)\n", 401)

@@ -38,5 +38,7 @@ class Settings:
     """Where the live engine computes: auto, cpu or cuda."""
     workers: int = 1
     """Web processes that share the port."""
+    proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies in front, whose X-Forwarded-For and -Proto are believed."""
     log_format: LogFormat = "brief"
     """What is written of requests: faults alone, or a line or an object each."""

@@ -73,6 +73,11 @@ class Turns:
         """Requests in the line."""
         return len(self._line)
 
+    @property
+    def n_running(self) -> int:
+        """Turns that are held."""
+        return self._running
+
     @asynccontextmanager
     async def one(self, *, patient: bool = False) -> AsyncIterator[Turn]:
         """Wait for a turn, and hold it. Raises BusyError; with `patient` never: of work that has begun already."""

@@ -35,6 +35,17 @@ class LogForm(StrEnum):
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; the next free one if taken.")]
 Host = Annotated[str, typer.Option(help="Address to bind; beyond loopback a token is needed.")]
 Token = Annotated[str | None, typer.Option(help="Secret for a bind beyond loopback; made and printed if not given.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", allow_dash=True, help="File that holds the token, or - for standard input."),
+]
+Proxies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--proxy-headers",
+        help="Address or network of a proxy whose X-Forwarded-For and -Proto are believed; repeatable.",
+    ),
+]
 AllowHost = Annotated[list[str] | None, typer.Option(help="Further name that the Host header may hold; repeatable.")]
 Open = Annotated[
     bool | None,
@@ -53,12 +64,14 @@ LogLines = Annotated[
     LogForm, typer.Option("--log-format", help="Standard error: faults alone, or a line or a JSON object per request.")
 ]
 N_PORTS_TRIED = 20
+LONGEST_TOKEN_FILE = 1000  # characters
 
 
 @app.command()
 def serve(
     root: Root = None, host: Host = "127.0.0.1", port: Port = DEFAULT_PORT, token: Token = None,
-    allow_host: AllowHost = None, open_browser: Open = None, device: Device = Compute.auto,
+    token_file: TokenFile = None, allow_host: AllowHost = None, proxy_headers: Proxies = None,
+    open_browser: Open = None, device: Device = Compute.auto,
     workers: WebProcesses = None, log_format: LogLines = LogForm.brief,
 ) -> None:  # fmt: skip
     """Serve the dashboard over every study under the root.
@@ -69,8 +82,44 @@ def serve(
     if not root.is_dir():
         raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
     n_workers = default_workers() if workers is None else workers
-    settings = Settings(root, host, port, token, tuple(allow_host or ()), device.value, n_workers, log_format.value)
+    settings = Settings(
+        root, host, port, _token(token, token_file), tuple(allow_host or ()), device.value, n_workers,
+        _checked_proxies(proxy_headers or []), log_format.value,
+    )  # fmt: skip
     serve_until_stopped(settings, bool(open_browser))
+
+
+def _token(token: str | None, file: Path | None) -> str | None:
+    """The token that was given, from wherever; Stop where it cannot be read or be one."""
+    from seedscope.app.security import token_problem
+
+    if file is not None:
+        if token is not None:
+            raise Stop("found both --token and --token-file, expected one of them")
+        try:
+            token = (sys.stdin.read(LONGEST_TOKEN_FILE) if str(file) == "-" else _beginning(file)).strip()
+        except (OSError, ValueError) as error:
+            raise Stop(f"cannot read the token from {file}: {getattr(error, 'strerror', None) or error}") from None
+    if token is not None and (problem := token_problem(token)):
+        raise Stop(f"found a token that cannot be used, {problem}")
+    return token
+
+
+def _beginning(file: Path) -> str:
+    with open(file, encoding="ascii") as opened:
+        return opened.read(LONGEST_TOKEN_FILE)
+
+
+def _checked_proxies(given: list[str]) -> tuple[str, ...]:
+    """Stop for what is neither an address nor a network."""
+    import ipaddress
+
+    for each in given:
+        try:
+            ipaddress.ip_network(each)
+        except ValueError:
+            raise Stop(f"--proxy-headers is {each!r}, expected an address or a network, such as 10.0.0.0/8") from None
+    return tuple(given)
 
 
 def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
@@ -135,7 +184,8 @@ def serve_until_stopped(settings: Settings, open_browser: bool, follow_up: str |
     from seedscope.app.cli.web import create_small_app, web_server
     from seedscope.app.security import is_loopback, new_token
 
-    if not is_loopback(settings.host) and not settings.token:
+    given = settings.token
+    if not is_loopback(settings.host) and not given:
         settings = replace(settings, token=new_token())
     listener = _bind(settings.host, settings.port)
     if settings.workers > 1:
@@ -143,14 +193,17 @@ def serve_until_stopped(settings: Settings, open_browser: bool, follow_up: str |
         jobs, run = several.jobs, several.run
     else:
         dashboard = create_small_app(settings)
-        jobs, run = dashboard.state.jobs, partial(web_server(dashboard).run, sockets=[listener])
+        jobs, run = dashboard.state.jobs, partial(web_server(dashboard, settings.proxies).run, sockets=[listener])
         signal.signal(signal.SIGTERM, _exit)  # uvicorn ends first; temporary folders are removed at exit
     if follow_up is not None:
         _follow_up(jobs, settings.root, follow_up)
     port = listener.getsockname()[1]
     shown_host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    address = f"http://{shown_host}:{port}/" + (f"?token={settings.token}" if settings.token else "")
-    print(f"SeedScope is at {address} (Ctrl-C stops it)", flush=True)
+    base = f"http://{shown_host}:{port}/"
+    address = base + (f"?token={settings.token}" if settings.token else "")
+    if given:  # it is known, and would stand in a log
+        print("open the address once with ?token= and the token that you gave behind it", flush=True)
+    print(f"SeedScope is at {base if given else address} (Ctrl-C stops it)", flush=True)
     if open_browser:
         threading.Timer(0.8, webbrowser.open, [address]).start()
     run()

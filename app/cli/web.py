@@ -45,8 +45,11 @@ def create_small_app(settings: Settings, jobs: "Jobs | None" = None) -> "FastAPI
     return app
 
 
-def web_server(app: "FastAPI") -> "uvicorn.Server":
-    """The server, to be run on a bound socket that other processes may listen on too."""
+def web_server(app: "FastAPI", proxies: tuple[str, ...] = ()) -> "uvicorn.Server":
+    """The server, to be run on a bound socket that other processes may listen on too.
+
+    Of `proxies` it takes who asked, and whether by https, from their headers; everybody else's headers say nothing.
+    """
     import uvicorn
 
     from seedscope.app.cli.connections import BoundedProtocol, most_connections
@@ -66,7 +69,8 @@ def web_server(app: "FastAPI") -> "uvicorn.Server":
     BoundedProtocol.most = most_connections()
     return FairServer(
         uvicorn.Config(
-            app, http=BoundedProtocol, lifespan="on", backlog=1, timeout_graceful_shutdown=GRACE_S, proxy_headers=False,
+            app, http=BoundedProtocol, lifespan="on", backlog=1, timeout_graceful_shutdown=GRACE_S,
+            proxy_headers=bool(proxies), forwarded_allow_ips=[*proxies],
             log_config=None, log_level="warning", access_log=False,
         )
     )  # fmt: skip

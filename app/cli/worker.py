@@ -17,7 +17,7 @@ def serve_worker(listener: socket.socket, channel: socket.socket) -> None:
     settings = read_settings(channel)
     gone = threading.Event()
     app = create_small_app(settings, RemoteJobs(settings.root, channel, gone.set))
-    server = web_server(app)
+    server = web_server(app, settings.proxies)
 
     def end_with_parent() -> None:
         gone.wait()

@@ -139,7 +139,12 @@ def read_settings(channel: socket.socket) -> Settings:
             raise EOFError
         line += received
     fields = json.loads(line)
-    return replace(Settings(**fields), root=Path(fields["root"]), allowed_hosts=tuple(fields["allowed_hosts"]))
+    return replace(
+        Settings(**fields),
+        root=Path(fields["root"]),
+        allowed_hosts=tuple(fields["allowed_hosts"]),
+        proxies=tuple(fields["proxies"]),
+    )
 
 
 def _close(channel: socket.socket) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,13 +11,16 @@ from typing import Any, NoReturn
 import numpy as np
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
+from prometheus_client import CollectorRegistry
 
+from seedscope.app.live.figures import ABSENT, ANSWERED, LEFT, LiveFigures
 from seedscope.app.live.process import EngineProcess
 from seedscope.engine.contract.queries import TIME_LIMIT_S, LiveAnswer, LiveQuery, as_fields
 
 GRACE_S = 0.5  # beyond a time limit, in which the engine says itself that it is over
 LONGEST_HEADER = 2**24  # bytes of JSON in front of an answer's arrays
 PART = 2**20  # bytes of an array that are read at once: other requests go between
+STATUS_S = 0.5  # that a scraper waits for the engine
 ALWAYS_ASKED = ("status",)  # never shared: the answer is another a moment later
 
 
@@ -39,8 +43,9 @@ class _Asked:
 class LiveEngine:
     """Asks one engine process per root; used in one event loop. Starts nothing yet."""
 
-    def __init__(self, process: EngineProcess) -> None:
+    def __init__(self, process: EngineProcess, figures: LiveFigures | None = None) -> None:
         self.process = process
+        self.figures = figures or LiveFigures(CollectorRegistry())
         self._in_flight: dict[tuple[LiveQuery, float], _Asked] = {}
         self._starting: CapacityLimiter | None = None  # threads that start the process
 
@@ -48,6 +53,15 @@ class LiveEngine:
     def log(self) -> Path:
         """What the engine said on its standard error."""
         return self.process.log
+
+    async def status(self) -> dict[str, Any]:
+        """What the engine says of itself; empty where it is not up or silent. Starts nothing."""
+        request = json.dumps({"query": as_fields(LiveQuery("status")), "time_limit_s": STATUS_S}).encode() + b"\n"
+        try:
+            async with asyncio.timeout(STATUS_S):
+                return (await self._converse(request)).status
+        except (OSError, EOFError, ValueError):
+            return {}
 
     async def answer(self, query: LiveQuery, *, time_limit_s: float = TIME_LIMIT_S) -> LiveAnswer:
         """As `ask`, but an answer that is an error raises EngineRefusedError."""
@@ -67,9 +81,16 @@ class LiveEngine:
         if asked is None or query.kind in ALWAYS_ASKED:
             asked = self._in_flight[key] = _Asked(asyncio.create_task(self._ask(query, time_limit_s)))
         asked.n_waiting += 1
+        begin, outcome = time.perf_counter(), ABSENT
         try:
-            return await asyncio.shield(asked.task)
+            answer = await asyncio.shield(asked.task)
+            outcome = answer.cause or ANSWERED
+            return answer
+        except asyncio.CancelledError:
+            outcome = LEFT
+            raise
         finally:
+            self.figures.note_answer(query.kind, outcome, time.perf_counter() - begin)
             asked.n_waiting -= 1
             if not asked.n_waiting:
                 asked.task.cancel()  # nothing where it is done
@@ -116,7 +137,11 @@ class LiveEngine:
     async def _start(self) -> NoReturn:
         """See to the process; raises what EngineProcess.start does."""
         self._starting = self._starting or CapacityLimiter(1)
-        await run_sync(self.process.start, limiter=self._starting)
+        before = self.process.n_started
+        try:
+            await run_sync(self.process.start, limiter=self._starting)
+        finally:
+            self.figures.note_starts(self.process.n_started - before)
         raise AssertionError("start always raises")
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ START_LIMIT_S = 120.0  # torch from a cold disk takes half a minute
 STOP_S = 2.0  # an engine has to end when asked to
 CLOSE_S = 1.0  # and when this process ends
 LONGEST_LOG = 2**20
+NICENESS = 3  # pages come first, jobs last
 
 
 class EngineStartingError(Exception):
@@ -103,6 +105,8 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 self._command(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log
             )
+        with suppress(OSError):  # before it has other threads, which take it over
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
         self._began, self._accepted = time.monotonic(), False
         self.n_started += 1
 

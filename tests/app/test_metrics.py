@@ -1,5 +1,7 @@
 """What `/metrics` says: requests by route, however many addresses there are, and refusals too."""
 
+import time
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -56,3 +58,35 @@ def test_studies_jobs_and_the_process_are_told(browser):
     assert found["seedscope_studies",] == 1
     assert found["seedscope_jobs_active",] == 0
     assert found["process_resident_memory_bytes",] > 1e7
+
+
+def test_methods_that_no_route_knows_are_one_label(browser):
+    for i in range(50):
+        browser.request(f"M{i}", "/", headers={"Origin": "http://127.0.0.1"})
+        browser.request("GET", f"/{i}/nowhere")
+    found = scraped(browser)
+    labels = {
+        labels[:2] for name, *labels in map(tuple, found) for labels in [tuple(labels)] if name == f"{NAME}_count"
+    }
+    assert labels <= {("other", "(no route)"), ("GET", "(no route)"), ("other", "/")}
+
+
+def test_lines_the_event_loop_and_the_live_engine_are_told(study_root, address, tmp_path, monkeypatch):
+    with TestClient(create_app(Settings(study_root, device="cpu")), base_url="http://127.0.0.1") as browser:
+        before = scraped(browser)
+        assert before["seedscope_live_up",] == 0  # a scraper starts no engine
+        for name in ("pages_line", "pages_running", "live_line", "live_under_way"):
+            assert before[f"seedscope_{name}",] == 0
+        until = time.monotonic() + 60
+        while browser.get(f"{address}/0/1/neighbours.json").status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        found = scraped(browser)
+    assert found["seedscope_live_up",] == 1
+    assert found["seedscope_live_starts_total",] >= 1
+    assert found["seedscope_live_queue",] == 0
+    assert found["seedscope_live_device_bytes",] > 1000
+    assert found["seedscope_live_resident_memory_bytes",] > 1e8
+    assert found["seedscope_live_seconds_count", "neighbours", "answered"] == 1
+    assert found["seedscope_live_seconds_count", "neighbours", "absent"] >= 1
+    assert found["seedscope_event_loop_lag_seconds_count",] > 1

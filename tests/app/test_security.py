@@ -2,15 +2,18 @@
 
 import re
 import shutil
+import subprocess
 from urllib.parse import quote, urljoin, urlsplit
 
 import duckdb
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 
 from seedscope.app.main import create_app
-from seedscope.app.security import is_loopback
+from seedscope.app.security import is_loopback, new_token, token_problem
 from seedscope.app.settings import Settings
+from support.commands import COMMAND, CWD, run
 
 LOCAL, TOKEN = "http://127.0.0.1", "a-long-secret"
 EVIL = "<script>alert(1)</script>"
@@ -315,3 +318,77 @@ def test_the_web_process_can_neither_write_nor_read_files_nor_reconfigure_its_da
     connection = client.app.state.studies.get("small")._connection
     with pytest.raises(duckdb.Error):
         connection.cursor().execute(statement).fetchall()
+
+
+# -- where a token comes from and goes to ------------------------------------------------------------------------
+
+
+def test_health_says_no_more_than_ok_without_the_token(guarded):
+    assert guarded.get("/healthz").json() == {"status": "ok"}
+    assert guarded.get("/healthz", headers={"Authorization": "Bearer wrong"}).json() == {"status": "ok"}
+    assert guarded.get("/healthz", headers={"Authorization": f"Bearer {TOKEN}"}).json()["studies"] == ["small"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_cookie_is_for_https_alone_where_the_address_is(study_root, scheme):
+    client = TestClient(create_app(Settings(study_root, token=TOKEN)), base_url=f"{scheme}://127.0.0.1")
+    answer = client.get("/", params={"token": TOKEN}, follow_redirects=False)
+    assert answer.status_code == 303
+    assert ("; Secure" in answer.headers["set-cookie"]) == (scheme == "https")
+
+
+@pytest.mark.parametrize("token", ["é", "日本", "two words", "semi;colon", "", "x" * 257, 'quo"te', "line\nbreak"])
+def test_a_token_that_no_cookie_can_hold_is_refused(token):
+    assert "expected" in token_problem(token)
+    assert token_problem(new_token()) is None
+
+
+def test_such_a_token_ends_the_start_with_one_line_that_does_not_hold_it(study_root, tmp_path):
+    (tmp_path / "token").write_text("日本\n")
+    for arguments in (["--token", "two words"], ["--token-file", str(tmp_path / "token")]):
+        done = run("serve", "--root", str(study_root), *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "two words" not in done.stderr
+        assert "日本" not in done.stderr
+
+
+def served_with(root, *arguments: str, given: str = "") -> tuple[str, list[tuple[int, str]]]:
+    """What a server said, and (status, cookie) of requests without the token, with it, and with it by way of a proxy."""
+    command = [*COMMAND, "serve", "--root", str(root), "--port", "0", "--workers", "1", *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=CWD, **pipes) as process:
+        process.stdin.write(given)
+        process.stdin.close()
+        said = ""
+        while "SeedScope is at" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        address = re.search(r"http://\S+?/", said)[0]
+        answers = []
+        for query, headers in (("", {}), (f"?token={TOKEN}", {}), (f"?token={TOKEN}", {"X-Forwarded-Proto": "https"})):
+            with httpx2.Client(trust_env=False) as client:
+                answer = client.get(f"{address}{query}", headers=headers)
+            answers.append((answer.status_code, answer.headers.get("set-cookie", "")))
+        process.terminate()
+        said += process.stdout.read()
+    return said, answers
+
+
+def test_a_token_from_a_file_or_standard_input_is_printed_nowhere(study_root, tmp_path):
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    for arguments, given in (
+        (["--token-file", str(tmp_path / "token")], ""),
+        (["--token-file", "-", "--log-format", "json"], f"{TOKEN}\n"),
+    ):
+        said, answers = served_with(study_root, *arguments, given=given)
+        assert TOKEN not in said
+        assert [status for status, _ in answers] == [401, 303, 303]
+        assert not [cookie for _, cookie in answers if "Secure" in cookie]  # nobody is believed who is not named
+
+
+def test_a_named_proxy_says_whether_it_was_asked_by_https(study_root):
+    _, answers = served_with(study_root, "--token", TOKEN, "--proxy-headers", "127.0.0.0/8")
+    assert ["; Secure" in cookie for _, cookie in answers] == [False, False, True]
+    refused = run("serve", "--root", str(study_root), "--proxy-headers", "proxy.example")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)

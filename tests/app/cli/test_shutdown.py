@@ -43,7 +43,7 @@ def with_word(word: str) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_server_ends_within_seconds_whatever_hangs(study_root, tmp_path, workers):
     root = tmp_path / f"root-of-{workers}"
     subprocess.run(["cp", "-r", str(study_root), str(root)], check=True)
@@ -112,7 +112,7 @@ def test_a_server_ends_although_threads_hang(tmp_path):
             connection.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_builder_of_a_demo_ends_with_it(tmp_path, number):
     root = tmp_path / f"demo-{number}"
     command = [*COMMAND, "demo", "--root", str(root), "--no-serve", "--quiet"]
