@@ -138,7 +138,9 @@ def test_rows_that_lack_what_cannot_be_filled_in_are_refused_with_its_name(unpac
         connection.execute(f"INSERT INTO Checkpoint VALUES ({row})")
     with pytest.raises(UnknownSchemaError, match=r"has schema 7 without Checkpoint\.n_comparisons"):
         complete(duckdb.connect(str(store), read_only=True), store)
-    with pytest.raises(OtherSchemaError, match=r"without Checkpoint\.n_comparisons.*; publish it again .* analyze sample"):
+    with pytest.raises(
+        OtherSchemaError, match=r"without Checkpoint\.n_comparisons.*; publish it again .* analyze sample"
+    ):
         StoreReader(store)
 
 
