@@ -44,11 +44,13 @@ class LiveFigures:
         yield _gauge("seedscope_live_up", "Whether the live engine answers.", bool(status))
         if not status:
             return
-        yield _gauge("seedscope_live_queue", "Questions that wait in the live engine.", status["waiting"])
+        yield _gauge("seedscope_live_queue", "Questions that wait in the live engine.", status.get("waiting", 0))
         yield _gauge(
-            "seedscope_live_device_bytes", "Dictionaries and models that it holds on its device.", status["bytes"]
+            "seedscope_live_device_bytes",
+            "Dictionaries and models that it holds on its device.",
+            status.get("bytes", 0),
         )
-        resident = resident_bytes(status["pid"])
+        resident = resident_bytes(int(status.get("pid", 0)))
         if resident is not None:
             yield _gauge("seedscope_live_resident_memory_bytes", "Memory of the live engine's process.", resident)
 
