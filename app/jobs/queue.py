@@ -96,7 +96,6 @@ class Jobs:
             if n_waiting >= MAX_WAITING:
                 raise JobRefusedError("queue", f"{n_waiting} jobs waiting", "room; cancel one or wait", 429)
             job = Job(secrets.token_hex(8), kind, study, parameters, time.time())
-            self._prune()
             try:
                 (self._folder / job.id).mkdir()
                 self._write(job)  # what was not written is not queued
@@ -106,6 +105,7 @@ class Jobs:
                     "jobs", error.strerror or str(error), "a root that can be written to", 503
                 ) from None
             self._jobs[job.id] = job
+            self._prune()
             self._changed.notify_all()
             return job
 

@@ -18,6 +18,7 @@ from seedscope.engine.saes.importers.imported import (
 )
 from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import positive, shown
 
 OWN, BARE = "seedscope", "safetensors"
 _BESIDE = ("cfg.json", "config.json")
@@ -100,7 +101,9 @@ def _convention(settings: Mapping[str, Any], where: Path, *, no_bias: bool) -> C
     values = {_ALIASES.get(name, name): value for name, value in settings.items()}
     architecture = values.get("architecture")
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"{where} has architecture = {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+        raise ValueError(
+            f"{where} has architecture = {shown(architecture)}, expected one of {', '.join(ARCHITECTURES)}"
+        )
     fields: dict[str, Any] = {"architecture": architecture}
     if architecture in ("topk", "groupmax"):
         fields["k"] = count(values.get("k"), "k", where)
@@ -115,13 +118,14 @@ def _convention(settings: Mapping[str, Any], where: Path, *, no_bias: bool) -> C
             )
         fields["subtract_b_dec"] = False
     if (normalize := values.get("normalize", "none")) not in NORMALIZATIONS:
-        raise ValueError(f"{where} has normalize = {normalize!r}, expected one of {', '.join(NORMALIZATIONS)}")
+        raise ValueError(f"{where} has normalize = {shown(normalize)}, expected one of {', '.join(NORMALIZATIONS)}")
     fields["normalize"] = normalize
     if "input_scale" in values:
         try:
             fields["input_scale"] = float(values["input_scale"])
         except (TypeError, ValueError):
-            raise ValueError(f"{where} has input_scale = {values['input_scale']!r}, expected a number") from None
+            raise ValueError(f"{where} has input_scale = {shown(values['input_scale'])}, expected a number") from None
+        positive(fields["input_scale"], "input_scale", where)
     try:
         return Convention(**fields)
     except ValueError as error:
@@ -131,5 +135,5 @@ def _convention(settings: Mapping[str, Any], where: Path, *, no_bias: bool) -> C
 def _truth(value: Any, name: str, where: Path) -> bool:
     truth = {"true": True, "false": False}.get(str(value).lower())
     if truth is None:
-        raise ValueError(f"{where} has {name} = {value!r}, expected true or false")
+        raise ValueError(f"{where} has {name} = {shown(value)}, expected true or false")
     return truth

@@ -17,6 +17,7 @@ from seedscope.engine.saes.importers.facts import fixed, stated
 from seedscope.engine.saes.importers.imported import Imported, count, imported, read_json, seed_of
 from seedscope.engine.saes.importers.processing import is_centred
 from seedscope.engine.saes.importers.settings import recorded
+from seedscope.engine.saes.importers.values import shown
 
 MODEL_STATE = "model_state_dict"
 _PROCESSED = {"no_processing": False}  # TransformerLens' from_pretrained, without a word on processing
@@ -49,9 +50,9 @@ def read_sae_stability(path: Path) -> Imported:
     config = value["config"]
     if config.get("sparsity") != "topk" or value.get("k") is None:
         raise ValueError(
-            f"{path} has sparsity = {config.get('sparsity')!r} and k = {value.get('k')!r} in its config, expected topk and a "
-            "number: the forward pass of other runs of this code base is not known here. Save its tensors with a JSON file that "
-            "says how it encodes"
+            f"{path} has sparsity = {shown(config.get('sparsity'))} and k = {shown(value.get('k'))} in its config, expected topk "
+            "and a number: the forward pass of other runs of this code base is not known here. Save its tensors with a JSON file "
+            "that says how it encodes"
         )
     tokens = value.get("tokens_seen")
     remarks: list[str] = []

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from seedscope.engine.saes.importers import unpickle
+from seedscope.engine.saes.importers.files import parsed_json, require_file
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pkl")
 CONFIGS = ("config.json", "cfg.json")
@@ -32,7 +33,7 @@ def _beside(path: Path) -> str:
     """The keys of a config beside a weights file, in words; "" where there is none."""
     for name in CONFIGS:
         try:
-            config = json.loads((path.parent / name).read_text())
+            config = parsed_json(path.parent / name)
         except (OSError, ValueError):
             continue
         if isinstance(config, Mapping) and config:
@@ -42,7 +43,7 @@ def _beside(path: Path) -> str:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= _VALUE else f"{text[:_VALUE]}.."
 
 
@@ -50,11 +51,12 @@ def tensors_in(path: Path) -> str:
     """Names and shapes of a file's tensors, and the class of a pickled object; "" where it holds none or is not readable."""
     try:
         if path.suffix == ".safetensors":
+            require_file(path)
             with safe_open(path, "pt") as file:
                 shapes = [(name, tuple(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
         else:
             shapes = list(_tensors(unpickle.peek(path), "", 5))
-    except (ValueError, OSError, SafetensorError):
+    except (ValueError, OSError, SafetensorError, AttributeError, KeyError, TypeError):
         return ""
     return ", ".join(f"{name} {shape}" for name, shape in shapes[:_SHOWN]) + ", .." * (len(shapes) > _SHOWN)
 

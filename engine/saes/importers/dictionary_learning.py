@@ -14,7 +14,7 @@ from seedscope.engine.saes.importers.facts import Facts, fixed, stated
 from seedscope.engine.saes.importers.imported import Imported, count, imported, read_json, seed_of, transposed, vector
 from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
-from seedscope.engine.saes.importers.values import text
+from seedscope.engine.saes.importers.values import shown, text
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
@@ -78,15 +78,15 @@ def read(path: Path) -> Imported:
         and (sparse := sorted(_SPARSE & trainer.keys()))
         and name in ("AutoEncoder", "AutoEncoderNew")
     ):
-        shown = ", ".join(f"{key} = {trainer[key]!r}" for key in sparse)
+        said = ", ".join(f"{key} = {shown(trainer[key])}" for key in sparse)
         raise ValueError(
-            f"{file} has the tensors of a plain ReLU SAE ({', '.join(sorted(state))}), and {folder / CONFIG} says {shown} and no "
+            f"{file} has the tensors of a plain ReLU SAE ({', '.join(sorted(state))}), and {folder / CONFIG} says {said} and no "
             'dict_class: which activations count is not known. Write the class into it, such as {"trainer": {"dict_class": '
             '"AutoEncoderTopK"}}, if dictionary_learning wrote the file; or save its tensors with a JSON file that says how it '
             "encodes"
         )
     if name not in _NAMES:
-        raise ValueError(f"{folder / CONFIG} has dict_class = {name!r}, expected one of {', '.join(_NAMES)}")
+        raise ValueError(f"{folder / CONFIG} has dict_class = {shown(name)}, expected one of {', '.join(_NAMES)}")
     tensors = {_NAMES[name].get(key, key): tensor for key, tensor in state.items()}
     for matrix, linear in (("W_enc", "encoder.weight"), ("W_dec", "decoder.weight")):
         if linear in state:  # a Linear's weight is (out, in)
@@ -159,7 +159,7 @@ def _by_keys(state: Mapping[str, Tensor], file: Path, config: Mapping[str, Any])
         return "AutoEncoder"
     example = '{"trainer": {"dict_class": "AutoEncoderTopK"}}'
     kinds = "AutoEncoderTopK and BatchTopKSAE have these same tensors" if "k" in keys else "no class has these tensors"
-    says = ", ".join(f"{key} = {value!r}" for key, value in list(config.items())[:8])
+    says = ", ".join(f"{key} = {shown(value)}" for key, value in list(config.items())[:8])
     beside = f" (the one beside it says {says})" if says else ""
     raise ValueError(
         f"{file} holds {', '.join(sorted(keys))} without a {CONFIG} that names its dict_class{beside}: {kinds}. Copy the {CONFIG} "

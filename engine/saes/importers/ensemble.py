@@ -10,9 +10,10 @@ from seedscope.engine.contract.schema import LARGEST_SEED
 from seedscope.engine.saes.importers import registry
 from seedscope.engine.saes.importers.facts import ASSUMED, BY_USER, changed
 from seedscope.engine.saes.importers.hub import local, repository_names
-from seedscope.engine.saes.importers.imported import Imported, as_given
+from seedscope.engine.saes.importers.imported import Imported, as_given, bounded
 from seedscope.engine.saes.importers.recognise import READERS, RecognisedSAE, is_main, of_folder, recognise
 from seedscope.engine.saes.importers.settings import in_names
+from seedscope.engine.saes.importers.values import shown
 
 FORMATS = ("auto", *READERS)
 _MUST_AGREE = ("model", "hookpoint", "hookpoint_out")
@@ -31,6 +32,13 @@ def read(path: Path | str, format: str = "auto") -> Imported:
 
 def read_recognised(sae: RecognisedSAE) -> Imported:
     """A recognised SAE, with what SAELens' registry says of it where it was named so; raises ValueError as its importer does."""
+    try:
+        return _read(sae)
+    except ValueError as error:  # it may repeat what a file says
+        raise ValueError(bounded(error)) from None
+
+
+def _read(sae: RecognisedSAE) -> Imported:
     if sae.entry is None:
         return READERS[sae.format](sae.path)
     try:
@@ -105,7 +113,7 @@ def located(given: Path | str, format: str) -> list[RecognisedSAE]:
 def recognised(path: Path, format: str) -> list[RecognisedSAE]:
     """The SAEs of a format at a path; raises ValueError for an unknown format and where there is none of it."""
     if format not in FORMATS:
-        raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
+        raise ValueError(f"format is {shown(format)}, expected one of {', '.join(FORMATS)}")
     if format == "auto":
         return recognise(path)
     if path.is_file():

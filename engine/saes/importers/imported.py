@@ -1,6 +1,5 @@
 """The neutral form of an SAE of any library, and the checks and readers that all formats share."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,12 +12,17 @@ from torch import Tensor
 
 from seedscope.engine.saes.convention import SKIP, Convention
 from seedscope.engine.saes.importers.facts import Facts, complete, dtype_of
+from seedscope.engine.saes.importers.files import parsed_json, require_file
 from seedscope.engine.saes.importers.unpickle import unwrapped
+from seedscope.engine.saes.importers.values import shown
 
 # Share of the decoder rows that may hold NaN or infinite numbers; one row always may.
 ROWS_NOT_FINITE = 0.01
 INDEX = ".index.json"  # what follows the name of a safetensors file that was saved in parts
+LONGEST_TEXT = 900  # characters of what a file says, as it is kept
 LARGEST = 1e18  # of a weight: the squares of larger ones are infinite in float32
+# What safetensors raises for a type of numbers that this version of PyTorch does not have.
+ODD = (AttributeError, KeyError, TypeError, RuntimeError)
 # Tensors that change the forward pass of what is no transcoder in a way that no convention describes.
 FOREIGN = (SKIP, "affine_skip_connection")
 
@@ -96,6 +100,8 @@ def imported(
         )
     tensors = oriented(path, tensors, remarks, transcoder=convention.transcoder)
     d_in, d_sae = tensors["W_enc"].shape
+    if not d_in or not d_sae or not tensors["b_dec"].numel():
+        raise ValueError(f"{path} has {d_sae} features of {d_in} dimensions, expected at least one of each")
     for name, size, stated in zip(("d_in", "d_sae"), (d_in, d_sae), sizes, strict=True):
         if stated is not None and whole(stated, name, path) != size:
             raise ValueError(
@@ -116,10 +122,19 @@ def imported(
     # Transposed views are copied: files are written from contiguous memory.
     tensors = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
     _require_finite(weights or path, tensors)
-    recorded = {name: str(value) for name, value in source.items() if value not in (None, "")}
+    recorded = {name: bounded(value) for name, value in source.items() if value not in (None, "")}
     recorded |= {"path": str(path)}
+    facts = {name: (bounded(value), bounded(where)) for name, (value, where) in (facts or {}).items()}
+    remarks = [bounded(remark) for remark in remarks]
     completed = complete(facts or {}, tensors, convention, recorded, seed, dtype)
     return Imported(tensors, convention, seed, recorded, tuple(remarks), completed, settings or {})
+
+
+def bounded(value: Any) -> str:
+    """A value of a file as a text that a page can show: of bounded length, on one line."""
+    text = " ".join(str(value).split())
+    text = "".join(each for each in text if each.isprintable())
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}.."
 
 
 def oriented(
@@ -208,7 +223,7 @@ def vector(tensors: Mapping[str, Tensor], name: str, like: str) -> dict[str, Ten
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises ValueError naming the file where it is missing or holds anything else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parsed_json(path)
     except FileNotFoundError:
         raise ValueError(
             f"found no {path.name} in {path.parent}, expected it beside the weights: copy it there"
@@ -225,13 +240,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     index = path.with_name(path.name + INDEX)
     if index.is_file() and not path.is_file():
         return _read_shards(index)
+    require_file(path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return unwrapped(tensors), file.metadata() or {}
     except FileNotFoundError:
         raise ValueError(f"found no file {path}, expected the SAE's weights") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, *ODD) as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
 
 
@@ -254,6 +270,7 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def peek_safetensors(path: Path) -> tuple[set[str], dict[str, str]]:
     """Names of the tensors and the metadata of a safetensors file, without reading a tensor. Raises as `read_safetensors`."""
+    require_file(path)
     try:
         with safe_open(path, "pt") as file:
             return set(unwrapped(dict.fromkeys(file.keys()))), file.metadata() or {}
@@ -270,7 +287,7 @@ def whole(value: Any, name: str, path: Path) -> int:
             return int(float(value))
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"{path} has {name} = {value!r}, expected a whole number")
+    raise ValueError(f"{path} has {name} = {shown(value)}, expected a whole number")
 
 
 def count(value: Any, name: str, path: Path) -> int:

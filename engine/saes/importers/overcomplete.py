@@ -20,7 +20,7 @@ from seedscope.engine.saes.importers.facts import fixed
 from seedscope.engine.saes.importers.imported import Imported, count, imported, read_json, seed_of
 from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
-from seedscope.engine.saes.importers.values import text
+from seedscope.engine.saes.importers.values import shown, text
 
 _CLASSES = ("SAE", "TopKSAE", "BatchTopKSAE", "JumpSAE", "RATopKSAE", "RAJumpSAE")
 _REFUSED = {
@@ -37,6 +37,7 @@ _NEEDED = {
     "RAJumpSAE": (),
 }
 _EXAMPLES = {"top_k": "8", "running_threshold": "0.25", "delta": "1.0", "normalization": '"l2"'}
+MOST_MODULES = 1000
 _NORMALIZATIONS = ("l2", "max_l2", "l1", "max_l1", "identity")
 
 
@@ -133,7 +134,7 @@ def _walk(module: Any, prefix: str, parts: ModuleTensors, depth: int) -> None:
         elif value is None or isinstance(value, bool | int | float | str | Tensor):
             parts.attributes[prefix + name] = value
     for name, child in (state.get("_modules") or {}).items():
-        if isinstance(child, unpickle.Stub) and depth:
+        if isinstance(child, unpickle.Stub) and depth and len(parts.kinds) < MOST_MODULES:
             _walk(child, f"{prefix}{name}.", parts, depth - 1)
 
 
@@ -163,7 +164,7 @@ def _threshold(attributes: Mapping[str, Any], path: Path) -> float:
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(
-            f"{path} is a BatchTopKSAE with running_threshold = {value!r}, expected a number: it is set by training, so "
+            f"{path} is a BatchTopKSAE with running_threshold = {shown(value)}, expected a number: it is set by training, so "
             "save the module after at least one forward pass in training mode"
         )
     return float(value)
@@ -211,7 +212,7 @@ def _delta(value: Any, path: Path) -> float:
     """How far rows may lie from the archetypes' hull."""
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{path} has delta = {value!r}, expected a number of at least 0")
+        raise ValueError(f"{path} has delta = {shown(value)}, expected a number of at least 0")
     return float(value)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seedscope.engine.saes.importers.values import shown
+
 # What TransformerLens does by default where a config says that the model was processed.
 _DEFAULTS = {
     "fold_ln": True,
@@ -55,7 +57,7 @@ def is_centred(metadata: Mapping[str, Any], hookpoint: str | None, file: Path, r
     """
     recorded = metadata.get("model_from_pretrained_kwargs") or {}
     if not isinstance(recorded, Mapping):
-        raise ValueError(f"{file} has model_from_pretrained_kwargs = {recorded!r}, expected an object")
+        raise ValueError(f"{file} has model_from_pretrained_kwargs = {shown(recorded)}, expected an object")
     without = recorded.get("no_processing", metadata.get("no_processing"))
     settings = (_DEFAULTS if without is False else {}) | dict(recorded)
     hook = hookpoint or ""
@@ -140,7 +142,7 @@ def recorded_processing(config: Mapping[str, Any], file: Path) -> list[str]:
 def unknown_settings(config: Mapping[str, Any], file: Path) -> list[str]:
     """A remark on every setting whose name says that it may change numbers, and that no importer reads."""
     return [
-        f"{file.name} has {name} = {value!r}, which is not known here and may change numbers"
+        f"{file.name} has {name} = {shown(value)}, which is not known here and may change numbers"
         for name, value in sorted(config.items())
         if name not in _KNOWN and _CHANGES.search(name) and value not in (None, False, "none", "", {}, [])
     ]

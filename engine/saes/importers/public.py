@@ -7,6 +7,7 @@ from pathlib import Path
 from natsort import natsorted
 
 from seedscope.engine.saes.importers.hub import local, matching
+from seedscope.engine.saes.importers.values import shown
 
 PREFIX = "public:"
 _SEED_FILE = re.compile(
@@ -69,7 +70,7 @@ def resolved(path: str) -> list[str]:
     name, _, inside = path.removeprefix(PREFIX).strip("/").partition("/")
     known = {each.name: each for each in SETS}
     if name not in known:
-        raise ValueError(f"found no public set {name!r}, expected one of {', '.join(known)}; see seedscope public")
+        raise ValueError(f"found no public set {shown(name)}, expected one of {', '.join(known)}; see seedscope public")
     repository = f"hf:{known[name].repository}"
     if (file := _SEED_FILE.sub("seed*_", inside)) != inside or "*" in inside:
         return [str(each) for each in matching(f"{repository}/{file}") if not each.stem.endswith("_wrong")]
@@ -78,8 +79,8 @@ def resolved(path: str) -> list[str]:
         [each for each in folder.iterdir() if each.is_dir() and _SEED.fullmatch(each.name)] if folder.is_dir() else []
     )
     if files := _of_settings(folder):
-        shown = ", ".join(files[:6]) + ", .." * (len(files) > 6)
-        raise ValueError(f"{path} holds files of seeds of several settings, expected one setting: name {shown}")
+        listed = ", ".join(files[:6]) + ", .." * (len(files) > 6)
+        raise ValueError(f"{path} holds files of seeds of several settings, expected one setting: name {listed}")
     if len(within) < 2 and inside:
         within = _siblings(folder, repository, inside)
     members = [str(each) for each in natsorted(within, key=lambda each: each.name) if not each.name.endswith("_wrong")]

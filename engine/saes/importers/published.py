@@ -5,6 +5,7 @@ Gemma Scope: Lieberum et al. 2024, params.npz. Gemma Scope 2: params.safetensors
 """
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from seedscope.engine.saes.convention import SKIP, Convention
 from seedscope.engine.saes.importers import unpickle
 from seedscope.engine.saes.importers.facts import FOLDER_NAME, fixed, stated
+from seedscope.engine.saes.importers.files import require_file, require_honest
 from seedscope.engine.saes.importers.imported import (
     Imported,
     as_given,
@@ -28,7 +30,7 @@ from seedscope.engine.saes.importers.imported import (
 )
 from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
-from seedscope.engine.saes.importers.values import flag, subsettings, text
+from seedscope.engine.saes.importers.values import flag, shown, subsettings, text
 
 GEMMA_SCOPE, GEMMA_SCOPE_2 = "params.npz", "params.safetensors"
 # Folders of both releases; the hub's local copy has the repository's name two levels further up than the repository has it.
@@ -142,7 +144,7 @@ def _refuse_many_layers(weights: Mapping[str, Tensor], config: Mapping[str, Any]
             "for every layer above it, so it has no one direction. Import transcoders of single layers"
         )
     if (architecture := config.get("architecture", "jump_relu")) not in ("jump_relu", "jumprelu"):
-        raise ValueError(f"{path} has architecture = {architecture!r} in config.json, expected jump_relu")
+        raise ValueError(f"{path} has architecture = {shown(architecture)} in config.json, expected jump_relu")
 
 
 def _places(file: Path) -> dict[str, str]:
@@ -156,12 +158,17 @@ def _places(file: Path) -> dict[str, str]:
 
 def _read_npz(file: Path) -> dict[str, Tensor]:
     try:
+        require_file(file)
+        with zipfile.ZipFile(file) as archive:
+            require_honest(archive, file)
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as weights:
             return {name: torch.from_numpy(weights[name]) for name in weights.files}
     except FileNotFoundError:
         raise ValueError(f"found no file {file}, expected the SAE's weights") from None
     except Exception as error:  # NumPy and zipfile fail in many ways on damaged archives
-        raise ValueError(f"{file} is not a complete .npz file of numbers ({error}); download it again") from None
+        raise ValueError(
+            f"{file} is not a complete .npz file of numbers ({str(error)[:200]}); download it again"
+        ) from None
 
 
 def is_openai(value: Any) -> bool:
@@ -186,11 +193,11 @@ def read_openai(path: Path) -> Imported:
     # As the library's `from_state_dict` reads it: without an activation it is ReLU, and TopK normalises its input.
     activation, state = value.get("activation", "ReLU"), subsettings(value, "activation_state_dict", path)
     if activation not in ("TopK", "ReLU"):
-        raise ValueError(f"{path} has activation = {activation!r}, expected 'TopK' or 'ReLU'")
+        raise ValueError(f"{path} has activation = {shown(activation)}, expected 'TopK' or 'ReLU'")
     remarks = []
     if activation == "TopK":
         if (after := state.get("postact_fn", "ReLU")) not in ("ReLU", "Identity"):
-            raise ValueError(f"{path} applies {after!r} after its top-k, expected 'ReLU' or 'Identity'")
+            raise ValueError(f"{path} applies {shown(after)} after its top-k, expected 'ReLU' or 'Identity'")
         if after == "Identity":
             remarks.append(
                 "top-k without a ReLU after it: activations below zero, where fewer than k are positive, count as zero"

@@ -106,7 +106,10 @@ def _contents(path: Path) -> str:
     return f"found {', '.join(names[:8])}{', ..' if len(names) > 8 else ''}" if names else "found an empty folder"
 
 
-def _folder(folder: Path, depth: int) -> Iterator[RecognisedSAE]:
+def _folder(folder: Path, depth: int, above: tuple[Path, ...] = ()) -> Iterator[RecognisedSAE]:
+    real = folder.resolve()
+    if real in above:  # a link that leads back
+        return
     here = of_folder(folder)
     if here:
         yield here
@@ -121,7 +124,7 @@ def _folder(folder: Path, depth: int) -> Iterator[RecognisedSAE]:
     for entry in entries:
         if entry.is_dir():
             if depth and entry not in along and (entry not in best or len(folders) == 1):
-                yield from _folder(entry, depth - 1)
+                yield from _folder(entry, depth - 1, (*above, real))
         elif sae := _file(entry):
             yield sae
 

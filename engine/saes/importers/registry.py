@@ -15,6 +15,7 @@ from typing import Any
 from seedscope.engine.saes.convention import NORMALIZATIONS
 from seedscope.engine.saes.importers.imported import Imported
 from seedscope.engine.saes.importers.processing import UNSAID, is_centred
+from seedscope.engine.saes.importers.values import shown
 
 PREFIX = "saelens:"
 REGISTRY = "SAELens' registry"
@@ -70,7 +71,7 @@ def named(path: str) -> str:
         )
     if release not in _directory():
         raise ValueError(
-            f"found no file or folder {path}, and no release {release!r} in {REGISTRY}{_alike(release, _directory())}; name a "
+            f"found no file or folder {path}, and no release {shown(release)} in {REGISTRY}{_alike(release, _directory())}; name a "
             "file, a folder, RELEASE/SAE_ID or hf:OWNER/REPO/FOLDER"
         )
     lookup(PREFIX + path)
@@ -82,10 +83,11 @@ def lookup(name: str) -> RegistryEntry:
     release, _, sae_id = name.removeprefix(PREFIX).partition("/")
     known = _directory().get(release)
     if known is None:
-        raise ValueError(f"found no release {release!r} in {REGISTRY}{_alike(release, _directory())}")
+        raise ValueError(f"found no release {shown(release)} in {REGISTRY}{_alike(release, _directory())}")
     if sae_id not in known.saes_map:
         raise ValueError(
-            f"release {release} of {REGISTRY} has no SAE {sae_id!r}{_alike(sae_id, known.saes_map)}; it has {len(known.saes_map)}"
+            f"release {release} of {REGISTRY} has no SAE {shown(sae_id)}{_alike(sae_id, known.saes_map)}; it has "
+            f"{len(known.saes_map)}"
         )
     layout = known.conversion_func or "sae_lens"
     if layout in _REFUSED:
@@ -132,13 +134,13 @@ def applied(member: Imported, entry: RegistryEntry) -> Imported:
     if normalize := entry.overrides.get("normalize_activations"):
         if normalize not in NORMALIZATIONS:
             raise ValueError(
-                f"{REGISTRY} has normalize_activations = {normalize!r} for {entry.name}, which is not known here"
+                f"{REGISTRY} has normalize_activations = {shown(normalize)} for {entry.name}, which is not known here"
             )
         convention = replace(convention, normalize=_one_of(normalize, convention.normalize, member))
         facts["normalisation"] = normalize, REGISTRY
     others = entry.overrides.keys() - _INFORMATIVE - {"model_from_pretrained_kwargs", "normalize_activations"}
     remarks += [
-        f"{REGISTRY} has {name} = {entry.overrides[name]!r}, which is not known here and may change numbers"
+        f"{REGISTRY} has {name} = {shown(entry.overrides[name])}, which is not known here and may change numbers"
         for name in sorted(others)
     ]
     return replace(member, convention=convention, facts=facts, remarks=(*of_files, *remarks))

@@ -27,7 +27,7 @@ from seedscope.engine.saes.importers.imported import (
 )
 from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
-from seedscope.engine.saes.importers.values import flag, positive, subsettings, text
+from seedscope.engine.saes.importers.values import flag, positive, shown, subsettings, text
 
 BATCH_TOPK, LLAMA_SCOPE = "sae.pt", "hyperparams.json"
 _LLAMA_WEIGHTS = Path("checkpoints") / "final.safetensors"
@@ -63,7 +63,7 @@ def read_batch_topk(path: Path) -> Imported:
     kind, remarks, k = str(config.get("sae_type")), [], 0
     earlier = [name for name in _EARLIER if name in config]
     if config.get("activation", "relu") != "relu":
-        raise ValueError(f"{where} has activation = {config['activation']!r}, expected 'relu'")
+        raise ValueError(f"{where} has activation = {shown(config['activation'])}, expected 'relu'")
     if kind == "topk":
         k = count(config.get("top_k"), "top_k", where)
     elif kind == "batchtopk":
@@ -77,7 +77,7 @@ def read_batch_topk(path: Path) -> Imported:
         if isinstance(logarithm := weights.pop("jumprelu.log_threshold", None), Tensor):
             weights["threshold"] = logarithm.exp()
     elif kind != "vanilla":
-        raise ValueError(f"{where} has sae_type = {kind!r}, expected vanilla, topk, batchtopk or jumprelu")
+        raise ValueError(f"{where} has sae_type = {shown(kind)}, expected vanilla, topk, batchtopk or jumprelu")
     unused = kind in ("topk", "batchtopk") and not flag(config, "use_encoder_bias", where)
     if unused and isinstance(bias := weights.get("b_enc"), Tensor) and bias.any():
         raise ValueError(
@@ -161,7 +161,7 @@ def read_llama_scope(folder: Path) -> Imported:
     ):
         if config.get(name) not in expected:
             options = " or ".join(str(option) for option in expected if option is not None)
-            raise ValueError(f"{where} has {name} = {config.get(name)!r}, expected {options}")
+            raise ValueError(f"{where} has {name} = {shown(config.get(name))}, expected {options}")
     stored, _ = read_safetensors(folder / _LLAMA_WEIGHTS)
     weights = {ours: stored[name].double() for name, ours in _LINEAR.items() if name in stored}
     weights |= transposed(weights, "W_enc", "W_dec")

@@ -24,7 +24,7 @@ from seedscope.engine.saes.importers.imported import (
 )
 from seedscope.engine.saes.importers.processing import is_centred, unknown_settings, unsaid
 from seedscope.engine.saes.importers.settings import recorded
-from seedscope.engine.saes.importers.values import flag, positive, subsettings, text
+from seedscope.engine.saes.importers.values import flag, positive, shown, subsettings, text
 
 CONFIG, RUNNER, WEIGHTS, SCALER, WHITENING = (
     "cfg.json",
@@ -176,7 +176,7 @@ def _facts(folder: Path, config: Mapping[str, Any], architecture: str, dtype: st
 
 
 def _architecture(config: Mapping[str, Any], folder: Path) -> str:
-    name = config.get("architecture") or "standard"
+    name = text(config, "architecture", folder / CONFIG) or "standard"
     if name == "standard" and (config.get("activation_fn_str") or config.get("activation_fn")) == "topk":
         name = "topk"  # what version 3 wrote
     for refused, reason in _REFUSED.items():
@@ -184,11 +184,11 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> str:
             raise ValueError(f"{folder} is a SAELens {name}, which cannot be scored: {reason}. Import an SAE instead")
     if name not in _ARCHITECTURES | _TRANSCODERS:
         raise ValueError(
-            f"{folder / CONFIG} has architecture = {name!r}, expected one of {', '.join([*_ARCHITECTURES, *_TRANSCODERS])}"
+            f"{folder / CONFIG} has architecture = {shown(name)}, expected one of {', '.join([*_ARCHITECTURES, *_TRANSCODERS])}"
         )
     activation = config.get("activation_fn_str") or config.get("activation_fn") or "relu"
     if activation not in ("relu", "topk"):
-        raise ValueError(f"{folder / CONFIG} has the activation function {activation!r}, expected relu or topk")
+        raise ValueError(f"{folder / CONFIG} has the activation function {shown(activation)}, expected relu or topk")
     return name
 
 
@@ -269,6 +269,8 @@ def _normalize(config: Mapping[str, Any], folder: Path, *, folded: bool) -> str:
     value = config.get("normalize_activations")
     if isinstance(value, bool):  # up to version 2
         value = "expected_average_only_in" if value else None
+    elif value is not None and not isinstance(value, str):
+        raise ValueError(f"{folder / CONFIG} has normalize_activations = {shown(value)}, expected text")
     value = value or "none"
     if value in NORMALIZATIONS and value != "centre":
         return value
@@ -277,7 +279,7 @@ def _normalize(config: Mapping[str, Any], folder: Path, *, folded: bool) -> str:
     missing = {"expected_average_only_in": SCALER, "covariance_whitening": WHITENING}.get(value)
     if missing is None:
         raise ValueError(
-            f"{folder / CONFIG} has normalize_activations = {value!r}, expected one of {', '.join(NORMALIZATIONS)}"
+            f"{folder / CONFIG} has normalize_activations = {shown(value)}, expected one of {', '.join(NORMALIZATIONS)}"
         )
     raise ValueError(
         f"{folder} was trained on activations that were scaled ({value}), and the scale is not in its files: found no "

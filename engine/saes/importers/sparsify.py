@@ -23,7 +23,7 @@ from seedscope.engine.saes.importers.imported import (
 )
 from seedscope.engine.saes.importers.processing import recorded_processing
 from seedscope.engine.saes.importers.settings import recorded
-from seedscope.engine.saes.importers.values import flag
+from seedscope.engine.saes.importers.values import flag, shown
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _ACTIVATIONS = ("topk", "groupmax")
@@ -51,7 +51,7 @@ def read(folder: Path) -> Imported:
     if flag(config, "signed", where):
         raise ValueError(f"{folder} has signed activations (signed in {CONFIG}); expected activations of at least zero")
     if activation not in _ACTIVATIONS:
-        raise ValueError(f"{where} has activation = {activation!r}, expected one of {', '.join(_ACTIVATIONS)}")
+        raise ValueError(f"{where} has activation = {shown(activation)}, expected one of {', '.join(_ACTIVATIONS)}")
     if "W_dec" not in stored and "encoder.weight" in stored:
         raise ValueError(f"{folder / WEIGHTS} has no decoder (W_dec); save the SparseCoder with decoder=True")
     names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
