@@ -1,13 +1,16 @@
 # `make demo`: install, build the embedded study, serve it. `make test`: install the test extras, run the whole suite.
-# `make test-long`: the tests that take minutes more: 300 damaged copies of every format, 200 clients for a minute.
+# `make test-long`: the tests that take minutes more: 300 damaged copies of every format, 200 clients for a minute, half an hour of
+# requests drawn from the description of the addresses.
+# `make audit`: known faults of the packages that constraints.txt names; it asks a service on the network.
 # `make check`: the quick checks: lint, format, imports between rooms, types.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+AUDIT_ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-long check clean
+.PHONY: demo test test-long check audit clean
 demo: $(VENV)/.demo
 	$(BIN)/seedscope demo
 
@@ -22,6 +25,11 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	bash .ci/link && PYTHONPATH=.linked $(BIN)/lint-imports --no-cache
 	$(BIN)/mypy -p seedscope
+
+audit: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.[audit]'
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt $(AUDIT_ARGS) || \
+		{ echo "pip-audit found faults, or its source could not be asked: see above; AUDIT_ARGS=\"-s osv\" asks another one"; exit 1; }
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("found Python %d.%d, expected 3.11 or newer; try: make PYTHON=python3.12 demo" % v[:2])'

@@ -99,7 +99,7 @@ def fuzz(root: Path, folder: Path, *options: str) -> str:
     shutil.copytree(root, folder / "root")
     settings = folder / "schemathesis.toml"
     with serving("--root", folder / "root", "--port", "0", "--token", TOKEN, "--workers", "1") as (server, _, printed):
-        address = printed.partition("/?")[0].rstrip("/")
+        address = printed.partition("?")[0].rstrip("/")
         settings.write_text(f"""
             hooks = {json.dumps(str(ROOT / "tests" / "support" / "fuzzed_addresses.py"))}
             headers = {{ Origin = "{address}", Authorization = "Bearer {TOKEN}" }}
