@@ -45,10 +45,11 @@ def create_small_app(settings: Settings, jobs: "Jobs | None" = None) -> "FastAPI
     return app
 
 
-def web_server(app: "FastAPI", proxies: tuple[str, ...] = ()) -> "uvicorn.Server":
+def web_server(app: "FastAPI", proxies: tuple[str, ...] = (), *, ends_process: bool = True) -> "uvicorn.Server":
     """The server, to be run on a bound socket that other processes may listen on too.
 
-    Of `proxies` it takes who asked, and whether by https, from their headers; everybody else's headers say nothing.
+    Of `proxies` it takes who asked, and whether by https, from their headers; everybody else's headers say nothing. With
+    `ends_process` the process ends soon after it, whatever hangs.
     """
     import uvicorn
 
@@ -58,7 +59,8 @@ def web_server(app: "FastAPI", proxies: tuple[str, ...] = ()) -> "uvicorn.Server
         """Accepts one connection at a time: asyncio takes all that wait at once, and other processes would get none."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            end_for_sure(END_S)
+            if ends_process:
+                end_for_sure(END_S)
             await super().shutdown(sockets)
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -45,17 +45,18 @@ def open_store(path: Path, *, memory_limit: str | None = None) -> duckdb.DuckDBP
     with reading(path):
         try:
             connection = duckdb.connect(str(path), read_only=True, config=config)
-            (n_bytes,) = connection.execute("SELECT block_size * total_blocks FROM pragma_database_size()").fetchall()[
-                0
-            ]
+            block, n_blocks, n_used = connection.execute(
+                "SELECT block_size, total_blocks, used_blocks FROM pragma_database_size()"
+            ).fetchall()[0]
             has_rows = connection.execute("SELECT count(*) FROM Study").fetchall() != [(0,)]
         except (duckdb.CatalogException, duckdb.BinderException, IndexError):
             raise DamagedStoreError(path, "it has no table of a study") from None
     if not has_rows:
         raise DamagedStoreError(path, "it has no study")
-    # A block that is missing would be found only when it is read.
-    if (n_found := path.stat().st_size) < HEADERS + n_bytes:
-        raise DamagedStoreError(path, f"it has {n_found:,} bytes, expected {HEADERS + n_bytes:,}")
+    # A block that is missing would be found only when it is read. Free blocks at the end need not be there.
+    n_bytes = path.stat().st_size - HEADERS
+    if n_bytes < n_blocks * block and (n_bytes % block or n_bytes < n_used * block):
+        raise DamagedStoreError(path, f"it has {HEADERS + n_bytes:,} bytes, expected {HEADERS + n_blocks * block:,}")
     return connection
 
 

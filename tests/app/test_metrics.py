@@ -71,13 +71,13 @@ def test_methods_that_no_route_knows_are_one_label(browser):
     assert labels <= {("other", "(no route)"), ("GET", "(no route)"), ("other", "/")}
 
 
-def test_lines_the_event_loop_and_the_live_engine_are_told(study_root, address, tmp_path, monkeypatch):
-    with TestClient(create_app(Settings(study_root, device="cpu")), base_url="http://127.0.0.1") as browser:
+def test_lines_the_event_loop_and_the_live_engine_are_told(own_root, address):
+    with TestClient(create_app(Settings(own_root, device="cpu")), base_url="http://127.0.0.1") as browser:
         before = scraped(browser)
         assert before["seedscope_live_up",] == 0  # a scraper starts no engine
         for name in ("pages_line", "pages_running", "live_line", "live_under_way"):
             assert before[f"seedscope_{name}",] == 0
-        until = time.monotonic() + 60
+        until = time.monotonic() + 150
         while browser.get(f"{address}/0/1/neighbours.json").status_code != 200:
             assert time.monotonic() < until
             time.sleep(0.1)

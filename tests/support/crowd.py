@@ -5,6 +5,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 LONGEST_RETRY_S = 3.0
@@ -94,5 +95,6 @@ def crowd(
         end = time.monotonic() + seconds
         await asyncio.gather(*(_client(i, seen, host, port, draw, end, pause_s) for i in range(n)))
 
-    asyncio.run(run())
+    with ThreadPoolExecutor(1) as apart:  # beside a loop that a browser of other tests may run in this thread
+        apart.submit(lambda: asyncio.run(run())).result()
     return seen

@@ -15,7 +15,7 @@ from seedscope.app.cli.web import web_server
 def served_here(app: FastAPI) -> Iterator[tuple[str, int]]:
     """Its host and port while it runs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = web_server(app)
+        server = web_server(app, ends_process=False)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -1,5 +1,6 @@
 """Small studies of any state, made by the real pipeline from dictionaries whose agreement is known."""
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 
 from seedscope.engine.activations.harvest import LanguageModel
+from seedscope.engine.contract.checksums import write_sums
 from seedscope.engine.progress import Progress, Report
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue
+from seedscope.engine.store.evaluation import EVALUATION
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.publish import publish
 
@@ -93,3 +96,9 @@ class DiesOncePerStage(Progress):
             if name not in self.survived:
                 self.survived.append(name)
                 raise Killed
+
+
+def write_evaluation(study: Path, content: dict[str, Any]) -> None:
+    """Make a study's evaluation another one, as after an analysis on other tokens: with its checksum."""
+    (study / "parts" / EVALUATION).write_text(json.dumps(content))
+    write_sums(study / "parts", EVALUATION)

@@ -140,7 +140,7 @@ def test_the_next_publish_shows_it_with_its_losses(root, pooled):
 def test_nothing_but_the_folder_is_left_and_it_gives_way_when_told(root, pooled):
     _, folder, _ = pooled
     assert sorted(path.name for path in folder.parent.iterdir()) == [ENSEMBLE]
-    assert sorted(path.name for path in folder.iterdir()) == ["pool.json", "sae"]
+    assert sorted(path.name for path in folder.iterdir()) == ["pool.json", "sae", "sums.json"]
     assert not (root / STUDY / "scratch").exists()
     assert_one_line(run("pool", *SMALL, "--root", root, "--quiet"), "is there already", "--replace")
 

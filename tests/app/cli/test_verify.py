@@ -63,8 +63,8 @@ def test_a_whole_study_is_whole(root):
 )
 def test_every_damaged_file_is_named(root, pattern, damage):
     path = one(root / "small", pattern)
-    if damage is not flip and path.name == "study.json":
-        damage = lambda path: path.write_text("{")  # noqa: E731 - a newline at its end says nothing
+    if path.name == "study.json":  # has no checksum, for people may edit it: only what makes no sense is found
+        damage = lambda path: path.write_text("{")  # noqa: E731
     damage(path)
     done = run("verify", "small", "--root", root, "--quiet")
     assert done.returncode == 1

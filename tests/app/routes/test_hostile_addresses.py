@@ -74,8 +74,8 @@ class DownProcess(EngineProcess):
         return [sys.executable, "-c", "import sys; sys.stdin.read()"]
 
 
-def test_data_is_never_answered_with_a_page(strict, address):
-    strict.app.state.live = LiveEngine(DownProcess(strict.app.state.jobs._root))
+def test_data_is_never_answered_with_a_page(strict, address, tmp_path):
+    strict.app.state.live = LiveEngine(DownProcess(tmp_path))
     browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     try:
         for path in ("subspaces/project.csv?bucket=unstable", "subspaces/project.parquet?bucket=unstable",

@@ -79,6 +79,7 @@ def test_a_bit_that_flips_in_a_store_that_is_open_is_named_and_the_other_studies
     assert "whole" in [card["study"]["study"] for card in home["studies"]]
 
 
+@pytest.mark.slow
 def test_the_command_that_the_page_names_mends_it_under_a_server_that_has_it_open(root):
     client = browse(root)
     assert client.get("/s/small/topk-96/0/3").status_code == 200

@@ -18,6 +18,7 @@ from seedscope.engine.export.formats import export
 from seedscope.engine.export.restore import restore
 from seedscope.engine.store.parts import Parts
 from seedscope.engine.studies.publish import publish
+from support.studies import write_evaluation
 
 ENSEMBLE = "topk-96"
 COULD_NOT = "Explanation could not be parsed."
@@ -175,7 +176,7 @@ def test_json_holds_every_explanation_with_its_scores(study, exported):
 
 def test_they_need_no_activity_and_outlive_other_tokens(study, tmp_path):
     path = study / "parts" / "evaluation.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"token_digest": "others"}))
+    write_evaluation(study, json.loads(path.read_text()) | {"token_digest": "others"})
     take_explanations(study, ENSEMBLE, write(tmp_path / "a.jsonl.gz", line(3, "cats")))
     publish(study)
     assert stored(study, "SELECT computed FROM Ensemble") == [(["match", "subspaces"],)]

@@ -25,6 +25,7 @@ from seedscope.engine.store.parts import Parts
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.publish import publish
 from support.chat_server import ChatServer
+from support.studies import write_evaluation
 
 ENSEMBLE = "topk-96"
 SECRET = "sk-a-secret-0123456789"
@@ -71,7 +72,11 @@ def held(study: Path, explainer: str = "openai:rule") -> dict[tuple[int, int], F
 
 
 def stamps(study: Path) -> dict[str, tuple[int, int]]:
-    return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in (study / "parts").glob("*/explain*/*/*")}
+    return {
+        str(p): (p.stat().st_ino, p.stat().st_mtime_ns)
+        for p in (study / "parts").glob("*/explain*/*/*")
+        if p.name != "sums.json"
+    }
 
 
 # -- token rules ---------------------------------------------------------------------------------------------------
@@ -358,12 +363,10 @@ def test_the_key_is_sent_and_stands_nowhere_in_the_study(study, chat, monkeypatc
 def test_without_activity_on_the_present_tokens_nothing_is_asked(study, chat):
     path = study / "parts" / "evaluation.json"
     evaluation = json.loads(path.read_text())
-    path.write_text(
-        json.dumps(evaluation | {"outliers": 99.0})
-    )  # as after another --outliers that was not analysed yet
+    write_evaluation(study, evaluation | {"outliers": 99.0})  # as after another --outliers that was not analysed yet
     with pytest.raises(ValueError, match=r"no ensemble of small has activity on its present tokens.*--only activity"):
         ask(study, chat)
-    path.write_text(json.dumps(evaluation | {"token_digest": "x"}))
+    write_evaluation(study, evaluation | {"token_digest": "x"})
     with pytest.raises(ValueError, match="found no evaluation tokens"):
         ask(study, chat)
     path.unlink()

@@ -256,6 +256,8 @@ def test_downloads_carry_what_the_table_shows(client, address, features, kind):
     assert rows
     for row in rows:
         stored = held[row["seed"], row["feature"]]
-        assert (row["trigger"], row["trigger_what"]) == ("single token", stored["trigger_what"])
+        what = stored["trigger_what"]
+        is_formula = kind == "csv" and what.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))  # for a spreadsheet
+        assert (row["trigger"], row["trigger_what"]) == ("single token", f"'{what}" if is_formula else what)
         for name in ("worth_loss", "trigger_share", "token_entropy", "top_token_share"):
             assert math.isclose(row[name], stored[name], rel_tol=1e-6)
