@@ -38,7 +38,7 @@ def read_evaluation(study: Path) -> Evaluation | None:
     """
     path = study / "parts" / EVALUATION
     try:
-        if damaged_file(study / "parts", beginning=EVALUATION):
+        if path.exists() and damaged_file(study / "parts", beginning=EVALUATION):
             raise ValueError("its checksum is another one")
         content = json.loads(path.read_text())
         return Evaluation(**content | {name: tuple(content[name]) for name in ("texts", "documents")})

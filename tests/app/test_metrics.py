@@ -1,5 +1,6 @@
 """What `/metrics` says: requests by route, however many addresses there are, and refusals too."""
 
+import shutil
 import time
 
 import pytest
@@ -71,8 +72,9 @@ def test_methods_that_no_route_knows_are_one_label(browser):
     assert labels <= {("other", "(no route)"), ("GET", "(no route)"), ("other", "/")}
 
 
-def test_lines_the_event_loop_and_the_live_engine_are_told(own_root, address):
-    with TestClient(create_app(Settings(own_root, device="cpu")), base_url="http://127.0.0.1") as browser:
+def test_lines_the_event_loop_and_the_live_engine_are_told(study_root, address, tmp_path):
+    root = shutil.copytree(study_root, tmp_path / "root")  # whose engine does not run yet
+    with TestClient(create_app(Settings(root, device="cpu")), base_url="http://127.0.0.1") as browser:
         before = scraped(browser)
         assert before["seedscope_live_up",] == 0  # a scraper starts no engine
         for name in ("pages_line", "pages_running", "live_line", "live_under_way"):
