@@ -57,7 +57,8 @@ def build_all(root: Path, corpus: stdlib.Corpus, progress: Progress) -> None:
 
 def _end_with_parent() -> None:
     """Whoever started this is gone, however that happened: stop as at Ctrl-C, and without fail."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not sys.stdin: an interpreter that ends while a thread waits in its lock aborts
+        pass
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(STOP_S)
     os._exit(130)

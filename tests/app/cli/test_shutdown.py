@@ -142,3 +142,14 @@ def test_a_second_server_says_who_runs_the_jobs_of_a_root(study_root, tmp_path):
         assert f"process {first.pid} (" in found
         assert "serve" in found
         assert time.strftime("%Y-") in found
+
+
+def test_a_builder_that_is_done_ends_well_while_its_parent_lives():
+    """A thread waits for the parent's end; an interpreter that found it in the lock of its standard input aborted."""
+    waits = (
+        "import threading, time, seedscope.engine.studies.embedded as embedded\n"
+        "threading.Thread(target=embedded._end_with_parent, daemon=True).start()\n"
+        "time.sleep(0.3)"
+    )
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", waits], stdin=subprocess.PIPE) as builder:
+        assert builder.wait(60) == 0
