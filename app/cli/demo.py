@@ -43,16 +43,8 @@ def demo(
     if full or control or not _is_current(root / embedded.STUDY.name, embedded.built_from()):
         chosen = {"quiet": quiet, "control": control, "full": full, "first": serve and not control and not full}
         flags = [f"--{name}" for name, given in chosen.items() if given]
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "seedscope.engine.studies.embedded",
-            str(root),
-            "--with-parent",
-            *flags,
-        ]
+        module = "seedscope.engine.studies.embedded"
+        command = [sys.executable, "-W", "ignore", "-m", module, str(root), "--with-parent", *flags]
         # Nothing is written to the pipe: it ends when this process does, and the builder with it.
         with subprocess.Popen(command, stdin=subprocess.PIPE) as builder:
             code = builder.wait()

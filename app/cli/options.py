@@ -41,9 +41,8 @@ def refusals() -> Iterator[None]:
 def in_one_line(error: Exception) -> str:
     """What an error says, for somebody who did not write the code: its kind as well where that was nobody's intention."""
     text = str(error)
-    if (
-        isinstance(error, OSError) and error.errno == errno.ENOSPC
-    ) or NO_SPACE in text:  # libraries have errors of their own
+    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if is_full or NO_SPACE in text:  # libraries have errors of their own
         place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         return (
             f"no space left on the disk{place}; what was finished is kept: free some, and give the same command again"

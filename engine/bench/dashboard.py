@@ -49,10 +49,7 @@ class Dashboard:
 
     def get(self, path: str) -> float:
         """Seconds until the whole answer is there; raises HTTPError for anything but 200."""
-        began = time.perf_counter()
-        with urllib.request.urlopen(f"http://{self.host}:{self.port}{path}", timeout=300) as answer:
-            answer.read()
-        return time.perf_counter() - began
+        return self.download(path)[1]
 
     def download(self, path: str) -> tuple[float, float, int]:
         """(seconds to the first byte, to the last, bytes) of an answer that is not kept; raises HTTPError for anything but 200."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from seedscope.engine.contract.abandon import AbandonedError, abandoned_when
+from seedscope.engine.contract.parent import wait_for_end_of_parent
 from seedscope.engine.contract.queries import KINDS, QUEUE_LIMIT, LiveAnswer, LiveQuery, live_query
 from seedscope.engine.live.crashes import MAX_CRASHES, CrashRecord
 
@@ -234,8 +235,7 @@ def _encoded(answer: LiveAnswer) -> bytes:
 
 
 def _end_with_parent(address: str, crashes: CrashRecord) -> None:
-    while os.read(0, 4096):  # not sys.stdin: an interpreter that ends while a thread waits in its lock aborts
-        pass
+    wait_for_end_of_parent()
     Path(address).unlink(missing_ok=True)
     crashes.forget()
     os._exit(0)

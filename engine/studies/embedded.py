@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from seedscope.engine.contract.parent import wait_for_end_of_parent
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
 from seedscope.engine.studies.pools.settings import PoolSettings
@@ -57,8 +58,7 @@ def build_all(root: Path, corpus: stdlib.Corpus, progress: Progress) -> None:
 
 def _end_with_parent() -> None:
     """Whoever started this is gone, however that happened: stop as at Ctrl-C, and without fail."""
-    while os.read(0, 4096):  # not sys.stdin: an interpreter that ends while a thread waits in its lock aborts
-        pass
+    wait_for_end_of_parent()
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(STOP_S)
     os._exit(130)
