@@ -19,18 +19,6 @@ from seedscope.engine.export.restore import restore
 STUDY, ENSEMBLE = "small", "topk-96"
 
 
-@pytest.fixture(scope="module")
-def exported(study_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported") / "small"
-    export(study_root, STUDY, folder)
-    return folder
-
-
-@pytest.fixture
-def own(exported: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(exported, tmp_path / "own"))
-
-
 def listed_as_they_are(folder: Path) -> None:
     """Whoever changes files on purpose writes their digests down as well."""
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -30,20 +30,6 @@ PAGES = (
 
 
 @pytest.fixture(scope="module")
-def exported(study_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small study as Parquet; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("exported") / "small"
-    export(study_root, STUDY, folder)
-    return folder
-
-
-@pytest.fixture
-def own(exported: Path, tmp_path: Path) -> Path:
-    """A copy of the export that a test may change."""
-    return Path(shutil.copytree(exported, tmp_path / "own"))
-
-
-@pytest.fixture(scope="module")
 def decoder_root(make_sae: Callable[..., sae.SAE], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of three SAEs without a model: one row has no direction, and nobody knows what fires."""
     root = tmp_path_factory.mktemp("decoders")
