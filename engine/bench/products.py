@@ -164,12 +164,13 @@ def _peak_above_inputs(n: int, d_in: int) -> int:
     best_cosines(a[:64], b[:64])
     ctypes.CDLL(None).malloc_trim(0)  # pages left by making the inputs would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")
-    before = _peak_resident()
+    before = peak_resident()
     best_cosines(a, b)
-    return _peak_resident() - before
+    return peak_resident() - before
 
 
-def _peak_resident() -> int:
+def peak_resident() -> int:
+    """Bytes that this process held at most, mapped files included, by /proc. Not ru_maxrss: it starts at what the parent held."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 

@@ -4,13 +4,13 @@ Measured while a study is generated and kept beside its store, so that a later r
 """
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from seedscope.engine.bench.products import peak_resident
 from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.index.layout import index_folder
@@ -93,8 +93,4 @@ def _table_bytes(store: Path) -> dict[str, int]:
 
 
 def _peak_bytes() -> int | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_resident() if Path("/proc/self/status").is_file() else None
