@@ -364,7 +364,7 @@ def test_queries_that_wait_together_share_a_batch_and_identical_ones_are_compute
         assert all(future.result()["error"] is None for future in asked)
         assert [sorted(batch) for batch in engine.answerer.batches] == [[0], [1, 2, 3, 4]]
         assert engine.ask(3)["error"] is None  # kept
-        assert engine.status() | {"computed": 5, "asked": 102, "batches": 2} == engine.status()
+        assert {"computed": 5, "asked": 102, "batches": 2}.items() <= engine.status().items()
         engine.answerer.published = "v2"
         engine.ask(3)
         assert engine.status()["computed"] == 6
