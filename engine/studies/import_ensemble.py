@@ -10,6 +10,8 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from seedscope.engine.activations.recorded import open_recorded, require_width
 from seedscope.engine.contract.places import same_place
@@ -51,10 +53,11 @@ def enrol(
 
     `model`, `tokens` become the study's where given, and `activations`, which stand in their place; `hookpoint` is the
     ensemble's, by default the one that the files name, and so is `hookpoint_out`, which transcoders predict: given for files that
-    do not say what they are, these are transcoders. Nothing is written before everything is checked; the catalogue is written
-    last. Raises ValueError for files that cannot be read, SAEs that are not members of one ensemble, the same SAE twice, a claim
-    about the start that the weights refute, a name in use (unless `replaced`), activations of another width, and a hook point
-    other than the files' (unless `force`, which is remembered).
+    do not say what they are, these are transcoders. Members wait on disk, in a folder that vanishes where one is refused: memory
+    is that of one, and the disk holds them twice for a while. The catalogue is written last. Raises ValueError for files that
+    cannot be read, SAEs that are not members of one ensemble, the same SAE twice, a claim about the start that the weights
+    refute, a name in use (unless `replaced`), activations of another width, and a hook point other than the files' (unless
+    `force`, which is remembered).
     """
     catalogue.require_name("study", study)
     folder = root / study
@@ -66,43 +69,36 @@ def enrol(
             f"study {study} has an ensemble {ensemble} already; choose another name, or give --replace to put the new one "
             "in its place"
         )
-    members = read_many(paths, format, seeds, force=force)
-    members = _on_neuronpedia(members, neuronpedia)
-    members = [_with_zero_rows(member) for member in members]
-    members.sort(key=lambda member: member.seed or 0)
-    if hookpoint_out:
-        members = [_as_transcoder(member, hookpoint_out) for member in members]
-    members = [
-        replace(
-            each,
-            facts=changed(each.facts, BY_USER, hook_point=hookpoint, output_hook_point=hookpoint_out, model=model),
-        )
-        for each in members
-    ]
-    remarks = []
-    for given, name, what, option in (
-        (hookpoint, "hookpoint", "hook point", "--hookpoint"),
-        (hookpoint_out, "hookpoint_out", "output hook point", "--hookpoint-out"),
-    ):
-        named = members[0].source.get(name)
-        if given and named and not same_place(given, named):
-            differ = f"{what} {given} was given, {members[0].source['path']} says {named}"
-            if not force:
-                raise ValueError(f"{differ}; leave {option} out, or give --force to go on and have it remembered")
-            remarks.append(f"forced: {differ}")
-    if activations:
-        require_width(open_recorded(activations.source), members[0].d_in, ensemble)
-    kept = [described(member) for member in members]
-    _refuse_copies(kept)
-    start, evidence = _start(members, shared_start)
-    remarks += evidence
     target = folder / "sae" / ensemble
-    name = hashlib.sha256(" ".join(f"{m.seed}:{m.digest}" for m in kept).encode()).hexdigest()[:16]
     with _unfinished(folder / "sae" / f".{ensemble}-unfinished") as unfinished:
+        read = unfinished / "read"
+        members = read_many(
+            paths, format, seeds, force=force, keep=lambda member: _on_disk(_with_zero_rows(member), read)
+        )
+        members = _on_neuronpedia(members, neuronpedia)
+        members.sort(key=lambda member: member.seed or 0)
+        if hookpoint_out:
+            members = [_as_transcoder(member, hookpoint_out) for member in members]
+        members = [
+            replace(
+                each,
+                facts=changed(each.facts, BY_USER, hook_point=hookpoint, output_hook_point=hookpoint_out, model=model),
+            )
+            for each in members
+        ]
+        remarks = _other_hook_points(members[0], hookpoint, hookpoint_out, force=force)
+        if activations:
+            require_width(open_recorded(activations.source), members[0].d_in, ensemble)
+        kept = [described(member) for member in members]
+        _refuse_copies(kept)
+        start, evidence = _start(members, shared_start)
+        remarks += evidence
+        name = hashlib.sha256(" ".join(f"{m.seed}:{m.digest}" for m in kept).encode()).hexdigest()[:16]
         for done, member in enumerate(members):
             provenance = {key: member.source[key] for key in PROVENANCE if key in member.source}
             as_sae(member).save(unfinished, provenance=provenance)
             report(done + 1, len(members))
+        shutil.rmtree(read)
         target.mkdir(parents=True, exist_ok=True)
         # Of the same SAEs, imported before: its files may have been damaged since.
         shutil.rmtree(target / name, ignore_errors=True)
@@ -124,6 +120,22 @@ def enrol(
     return imported
 
 
+def _other_hook_points(first: Imported, hookpoint: str | None, hookpoint_out: str | None, *, force: bool) -> list[str]:
+    """Remarks on hook points that were given and are not those of the files; raises ValueError for them without `force`."""
+    remarks = []
+    for given, name, what, option in (
+        (hookpoint, "hookpoint", "hook point", "--hookpoint"),
+        (hookpoint_out, "hookpoint_out", "output hook point", "--hookpoint-out"),
+    ):
+        named = first.source.get(name)
+        if given and named and not same_place(given, named):
+            differ = f"{what} {given} was given, {first.source['path']} says {named}"
+            if not force:
+                raise ValueError(f"{differ}; leave {option} out, or give --force to go on and have it remembered")
+            remarks.append(f"forced: {differ}")
+    return remarks
+
+
 def measured_on(
     plan: catalogue.StudyPlan, tokens: catalogue.Tokens | None, activations: catalogue.RecordedActivations | None
 ) -> catalogue.StudyPlan:
@@ -131,6 +143,15 @@ def measured_on(
     if activations:
         return replace(plan, tokens=None, activations=activations)
     return replace(plan, tokens=tokens, activations=None) if tokens else plan
+
+
+def _on_disk(member: Imported, folder: Path) -> Imported:
+    """The same SAE with its tensors mapped from a file in a folder, so that an ensemble takes the memory of one member."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{len(list(folder.iterdir()))}.safetensors"
+    save_file(member.tensors, path)
+    with safe_open(path, "pt") as file:
+        return replace(member, tensors={name: file.get_tensor(name) for name in member.tensors})
 
 
 @contextmanager

@@ -111,8 +111,7 @@ def test_everything_can_be_read_without_scripts(page_without_scripts: Page, addr
     expect(page.locator("#fig-stability table")).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_pages_fit_and_stay_put(browser: Browser, server: str, address: str, width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, base_url=server)
     page = context.new_page()

@@ -29,7 +29,7 @@ def lacking(tmp_path_factory: pytest.TempPathFactory, serve: Callable[[Path], st
     return serve(root)
 
 
-@pytest.fixture(params=[1280, 390])
+@pytest.fixture(params=[pytest.param(1280, marks=pytest.mark.slow), 390])
 def page(browser: Browser, lacking: str, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page whose console must stay clean."""
     context = browser.new_context(viewport={"width": request.param, "height": 844}, base_url=lacking)

@@ -1,7 +1,7 @@
 """Reading the SAE at one path, or the SAEs at several paths as the members of one ensemble."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -52,14 +52,20 @@ def _read(sae: RecognisedSAE) -> Imported:
 
 
 def read_many(
-    paths: Sequence[Path | str], format: str = "auto", seeds: Sequence[int] | None = None, *, force: bool = False
+    paths: Sequence[Path | str],
+    format: str = "auto",
+    seeds: Sequence[int] | None = None,
+    *,
+    force: bool = False,
+    keep: Callable[[Imported], Imported] = lambda member: member,
 ) -> list[Imported]:
     """The SAEs at all paths as members of one ensemble, in this order, each with its seed.
 
     Seeds are the first of these that every member has: `seeds`, the seeds that the library recorded, the trailing numbers of
     the folders' names, and 0, 1, 2 and so on. Raises ValueError naming both paths where two members have the same seed, differ
     in their shapes, convention, model, hookpoint or a setting of their training, or are steps of one run. With `force`, another
-    model, hookpoint or setting becomes a remark of the member that differs from the first.
+    model, hookpoint or setting becomes a remark of the member that differs from the first. `keep` gets every SAE as soon as it is
+    read, and gives what stands for it from then on: an SAE whose tensors are on disk, say.
     """
     if not paths:
         raise ValueError("no path was given, expected at least one SAE")
@@ -72,7 +78,7 @@ def read_many(
         resolved[path] = sae.path
     if seeds is not None and len(seeds) != len(saes):
         raise ValueError(f"{len(seeds)} seeds were given for {len(saes)} SAEs, expected one each")
-    members = [read_recognised(sae) for sae in saes]
+    members = [keep(read_recognised(sae)) for sae in saes]
     _require_distinct_runs(members)
     members = [
         replace(member, settings={**member.settings, **named})

@@ -68,7 +68,9 @@ print("done", flush=True)
 DEATHS = 2  # each costs seconds of loading torch again
 
 
-@pytest.mark.parametrize("variant", ["topk", "matryoshka", "relaxed-archetypal"])
+@pytest.mark.parametrize(
+    "variant", ["topk", *(pytest.param(name, marks=pytest.mark.slow) for name in ("matryoshka", "relaxed-archetypal"))]
+)
 def test_a_training_killed_outright_again_and_again_ends_with_the_same_weights(rows, variant, tmp_path):
     config = replace(CONFIG, variant=variant, n_tokens=64 * 400)
     np.save(tmp_path / "rows.npy", rows)
