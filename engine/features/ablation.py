@@ -136,9 +136,13 @@ class AblationPass:
         else:
             self._together[m] += dense.pow(2).sum(0)
 
-    def finish(self, member: int) -> SecondOrder:
-        """The quadratic form of one member's squared error."""
-        rows = self._sae.W_dec.detach()[member].double()
+    def release(self) -> None:
+        """Hold the members' weights no longer; nothing can be added from then on."""
+        del self._sae
+
+    def finish(self, member: int, decoder_rows: Float[Tensor, "d_sae d_out"] | None = None) -> SecondOrder:
+        """The quadratic form of one member's squared error; its decoder rows are needed where `release` was called."""
+        rows = (self._sae.W_dec.detach()[member] if decoder_rows is None else decoder_rows).double()
         together = self._together[member]
         quadratic = together.view(len(rows), -1) * (rows @ rows.T) if self.pairwise else together * rows.pow(2).sum(1)
         return SecondOrder(

@@ -129,7 +129,7 @@ class ActivityPass:
             )
             self._n_held += len(feature)
         if self._n_held > self._limit:
-            self._write()
+            self.set_aside()
 
     def finish(
         self,
@@ -191,7 +191,7 @@ class ActivityPass:
                 group = range(first, min(first + at_once, len(self._held)))
                 yield from threads.map(lambda m: self.finish(m, tokens, vocabulary=vocabulary, grid=grid), group)
 
-    def _write(self) -> None:
+    def set_aside(self) -> None:
         """Move the held firings to one file, member after member, each sorted by feature."""
         sizes = [sum(len(part.feature) for part in parts) for parts in self._held]
         with TemporaryFile(dir=self._folder) as file:

@@ -23,10 +23,16 @@ class Rows(Protocol):
     def __getitem__(self, key: slice, /) -> np.ndarray: ...
 
 
-def encoded(members: SAE, rows: Rows, device: torch.device) -> Iterator[tuple[int, torch.Tensor, Codes]]:
-    """Yield (index of the first row, rows in float32, codes) of consecutive batches: encoded on the device, moved to the CPU."""
+def encoded(
+    members: SAE, rows: Rows, device: torch.device, *, n_members: int | None = None
+) -> Iterator[tuple[int, torch.Tensor, Codes]]:
+    """Yield (index of the first row, rows in float32, codes) of consecutive batches: encoded on the device, moved to the CPU.
+
+    Where these are some members of an ensemble, `n_members` are all of it: batches are as large as if all were encoded together,
+    so that no number depends on how many are.
+    """
     encoder = members if device.type == "cpu" else copy.deepcopy(members).to(device)
-    n = max(min(BATCH_TOKENS, BATCH_NUMBERS // (members.n_members * members.d_sae)), 1)
+    n = max(min(BATCH_TOKENS, BATCH_NUMBERS // ((n_members or members.n_members) * members.d_sae)), 1)
     for first in range(0, len(rows), n):
         batch = torch.from_numpy(rows[first : first + n].astype(np.float32))
         with torch.no_grad():

@@ -115,7 +115,7 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
         new_worth = "ablate" in wanted and worth is None
         collected = pass_over_tokens(run, evaluator, activity=activity is None, worth=new_worth)
         if collected.activity:
-            activity = keep_activity(run, evaluator, collected.activity, collected)
+            activity = keep_activity(run, evaluator, collected)
     live = living(activity, run.seeds)
     match = find_match(run, live) or match_members(run, live)
     if evaluator and not evaluator.recorded and activity and "explain" in wanted:
@@ -136,6 +136,6 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
         return
     masked = MaskedFeatures(*zip(*judge(run.plan, run.ensemble, match, activity), strict=True))
     if collected and collected.ablation:
-        measure_worth(run, collected.ablation, masked, collected)
+        measure_worth(run, masked, collected)
     if missing_loss:
         measure_loss(run, evaluator, activity, masked, missing_loss)

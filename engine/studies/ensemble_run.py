@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from seedscope.engine.contract.directions import NO_OUTPUT
+from seedscope.engine.machine import free_memory
 from seedscope.engine.matching.match import affordable
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
@@ -18,6 +19,8 @@ from seedscope.engine.store.catalogue import EnsemblePlan, StudyPlan
 from seedscope.engine.store.evaluation import MEASURED_VERSION, measured_from
 from seedscope.engine.store.parts import Part, Parts
 from seedscope.engine.studies.evaluator import Evaluator, HookPoint
+
+HELD_SHARE = 0.25  # of the free memory, that weights may take while tokens are encoded
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,21 @@ class EnsembleRun:
     def stored(self) -> StoredMembers:
         """The members on disk, to be read one at a time."""
         return StoredMembers(self.study / self.ensemble.folder, self.ensemble.seeds, self.sae_digests)
+
+    @cached_property
+    def groups(self) -> list[range]:
+        """Consecutive members that are encoded together: as many as take HELD_SHARE of the free memory, at least one.
+
+        No number depends on it.
+        """
+        size = 4 * self.stored.d_sae * (self.stored.d_in + self.stored.d_out)
+        at_once = max(int(HELD_SHARE * free_memory(torch.device("cpu")) / size), 1)
+        n = self.stored.n_members
+        return [range(start, min(start + at_once, n)) for start in range(0, n, at_once)]
+
+    def load(self, group: range) -> SAE:
+        """The tensors of some consecutive members, in memory."""
+        return sae.load(self.study / self.ensemble.folder, self.seeds[group.start : group.stop])
 
     @cached_property
     def parts(self) -> Parts:

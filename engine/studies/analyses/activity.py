@@ -1,12 +1,13 @@
 """Activity of features on the evaluation tokens, kept as a part; the same pass over the tokens collects what worth needs."""
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from seedscope.engine.activations.tokens import TokenSet
-from seedscope.engine.features.ablation import AblationPass
+from seedscope.engine.features.ablation import PAIR_NUMBERS, AblationPass
 from seedscope.engine.features.activity import Activity, ActivityPass
 from seedscope.engine.features.examples import ContextGrid
 from seedscope.engine.features.logits import direct_logits, refusal
@@ -17,34 +18,47 @@ from seedscope.engine.studies.evaluator import Evaluator, Rows
 
 
 class TokenPass(NamedTuple):
-    """One pass over the evaluation tokens: what it read, and what it collected."""
+    """One pass over the evaluation tokens for each group of members: what it read, and what it collected."""
 
     rows: Rows
     targets: Rows | None  # what members should give back: the same, or what transcoders predict; None: not known
     tokens: TokenSet | None  # those that count; None where the rows came without tokens
     left_out: np.ndarray  # flat indices of those that do not
-    activity: ActivityPass | None
-    ablation: AblationPass | None
+    activity: list[ActivityPass]  # one per group; empty where it was not asked for
+    ablation: list[AblationPass]  # likewise
 
 
 def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, worth: bool) -> TokenPass:
-    """Encode the evaluation tokens once, for activity, for worth, or for both."""
-    activations = evaluator.activations(run.hookpoint, run.members.d_in, run.output)
+    """Encode the evaluation tokens once, for activity, for worth, or for both; memory holds the weights of one group."""
+    activations = evaluator.activations(run.hookpoint, run.stored.d_in, run.output)
     rows, tokens, targets = activations.rows, activations.tokens, activations.targets
-    activity_pass = ActivityPass(run.members) if activity else None
-    ablation_pass = AblationPass(run.members) if worth else None
+    activity_passes: list[ActivityPass] = []
+    ablation_passes: list[AblationPass] = []
     positions = None if tokens is None else np.flatnonzero(tokens.counted)
+    n = run.stored.n_members
     with run.progress.stage(f"{run.name}: activity{' and ablation' if worth else ''}", "tokens") as report:
-        for first, batch, codes in encoded(run.members, rows, run.device):
+        for group in run.groups:
+            members = run.load(group)
+            activity_pass = ActivityPass(members) if activity else None
+            ablation_pass = AblationPass(members, pair_numbers=PAIR_NUMBERS * len(group) // n) if worth else None
+            for first, batch, codes in encoded(members, rows, run.device, n_members=n):
+                if activity_pass:
+                    at = slice(first, first + len(batch))
+                    activity_pass.add(codes, np.arange(at.start, at.stop) if positions is None else positions[at])
+                if ablation_pass:
+                    ablation_pass.add(batch if targets is None else target_rows(targets, first, len(batch)), codes)
+                read = group.start * len(rows) + len(group) * (first + len(batch))  # by all members together
+                report(read // n, len(rows))
             if activity_pass:
-                at = slice(first, first + len(batch))
-                activity_pass.add(codes, np.arange(at.start, at.stop) if positions is None else positions[at])
+                activity_passes.append(activity_pass)
+                if len(run.groups) > 1:
+                    activity_pass.set_aside()
             if ablation_pass:
-                ablation_pass.add(batch if targets is None else target_rows(targets, first, len(batch)), codes)
-            report(first + len(batch), len(rows))
+                ablation_passes.append(ablation_pass)
+                ablation_pass.release()
     if targets is None and not run.undefined:
         targets = rows
-    return TokenPass(rows, targets, tokens, activations.left_out, activity_pass, ablation_pass)
+    return TokenPass(rows, targets, tokens, activations.left_out, activity_passes, ablation_passes)
 
 
 def target_rows(targets: Rows, first: int, n: int) -> torch.Tensor:
@@ -52,26 +66,27 @@ def target_rows(targets: Rows, first: int, n: int) -> torch.Tensor:
     return torch.from_numpy(targets[first : first + n].astype(np.float32))
 
 
-def keep_activity(run: EnsembleRun, evaluator: Evaluator, activity: ActivityPass, collected: TokenPass) -> Part:
+def keep_activity(run: EnsembleRun, evaluator: Evaluator, collected: TokenPass) -> Part:
     """Summarise what a pass collected, with contexts, triggers and direct logits, member by member."""
     tokens = collected.tokens
-    reason = run.undefined or (refusal(evaluator.model, run.members.d_out) if evaluator.model.causal else None)
+    reason = run.undefined or (refusal(evaluator.model, run.stored.d_out) if evaluator.model.causal else None)
     if reason:
         run.progress.say(f"{run.name}: direct logits: left out, {reason}")
     with (
         run.progress.stage(f"{run.name}: contexts", "seeds") as report,
         run.parts.write("activity", run.measured) as put,
     ):
-        if tokens is None:
-            summaries = activity.summaries(len(collected.rows))
-        else:
-            grid = ContextGrid(tokens, evaluator.texts)
-            summaries = activity.summaries(tokens, vocabulary=evaluator.vocabulary, grid=grid)
+        grid = None if tokens is None else ContextGrid(tokens, evaluator.texts)
+        vocabulary = None if tokens is None else evaluator.vocabulary
+        counted = len(collected.rows) if tokens is None else tokens
+        summaries = chain.from_iterable(
+            each.summaries(counted, vocabulary=vocabulary, grid=grid) for each in collected.activity
+        )
         for index, (seed, summary) in enumerate(zip(run.seeds, summaries, strict=True)):
-            logits = None if run.undefined else direct_logits(evaluator.model, run.members.W_dec[index])
+            logits = None if run.undefined else direct_logits(evaluator.model, run.stored.decoder_rows(index))
             named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
             put(seed, _flat(summary) | named | {"left_out": collected.left_out})
-            report(index + 1, run.members.n_members)
+            report(index + 1, run.stored.n_members)
     return run.part("activity", run.measured)
 
 

@@ -36,7 +36,7 @@ def measure_loss(
     run: EnsembleRun, evaluator: Evaluator, activity: Part, masked: MaskedFeatures, settings: LossSettings
 ) -> None:
     """Measure and keep the losses; left out, with a message, where that takes long and was not asked for expressly."""
-    drawn = [masked.fewer_masks(index) for index in range(run.members.n_members)]
+    drawn = [masked.fewer_masks(index) for index in range(run.stored.n_members)]
     total, done = sum(len(sets) for masks in drawn for sets in masks.values()), 0
     n_tokens = LOSS_TOKENS if settings.n_tokens is None else settings.n_tokens
     if not settings.expressly and takes_long(evaluator.model, total, n_tokens):
@@ -51,7 +51,7 @@ def measure_loss(
     about = run.measured | run.judgement | {"loss_tokens": n_tokens}
     with run.progress.stage(f"{run.name}: loss", "masks") as report, run.parts.write("loss", about) as put:
         for index, seed in enumerate(run.seeds):
-            member = run.members.only(index).to(evaluator.device)
+            member = run.load(range(index, index + 1)).requires_grad_(False).to(evaluator.device)
 
             def step() -> None:
                 nonlocal done

@@ -11,15 +11,15 @@ from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
 
 def follow_training(run: EnsembleRun, activity: Part | None) -> None:
     """What members were at each of their snapshots, unless it was measured before; left out where none were kept."""
-    folder, seeds, name, members = run.study / run.ensemble.folder, run.seeds, run.name, run.members
+    folder, seeds, name, stored = run.study / run.ensemble.folder, run.seeds, run.name, run.stored
     taken = snapshots.kept(folder, seeds)
-    if not taken or members.n_members < 2:
+    if not taken or stored.n_members < 2:
         why = "it compares seeds and there is one" if taken else "no seeds were kept along its training"
         run.progress.say(f"{name}: trajectory: left out, {why}")
         return
     assign = run.one_to_one
     if assign is None:
-        assign = trajectory.affordable(len(taken), len(seeds), members.d_sae, members.d_in)
+        assign = trajectory.affordable(len(taken), len(seeds), stored.d_sae, stored.d_in)
     unmeasured = {"version": VERSION, "saes": run.sae_digests, "hookpoint": run.ensemble.hookpoint, "tokens": None}
     about = (run.measured or unmeasured) | {
         "theta": run.plan.theta, "steps": [each.step for each in taken], "n_asked": trajectory.N_TOKENS,
@@ -38,7 +38,7 @@ def follow_training(run: EnsembleRun, activity: Part | None) -> None:
         raise ValueError(
             f"{folder / damaged} is not as it was written; leave this analysis out (--only), or train the ensemble again"
         )
-    units, followed = snapshots.units(folder, members.d_in), []
+    units, followed = snapshots.units(folder, stored.d_in), []
     with run.progress.stage(f"{name}: trajectory", "snapshots") as report:
         for each in taken:
             then = sae.load(each.folder, seeds)
@@ -46,7 +46,7 @@ def follow_training(run: EnsembleRun, activity: Part | None) -> None:
                 trajectory.follow(then, rows, units=units, theta=run.plan.theta, assign=assign, device=run.device)
             )
             report(len(followed), len(taken))
-        level = trajectory.random_level(members.d_sae, members.d_in, assign=assign)
+        level = trajectory.random_level(stored.d_sae, stored.d_in, assign=assign)
     n_tokens = None if rows is None else len(rows)
     with run.parts.write(TRAJECTORY, about | {"one_to_one": assign}) as put:
         for seed, arrays in as_arrays(taken, followed, level, seeds, n_tokens).items():
