@@ -117,7 +117,8 @@ def _kinds(size: StudySize, rng: np.random.Generator) -> dict[str, Callable[[], 
     def paths(ours: Pair, theirs: Pair, *, as_json: bool = False) -> tuple[str, str]:
         suffix, facets = (".json", []) if as_json else ("", _FACETS)
         shown = [("_sort_desc", "density"), *facets]
-        mine = f"{BASE}/features{suffix}?{urlencode([*ours, ('sort', 'density')])}"
+        place = "features/page.json" if as_json else "features"  # neither counts facets in its JSON
+        mine = f"{BASE}/{place}?{urlencode([*ours, ('sort', 'density')])}"
         return mine, f"/{_TABLE}/{_TABLE}{suffix}?{urlencode([*theirs, *shown])}"
 
     def by_density() -> tuple[str, str]:

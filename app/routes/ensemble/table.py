@@ -24,7 +24,7 @@ from seedscope.app.routes.address import (
 from seedscope.app.store.densities import BINS_PER_DECADE, DensityBin, density_facet
 from seedscope.app.store.download import described, feature_download
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.table import FeatureRow
+from seedscope.app.store.table import FeatureRow, FeatureTable
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import LARGEST_SEED
 from seedscope.engine.contract.stability import BUCKETS
@@ -98,13 +98,51 @@ def feature_table(
     return TablePage(**table_fields(opened, "features"))
 
 
-def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
-    """The fields of a table page; `page` is the last part of its address."""
+@dataclass(frozen=True)
+class RowsPage:
+    """`/s/{study}/{ensemble}/features/page.json`: the rows and the total of a page of the table, no facets."""
+
+    study: str
+    ensemble: str
+    digest: str
+    theta: float
+    epsilon: float
+    rule: str
+    total: int
+    rows: list[FeatureRow]
+    after: str | None
+    before: str | None
+
+
+@router.get("/s/{study}/{ensemble}/features/page.json", name="features.page.json", dependencies=[Depends(check_kept)])
+def rows_page(
+    request: Request,
+    study: StudyName,
+    ensemble: EnsembleName,
+    opened: Annotated[JudgedEnsemble[TableFilter], Depends(judged(TableFilter))],
+) -> JSONResponse:
+    """Features of all members, filtered and sorted, page by page: what `features.json` has without counts of facets, which cost
+    several times as much.
+    """
+    _, row, filter = opened
+    table = _table(opened)
+    rows, after, before = _rows_and_ends(table, filter)
+    page = RowsPage(
+        study, ensemble, row.digest, filter.theta, filter.epsilon, filter.rule, table.count(), rows, after, before
+    )
+    return render.as_json(page, request)
+
+
+def _table(opened: JudgedEnsemble[F]) -> FeatureTable:
+    """What a filter finds; raises NotFound for a seed that there is not."""
     store, row, filter = opened
-    study, ensemble = store.study.study, row.ensemble
     if filter.seed is not None:
-        store.member(ensemble, filter.seed)
-    table = store.features(filter.query(ensemble))
+        store.member(row.ensemble, filter.seed)
+    return store.features(filter.query(row.ensemble))
+
+
+def _rows_and_ends(table: FeatureTable, filter: TableFilter) -> tuple[list[FeatureRow], str | None, str | None]:
+    """The rows of a page, and the positions of the next and the previous one; None where there is none."""
     after = filter.after
     if filter.place and not (after or filter.before):
         after = table.page_of(*filter.place, limit=filter.limit)
@@ -116,6 +154,19 @@ def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
     else:
         rows = rows[: filter.limit]
         has_after, has_before = more, after is not None
+    return (
+        rows,
+        table.key(rows[-1]) if rows and has_after else None,
+        table.key(rows[0]) if rows and has_before else None,
+    )
+
+
+def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
+    """The fields of a table page; `page` is the last part of its address."""
+    store, row, filter = opened
+    study, ensemble = store.study.study, row.ensemble
+    table = _table(opened)
+    rows, after, before = _rows_and_ends(table, filter)
     facets = table.facets()
     base = f"/s/{study}/{ensemble}/{page}"
     usual = type(filter).model_fields["limit"].default
@@ -143,8 +194,8 @@ def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
         null_rates=store.null_rates(ensemble, filter.theta),
         null_p999=store.null_p999(ensemble),
         missing=list(store.missing(ensemble).values()),
-        after=table.key(rows[-1]) if rows and has_after else None,
-        before=table.key(rows[0]) if rows and has_before else None,
+        after=after,
+        before=before,
         nav_filter=filter,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_bins_per_decade=BINS_PER_DECADE,

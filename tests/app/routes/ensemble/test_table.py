@@ -135,6 +135,24 @@ def test_the_page_offers_the_download_with_its_count_and_filter(client, address)
         assert parse_qs(urlsplit(target).query)["bucket"] == ["unstable"]
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"limit": "7"}, {"limit": "500", "sort": "feature"}, {"at": "1/30", "limit": "20"}]
+)
+def test_rows_alone_are_those_of_the_page_with_facets(client, address, more):
+    whole = client.get(f"{address}/features.json", params=QUERY | more).json()
+    alone = client.get(f"{address}/features/page.json", params=QUERY | more).json()
+    same = ("rows", "total", "after", "before", "theta", "epsilon", "rule")
+    assert {name: alone[name] for name in same} == {name: whole[name] for name in same}
+    assert alone["rows"]
+    assert alone["digest"] == whole["ensemble"]["digest"]
+    assert client.get(f"{address}/features/page.json?seed=99").status_code == 404
+    if whole["after"]:
+        further = client.get(f"{address}/features/page.json", params=QUERY | more | {"after": whole["after"]}).json()
+        assert not {(r["seed"], r["feature"]) for r in further["rows"]} & {
+            (r["seed"], r["feature"]) for r in alone["rows"]
+        }
+
+
 def test_a_hit_far_into_an_explanation_is_brought_into_sight():
     text = "any token after a long list of words, then return"
     assert hit_runs(text, "return", before=6) == [("…then ", False), ("return", True)]
