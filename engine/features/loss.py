@@ -6,7 +6,8 @@ recovered = (zero - spliced) / (zero - own), 1 for a perfect reconstruction (MET
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +22,14 @@ from seedscope.engine.activations.thread_hooks import in_this_thread
 from seedscope.engine.activations.tokens import PADDING, TokenSet
 from seedscope.engine.contract.abandon import stop_if_abandoned
 from seedscope.engine.features.ablation import spread
+from seedscope.engine.features.blocks_below import BlocksBelow
 from seedscope.engine.saes.sae import SAE, Codes
 
 LOSS_TOKENS = 4096  # that spliced losses are measured on: windows of the evaluation tokens, drawn at random
 
 
 WINDOWS_AT_ONCE = 8
+KEPT_NUMBERS = 2**27  # of the residual stream, that are kept to skip the blocks below a hook point: 512 MiB
 LONG = 3e13  # multiply-adds on a CPU beyond which a loss is measured only on request: minutes on two cores
 
 
@@ -81,6 +84,30 @@ class Splice:
         self._read = self._counted & following
         self.n_tokens = int(self._read.sum())
         self.device = model.pretrained.device
+        self._below: BlocksBelow | None = None
+
+    def keep_below(self) -> None:
+        """Skip the blocks below the hook point in all further passes, for many passes over the same tokens.
+
+        Nothing is skipped where there is no such block, where what they give would take more than KEPT_NUMBERS, and where the
+        model's own loss changes if they are, as in a model whose later blocks read more of earlier ones than the residual
+        stream. Costs the model's own pass twice.
+        """
+        modules = [self._module] + ([self._source[0]] if self._source else [])
+        below = BlocksBelow(self._model.pretrained, modules)
+        width = getattr(self._model.pretrained.config.get_text_config(), "hidden_size", 0)
+        if not len(below) or not 0 < self._ids.numel() * width <= KEPT_NUMBERS:
+            return
+        with below.kept():
+            whole = self.own()
+        self._below = below
+        if not torch.allclose(self.own(), whole, rtol=1e-5, atol=1e-6):
+            self._below = None
+
+    @property
+    def skips_blocks(self) -> bool:
+        """Whether passes skip the blocks below the hook point."""
+        return self._below is not None
 
     def own(self) -> Float[Tensor, " tokens"]:
         """The model's own loss at every position that is read."""
@@ -110,8 +137,9 @@ class Splice:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(rows that are read, what was spliced in, losses) batch by batch."""
         device = self._model.pretrained.device
-        for first in range(0, len(self._ids), WINDOWS_AT_ONCE):
+        for batch, first in enumerate(range(0, len(self._ids), WINDOWS_AT_ONCE)):
             stop_if_abandoned()
+            below = self._below.skipped(batch) if self._below else nullcontext()
             window = slice(first, first + WINDOWS_AT_ONCE)
             ids, keep, read = (tensor[window].to(device) for tensor in (self._ids, self._counted, self._read))
             captured: dict[str, Tensor] = {}
@@ -136,7 +164,7 @@ class Splice:
                 out[keep] = captured["spliced"].to(out.dtype)
                 return out
 
-            with torch.set_grad_enabled(gradient), self._captured(read_rows), self._exchanged(exchange):
+            with torch.set_grad_enabled(gradient), below, self._captured(read_rows), self._exchanged(exchange):
                 logits = self._model.network(ids.clamp_min(0), use_cache=False).logits.float()
                 at, to = read[:, :-1], ids[:, 1:]
                 loss = torch.nn.functional.cross_entropy(logits[:, :-1][at], to[at], reduction="none")
@@ -276,25 +304,37 @@ def exact_loss(
 def losses_under(
     splice: Splice, member: SAE, masks: dict[str, list[np.ndarray]], *, report: Callable[[], None] = lambda: None
 ) -> list[MaskedLoss]:
-    """The loss under chosen masks, one result per name and size; one forward pass per different set of features."""
+    """The loss under chosen masks, one result per name and size; one forward pass per different set of features.
+
+    The tokens are encoded once for all of them.
+    """
     results = []
+    kept: list[Codes] = []
     for name, sets in masks.items():
         by_size: dict[int, list[float]] = {}
         for chosen in sets:
-            loss = splice.losses(masked(member, chosen)).double().mean()
+            loss = splice.losses(masked(member, chosen, kept)).double().mean()
             by_size.setdefault(len(chosen), []).append(float(loss))
             report()
         results += [MaskedLoss(name, n, float(np.mean(v)), spread(v)) for n, v in sorted(by_size.items())]
     return results
 
 
-def masked(member: SAE, features: np.ndarray) -> Callable[[Tensor], Tensor]:
-    """The reconstruction of one SAE with these features set to zero after the activation function."""
+def masked(member: SAE, features: np.ndarray, kept: list[Codes] | None = None) -> Callable[[Tensor], Tensor]:
+    """The reconstruction of one SAE with these features set to zero after the activation function.
+
+    `kept`, empty at first, holds the codes of every batch from the first pass on; batches come in the same order in every pass,
+    and what is returned serves for one.
+    """
+    batches = count()
     is_masked = torch.zeros(member.d_sae, dtype=torch.bool)
     is_masked[torch.from_numpy(np.asarray(features, np.int64))] = True
 
     def reconstruct(rows: Tensor) -> Tensor:
-        codes = member.encode(rows)
+        batch = next(batches)
+        codes = kept[batch] if kept is not None and batch < len(kept) else member.encode(rows)
+        if kept is not None and batch == len(kept):
+            kept.append(codes)
         values = codes.values.masked_fill(is_masked.to(codes.indices.device)[codes.indices], 0)
         return member.decode(Codes(values, *codes[1:]))[:, 0]
 

@@ -47,6 +47,7 @@ def measure_loss(
         return
     windows = evaluator.loss_tokens(n_tokens, run.left_out(activity))
     splice = Splice(evaluator.model, windows, run.hookpoint_out or run.hookpoint, reads=run.hookpoint)
+    splice.keep_below()
     own, zero = (float(each.double().mean()) for each in (splice.own(), splice.zeroed()))
     about = run.measured | run.judgement | {"loss_tokens": n_tokens}
     with run.progress.stage(f"{run.name}: loss", "masks") as report, run.parts.write("loss", about) as put:
