@@ -14,7 +14,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from seedscope.engine.bench import assignment, geometry, harvest, live, match_memory, pages, products, serve, training
+from seedscope.engine.bench import (
+    assignment,
+    geometry,
+    harvest,
+    live,
+    loss,
+    match_memory,
+    pages,
+    products,
+    serve,
+    training,
+)
 from seedscope.engine.bench.generated_study import StudySize
 from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.files import write_whole
@@ -66,8 +77,9 @@ def match_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
 
 
 def harvest_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
-    """Activity: the pass over the tokens, and what others take for it."""
+    """Activity: the pass over the tokens, and what others take for it; and the loss of masks."""
     yield from harvest.lines(report=report)
+    yield from loss.lines()
 
 
 def geometry_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
