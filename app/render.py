@@ -23,6 +23,7 @@ from seedscope.app.figures.svg_strips import (
     energy_chart,
     histogram,
     large_strip,
+    predicted_strip,
     seed_strip,
 )
 from seedscope.app.formats import (
@@ -98,6 +99,7 @@ templates.filters |= {
 }  # fmt: skip
 templates.globals |= {
     "url": url, "url_by": url_by, "part": part, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip,
+    "predicted_strip": predicted_strip,
     "activation_histogram": histogram, "density_bars": density_bars,
     "energy_chart": energy_chart, "course": course, "sparks": sparks, "annotated_strip": annotated_strip,
     "members_now": members_now, "alpha_step": alpha_step, "hit_runs": hit_runs,

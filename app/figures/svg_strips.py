@@ -98,6 +98,18 @@ def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, qu
     )
 
 
+def predicted_strip(p: float, low: float, high: float, width: int = 70, height: int = 20) -> Markup:
+    """The strip of a feature whose p is predicted, not measured: hollow, from `low` to `high` of 0 to 1, with a mark at p."""
+    left, right, middle, top = low * width, high * width, p * width, height * 0.2
+    title = f"predicted p {p:.2f}, not measured; of features with such a prediction 95 % have p from {low:.2f} to {high:.2f}"
+    return Markup(
+        f'<svg class="strip predicted" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{title}"><title>{title}</title><path class="track" d="M0 {height / 2 - 0.5:.1f}H{width}v1H0z"/>'
+        f'<rect class="hollow" x="{left:.1f}" y="{top:.1f}" width="{max(right - left, 1):.1f}" height="{height * 0.6:.1f}" rx="3"/>'
+        f'<path class="mark" d="M{min(max(middle, 1), width - 1):.1f} 0V{height}"/></svg>'
+    )
+
+
 def annotated_strip(cosines: tuple[float, ...], theta: float, bucket: str | None) -> Markup:
     """A strip with its axis and threshold in words, for readers who never saw one: a bar per other seed, up to 32 of them."""
     cosines = cosines[: PROFILE_FROM - 1]

@@ -1,9 +1,11 @@
 """All entries of the glossary by key, in the order of the pages that define them."""
 
-from seedscope.app.glossary import activity, geometry, matching
+from seedscope.app.glossary import activity, geometry, matching, prediction
 from seedscope.app.glossary.entry import Entry
 
-GLOSSARY: dict[str, Entry] = {entry.key: entry for entry in (*matching.ENTRIES, *activity.ENTRIES, *geometry.ENTRIES)}
+GLOSSARY: dict[str, Entry] = {
+    entry.key: entry for entry in (*matching.ENTRIES, *activity.ENTRIES, *geometry.ENTRIES, *prediction.ENTRIES)
+}
 
 # The sections of /methods: anchor -> title.
 SECTIONS: dict[str, str] = {
@@ -15,6 +17,7 @@ SECTIONS: dict[str, str] = {
     "worth": "Ablation: effect of removing features",
     "buckets": "Buckets compared",
     "spans": "Subspaces of unstable features",
+    "predicted": "Stability predicted from one SAE",
     "trajectory": "Training",
     "map": "The map of directions",
     "explanations": "Explanations and scores",

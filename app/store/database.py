@@ -61,6 +61,7 @@ class Database:
         }
         self._cache = ByteCache()
         self._indexes: dict[str, FeatureIndex] = {}
+        self._predicted = {name for (name,) in self.fetch("SELECT DISTINCT ensemble FROM Prediction")}
         self._with_snapshots = {name for (name,) in self.fetch("SELECT DISTINCT ensemble FROM Checkpoint")}
 
     def close(self) -> None:
@@ -107,7 +108,8 @@ class Database:
         folder, seed = self.path.parent.absolute() / self.ensembles[ensemble].folder, self._members[ensemble][0].seed
         return missing(
             self.study, self.ensembles[ensemble], self._rules[ensemble], logits=ensemble in self._with_logits,
-            snapshots=ensemble in self._with_snapshots, file=folder / f"seed-{seed}.safetensors",
+            snapshots=ensemble in self._with_snapshots, predicted=ensemble in self._predicted,
+            file=folder / f"seed-{seed}.safetensors",
         )  # fmt: skip
 
     def has(self, ensemble: str, analysis: str) -> bool:

@@ -11,6 +11,7 @@ from seedscope.engine.contract.stability import ALONE
 from seedscope.engine.contract.tables.study import NO_LOGITS, NO_TOKENS, Ensemble, Study
 
 NO_MODEL = "undefined: samples of known true features are made, there is no language model"
+PREDICTOR = "predictor: whether stability can be told from one SAE"
 TRAJECTORY = "trajectory: agreement and features along training"
 SPANS = "subspaces: what spans of unstable features share"
 
@@ -29,14 +30,21 @@ class Missing:
 
 
 def missing(
-    study: Study, ensemble: Ensemble, rules: Collection[str], *, logits: bool, snapshots: bool, file: Path | None = None
+    study: Study,
+    ensemble: Ensemble,
+    rules: Collection[str],
+    *,
+    logits: bool,
+    snapshots: bool,
+    predicted: bool = False,
+    file: Path | None = None,
 ) -> dict[str, Missing]:
     """{result: why it is not there and what adds it} of an ensemble; `rules` are those that its pairs were matched by.
 
     Results: `activity`, `contexts` (where rows came without tokens), `live` (the rule), `one-to-one`, `ablate`,
     `explanations`, `loss`, `logits`, `subspaces`,
-    `trajectory`, and of one SAE alone, which lies in `file`, `stability`. `logits` and `snapshots` say whether the store has
-    any of the ensemble.
+    `trajectory`, `predictor`, and of one SAE alone, which lies in `file`, `stability` and `predicted`. `logits`, `snapshots` and
+    `predicted` say whether the store has any of the ensemble.
     """
     blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
     blind = NO_MODEL if study.synthetic else f"undefined: {NO_TOKENS}" if study.recorded else blind
@@ -65,7 +73,7 @@ def missing(
 
     if not ensemble.n_comparisons:
         rules = ("live", "hungarian", *rules)  # what has no comparison lacks no rule
-    match, activity, ablate, explain, loss, subspaces, trajectory = ANALYSES
+    match, activity, ablate, explain, loss, subspaces, trajectory, predictor = ANALYSES
     lacking = {}
     if not ensemble.n_comparisons:
         command = f"seedscope anchor {study.study} {ensemble.ensemble}-anchored {quote(str(file or 'SAE'))}"
@@ -122,6 +130,12 @@ def missing(
             if snapshots and ensemble.n_members > 1
             else Missing(TRAJECTORY, alone if snapshots else why, None)
         )
+    if not ensemble.n_comparisons and not predicted:
+        command = f"seedscope predict {study.study}/{ensemble.ensemble} --from STUDY/ENSEMBLE"
+        why = "no predictor was asked: it is trained on an ensemble of such SAEs"
+        lacking["predicted"] = Missing("predicted stability", why, command)
+    if ensemble.n_comparisons and predictor not in ensemble.computed:
+        lacking["predictor"] = lacks(PREDICTOR, predictor)
     return lacking
 
 

@@ -10,6 +10,7 @@ from seedscope.engine.contract.schema import RULE_COLUMN
 from seedscope.engine.contract.stability import UNDEFINED, buckets, count_matches, is_match, score
 from seedscope.engine.contract.tables import training
 from seedscope.engine.contract.tables.features import Logit, NullMatch
+from seedscope.engine.contract.tables.predictions import Prediction
 from seedscope.engine.contract.tables.spans import FeatureSpan, SpanCurve, first_energies
 from seedscope.engine.contract.tables.study import NO_LOGITS, NO_TOKENS, Ensemble
 from seedscope.engine.export.explanations import is_explained
@@ -220,6 +221,12 @@ def subspace_rows(study: Opened, part: FeatureBlock) -> dict[int, dict[str, Any]
         first = {"rank": rank, "own_energy": own, "others_energy": others}
         by_feature[span.feature] = curves | first | {"x": span.x, "y": span.y}
     return by_feature
+
+
+def predicted_rows(study: Opened, part: FeatureBlock) -> dict[int, dict[str, Any]]:
+    """{feature: its Prediction} of a part's features; empty where nothing was predicted."""
+    where: dict[str, Any] = {"ensemble": part.ensemble.ensemble, "seed": part.member.seed, "feature": part.numbers}
+    return {row["feature"]: row for row in study.store.table(Prediction, **where).to_pylist()}
 
 
 def trajectory_rows(study: Opened, part: FeatureBlock) -> dict[int, dict[str, Any]]:

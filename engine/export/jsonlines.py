@@ -26,6 +26,7 @@ from seedscope.engine.export.features import (
     feature_columns,
     logit_lists,
     missing,
+    predicted_rows,
     subspace_rows,
     trajectory_rows,
 )
@@ -105,6 +106,7 @@ def feature_lines(
     matches = matches.rename_columns({"other_seed": "seed"}).to_pylist()
     contexts, logits = _contexts(study, part), logit_lists(study, part)
     subspaces, along = subspace_rows(study, part), trajectory_rows(study, part)
+    predicted = predicted_rows(study, part)
     said = explanation_lists(study, part.ensemble, part.member.seed, part.numbers) if explained else {}
     n = len(part.others)
     for i, (row, top, token_ids) in enumerate(zip(rows, counts.to_pylist(), ids.to_pylist(), strict=True)):
@@ -121,6 +123,7 @@ def feature_lines(
                 "explanations": said.get(row["feature"], []) if explained else None,
                 "subspace": subspaces.get(row["feature"]),
                 "trajectory": along.get(row["feature"]),
+                "predicted": predicted.get(row["feature"]),
                 "ablation": _ablation(part, row["feature"], {name: worth[name][i].as_py() for name in ranks}, ranks),
             }
             | logits.get(row["feature"], {"positive_logits": None, "negative_logits": None})

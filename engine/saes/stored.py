@@ -70,6 +70,10 @@ class StoredMembers:
         """One member's encoder columns, as contiguous rows: float32 sums depend on the order in memory."""
         return self._tensor(member, "W_enc").T.contiguous()
 
+    def encoder_biases(self, member: int) -> Float[Tensor, " d_sae"]:
+        """One member's encoder biases."""
+        return self._tensor(member, "b_enc")
+
     def _tensor(self, member: int, name: str) -> Tensor:
         with safe_open(self._path(self.seeds[member]), "pt") as file:
             tensor: Tensor = file.get_tensor(name)

@@ -13,7 +13,7 @@ import duckdb
 
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.names import inside, name_problem
-from seedscope.engine.contract.tables import pools, spans, synthetic, training
+from seedscope.engine.contract.tables import pools, predictions, spans, synthetic, training
 from seedscope.engine.contract.tables.explanations import Score, Scored
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Logit, Match, NullMatch, Pair
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token, TokenWindow
@@ -29,7 +29,8 @@ _RANGES: dict[tuple[float, float], str] = {
     _SHARE: "density trigger_share top_token_share score value shuffled shuffled_p95 largest_cluster f1 auroc own others "
     "energies overlaps rate_free rate_low rate found found_by_all found_by_none found_chance p_hat stable unstable chance "
     "energy span_overlap cross_overlap cross_energy living_energy random_energy free_found free_p low_found low_p mean_share "
-    "shares shared deads gap",
+    "shares shared deads gap auroc_low auroc_high auroc_stable own_auroc calibration_error own_calibration_error error_low "
+    "error_high predicted observed observed_low observed_high covered width base_rate mean_predicted p p_low p_high",
     _COSINE: "theta cosines live_cosines mutual_cosines hungarian_cosines both_cosines runner_up_cosines encoder_cosines "
     "hungarian_encoder_cosines mean_cosine cosine free_cosine best_cosine best_cosine_low best_cosine_high "
     "centred_best_cosine random_best_cosine best_cosines",
@@ -39,7 +40,8 @@ _RANGES: dict[tuple[float, float], str] = {
     "n_living n_paired group rank document position peak n_masked ev_sd loss_sd n_pairs n_fitted spread split_spread angles "
     "n_stable n_unstable n_equal stable_values unstable_values random_values n_rows k n_silent windows offsets lengths masks "
     "start id n_free n_low noise n_samples n_evaluated n_map_members n_map_samples n_map_cells n_true n_latents "
-    "n_free_latents n_low_latents step tokens n_features unique_by_holders halves fresh holders l0s token feature",
+    "n_free_latents n_low_latents step tokens n_features unique_by_holders halves fresh holders l0s token feature "
+    "n_predicted n_outside bin",
     _POSITIVE: "n_members d_in d_sae batch r n_draws",
 }
 _RANGE_OF = {name: limits for limits, names in _RANGES.items() for name in names.split()}
@@ -67,6 +69,9 @@ _WORDS: dict[tuple[type, str], tuple[str, ...]] = {
     (pools.PoolPoint, "curve"): pools.POOL_CURVES,
     (synthetic.Synthetic, "verdict"): synthetic.VERDICTS,
     (synthetic.PhaseCell, "verdict"): synthetic.VERDICTS,
+    (predictions.Predictor, "inputs"): predictions.INPUTS,
+    (predictions.PredictorScore, "setting"): predictions.PREDICTOR_SETTINGS,
+    (predictions.PredictorInput, "input"): predictions.INPUTS,
 }
 # Tables whose `seed` is that of a generator, or of SAEs that were trained along with the members.
 _NOT_OF_MEMBERS = {synthetic.Synthetic, training.TracePoint}
@@ -168,6 +173,12 @@ _CONDITIONS: dict[type, tuple[tuple[str, str], ...]] = {
     ),
     pools.FeaturePool: (("sae_digest", f"NOT regexp_full_match(t.sae_digest, '{_DIGEST}')"),),
     pools.PooledFeature: (("holders", "t.holders > e.n_members"),),
+    predictions.Predictor: (
+        ("kind", f"t.kind NOT IN ({', '.join(repr(each) for each in predictions.PREDICTOR_KINDS)})"),
+        ("refused", "(t.refused IS NULL) != (t.kind IS NOT NULL)"),
+        ("n_outside", "t.n_outside > t.n_predicted"),
+    ),
+    predictions.Prediction: (("p_low", "t.p_low > t.p_high"),),
 }  # fmt: skip
 # {analysis: what is true of a feature's row where it was computed}; without it, the column is None.
 _OF_ANALYSIS = {"activity": "n_active", "ablate": "worth_ev", "loss": "worth_loss"}

@@ -26,6 +26,8 @@ from seedscope.engine.store import catalogue
 from seedscope.engine.studies.analyses.activity import TokenPass, keep_activity, pass_over_tokens
 from seedscope.engine.studies.analyses.loss import LossSettings, lacks_loss, measure_loss
 from seedscope.engine.studies.analyses.matching import find_match, match_members
+from seedscope.engine.studies.analyses.predictor import ANALYSIS as PREDICTOR
+from seedscope.engine.studies.analyses.predictor import measure_predictor
 from seedscope.engine.studies.analyses.subspaces import activation_covariance, measure_subspaces
 from seedscope.engine.studies.analyses.trajectory import follow_training
 from seedscope.engine.studies.analyses.worth import MaskedFeatures, measure_worth
@@ -35,7 +37,7 @@ from seedscope.engine.studies.open_evaluator import open_evaluator
 from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
 
 UNREADABLE = "no activity: "  # how the remark on an ensemble begins that the model cannot be read for
-NEED_ACTIVITY = {"ablate", "loss", "explain", TRAJECTORY}
+NEED_ACTIVITY = {"ablate", "loss", "explain", TRAJECTORY, PREDICTOR}
 
 
 @torch.no_grad()
@@ -67,6 +69,7 @@ def analyse(
     progress = progress or Progress()
     on = named_device(device)
     wanted = {"match"} | requested | ({"activity"} if NEED_ACTIVITY & requested else set())
+    wanted |= {"ablate"} if PREDICTOR in requested else set()
     evaluator = None
     if wanted != {"match"}:
         evaluator = open_evaluator(study, plan, model, texts, on, progress)
@@ -78,7 +81,10 @@ def analyse(
         readable = known and not (evaluator and ensemble.name in evaluator.unreadable)
         at_hook = at_hook if readable else None
         loss = LossSettings(loss_tokens, only is not None) if "loss" in wanted else None
-        _analyse(EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress), wanted, loss)
+        run = EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress)
+        _analyse(run, wanted, loss)
+        if PREDICTOR in wanted and at_hook:
+            measure_predictor(run)
     shutil.rmtree(study / "scratch", ignore_errors=True)
 
 

@@ -27,6 +27,7 @@ from seedscope.engine.features.logits import Logits
 from seedscope.engine.features.loss import Losses, MaskedLoss
 from seedscope.engine.features.rows import add_ablation
 from seedscope.engine.features.triggers import Triggers
+from seedscope.engine.geometry.prediction_rows import add_predictions
 from seedscope.engine.geometry.rows import ANALYSIS as SUBSPACES
 from seedscope.engine.geometry.rows import add_spans
 from seedscope.engine.matching.match import NULL_KINDS, Chance, Matches
@@ -38,6 +39,8 @@ from seedscope.engine.store.database import Writer
 from seedscope.engine.store.evaluation import Evaluation, measured_from, read_evaluation
 from seedscope.engine.store.parts import VERSION, Part, Parts
 from seedscope.engine.store.rows import add_row
+from seedscope.engine.studies.analyses.predictor import ANALYSIS as PREDICTOR
+from seedscope.engine.studies.analyses.predictor import CARRIED, PREDICTED
 from seedscope.engine.studies.pools.record import add_pool, current
 from seedscope.engine.studies.rows import add_member, add_pairs, dead_features
 from seedscope.engine.studies.synthetic import plan as synthetic
@@ -107,6 +110,7 @@ class _EnsembleParts:
         self.loss: Part | None = None
         self.subspaces: Part | None = None
         self.trajectory: Part | None = None
+        self.predictor: Part | None = None
         self.explanations: list[Part] = []
         if evaluation:
             same = measured_from(ensemble, evaluation)
@@ -116,12 +120,15 @@ class _EnsembleParts:
                 self.explanations = explanations(parts, **same)
             self.ablate = parts.find("ablate", **same, theta=plan.theta, epsilon=plan.epsilon)
             self.loss = parts.find("loss", **same, theta=plan.theta, epsilon=plan.epsilon)
+            self.predictor = parts.find(PREDICTOR, **same, theta=plan.theta, epsilon=plan.epsilon)
         if self.match:
             self.subspaces = parts.find(SUBSPACES, **self.match.about, theta=plan.theta, epsilon=plan.epsilon)
         tokens = (
             measured_from(ensemble, evaluation) if evaluation else {"version": VERSION, "saes": saes, "tokens": None}
         )
         self.trajectory = parts.find(TRAJECTORY, **tokens, theta=plan.theta)
+        self.predicted = parts.find(PREDICTED, **tokens)  # of one SAE, by a predictor of another ensemble
+        self.carried = parts.find(CARRIED, saes=saes, theta=plan.theta)
         self.explanations += explanations(parts, saes=saes, origin=IMPORTED)
         self.pool = current(study, plan, ensemble, evaluation)
 
@@ -220,6 +227,7 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
     folder = study / ensemble.folder
     add_trajectory(writer, name, seeds, read_trace(folder), kept(folder, seeds), parts.trajectory)
     add_pool(writer, parts.pool)
+    add_predictions(writer, name, parts.predictor, parts.predicted, parts.carried)
     if made:
         cosines = np.stack([match.read(seed, "cosine")["cosine"] for seed in seeds])
         add_truth(writer, study, plan, ensemble, made, sae.load(folder, seeds), cosines, np.stack(dead))

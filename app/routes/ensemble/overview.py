@@ -5,15 +5,18 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
 
 from seedscope.app import render
 from seedscope.app.figures import stability
 from seedscope.app.figures.buckets import ablation, density_by_bucket
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.masking import CURVES
+from seedscope.app.figures.prediction import predicted_distribution, reliability
 from seedscope.app.figures.stability import stability_cdf, stability_distribution, theta_sweep
 from seedscope.app.findings.ceiling import Ceiling
+from seedscope.app.findings.prediction_verdict import prediction_sentence
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import (
     RULE_SAYS,
@@ -23,9 +26,11 @@ from seedscope.app.routes.address import (
     StudyName,
     judged,
     judged_shares,
+    open_ensemble,
 )
 from seedscope.app.store.ceiling import ceiling as find_ceiling
 from seedscope.app.store.missing import Missing
+from seedscope.app.store.predictions import StoredPredictor, prediction_counts, prediction_table, read_predictor
 from seedscope.app.store.study import Sample, StudyStore
 from seedscope.engine.contract.schema import N_THETAS
 from seedscope.engine.contract.stability import (
@@ -89,8 +94,12 @@ class EnsemblePage:
     sentence: str
     stable_from: int | None
     unstable_to: int | None
+    predictor: StoredPredictor | None  # that predicts the one SAE, or that was trained on these
+    predicted_says: str | None  # how well, in one sentence
     missing: list[Missing]
     figure_list: list[Figure]
+    figure_predicted: Figure | None  # of one SAE whose stability is predicted, as the next
+    figure_reliability: Figure | None
     nav_judgement: dict[str, Any]
     nav_rules: dict[str, str]
     nav_judged: str
@@ -118,6 +127,9 @@ def ensemble(
     medians = table.bucket_densities()
     compared = row.n_comparisons > 0
     judged = judgement.judged(activity=store.has(ensemble, "activity"))
+    predictor = read_predictor(store, ensemble)
+    is_predicted = predictor is not None and predictor.predictor.n_predicted is not None
+    trained_on = predictor.predictor.trained_on if predictor else ""
     hungarian = store.pairs(ensemble, "hungarian").summaries(theta) if "hungarian" in store.rules(ensemble) else []
     return EnsemblePage(
         study=store.study,
@@ -142,13 +154,27 @@ def ensemble(
         ),
         stable_from=bounds.stable if compared else None,
         unstable_to=bounds.unstable if compared else None,
+        predictor=predictor,
+        predicted_says=prediction_sentence(predictor.scores) if predictor else None,
         missing=list(store.missing(ensemble).values()),
+        figure_predicted=predicted_distribution(prediction_counts(store, ensemble), trained_on)
+        if is_predicted
+        else None,
+        figure_reliability=reliability(predictor.bins, trained_on) if predictor and is_predicted else None,
         figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, table.density_histogram(), medians),
         nav_judgement=at,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_judged=judged,
         nav_push=render.url(f"/s/{study}/{ensemble}", **at),
     )
+
+
+@router.get("/s/{study}/{ensemble}/predicted.csv", name="predicted.csv")
+@router.get("/s/{study}/{ensemble}/predicted.parquet", name="predicted.parquet")
+def download_predictions(request: Request, study: StudyName, ensemble: EnsembleName) -> Response:
+    """The predicted p of every living feature of one SAE, with its interval, as CSV or Parquet."""
+    store, _ = open_ensemble(request, study, ensemble)
+    return render.download(request, prediction_table(store, ensemble), f"{study}-{ensemble}-predicted")
 
 
 def _figures(

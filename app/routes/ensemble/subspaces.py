@@ -10,16 +10,19 @@ from fastapi.responses import Response
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure, pair_links
 from seedscope.app.figures.predictability import PredictionScore, prediction_dots
+from seedscope.app.figures.prediction import reliability
 from seedscope.app.figures.pursuit import Residual, pursuit_residual
 from seedscope.app.figures.seedspans import angle_matrix, energy_matrix, overlap_matrix
 from seedscope.app.figures.spans import CapturedCurve, captured_figure
 from seedscope.app.figures.spectrum import span_spectrum
+from seedscope.app.findings.prediction_verdict import prediction_sentence
 from seedscope.app.findings.random_subspaces import unrelated_angle
 from seedscope.app.findings.span_claim import Claim, Compared, EnergyAtRank, compare, judge_claim
 from seedscope.app.formats import optional_percent, percent
 from seedscope.app.routes.address import EnsembleName, JudgedEnsemble, StudyName, judged
 from seedscope.app.routes.ensemble.span_filter import SpanFilter, choices
 from seedscope.app.store.missing import Missing
+from seedscope.app.store.predictions import StoredPredictor, read_predictor
 from seedscope.app.store.spans import (
     TABLES,
     EnsembleSpans,
@@ -96,6 +99,8 @@ class SubspacesPage:
     residuals: list[SpanResidual]
     predictions: list[SpanPrediction]
     predicted: str | None  # what predictability leaves, in one sentence
+    predictor: StoredPredictor | None  # that tells stability from one SAE, trained on this ensemble
+    predicted_says: str | None  # how well it does, in one sentence
     remarks: list[str]
     map_remark: str | None
     missing: list[Missing]
@@ -104,6 +109,7 @@ class SubspacesPage:
     figure_matrix: Figure | None
     figure_pursuit: Figure | None
     figure_predictability: Figure | None
+    figure_reliability: Figure | None
     nav_query: SpanFilter
     nav_choices: dict[str, Any]
     nav_tables: list[str]
@@ -127,6 +133,7 @@ def subspaces(
     claim = judge_claim(levels)
     shown = _around(spans.ranks, rank) if rank else []
     pairs = pairs_at(store, ensemble, rank) if rank else []
+    predictor = read_predictor(store, ensemble) if row.n_comparisons else None
     return SubspacesPage(
         study=store.study,
         ensemble=row,
@@ -148,14 +155,19 @@ def subspaces(
         residuals=spans.residuals,
         predictions=spans.predictions,
         predicted=_predicted(spans.predictions, row),
+        predictor=predictor,
+        predicted_says=prediction_sentence(predictor.scores) if predictor else None,
         remarks=other_remarks(row),
         map_remark=map_remark(row),
-        missing=[lacking["subspaces"]] if "subspaces" in lacking else [],
+        missing=[lacking[name] for name in ("subspaces", "predictor") if name in lacking],
         figure_captured=_captured(row, spans, rank) if rank else None,
         figure_spectrum=_spectrum(row, spans),
         figure_matrix=_matrix(store, row, asked, rank, pairs) if rank and pairs else None,
         figure_pursuit=_pursuit(spans),
         figure_predictability=_predictability(spans),
+        figure_reliability=reliability(predictor.bins, predictor.predictor.trained_on)
+        if predictor and predictor.bins
+        else None,
         nav_query=asked,
         nav_choices=choices(store, ensemble),
         nav_tables=list(TABLES),

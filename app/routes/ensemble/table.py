@@ -24,10 +24,12 @@ from seedscope.app.routes.address import (
 from seedscope.app.store.densities import BINS_PER_DECADE, DensityBin, density_facet
 from seedscope.app.store.download import described, feature_download
 from seedscope.app.store.missing import Missing
+from seedscope.app.store.predictions import predictions_at
 from seedscope.app.store.table import FeatureRow, FeatureTable
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.schema import LARGEST_SEED
 from seedscope.engine.contract.stability import BUCKETS
+from seedscope.engine.contract.tables.predictions import Prediction
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
@@ -70,6 +72,7 @@ class TablePage:
     rules: list[str]
     total: int
     rows: list[FeatureRow]
+    predicted: list[Prediction] | None  # of the rows of one SAE that a predictor was asked about; None of all others
     buckets: dict[str, int | None]  # None, but for the dead, of one SAE alone
     seeds: dict[int, int]
     triggers: dict[str, int] | None  # of features that fire
@@ -185,6 +188,9 @@ def table_fields(opened: JudgedEnsemble[F], page: str) -> dict[str, Any]:
         rules=store.rules(ensemble),
         total=table.count(),
         rows=rows,
+        predicted=predictions_at(store, ensemble, [(each.seed, each.feature) for each in rows])
+        if not row.n_comparisons and "predicted" not in store.missing(ensemble)
+        else None,
         buckets={b: facets["bucket"].get(b, 0) if row.n_comparisons or b == "dead" else None for b in BUCKETS},
         seeds={m.seed: facets["seed"].get(m.seed, 0) for m in store.members(ensemble)},
         triggers={t: facets["trigger"].get(t, 0) for t in schema.TRIGGERS} if store.has_tokens(ensemble) else None,

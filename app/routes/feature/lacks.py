@@ -22,6 +22,8 @@ FIELDS = {
     "stability": ("stability", "stability_low", "stability_high", "p_stable", "p_unstable", "bucket"),
     "subspaces": ("subspace",),
     "trajectory": ("trajectory",),
+    "predicted": ("predicted",),
+    "predictor": (),
 }  # fmt: skip
 
 

@@ -19,11 +19,13 @@ from seedscope.app.routes.feature.stability_facts import StabilityFacts, judge_f
 from seedscope.app.store import neuronpedia
 from seedscope.app.store.explanations import LabelAgreement, StoredExplanation
 from seedscope.app.store.missing import Missing
+from seedscope.app.store.predictions import predictions_at
 from seedscope.app.store.spans import FeatureSubspace, feature_subspace
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import ListPosition
 from seedscope.app.store.trajectory import FeatureTrajectory
 from seedscope.engine.contract.tables.features import Feature
+from seedscope.engine.contract.tables.predictions import Prediction
 from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()
@@ -45,6 +47,7 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     ablation: dict[str, float | None] | None
     subspace: FeatureSubspace | None
     trajectory: FeatureTrajectory | None
+    predicted: Prediction | None  # of one SAE: its p, predicted, not measured
     histogram: list[int] | None
     histogram_edges: list[float] | None
     hookpoint: str | None
@@ -137,6 +140,7 @@ def feature_page(opened: JudgedFeature[Any], *, contexts_of: int | None = None) 
         ablation=_ablation(store, row, feature),
         subspace=feature_subspace(store, row, feature),
         trajectory=store.trajectories.feature(feature),
+        predicted=next(iter(predictions_at(store, ensemble, [(member.seed, feature.feature)])), None),
         histogram=feature.histogram if activity else None,
         histogram_edges=member.histogram_edges if activity else None,
         hookpoint=row.hookpoint,
