@@ -14,7 +14,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from seedscope.engine.bench import assignment, geometry, harvest, live, match_memory, pages, products, serve, training
+from seedscope.engine.bench import (
+    assignment,
+    geometry,
+    harvest,
+    live,
+    match_memory,
+    pages,
+    products,
+    serve,
+    training,
+    versions,
+)
 from seedscope.engine.bench.generated_study import StudySize
 from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.files import write_whole
@@ -65,6 +76,11 @@ def match_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
         yield from match_memory.lines()
 
 
+def diff_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+    """Two versions of an SAE compared."""
+    yield from versions.lines(full=full)
+
+
 def harvest_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """Activity: the pass over the tokens, and what others take for it."""
     yield from harvest.lines(report=report)
@@ -90,6 +106,7 @@ def serve_lines(
 # What `seedscope bench` measures when nothing is named.
 SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "match": match_lines,
+    "diff": diff_lines,
     "harvest": harvest_lines,
     "geometry": geometry_lines,
     "train": train_lines,
