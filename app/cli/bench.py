@@ -14,6 +14,7 @@ class Section(StrEnum):
     """What `bench` measures; `all` is all but `serve`, which writes gigabytes."""
 
     match = "match"
+    diff = "diff"
     harvest = "harvest"
     geometry = "geometry"
     train = "train"

@@ -25,6 +25,7 @@ from seedscope.engine.bench import (
     products,
     serve,
     training,
+    versions,
 )
 from seedscope.engine.bench.generated_study import StudySize
 from seedscope.engine.bench.report import BenchLine
@@ -76,6 +77,11 @@ def match_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
         yield from match_memory.lines()
 
 
+def diff_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+    """Two versions of an SAE compared."""
+    yield from versions.lines(full=full)
+
+
 def harvest_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """Activity: the pass over the tokens, and what others take for it; and the loss of masks."""
     yield from harvest.lines(report=report)
@@ -102,6 +108,7 @@ def serve_lines(
 # What `seedscope bench` measures when nothing is named.
 SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "match": match_lines,
+    "diff": diff_lines,
     "harvest": harvest_lines,
     "geometry": geometry_lines,
     "train": train_lines,

@@ -43,8 +43,8 @@ def best_cosines(
     column_maxima = a.new_empty(-(-len(a) // group), len(b))
     block = max(block // group, 1) * group
     for rows, columns, product in _products(a, b, block):
-        row_maxima[rows, columns.start // group : -(-columns.stop // group)] = _group_maxima(product, group, 1)
-        column_maxima[rows.start // group : -(-rows.stop // group), columns] = _group_maxima(product, group, 0)
+        row_maxima[rows, columns.start // group : -(-columns.stop // group)] = group_maxima(product, group, 1)
+        column_maxima[rows.start // group : -(-rows.stop // group), columns] = group_maxima(product, group, 0)
     return _search(a, b, row_maxima, group), _search(b, a, column_maxima.T, group)
 
 
@@ -62,7 +62,7 @@ def _products(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, slice, 
             yield rows, columns, product
 
 
-def _group_maxima(product: Tensor, group: int, dim: int) -> Tensor:
+def group_maxima(product: Tensor, group: int, dim: int) -> Tensor:
     """Maximum of every `group` neighbours along `dim`; the last group may be short.
 
     Along `dim` because the reduction of a transposed view takes a CPU fifteen times as long.
@@ -79,22 +79,24 @@ def _group_maxima(product: Tensor, group: int, dim: int) -> Tensor:
 def _search(a: Tensor, b: Tensor, maxima: Tensor, group: int) -> Best:
     """Index, best and runner-up of every row of `a` from its group maxima (rows, groups), which it overwrites."""
     enough = maxima.amax(1, keepdim=True) - TIE
-    chosen = _first(maxima >= enough)
+    chosen = first_true(maxima >= enough)
     elsewhere = maxima.scatter_(1, chosen, -torch.inf).amax(1)
-    product = _chosen_products(a, b, chosen[:, 0], group)
+    product = chosen_products(a, b, chosen[:, 0], group)
     value = product.amax(1)
-    inside = _first(product >= torch.minimum(enough, value[:, None]))  # this product may be rounded below the maximum
+    inside = first_true(
+        product >= torch.minimum(enough, value[:, None])
+    )  # this product may be rounded below the maximum
     second = product.scatter_(1, inside, -torch.inf).amax(1)
     # `elsewhere` exceeds `value` only by less than TIE.
     return Best(torch.maximum(value, elsewhere), (chosen * group + inside)[:, 0], torch.maximum(second, elsewhere))
 
 
-def _first(true: Tensor) -> Tensor:
+def first_true(true: Tensor) -> Tensor:
     """Index of the first true entry of every row, (rows, 1)."""
     return true.to(torch.uint8).argmax(1, keepdim=True)
 
 
-def _chosen_products(a: Tensor, b: Tensor, chosen: Tensor, group: int) -> Tensor:
+def chosen_products(a: Tensor, b: Tensor, chosen: Tensor, group: int) -> Tensor:
     """Every row of `a` times its own chosen group of `b`, (rows, group); -inf where the last group is short.
 
     The rows of one group are multiplied together, at most BLOCK at a time: all rows may have chosen the same.

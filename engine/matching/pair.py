@@ -5,7 +5,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,25 +106,7 @@ def compare(
     has no feature with a direction, and where the two cannot be compared: if they differ in d_in, or, unless `force`, in their
     model or hook point.
     """
-    one, other = read(path_a), read(path_b)
-    if one.d_in != other.d_in:
-        raise ValueError(
-            f"{path_a} has d_in {one.d_in}, {path_b} has {other.d_in}: they read different activations and cannot be matched"
-        )
-    if (one.d_out, one.convention.transcoder) != (other.d_out, other.convention.transcoder):
-        kinds = [
-            f"{path} is {'a transcoder' if each.convention.transcoder else 'an SAE'} of decoder rows of {each.d_out} numbers"
-            for path, each in ((path_a, one), (path_b, other))
-        ]
-        raise ValueError(f"{', '.join(kinds)}: their rows are not directions of the same, so they cannot be matched")
-    forced, remarks = _differences(path_a, one, path_b, other)
-    if one.convention.transcoder:
-        remarks.append(SENTENCE)
-    if forced and not force:
-        raise ValueError(
-            f"{'; '.join(forced)}: such SAEs are not comparable, unless these are two names of the same; "
-            "--force matches them all the same"
-        )
+    one, other, forced, remarks = read_comparable(path_a, path_b, force=force)
     side_a, a = _prepared(path_a, one)
     side_b, b = _prepared(path_b, other)
     del one, other  # the largest SAEs take gigabytes, and the two dictionaries are all that is matched
@@ -151,12 +133,45 @@ def compare(
     )
 
 
+class ComparableSAEs(NamedTuple):
+    """Two SAEs whose decoder rows are directions of the same activations."""
+
+    a: Imported
+    b: Imported
+    forced: list[str]  # differences that are refused without `force`
+    remarks: list[str]
+
+
+def read_comparable(path_a: Path | str, path_b: Path | str, *, force: bool = False) -> ComparableSAEs:
+    """Read two SAEs and compare where they come from; raises ValueError as `compare` says."""
+    one, other = read(path_a), read(path_b)
+    if one.d_in != other.d_in:
+        raise ValueError(
+            f"{path_a} has d_in {one.d_in}, {path_b} has {other.d_in}: they read different activations and cannot be matched"
+        )
+    if (one.d_out, one.convention.transcoder) != (other.d_out, other.convention.transcoder):
+        kinds = [
+            f"{path} is {'a transcoder' if each.convention.transcoder else 'an SAE'} of decoder rows of {each.d_out} numbers"
+            for path, each in ((path_a, one), (path_b, other))
+        ]
+        raise ValueError(f"{', '.join(kinds)}: their rows are not directions of the same, so they cannot be matched")
+    forced, remarks = _differences(path_a, one, path_b, other)
+    if one.convention.transcoder:
+        remarks.append(SENTENCE)
+    if forced and not force:
+        raise ValueError(
+            f"{'; '.join(forced)}: such SAEs are not comparable, unless these are two names of the same; "
+            "--force matches them all the same"
+        )
+    return ComparableSAEs(one, other, forced, remarks)
+
+
 def write(report: PairReport, path: Path) -> None:
     """Write the report as JSON, in one step."""
     write_whole(path, json.dumps(report.as_json(), allow_nan=False))
 
 
-def _differences(path_a: Path, a: Imported, path_b: Path, b: Imported) -> tuple[list[str], list[str]]:
+def _differences(path_a: Path | str, a: Imported, path_b: Path | str, b: Imported) -> tuple[list[str], list[str]]:
     """(differences that make the two incomparable, differences that are remarks)."""
     refused, remarks = [], []
     for name in _COMPARED:
@@ -184,10 +199,11 @@ def _prepared(path: Path, one: Imported) -> tuple[PairSide, Dictionary]:
     (directions,) = dictionaries(sae)
     if not len(directions.valid):
         raise ValueError(f"{path}: all {sae.d_sae} decoder rows are zero or not finite; nothing can be matched")
-    return _side(path, one, sae, len(directions.valid)), directions
+    return described(path, one, sae, len(directions.valid)), directions
 
 
-def _side(path: Path, one: Imported, sae: SAE, n_directed: int) -> PairSide:
+def described(path: Path | str, one: Imported, sae: SAE, n_directed: int) -> PairSide:
+    """What a report says of one SAE; `sae` is `one` assembled, `n_directed` of its decoder rows have a direction."""
     source = one.source
     return PairSide(
         path=str(path),

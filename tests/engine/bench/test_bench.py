@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from seedscope.engine.bench import assignment, geometry, pages, products, run, training
+from seedscope.engine.bench import assignment, geometry, pages, products, run, training, versions
 from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
 from seedscope.engine.geometry.subspaces import log_ranks
@@ -36,6 +36,13 @@ def test_products_and_assignments_are_measured_against_their_limits():
             assert line.ours_s > 0 < line.limit_s
             assert line.peers_s
         assert line.goal
+
+
+def test_comparing_versions_is_measured_and_counts_what_was_changed():
+    line, large = versions.lines(n=400, d_in=64)
+    assert line.ours_s > 0 < line.limit_s
+    assert "20 lost" in line.remark
+    assert large.ours_s is None
 
 
 @pytest.fixture(scope="module")
