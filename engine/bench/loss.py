@@ -1,6 +1,6 @@
 """Time of the next-token loss under masks, against the model's own passes from the hook point's block on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -32,7 +32,7 @@ def lines() -> Iterator[BenchLine]:
     masks = {"random": [rng.choice(train.d_sae, _MASKED, replace=False) for _ in range(_MASKS)]}
     splice, whole = (Splice(model, tokens, stdlib.STUDY.hookpoint) for _ in range(2))
     splice.keep_below()
-    work = {
+    work: dict[str, Callable[[], object]] = {
         "ours": partial(losses_under, splice, sae, masks),
         "limit": partial(_passes, splice),
         "whole passes": partial(_passes, whole),
