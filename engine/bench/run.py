@@ -81,6 +81,11 @@ def diff_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     yield from versions.lines(full=full)
 
 
+def transport_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+    """Optimal transport between two dictionaries."""
+    yield from transport.lines(full=full)
+
+
 def harvest_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """Activity: the pass over the tokens, and what others take for it."""
     yield from harvest.lines(report=report)
@@ -107,6 +112,7 @@ def serve_lines(
 SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "match": match_lines,
     "diff": diff_lines,
+    "transport": transport_lines,
     "harvest": harvest_lines,
     "geometry": geometry_lines,
     "train": train_lines,
