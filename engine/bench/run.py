@@ -24,6 +24,7 @@ from seedscope.engine.bench import (
     products,
     serve,
     training,
+    transport,
     versions,
 )
 from seedscope.engine.bench.generated_study import StudySize

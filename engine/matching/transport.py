@@ -118,7 +118,8 @@ def _combined(memory: list[tuple[Tensor, Tensor]]) -> Tensor:
     weights, info = torch.linalg.solve_ex(gram, d_steps @ steps[-1])
     if int(info) or not bool(torch.isfinite(weights).all()):
         return targets[-1]
-    return targets[-1] - weights @ d_targets
+    combined: Tensor = targets[-1] - weights @ d_targets
+    return combined
 
 
 def _swept(a: Tensor, b: Tensor, g: Tensor, epsilon: float, *, partners: bool) -> _Pass:
