@@ -15,6 +15,8 @@ class Section(StrEnum):
 
     match = "match"
     diff = "diff"
+    transport = "transport"
+    planted = "planted"
     harvest = "harvest"
     geometry = "geometry"
     train = "train"

@@ -102,7 +102,7 @@ def _lines(versions: "DiffReport") -> list[str]:
     return lines
 
 
-class Listed(NamedTuple):
+class ChangedFeature(NamedTuple):
     """A row of a list on the page."""
 
     feature: int
@@ -110,7 +110,7 @@ class Listed(NamedTuple):
     others: list[int]  # features of the other side, nearest first
 
 
-class Segment(NamedTuple):
+class FateShare(NamedTuple):
     """A part of the bar of shares."""
 
     fate: str
@@ -135,7 +135,7 @@ def _write_page(versions: "DiffReport", path: Path, fail_below: float | None) ->
         "fail_below": fail_below,
         "style": Markup((STATIC / "app.css").read_text()),
         "segments": [
-            Segment(*part) for part in zip(versions.counts, versions.counts.values(), shares, starts, strict=False)
+            FateShare(*part) for part in zip(versions.counts, versions.counts.values(), shares, starts, strict=False)
         ],
         "says": meanings(versions),
         "bars": [log1p(n) / tallest for n in versions.histogram],
@@ -144,10 +144,10 @@ def _write_page(versions: "DiffReport", path: Path, fail_below: float | None) ->
     write_whole(path, templates.get_template("report/diff.html").render(context))
 
 
-def _lists(versions: "DiffReport") -> dict[str, list[Listed]]:
+def _lists(versions: "DiffReport") -> dict[str, list[ChangedFeature]]:
     """{fate, or `new`: the features that changed most}, at most LONGEST_LIST of each."""
     old, new = versions.old_features, versions.new_features
-    lists: dict[str, list[Listed]] = {}
+    lists: dict[str, list[ChangedFeature]] = {}
     partner_of = dict(zip(old.feature, zip(old.partner, old.cosine, strict=True), strict=True))
     nearest_of = dict(zip(old.feature, zip(old.nearest, old.nearest_cosine, strict=True), strict=True))
     for fate in ("moved", "split", "merged", "lost"):
@@ -155,15 +155,15 @@ def _lists(versions: "DiffReport") -> dict[str, list[Listed]]:
         for feature in (f for f, its_fate in zip(old.feature, old.fate, strict=True) if its_fate == fate):
             nearest, cosine = nearest_of[feature]
             if fate == "split":
-                found.append(Listed(feature, cosine, versions.parts[feature]))
+                found.append(ChangedFeature(feature, cosine, versions.parts[feature]))
                 continue
             partner, matched = partner_of[feature]
             if fate == "moved" and partner is not None and matched is not None:
                 nearest, cosine = partner, matched
-            found.append(Listed(feature, cosine, [nearest]))
+            found.append(ChangedFeature(feature, cosine, [nearest]))
         lists[fate] = sorted(found, key=lambda row: row.cosine)[:LONGEST_LIST]
     added = [
-        Listed(feature, cosine, [nearest])
+        ChangedFeature(feature, cosine, [nearest])
         for feature, origin, nearest, cosine in zip(
             new.feature, new.origin, new.nearest, new.nearest_cosine, strict=True
         )

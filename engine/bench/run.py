@@ -25,6 +25,7 @@ from seedscope.engine.bench import (
     products,
     serve,
     training,
+    transport,
     versions,
 )
 from seedscope.engine.bench.generated_study import StudySize
@@ -82,6 +83,11 @@ def diff_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     yield from versions.lines(full=full)
 
 
+def transport_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+    """Optimal transport between two dictionaries."""
+    yield from transport.lines(full=full)
+
+
 def harvest_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """Activity: the pass over the tokens, and what others take for it; and the loss of masks."""
     yield from harvest.lines(report=report)
@@ -109,6 +115,7 @@ def serve_lines(
 SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "match": match_lines,
     "diff": diff_lines,
+    "transport": transport_lines,
     "harvest": harvest_lines,
     "geometry": geometry_lines,
     "train": train_lines,

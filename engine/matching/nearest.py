@@ -1,4 +1,4 @@
-"""Nearest rows of two dictionaries in both directions, exact, for a part of the product where most rows have a near partner.
+"""NearestRow rows of two dictionaries in both directions, exact, for a part of the product where most rows have a near partner.
 
 A version of an SAE and its fine-tuned copy: the partner of almost every row has a cosine near 1, and nothing else comes close. To
 prove that, a few numbers per row are enough. Rotate both dictionaries by the eigenvectors of their common second moment, keep the
@@ -31,7 +31,7 @@ _GROUPS = 4  # groups that one row is multiplied with before it is multiplied wi
 _SAMPLE = 8_192  # rows of each side that the eigenvectors come from; they need not be exact, only orthonormal
 
 
-class Nearest(NamedTuple):
+class NearestRow(NamedTuple):
     """For every row of one dictionary: the nearest row of another."""
 
     cosine: Float[Tensor, " rows"]
@@ -40,7 +40,7 @@ class Nearest(NamedTuple):
 
 def nearest(
     a: Float[Tensor, "rows_a d_in"], b: Float[Tensor, "rows_b d_in"], *, head: int = HEAD
-) -> tuple[Nearest, Nearest]:
+) -> tuple[NearestRow, NearestRow]:
     """The nearest row of `b` for every row of `a`, and of `a` for every row of `b`; unit float32 rows, signed cosines.
 
     Equal to `best_cosines` without its runner-up, which is why it can be cheaper: head / d_in of its product, and the whole
@@ -71,13 +71,15 @@ def nearest(
                 by_column[rows.start // _COLUMN_GROUP : -(-rows.stop // _COLUMN_GROUP), columns] = group_maxima(
                     bounds, _COLUMN_GROUP, 0
                 )
-        left_a.append(first + _search(a[chunk], b, by_row, _GROUP, slack, Nearest(*(each[chunk] for each in forward))))
+        left_a.append(
+            first + _search(a[chunk], b, by_row, _GROUP, slack, NearestRow(*(each[chunk] for each in forward)))
+        )
     del short_a, short_b, buffer
     backward, left_b = _unknown(b), []
     for first in range(0, len(b), ROWS_AT_ONCE):
         stop_if_abandoned()
         chunk = slice(first, first + ROWS_AT_ONCE)
-        found = Nearest(*(each[chunk] for each in backward))
+        found = NearestRow(*(each[chunk] for each in backward))
         left_b.append(first + _search(b[chunk], a, by_column[:, chunk].T.contiguous(), _COLUMN_GROUP, slack, found))
     del by_column
     rest_a, rest_b = torch.cat(left_a), torch.cat(left_b)
@@ -88,8 +90,8 @@ def nearest(
     return forward, backward
 
 
-def _unknown(rows: Tensor) -> Nearest:
-    return Nearest(
+def _unknown(rows: Tensor) -> NearestRow:
+    return NearestRow(
         rows.new_full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.long, device=rows.device)
     )
 
@@ -110,7 +112,7 @@ def _shortened(a: Tensor, b: Tensor, head: int) -> tuple[Tensor, Tensor]:
     return short(a), short(b)
 
 
-def _search(a: Tensor, b: Tensor, bounds: Tensor, group: int, slack: float, found: Nearest) -> Tensor:
+def _search(a: Tensor, b: Tensor, bounds: Tensor, group: int, slack: float, found: NearestRow) -> Tensor:
     """Fill in `found` from the maxima of bounds (rows, groups), which are overwritten; the indices of rows that need all of `b`."""
     open_rows = torch.arange(len(a), device=a.device)
     for _ in range(_GROUPS):
@@ -127,7 +129,7 @@ def _search(a: Tensor, b: Tensor, bounds: Tensor, group: int, slack: float, foun
     return open_rows
 
 
-def _take(found: Nearest, rows: Tensor, value: Tensor, partner: Tensor) -> None:
+def _take(found: NearestRow, rows: Tensor, value: Tensor, partner: Tensor) -> None:
     """Keep the larger cosine of `rows`; among equal ones the lowest index."""
     cosine, at = found.cosine[rows], found.partner[rows]
     larger, equal = value > cosine + TIE, (value - cosine).abs() <= TIE
@@ -135,13 +137,13 @@ def _take(found: Nearest, rows: Tensor, value: Tensor, partner: Tensor) -> None:
     found.cosine[rows] = torch.maximum(value, cosine)
 
 
-def _multiply_with_all(a: Tensor, b: Tensor, rows: Tensor, found: Nearest) -> None:
+def _multiply_with_all(a: Tensor, b: Tensor, rows: Tensor, found: NearestRow) -> None:
     for part in torch.split(rows, ROWS_AT_ONCE) if len(rows) else ():
         best, _ = best_cosines(a[part], b)
         found.cosine[part], found.partner[part] = best.cosine, best.partner
 
 
-def _whole(a: Tensor, b: Tensor) -> tuple[Nearest, Nearest]:
+def _whole(a: Tensor, b: Tensor) -> tuple[NearestRow, NearestRow]:
     """Both directions from one product, with the maxima of ROWS_AT_ONCE rows in memory."""
     forward, backward = _unknown(a), _unknown(b)
     everything = torch.arange(len(b), device=b.device)

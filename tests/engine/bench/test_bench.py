@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from seedscope.engine.bench import assignment, geometry, pages, products, run, training, versions
+from seedscope.engine.bench import assignment, geometry, pages, products, run, training, transport, versions
 from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
 from seedscope.engine.geometry.subspaces import log_ranks
@@ -42,6 +42,14 @@ def test_comparing_versions_is_measured_and_counts_what_was_changed():
     line, large = versions.lines(n=400, d_in=64)
     assert line.ours_s > 0 < line.limit_s
     assert "20 lost" in line.remark
+    assert large.ours_s is None
+
+
+def test_transport_is_measured_against_the_products_of_its_passes():
+    line, large = transport.lines(n=200, d_in=32)
+    assert line.ours_s > 0 < line.limit_s
+    assert line.numbers["marginal_gap"] <= 1e-3
+    assert line.numbers["peak_bytes"] > 0
     assert large.ours_s is None
 
 
