@@ -41,7 +41,8 @@ class LiveQuery:
     k: int = 5  # neighbours: how many per member; fewer where a member has fewer features with a direction
     members: tuple[int, ...] = ()  # neighbours, project: seeds to search; if empty all, the anchor's own included
     absolute: bool = False  # the largest |cosine| instead of the largest cosine
-    other: int = 0  # pair: the comparison's seed
+    other: int = 0  # pair: the comparison's seed; loss: that of the stand-in
+    stand_in: int = -1  # loss: a feature of `other` that takes the anchor's place; -1: none
     rule: str = "argmax"  # pair: one of schema.PAIR_RULES
     text: str = ""  # try: 1 to MAX_TEXT characters
     model: str = ""  # try, loss, logits: digest of the model that the study was measured with; any other is refused
@@ -75,7 +76,7 @@ class LiveAnswer:
     try: `texts` and arrays `id`, `counts` (False: as BOS, it never counts), one entry per token; `extent`, how many tokens of
     the text were read and how many it has; `count` (seeds, tokens) of active features; and, seed after seed, token after
     token, the strongest first, `feature` and `activation`, a_i * ||d_i|| as everywhere. loss: arrays `added`, `read`,
-    `active` of engine.features.loss.ExactLoss, one entry per window. logits: `counts` of the
+    `active` of engine.features.loss.ExactLoss, one entry per window, and with a stand-in `replaced`. logits: `counts` of the
     vocabulary's tokens in LOGIT_BINS bins between the `edges`; `moments`, their effects' mean, standard deviation, skewness and
     excess kurtosis (NaN: no spread). project: `ranks`, `rank`, `n_splits`; for the members
     `asked` for `n_rows` and `n_undirected`, the rows left out because they have no direction; for the members `compared`

@@ -263,6 +263,22 @@ class ExactLoss(NamedTuple):
     added: Float[np.ndarray, " windows"]  # nats, summed over the tokens that are read; 0 where the feature is silent
     read: Int[np.ndarray, " windows"]  # tokens whose prediction is read
     active: Int[np.ndarray, " windows"]  # tokens on which the feature is active
+    replaced: (
+        Float[np.ndarray, " windows"] | None
+    )  # as `added`, with the stand-in in the feature's place; None without one
+
+
+class StandIn(NamedTuple):
+    """A feature of another SAE that takes a feature's place, with its own activations and decoder row."""
+
+    member: SAE  # an ensemble of one
+    feature: int
+
+    def part(self, rows: Tensor) -> Float[Tensor, "tokens d_out"]:
+        """What it adds to a reconstruction of these rows."""
+        codes = self.member.encode(rows)
+        own = (codes.indices == self.feature).to(codes.values.dtype)
+        return self.member.decode(Codes(codes.values * own, *codes[1:]), bias=False)[:, 0]
 
 
 def exact_loss(
@@ -273,32 +289,42 @@ def exact_loss(
     feature: int,
     *,
     hookpoint_out: str | None = None,
+    stand_in: StandIn | None = None,
 ) -> ExactLoss:
     """The next-token loss with one feature masked against the whole reconstruction, both spliced in.
 
-    Activations are read at `hookpoint`; transcoders are spliced in at `hookpoint_out`.
+    And with a stand-in in its place. Activations are read at `hookpoint`; transcoders are spliced in at `hookpoint_out`.
 
-    Cost: the model up to the hook point on all windows, and two whole passes over those in which the feature is active.
+    Cost: the model up to the hook point on all windows, and two or three whole passes over those in which the feature or its
+    stand-in is active.
     """
     counted, n_windows = tokens.counted, len(tokens.ids)
     window = np.repeat(np.arange(n_windows), counted.sum(1))
     at = 0
-    active = np.zeros(n_windows, np.int32)
+    active, changed = np.zeros((2, n_windows), np.int32)
     for batch in stream(model, tokens, hookpoint, windows_per_batch=WINDOWS_AT_ONCE):
         codes = member.encode(batch.rows.to(member.W_dec.device))
         fires = ((codes.indices == feature) & (codes.values > 0)).flatten(1).any(1).cpu().numpy()
         active += np.bincount(window[at : at + len(fires)][fires], minlength=n_windows).astype(np.int32)
+        if stand_in:
+            fires |= stand_in.part(batch.rows.to(member.W_dec.device)).any(1).cpu().numpy()
+        changed += np.bincount(window[at : at + len(fires)][fires], minlength=n_windows).astype(np.int32)
         at += len(fires)
     read, added = counted.copy(), np.zeros(n_windows)
+    replaced = np.zeros(n_windows) if stand_in else None
     read[:, :-1] &= tokens.ids[:, 1:] != PADDING
     read[:, -1] = False
-    where = np.flatnonzero(active)
+    where = np.flatnonzero(changed)
     if len(where):
         splice = Splice(model, tokens.only(where), hookpoint_out or hookpoint, reads=hookpoint)
         whole, without = (splice.losses(masked(member, np.array(sets, np.int64))).double() for sets in ([], [feature]))
         owner = np.repeat(np.arange(len(where)), read[where].sum(1))
         added[where] = np.bincount(owner, weights=(without - whole).numpy(), minlength=len(where))
-    return ExactLoss(added, read.sum(1).astype(np.int32), active)
+        if stand_in and replaced is not None:
+            lacking = masked(member, np.array([feature]))
+            exchanged = splice.losses(lambda rows: lacking(rows) + stand_in.part(rows)).double()
+            replaced[where] = np.bincount(owner, weights=(exchanged - whole).numpy(), minlength=len(where))
+    return ExactLoss(added, read.sum(1).astype(np.int32), active, replaced)
 
 
 def losses_under(

@@ -8,7 +8,7 @@ from seedscope.engine.activations.model import LanguageModel
 from seedscope.engine.activations.tokens import TokenSet, load_tokens
 from seedscope.engine.contract.directions import NO_OUTPUT, WAY_OUT
 from seedscope.engine.contract.queries import MAX_LOSS_TOKENS, WINDOWS, LiveAnswer, LiveQuery
-from seedscope.engine.features.loss import exact_loss
+from seedscope.engine.features.loss import StandIn, exact_loss
 from seedscope.engine.live.text import TextHook
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
@@ -50,10 +50,13 @@ def find_windows(study: Path, query: LiveQuery) -> TokenSet:
     return tokens.only(np.sort(windows[: int(np.searchsorted(n_read, query.n_tokens)) + 1]))
 
 
-def answer(query: LiveQuery, model: LanguageModel, place: TextHook, study: Path, member: SAE) -> LiveAnswer:
-    """The exact loss of one feature of `member` (an ensemble of one); raises ValueError as `find_windows` does.
+def answer(
+    query: LiveQuery, model: LanguageModel, place: TextHook, study: Path, member: SAE, other: SAE | None
+) -> LiveAnswer:
+    """The exact loss of one feature of `member` (an ensemble of one), and with the query's stand-in of `other` in its place.
 
-    And for transcoders that do not say what they predict.
+    Raises ValueError as `find_windows` does, for transcoders that do not say what they predict, and for features that there are
+    not.
     """
     if place.transcoder and not place.hookpoint_out:
         raise ValueError(f"the loss is {NO_OUTPUT}; give it with: seedscope analyze {query.study} {WAY_OUT}")
@@ -62,5 +65,12 @@ def answer(query: LiveQuery, model: LanguageModel, place: TextHook, study: Path,
     windows = find_windows(study, query)
     if not len(windows.ids):
         raise ValueError(f"feature {query.feature} of seed {query.seed} fires nowhere: it has no contexts")
-    loss = exact_loss(model, windows, place.hookpoint, member, query.feature, hookpoint_out=place.hookpoint_out)
-    return LiveAnswer(loss._asdict())
+    stand_in = None
+    if other is not None:
+        if not 0 <= query.stand_in < other.d_sae:
+            raise ValueError(f"stand_in is {query.stand_in}, expected 0 to {other.d_sae - 1}")
+        stand_in = StandIn(other, query.stand_in)
+    loss = exact_loss(
+        model, windows, place.hookpoint, member, query.feature, hookpoint_out=place.hookpoint_out, stand_in=stand_in
+    )
+    return LiveAnswer({name: array for name, array in loss._asdict().items() if array is not None})

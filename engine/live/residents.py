@@ -196,7 +196,13 @@ class Residents:
         try:
             study = self._root / query.study
             model, place, member = self._model_and_member(query)
-            return [exact_loss.answer(query, model, place, study, member)]
+            other = None
+            if query.stand_in >= 0:
+                check(
+                    "other", query.other, query.other in query.seeds, f"one of {', '.join(map(str, query.seeds)):.200}"
+                )
+                other = self._member(query, _file(self._root, query, query.other))
+            return [exact_loss.answer(query, model, place, study, member, other)]
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")]
 

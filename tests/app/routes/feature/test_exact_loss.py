@@ -84,3 +84,36 @@ def test_a_study_without_its_tokens_says_how_to_get_them_back(study_root, tmp_pa
         answer = answered(client, f"{address}/1/5/loss.json")
     assert answer.status_code == 422
     assert "seedscope analyze small" in answer.text
+
+
+def test_with_another_seeds_feature_in_its_place_the_loss_is_that_of_a_pass_made_by_hand(
+    client, address, busy, tokens, language_model: LanguageModel, ensemble_saes: sae.SAE
+):
+    match = busy["matches"][0]
+    path = f"{address}/1/{busy['feature']}/loss"
+    told = answered(client, f"{path}.json?tokens=2000&by={match['seed']}/{match['partner']}").json()
+    chosen = tokens.sample(2000)
+    splice, member = Splice(language_model, chosen, PLACE), ensemble_saes.only(1)
+    other = ensemble_saes.only(list(ensemble_saes.seeds).index(match["seed"]))
+    lacking, row = masked(member, np.array([busy["feature"]])), other.W_dec[0, match["partner"]]
+
+    def exchanged(rows):
+        codes = other.encode(rows)
+        own = (codes.values * (codes.indices == match["partner"])).sum(-1)  # (tokens, 1)
+        return lacking(rows) + own * row
+
+    change = splice.losses(exchanged).double() - splice.spliced(member)
+    assert told["replaced_nats"] == pytest.approx(float(change.mean()), abs=1e-6)
+    assert told["replaced_low"] <= told["replaced_nats"] <= told["replaced_high"]
+    alone = answered(client, f"{path}.json?tokens=2000").json()
+    assert told["added_nats"] == pytest.approx(alone["added_nats"], abs=1e-7)
+    assert alone["by"] is alone["replaced_nats"] is alone["kept"] is None
+    if told["kept"] is not None:
+        assert told["kept"] == pytest.approx(1 - told["replaced_nats"] / told["added_nats"])
+    page = text_of(answered(client, f"{path}?tokens=2000&by={match['seed']}/{match['partner']}").text)
+    assert f"#{match['partner']} of seed {match['seed']}" in page
+
+
+@pytest.mark.parametrize(("by", "status"), [("1/3", 404), ("77/3", 404), ("0/99999", 404), ("here", 422)])
+def test_a_stand_in_that_there_is_not_is_refused(client, address, by, status):
+    assert client.get(f"{address}/1/5/loss.json?by={by}").status_code == status
