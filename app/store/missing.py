@@ -13,6 +13,7 @@ from seedscope.engine.contract.tables.study import NO_LOGITS, NO_TOKENS, Ensembl
 NO_MODEL = "undefined: samples of known true features are made, there is no language model"
 TRAJECTORY = "trajectory: agreement and features along training"
 SPANS = "subspaces: what spans of unstable features share"
+FUNCTION = "function: whether counterparts fire alike and substitute, and the match rule by activations"
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,8 @@ def missing(
     """{result: why it is not there and what adds it} of an ensemble; `rules` are those that its pairs were matched by.
 
     Results: `activity`, `contexts` (where rows came without tokens), `live` (the rule), `one-to-one`, `ablate`,
-    `explanations`, `loss`, `logits`, `subspaces`,
-    `trajectory`, and of one SAE alone, which lies in `file`, `stability`. `logits` and `snapshots` say whether the store has
-    any of the ensemble.
+    `explanations`, `loss`, `logits`, `subspaces`, `trajectory`, `function`, and of one SAE alone, which lies in `file`,
+    `stability`. `logits` and `snapshots` say whether the store has any of the ensemble.
     """
     blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
     blind = NO_MODEL if study.synthetic else f"undefined: {NO_TOKENS}" if study.recorded else blind
@@ -65,7 +65,7 @@ def missing(
 
     if not ensemble.n_comparisons:
         rules = ("live", "hungarian", *rules)  # what has no comparison lacks no rule
-    match, activity, ablate, explain, loss, subspaces, trajectory = ANALYSES
+    match, activity, ablate, explain, loss, subspaces, trajectory, function = ANALYSES
     lacking = {}
     if not ensemble.n_comparisons:
         command = f"seedscope anchor {study.study} {ensemble.ensemble}-anchored {quote(str(file or 'SAE'))}"
@@ -121,6 +121,12 @@ def missing(
             Missing(TRAJECTORY, "not computed yet", command, job(only=trajectory))
             if snapshots and ensemble.n_members > 1
             else Missing(TRAJECTORY, alone if snapshots else why, None)
+        )
+    if function not in ensemble.computed:
+        lacking["function"] = (
+            lacks(FUNCTION, function)
+            if ensemble.n_members > 1
+            else Missing(FUNCTION, "counterparts are in other seeds, and the ensemble has one", None)
         )
     return lacking
 

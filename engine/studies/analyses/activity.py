@@ -9,9 +9,11 @@ from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.features.ablation import AblationPass
 from seedscope.engine.features.activity import Activity, ActivityPass
 from seedscope.engine.features.examples import ContextGrid
+from seedscope.engine.features.firings import FiringSpool
 from seedscope.engine.features.logits import direct_logits, refusal
 from seedscope.engine.saes.encode import encoded
 from seedscope.engine.store.parts import Part
+from seedscope.engine.studies.analyses.function import FunctionPass
 from seedscope.engine.studies.ensemble_run import EnsembleRun
 from seedscope.engine.studies.evaluator import Evaluator, Rows
 
@@ -25,26 +27,38 @@ class TokenPass(NamedTuple):
     left_out: np.ndarray  # flat indices of those that do not
     activity: ActivityPass | None
     ablation: AblationPass | None
+    function: FunctionPass | None = None
 
 
-def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, worth: bool) -> TokenPass:
-    """Encode the evaluation tokens once, for activity, for worth, or for both."""
+def pass_over_tokens(
+    run: EnsembleRun, evaluator: Evaluator, *, activity: bool, worth: bool, function: bool = False
+) -> TokenPass:
+    """Encode the evaluation tokens once, for activity, for worth, for what counterparts do, or for several of them."""
     activations = evaluator.activations(run.hookpoint, run.members.d_in, run.output)
     rows, tokens, targets = activations.rows, activations.tokens, activations.targets
-    activity_pass = ActivityPass(run.members) if activity else None
-    ablation_pass = AblationPass(run.members) if worth else None
+    activity_pass = ActivityPass(run.members, keep=function) if activity else None
+    ablation_pass = None
+    if worth or (function and not run.undefined):
+        kept = {} if worth else {"pair_numbers": 0}  # of all pairs' sums only masks need more than the diagonal
+        ablation_pass = AblationPass(run.members, across=function, **kept)
+    firings = activity_pass.firings if activity_pass else FiringSpool(run.members) if function else None
     positions = None if tokens is None else np.flatnonzero(tokens.counted)
-    with run.progress.stage(f"{run.name}: activity{' and ablation' if worth else ''}", "tokens") as report:
+    asked = [
+        name for name, is_asked in (("activity", activity), ("ablation", worth), ("function", function)) if is_asked
+    ]
+    with run.progress.stage(f"{run.name}: {' and '.join(asked)}", "tokens") as report:
         for first, batch, codes in encoded(run.members, rows, run.device):
-            if activity_pass:
+            if firings:
                 at = slice(first, first + len(batch))
-                activity_pass.add(codes, np.arange(at.start, at.stop) if positions is None else positions[at])
+                firings.add(codes, np.arange(at.start, at.stop) if positions is None else positions[at])
             if ablation_pass:
                 ablation_pass.add(batch if targets is None else target_rows(targets, first, len(batch)), codes)
             report(first + len(batch), len(rows))
     if targets is None and not run.undefined:
         targets = rows
-    return TokenPass(rows, targets, tokens, activations.left_out, activity_pass, ablation_pass)
+    for_function = FunctionPass(firings, ablation_pass) if function and firings else None
+    of_worth = ablation_pass if worth else None
+    return TokenPass(rows, targets, tokens, activations.left_out, activity_pass, of_worth, for_function)
 
 
 def target_rows(targets: Rows, first: int, n: int) -> torch.Tensor:
