@@ -24,6 +24,7 @@ RULE_NAMES = {
     "mutual": "mutual nearest",
     "hungarian": "one-to-one",
     "both": "decoder and encoder",
+    "active": "fires alike",
 }
 
 _NUMBERS: dict[str, TypeAdapter[float]] = {"theta": TypeAdapter(Theta), "epsilon": TypeAdapter(Epsilon)}

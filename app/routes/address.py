@@ -37,7 +37,7 @@ EnsembleName = Annotated[str, Path(description="ensemble name")]
 MemberSeed = Annotated[str, Path(description="seed of a member")]  # text: what is no seed has no page, whatever it is
 FeatureIndex = Annotated[str, Path(description="index of a feature of that seed")]
 # As types what engine.contract.schema says as RULES and TRIGGERS; a test holds them together.
-Rule = Literal["argmax", "live", "mutual", "hungarian", "both"]
+Rule = Literal["argmax", "live", "mutual", "hungarian", "both", "active"]
 Trigger = Literal["single token", "family", "number", "punctuation", "substring", "position", "previous token", "other"]
 DeadPolicy = Literal["exclude", "only", "count"]
 SaeDigest = Annotated[str, Path(description="digest of an SAE's weights")]
@@ -72,6 +72,7 @@ RULE_SAYS = {
     "mutual": "each is the other’s nearest",
     "hungarian": "its counterpart in the best one-to-one matching of all features",
     "both": "decoders and encoders are matched to the same counterpart",
+    "active": "of the eight nearest, the one whose activations correlate most; θ cuts the correlation",
 }
 
 

@@ -129,8 +129,9 @@ class Database:
         if rule not in self._rules[ensemble]:
             computed = ", ".join(self.rules(ensemble))
             way_out = f"{computed}; for all pairs of {ensemble} no other was computed"
-            if rule == "live":
-                raise BadValue("rule", repr(rule), f"{way_out}: {self.missing(ensemble)['live']}")
+            result = {"live": "live", "active": "function"}.get(rule)
+            if result:
+                raise BadValue("rule", repr(rule), f"{way_out}: {self.missing(ensemble)[result]}")
             raise BadValue("rule", repr(rule), f"{way_out}, single pairs are matched on demand on the page of seeds")
 
     def require_comparisons(self, ensemble: str) -> None:

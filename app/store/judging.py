@@ -6,14 +6,17 @@ from seedscope.engine.contract.tables.features import Feature, Match
 
 
 def rule_cosines(feature: Feature, rule: str) -> list[float]:
-    """The cosines that theta is compared with, one per comparison; NO_MATCH where the rule forms no pair."""
+    """What theta is compared with, one per comparison: cosines, under `active` correlations; NO_MATCH without a pair."""
     cosines: list[float] = getattr(feature, RULE_COLUMN[rule])
     return cosines
 
 
 def rule_partners(feature: Feature, match: Match, rule: str) -> list[int | None]:
     """The feature's partners, one per comparison; None where the rule forms no pair."""
-    named = {"live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners}
+    named = {
+        "live": match.live_partners, "hungarian": match.hungarian_partners, "both": match.hungarian_partners,
+        "active": match.active_partners,
+    }  # fmt: skip
     pairs = zip(named.get(rule, match.partners), rule_cosines(feature, rule), strict=True)
     return [partner if cosine > NO_MATCH and partner >= 0 else None for partner, cosine in pairs]
 

@@ -12,7 +12,7 @@ from seedscope.engine.contract.schema import NO_MATCH, theta_index
 # The partner that each rule names; `both` and `hungarian` name the decoders' one-to-one partner.
 _PARTNER = {
     "argmax": "partners", "live": "live_partners", "mutual": "partners", "hungarian": "hungarian_partners",
-    "both": "hungarian_partners",
+    "both": "hungarian_partners", "active": "active_partners",
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ class PairRows:
     """One member's features in another; arrays over the anchor's features, in order."""
 
     partner: np.ndarray  # -1 without a pair
-    cosine: np.ndarray  # that theta is compared with; NO_MATCH without a pair
+    cosine: np.ndarray  # that theta is compared with (under `active` a correlation); NO_MATCH without a pair
     runner_up: np.ndarray  # second-largest cosine, whatever the rule
     mutual: np.ndarray  # each is the other's nearest
     dead: np.ndarray  # known to be dead

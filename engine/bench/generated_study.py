@@ -226,6 +226,8 @@ def _add_features(
         "histogram": b.histogram,
         "top_token_ids": b.top_ids,
         "top_token_counts": b.top_counts,
+        "cofiring": None,
+        "substitution": None,
     }
     writer.add(Feature, keys | {RULE_COLUMN[rule]: rules.get(rule, none) for rule in RULE_COLUMN} | columns)
     fires = ~b.dead
@@ -262,6 +264,7 @@ def _add_matches(writer: Writer, keys: dict[str, Any], partners: Partners) -> No
         "hungarian_partners": none,
         "hungarian_encoder_cosines": none.astype(np.float32),
         "encoder_partners": none,
+        "active_partners": none,
     }
     writer.add(Match, keys | columns)
 

@@ -5,8 +5,8 @@ A table is a dataclass of `engine.contract.tables`, a column one of its fields.
 Best cosines. Matching gives members x d_sae x comparisons best cosines. They are stored as one row per anchor feature, with
 a list that has one entry per comparison (the ensemble's other members, by ascending seed), rather than one row per pair of
 features: the keys are not repeated for each of up to 95 comparisons, and a feature's page reads one row. Every matching rule
-has a list of its own. An entry is the cosine that theta is compared with, or NO_MATCH where the rule forms no pair. The lists
-that list pages read are in Feature, everything else about partners is in Match.
+has a list of its own. An entry is the cosine that theta is compared with (under `active` the correlation of activations),
+or NO_MATCH where the rule forms no pair. The lists that list pages read are in Feature, everything else about partners is in Match.
 
 Beside the store. What list pages read of 3 million features does not come from these tables but from an index of narrow arrays,
 which is derived from them: `engine.contract.index.layout` says which and why.
@@ -19,7 +19,7 @@ from dataclasses import fields
 from types import NoneType
 from typing import NamedTuple, get_args, get_origin
 
-from seedscope.engine.contract.tables import pools, predictions, synthetic, training
+from seedscope.engine.contract.tables import function, pools, predictions, synthetic, training
 from seedscope.engine.contract.tables.explanations import Explanation, Score, Scored, Word
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Logit, Match, NullMatch, Pair
 from seedscope.engine.contract.tables.spans import (
@@ -36,8 +36,12 @@ SCHEMA_VERSION = 8
 READABLE = range(
     6, SCHEMA_VERSION + 1
 )  # schemas of stores and exports that are read; see engine.contract.former_stores
-RULES = ("argmax", "live", "mutual", "hungarian", "both")
-PAIR_RULES = tuple(rule for rule in RULES if rule != "live")  # for two SAEs without a study: they need no activity
+RULES = ("argmax", "live", "mutual", "hungarian", "both", "active")
+ACTIVITY_RULES = ("live", "active")
+PAIR_RULES = tuple(rule for rule in RULES if rule not in ACTIVITY_RULES)  # for two SAEs without a study
+DECODER_RULES = tuple(
+    rule for rule in RULES if rule != "active"
+)  # theta cuts cosines; under `active` correlations of activations
 TRIGGERS = ("single token", "family", "number", "punctuation", "substring", "position", "previous token", "other")
 LARGEST_SEED = 2**63 - 1  # what the columns of seeds hold
 # Columns of whole numbers that hold seeds or count tokens, in every table: 64 bits wide. Stores written before had 32 bits; they
@@ -51,7 +55,7 @@ WIDE_COLUMNS = SEED_COLUMNS | TOKEN_COLUMNS
 NO_MATCH = -1.0  # cosine where there is no pair: below every theta but -1 itself
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
 # What `seedscope analyze` computes, in the order of the columns that hold it.
-ANALYSES = ("match", "activity", "ablate", "explain", "loss", "subspaces", "trajectory", "predictor")
+ANALYSES = ("match", "activity", "ablate", "explain", "loss", "subspaces", "trajectory", "predictor", "function")
 
 # Tables without whose rows no page can be drawn.
 REQUIRED: tuple[type, ...] = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)
@@ -59,7 +63,7 @@ TABLES: tuple[type, ...] = (
     Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, SpanCurve, SpanPair,
     SpanMember, SpanResidual, SpanPrediction, FeatureSpan, Logit, Explanation, Score, Scored, Word,
     TokenWindow, Token, Document, *synthetic.SORT_KEYS, *training.SORT_KEYS, *pools.SORT_KEYS,
-    *predictions.SORT_KEYS,
+    *predictions.SORT_KEYS, *function.SORT_KEYS,
 )  # fmt: skip
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     Study: ("study",),
@@ -89,11 +93,12 @@ SORT_KEYS: dict[type, tuple[str, ...]] = {
     **training.SORT_KEYS,
     **pools.SORT_KEYS,
     **predictions.SORT_KEYS,
+    **function.SORT_KEYS,
 }
-# {rule: column of Feature that holds its cosines}.
+# {rule: column of Feature that holds its cosines, or correlations}.
 RULE_COLUMN = {
     "argmax": "cosines", "live": "live_cosines", "mutual": "mutual_cosines", "hungarian": "hungarian_cosines",
-    "both": "both_cosines",
+    "both": "both_cosines", "active": "active_correlations",
 }  # fmt: skip
 
 

@@ -220,6 +220,28 @@ def seed_bootstrap_band(
     return CdfBand(np.arange(n_grid + 1) / n_grid, cdf, low, high)
 
 
+def seed_bootstrap_ratio(
+    numerator: np.ndarray, denominator: np.ndarray, *, n_draws: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % interval of sum(numerator) / sum(denominator) over ordered pairs of members [definition of this project].
+
+    Both are (members, members): anchors by comparisons. Members are drawn with replacement, as anchors and as comparisons at once,
+    as in `seed_bootstrap_band`; a draw counts a pair as often as it has the one times the other. Quantiles of the draws whose
+    denominator is above 0. None for fewer than three members, of which draws say nothing, and where no draw has a denominator.
+    """
+    n = len(numerator)
+    if n < 3:
+        return None
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_draws).astype(np.float64)
+    above, below = (
+        np.einsum("da,ab,db->d", drawn, values, drawn, optimize=True) for values in (numerator, denominator)
+    )
+    if not (below > 0).any():
+        return None
+    low, high = np.quantile(above[below > 0] / below[below > 0], (0.025, 0.975))
+    return float(low), float(high)
+
+
 def dkw_half_width(n_features: int, confidence: float = 0.95) -> float:
     """Half-width of the Dvoretzky-Kiefer-Wolfowitz band of a CDF; valid for one anchor, conditional on its comparisons."""
     return math.sqrt(math.log(2 / (1 - confidence)) / (2 * n_features))

@@ -18,12 +18,13 @@ from seedscope.engine.export.open_study import FeatureBlock, Opened
 from seedscope.engine.matching.match import NULL_KINDS
 
 # Of one comparison: {name in the pages' JSON: column of Match or Feature}; partners below 0 are none.
-PARTNERS = ("partner", "live_partner", "hungarian_partner", "encoder_partner")
+PARTNERS = ("partner", "live_partner", "hungarian_partner", "encoder_partner", "active_partner")
 COMPARISON = {
     "partner": "partners", "cosine": "cosines", "runner_up_cosine": "runner_up_cosines", "mutual": "mutuals",
     "encoder_cosine": "encoder_cosines", "live_partner": "live_partners", "live_cosine": "live_cosines",
     "hungarian_partner": "hungarian_partners", "hungarian_cosine": "hungarian_cosines",
     "hungarian_encoder_cosine": "hungarian_encoder_cosines", "encoder_partner": "encoder_partners",
+    "active_partner": "active_partners", "active_correlation": "active_correlations",
 }  # fmt: skip
 _MEASURED = (
     "dead", "top_tokens", "density", "n_active", "n_tokens", "mean_activation", "max_activation", "quantiles", "trigger",
@@ -194,6 +195,12 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
         kept = study.store.table(training.Checkpoint, ["step"], ensemble=ensemble.ensemble).num_rows
         none = "undefined: no members were kept along its training, or it was trained elsewhere"
         needed["trajectory"] = f"{command} trajectory" if kept and ensemble.n_members > 1 else none
+    if "function" not in ensemble.computed:
+        alone = "undefined: counterparts are in other members, and the ensemble has one"
+        needs = f"{command} function" if ensemble.n_members > 1 else alone
+        needed |= dict.fromkeys(
+            ("cofiring", "substitution", "matches.active_partner", "matches.active_correlation"), needs
+        )
     first = study.members[ensemble.ensemble][0].seed
     if not study.store.table(Logit, ["rank"], ensemble=ensemble.ensemble, seed=first, feature=range(1)).num_rows:
         width = "the hook point does not have the residual stream's width"

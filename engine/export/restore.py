@@ -20,7 +20,7 @@ from seedscope.engine.contract import schema
 from seedscope.engine.contract.checksums import SUMS
 from seedscope.engine.contract.former_stores import default_of
 from seedscope.engine.contract.names import inside
-from seedscope.engine.contract.schema import RULE_COLUMN, Column
+from seedscope.engine.contract.schema import DECODER_RULES, RULE_COLUMN, Column
 from seedscope.engine.contract.tables import pools
 from seedscope.engine.contract.tables.features import Context, Feature, Match
 from seedscope.engine.contract.tables.study import Ensemble, Member, Study
@@ -44,6 +44,8 @@ from seedscope.engine.studies.synthetic import plan as synthetic
 _TABLES = {FEATURES, MATCHES, CONTEXTS, CURVES, *PLAIN.values()}
 # Tables that exports of former schemas may not have.
 _ADDED = {file for table, file in PLAIN.items() if table not in schema.REQUIRED}
+# Columns of features and matches that exports of former schemas do not have; each may be null.
+_NEW_COLUMNS = ("cofiring", "substitution", "active_partner", "active_correlation")
 _KEYS = ("ensemble", "seed", "feature")
 _INT, _FLOAT, _BOOL, _TEXT = (Column(kind, False, True) for kind in (int, float, bool, str))
 _OF_MATCHES = {"ensemble": _TEXT, "seed": _INT, "feature": _INT, "other_seed": _INT} | {
@@ -238,7 +240,17 @@ def _add_tables(writer: Writer, folder: Path, name: str, exported: manifest.Mani
         writer.add(Context, _columns(group.rename_columns({"document_id": "document"}), Context))
     others = _other_seeds(folder)
     own = {name: column for name, column in schema.columns(Feature).items() if name not in RULE_COLUMN.values()}
-    with GroupedFile(folder / FEATURES, own) as features, GroupedFile(folder / MATCHES, _OF_MATCHES) as matches:
+    absent_before: dict[str, Any] = {}
+    if exported.schema_version < schema.SCHEMA_VERSION:
+        absent_before = dict.fromkeys(_NEW_COLUMNS)
+    with (
+        GroupedFile(
+            folder / FEATURES, own, {name: value for name, value in absent_before.items() if name in own}
+        ) as features,
+        GroupedFile(
+            folder / MATCHES, _OF_MATCHES, {name: value for name, value in absent_before.items() if name in _OF_MATCHES}
+        ) as matches,
+    ):
         if len(features) != len(matches):
             raise ValueError(
                 f"{folder / MATCHES} has {len(matches)} row groups, {FEATURES} has {len(features)}: expected as many, of the same "
@@ -300,15 +312,22 @@ def _add_features(writer: Writer, features: pa.Table, matches: pa.Table) -> None
         computed = name.removesuffix("partner") + "cosine" if name in PARTNERS else name
         if name == "encoder_partner":
             computed = "hungarian_cosine"  # both come from the one-to-one matching
+        if name == "active_partner":
+            computed = "active_correlation"
         if matches[computed].null_count:
             compared[name] = np.zeros((n, 0))
         else:
             filled = column.fill_null(-1) if name in PARTNERS else column
             compared[name] = filled.to_numpy().reshape(n, -1)
     none = np.zeros(0)
-    renamed = {name.replace("runner_up_cosine", "runner_up"): values for name, values in compared.items()}
+    renamed = {
+        name.replace("runner_up_cosine", "runner_up"): values
+        for name, values in compared.items()
+        if not name.startswith("active")
+    }
     as_matched = Matches(other=none, gap=none, **renamed)
-    cosines = {column: rule_cosine(rule, as_matched) for rule, column in RULE_COLUMN.items()}
+    cosines = {RULE_COLUMN[rule]: rule_cosine(rule, as_matched) for rule in DECODER_RULES}
+    cosines[RULE_COLUMN["active"]] = compared["active_correlation"]
     own = {column for column in schema.columns(Feature) if column not in cosines}
     writer.add(Feature, _columns(features, Feature, own) | cosines)
     keys = _columns(features, Match, {"ensemble", "seed", "feature"})

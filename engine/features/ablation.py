@@ -82,15 +82,18 @@ class AblationPass:
 
     All of G where that takes at most `pair_numbers` doubles for all members together (`pairwise`), else its diagonal.
     Memory: these, the batch's residuals (tokens, members, d_in), and work space of a few WORK_NUMBERS. Cost per token and
-    member: width rows of the decoder (all of it where codes are wide), width^2 sums (d_sae^2 where wide) if pairwise.
+    member: width rows of the decoder (all of it where codes are wide), width^2 sums (d_sae^2 where wide) if pairwise. With
+    `across` also sum_t w_j (r . d_j) of every member's features with the residuals r of every other member, for that many times
+    the products of rows: what features add in another member's place is computed from it (`engine.features.substitution`).
     """
 
-    def __init__(self, sae: SAE, *, pair_numbers: int = PAIR_NUMBERS) -> None:
+    def __init__(self, sae: SAE, *, pair_numbers: int = PAIR_NUMBERS, across: bool = False) -> None:
         self._sae = sae
         n, s = sae.n_members, sae.d_sae
         self.pairwise = n * s * s <= pair_numbers
+        self._across = across
         self._error = torch.zeros(n, dtype=torch.float64)
-        self._linear = torch.zeros(n, s, dtype=torch.float64)
+        self._linear = torch.zeros(n, s, n if across else 1, dtype=torch.float64)  # with the residuals of every member
         self._together = torch.zeros(n, s * s if self.pairwise else s, dtype=torch.float64)  # sum_t w_i w_j, or w_i^2
         self._sum = torch.zeros(sae.d_out, dtype=torch.float64)
         self._square, self._n_tokens = 0.0, 0
@@ -107,18 +110,22 @@ class AblationPass:
         width = weights.shape[-1]
         wide = width * WIDE > sae.d_sae
         numbers = sae.d_sae if wide else width * max(sae.d_out, width if self.pairwise else 1)
+        numbers = max(numbers, self._linear.shape[-1] * max(width, sae.d_out))
         at_once = max(WORK_NUMBERS // numbers, 1)
         fold = self._fold_wide if wide else self._fold
         for m in range(sae.n_members):
-            parts = (tensor[:, m].split(at_once) for tensor in (weights, codes.indices, residual))
+            of_member = residual if self._across else residual[:, m : m + 1]
+            parts = (tensor.split(at_once) for tensor in (weights[:, m], codes.indices[:, m], of_member))
             for part in zip(*parts, strict=True):
                 fold(m, *part)
 
-    def _fold(self, m: int, weights: Tensor, index: Tensor, residual: Tensor) -> None:
-        """Gather the rows of the active features, (tokens, width, d_in)."""
+    def _fold(self, m: int, weights: Tensor, index: Tensor, residuals: Tensor) -> None:
+        """Gather the rows of the active features, (tokens, width, d_in); `residuals` are (tokens, members or 1, d_in)."""
         d_sae = self._sae.d_sae
-        along = torch.bmm(self._sae.W_dec.detach()[m][index], residual[:, :, None])[..., 0]
-        self._linear[m].index_add_(0, index.flatten(), (weights * along).double().flatten())
+        along = torch.bmm(
+            self._sae.W_dec.detach()[m][index], residuals.transpose(1, 2)
+        )  # (tokens, width, members or 1)
+        self._linear[m].index_add_(0, index.flatten(), (weights[..., None] * along).double().flatten(0, 1))
         if self.pairwise:
             pair = (index[:, :, None] * d_sae + index[:, None, :]).flatten()
             product = (weights[:, :, None] * weights[:, None, :]).double().flatten()
@@ -126,11 +133,12 @@ class AblationPass:
         else:
             self._together[m].index_add_(0, index.flatten(), weights.double().pow(2).flatten())
 
-    def _fold_wide(self, m: int, weights: Tensor, index: Tensor, residual: Tensor) -> None:
+    def _fold_wide(self, m: int, weights: Tensor, index: Tensor, residuals: Tensor) -> None:
         """Multiply all features, (tokens, d_sae)."""
         dense = torch.zeros(len(weights), self._sae.d_sae, dtype=torch.float64)
         dense.scatter_add_(1, index, weights.double())  # adds: the padding may name a feature that is active
-        self._linear[m] += (dense * (residual @ self._sae.W_dec.detach()[m].T)).sum(0)
+        for column, residual in enumerate(residuals.unbind(1)):
+            self._linear[m, :, column] += (dense * (residual @ self._sae.W_dec.detach()[m].T)).sum(0)
         if self.pairwise:
             self._together[m].view(dense.shape[1], -1).addmm_(dense.T, dense)
         else:
@@ -148,9 +156,25 @@ class AblationPass:
         return SecondOrder(
             float(self._error[member]),
             self._square - float(self._sum.pow(2).sum()) / self._n_tokens,
-            self._linear[member].numpy(),
+            self._linear[member, :, member if self._across else 0].numpy(),
             quadratic.numpy(),
         )
+
+    def along(self, member: int, residual_of: int) -> Float[np.ndarray, " d_sae"]:
+        """sum_t w_j (r . d_j) of one member's features with the residuals of another; raises ValueError without `across`."""
+        if not self._across:
+            raise ValueError("products with other members' residuals were not summed, ask for them with across=True")
+        return self._linear[member, :, residual_of].numpy()
+
+    def total(self) -> float:
+        """sum ||x - mean(x)||^2 over the tokens, which all members share."""
+        return self._square - float(self._sum.pow(2).sum()) / max(self._n_tokens, 1)
+
+    def diagonal(self, member: int) -> Float[np.ndarray, " d_sae"]:
+        """sum_t w_i^2 ||d_i||^2 of one member's features: the diagonal of G."""
+        squares = self._together[member]
+        squares = squares.view(self._sae.d_sae, -1).diagonal() if self.pairwise else squares
+        return (squares * self._sae.W_dec.detach()[member].double().pow(2).sum(1)).numpy()
 
 
 class Masked(NamedTuple):

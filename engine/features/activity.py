@@ -9,16 +9,15 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import sparse
-from torch import Tensor
 
 from seedscope.engine.activations.harvest import TokenSet
 from seedscope.engine.features.examples import ContextGrid, Examples
+from seedscope.engine.features.firings import HELD_FIRINGS, Firings, FiringSpool, feature_ranges
 from seedscope.engine.features.triggers import FIRST_TOKENS, TokenClasses, Triggers, count_pairs
 from seedscope.engine.saes.sae import SAE, Codes
 
@@ -31,9 +30,6 @@ QUANTILES = (0.5, 0.9, 0.99)  # of a feature's activations where it is active
 BEFORE, AFTER = 20, 11  # tokens of context on each side of the peak
 N_TOP_TOKENS = 5
 N_BINS = 24  # log-spaced histogram bins between the member's smallest and largest activation
-HELD_FIRINGS = (
-    2**24
-)  # of all members together, in memory before they are written out: 160 MiB, twice that while written
 AT_ONCE = min(os.cpu_count() or 1, 4)  # members that are summarised side by side
 FINISHED_FIRINGS = 2**20  # of one member, summarised at once: about 100 MiB
 
@@ -76,26 +72,12 @@ class Activity(NamedTuple):
     examples: Examples | None  # None without a grid
 
 
-class Firings(NamedTuple):
-    """Firings of one member: equally long arrays."""
-
-    feature: np.ndarray  # int16 while d_sae allows, to be sorted by radix and kept in 10 bytes a firing
-    position: np.ndarray  # flat index into the token set
-    value: np.ndarray
-
-    def sorted(self) -> "Firings":
-        """By feature, in the order of arrival within each."""
-        order = np.argsort(self.feature, kind="stable")
-        return Firings(*(array[order] for array in self))
-
-
 class ActivityPass:
     """Collects firings batch by batch, positions ascending, and summarises them member by member.
 
-    Memory: HELD_FIRINGS and FINISHED_FIRINGS (or the firings of one feature, if more), 8 bytes per feature of all members,
-    and the Activity itself; with `summaries` the last two AT_ONCE times. Further firings wait in nameless files in `folder`
-    (the system's temporary one by default), sorted by feature, 10 bytes each (12 where d_sae >= 2^15); they vanish with the
-    pass. Nothing is approximated.
+    Memory: that of a FiringSpool, FINISHED_FIRINGS (or the firings of one feature, if more), and the Activity itself; with
+    `summaries` the last two AT_ONCE times. Nothing is approximated. The `firings` of a member are given up when it is
+    summarised, unless they are to be kept (`keep`).
     """
 
     def __init__(
@@ -105,31 +87,14 @@ class ActivityPass:
         folder: Path | None = None,
         held_firings: int = HELD_FIRINGS,
         finished_firings: int = FINISHED_FIRINGS,
+        keep: bool = False,
     ) -> None:
-        self._norms = sae.unit_norms()
-        self._kind = np.int16 if sae.d_sae < 2**15 else np.int32
-        self._folder, self._limit, self._at_once = folder, held_firings, finished_firings
-        self._n_active = np.zeros((sae.n_members, sae.d_sae), np.int64)
-        self._held: list[list[Firings]] = [[] for _ in range(sae.n_members)]
-        self._n_held = 0
-        self._written: list[list[Firings]] = [[] for _ in range(sae.n_members)]  # memory maps
+        self.firings = FiringSpool(sae, folder=folder, held_firings=held_firings)
+        self._at_once, self._keep = finished_firings, keep
 
     def add(self, codes: Codes, positions: np.ndarray) -> None:
         """Record one batch; `positions` (tokens,) are flat indices into the token set."""
-        for member, norms in enumerate(self._norms):
-            indices = codes.indices[:, member]
-            values: Tensor = codes.values[:, member] * norms[indices]
-            token, slot = ((values > 0) & values.isfinite()).nonzero(as_tuple=True)  # rows without a direction: never
-            feature = indices[token, slot].numpy()
-            self._n_active[member] += np.bincount(feature, minlength=len(norms))
-            self._held[member].append(
-                Firings(
-                    feature.astype(self._kind), positions[token.numpy()].astype(np.int32), values[token, slot].numpy()
-                )
-            )
-            self._n_held += len(feature)
-        if self._n_held > self._limit:
-            self.set_aside()
+        self.firings.add(codes, positions)
 
     def finish(
         self,
@@ -140,30 +105,25 @@ class ActivityPass:
         grid: ContextGrid | None = None,
         seed: int = 0,
     ) -> Activity:
-        """Summarise one member and forget its firings.
+        """Summarise one member.
 
         `tokens` may be the number of rows, where these came without tokens: then there are no contexts and no top tokens. What
         sets features off is told by a vocabulary; a grid draws examples, which cost no further pass over the tokens.
         """
-        n_active = self._n_active[member]
+        n_active = self.firings.n_active[member]
         # One stream for each kind of draw, used feature by feature: the ranges below do not change what is drawn.
         rng = (np.random.default_rng(seed), np.random.default_rng((seed, 1)))
-        runs = [*self._written[member], _concatenated(self._held[member], self._kind).sorted()]
-        self._n_held -= len(runs[-1].feature)
-        self._written[member], self._held[member] = [], []
+        runs = self.firings.runs(member)
         lowest = min((run.value.min() for run in runs if len(run.value)), default=1.0)
         highest = max((run.value.max() for run in runs if len(run.value)), default=2.0)
         edges = np.geomspace(lowest, max(highest, lowest * 1.01), N_BINS + 1)
         parts = []
-        for features in _feature_ranges(n_active, self._at_once):
+        for features in feature_ranges(n_active, self._at_once):
             # Whole features, ascending: contexts are drawn in the same order however many ranges there are.
-            borders = np.array(
-                [features.start, features.stop], self._kind
-            )  # of another type all features would be converted
-            cuts = [np.searchsorted(run.feature, borders) for run in runs]
-            some = [Firings(*(array[low:high] for array in run)) for run, (low, high) in zip(runs, cuts, strict=True)]
-            firings = _concatenated(some, self._kind) if len(runs) == 1 else _concatenated(some, self._kind).sorted()
+            firings = self.firings.of_features(runs, features)
             parts.append(_summarise(firings, n_active[features], features.start, edges, tokens, vocabulary, grid, rng))
+        if not self._keep:
+            self.firings.forget(member)
         columns = [np.concatenate(column) for column in zip(*(part[:-3] for part in parts), strict=True)]
         contexts = Contexts(*map(np.concatenate, zip(*(part.contexts for part in parts), strict=True)))
         triggers = [part.triggers for part in parts if part.triggers is not None]
@@ -187,29 +147,9 @@ class ActivityPass:
     ) -> Iterator[Activity]:
         """Every member's activity in turn, as `finish`; `at_once` of them are made side by side and held."""
         with ThreadPoolExecutor(at_once) as threads:  # NumPy sorts and counts without Python's lock
-            for first in range(0, len(self._held), at_once):
-                group = range(first, min(first + at_once, len(self._held)))
+            for first in range(0, self.firings.n_members, at_once):
+                group = range(first, min(first + at_once, self.firings.n_members))
                 yield from threads.map(lambda m: self.finish(m, tokens, vocabulary=vocabulary, grid=grid), group)
-
-    def set_aside(self) -> None:
-        """Move the held firings to one file, member after member, each sorted by feature."""
-        sizes = [sum(len(part.feature) for part in parts) for parts in self._held]
-        with TemporaryFile(dir=self._folder) as file:
-            for parts in self._held:
-                for array in _concatenated(parts, self._kind).sorted():
-                    array.tofile(file)
-                parts.clear()
-            file.flush()
-            written = np.asarray(np.memmap(file, np.uint8, "r"))  # outlives the file's name
-        start = 0
-        for member, size in enumerate(sizes):
-            arrays = []
-            for kind in (self._kind, np.int32, np.float32):
-                stop = start + size * np.dtype(kind).itemsize
-                arrays.append(written[start:stop].view(kind))
-                start = stop
-            self._written[member].append(Firings(*arrays))
-        self._n_held = 0
 
 
 class _Part(NamedTuple):
@@ -224,23 +164,6 @@ class _Part(NamedTuple):
     contexts: Contexts
     triggers: Triggers | None
     examples: Examples | None
-
-
-def _concatenated(parts: list[Firings], kind: type) -> Firings:
-    """Firings one after the other; none where there is no part."""
-    empty = Firings(np.empty(0, kind), np.empty(0, np.int32), np.empty(0, np.float32))
-    return parts[0] if len(parts) == 1 else Firings(*map(np.concatenate, zip(*parts, strict=True))) if parts else empty
-
-
-def _feature_ranges(n_active: np.ndarray, at_once: int) -> list[slice]:
-    """Cut the features into ranges of at most `at_once` firings, or of one feature that has more."""
-    ends = np.cumsum(n_active)
-    ranges, start, before = [], 0, 0
-    while start < len(ends):
-        stop = max(int(np.searchsorted(ends, before + at_once, side="right")), start + 1)
-        ranges.append(slice(start, stop))
-        start, before = stop, int(ends[stop - 1])
-    return ranges
 
 
 def _summarise(

@@ -42,13 +42,13 @@ def best_cosines(
     row_maxima = a.new_empty(len(a), -(-len(b) // group))
     column_maxima = a.new_empty(-(-len(a) // group), len(b))
     block = max(block // group, 1) * group
-    for rows, columns, product in _products(a, b, block):
+    for rows, columns, product in products(a, b, block):
         row_maxima[rows, columns.start // group : -(-columns.stop // group)] = group_maxima(product, group, 1)
         column_maxima[rows.start // group : -(-rows.stop // group), columns] = group_maxima(product, group, 0)
     return _search(a, b, row_maxima, group), _search(b, a, column_maxima.T, group)
 
 
-def _products(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def products(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """All blocks of a @ b.T, in one buffer, because new memory costs as much as the maxima: each is valid until the next."""
     buffer = a.new_empty(min(block, len(a)) * min(block, len(b)))
     for first_a in range(0, len(a), block):

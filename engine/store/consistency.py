@@ -13,7 +13,7 @@ import duckdb
 
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.names import inside, name_problem
-from seedscope.engine.contract.tables import pools, predictions, spans, synthetic, training
+from seedscope.engine.contract.tables import function, pools, predictions, spans, synthetic, training
 from seedscope.engine.contract.tables.explanations import Score, Scored
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Logit, Match, NullMatch, Pair
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token, TokenWindow
@@ -30,17 +30,20 @@ _RANGES: dict[tuple[float, float], str] = {
     "energies overlaps rate_free rate_low rate found found_by_all found_by_none found_chance p_hat stable unstable chance "
     "energy span_overlap cross_overlap cross_energy living_energy random_energy free_found free_p low_found low_p mean_share "
     "shares shared deads gap auroc_low auroc_high auroc_stable own_auroc calibration_error own_calibration_error error_low "
-    "error_high predicted observed observed_low observed_high covered width base_rate mean_predicted p p_low p_high",
+    "error_high predicted observed observed_low observed_high covered width base_rate mean_predicted p p_low p_high "
+    "jaccards jaccard jaccard_low jaccard_high raw_share raw_share_low raw_share_high scaled_share "
+    "scaled_share_low scaled_share_high always_share beside_share residual",
     _COSINE: "theta cosines live_cosines mutual_cosines hungarian_cosines both_cosines runner_up_cosines encoder_cosines "
     "hungarian_encoder_cosines mean_cosine cosine free_cosine best_cosine best_cosine_low best_cosine_high "
-    "centred_best_cosine random_best_cosine best_cosines",
+    "centred_best_cosine random_best_cosine best_cosines active_correlations correlations cofiring correlation correlation_low "
+    "correlation_high",
     _AT_MOST_1: "ev evs",
     _COUNT: "n_ctx n_eval_tokens n_comparisons n_train_tokens train_tokens n_tokens n_outliers n_clusters seed l0 n_dead "
     "n_undirected n_loss_tokens n_active max_activation decoder_norm token_entropy histogram matched matched_living n_anchors "
     "n_living n_paired group rank document position peak n_masked ev_sd loss_sd n_pairs n_fitted spread split_spread angles "
     "n_stable n_unstable n_equal stable_values unstable_values random_values n_rows k n_silent windows offsets lengths masks "
-    "start id n_free n_low noise n_samples n_evaluated n_map_members n_map_samples n_map_cells n_true n_latents "
-    "n_free_latents n_low_latents step tokens n_features unique_by_holders halves fresh holders l0s token feature "
+    "start id n_scored scaled_substitutions n_free n_low noise n_samples n_evaluated n_map_members n_map_samples n_map_cells "
+    "n_true n_latents n_free_latents n_low_latents step tokens n_features unique_by_holders halves fresh holders l0s token feature "
     "n_predicted n_outside bin",
     _POSITIVE: "n_members d_in d_sae batch r n_draws",
 }
@@ -54,6 +57,7 @@ _OWN_RANGES: dict[tuple[type, str], tuple[float, float] | None] = {
     (synthetic.TrueGroup, "group"): None,
     (training.FeatureAlong, "worth_ev"): None,
     (spans.SpanResidual, "mean"): _COUNT,
+    (function.SmallSet, "score"): _COUNT,
 }
 _WORDS: dict[tuple[type, str], tuple[str, ...]] = {
     (Ensemble, "origin"): ("trained", "imported"),
@@ -67,6 +71,10 @@ _WORDS: dict[tuple[type, str], tuple[str, ...]] = {
     (spans.SpanPrediction, "setting"): spans.PREDICTION_SETTINGS,
     (training.AgreementPoint, "population"): training.POPULATIONS,
     (pools.PoolPoint, "curve"): pools.POOL_CURVES,
+    (function.Substitute, "kind"): function.COUNTERPART_KINDS,
+    (function.FunctionSummary, "kind"): function.SUMMARY_KINDS,
+    (function.FunctionSummary, "bucket"): function.FUNCTION_BUCKETS,
+    (function.SmallSet, "bucket"): function.FUNCTION_BUCKETS[:3],
     (synthetic.Synthetic, "verdict"): synthetic.VERDICTS,
     (synthetic.PhaseCell, "verdict"): synthetic.VERDICTS,
     (predictions.Predictor, "inputs"): predictions.INPUTS,
@@ -114,13 +122,14 @@ _CONDITIONS: dict[type, tuple[tuple[str, str], ...]] = {
     Match: (
         *(
             (column, f"list_max(t.{column}) >= e.d_sae OR list_min(t.{column}) < -1")
-            for column in ("partners", "live_partners", "hungarian_partners", "encoder_partners")
+            for column in ("partners", "live_partners", "hungarian_partners", "encoder_partners", "active_partners")
         ),
         *((column, f"len(t.{column}) != {_COMPARED}") for column in ("partners", "runner_up_cosines", "mutuals")),
         *(
             (column, f"len(t.{column}) NOT IN (0, {_COMPARED})")
             for column in (
                 "encoder_cosines", "live_partners", "hungarian_partners", "hungarian_encoder_cosines", "encoder_partners",
+                "active_partners",
             )
         ),
     ),
@@ -170,6 +179,16 @@ _CONDITIONS: dict[type, tuple[tuple[str, str], ...]] = {
     training.Checkpoint: (("evs", "len(t.evs) NOT IN (0, e.n_members)"),),
     training.FeatureAlong: tuple(
         (column, f"len(t.{column}) NOT IN (0, {_STEPS})") for column in ("matched", "best_cosines", "worth_ev", "n_active")
+    ),
+    function.Substitute: (
+        ("partners", "list_max(t.partners) >= e.d_sae OR list_min(t.partners) < -1"),
+        *((column, f"len(t.{column}) != {_COMPARED}") for column in ("partners", "cosines", "correlations", "jaccards")),
+        *((column, f"len(t.{column}) NOT IN (0, {_COMPARED})") for column in ("substitutions", "scaled_substitutions")),
+    ),
+    function.SmallSet: (
+        ("partners", "list_max(t.partners) >= e.d_sae OR list_min(t.partners) < 0"),
+        ("scales", "len(t.scales) != len(t.partners)"),
+        ("other", "t.other = t.seed"),
     ),
     pools.FeaturePool: (("sae_digest", f"NOT regexp_full_match(t.sae_digest, '{_DIGEST}')"),),
     pools.PooledFeature: (("holders", "t.holders > e.n_members"),),

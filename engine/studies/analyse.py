@@ -24,6 +24,8 @@ from seedscope.engine.matching.cuda import choice
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.analyses.activity import TokenPass, keep_activity, pass_over_tokens
+from seedscope.engine.studies.analyses.function import ANALYSIS as FUNCTION
+from seedscope.engine.studies.analyses.function import find_function, measure_function, wants_function
 from seedscope.engine.studies.analyses.loss import LossSettings, lacks_loss, measure_loss
 from seedscope.engine.studies.analyses.matching import find_match, match_members
 from seedscope.engine.studies.analyses.predictor import ANALYSIS as PREDICTOR
@@ -37,7 +39,7 @@ from seedscope.engine.studies.open_evaluator import open_evaluator
 from seedscope.engine.training.trajectory import ANALYSIS as TRAJECTORY
 
 UNREADABLE = "no activity: "  # how the remark on an ensemble begins that the model cannot be read for
-NEED_ACTIVITY = {"ablate", "loss", "explain", TRAJECTORY, PREDICTOR}
+NEED_ACTIVITY = {"ablate", "loss", "explain", TRAJECTORY, PREDICTOR, FUNCTION}
 
 
 @torch.no_grad()
@@ -82,7 +84,8 @@ def analyse(
         at_hook = at_hook if readable else None
         loss = LossSettings(loss_tokens, only is not None) if "loss" in wanted else None
         run = EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress)
-        _analyse(run, wanted, loss)
+        without = FUNCTION in wanted and not wants_function(run, expressly=only is not None)
+        _analyse(run, wanted - {FUNCTION} if without else wanted, loss)
         if PREDICTOR in wanted and at_hook:
             measure_predictor(run)
     shutil.rmtree(study / "scratch", ignore_errors=True)
@@ -117,9 +120,10 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
         run.progress.say(f"{run.name}: ablate: left out, {run.undefined}")
     if evaluator and run.undefined:
         wanted = wanted - {"ablate"}
-    if evaluator and (activity is None or ("ablate" in wanted and worth is None)):
-        new_worth = "ablate" in wanted and worth is None
-        collected = pass_over_tokens(run, evaluator, activity=activity is None, worth=new_worth)
+    new_worth = "ablate" in wanted and worth is None
+    new_function = FUNCTION in wanted and find_function(run) is None
+    if evaluator and (activity is None or new_worth or new_function):
+        collected = pass_over_tokens(run, evaluator, activity=activity is None, worth=new_worth, function=new_function)
         if collected.activity:
             activity = keep_activity(run, evaluator, collected)
     live = living(activity, run.seeds)
@@ -138,9 +142,11 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
     if evaluator is None or activity is None:
         return
     missing_loss = loss if loss and lacks_loss(run, evaluator, loss) else None
-    if missing_loss is None and not (collected and collected.ablation):
+    if missing_loss is None and not (collected and (collected.ablation or collected.function)):
         return
     masked = MaskedFeatures(*zip(*judge(run.plan, run.ensemble, match, activity), strict=True))
+    if collected and collected.function:
+        measure_function(run, match, masked.buckets, collected.function)
     if collected and collected.ablation:
         measure_worth(run, masked, collected)
     if missing_loss:

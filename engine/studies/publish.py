@@ -23,6 +23,9 @@ from seedscope.engine.explanations.rows import add_explanations
 from seedscope.engine.features.ablation import Masking, Worth
 from seedscope.engine.features.activity import Activity, Contexts
 from seedscope.engine.features.examples import Examples
+from seedscope.engine.features.function import MemberFunction
+from seedscope.engine.features.function import from_arrays as function_from_arrays
+from seedscope.engine.features.function_rows import add_summaries
 from seedscope.engine.features.logits import Logits
 from seedscope.engine.features.loss import Losses, MaskedLoss
 from seedscope.engine.features.rows import add_ablation
@@ -39,6 +42,7 @@ from seedscope.engine.store.database import Writer
 from seedscope.engine.store.evaluation import Evaluation, measured_from, read_evaluation
 from seedscope.engine.store.parts import VERSION, Part, Parts
 from seedscope.engine.store.rows import add_row
+from seedscope.engine.studies.analyses.function import ANALYSIS as FUNCTION
 from seedscope.engine.studies.analyses.predictor import ANALYSIS as PREDICTOR
 from seedscope.engine.studies.analyses.predictor import CARRIED, PREDICTED
 from seedscope.engine.studies.pools.record import add_pool, current
@@ -111,6 +115,7 @@ class _EnsembleParts:
         self.subspaces: Part | None = None
         self.trajectory: Part | None = None
         self.predictor: Part | None = None
+        self.function: Part | None = None
         self.explanations: list[Part] = []
         if evaluation:
             same = measured_from(ensemble, evaluation)
@@ -122,6 +127,10 @@ class _EnsembleParts:
             self.loss = parts.find("loss", **same, theta=plan.theta, epsilon=plan.epsilon)
             self.predictor = parts.find(PREDICTOR, **same, theta=plan.theta, epsilon=plan.epsilon)
         if self.match:
+            if evaluation:
+                self.function = parts.find(
+                    FUNCTION, **same, theta=plan.theta, epsilon=plan.epsilon, one_to_one=self.match.about["one_to_one"]
+                )
             self.subspaces = parts.find(SUBSPACES, **self.match.about, theta=plan.theta, epsilon=plan.epsilon)
         tokens = (
             measured_from(ensemble, evaluation) if evaluation else {"version": VERSION, "saes": saes, "tokens": None}
@@ -181,6 +190,7 @@ class _MemberArrays(NamedTuple):
     worth: dict[str, np.ndarray] | None
     loss: dict[str, np.ndarray] | None
     explanations: list[FeatureExplanation]
+    function: MemberFunction | None
 
     @property
     def matches(self) -> Matches:
@@ -209,6 +219,7 @@ def _read_member(parts: _EnsembleParts, match: Part, seed: int) -> _MemberArrays
             if seed in part.seeds
             for explanation in from_arrays(part.read(seed))
         ],
+        function=function_from_arrays(parts.function.read(seed)) if parts.function else None,
     )
 
 
@@ -224,6 +235,8 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
         dead.append(never_active)
         yield
     spans = add_spans(writer, name, parts.subspaces)
+    if parts.function:
+        add_summaries(writer, name, parts.function.read(seeds[0]))
     folder = study / ensemble.folder
     add_trajectory(writer, name, seeds, read_trace(folder), kept(folder, seeds), parts.trajectory)
     add_pool(writer, parts.pool)
@@ -285,9 +298,9 @@ def _add_member(
     add_member(
         writer, name, member, norms, matches, activity=activity, logits=arrays.logits,
         explanations=arrays.explanations, worth=Worth(float(worth["ev"]), worth["marginal"]) if worth else None,
-        loss=_losses(loss) if loss else None,
+        loss=_losses(loss) if loss else None, function=arrays.function,
     )  # fmt: skip
-    add_pairs(writer, name, seeds, index, matches, norms, activity)
+    add_pairs(writer, name, seeds, index, matches, norms, activity, arrays.function)
     if arrays.explanations:
         add_explanations(writer, name, member.seed, arrays.explanations, arrays.examples, parts.n_ctx)
     for kind in NULL_KINDS if len(seeds) > 1 else ():

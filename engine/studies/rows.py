@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seedscope.engine.contract.schema import RULE_COLUMN, RULES, TRIGGERS
+from seedscope.engine.contract.schema import DECODER_RULES, RULE_COLUMN, TRIGGERS
 from seedscope.engine.contract.tables.features import Feature, Match
 from seedscope.engine.contract.tables.study import Member
 from seedscope.engine.explanations.explanation import FeatureExplanation
 from seedscope.engine.explanations.rows import listed_explanations
 from seedscope.engine.features.ablation import Worth
 from seedscope.engine.features.activity import Activity
+from seedscope.engine.features.function import MemberFunction
+from seedscope.engine.features.function_rows import add_substitutes, known
 from seedscope.engine.features.logits import Logits
 from seedscope.engine.features.loss import Losses
 from seedscope.engine.features.rows import add_contexts, add_logits
@@ -33,6 +35,7 @@ def add_member(
     loss: Losses | None = None,
     logits: Logits | None = None,
     explanations: Sequence[FeatureExplanation] = (),
+    function: MemberFunction | None = None,
 ) -> None:
     """One member, its features and their contexts; `matches` holds this member's (d_sae, comparisons) slices.
 
@@ -60,8 +63,9 @@ def add_member(
     )
     add_row(writer, row)
     keys = row_keys(ensemble, seed, np.arange(d_sae))
-    rules = {RULE_COLUMN[rule]: rule_cosine(rule, matches) for rule in RULES}
     none = np.zeros((d_sae, 0))
+    rules = {RULE_COLUMN[rule]: rule_cosine(rule, matches) for rule in DECODER_RULES}
+    rules[RULE_COLUMN["active"]] = function.active_correlation if function else none
     triggers = activity.triggers if activity else None
     measured = {
         "dead": dead if activity else [True if bare else None for bare in undirected],
@@ -79,6 +83,8 @@ def add_member(
         "trigger_what": triggers.what.tolist() if triggers else [None] * d_sae,
         "worth_ev": worth.marginal if worth else None,
         "worth_loss": loss.attributed if loss else None,
+        "cofiring": known(function.mean_correlation) if function else None,
+        "substitution": known(function.median_substitution) if function else None,
         **listed_explanations(explanations, d_sae),
         "histogram": activity.histogram if activity else none,
         "top_token_ids": activity.top_token_ids if activity else none,
@@ -94,12 +100,15 @@ def add_member(
         "hungarian_partners": matches.hungarian_partner,
         "hungarian_encoder_cosines": matches.hungarian_encoder_cosine,
         "encoder_partners": matches.encoder_partner,
+        "active_partners": function.active_partner if function else none,
     }
     writer.add(Match, keys | partners)
     if activity:
         add_contexts(writer, ensemble, seed, activity.contexts)
     if logits:
         add_logits(writer, ensemble, seed, logits)
+    if function:
+        add_substitutes(writer, ensemble, seed, function)
 
 
 def dead_features(norms: np.ndarray, activity: Activity | None) -> np.ndarray:
@@ -115,12 +124,15 @@ def add_pairs(
     matches: Matches,
     norms: np.ndarray,
     activity: Activity | None,
+    function: MemberFunction | None = None,
 ) -> None:
     """One anchor's ordered pairs under every rule that was computed; `matches` holds its slices, `norms` as for add_member."""
     dead = dead_features(norms, activity)
     others = [seeds[other] for other in matches.other]
-    for rule in RULES:
-        cosines = rule_cosine(rule, matches)
+    by_rule = {rule: rule_cosine(rule, matches) for rule in DECODER_RULES}
+    if function:
+        by_rule["active"] = function.active_correlation
+    for rule, cosines in by_rule.items():
         if cosines.shape[-1]:
             gap = matches.gap if rule in ("hungarian", "both") else np.zeros(len(others))
             add_anchor_pairs(writer, ensemble, rule, seeds[index], others, cosines, dead, norms > 0, gap)

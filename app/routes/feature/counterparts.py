@@ -36,6 +36,8 @@ class Counterpart:
     hungarian_cosine: float | None
     hungarian_encoder_cosine: float | None
     encoder_partner: int | None
+    active_partner: int | None
+    active_correlation: float | None
     contexts: list[ShownContext] | None  # of the rule's partner, as are the next three
     explanation: str | None
     explainer: str | None
@@ -57,6 +59,7 @@ def find_counterparts(
     contexts = store.contexts_at(row.ensemble, places[:contexts_of], n=PARTNER_CONTEXTS) if activity else {}
     left_out = set() if contexts_of is None else set(places[contexts_of:])
     one_to_one, live = len(match.hungarian_partners) > 0, len(match.live_partners) > 0
+    active = len(match.active_partners) > 0
     counterparts = []
     for i, (seed, rule_partner) in enumerate(zip(seeds, partners, strict=True)):
         place = None if rule_partner is None else (seed, rule_partner)
@@ -81,6 +84,8 @@ def find_counterparts(
                 hungarian_cosine=feature.hungarian_cosines[i] if one_to_one else None,
                 hungarian_encoder_cosine=match.hungarian_encoder_cosines[i] if one_to_one else None,
                 encoder_partner=_index(match.encoder_partners[i]) if one_to_one else None,
+                active_partner=_index(match.active_partners[i]) if active else None,
+                active_correlation=feature.active_correlations[i] if active else None,
                 contexts=shown if activity and place not in left_out else None,
                 explanation=partner.explanation if partner else None,
                 explainer=partner.explainer if partner else None,

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from seedscope.engine.contract.checksums import damaged_file, write_sums
 from seedscope.engine.contract.environment import INDEX_FOLDER
+from seedscope.engine.contract.former_stores import complete
 from seedscope.engine.contract.index import layout
 from seedscope.engine.contract.index.cosines import (
     CosineWriter,
@@ -136,11 +137,15 @@ def is_usable(folder: Path, store: Path) -> bool:
 
 
 def _opened(store: Path) -> duckdb.DuckDBPyConnection:
-    """A connection that keeps few blocks in memory: each is read once. A process that has the store open keeps its own settings."""
+    """A connection that keeps few blocks in memory: each is read once. A process that has the store open keeps its own settings.
+
+    Of a store of a former schema, with the columns that it lacks filled in.
+    """
     try:
-        return open_store(store, memory_limit=_MEMORY_LIMIT)
+        connection = open_store(store, memory_limit=_MEMORY_LIMIT)
     except duckdb.ConnectionException:
-        return open_store(store)
+        connection = open_store(store)
+    return complete(connection, store)[0]
 
 
 def _stamp(store: Path) -> dict[str, object]:

@@ -31,7 +31,7 @@ from pathlib import Path
 from seedscope.engine.contract.schema import Column, columns
 from seedscope.engine.contract.tables.features import Feature
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 ABOUT = "about.json"
 # Features whose cosines lie together, comparison by comparison: the 95 cosines of one feature lie on 24 pages, and those of a
 # member are still compared with theta at the rate of memory. Features that fill the last tile up have cosine NaN.

@@ -20,6 +20,8 @@ class Feature:
     mutual_cosines: list[float]  # the best cosine where each is the other's best
     hungarian_cosines: list[float]  # under the one-to-one matching; empty where that was not computed
     both_cosines: list[float]  # decoder and encoder matching agree: the smaller of the two cosines; may be empty
+    # active: correlation of activations with the one of the nearest decoder rows that fires most alike; empty without function
+    active_correlations: list[float]
     density: float | None  # n_active / n_tokens, 0 to 1
     n_active: int | None  # evaluation tokens that it is active on
     n_tokens: int | None  # evaluation tokens that count
@@ -38,6 +40,10 @@ class Feature:
     explainer: str | None  # that made the explanation
     # The explanation's detection score: balanced accuracy, 0 to 1; None where it was not scored or scoring failed.
     score: float | None
+    # Correlation of activations with the nearest decoder row (argmax), mean over comparisons at any cosine; None for dead features.
+    cofiring: float | None
+    # Raw score of that counterpart, median over comparisons; None where it is undefined. See engine.contract.tables.function.
+    substitution: float | None
     histogram: list[int]  # tokens per bin of activations; the bins are Member.histogram_edges
     top_token_ids: list[int]  # most frequent token types that it is active on, the most frequent first
     top_token_counts: list[int]  # firings on each of them
@@ -58,6 +64,7 @@ class Match:
     hungarian_partners: list[int]  # this and the next two are empty where one-to-one matching was not computed
     hungarian_encoder_cosines: list[float]
     encoder_partners: list[int]  # partner under the one-to-one matching of the encoders
+    active_partners: list[int]  # the one of the nearest decoder rows that fires most alike; empty without function
 
 
 @dataclass(frozen=True)

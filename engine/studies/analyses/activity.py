@@ -10,9 +10,11 @@ from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.features.ablation import PAIR_NUMBERS, AblationPass
 from seedscope.engine.features.activity import Activity, ActivityPass
 from seedscope.engine.features.examples import ContextGrid
+from seedscope.engine.features.firings import FiringSpool
 from seedscope.engine.features.logits import direct_logits, refusal
 from seedscope.engine.saes.encode import encoded
 from seedscope.engine.store.parts import Part
+from seedscope.engine.studies.analyses.function import FunctionPass
 from seedscope.engine.studies.ensemble_run import EnsembleRun
 from seedscope.engine.studies.evaluator import Evaluator, Rows
 
@@ -24,41 +26,64 @@ class TokenPass(NamedTuple):
     targets: Rows | None  # what members should give back: the same, or what transcoders predict; None: not known
     tokens: TokenSet | None  # those that count; None where the rows came without tokens
     left_out: np.ndarray  # flat indices of those that do not
+    groups: list[range]  # of members, that were encoded together
     activity: list[ActivityPass]  # one per group; empty where it was not asked for
     ablation: list[AblationPass]  # likewise
+    function: FunctionPass | None = None
 
 
-def pass_over_tokens(run: EnsembleRun, evaluator: Evaluator, *, activity: bool, worth: bool) -> TokenPass:
-    """Encode the evaluation tokens once, for activity, for worth, or for both; memory holds the weights of one group."""
+def pass_over_tokens(
+    run: EnsembleRun, evaluator: Evaluator, *, activity: bool, worth: bool, function: bool = False
+) -> TokenPass:
+    """Encode the evaluation tokens once, for activity, for worth, for what counterparts do, or for several of them.
+
+    Memory holds the weights of one group of members; what counterparts do is measured of all members together.
+    """
     activations = evaluator.activations(run.hookpoint, run.stored.d_in, run.output)
     rows, tokens, targets = activations.rows, activations.tokens, activations.targets
-    activity_passes: list[ActivityPass] = []
-    ablation_passes: list[AblationPass] = []
     positions = None if tokens is None else np.flatnonzero(tokens.counted)
     n = run.stored.n_members
-    with run.progress.stage(f"{run.name}: activity{' and ablation' if worth else ''}", "tokens") as report:
-        for group in run.groups:
+    groups = [range(n)] if function else run.groups
+    activity_passes: list[ActivityPass] = []
+    ablation_passes: list[AblationPass] = []
+    for_function = None
+    asked = [
+        name for name, is_asked in (("activity", activity), ("ablation", worth), ("function", function)) if is_asked
+    ]
+    with run.progress.stage(f"{run.name}: {' and '.join(asked)}", "tokens") as report:
+        for group in groups:
             members = run.load(group)
-            activity_pass = ActivityPass(members) if activity else None
-            ablation_pass = AblationPass(members, pair_numbers=PAIR_NUMBERS * len(group) // n) if worth else None
+            activity_pass = ActivityPass(members, keep=function) if activity else None
+            ablation_pass = None
+            if worth or (function and not run.undefined):
+                # Of all pairs' sums only masks need more than the diagonal.
+                pair_numbers = PAIR_NUMBERS * len(group) // n if worth else 0
+                ablation_pass = AblationPass(members, pair_numbers=pair_numbers, across=function)
+            firings = activity_pass.firings if activity_pass else FiringSpool(members) if function else None
             for first, batch, codes in encoded(members, rows, run.device, n_members=n):
-                if activity_pass:
+                if firings:
                     at = slice(first, first + len(batch))
-                    activity_pass.add(codes, np.arange(at.start, at.stop) if positions is None else positions[at])
+                    firings.add(codes, np.arange(at.start, at.stop) if positions is None else positions[at])
                 if ablation_pass:
                     ablation_pass.add(batch if targets is None else target_rows(targets, first, len(batch)), codes)
                 read = group.start * len(rows) + len(group) * (first + len(batch))  # by all members together
                 report(read // n, len(rows))
+            if function and firings:
+                for_function = FunctionPass(firings, ablation_pass)
             if activity_pass:
                 activity_passes.append(activity_pass)
-                if len(run.groups) > 1:
-                    activity_pass.set_aside()
-            if ablation_pass:
+            if ablation_pass and worth:
                 ablation_passes.append(ablation_pass)
-                ablation_pass.release()
+            if len(groups) > 1:  # nothing of the group's weights and firings stays in memory
+                if firings:
+                    firings.set_aside()
+                if ablation_pass:
+                    ablation_pass.release()
     if targets is None and not run.undefined:
         targets = rows
-    return TokenPass(rows, targets, tokens, activations.left_out, activity_passes, ablation_passes)
+    return TokenPass(
+        rows, targets, tokens, activations.left_out, groups, activity_passes, ablation_passes, for_function
+    )
 
 
 def target_rows(targets: Rows, first: int, n: int) -> torch.Tensor:

@@ -34,7 +34,7 @@ def measure_worth(run: EnsembleRun, masked: MaskedFeatures, collected: TokenPass
     """Measure and keep the worth of every feature and of the masked sets, from what a pass over the tokens summed."""
     about, n = run.measured | run.judgement, run.stored.n_members
     with run.parts.write("ablate", about) as put:
-        for group, ablation in zip(run.groups, collected.ablation, strict=True):
+        for group, ablation in zip(collected.groups, collected.ablation, strict=True):
             drawn = [masked.masks(index) for index in group]
             mask_pass = None if ablation.pairwise else _answer_masks(run, group, drawn, collected)
             with run.progress.stage(f"{run.name}: worth", "seeds") as report:

@@ -13,7 +13,7 @@ from seedscope.engine.contract import schema
 from seedscope.engine.contract.index.layout import index_folder
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.tables.features import Context, Feature
-from seedscope.engine.contract.tables.study import Ensemble, Member, Token
+from seedscope.engine.contract.tables.study import Ensemble, Member, Study, Token
 from seedscope.engine.store.database import StoreReader, Writer, _digest
 
 N = 5
@@ -31,6 +31,7 @@ def values(table: type, name: str) -> object:
 def content(table: type) -> dict[str, object]:
     """N ensembles of one SAE with one feature each, for the index of features must find all of them."""
     whole = {
+        Study: {"schema_version": np.full(N, schema.SCHEMA_VERSION)},
         Ensemble: {"d_sae": np.ones(N, int), "n_comparisons": np.full(N, 3)},
         Feature: {"trigger": list(schema.TRIGGERS[:N])},
     }
