@@ -91,7 +91,7 @@ def restore(folder: Path, root: Path, study: str | None = None, *, report: Repor
                 if (made := synthetic.read(folder)) is None:
                     raise ValueError(f"found no {folder / synthetic.FILE}")
                 synthetic.write(made, unfinished)
-            path = writer.publish(built_from=exported.built_from)
+            path = writer.publish(built_from=exported.built_from, compared=any(row.n_comparisons for row in ensembles))
         if name == exported.study.study and path.name != exported.store and not _is_former(folder, exported):
             raise ValueError(
                 f"{folder} gives {path.name}, expected {exported.store}: its tables are not those of one study; export it again"

@@ -178,7 +178,7 @@ def _log_loss(score: np.ndarray, p: np.ndarray) -> float:
 
 def _classifier(kind: str, features: LabelledFeatures) -> Any:
     """A classifier of scikit-learn, trained on outcomes that are weighted by their share of a feature's comparisons."""
-    from sklearn.ensemble import HistGradientBoostingClassifier  # a second to import
+    from sklearn.ensemble import GradientBoostingClassifier  # a second to import
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import QuantileTransformer, SplineTransformer, StandardScaler
@@ -189,9 +189,9 @@ def _classifier(kind: str, features: LabelledFeatures) -> Any:
     outcome = np.repeat((1, 0), (len(positive), len(negative)))
     weight = np.concatenate([p[positive], 1 - p[negative]])
     if kind == "boosting":
-        boosting = HistGradientBoostingClassifier(
-            max_iter=30, learning_rate=0.15, max_leaf_nodes=8, min_samples_leaf=40, l2_regularization=1.0, random_state=0,
-            early_stopping=False,
+        boosting = GradientBoostingClassifier(
+            n_estimators=40, learning_rate=0.15, max_leaf_nodes=8, max_depth=None, min_samples_leaf=40, subsample=0.5,
+            max_features=min(3, values.shape[1]), random_state=0,
         )  # fmt: skip
         return boosting.fit(values, outcome, sample_weight=weight)
     spread: list[Any] = [StandardScaler()]

@@ -17,6 +17,7 @@ from seedscope.engine.contract.stability import is_match
 from seedscope.engine.contract.tables.predictions import INPUTS, CarriedPrediction
 from seedscope.engine.geometry.prediction_rows import as_arrays, carried_row
 from seedscope.engine.geometry.predictor import (
+    FEWEST_FEATURES,
     LabelledFeatures,
     TooFewError,
     cross_predict,
@@ -149,7 +150,7 @@ def _left_out(
         here, there = test[test < len(tested.values)], train[train >= len(tested.values)] - len(tested.values)
         some = others.at(there)
         try:
-            require_enough(some)
+            require_enough(some, FEWEST_FEATURES // SIDES)
         except TooFewError as error:
             raise ValueError(f"{plan.name}: without {names[index]} too little is left to train on: {error}") from None
         predicted[here] = fit_predictor(some, labelled[index].inputs).predict(tested.values[here]).p
