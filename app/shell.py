@@ -66,11 +66,12 @@ _ENSEMBLE_TABS = (
     ("Buckets", "/buckets", (), None),
     ("Ablation", "/ablation", (), "ablate"),
     ("Subspaces", "/subspaces", (), "subspaces"),
+    ("Function", "/function", (), "function"),
     ("Explanations", "/explanations", (), "explain"),
     ("Training", "/trajectory", (), "trajectory"),
     ("Try", "/try", (), None),
 )
-_COMPARING = {"Seeds", "Buckets", "Subspaces", "Training"}  # what one SAE alone has not
+_COMPARING = {"Seeds", "Buckets", "Subspaces", "Function", "Training"}  # what one SAE alone has not
 _ENSEMBLE, _STUDY = "/s/{study}/{ensemble}", "/s/{study}"
 
 

@@ -1,10 +1,11 @@
 """All entries of the glossary by key, in the order of the pages that define them."""
 
-from seedscope.app.glossary import activity, geometry, matching, prediction
+from seedscope.app.glossary import activity, function, geometry, matching, prediction
 from seedscope.app.glossary.entry import Entry
 
 GLOSSARY: dict[str, Entry] = {
-    entry.key: entry for entry in (*matching.ENTRIES, *activity.ENTRIES, *geometry.ENTRIES, *prediction.ENTRIES)
+    entry.key: entry
+    for entry in (*matching.ENTRIES, *activity.ENTRIES, *geometry.ENTRIES, *function.ENTRIES, *prediction.ENTRIES)
 }
 
 # The sections of /methods: anchor -> title.
@@ -17,6 +18,7 @@ SECTIONS: dict[str, str] = {
     "worth": "Ablation: effect of removing features",
     "buckets": "Buckets compared",
     "spans": "Subspaces of unstable features",
+    "function": "Function: what counterparts do",
     "predicted": "Stability predicted from one SAE",
     "trajectory": "Training",
     "map": "The map of directions",

@@ -207,6 +207,13 @@ class Filter(Judgement, DensityRange):
         | None
     ) = None
     score_min: Annotated[Share, Field(description="of the explanation that lists show")] | None = None
+    cofire_min: (
+        Annotated[
+            float,
+            Field(ge=-1, le=1, allow_inf_nan=False, description="of the mean correlation with the nearest features"),
+        ]
+        | None
+    ) = None
     hit: Annotated[Hit | None, Field(description="in what alone q is searched")] = None
     sort: Annotated[
         Literal[Sort, "listed"] | None,

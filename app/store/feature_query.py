@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from seedscope.engine.contract.stability import EPSILON, THETA
 
-Sort = Literal["stability", "density", "worth", "loss", "max", "entropy", "score", "feature", "relevance"]
+Sort = Literal["stability", "density", "worth", "loss", "max", "entropy", "score", "cofiring", "feature", "relevance"]
 SORTS: tuple[str, ...] = get_args(Sort)
 
 
@@ -30,6 +30,7 @@ class FeatureQuery:
     q: str | None = None  # text that a top token contains, "a token" in quotes, or words of an explanation
     hit: str | None = None  # of HITS: what alone is searched
     score_min: float | None = None  # of the explanation that lists show
+    cofire_min: float | None = None  # of the mean correlation with the nearest features of other seeds
     sort: str | None = None  # None: by `default_sort`
     descending: bool = True
 

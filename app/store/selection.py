@@ -17,7 +17,7 @@ from seedscope.engine.contract.stability import BUCKETS, UNDEFINED, bucket_bound
 
 BUCKET_NAMES = (*BUCKETS, UNDEFINED)  # by the number that stands for a bucket
 SORT_COLUMN = {"density": "n_active", "worth": "worth_ev", "loss": "worth_loss", "max": "max_activation",
-               "entropy": "token_entropy", "score": "score"}  # fmt: skip
+               "entropy": "token_entropy", "score": "score", "cofiring": "cofiring"}  # fmt: skip
 _TOLERANCE = 1e-9
 _FEW = 65_536  # rows that are sorted at once in a few milliseconds
 
@@ -147,6 +147,8 @@ class Selection:
             filters["dead"] = self._dead if query.dead == "only" else ~self._dead
         if query.score_min is not None:  # scores are single: 0.9 as it stands there is a little less than 0.9
             filters["score_min"] = self.of("score") >= np.float32(query.score_min)
+        if query.cofire_min is not None:
+            filters["cofire_min"] = self.of("cofiring") >= np.float32(query.cofire_min)
         if self.hits is not None and query.hit is not None:
             filters["hit"] = self.hits.by_token if query.hit == "token" else self.hits.by_explanation
         return filters

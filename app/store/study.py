@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from seedscope.app.store.database import Database
 from seedscope.app.store.errors import NotFound
 from seedscope.app.store.explanations import Explanations
 from seedscope.app.store.feature_query import FeatureQuery
+from seedscope.app.store.function import count_substituting, sample_pairs
 from seedscope.app.store.map import Maps
 from seedscope.app.store.pairs import Pairs
 from seedscope.app.store.pools import Pools
@@ -60,6 +61,8 @@ class StudyStore(Database):
         self.sample = lru_cache(4)(self._sample)  # 12 MB each with 95 comparisons
         self.own_counts = lru_cache(64)(self._own_counts)
         self.first_row = lru_cache(64)(self._first_row)
+        self.most_similar = lru_cache(16)(partial(count_substituting, self))
+        self.function_sample = lru_cache(16)(partial(sample_pairs, self))
         self.comparisons = Comparisons(self)
         self.maps = Maps(self)
         self.pools = Pools(self)

@@ -22,11 +22,10 @@ _SORT_FIELD = {"stability": "n_matched", "feature": "feature", "relevance": "rel
 _WHOLE = ("stability", "density", "feature", "listed")  # sorts whose values are whole numbers
 # Which result (a key of `missing`) each value that may be absent comes from.
 _RESULT = {"density": "activity", "max": "activity", "entropy": "contexts", "worth": "ablate", "loss": "loss",
-           "score": "explanations"}  # fmt: skip
+           "score": "explanations", "cofiring": "function"}  # fmt: skip
 # Columns that a line of the table takes over as they are.
-_NUMBERS = (
-    "decoder_norm", "density", "n_active", "max_activation", "worth_ev", "worth_loss", "trigger_share", "token_entropy", "score",
-)  # fmt: skip
+_NUMBERS = ("decoder_norm", "density", "n_active", "max_activation", "worth_ev", "worth_loss", "trigger_share", "token_entropy",
+            "score", "cofiring", "substitution")  # fmt: skip
 _TEXTS = ("trigger_what", "explanation", "explainer", "top_token_ids", "top_token_counts")
 SCORE_STEPS = (0.9, 0.8, 0.7, 0.6)  # of the facet: features whose score is at least this
 
@@ -56,6 +55,8 @@ class FeatureRow:
     explanation: str | None
     explainer: str | None
     score: float | None  # detection, balanced accuracy
+    cofiring: float | None  # correlation of activations with the nearest feature of each other seed, mean
+    substitution: float | None  # how well that feature takes its place, mean; see engine.contract.tables.function
     anchor: bool = False  # of a member whose recipe is not the others'
     found_by: tuple[str, ...] = ()  # of HITS; empty without a search
     hits: tuple[int, ...] = ()  # places in top_tokens of those that the search means
@@ -441,6 +442,7 @@ def _check_computed(store: Database, query: FeatureQuery) -> None:
     refuse("density_max", query.density_max, "activity", "no filter by density")
     refuse("trigger", query.trigger, "contexts", "no filter by trigger")
     refuse("score_min", query.score_min, "explanations", "no filter by score")
+    refuse("cofire_min", query.cofire_min, "function", "no filter by co-firing")
     refuse("hit", query.hit if query.hit == "token" else None, "activity", "no search in tokens")
     refuse("hit", query.hit if query.hit == "explanation" else None, "explanations", "no search in explanations")
     if "explanations" in lacking:

@@ -6,10 +6,12 @@ from seedscope.app.routes.address import Filter
 from seedscope.app.routes.feature.contexts import ShownContext, show_context
 from seedscope.app.store.explanations import LabelAgreement
 from seedscope.app.store.feature_query import FeatureQuery
+from seedscope.app.store.function import read_substitute
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.schema import NO_MATCH
 from seedscope.engine.contract.stability import is_match
 from seedscope.engine.contract.tables.features import Feature, Match
+from seedscope.engine.contract.tables.function import Substitute
 from seedscope.engine.contract.tables.study import Ensemble
 
 PARTNER_CONTEXTS = 2
@@ -38,6 +40,12 @@ class Counterpart:
     encoder_partner: int | None
     active_partner: int | None
     active_correlation: float | None
+    correlation: (
+        float | None
+    )  # of activations, with that rule's partner; this and the next three: None without the analysis
+    jaccard: float | None  # of firing
+    substitution: float | None  # score of that partner in the feature's place; None where it is undefined
+    scaled_substitution: float | None
     contexts: list[ShownContext] | None  # of the rule's partner, as are the next three
     explanation: str | None
     explainer: str | None
@@ -60,6 +68,7 @@ def find_counterparts(
     left_out = set() if contexts_of is None else set(places[contexts_of:])
     one_to_one, live = len(match.hungarian_partners) > 0, len(match.live_partners) > 0
     active = len(match.active_partners) > 0
+    does = read_substitute(store, row.ensemble, filter.rule, feature.seed, feature.feature)
     counterparts = []
     for i, (seed, rule_partner) in enumerate(zip(seeds, partners, strict=True)):
         place = None if rule_partner is None else (seed, rule_partner)
@@ -86,6 +95,7 @@ def find_counterparts(
                 encoder_partner=_index(match.encoder_partners[i]) if one_to_one else None,
                 active_partner=_index(match.active_partners[i]) if active else None,
                 active_correlation=feature.active_correlations[i] if active else None,
+                **_function(does, i, rule_partner),
                 contexts=shown if activity and place not in left_out else None,
                 explanation=partner.explanation if partner else None,
                 explainer=partner.explainer if partner else None,
@@ -93,6 +103,19 @@ def find_counterparts(
             )
         )
     return counterparts
+
+
+def _function(does: Substitute | None, i: int, partner: int | None) -> dict[str, float | None]:
+    """What the counterpart in comparison i does; nothing where there is no counterpart, or it is not known."""
+    if does is None or partner is None:
+        return dict.fromkeys(("correlation", "jaccard", "substitution", "scaled_substitution"))
+    scored = bool(does.substitutions)
+    return {
+        "correlation": does.correlations[i],
+        "jaccard": does.jaccards[i],
+        "substitution": does.substitutions[i] if scored else None,
+        "scaled_substitution": does.scaled_substitutions[i] if scored else None,
+    }
 
 
 def nearest_living(store: StudyStore, row: Ensemble, feature: Feature, match: Match) -> tuple[int, int, float] | None:

@@ -40,7 +40,7 @@ TEXTS = "texts.arrow"
 WORDS = "words.json"
 TEXT_COLUMNS = ("explanation", "explainer", "trigger_what", "top_token_ids", "top_token_counts")
 # Columns that lists are sorted by, beside X and the index.
-SORTED = ("n_active", "worth_ev", "worth_loss", "max_activation", "token_entropy", "score")
+SORTED = ("n_active", "worth_ev", "worth_loss", "max_activation", "token_entropy", "score", "cofiring")
 DIRECTIONS = ("down", "up")
 DEAD, UNKNOWN = 1, 2  # a living feature is 0
 NO_TRIGGER = 255

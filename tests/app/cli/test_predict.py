@@ -19,7 +19,7 @@ from seedscope.engine.contract.tables.predictions import (
 from seedscope.engine.demo import stdlib
 from seedscope.engine.export.restore import restore
 from seedscope.engine.store.database import StoreReader
-from seedscope.engine.studies.predict import Kind, compare_kinds
+from seedscope.engine.studies.predict import SAEKind, compare_kinds
 from support.commands import assert_one_line, run
 from support.reading import browse, parsed, text_of
 from support.studies import members_that_agree
@@ -217,10 +217,10 @@ def test_a_predictor_is_tested_on_ensembles_that_it_was_not_trained_on(root, tmp
         assert row.n_rows == predictors[name].n_features
 
 
-def kind(**changes) -> Kind:
+def kind(**changes) -> SAEKind:
     known = dict(variant="topk", hookpoint="blocks.2.hook_resid_post", model="gpt2", tokens="abc", d_sae=512, d_in=64,
                  transcoder=False, l0=(9.0, 11.0))  # fmt: skip
-    return Kind(**known | changes)
+    return SAEKind(**known | changes)
 
 
 @pytest.mark.parametrize(

@@ -437,7 +437,7 @@ def test_an_analysis_that_dies_in_every_stage_resumes_after_it_to_the_same_store
     stages = run(whole, llama).stages
     assert len(stages) > 5
     survived: list[str] = []
-    while set(survived) != set(stages):
+    while not set(stages) <= set(survived):  # a pass for what is left has a name of its own
         with pytest.raises(Killed):
             analyse(stopped, model=llama, device="cpu", loss_tokens=40, progress=DiesOncePerStage(survived))
         assert not (stopped / "CURRENT").exists()

@@ -14,6 +14,9 @@ from support.analyses import Kept, enrol_one, on_tokens, run
 from support.studies import ask
 from support.tiny_models import VOCABULARY, tiny
 
+# What counterparts do is measured of all members together.
+MEASURED = ("match", "activity", "ablate", "loss", "explain", "subspaces")
+
 
 def analysed(folder: Path, words: Path) -> tuple[str, Kept]:
     """The digest of a study's results, and what its analysis said."""
@@ -21,7 +24,7 @@ def analysed(folder: Path, words: Path) -> tuple[str, Kept]:
     study = folder / "root" / "mine"
     plan = catalogue.read(study)
     catalogue.write(plan.__class__(**{**vars(plan), **on_tokens(words)}), study)
-    progress = run(study, tiny("llama"))
+    progress = run(study, tiny("llama"), only=MEASURED)
     store = publish(study)
     assert ask(store, "SELECT count(*) FROM Feature WHERE worth_ev IS NULL OR density IS NULL") == [(0,)]
     return store.stem, progress

@@ -1,0 +1,33 @@
+"""Entries on what counterparts do: co-firing and substitution."""
+
+from seedscope.app.glossary.entry import OWN, Entry, section
+
+PAIRS = "pairs of a living feature of the bucket and another seed"
+TOKENS = "evaluation tokens, those on which neither fires included"
+
+ENTRIES: tuple[Entry, ...] = (
+    *section(
+    "function",
+    ("counterpart_kind", "counterpart", "Which feature of the other seed is looked at: the partner of a match rule, the "
+     "second-nearest decoder row, a small set of features, or a control.", None, None, OWN),
+    ("cofiring", "fires alike", "Correlation of the two features’ activations over all tokens: 1 where they rise and fall "
+     "together, 0 where they have nothing to do with each other.", r"\fn{corr}(a_i, b_j)", TOKENS, "common"),
+    ("firing_jaccard", "Jaccard", "Tokens on which both fire, as a share of those on which at least one does.",
+     r"\frac{|F_i ∩ F_j|}{|F_i ∪ F_j|}", "evaluation tokens on which one of them fires", "common"),
+    ("substitution", "substitution", "How much of what the feature explains its counterpart explains in its place: 1 all of it, 0 "
+     "no more than leaving the feature out, below 0 less than that.",
+     r"\frac{EV_{\text{counterpart}} − EV_{\text{without}}}{EV_{\text{itself}} − EV_{\text{without}}}", "evaluation tokens", OWN),
+    ("scaled_substitution", "scale fitted", "The same with the counterpart multiplied by the one factor that serves best.", None,
+     "evaluation tokens", OWN),
+    ("raw_share", "substitute", "Share of pairs whose counterpart keeps at least 80 % of what the feature explains, as it is.",
+     r"\text{share with score} ≥ 0.8", PAIRS, OWN),
+    ("scaled_share", "substitute, scale fitted", "The same share with the counterpart multiplied by the one factor that serves "
+     "best.", r"\text{share with score} ≥ 0.8", PAIRS, OWN),
+    ("recall_at", "R@n", "Of the n pairs that a rule calls most alike, the share that substitute.", None,
+     "pairs of both directions", OWN),
+    ("seed_interval", "interval", "95 % interval from a bootstrap over seeds: features of one seed share its training.", None,
+     "seeds", OWN),
+    ("function_pairs", "pairs", "Pairs of a feature and another seed whose substitution is defined.", None, None, OWN),
+    ("function_features", "features", "Living features that are looked at.", None, None, OWN),
+    ),
+)  # fmt: skip
