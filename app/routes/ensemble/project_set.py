@@ -34,7 +34,8 @@ NOT_A_FILTER = ("rank", "members", "order", "dir", "page", "sort", "view", "buck
 CHIPS = {
     "seed": "list seed {}", "id": "list #{}", "theta": "θ = {}", "epsilon": "ε = {}", "rule": "match rule: {}",
     "stability_min": "stability ≥ {}", "stability_max": "stability ≤ {}", "density_min": "density ≥ {}",
-    "density_max": "density ≤ {}", "trigger": "trigger: {}", "q": "“{}”", "score_min": "score ≥ {}", "cofire_min": "fires alike ≥ {}",
+    "density_max": "density ≤ {}", "trigger": "trigger: {}", "q": "“{}”", "score_min": "score ≥ {}",
+    "cofire_min": "fires alike ≥ {}",
 }  # fmt: skip
 DEAD_CHIPS = {"count": "dead counted in", "only": "dead ones only", "exclude": "without dead ones"}
 
