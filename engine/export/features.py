@@ -191,6 +191,8 @@ def missing(study: Opened, ensemble: Ensemble) -> list[dict[str, str]]:
     if "subspaces" not in ensemble.computed:
         one = "undefined: spans are compared among members, and the ensemble has one"
         needed["subspace"] = f"{command} subspaces" if ensemble.n_members > 1 else one
+    if ensemble.n_members == 1 and not study.store.table(Prediction, ["p"], ensemble=ensemble.ensemble).num_rows:
+        needed["predicted"] = f"seedscope predict {study.study.study}/{ensemble.ensemble} --from STUDY/ENSEMBLE"
     if "trajectory" not in ensemble.computed:
         kept = study.store.table(training.Checkpoint, ["step"], ensemble=ensemble.ensemble).num_rows
         none = "undefined: no members were kept along its training, or it was trained elsewhere"
