@@ -22,6 +22,7 @@ from seedscope.engine.bench import (
     loss,
     match_memory,
     pages,
+    planted,
     products,
     serve,
     training,
@@ -88,6 +89,11 @@ def transport_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     yield from transport.lines(full=full)
 
 
+def planted_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+    """Matching rules against known counterparts."""
+    yield from planted.lines(full=full)
+
+
 def harvest_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """Activity: the pass over the tokens, and what others take for it; and the loss of masks."""
     yield from harvest.lines(report=report)
@@ -116,6 +122,7 @@ SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "match": match_lines,
     "diff": diff_lines,
     "transport": transport_lines,
+    "planted": planted_lines,
     "harvest": harvest_lines,
     "geometry": geometry_lines,
     "train": train_lines,

@@ -15,6 +15,7 @@ from seedscope.engine.contract.schema import NO_MATCH, PAIR_RULES
 from seedscope.engine.contract.stability import THETA, clopper_pearson, is_match
 from seedscope.engine.matching.assignment import hungarian
 from seedscope.engine.matching.fates import FATES, ORIGINS, SAME, Towards, fates_of
+from seedscope.engine.matching.kernels import best_cosines
 from seedscope.engine.matching.match import NULL_KINDS, random_dictionary
 from seedscope.engine.matching.nearest import nearest
 from seedscope.engine.matching.pair import PairSide, described, read_comparable
@@ -207,6 +208,6 @@ def _by_chance(old: Tensor, new: Tensor, theta: float) -> dict[str, float]:
     rows = old[torch.randperm(len(old), generator=generator)[:N_BY_CHANCE]]
     shares = {}
     for kind in NULL_KINDS:
-        best, _ = nearest(rows, random_dictionary(new, kind, generator))
+        best, _ = best_cosines(rows, random_dictionary(new, kind, generator))
         shares[kind] = float(is_match(best.cosine.numpy(), theta).mean())
     return shares

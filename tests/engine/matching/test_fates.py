@@ -133,3 +133,65 @@ def test_a_rule_that_forms_no_pair_loses_what_nothing_shares(old):
 def test_a_theta_at_which_fates_overlap_is_refused(old, theta):
     with pytest.raises(ValueError, match=f"theta is {theta}, expected 0 to 0.95"):
         judged(old, old, theta)
+
+
+def written_out(old: np.ndarray, new: np.ndarray, theta: float, same: float = 0.95) -> tuple[list[str], list[str]]:
+    """The definitions once more, one row at a time, in plain Python; rule argmax."""
+    cosines = old @ new.T
+    to_new, to_old = cosines.argmax(1), cosines.argmax(0)
+    reach_new, reach_old = cosines.max(1) >= theta, cosines.max(0) >= theta
+
+    def write(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> bool:
+        plane = np.linalg.qr(np.stack([y, z], 1))[0]
+        return bool(np.linalg.norm(plane.T @ x) >= theta)
+
+    def writers(row: int, matrix: np.ndarray, nearest: np.ndarray, rows: np.ndarray, others: np.ndarray) -> list[int]:
+        """Rows of the other side whose nearest is `row`, if two of them write it though none reaches it."""
+        near = [j for j in range(len(others)) if nearest[j] == row and matrix[row, j] >= theta / 2**0.5]
+        near.sort(key=lambda j: -matrix[row, j])
+        alone = matrix[row].max() < theta
+        return near if alone and len(near) > 1 and write(rows[row], others[near[0]], others[near[1]]) else []
+
+    gone_to = [[j for j in range(len(new)) if to_old[j] == i and reach_old[j]] for i in range(len(old))]
+    came_from = [[i for i in range(len(old)) if to_new[i] == j and reach_new[i]] for j in range(len(new))]
+    parts = [gone_to[i] if len(gone_to[i]) > 1 else writers(i, cosines, to_old, old, new) for i in range(len(old))]
+    sources = [
+        came_from[j] if len(came_from[j]) > 1 else writers(j, cosines.T, to_new, new, old) for j in range(len(new))
+    ]
+    fates = []
+    for i in range(len(old)):
+        if cosines[i].max() >= same:
+            fates.append("survived")
+        elif parts[i]:
+            fates.append("split")
+        elif any(i in each for each in sources):
+            fates.append("merged")
+        else:
+            fates.append("moved" if reach_new[i] else "lost")
+    origins = []
+    for j in range(len(new)):
+        if any(to_new[i] == j and fates[i] in ("survived", "moved") for i in range(len(old))):
+            origins.append("kept")
+        elif any(j in parts[i] and fates[i] == "split" for i in range(len(old))):
+            origins.append("split")
+        elif any(fates[i] == "merged" for i in sources[j]):
+            origins.append("merged")
+        else:
+            origins.append("beside" if reach_old[j] else "new")
+    return fates, origins
+
+
+def test_crowded_dictionaries_get_the_fates_that_the_definitions_give():
+    """In five dimensions every fate and origin is common."""
+    seen: set[str] = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        old, new = (unit_rows(rng.standard_normal((int(rng.integers(3, 14)), 5))) for _ in range(2))
+        new[:2] = unit_rows(old[:2] + 0.3 * rng.random() * rng.standard_normal((2, 5)))
+        theta = float(rng.uniform(0.5, 0.9))
+        found = judged(old, new, theta)
+        fates, origins = written_out(old, new, theta)
+        assert found.fate.tolist() == fates
+        assert found.origin.tolist() == origins
+        seen |= {*fates, *(f"{each} row" for each in origins)}
+    assert seen == {*FATES, *(f"{each} row" for each in ORIGINS)}
