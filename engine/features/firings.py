@@ -64,7 +64,9 @@ class FiringSpool:
             self.n_active[member] += np.bincount(feature, minlength=len(norms))
             self._held[member].append(
                 Firings(
-                    feature.astype(self._kind), positions[token.numpy()].astype(np.int32), values[token, slot].numpy()
+                    feature.astype(self._kind),
+                    positions[token.numpy()].astype(np.int32),
+                    values[token, slot].float().numpy(),
                 )
             )
             self._n_held += len(feature)

@@ -37,15 +37,26 @@ class Kept(Progress):
 
 
 def enrol_one(
-    tmp_path: Path, name: str, *, first: int = 0, d_in: int = WIDTH, hookpoint: str | None = PLACE, **options
+    tmp_path: Path,
+    name: str,
+    *,
+    first: int = 0,
+    d_in: int = WIDTH,
+    hookpoint: str | None = PLACE,
+    decoder_scale: float = 1,
+    **options,
 ) -> catalogue.EnsemblePlan:
-    """Random SAEs, other ones for another `first`, whose decoder rows agree in part: some rows of all are nearly equal."""
+    """Random SAEs, other ones for another `first`, whose decoder rows agree in part: some rows of all are nearly equal.
+
+    Their reconstruction is worse than none; with a small `decoder_scale` it is of the activations' size.
+    """
     run = make_run(d_in=d_in, d_sae=D_SAE, seeds=tuple(first + seed for seed in SEEDS))
     rng = np.random.default_rng(first + 99)
     common = rng.normal(size=(D_SAE // 2, d_in))
     for tensors in run.values():
         tensors["W_dec"][: D_SAE // 2] = common + 0.1 * rng.normal(size=common.shape)
         tensors["W_enc"][:] = tensors["W_dec"].T + 0.1 * rng.normal(size=tensors["W_enc"].shape)
+        tensors["W_dec"] *= decoder_scale
     folder = tmp_path / f"files-{name}-{first}"
     LAYOUTS["openai"].write(folder, run, K)
     return enrol(tmp_path / "root", "mine", name, [folder], hookpoint=hookpoint, **options)
