@@ -32,7 +32,7 @@ class SubstitutingShare(NamedTuple):
     n: int  # pairs
 
 
-class ScorePoint(NamedTuple):
+class PairScore(NamedTuple):
     """One feature and its counterpart in another seed."""
 
     name: str
@@ -91,7 +91,7 @@ def substituting_dots(rows: Sequence[SubstitutingShare], title: str) -> Figure:
     )  # fmt: skip
 
 
-def score_against_cosine(points: Sequence[ScorePoint], seed: int, theta: float, title: str) -> Figure:
+def score_against_cosine(points: Sequence[PairScore], seed: int, theta: float, title: str) -> Figure:
     """A point per feature of one seed: its counterpart's cosine and raw score."""
     data: list[dict[str, Any]] = []
     for bucket in ("middle", "unstable", "stable"):

@@ -10,7 +10,7 @@ from seedscope.app import render
 from seedscope.app.figures.drawing import Figure
 from seedscope.app.figures.function import (
     KINDS,
-    ScorePoint,
+    PairScore,
     SubstitutingShare,
     score_against_cosine,
     substituting_dots,
@@ -107,7 +107,7 @@ def _figures(store: StudyStore, row: Ensemble, summaries: list[FunctionSummary])
     figures = [substituting_dots(shares, "Whose counterparts can take its place?")] if shares else []
     if points := store.function_sample(row.ensemble):
         shown = [
-            ScorePoint(f"seed {p.seed} #{p.feature} by seed {p.other} #{p.partner}", p.bucket, p.cosine, p.score)
+            PairScore(f"seed {p.seed} #{p.feature} by seed {p.other} #{p.partner}", p.bucket, p.cosine, p.score)
             for p in points
         ]
         figures.append(

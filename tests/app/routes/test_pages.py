@@ -338,7 +338,7 @@ def test_facets_count_what_choosing_them_would_find(table, query):
 def test_paging_visits_every_feature_once_in_order_and_back_again(client, address, table, sort, direction):
     whole = table(sort=sort, dir=direction)["rows"]
     column = {"stability": "n_matched", "density": "n_active", "worth": "worth_ev", "max": "max_activation",
-              "loss": "worth_loss", "entropy": "token_entropy", "score": "score"}  # fmt: skip
+              "loss": "worth_loss", "entropy": "token_entropy", "score": "score", "cofiring": "cofiring"}  # fmt: skip
     values = [row[column.get(sort, "feature")] for row in whole]
     n_known = sum(value is not None for value in values)
     assert all(value is None for value in values[n_known:])  # what has none stands last in either direction
