@@ -35,6 +35,10 @@ def bench(
     section: Annotated[Section, typer.Argument(help="What to measure.")] = Section.all,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file as well.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Also what takes many minutes.")] = False,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=64, help="diff, transport: rows of both sides.", show_default="16384 and 2048"),
+    ] = None,
     members: Annotated[int, typer.Option(min=2, help="serve: members of the generated study.")] = 96,
     features: Annotated[int, typer.Option(min=32, help="serve: features of every member.")] = 32_768,
     contexts: Annotated[int, typer.Option(min=1, help="serve: contexts of a feature.")] = 8,
@@ -65,6 +69,8 @@ def bench(
     lines = []
     console = Console(width=160 if not sys.stdout.isatty() else None)
     chosen = {name: measure for name, measure in SECTIONS.items() if section.value in (name, "all")}
+    if rows is not None:
+        chosen |= {name: partial(chosen[name], n=rows) for name in ("diff", "transport") if name in chosen}
     if section is Section.serve:
         size = StudySize(members, features, contexts, context_features)
         chosen["serve"] = partial(serve_lines, size, root=root, workers=workers, peer=peer and peer.value)

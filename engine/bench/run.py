@@ -79,14 +79,14 @@ def match_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
         yield from match_memory.lines()
 
 
-def diff_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+def diff_lines(*, full: bool, report: Report, n: int | None = None) -> Iterator[BenchLine]:
     """Two versions of an SAE compared."""
-    yield from versions.lines(full=full)
+    yield from versions.lines(full=full) if n is None else versions.lines(full=full, n=n)
 
 
-def transport_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+def transport_lines(*, full: bool, report: Report, n: int | None = None) -> Iterator[BenchLine]:
     """Optimal transport between two dictionaries."""
-    yield from transport.lines(full=full)
+    yield from transport.lines(full=full) if n is None else transport.lines(full=full, n=n)
 
 
 def planted_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
