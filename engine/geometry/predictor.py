@@ -72,7 +72,7 @@ class StabilityModel:
     inputs: tuple[str, ...]  # columns of `values`, names out of INPUTS
     classifier: Any
     calibration: Any
-    held_out: "RankedPredictions"  # predictions of the training features by models that saw none of their clusters
+    held_out: "HeldOutPredictions"  # predictions of the training features by models that saw none of their clusters
     lowest: np.ndarray  # (inputs,) of the training features
     highest: np.ndarray
 
@@ -92,14 +92,14 @@ class Predicted(NamedTuple):
     inside: np.ndarray  # bool
 
 
-class RankedPredictions(NamedTuple):
+class HeldOutPredictions(NamedTuple):
     """Predicted and true p of features that the predicting model has not seen, in the order of the predicted."""
 
     predicted: np.ndarray
     true: np.ndarray
 
     @classmethod
-    def of(cls, predicted: np.ndarray, true: np.ndarray, seed: int = 0) -> "RankedPredictions":
+    def of(cls, predicted: np.ndarray, true: np.ndarray, seed: int = 0) -> "HeldOutPredictions":
         """From arrays in any order; features with the same prediction are put in a random order."""
         mixed = np.random.default_rng(seed).permutation(len(predicted))
         order = mixed[np.argsort(predicted[mixed], kind="stable")]
@@ -118,9 +118,9 @@ class RankedPredictions(NamedTuple):
 
 def fit_predictor(features: LabelledFeatures, inputs: Sequence[str], kind: str | None = None) -> StabilityModel:
     """Train on features; `kind` is by default the simplest whose log loss on held-out clusters is within AS_GOOD of the best."""
-    fitted = _fit(features, kind, RankedPredictions.of(*_no_rows()))
+    fitted = _fit(features, kind, HeldOutPredictions.of(*_no_rows()))
     tested = cross_predict(features, fitted.kind)
-    held_out = RankedPredictions.of(tested.p, features.p)
+    held_out = HeldOutPredictions.of(tested.p, features.p)
     lowest, highest = features.values.min(0), features.values.max(0)
     return StabilityModel(fitted.kind, tuple(inputs), fitted.classifier, fitted.calibration, held_out, lowest, highest)
 
@@ -137,7 +137,7 @@ def cross_predict(features: LabelledFeatures, kind: str | None = None) -> CrossP
     """Predict every feature by a model of the other folds' clusters, which chooses its kind (unless given) and calibrates there."""
     p, fold, kinds = np.zeros(len(features.values)), np.zeros(len(features.values), int), []
     for number, (train, test) in enumerate(folds(features.cluster, FOLDS)):
-        model = _fit(features.at(train), kind, RankedPredictions.of(*_no_rows()))
+        model = _fit(features.at(train), kind, HeldOutPredictions.of(*_no_rows()))
         p[test] = _calibrated(model.calibration, _scores(model.classifier, features.values[test]))
         fold[test] = number
         kinds.append(model.kind)
@@ -155,7 +155,7 @@ def _no_rows() -> tuple[np.ndarray, np.ndarray]:
     return np.zeros(1), np.zeros(1)
 
 
-def _fit(features: LabelledFeatures, kind: str | None, held_out: RankedPredictions) -> StabilityModel:
+def _fit(features: LabelledFeatures, kind: str | None, held_out: HeldOutPredictions) -> StabilityModel:
     """The simplest kind that predicts held-out clusters about as well as the best, calibrated there, trained on all."""
     inner = folds(features.cluster, INNER_FOLDS)
     scores: dict[str, np.ndarray] = {}

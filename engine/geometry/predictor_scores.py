@@ -12,7 +12,7 @@ import numpy as np
 
 from seedscope.engine.contract.stability import EPSILON, bucket_bounds
 from seedscope.engine.contract.tables.predictions import DECODER_INPUTS
-from seedscope.engine.geometry.predictor import CrossPredicted, LabelledFeatures, RankedPredictions, cross_predict
+from seedscope.engine.geometry.predictor import CrossPredicted, HeldOutPredictions, LabelledFeatures, cross_predict
 
 N_DRAWS = 200
 N_BINS = 10  # of equal size
@@ -128,7 +128,7 @@ def coverage(tested: CrossPredicted, features: LabelledFeatures) -> tuple[float,
     inside, width, true = np.zeros(len(true_p := features.p), bool), np.zeros(len(true_p)), true_p
     for number in np.unique(tested.fold):
         here = tested.fold == number
-        low, high = RankedPredictions.of(tested.p[~here], true[~here]).interval(tested.p[here])
+        low, high = HeldOutPredictions.of(tested.p[~here], true[~here]).interval(tested.p[here])
         inside[here] = (true[here] >= low) & (true[here] <= high)
         width[here] = high - low
     return float(inside.mean()), float(width.mean())

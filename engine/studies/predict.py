@@ -30,7 +30,7 @@ WARN, REFUSE = 1.25, 4.0  # factors in d_sae or L0 between the SAE and those tha
 MOST_OUTSIDE = 0.5  # share of its features beyond the training features' inputs, above which nothing is predicted
 
 
-class SAEKind(NamedTuple):
+class SaeTraits(NamedTuple):
     """What sets SAEs apart that a predictor may not carry over between."""
 
     variant: str | None
@@ -89,8 +89,8 @@ def predict_one(
     labelled = labelled.seeing(inputs, {each: f"of {study}/{ensemble}, {why}" for each, why in found.missing.items()})
     values = found.values[:, input_columns(inputs)]
     at = np.flatnonzero(np.isfinite(values).all(1))
-    kinds = _kind(root / study, plan, one, activity), _kind(root / trained_on[0], source, many, None)
-    warnings, refusals = compare_kinds(*kinds)
+    traits = _traits(root / study, plan, one, activity), _traits(root / trained_on[0], source, many, None)
+    warnings, refusals = compare_traits(*traits)
     warnings += [f"it is seed {seed} of {name}: the predictor was trained on it" for seed in same]
     if refusals and not force:
         raise ValueError(_refused(f"{study}/{ensemble}", name, refusals))
@@ -149,7 +149,9 @@ def _about(study: Path, ensemble: catalogue.EnsemblePlan) -> dict[str, Any]:
     return {"version": VERSION, "saes": [member.digest for member in ensemble.members], "tokens": None}
 
 
-def _kind(study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, activity: Part | None) -> SAEKind:
+def _traits(
+    study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePlan, activity: Part | None
+) -> SaeTraits:
     members = _members(study, ensemble)
     if activity is None:
         activity = Parts(study, ensemble.name).find("activity", saes=[member.digest for member in ensemble.members])
@@ -158,13 +160,13 @@ def _kind(study: Path, plan: catalogue.StudyPlan, ensemble: catalogue.EnsemblePl
         arrays = [activity.read(seed, "n_active", "n_tokens") for seed in ensemble.seeds]
         l0s = [float(each["n_active"].sum() / each["n_tokens"]) for each in arrays]
         l0 = min(l0s), max(l0s)
-    return SAEKind(
+    return SaeTraits(
         ensemble.variant or members.convention.architecture, ensemble.hookpoint, plan.model and Path(plan.model).name,
         activity.about["tokens"] if activity else None, members.d_sae, members.d_in, members.convention.transcoder, l0,
     )  # fmt: skip
 
 
-def compare_kinds(one: SAEKind, many: SAEKind) -> tuple[list[str], list[str]]:
+def compare_traits(one: SaeTraits, many: SaeTraits) -> tuple[list[str], list[str]]:
     """(warnings, reasons not to predict): how an SAE differs from those that a predictor was trained on."""
     warnings, refusals = [], []
     if one.transcoder != many.transcoder:

@@ -19,7 +19,7 @@ from seedscope.engine.contract.tables.predictions import (
 from seedscope.engine.demo import stdlib
 from seedscope.engine.export.restore import restore
 from seedscope.engine.store.database import StoreReader
-from seedscope.engine.studies.predict import SAEKind, compare_kinds
+from seedscope.engine.studies.predict import SaeTraits, compare_traits
 from support.commands import assert_one_line, run
 from support.reading import browse, parsed, text_of
 from support.studies import members_that_agree
@@ -217,10 +217,10 @@ def test_a_predictor_is_tested_on_ensembles_that_it_was_not_trained_on(root, tmp
         assert row.n_rows == predictors[name].n_features
 
 
-def kind(**changes) -> SAEKind:
+def traits(**changes) -> SaeTraits:
     known = dict(variant="topk", hookpoint="blocks.2.hook_resid_post", model="gpt2", tokens="abc", d_sae=512, d_in=64,
                  transcoder=False, l0=(9.0, 11.0))  # fmt: skip
-    return SAEKind(**known | changes)
+    return SaeTraits(**known | changes)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def kind(**changes) -> SAEKind:
     ],
 )
 def test_what_is_unlike_the_training_ensemble_is_named(changes, warns, refuses):
-    found = compare_kinds(kind(**changes), kind())
+    found = compare_traits(traits(**changes), traits())
     for texts, expected in zip(found, (warns, refuses), strict=True):
         assert len(texts) == (expected is not None)
         assert not expected or texts[0].startswith(expected)

@@ -6,8 +6,8 @@ from sklearn.metrics import roc_auc_score
 
 from seedscope.engine.geometry.predictor import (
     NEIGHBOURS,
+    HeldOutPredictions,
     LabelledFeatures,
-    RankedPredictions,
     TooFewError,
     cross_predict,
     fit_predictor,
@@ -139,10 +139,10 @@ def test_intervals_hold_the_features_that_they_say(told):
 
 def test_an_interval_is_of_the_nearest_predictions():
     predicted, true = np.arange(1000) / 1000, np.tile([0, 1], 500)
-    held = RankedPredictions.of(np.concatenate([predicted, [2.0] * 50]), np.concatenate([true, [0.5] * 50]))
+    held = HeldOutPredictions.of(np.concatenate([predicted, [2.0] * 50]), np.concatenate([true, [0.5] * 50]))
     low, high = held.interval(np.array([0.5, 2.0]))
     assert (low.tolist(), high.tolist()) == ([0, 0], [1, 1])
-    few = RankedPredictions.of(np.array([0.1, 0.2]), np.array([0.3, 0.4]))
+    few = HeldOutPredictions.of(np.array([0.1, 0.2]), np.array([0.3, 0.4]))
     assert [each.tolist() for each in few.interval(np.array([0.0, 1.0]))] == [[0.3, 0.3], [0.4, 0.4]]
     assert NEIGHBOURS == 200
 
