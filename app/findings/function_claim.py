@@ -15,21 +15,22 @@ def function_sentence(rows: Sequence[FunctionSummary]) -> str:
         return None if row is None or row.scaled_share is None else percent(row.scaled_share)
 
     stable, unstable = said("stable", "argmax"), said("unstable", "argmax")
-    parts = []
+    no_match = said("stable", "hard_negative")
+    sentences = []
     if stable is not None:
-        against = said("stable", "hard_negative")
-        parts.append(
-            f"The nearest feature of another seed does the work of a stable feature in {stable} of cases"
-            + (f"; the nearest that is no match does in {against}" if against is not None else "")
+        beside = f" (the nearest that is no match: {no_match})" if no_match is not None else ""
+        against = f", an unstable one’s in {unstable}" if unstable is not None else ""
+        sentences.append(
+            f"The nearest feature of another seed can take a stable feature’s place in {stable} of cases{beside}{against}."
         )
-    if unstable is not None:
-        parts.append(f"{'of' if parts else 'Of'} unstable features it does in {unstable}")
+    elif unstable is not None:
+        sentences.append(
+            f"The nearest feature of another seed can take an unstable feature’s place in {unstable} of cases."
+        )
     small, control = said("unstable", "small_set"), said("unstable", "small_set_control")
     if small is not None:
-        parts.append(
-            f"{'a' if parts else 'A'} small set of another seed’s features replaces {small} of the unstable ones"
-            + (f" (another feature’s set {control})" if control is not None else "")
+        beside = f" (another feature’s set: {control})" if control is not None else ""
+        sentences.append(
+            f"At most eight features of another seed together take the place of {small} of unstable ones{beside}."
         )
-    return ", ".join(parts[:2]) + (f"; {parts[2]}" if len(parts) > 2 else "") + "." if parts else (
-        "No bucket has a feature whose substitution is defined."
-    )  # fmt: skip
+    return " ".join(sentences) or "No bucket has a feature whose substitution is defined."
