@@ -16,6 +16,7 @@ class Section(StrEnum):
     match = "match"
     harvest = "harvest"
     geometry = "geometry"
+    function = "function"
     train = "train"
     serve = "serve"
     all = "all"

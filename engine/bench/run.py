@@ -14,7 +14,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from seedscope.engine.bench import assignment, geometry, harvest, live, match_memory, pages, products, serve, training
+from seedscope.engine.bench import (
+    assignment,
+    function,
+    geometry,
+    harvest,
+    live,
+    match_memory,
+    pages,
+    products,
+    serve,
+    training,
+)
 from seedscope.engine.bench.generated_study import StudySize
 from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.files import write_whole
@@ -80,6 +91,11 @@ def train_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     yield from training.lines(full=full, report=report)
 
 
+def function_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+    """Function: co-firing and substitution of counterparts."""
+    yield from function.lines(full=full, report=report)
+
+
 def serve_lines(
     size: StudySize, *, root: Path | None, workers: int | None, peer: str | None, full: bool, report: Report
 ) -> Iterator[BenchLine]:
@@ -92,6 +108,7 @@ SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "match": match_lines,
     "harvest": harvest_lines,
     "geometry": geometry_lines,
+    "function": function_lines,
     "train": train_lines,
 }
 

@@ -43,10 +43,7 @@ def pass_over_tokens(
         ablation_pass = AblationPass(run.members, across=function, **kept)
     firings = activity_pass.firings if activity_pass else FiringSpool(run.members) if function else None
     positions = None if tokens is None else np.flatnonzero(tokens.counted)
-    asked = [
-        name for name, is_asked in (("activity", activity), ("ablation", worth), ("function", function)) if is_asked
-    ]
-    with run.progress.stage(f"{run.name}: {' and '.join(asked)}", "tokens") as report:
+    with run.progress.stage(f"{run.name}: activity{' and ablation' if ablation_pass else ''}", "tokens") as report:
         for first, batch, codes in encoded(run.members, rows, run.device):
             if firings:
                 at = slice(first, first + len(batch))
