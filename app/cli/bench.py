@@ -19,6 +19,7 @@ class Section(StrEnum):
     planted = "planted"
     harvest = "harvest"
     geometry = "geometry"
+    function = "function"
     train = "train"
     serve = "serve"
     all = "all"

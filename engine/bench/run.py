@@ -16,6 +16,7 @@ from rich.table import Table
 
 from seedscope.engine.bench import (
     assignment,
+    function,
     geometry,
     harvest,
     live,
@@ -110,6 +111,11 @@ def train_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     yield from training.lines(full=full, report=report)
 
 
+def function_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+    """Function: co-firing and substitution of counterparts."""
+    yield from function.lines(full=full, report=report)
+
+
 def serve_lines(
     size: StudySize, *, root: Path | None, workers: int | None, peer: str | None, full: bool, report: Report
 ) -> Iterator[BenchLine]:
@@ -125,6 +131,7 @@ SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "planted": planted_lines,
     "harvest": harvest_lines,
     "geometry": geometry_lines,
+    "function": function_lines,
     "train": train_lines,
 }
 

@@ -67,12 +67,12 @@ def pair_sums(firings: FiringSpool, a: int, b: int, first: np.ndarray, second: n
         for pair in range(start, stop):
             begin, end = of_b[pair]
             there = position_b[begin:end]
-            found = dense[there]
+            found = dense.take(there)
             value = value_b[begin:end]
             product[pair] = found @ value
-            together[pair] = np.count_nonzero(found)
+            together[pair] = np.count_nonzero(found > 0)
             if scales is not None:
-                scaled[pair] = (found * scales[there] ** 2) @ value
+                scaled[pair] = (found * scales.take(there) ** 2) @ value
             touched += end - begin
         dense[where] = 0
         if touched > AT_ONCE:

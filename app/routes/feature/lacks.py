@@ -15,7 +15,7 @@ FIELDS = {
     "live": ("matches.live_partner", "matches.live_cosine"),
     "one-to-one": ("matches.hungarian_partner", "matches.hungarian_cosine", "matches.hungarian_encoder_cosine",
                    "matches.encoder_partner"),
-    "function": ("matches.active_partner", "matches.active_correlation", "cofiring", "substitution"),
+    "function": ("matches.active_partner", "matches.active_correlation"),
     "ablate": ("ablation.marginal_ev", "ablation.rank"),
     "loss": ("ablation.marginal_loss_nats", "ablation.loss_rank"),
     "logits": ("positive_logits", "negative_logits"),

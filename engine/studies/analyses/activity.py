@@ -47,15 +47,13 @@ def pass_over_tokens(
     activity_passes: list[ActivityPass] = []
     ablation_passes: list[AblationPass] = []
     for_function = None
-    asked = [
-        name for name, is_asked in (("activity", activity), ("ablation", worth), ("function", function)) if is_asked
-    ]
-    with run.progress.stage(f"{run.name}: {' and '.join(asked)}", "tokens") as report:
+    sums = worth or (function and not run.undefined)
+    with run.progress.stage(f"{run.name}: activity{' and ablation' if sums else ''}", "tokens") as report:
         for group in groups:
             members = run.load(group)
             activity_pass = ActivityPass(members, keep=function) if activity else None
             ablation_pass = None
-            if worth or (function and not run.undefined):
+            if sums:
                 # Of all pairs' sums only masks need more than the diagonal.
                 pair_numbers = PAIR_NUMBERS * len(group) // n if worth else 0
                 ablation_pass = AblationPass(members, pair_numbers=pair_numbers, across=function)

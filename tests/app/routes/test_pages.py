@@ -139,7 +139,7 @@ def test_the_feature_twin_has_every_name_that_was_promised(client, address):
     )
     of_matches = (
         "seed partner cosine runner_up_cosine matched mutual encoder_cosine live_partner live_cosine "
-        "hungarian_partner hungarian_cosine hungarian_encoder_cosine encoder_partner"
+        "hungarian_partner hungarian_cosine hungarian_encoder_cosine encoder_partner active_partner active_correlation"
     )
     assert set(promised.split()) <= set(data)
     assert all(set(of_matches.split()) <= set(match) for match in data["matches"])

@@ -305,6 +305,7 @@ def test_an_ensemble_whose_hook_point_nobody_knows_asks_for_it(measured):
     assert {(a["command"], *a["ensembles"]) for a in additions} == {
         ("seedscope analyze measured --hookpoint NAME", "lost"), ("seedscope analyze measured --only ablate", "read"),
         ("seedscope analyze measured --only explain", "read"), ("seedscope analyze measured --only loss", "read"),
+        ("seedscope analyze measured --only function", "read"),
         ("seedscope analyze measured --only subspaces", "lost", "read"),
     }  # fmt: skip
 

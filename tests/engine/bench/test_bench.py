@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from seedscope.engine.bench import assignment, geometry, pages, products, run, training, transport, versions
+from seedscope.engine.bench import assignment, function, geometry, pages, products, run, training, transport, versions
 from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
 from seedscope.engine.geometry.subspaces import log_ranks
@@ -88,6 +88,15 @@ def test_geometry_is_measured_against_svds_and_products():
         assert f"3 members x 40 unstable rows x 16 at {len(log_ranks(16))} ranks" in line.work
     assert "all 6 ordered pairs" in energy.work
     assert sum(energy.peers_s.values()) == pytest.approx(energy.limit_s)
+
+
+def test_co_firing_and_substitution_are_measured_against_the_encoder_and_the_activity_pass():
+    size = function.FunctionSize(members=3, d_sae=64, d_in=16, k=4, n_tokens=700)
+    alike, substitution = function.lines(size=size)
+    for line in (alike, substitution):
+        assert line.ours_s > 0 < line.limit_s
+        assert "3 x 64, d_in 16, k 4, 700 tokens" in line.work
+    assert "largest memory" in alike.remark
 
 
 @pytest.fixture(scope="module")
