@@ -60,8 +60,8 @@ class Transport(NamedTuple):
 class _Pass(NamedTuple):
     f: Tensor  # of the rows, exact for the g that was given
     best_g: Tensor  # exact for f
-    forward: Carried | None
-    backward: Carried | None
+    to_b: tuple[Tensor, Tensor]  # partner and share of every row of a; zeros where partners were not asked for
+    to_a: tuple[Tensor, Tensor]
 
 
 def transport(
@@ -104,9 +104,8 @@ def transport(
             memory = [*memory, (target, step)][-_MEMORY - 1 :]
         g = _combined(memory) if len(memory) > 1 else target
     last = _swept(a, b, best, epsilon, partners=True)
-    assert last.forward is not None
-    assert last.backward is not None
-    return Transport(last.forward, last.backward, last.f, best, least, n_passes, epsilon)
+    forward, backward = _carried(a, b, *last.to_b), _carried(b, a, *last.to_a)
+    return Transport(forward, backward, last.f, best, least, n_passes, epsilon)
 
 
 def _combined(memory: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -128,7 +127,7 @@ def _swept(a: Tensor, b: Tensor, g: Tensor, epsilon: float, *, partners: bool) -
     step = min(max(BLOCK_ENTRIES // n_b, _BLOCK_ROWS), n_a)
     logits, masses = a.new_empty(step, n_b), a.new_empty(step, n_b)
     scaled_g = (g / epsilon).to(a.dtype)
-    f, row_share = (torch.empty(n_a, dtype=torch.float64, device=a.device) for _ in range(2))
+    f, row_share = (torch.zeros(n_a, dtype=torch.float64, device=a.device) for _ in range(2))
     arrives = torch.zeros(n_b, dtype=torch.float64, device=a.device)  # mass at every row of b
     row_partner, column_partner = (torch.zeros(n, dtype=torch.long, device=a.device) for n in (n_a, n_b))
     column_top = a.new_full((n_b,), -torch.inf)
@@ -151,14 +150,7 @@ def _swept(a: Tensor, b: Tensor, g: Tensor, epsilon: float, *, partners: bool) -
             column_partner[higher] = first + logit[:, higher].argmax(0)
             column_top = torch.maximum(column_top, block_top)
     best_g = g - epsilon * (arrives.log() + math.log(n_b))
-    if not partners:
-        return _Pass(f, best_g, None, None)
-    return _Pass(
-        f,
-        best_g,
-        _carried(a, b, row_partner, row_share),
-        _carried(b, a, column_partner, column_top.double().exp() / arrives),
-    )
+    return _Pass(f, best_g, (row_partner, row_share), (column_partner, column_top.double().exp() / arrives))
 
 
 def _carried(rows: Tensor, others: Tensor, partner: Tensor, share: Tensor) -> Carried:
