@@ -91,6 +91,7 @@ def test_a_job_that_is_refused_is_not_queued_and_with_room_the_queue_goes_on(job
     assert ended(jobs, jobs.start("analyze", "bare", {"only": "match"}).id).state == "done"
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_a_job_runs_ends_that_job_and_not_the_queue(jobs, disk, root):
     shutil.rmtree(root / "bare" / "parts")
     first = jobs.start("analyze", "bare", {})

@@ -446,6 +446,7 @@ def test_an_analysis_that_dies_in_every_stage_resumes_after_it_to_the_same_store
     assert not (stopped / "scratch").exists()
 
 
+@pytest.mark.slow
 def test_an_analysis_killed_outright_resumes_to_the_same_store(study, words, tmp_path):
     save(tmp_path / "model", "llama")
     changed(study, **on_tokens(words[0]) | {"model": str(tmp_path / "model")})

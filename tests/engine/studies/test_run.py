@@ -87,6 +87,7 @@ def test_a_build_that_dies_in_every_stage_publishes_nothing_until_one_comes_thro
     assert store.name == built.name
 
 
+@pytest.mark.slow
 def test_a_build_killed_outright_publishes_nothing_and_the_next_one_finishes_it(tiny, few, built, tmp_path):
     script = (
         "import sys, time\nfrom contextlib import contextmanager\nfrom pathlib import Path\n"
