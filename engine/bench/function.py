@@ -111,8 +111,8 @@ def lines(
 
 def _sae(size: FunctionSize) -> SAE:
     decoder = torch.nn.functional.normalize(torch.randn(size.members, size.d_sae, size.d_in), dim=-1)
-    zeros = {"b_enc": torch.zeros(decoder.shape[:2]), "b_dec": torch.zeros(size.members, size.d_in)}
-    made = SAE(decoder.transpose(1, 2), W_dec=decoder, seeds=tuple(range(size.members)), k=size.k, **zeros)
+    b_enc, b_dec = torch.zeros(decoder.shape[:2]), torch.zeros(size.members, size.d_in)
+    made = SAE(decoder.transpose(1, 2), b_enc, decoder, b_dec, seeds=tuple(range(size.members)), k=size.k)
     return made.requires_grad_(False)
 
 

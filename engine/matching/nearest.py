@@ -13,7 +13,7 @@ from seedscope.engine.matching.kernels import BLOCK, products
 STEPS = 2**20  # cosines are equal where they round to the same multiple of 1 / STEPS: finer is rounding (kernels.TIE)
 
 
-class Nearest(NamedTuple):
+class NearestRows(NamedTuple):
     """For every row of one dictionary its nearest rows in another, the nearest first; fewer where there are not so many."""
 
     row: Int[np.ndarray, "rows k"]  # int32; -1: none
@@ -22,7 +22,7 @@ class Nearest(NamedTuple):
 
 def nearest_rows(
     a: Float[Tensor, "rows_a d_in"], b: Float[Tensor, "rows_b d_in"], k: int, *, block: int = BLOCK
-) -> tuple[Nearest, Nearest]:
+) -> tuple[NearestRows, NearestRows]:
     """The k nearest rows of `b` for every row of `a`, and of `a` for every row of `b`, by signed cosine; one product for both.
 
     Inputs are unit rows; rows of zeros, which have no direction, are nobody's neighbours and have none. Ties go to the lower
@@ -53,9 +53,9 @@ def _merged(best: Tensor, steps: Tensor, first: int) -> Tensor:
     return together.topk(best.shape[1], dim=1).values
 
 
-def _as_nearest(keys: Tensor) -> Nearest:
+def _as_nearest(keys: Tensor) -> NearestRows:
     """Keys as indices and cosines."""
     is_there = keys > 0
     index = torch.where(is_there, _LOW - (keys & _LOW), -1).int()
     cosine = torch.where(is_there, ((keys >> 31) - 1).double() / STEPS - 1, NO_MATCH).float()
-    return Nearest(index.cpu().numpy(), cosine.cpu().numpy())
+    return NearestRows(index.cpu().numpy(), cosine.cpu().numpy())

@@ -16,7 +16,7 @@ from seedscope.engine.features.function import MemberFunction, OfKind
 from seedscope.engine.features.function_rows import as_columns
 from seedscope.engine.features.function_summary import summarise
 from seedscope.engine.features.substitution import Gains, Scores, scores
-from seedscope.engine.matching.nearest import Nearest, nearest_rows
+from seedscope.engine.matching.nearest import NearestRows, nearest_rows
 from seedscope.engine.saes.sae import unit_rows
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.analyses.small_sets import SetMember, sets_of_pair, summaries_of_sets
@@ -187,7 +187,7 @@ def _measure_pair(
                 getattr(target, name)[:, slot] = np.where(has, values[where], unscored)
 
 
-def _chosen(run: EnsembleRun, own: _Member, other: _Member, nearest: Nearest) -> dict[str, np.ndarray]:
+def _chosen(run: EnsembleRun, own: _Member, other: _Member, nearest: NearestRows) -> dict[str, np.ndarray]:
     """{kind: (d_sae,) counterparts in the other member}, of all kinds but `active`."""
     slot = other.at - (other.at > own.at)
     by_rule = {rule: partners[:, slot] for rule, partners in own.partners.items()}
