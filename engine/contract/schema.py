@@ -37,11 +37,10 @@ READABLE = range(
     6, SCHEMA_VERSION + 1
 )  # schemas of stores and exports that are read; see engine.contract.former_stores
 RULES = ("argmax", "live", "mutual", "hungarian", "both", "active")
-ACTIVITY_RULES = ("live", "active")
+ACTIVITY_RULES = ("live", "active")  # that need to know what fires
 PAIR_RULES = tuple(rule for rule in RULES if rule not in ACTIVITY_RULES)  # for two SAEs without a study
-DECODER_RULES = tuple(
-    rule for rule in RULES if rule != "active"
-)  # theta cuts cosines; under `active` correlations of activations
+# Under these theta cuts cosines of decoder or encoder rows; under `active`, correlations of activations.
+DECODER_RULES = tuple(rule for rule in RULES if rule != "active")
 TRIGGERS = ("single token", "family", "number", "punctuation", "substring", "position", "previous token", "other")
 LARGEST_SEED = 2**63 - 1  # what the columns of seeds hold
 # Columns of whole numbers that hold seeds or count tokens, in every table: 64 bits wide. Stores written before had 32 bits; they

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from seedscope.engine.saes.sae import SAE, Codes
 
-HELD_FIRINGS = (
-    2**24
-)  # of all members together, in memory before they are written out: 160 MiB, twice that while written
+# Of all members together, in memory before they are written out: 160 MiB, twice that while written.
+HELD_FIRINGS = 2**24
 
 
 class Firings(NamedTuple):
@@ -90,10 +89,14 @@ class FiringSpool:
         """A member's firings as one run, sorted by feature, then position; several are merged into a file, once."""
         runs = self.runs(member)
         if len(runs) > 1:
-            n_active = self.n_active[member]
-            parts = (self.of_features(runs, features) for features in feature_ranges(n_active, self._limit // 4))
-            self._runs[member] = [self._written(parts, int(n_active.sum()))]
+            ranges = feature_ranges(self.n_active[member], self._limit // 4)
+            parts = (self._given_back(member, self.of_features(runs, features)) for features in ranges)
+            self._runs[member] = [self._written(parts, int(self.n_active[member].sum()))]
         return self._runs[member][0] if self._runs[member] else _concatenated([], self._kind)
+
+    def _given_back(self, member: int, part: Firings) -> Firings:
+        self.give_back(member)
+        return part
 
     def give_back(self, *members: int) -> None:
         """Give the pages that members' files take in memory back to the system, which reads them again."""

@@ -63,6 +63,8 @@ def wants_function(run: EnsembleRun, *, expressly: bool) -> bool:
             "--model DIR_OR_ID --tokens FILES"
         )
         return False
+    if find_function(run):
+        return True
     n, d_sae, n_tokens = members.n_members, members.d_sae, run.evaluator.evaluation.n_tokens
     k = getattr(members.convention, "k", 0) or d_sae / 16
     work = n * n_tokens * (members.d_in * d_sae + n * k * members.d_out) + n * n / 2 * d_sae**2 * members.d_out
@@ -78,7 +80,7 @@ def wants_function(run: EnsembleRun, *, expressly: bool) -> bool:
 def measure_function(run: EnsembleRun, match: Part, buckets: Sequence[np.ndarray], collected: FunctionPass) -> None:
     """Measure and keep what the counterparts of every kind do; `buckets` are (d_sae,) of every member.
 
-    Memory: two members' decoder rows, the pages of their firings, a number per token, and 24 bytes for every kind, feature and
+    Memory: two members' decoder rows, the pages of their firings, a number per token, and 28 bytes for every kind, feature and
     comparison.
     """
     n, d_sae = run.stored.n_members, run.stored.d_sae
@@ -89,6 +91,8 @@ def measure_function(run: EnsembleRun, match: Part, buckets: Sequence[np.ndarray
     ]
     members = [_member(run, match, buckets, live, collected, member) for member in range(n)]
     sets: list[SmallSet] = []
+    if collected.gains is None:
+        run.progress.say(f"{run.name}: function: substitution left out, {run.undefined}")
     with run.progress.stage(f"{run.name}: co-firing and substitution", "pairs") as report:
         for done, (a, b) in enumerate(combinations(range(n), 2)):
             _measure_pair(run, collected, (a, b), (members[a], members[b]), functions)
