@@ -20,8 +20,8 @@ from seedscope.engine.geometry.predictor import (
     LabelledFeatures,
     TooFewError,
     cross_predict,
-    fit_predictor,
     folds,
+    predict_from,
     require_enough,
 )
 from seedscope.engine.geometry.predictor_scores import quality
@@ -146,7 +146,7 @@ def _left_out(
         except TooFewError as error:
             raise ValueError(f"{plan.name}: without {names[index]} too little is left to train on: {error}") from None
         here = half_of == half
-        predicted[here] = fit_predictor(some, labelled[index].inputs).predict(tested.values[here]).p
+        predicted[here] = predict_from(some, tested.values[here])[0]
     own = quality(cross_predict(tested).p, tested, epsilon=plan.epsilon)
     found = quality(predicted, tested, epsilon=plan.epsilon)
     trained_on = [names[at] for at in others]
