@@ -219,5 +219,5 @@ def _carry(root: Path, study: str, progress: "Progress") -> None:
             f"{row['own_calibration_error']:>7.3f}  {row['base_rate']:>6.3f} {row['mean_predicted']:>9.3f}"
         )
     print(
-        "each predicted from all the others, on clusters of matches that were not trained on; own: from its own other clusters"
+        "each predicted from all the others, by models that saw no feature that matches it; own: from its own other clusters"
     )

@@ -31,8 +31,8 @@ ENTRIES: tuple[Entry, ...] = (
      None, HELD_OUT, OWN),
     ("outside", "outside", "Features with an input beyond those of the features that the predictor was trained on.", None,
      PREDICTED, OWN),
-    ("carried_auroc", "from the others", "AUROC of a predictor trained on the study’s other ensembles, on clusters of matches that "
-     "it has not seen.", None, "features of the left-out ensemble", OWN),
+    ("carried_auroc", "from the others", "AUROC of a predictor trained on the study’s other ensembles, which saw no "
+     "feature that matches the one it predicts.", None, "features of the left-out ensemble", OWN),
     ("own_auroc", "from its own", "The same figure of a predictor trained on the ensemble’s own other clusters of matches.", None,
      "features of the ensemble", OWN),
     ("mean_predicted", "mean predicted", "Mean of the predicted p over the ensemble’s features.", None, "features of the ensemble",

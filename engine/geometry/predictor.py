@@ -69,9 +69,9 @@ class StabilityModel:
     """A classifier with its calibration and what the intervals of single features are read from."""
 
     kind: str  # one of PREDICTOR_KINDS
-    inputs: tuple[str, ...]  # columns of `values`, names out of INPUTS
     classifier: Any
     calibration: Any
+    inputs: tuple[str, ...]  # columns of `values`, names out of INPUTS
     held_out: "HeldOutPredictions"  # predictions of the training features by models that saw none of their clusters
     lowest: np.ndarray  # (inputs,) of the training features
     highest: np.ndarray
@@ -116,15 +116,6 @@ class HeldOutPredictions(NamedTuple):
         return low[at], high[at]
 
 
-def fit_predictor(features: LabelledFeatures, inputs: Sequence[str], kind: str | None = None) -> StabilityModel:
-    """Train on features; `kind` is by default the simplest whose log loss on held-out clusters is within AS_GOOD of the best."""
-    fitted = _fit(features, kind, HeldOutPredictions.of(*_no_rows()))
-    tested = cross_predict(features, fitted.kind)
-    held_out = HeldOutPredictions.of(tested.p, features.p)
-    lowest, highest = features.values.min(0), features.values.max(0)
-    return StabilityModel(fitted.kind, tuple(inputs), fitted.classifier, fitted.calibration, held_out, lowest, highest)
-
-
 class CrossPredicted(NamedTuple):
     """Predictions of features by models that saw none of their clusters."""
 
@@ -133,15 +124,30 @@ class CrossPredicted(NamedTuple):
     kinds: tuple[str, ...]  # chosen in each fold
 
 
+def fit_predictor(features: LabelledFeatures, inputs: Sequence[str], tested: CrossPredicted) -> StabilityModel:
+    """Train on all features: the simplest kind whose log loss on held-out clusters is within AS_GOOD of the best.
+
+    `tested` are the predictions of these features by models of the other clusters, which the intervals are read from.
+    """
+    fitted, lowest, highest = _fit(features, None), features.values.min(0), features.values.max(0)
+    held_out = HeldOutPredictions.of(tested.p, features.p)
+    return StabilityModel(*fitted, tuple(inputs), held_out, lowest, highest)
+
+
 def cross_predict(features: LabelledFeatures, kind: str | None = None) -> CrossPredicted:
     """Predict every feature by a model of the other folds' clusters, which chooses its kind (unless given) and calibrates there."""
     p, fold, kinds = np.zeros(len(features.values)), np.zeros(len(features.values), int), []
     for number, (train, test) in enumerate(folds(features.cluster, FOLDS)):
-        model = _fit(features.at(train), kind, HeldOutPredictions.of(*_no_rows()))
-        p[test] = _calibrated(model.calibration, _scores(model.classifier, features.values[test]))
+        p[test], chosen = predict_from(features.at(train), features.values[test], kind)
         fold[test] = number
-        kinds.append(model.kind)
+        kinds.append(chosen)
     return CrossPredicted(p, fold, tuple(kinds))
+
+
+def predict_from(train: LabelledFeatures, values: np.ndarray, kind: str | None = None) -> tuple[np.ndarray, str]:
+    """(predicted p of features (n, inputs), the kind that was chosen) by a model that is trained on `train` alone."""
+    fitted = _fit(train, kind)
+    return _calibrated(fitted.calibration, _scores(fitted.classifier, values)), fitted.kind
 
 
 def folds(cluster: np.ndarray, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -151,11 +157,13 @@ def folds(cluster: np.ndarray, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(GroupKFold(n).split(cluster, groups=cluster))
 
 
-def _no_rows() -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros(1), np.zeros(1)
+class _Fitted(NamedTuple):
+    kind: str
+    classifier: Any
+    calibration: Any
 
 
-def _fit(features: LabelledFeatures, kind: str | None, held_out: HeldOutPredictions) -> StabilityModel:
+def _fit(features: LabelledFeatures, kind: str | None) -> _Fitted:
     """The simplest kind that predicts held-out clusters about as well as the best, calibrated there, trained on all."""
     inner = folds(features.cluster, INNER_FOLDS)
     scores: dict[str, np.ndarray] = {}
@@ -165,9 +173,7 @@ def _fit(features: LabelledFeatures, kind: str | None, held_out: HeldOutPredicti
             scores[each][test] = _scores(_classifier(each, features.at(train)), features.values[test])
     losses = {name: _log_loss(score, features.p) for name, score in scores.items()}
     best = next(name for name, loss in losses.items() if loss <= (1 + AS_GOOD) * min(losses.values()))
-    classifier = _classifier(best, features)
-    bounds = features.values.min(0), features.values.max(0)
-    return StabilityModel(best, (), classifier, _calibration(scores[best], features), held_out, *bounds)
+    return _Fitted(best, _classifier(best, features), _calibration(scores[best], features))
 
 
 def _log_loss(score: np.ndarray, p: np.ndarray) -> float:

@@ -1,8 +1,9 @@
 """How far a predictor carries: trained on all ensembles of a study but one, tested on the one that was left out.
 
-Ensembles of one study read the same model on the same text, so that their features may be copies of one another. Clusters of
-matches are therefore joined across ensembles, and what is tested lies in other clusters than what was trained on. The procedure is
-this project's.
+Ensembles of one study read the same model on the same text, so that their features may be copies of one another. The left-out
+ensemble's clusters of matches are dealt into two halves; a half is predicted by a model that saw no feature that matches one of it
+(nearest cosine at least theta), and of features that match none, as many. Chains of matches over many ensembles are not followed:
+they join nearly all features that match at all. The procedure is this project's.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from seedscope.engine.contract.stability import is_match
 from seedscope.engine.contract.tables.predictions import INPUTS, CarriedPrediction
@@ -21,8 +20,8 @@ from seedscope.engine.geometry.predictor import (
     LabelledFeatures,
     TooFewError,
     cross_predict,
-    fit_predictor,
     folds,
+    predict_from,
     require_enough,
 )
 from seedscope.engine.geometry.predictor_scores import quality
@@ -33,7 +32,7 @@ from seedscope.engine.store.parts import Parts
 from seedscope.engine.studies.analyses.predictor import CARRIED, LabelledEnsemble, label_study
 from seedscope.engine.studies.predict import read_plan
 
-SIDES = 2  # parts of the clusters: trained on one, tested on the other, and the other way round
+HALVES = 2
 BLOCK = 2048  # rows whose cosines with another ensemble's are in memory at once
 
 
@@ -65,12 +64,10 @@ def measure_carry(root: Path, study: str, progress: Progress) -> list[dict[str, 
         )
     shared = [name for name in INPUTS if all(name in each.inputs for each in labelled)]
     labelled = [each.seeing(shared, {}) for each in labelled]
-    clusters = join_clusters([each.features.cluster for each in labelled], rows, plan.theta)
-    features = [each.features._replace(cluster=ids) for each, ids in zip(labelled, clusters, strict=True)]
     carried = []
     with progress.stage(f"{study}: left-out ensembles", "ensembles") as report:
         for index, name in enumerate(names):
-            carried.append(_left_out(index, names, features, labelled, plan))
+            carried.append(_left_out(index, names, labelled, rows, plan))
             about = {"saes": [member.digest for member in plan.ensemble(name).members], "theta": plan.theta}
             with Parts(root / study, name).write(CARRIED, about | {"trained_on": carried[-1]["trained_on"]}) as put:
                 put(plan.ensemble(name).seeds[0], as_arrays({CarriedPrediction: [carried[-1]]}))
@@ -87,74 +84,70 @@ def _unit_rows(study: Path, ensemble: catalogue.EnsemblePlan, at: np.ndarray) ->
     return unit
 
 
-def join_clusters(clusters: Sequence[np.ndarray], rows: Sequence[np.ndarray], theta: float) -> list[np.ndarray]:
-    """Cluster ids over all ensembles: those of each, joined where a row's nearest row of another ensemble reaches theta.
+def may_train(
+    rows: np.ndarray, tested: np.ndarray, half_of: np.ndarray, theta: float, rng: np.random.Generator
+) -> np.ndarray:
+    """(HALVES, n) whether unit rows (n, d) of another ensemble may be trained on where each half of the `tested` rows is predicted.
 
-    `rows` are unit rows; ensembles of different widths have no common clusters.
+    `half_of` says which half each tested row is of. What matches a row of a half is kept from it; what matches none is dealt out.
+    Rows of another width match nothing.
     """
-    offsets = np.cumsum([0, *(len(each) for each in clusters)])
-    n = int(offsets[-1])
-    first, second = [], []
-    for at, ids in enumerate(clusters):  # every row with the first of its own cluster
-        _, earliest, inverse = np.unique(ids, return_index=True, return_inverse=True)
-        first.append(offsets[at] + np.arange(len(ids)))
-        second.append(offsets[at] + earliest[inverse])
-    for one in range(len(rows)):
-        for other in range(len(rows)):
-            if one != other and rows[one].shape[1] == rows[other].shape[1]:
-                near, cosine = _nearest(rows[one], rows[other])
-                joined = np.flatnonzero(is_match(cosine, theta))
-                first.append(offsets[one] + joined)
-                second.append(offsets[other] + near[joined])
-    edges = np.concatenate(first), np.concatenate(second)
-    graph = sparse.coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(n, n))
-    return np.split(connected_components(graph, directed=False)[1], offsets[1:-1])
+    dealt = rng.integers(HALVES, size=len(rows))
+    matches = np.zeros((HALVES, len(rows)), bool)
+    if rows.shape[1] == tested.shape[1]:
+        for half in range(HALVES):
+            matches[half] = is_match(_largest_cosine(rows, tested[half_of == half]), theta)
+    alone = ~matches.any(0)
+    return np.stack([np.where(alone, dealt != half, ~matches[half]) for half in range(HALVES)])
 
 
-def _nearest(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index and cosine of the nearest of other unit rows."""
-    near, cosine = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.float32)
-    for start in range(0, len(rows), BLOCK):
-        cosines = rows[start : start + BLOCK] @ others.T
-        near[start : start + BLOCK] = cosines.argmax(1)
-        cosine[start : start + BLOCK] = cosines.max(1)
-    return near, cosine
+def _largest_cosine(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n,) largest cosine of each unit row with other unit rows."""
+    found = [(rows[at : at + BLOCK] @ others.T).max(1, initial=-1) for at in range(0, len(rows), BLOCK)]
+    return np.concatenate(found) if found else np.zeros(0)
 
 
 def together(features: Sequence[LabelledFeatures]) -> LabelledFeatures:
-    """Features of several ensembles one after the other; members that an ensemble does not have are absent."""
+    """Features of several ensembles one after the other; members that an ensemble does not have are absent, clusters are apart."""
     n_members = max(each.matched.shape[1] for each in features)
     padded = [
         np.pad(each.matched, ((0, 0), (0, n_members - each.matched.shape[1])), constant_values=-1) for each in features
     ]
-    columns = (
-        np.concatenate(column)
-        for column in zip(*((each.values, each.member, each.cluster) for each in features), strict=True)
+    first = np.cumsum([0, *(each.cluster.max(initial=-1) + 1 for each in features)])
+    return LabelledFeatures(
+        np.concatenate([each.values for each in features]),
+        np.concatenate(padded),
+        np.concatenate([each.member for each in features]),
+        np.concatenate([each.cluster + at for each, at in zip(features, first, strict=False)]),
     )
-    values, member, cluster = columns
-    return LabelledFeatures(values, np.concatenate(padded), member, cluster)
 
 
 def _left_out(
     index: int,
     names: Sequence[str],
-    features: Sequence[LabelledFeatures],
     labelled: Sequence[LabelledEnsemble],
+    rows: Sequence[np.ndarray],
     plan: catalogue.StudyPlan,
 ) -> dict[str, Any]:
-    """Train on the other ensembles, test on this one, on clusters that were not trained on."""
-    tested, others = features[index], together([each for at, each in enumerate(features) if at != index])
-    both = np.concatenate([tested.cluster, others.cluster])
+    """Train on the other ensembles, test on this one: each half of its clusters by what matches nothing of that half."""
+    tested, rng = labelled[index].features, np.random.default_rng(0)
+    half_of = np.zeros(len(tested.values), int)
+    for half, (_, test) in enumerate(folds(tested.cluster, HALVES)):
+        half_of[test] = half
+    others = [at for at in range(len(labelled)) if at != index]
+    allowed = [may_train(rows[at], rows[index], half_of, plan.theta, rng) for at in others]
     predicted = np.zeros(len(tested.values))
-    for train, test in folds(both, SIDES):
-        here, there = test[test < len(tested.values)], train[train >= len(tested.values)] - len(tested.values)
-        some = others.at(there)
+    for half in range(HALVES):
+        some = together(
+            [labelled[at].features.at(np.flatnonzero(of[half])) for at, of in zip(others, allowed, strict=True)]
+        )
         try:
-            require_enough(some, FEWEST_FEATURES // SIDES)
+            require_enough(some, FEWEST_FEATURES // HALVES)
         except TooFewError as error:
             raise ValueError(f"{plan.name}: without {names[index]} too little is left to train on: {error}") from None
-        predicted[here] = fit_predictor(some, labelled[index].inputs).predict(tested.values[here]).p
-    own = quality(cross_predict(labelled[index].features).p, labelled[index].features, epsilon=plan.epsilon)
+        here = half_of == half
+        predicted[here] = predict_from(some, tested.values[here])[0]
+    own = quality(cross_predict(tested).p, tested, epsilon=plan.epsilon)
     found = quality(predicted, tested, epsilon=plan.epsilon)
-    trained_on = [name for name in names if name != names[index]]
+    trained_on = [names[at] for at in others]
     return carried_row(names[index], trained_on, found, own, float(tested.p.mean()), float(predicted.mean()))

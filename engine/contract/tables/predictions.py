@@ -98,7 +98,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class CarriedPrediction:
-    """A predictor trained on the study's other ensembles and tested on this one, on clusters of matches that it has not seen."""
+    """A predictor trained on the study's other ensembles and tested on this one; it saw no feature that matches those tested."""
 
     ensemble: str  # that it was tested on
     trained_on: list[str]

@@ -191,7 +191,7 @@ def trained_tables(
         return {Predictor: [asdict(row) | {"refused": str(error)}]}, None
     tested = cross_predict(features)
     main = quality(tested.p, features, epsilon=epsilon)
-    model = fit_predictor(features, inputs)
+    model = fit_predictor(features, inputs, tested)
     others = settings_of(features, inputs, model.kind, labelled.chance)
     by_setting = {"clusters": main}
     for done, (setting, predict) in enumerate(others.items()):
