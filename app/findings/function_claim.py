@@ -16,16 +16,20 @@ def function_sentence(rows: Sequence[FunctionSummary]) -> str:
 
     stable, unstable = said("stable", "argmax"), said("unstable", "argmax")
     no_match = said("stable", "hard_negative")
+    row = of.get(("unstable", "argmax"))
+    repair = ""
+    if row and row.beside_share is not None:
+        repair = f" (in {percent(row.beside_share)} it gains as much while the feature stays: it mends the SAE and replaces nothing)"
     sentences = []
     if stable is not None:
         beside = f" (the nearest that is no match: {no_match})" if no_match is not None else ""
-        against = f", an unstable one’s in {unstable}" if unstable is not None else ""
+        against = f", an unstable one’s in {unstable}{repair}" if unstable is not None else ""
         sentences.append(
             f"The nearest feature of another seed can take a stable feature’s place in {stable} of cases{beside}{against}."
         )
     elif unstable is not None:
         sentences.append(
-            f"The nearest feature of another seed can take an unstable feature’s place in {unstable} of cases."
+            f"The nearest feature of another seed can take an unstable feature’s place in {unstable} of cases{repair}."
         )
     small, control = said("unstable", "small_set"), said("unstable", "small_set_control")
     if small is not None:

@@ -265,15 +265,20 @@ def test_without_an_output_hook_point_nothing_is_compared_with_the_model(tmp_pat
     assert set(row.computed) == {"match", "activity", "explain", "subspaces", "function"}
     assert (row.directions, row.hookpoint_out) == ("output directions", None)
     assert NO_OUTPUT in row.remarks
-    assert sum(NO_OUTPUT in line for line in said) == 3
+    assert sum(NO_OUTPUT in line for line in said) == 4
     assert ask(store, "SELECT count(ev), count(l0), count(loss_own) FROM Member") == [(0, 3, 0)]
     assert ask(store, "SELECT count(*) FROM Logit") == ask(store, "SELECT count(*) FROM Ablation") == [(0,)]
+    alike = "SELECT count(*) > 0, max(list_max(correlations)) > 0, max(len(substitutions)) FROM Substitute"
+    assert ask(store, alike) == [(True, True, 0)]  # whether features fire alike needs no output
+    assert (
+        ask(store, "SELECT count(*) FROM SmallSet") == ask(store, "SELECT count(substitution) FROM Feature") == [(0,)]
+    )
     # The output hook point, given later, adds what is missing.
     plan = catalogue.read(study)
     catalogue.write(plan.with_ensemble(replace(plan.ensemble("one"), hookpoint_out=PREDICTS)), study)
     run(study, llama)
     row = only_row(publish(study))
-    assert {"ablate", "loss"} <= set(row.computed)
+    assert {"ablate", "loss", "function"} <= set(row.computed)
     assert NO_OUTPUT not in row.remarks
 
 
