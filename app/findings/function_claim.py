@@ -19,7 +19,8 @@ def function_sentence(rows: Sequence[FunctionSummary]) -> str:
     row = of.get(("unstable", "argmax"))
     repair = ""
     if row and row.beside_share is not None:
-        repair = f" (in {percent(row.beside_share)} it gains as much while the feature stays: it mends the SAE and replaces nothing)"
+        share = percent(row.beside_share)
+        repair = f" (in {share} it gains as much while the feature stays: it mends the SAE and replaces nothing)"
     sentences = []
     if stable is not None:
         beside = f" (the nearest that is no match: {no_match})" if no_match is not None else ""

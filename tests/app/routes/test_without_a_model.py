@@ -33,6 +33,7 @@ OF_ACTIVITY = {
 }  # fmt: skip
 OF_LOSS = {"ablation.marginal_loss_nats", "ablation.loss_rank"}
 UNKNOWN = {"asked_digest", "source", "library", "trained_on", "hookpoint"}  # of the address and of the files
+UNKNOWN |= {"predicted"}  # of one SAE alone: here p is measured
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +308,7 @@ def test_an_ensemble_whose_hook_point_nobody_knows_asks_for_it(measured):
         ("seedscope analyze measured --only explain", "read"), ("seedscope analyze measured --only loss", "read"),
         ("seedscope analyze measured --only function", "read"),
         ("seedscope analyze measured --only subspaces", "lost", "read"),
+        ("seedscope analyze measured --only predictor", "read"),
     }  # fmt: skip
 
 
