@@ -23,7 +23,7 @@ ENTRIES: tuple[Entry, ...] = (
      r"\text{share with score} ≥ 0.8", PAIRS, OWN),
     ("scaled_share", "substitute, scale fitted", "The same share with the counterpart multiplied by the one factor that serves "
      "best.", r"\text{share with score} ≥ 0.8", PAIRS, OWN),
-    ("beside_share", "repair", "Share of pairs whose counterpart gains as much, scale fitted, while the feature stays in its place: "
+    ("beside_share", "repair", "Share of pairs whose counterpart gains as much, scale fitted, while the feature stays in place: "
      "it mends what the SAE misses and replaces nothing.", None, PAIRS, OWN),
     ("recall_at", "R@n", "Of the n pairs that a rule calls most alike, the share that substitute.", None,
      "pairs of both directions", OWN),
