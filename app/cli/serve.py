@@ -129,7 +129,12 @@ def _follow_up(jobs: "Jobs", root: Path, study: str) -> None:
 
     parts = root / study / "parts"
     missing_jobs: list[tuple[str, dict[str, str], str]] = []  # kind, parameters, what it adds
-    for analysis, adds in (("explain", "token rules"), ("subspaces", "subspaces and the map")):
+    for analysis, adds in (
+        ("explain", "token rules"),
+        ("subspaces", "subspaces and the map"),
+        ("function", "what counterparts do"),
+        ("predictor", "whether stability can be told from one SAE"),
+    ):
         if not any(parts.glob(f"*/{analysis}/*/about.json")):
             missing_jobs.append(("analyze", {"only": analysis}, adds))
     kept = any((root / study / "sae").glob("*/*/along/*"))

@@ -95,3 +95,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The thread that waits for the parent outlives this, and libraries that are taken apart under it print what it still holds.
+    os._exit(0)
