@@ -12,7 +12,18 @@ from support.studies import ENSEMBLE, STUDY
 
 LENS = "theta=0.5&epsilon=0.1&rule=mutual&dead=count"
 DATA = re.compile(r"\.(csv|json|parquet)$")
-PAGES = ("", "/features", "/members", "/buckets", "/ablation", "/subspaces", "/explanations", "/trajectory", "/try")
+PAGES = (
+    "",
+    "/features",
+    "/members",
+    "/buckets",
+    "/ablation",
+    "/subspaces",
+    "/function",
+    "/explanations",
+    "/trajectory",
+    "/try",
+)
 
 
 def carried(link: str) -> dict[str, str]:
@@ -64,6 +75,7 @@ def test_every_page_of_an_ensemble_has_its_tabs_and_says_which_is_open(client, a
         "Buckets",
         "Ablation",
         "Subspaces",
+        "Function",
         "Explanations",
         "Training",
         "Try",

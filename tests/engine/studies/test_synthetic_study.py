@@ -83,7 +83,16 @@ def test_the_study_says_that_there_is_no_model_and_what_it_is_made_of(reader):
     assert (row.r, row.n_low, row.n_samples, row.n_evaluated) == (5, 60, 12_288, 3_000)
     assert row.verdict in synthetic.VERDICTS
     (ensemble,) = reader.rows(Ensemble)
-    assert ensemble.computed == ["match", "activity", "ablate", "explain", "subspaces", "trajectory", "function"]
+    assert ensemble.computed == [
+        "match",
+        "activity",
+        "ablate",
+        "explain",
+        "subspaces",
+        "trajectory",
+        "predictor",
+        "function",
+    ]
     assert not reader.rows(Logit)
     assert {t.text for t in reader.rows(Token)} >= {" free 0", " low 59", " nothing"}
     groups = {row.group: row for row in reader.rows(synthetic.TrueGroup)}
