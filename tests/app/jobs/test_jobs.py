@@ -445,10 +445,10 @@ def test_the_demo_explains_measures_the_loss_and_trains_a_control_as_jobs(tmp_pa
             jobs = client.get("/jobs.json").json()["jobs"][::-1]  # the newest first
         server.send_signal(signal.SIGINT)
         assert server.wait(20) in (0, 130)
-    rules, spans, loss, control = jobs
-    assert [(job["kind"], job["parameters"]) for job in (rules, spans)] == [
-        ("analyze", {"only": "explain"}), ("analyze", {"only": "subspaces"})
-    ]  # fmt: skip
+    *further, loss, control = jobs
+    assert [(job["kind"], job["parameters"]) for job in further] == [
+        ("analyze", {"only": analysis}) for analysis in ("explain", "subspaces", "function", "predictor")
+    ]
     assert (loss["kind"], loss["study"], loss["parameters"]) == ("analyze", stdlib.STUDY.name, {"only": "loss"})
     assert (control["kind"], control["study"], control["parameters"]) == ("demo", stdlib.STUDY.name, {})
 

@@ -429,6 +429,7 @@ def test_a_folder_without_a_catalogue_and_unknown_analyses_are_refused(study, tm
 # -- stopped, and two at a time ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_analysis_that_dies_in_every_stage_resumes_after_it_to_the_same_store(study, words, llama, tmp_path):
     changed(study, **on_tokens(words[0]))
     whole, stopped = tmp_path / "whole" / "mine", tmp_path / "stopped" / "mine"

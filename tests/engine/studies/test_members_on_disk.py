@@ -30,7 +30,9 @@ def analysed(folder: Path, words: Path) -> tuple[str, Kept]:
     return store.stem, progress
 
 
-@pytest.mark.parametrize("pair_numbers", [ablation.PAIR_NUMBERS, 0], ids=["one pass", "a second pass for masks"])
+@pytest.mark.parametrize(
+    "pair_numbers", [pytest.param(ablation.PAIR_NUMBERS, marks=pytest.mark.slow), 0], ids=["one pass", "a second pass"]
+)
 def test_no_number_depends_on_how_many_members_are_in_memory(tmp_path, monkeypatch, pair_numbers):
     words = tmp_path / "words.txt"
     words.write_text(" ".join(f"w{word}" for word in np.random.default_rng(5).integers(2, VOCABULARY, 700)))
