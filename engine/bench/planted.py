@@ -12,14 +12,14 @@ from scipy import sparse
 from seedscope.engine.bench.generated_pairs import PlantedConfig, PlantedMember, PlantedPair, draw_pair
 from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.stability import THETA
+from seedscope.engine.contract.tables.function import N_NEAREST
 from seedscope.engine.matching.match import Dictionary, PairMatches, match_pair
+from seedscope.engine.matching.nearest_rows import nearest_rows
 from seedscope.engine.matching.transport import transport
 
 HEAD, BEST = 100, 2000  # pairs of the highest score; what follows is the tail
 FEWER_TOKENS = (4, 16)  # the rule `active` again, from so many times fewer tokens
-N_NEAR = 8  # nearest decoder rows among which the rule `active` looks for the highest correlation
 GOAL = "every rule against the truth; the co-firing rule best in the tail, or why not"
-_ROWS_AT_ONCE = 1024
 
 
 class Ranked(NamedTuple):
@@ -119,18 +119,13 @@ def judged(
     )
 
 
-def most_correlated(a: PlantedMember, b: PlantedMember, n_near: int = N_NEAR) -> Ranked:
+def most_correlated(a: PlantedMember, b: PlantedMember, n_near: int = N_NEAREST) -> Ranked:
     """The rule `active`: of the nearest decoder rows, the one whose activations correlate most (Pearson, over all tokens).
 
     A feature that never fires, or always equally, correlates 0 with all; ties go to the nearer row.
     """
     n_near = min(n_near, len(b.decoder))
-    near = np.concatenate(
-        [
-            _largest(a.decoder[i : i + _ROWS_AT_ONCE] @ b.decoder.T, n_near)
-            for i in range(0, len(a.decoder), _ROWS_AT_ONCE)
-        ]
-    )
+    near = nearest_rows(torch.from_numpy(a.decoder), torch.from_numpy(b.decoder), n_near)[0].row
     n_tokens = a.codes.shape[0]
     products = (a.codes.T.tocsr() @ b.codes.tocsr()).tocsr()
     rows = np.repeat(np.arange(len(near)), n_near)
@@ -149,13 +144,6 @@ def _moments(codes: sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:
     mean = np.asarray(codes.sum(0), np.float64).ravel() / n_tokens
     square = np.asarray(codes.multiply(codes).sum(0), np.float64).ravel() / n_tokens
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
-
-
-def _largest(cosines: np.ndarray, n: int) -> np.ndarray:
-    """The columns of the n largest entries of every row, largest first."""
-    columns = np.argpartition(-cosines, n - 1, axis=1)[:, :n]
-    order = np.argsort(-np.take_along_axis(cosines, columns, 1), axis=1, kind="stable")
-    return np.take_along_axis(columns, order, 1)
 
 
 def _stored(matches: PairMatches, rule: str) -> Ranked:
