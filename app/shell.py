@@ -46,6 +46,7 @@ class OpenStudy(Protocol):
     study: Study
     ensembles: dict[str, Ensemble]
     is_start_grid: bool  # whether its ensembles differ in constraint, start or preprocessing
+    compares_sources: bool  # whether they differ in what differs between their members
 
 
 class OpenStudies(Protocol):
@@ -132,6 +133,7 @@ def _tabs_of_study(store: OpenStudy, route: str, carried: Mapping[str, Any]) -> 
         "Ensembles": ("", True),
         "Compared": ("/variants", len(store.ensembles) > 1),
         "Starts": ("/starts", store.is_start_grid),
+        "Sources": ("/sources", store.compares_sources),
         "True features": ("/synthetic", store.study.synthetic),
         "Pool": ("/pool", True),
     }

@@ -134,6 +134,8 @@ def _changed(
     recorded: "RecordedActivations | None",
 ) -> "StudyPlan":
     """The catalogue with what the command line says; without a word everything stays."""
+    from seedscope.engine.studies.open_evaluator import reads_own_models
+
     hookpoint = text.hookpoint
     if (
         hookpoint
@@ -150,7 +152,10 @@ def _changed(
         theta=plan.theta if theta is None else theta,
         epsilon=plan.epsilon if epsilon is None else epsilon,
         model=text.whole_model or plan.model,
-        ensembles=tuple(replace(each, hookpoint=each.hookpoint or hookpoint) for each in plan.ensembles),
+        ensembles=tuple(
+            each if reads_own_models(each) else replace(each, hookpoint=each.hookpoint or hookpoint)
+            for each in plan.ensembles
+        ),
     )
     if recorded:
         return replace(plan, tokens=None, activations=recorded)

@@ -1,11 +1,18 @@
 """All entries of the glossary by key, in the order of the pages that define them."""
 
-from seedscope.app.glossary import activity, function, geometry, matching, prediction
+from seedscope.app.glossary import activity, function, geometry, matching, prediction, sources
 from seedscope.app.glossary.entry import Entry
 
 GLOSSARY: dict[str, Entry] = {
     entry.key: entry
-    for entry in (*matching.ENTRIES, *activity.ENTRIES, *geometry.ENTRIES, *function.ENTRIES, *prediction.ENTRIES)
+    for entry in (
+        *matching.ENTRIES,
+        *activity.ENTRIES,
+        *geometry.ENTRIES,
+        *function.ENTRIES,
+        *prediction.ENTRIES,
+        *sources.ENTRIES,
+    )
 }
 
 # The sections of /methods: anchor -> title.
@@ -26,6 +33,7 @@ SECTIONS: dict[str, str] = {
     "variants": "Variants and sweeps",
     "pool": "The feature pool",
     "starts": "Starts",
+    "sources": "Sources of variance",
     "truth": "Known true features",
     "training": "Training jobs",
     "data": "Data and model",

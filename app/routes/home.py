@@ -115,6 +115,7 @@ class StudyPage:
     ensembles: list[EnsembleSummary]
     additions: list[Addition]
     has_starts: bool  # whether ensembles differ in constraint, start or preprocessing
+    has_sources: bool  # whether they differ in what differs between their members
     figure_tradeoff: Figure | None  # where at least two ensembles have EV
 
 
@@ -209,7 +210,9 @@ def study(request: Request, study: StudyName, address: Annotated[Plain, Query()]
         if each.ev is not None and each.stable is not None
     ]
     tradeoff = trade_off(compared) if len(compared) > 1 else None
-    return StudyPage(store.study, summaries, _additions(summaries), store.is_start_grid, tradeoff)
+    return StudyPage(
+        store.study, summaries, _additions(summaries), store.is_start_grid, store.compares_sources, tradeoff
+    )
 
 
 def _additions(ensembles: list[EnsembleSummary]) -> list[Addition]:

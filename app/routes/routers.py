@@ -34,7 +34,7 @@ from seedscope.app.routes.feature import (
     project_feature,
     scored_contexts,
 )
-from seedscope.app.routes.study import pool, starts, synthetic, variants
+from seedscope.app.routes.study import pool, sources, starts, synthetic, variants
 
 ROUTERS: tuple[APIRouter, ...] = (
     home.router,
@@ -45,6 +45,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     my_list.router,
     # of a study: /s/{study}/..
     starts.router,
+    sources.router,
     variants.router,
     synthetic.router,
     pool.router,

@@ -23,7 +23,7 @@ class Starts:
 
     def __init__(self, store: Database) -> None:
         self._store = store
-        rows = [row for row in store.ensembles.values() if row.recipe and row.control_of is None]
+        rows = [row for row in store.ensembles.values() if row.recipe and row.control_of is None and _has_place(row)]
         groups = list(dict.fromkeys(map(_rest, rows)))
         own = [_cell(row, groups.index(_rest(row))) for row in rows]
         by_place = {(cell.constraint, cell.start, cell.preprocessing, cell.group): cell for cell in own}
@@ -128,6 +128,11 @@ def _cell(row: Ensemble, group: int) -> Cell:
     constraint = "RA unprojected" if recipe.get("start") == "mixtures" else _CONSTRAINT.get(variant, "none")
     preprocessing = recipe.get("preprocessing", "raw")
     return Cell(constraint, start, preprocessing, row.ensemble, variant, group, False, row.shared_start)
+
+
+def _has_place(row: Ensemble) -> bool:
+    """Whether its members begin somewhere in paper B's grid, which knows no random start that all share."""
+    return json.loads(row.recipe or "{}").get("start", "random") in (*_START, "random")
 
 
 def _rest(row: Ensemble) -> str:

@@ -19,6 +19,7 @@ from seedscope.app.store.map import Maps
 from seedscope.app.store.pairs import Pairs
 from seedscope.app.store.pools import Pools
 from seedscope.app.store.selection import judge
+from seedscope.app.store.sources import Sources
 from seedscope.app.store.starts import Starts
 from seedscope.app.store.suggestions import Suggestions
 from seedscope.app.store.table import FeatureRow, FeatureTable, bucket_name, optional
@@ -72,6 +73,7 @@ class StudyStore(Database):
         self.trajectories = Trajectories(self)
         self.truth = KnownTruth(self) if self.study.synthetic else None
         self.is_start_grid = Starts(self).is_grid
+        self.compares_sources = bool(Sources(self).causes)
 
     def holders(self, sae_digest: str) -> list[tuple[Ensemble, Member]]:
         """Every member with these weights."""

@@ -8,14 +8,18 @@ from seedscope.engine.contract.schema import LARGEST_SEED
 
 DataOrder = Literal["shared", "independent"]
 Centroids = Literal["shared", "independent", "random"]
-Start = Literal["random", "kmeans-shared", "kmeans-independent", "mixtures"]
+DataSample = Literal["shared", "independent"]
+Start = Literal["random", "random-shared", "kmeans-shared", "kmeans-independent", "mixtures"]
 Preprocessing = Literal["raw", "centred", "standardised"]
 DecoderBias = Literal["learned", "none"]
 Variant = Literal["topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated", "archetypal", "relaxed-archetypal"]
+SHARED_STARTS: tuple[Start, ...] = ("random-shared", "kmeans-shared")
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-_FOR_ALL = ("d_sae", "seeds", "data_order", "n_tokens", "batch", "lr", "warmup_frac", "decay_frac")
+_FOR_ALL = (
+    "d_sae", "seeds", "data_order", "data_sample", "data_samples", "n_tokens", "batch", "lr", "warmup_frac", "decay_frac",
+)  # fmt: skip
 # Fields added after the first release: `as_parameters` leaves them out at their defaults, so that older digests stay valid.
-_LATER = ("start", "preprocessing", "decoder_bias")
+_LATER = ("start", "preprocessing", "decoder_bias", "data_sample", "data_samples")
 _FREE = ("start", "preprocessing", "decoder_bias")
 _AUXK = ("aux_coefficient", "aux_k", "silent_after")
 _OWN: dict[Variant, tuple[str, ...]] = {
@@ -47,6 +51,11 @@ class TrainConfig:
     """One member per seed; the seed draws the member's decoder rows."""
     data_order: DataOrder = "shared"
     """`shared`: all members see one stream, so they differ in their start alone; `independent`: each shuffles for itself."""
+    data_sample: DataSample = "shared"
+    """`shared`: all members train on the first of the samples that the rows are dealt into; `independent`: the one with seed s
+    on sample s modulo `data_samples`."""
+    data_samples: int = 1
+    """Disjoint samples of equal size, consecutive rows each, that the training rows are dealt into."""
     n_tokens: int = 1_500_000
     """Training tokens per member."""
     batch: int = 1024
@@ -82,9 +91,10 @@ class TrainConfig:
     delta: float = 0.1
     """How far a row may leave the hull of the centroids (relaxed-archetypal)."""
     start: Start = "random"
-    """Where decoder rows begin, each then of unit length: `random` directions, `kmeans-shared` at one k-means of the
-    activations, `kmeans-independent` at one of the member's own, or `mixtures` of activations that the member chose at
-    random, which is where an archetypal one begins whose centroids are `random` (variants with free rows)."""
+    """Where decoder rows begin, each then of unit length: `random` directions, `random-shared` (those of seed 0 for all members,
+    and its encoder), `kmeans-shared` at one k-means of the activations, `kmeans-independent` at one of the member's own, or
+    `mixtures` of activations that the member chose at random, which is where an archetypal one begins whose centroids are
+    `random` (variants with free rows)."""
     preprocessing: Preprocessing = "raw"
     """What is done to activations before they are scaled: nothing, `centred` (their mean is subtracted), or `standardised`
     (and every dimension divided by its standard deviation). The members take raw activations whatever it is."""
@@ -96,6 +106,7 @@ class TrainConfig:
         for name, allowed in (
             ("variant", VARIANTS),
             ("data_order", get_args(DataOrder)),
+            ("data_sample", get_args(DataSample)),
             ("centroids", get_args(Centroids)),
             ("start", get_args(Start)),
             ("preprocessing", get_args(Preprocessing)),
@@ -114,6 +125,13 @@ class TrainConfig:
         if max(self.seeds) > LARGEST_SEED:
             raise ValueError(
                 f"seeds are {list(self.seeds)}, expected at most {LARGEST_SEED}, which 64 bits hold: give other --seeds"
+            )
+        if self.data_samples < 1:
+            raise ValueError(f"data_samples is {self.data_samples}, expected at least 1")
+        if self.data_sample == "independent" and len({s % self.data_samples for s in self.seeds}) < len(self.seeds):
+            raise ValueError(
+                f"data_samples is {self.data_samples} for seeds {list(self.seeds)}, expected a sample for each: seed s takes "
+                f"sample s modulo data_samples; set data_samples = {max(self.seeds) + 1} or leave data_sample out"
             )
         if self.n_tokens < self.batch:
             raise ValueError(f"n_tokens is {self.n_tokens}, expected at least one batch ({self.batch})")
@@ -144,7 +162,7 @@ class TrainConfig:
     @property
     def shares_start(self) -> bool:
         """Whether all members begin at the same decoder rows."""
-        return self.centroids == "shared" if "centroids" in self.uses else self.start == "kmeans-shared"
+        return self.centroids == "shared" if "centroids" in self.uses else self.start in SHARED_STARTS
 
     @property
     def group_sizes(self) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from seedscope.engine.studies.synthetic.plan import SyntheticPlan
 
 POOL_TOKENS = 250_000  # that pools are trained on for: twice as many at the end of their curve
 STOP_S = 3.0  # that a study has to end in once its parent is gone
-FILES = ("variants.toml", "starts.toml")  # beside the model, in the order in which they are built
+FILES = ("variants.toml", "starts.toml", "sources.toml")  # beside the model, in the order in which they are built
 
 
 def build(

@@ -19,11 +19,13 @@ from seedscope.engine.activations.harvest import (
 )
 from seedscope.engine.activations.model import randomised
 from seedscope.engine.activations.outliers import TIMES
+from seedscope.engine.contract.sources import MODELS
 from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import Evaluation
 from seedscope.engine.studies.evaluator import Evaluator, keep_evaluation, require_width
+from seedscope.engine.studies.model_seeds import OWN_MODELS
 from seedscope.engine.studies.recorded import open_rows
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.evaluator import open_samples
@@ -54,9 +56,10 @@ def open_evaluator(
     if device.type != "cpu":
         model.network.to(device)
     for ensemble in plan.ensembles:
-        if not ensemble.hookpoint:
+        if not ensemble.hookpoint and not reads_own_models(ensemble):
             progress.say(f"{ensemble.name}: no hook point is known, so no activity; give one with --hookpoint")
-    unreadable = _unreadable(plan, partial(_require_hookpoint, model))
+    unreadable = {each.name: OWN_MODELS for each in plan.ensembles if reads_own_models(each)}
+    unreadable |= _unreadable(plan, partial(_require_hookpoint, model), besides=unreadable)
     with progress.stage("tokenizing", "tokens") as report:
         evaluated = tokenize(
             documents_of(settings) if texts is None else texts, model, n_ctx=settings.n_ctx, bos=settings.bos,
@@ -96,6 +99,11 @@ def open_evaluator(
         model, evaluated, record, scratch, progress, control=control_evaluator, unreadable=unreadable,
         unpredictable=unpredictable,
     )  # fmt: skip
+
+
+def reads_own_models(ensemble: catalogue.EnsemblePlan) -> bool:
+    """Whether each member reads a language model of its own: what the study's model makes of a text says nothing of them."""
+    return bool((ensemble.recipe or {}).get(MODELS))
 
 
 def _unreadable(

@@ -26,12 +26,13 @@ from seedscope.engine.store.database import StoreReader
 from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.anchor import anchor_ensemble
 from seedscope.engine.studies.import_ensemble import enrol
+from seedscope.engine.studies.model_seeds import train_on_models
 from seedscope.engine.studies.pools.build import pool_ensemble
 from seedscope.engine.studies.pools.record import PoolRecord, pool_folder
 from seedscope.engine.studies.pools.settings import PoolSettings
 from seedscope.engine.studies.publish import publish
 from seedscope.engine.studies.recorded import describe
-from seedscope.engine.studies.studyfile.read import AnchorPlan, ImportPlan, StudyFile, TrainPlan
+from seedscope.engine.studies.studyfile.read import AnchorPlan, ImportPlan, ModelSeedsPlan, StudyFile, TrainPlan
 from seedscope.engine.studies.synthetic import plan as synthetic
 from seedscope.engine.studies.synthetic.generator import TRAINING
 from seedscope.engine.studies.synthetic.phase_map import draw_map
@@ -116,6 +117,16 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                 )  # fmt: skip
                 _enter(anchored, folder)
                 continue
+            if isinstance(wanted, ModelSeedsPlan):
+                models = [model if each == model_path else load_model(each) for each in wanted.models]
+                _enter(
+                    train_on_models(
+                        folder, wanted.name, wanted.config, models, _hookpoint_of(file, wanted), model, tokens,
+                        progress,
+                        device=device,
+                    ), folder,
+                )  # fmt: skip
+                continue
             train_on = partial(_train_planned, folder, file, wanted, tokens, device=device, progress=progress)
             for trained in _with_control(train_on, wanted.name, model, control=file.control is not None):
                 _enter(trained, folder)
@@ -166,6 +177,13 @@ def _train_planned(
         raise ValueError(f"ensemble {name} has no hook point to be trained at; name one in the study file")
     source = TrainingSource(model, hookpoint, tokens)
     return train(folder, name, wanted.config, source, progress, device=device, l0=wanted.l0)
+
+
+def _hookpoint_of(file: StudyFile, wanted: TrainPlan | ModelSeedsPlan) -> str:
+    hookpoint = wanted.hookpoint or file.hookpoint
+    if hookpoint is None:
+        raise ValueError(f"ensemble {wanted.name} has no hook point to be trained at; name one in the study file")
+    return hookpoint
 
 
 def run_synthetic(

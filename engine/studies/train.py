@@ -63,7 +63,8 @@ def train(
     `beside` names an SAE that will stand with the members, in a folder that no other one shares. Where an `l0` is asked for,
     its l1 is found first and stands in the recipe; members that miss it by more than a tenth are remarked on.
     """
-    model, hookpoint, tokens = source.model, source.hookpoint, enough(source.tokens, config.n_tokens)
+    model, hookpoint = source.model, source.hookpoint
+    tokens = enough(source.tokens, config.n_tokens, config.data_samples)
 
     def made_from(config: TrainConfig, *more: float | str) -> str:
         recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint, *more], sort_keys=True)
@@ -86,7 +87,7 @@ def train(
     ensemble = train_once(study, name, config, made, rows, provenance, progress, device=device)
     entry = trained_entry(
         study, name, config, made, ensemble, hookpoint=hookpoint, train_token_digest=tokens.digest,
-        n_train_tokens=int(tokens.counted.sum()),
+        n_train_tokens=int(tokens.counted.sum()) // config.data_samples,
     )  # fmt: skip
     return entry if calibration is None else _with_l0(entry, calibration, study, progress)
 
@@ -203,10 +204,15 @@ def _digests_before(study: Path, folder: Path, config: TrainConfig) -> list[str]
     return None
 
 
-def enough(tokens: TokenSet, n_tokens: int) -> TokenSet:
-    """A random choice of windows (seed 0) that holds about the tokens that training will see."""
-    n_windows = int(np.ceil(1.02 * n_tokens / tokens.counted.sum() * len(tokens.ids)))  # windows differ in length
-    if n_windows >= len(tokens.ids):
+def enough(tokens: TokenSet, n_tokens: int, n_samples: int = 1) -> TokenSet:
+    """A random choice of windows (seed 0) that holds about the tokens that training will see.
+
+    Several samples stand one behind the other, in random order, so that each is drawn from the whole text.
+    """
+    n_windows = int(
+        np.ceil(1.02 * n_samples * n_tokens / tokens.counted.sum() * len(tokens.ids))
+    )  # windows differ in length
+    if n_samples == 1 and n_windows >= len(tokens.ids):
         return tokens
-    chosen = np.sort(np.random.default_rng(0).permutation(len(tokens.ids))[:n_windows])
-    return tokens.only(chosen)
+    chosen = np.random.default_rng(0).permutation(len(tokens.ids))[:n_windows]
+    return tokens.only(np.sort(chosen) if n_samples == 1 else chosen)

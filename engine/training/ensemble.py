@@ -84,7 +84,13 @@ def train_ensemble(
     identity = digest(as_parameters(config) | from_start, sample, len(activations)) if checkpoints else ""
     need = memory.predicted(config, d_in, dtype=dtype, sample_rows=len(sample), keeps=checkpoints is not None)
     available = _available_bytes(device) if available is None else available
-    groups = _groups(checkpoints, identity) or memory.in_groups(config, d_in, need, available)
+    groups = _groups(checkpoints, identity)
+    if groups is None:
+        # By itself, so that ensembles whose members see other samples, or none of their own, end with the same first member, bit
+        # for bit: in lockstep its rounding would depend on how many features of the others are silent.
+        first = [config.seeds[:1]] if config.data_samples > 1 and len(config.seeds) > 1 else []
+        others = replace(config, seeds=config.seeds[len(first) :])
+        groups = [*first, *memory.in_groups(others, d_in, need, available)]
     most = max(map(len, groups))
     at_once = "all seeds at once" if len(groups) == 1 else f"{len(groups)} groups of at most {most} seeds, one by one"
     say(f"{at_once}, about {need.of(most) / GIB:.2f} of the {available / GIB:.1f} GiB of memory that are free")

@@ -48,11 +48,12 @@ class Training:
             center=_center(sample, config),
             convention=self.recipe.convention(config),
             more=self.recipe.more,
+            shared=config.start == "random-shared",
         )
         self.sae = start.to(device)
         for name in fixed:
             getattr(self.sae, name).requires_grad_(False)
-        # Encoders begin at the seed's own random directions wherever decoders do: members that share a start still differ.
+        # Encoders begin at the seed's own random directions wherever decoders do: members that share centroids still differ.
         centroids = centroids_of(config) if is_random else None
         rows = hull(sample.to(device), config.d_sae, config.seeds, centroids) if centroids else None
         self.decoder: FreeRows | Archetypes

@@ -20,8 +20,9 @@ def random_start(
     k: int | None = None,
     convention: Convention | None = None,
     more: dict[str, float] | None = None,
+    shared: bool = False,
 ) -> SAE:
-    """Members whose decoder rows are independent random unit vectors, one generator per seed.
+    """Members whose decoder rows are independent random unit vectors, one generator per seed; `shared`: all have those of seed 0.
 
     Encoder = decoder transposed, encoder bias zero, decoder bias = `center` (Gao et al. 2024; dictionary_learning).
     `more` says what all numbers of the convention's further tensors begin as. The same seed gives the same member
@@ -29,7 +30,7 @@ def random_start(
     """
     rows = []
     for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0 if shared else seed)
         rows.append(torch.randn(d_sae, d_in, generator=generator, dtype=center.dtype))
     W_dec = torch.nn.functional.normalize(torch.stack(rows), dim=-1)
     n_members = len(seeds)

@@ -24,6 +24,7 @@ from seedscope.engine.training.ensemble import UNIT, train_ensemble
 from seedscope.engine.training.variants import RECIPES
 
 # Settings of where members begin and in which space: training on begins at weights for raw activations.
+DATA_SAMPLES = ("data_sample", "data_samples")  # pools, and seeds beside them, train on all rows
 BEGINNING = ("start", "preprocessing", "centroids")
 FRACTIONS = (0.25, 0.5, 1.0, 2.0)  # of the length that is asked for; 0 is always there
 Report = Callable[[int, int], None]
@@ -104,7 +105,14 @@ def recipe_of(
         raise ValueError(
             f"it is {named} and how it was trained is not known, and what its sparsity weighs decides what training does"
         )
-    taken = {field.name for field in fields(TrainConfig)} - {"d_sae", "seeds", "n_tokens", "data_order", *BEGINNING}
+    taken = {field.name for field in fields(TrainConfig)} - {
+        "d_sae",
+        "seeds",
+        "n_tokens",
+        "data_order",
+        *DATA_SAMPLES,
+        *BEGINNING,
+    }
     own = {name: value for name, value in (settings if kept is None else kept).items() if name in taken}
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
     own |= {"k": members.k} if convention.architecture == "topk" else {}

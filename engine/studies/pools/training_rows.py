@@ -11,7 +11,7 @@ from seedscope.engine.demo import stdlib
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.evaluator import Evaluator
-from seedscope.engine.studies.pools.posttrain import lengths
+from seedscope.engine.studies.pools.posttrain import DATA_SAMPLES, lengths
 from seedscope.engine.studies.pools.record import PoolTraining
 from seedscope.engine.studies.pools.settings import PoolRun
 from seedscope.engine.studies.synthetic import plan as synthetic
@@ -122,7 +122,11 @@ def fresh_recipe(run: PoolRun, recipe: TrainConfig) -> TrainConfig | None:
         return None
     seeds = tuple(max(run.entry.seeds) + 1 + i for i in range(N_FRESH))
     # A recipe may hold an `l0` as well, which is no field of TrainConfig.
-    kept = {name: value for name, value in (run.entry.recipe or {}).items() if name in vars(recipe)}
+    kept = {
+        name: value
+        for name, value in (run.entry.recipe or {}).items()
+        if name in vars(recipe) and name not in DATA_SAMPLES
+    }
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     length = max(run.entry.train_tokens, recipe.batch)
     return TrainConfig(**as_parameters(recipe) | own | {"seeds": seeds, "n_tokens": length})

@@ -37,6 +37,19 @@ def model_in(folder: Path) -> Check:
     return check
 
 
+def models_in(folder: Path) -> Check:
+    """Two or more transformers models, each once."""
+
+    def check(value: Any) -> tuple[str, ...]:
+        one = model_in(folder)
+        names = tuple(one(each) for each in texts(value))
+        if len(set(names)) < max(len(names), 2):
+            raise Unfit(f"expected at least two models, each once, found {shown(value)}")
+        return names
+
+    return check
+
+
 def sources_in(folder: Path) -> Check:
     """{token source as written: as it is used}, local ones relative to a folder; their first document must be readable."""
 

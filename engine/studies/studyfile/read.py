@@ -1,18 +1,19 @@
 """Reads a study file, `study.toml`, into a StudyFile; all of it is checked before any work begins."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.contract.schema import ANALYSES
+from seedscope.engine.contract.sources import CAUSES, FREE, MODEL, settings_of
 from seedscope.engine.contract.stability import EPSILON, THETA
 from seedscope.engine.demo import stdlib
 from seedscope.engine.saes.importers.ensemble import FORMATS
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.studyfile import recipes, values
-from seedscope.engine.studies.studyfile.paths import activations_in, model_in, paths_in, sources_in
+from seedscope.engine.studies.studyfile.paths import activations_in, model_in, models_in, paths_in, sources_in
 from seedscope.engine.studies.studyfile.toml import Table, reading, shown
 
 EXAMPLE = """[study]
@@ -47,6 +48,16 @@ class TrainPlan:
 
 
 @dataclass(frozen=True)
+class ModelSeedsPlan:
+    """An ensemble with one member per language model, all of one start and on the same tokens."""
+
+    name: str
+    hookpoint: str | None  # None: the study file's
+    config: TrainConfig  # with a data sample for every model
+    models: tuple[str, ...]  # folders or hub ids, at least two
+
+
+@dataclass(frozen=True)
 class AnchorPlan:
     """One SAE, and the comparisons that are to be trained for it."""
 
@@ -69,6 +80,9 @@ class RecordedPlan:
     )  # fields of catalogue.RecordedActivations that the file names
 
 
+Plan = ImportPlan | TrainPlan | ModelSeedsPlan | AnchorPlan
+
+
 @dataclass(frozen=True)
 class StudyFile:
     """What a study file asks for; local paths are absolute."""
@@ -80,7 +94,7 @@ class StudyFile:
     hookpoint: str | None  # of ensembles that name none
     tokens: catalogue.Tokens | None  # of the evaluation
     train_source: tuple[str, ...]  # of training: all of it, or its train part where tokens.part is held-out
-    ensembles: tuple[ImportPlan | TrainPlan | AnchorPlan, ...]
+    ensembles: tuple[Plan, ...]
     control: str | None = None  # random-weights: what is trained is trained on the re-initialised model as well
     analyses: tuple[str, ...] | None = None  # that are computed; None: all
     loss_tokens: int | None = None  # that losses are measured on
@@ -114,14 +128,14 @@ def read_study_file(path: Path) -> StudyFile:
     folder = path.absolute().parent
     with reading(path, example=EXAMPLE) as top, top.alone(_HOMES):
         study = _study(top)
-        tables = top.tables("ensemble")
+        tables, sources = top.tables("ensemble"), top.tables("sources")
         model, hookpoint, has_hookpoint = _model(top, folder)
         tokens, train_source = _tokens(
-            top, folder, trains=any("train" in table or "anchor" in table for table in tables)
+            top, folder, trains=bool(sources) or any("train" in table or "anchor" in table for table in tables)
         )
         recorded = _recorded(top, folder)
         around = _Surroundings(folder, [f"[{key}]" for key in ("model", "tokens") if key not in top], has_hookpoint)
-        ensembles = _ensembles(top, tables, around)
+        ensembles = _ensembles(top, tables, sources, around)
     return StudyFile(
         study.name, study.theta, study.epsilon, model, hookpoint, tokens, train_source, ensembles, study.control,
         study.analyses, study.loss_tokens, recorded,
@@ -202,15 +216,13 @@ def _recorded(top: Table, folder: Path) -> RecordedPlan | None:
         return RecordedPlan(source, table.take("hookpoint", values.hookpoint), given)
 
 
-def _ensembles(
-    top: Table, tables: list[Table], around: _Surroundings
-) -> tuple[ImportPlan | TrainPlan | AnchorPlan, ...]:
-    if "ensemble" not in top:
+def _ensembles(top: Table, tables: list[Table], sources: list[Table], around: _Surroundings) -> tuple[Plan, ...]:
+    if "ensemble" not in top and "sources" not in top:
         top.wrong("ensemble", "is missing, expected at least one [[ensemble]] with a name and import or train")
     names: dict[str, int] = {}
-    plans: list[ImportPlan | TrainPlan | AnchorPlan] = []
-    for table in tables:
-        for plan in _plans(table, around):
+    plans: list[Plan] = []
+    for table in (*tables, *sources):
+        for plan in _source_plans(table, around) if table in sources else _plans(table, around):
             plans.append(plan)
             if plan.name in names:
                 key, clash = ("sweep", f"makes {plan.name}") if "sweep" in table else ("name", f"= {shown(plan.name)}")
@@ -220,7 +232,7 @@ def _ensembles(
     return tuple(plans)
 
 
-def _plans(table: Table, around: _Surroundings) -> Sequence[ImportPlan | TrainPlan | AnchorPlan]:
+def _plans(table: Table, around: _Surroundings) -> Sequence[Plan]:
     if "anchor" in table:
         return [_anchor_plan(table, around)]
     return _train_plans(table, around) if "train" in table else [_import_plan(table, around)]
@@ -269,6 +281,54 @@ def _train_plans(table: Table, around: _Surroundings) -> list[TrainPlan]:
     for misfit in misfits:
         train.wrong(misfit.key, misfit.problem)
     return [TrainPlan(name, hookpoint, *recipe)]
+
+
+def _source_plans(table: Table, around: _Surroundings) -> list[Plan]:
+    """An ensemble for each cause, named after it; one recipe for all."""
+    with table.alone(_HOMES):
+        name, hookpoint = _head(table)
+        causes = table.take("causes", values.some_of(tuple(CAUSES)), tuple(CAUSES))
+        models = table.take("models", models_in(around.folder), ())
+        train = table.table("train")
+    if around.lacks:
+        table.wrong("", f"needs {' and '.join(around.lacks)}, expected both [model] and [tokens]; add what is missing")
+    elif not around.hookpoint and not hookpoint:
+        table.wrong("hookpoint", "is missing, expected one here or below [model], such as blocks.7.hook_resid_post")
+    if train is None:
+        recipe = recipes.Recipe(TrainConfig())
+    elif (found := _recipe_of_sources(train)) is None:
+        return []
+    else:
+        recipe = found
+    config, n = recipe.config, len(recipe.config.seeds)
+    plans: list[Plan] = [
+        TrainPlan(f"{name}-{cause}", hookpoint, replace(config, **settings_of(CAUSES[cause], n)), recipe.l0)
+        for cause in causes
+    ]
+    if models:
+        of_models = settings_of(("sample",), len(models)) | {"seeds": tuple(range(len(models)))}
+        plans.append(ModelSeedsPlan(f"{name}-{MODEL}", hookpoint, replace(config, **of_models), models))
+    return plans
+
+
+def _recipe_of_sources(train: Table) -> recipes.Recipe | None:
+    """The recipe that the causes of [[sources]] vary; None where anything is wrong with it."""
+    settings = _settings(train)
+    if settings is None:
+        return None
+    for key in (each for each in FREE if each in settings):
+        train.wrong(key, "is what the causes of [[sources]] decide, expected other settings; leave it out")
+    recipe, misfits = recipes.recipe_from({key: value for key, value in settings.items() if key not in FREE})
+    for misfit in misfits:
+        train.wrong(misfit.key, misfit.problem)
+    config, n = recipe.config, len(recipe.config.seeds)
+    if "start" not in config.uses:
+        train.wrong("variant", f"= {shown(config.variant)}, expected one whose members can begin at random rows")
+    elif config.seeds != tuple(range(n)):
+        train.wrong(
+            "seeds", f"= {list(config.seeds)}, expected how many, such as {n}: what does not differ is seed 0's"
+        )
+    return recipe if not misfits and "start" in config.uses and config.seeds == tuple(range(n)) else None
 
 
 def _settings(train: Table) -> dict[str, Any] | None:
@@ -339,5 +399,6 @@ _HOMES = {
     **dict.fromkeys(("source", "eval", "n_ctx", "bos", "outliers", "held_out"), "[tokens]"),
     **dict.fromkeys(("import", "train", "anchor", "sweep", "format", "shared_start", "force"), "an [[ensemble]]"),
     **dict.fromkeys(("theta", "epsilon", "control", "analyses", "loss_tokens"), "[study]"), "name": "[study] or an [[ensemble]]",
+    **dict.fromkeys(("causes", "models"), "[[sources]]"),
     "path": "[model]", "hookpoint": "[model] or an [[ensemble]]", "hookpoint_out": "an [[ensemble]] with import",
 }  # fmt: skip

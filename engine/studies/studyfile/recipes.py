@@ -10,6 +10,7 @@ from seedscope.engine.contract.recipe import (
     VARIANTS,
     Centroids,
     DataOrder,
+    DataSample,
     DecoderBias,
     Preprocessing,
     Start,
@@ -33,7 +34,8 @@ MOST_COMBINATIONS = 64
 # The keys of a recipe beside its variant: every other field of TrainConfig is one, and `l0`, which is none.
 KEYS: dict[str, Check] = {
     "d_sae": whole(1), "k": whole(1), "seeds": members, "tokens": whole(1), "batch": whole(1), "lr": POSITIVE,
-    "data_order": one_of(get_args(DataOrder)), "warmup_frac": FRACTION, "decay_frac": FRACTION,
+    "data_order": one_of(get_args(DataOrder)), "data_sample": one_of(get_args(DataSample)), "data_samples": whole(1),
+    "warmup_frac": FRACTION, "decay_frac": FRACTION,
     "aux_coefficient": AT_LEAST_0, "aux_k": whole(1), "silent_after": whole(1), "l1": AT_LEAST_0,
     "l0_coefficient": AT_LEAST_0, "bandwidth": POSITIVE, "sparsity_warmup_frac": FRACTION, "group_fracs": shares,
     "centroids": one_of(get_args(Centroids)), "delta": AT_LEAST_0, "start": one_of(get_args(Start)),

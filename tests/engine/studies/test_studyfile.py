@@ -45,6 +45,18 @@ name = "new"
 train = { variant = "topk", d_sae = 16384, k = 32, seeds = 3, tokens = 5e7, batch = 2048, lr = 1e-3, data_order = "independent" }
 """
 IMPORTS = '[study]\nname = "s"\n[[ensemble]]\nname = "e"\nimport = "ckpts/seed*"\n'
+SOURCES = """[study]
+name = "s"
+[model]
+path = "gpt2"
+hookpoint = "blocks.7.hook_resid_pre"
+[tokens]
+source = "corpus/*.txt"
+[[sources]]
+name = "by"
+train = { seeds = 4 }
+causes = ["order"]
+"""
 TRAINS = """[study]
 name = "s"
 [model]
@@ -142,6 +154,21 @@ VARIANT_RECIPES = {
     "jumprelu": "k = 4, bandwidth = 0.01, l0_coefficient = 2", "gated": "l1 = 0.1", "archetypal": 'centroids = "independent"',
     "relaxed-archetypal": "delta = 1",
 }  # fmt: skip
+
+
+def test_sources_become_an_ensemble_per_cause_of_one_recipe(folder):
+    both = SOURCES.replace('["order"]', '["all", "start"]\nmodels = ["gpt2", "distilgpt2", "gpt2-medium"]')
+    start, every, model = read_study_file(written(folder, both)).ensembles
+    assert (start.name, every.name, model.name) == ("by-start", "by-all", "by-model")
+    assert start.config == TrainConfig(seeds=(0, 1, 2, 3), data_samples=4)
+    assert every.config == TrainConfig(
+        seeds=(0, 1, 2, 3), data_samples=4, data_order="independent", data_sample="independent"
+    )
+    assert model.models == ("gpt2", "distilgpt2", "gpt2-medium")
+    of_models = {"start": "random-shared", "data_sample": "independent", "data_samples": 3}
+    assert model.config == TrainConfig(seeds=(0, 1, 2), **of_models)
+    four = read_study_file(written(folder, SOURCES.replace('causes = ["order"]\n', ""))).ensembles
+    assert [each.name for each in four] == ["by-start", "by-order", "by-sample", "by-all"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS[1:])
@@ -386,6 +413,12 @@ MISTAKES = [
     (TRAINS, "{ }", '{ variant = "matryoshka", group_fracs = [0.5, 0.4] }', 10, "ensemble.train.group_fracs = ", "sum is 1"),
     (TRAINS, "{ }", '{ variant = "matryoshka", d_sae = 16 }', 10, "ensemble.train does not fit together", "of 16 features empty"),
     (TRAINS, "{ }", '{ variant = "archetypal", centroids = "no" }', 10, "ensemble.train.centroids", "independent or random"),
+    (SOURCES, "seeds = 4", "seeds = [1, 2]", 10, "sources.train.seeds = [1, 2], expected how many, such as 2", "seed 0's"),
+    (SOURCES, "seeds = 4", 'data_order = "shared"', 10, "sources.train.data_order is what the causes", "leave it out"),
+    (SOURCES, "seeds = 4", 'variant = "archetypal"', 10, 'sources.train.variant = "archetypal", expected one whose', "random rows"),
+    (SOURCES, "seeds = 4", "k = 600", 10, "sources.train.k = 600, expected at most d_sae (512)", "lower k"),
+    (SOURCES, '["order"]', '["ordre"]', 11, 'sources.causes = ["ordre"], holds "ordre"', "did you mean order?"),
+    (SOURCES, '["order"]', '["order"]\nmodels = ["gpt2"]', 12, 'sources.models = ["gpt2"], expected at least two models', ""),
     (TRAINS, "{ }", '{ start = "k-means" }', 10, "ensemble.train.start = ", "kmeans-independent or mixtures"),
     (TRAINS, "{ }", '{ preprocessing = "centered" }', 10, "ensemble.train.preprocessing", "did you mean centred?"),
     (TRAINS, "{ }", '{ decoder_bias = 0 }', 10, "ensemble.train.decoder_bias = 0, expected learned or none", ""),
