@@ -8,8 +8,8 @@ TOKENS = "evaluation tokens, those on which neither fires included"
 ENTRIES: tuple[Entry, ...] = (
     *section(
     "function",
-    ("counterpart_kind", "counterpart", "Which feature of the other seed is looked at: the partner of a match rule, the "
-     "second-nearest decoder row, a small set of features, or a control.", None, None, OWN),
+    ("counterpart_kind", "counterpart", "Which feature of the other seed is looked at: the partner of a match rule or under "
+     "optimal transport, the second-nearest decoder row, a small set of features, or a control.", None, None, OWN),
     ("cofiring", "fires alike", "Correlation of the two features’ activations over all tokens: 1 where they rise and fall "
      "together, 0 where they have nothing to do with each other.", r"\fn{corr}(a_i, b_j)", TOKENS, "common"),
     ("firing_jaccard", "Jaccard", "Tokens on which both fire, as a share of those on which at least one does.",
@@ -25,6 +25,12 @@ ENTRIES: tuple[Entry, ...] = (
      "best.", r"\text{share with score} ≥ 0.8", PAIRS, OWN),
     ("beside_share", "repair", "Share of pairs whose counterpart gains as much, scale fitted, while the feature stays in place: "
      "it mends what the SAE misses and replaces nothing.", None, PAIRS, OWN),
+    ("transport_partner", "optimal transport", "The row of the other seed that gets most of the feature’s mass where all "
+     "rows of both seeds share out equal masses at the least cost, 1 − cosine, smoothed by entropy.",
+     r"\fn{argmax}_j P_{ij}, P_{ij} = \fn{exp}((\fn{cos}(d_i, d'_j) + f_i + g_j) / ε)",
+     "decoder rows with a direction", "Cuturi"),
+    ("marginal_gap", "marginal gap", "Share of the mass that arrives at the wrong rows: how far the plan is from sharing it out "
+     "equally.", r"\sum_j |\sum_i P_{ij} − \frac{1}{n}|", "decoder rows of the other seed", "common"),
     ("recall_at", "R@n", "Of the n pairs that a rule calls most alike, the share that substitute.", None,
      "pairs of both directions", OWN),
     ("seed_interval", "interval", "95 % interval from a bootstrap over seeds: features of one seed share its training.", None,

@@ -5,11 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from scipy.special import logsumexp
 
 from seedscope.engine.matching import transport as blocks
 from seedscope.engine.matching.transport import Transport, transport
-from support.golden import unit_rows
+from support.golden import plan_of, unit_rows
 
 
 def drawn(n: int, d_in: int, seed: int) -> np.ndarray:
@@ -22,16 +21,6 @@ def halves(n: int, d_in: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     a, b, half = drawn(n, d_in, seed + 1), drawn(n, d_in, seed + 2), n // 2
     b[:half] = unit_rows(a[:half] + 1.5 * rng.random((half, 1)) * rng.standard_normal((half, d_in)) / d_in**0.5)
     return a, b
-
-
-def plan_of(cosines: np.ndarray, epsilon: float, sweeps: int = 3000) -> np.ndarray:
-    """Sinkhorn in the log domain on the dense matrix."""
-    (n, m), logits = cosines.shape, cosines.astype(np.float64) / epsilon
-    v = np.zeros(m)
-    for _ in range(sweeps):
-        u = -logsumexp(logits + v, axis=1) - np.log(n)
-        v = -logsumexp(logits + u[:, None], axis=0) - np.log(m)
-    return np.exp(logits + u[:, None] + v)
 
 
 def found_for(a: np.ndarray, b: np.ndarray, **options: float) -> Transport:

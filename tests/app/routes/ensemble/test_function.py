@@ -59,7 +59,7 @@ def test_shares_and_means_are_those_of_the_pairs(page, store, features, kind, bu
 
 
 def test_the_most_similar_pairs_are_counted_by_each_rules_own_measure(page, store):
-    assert {row["kind"] for row in page["most_similar"]} >= {"argmax", "live", "active"}
+    assert {row["kind"] for row in page["most_similar"]} >= {"argmax", "live", "transport", "active"}
     for row in page["most_similar"]:
         pairs = []
         for *_, partners, cosines, correlations, _, scores, _ in substitutes(store, row["kind"]):
@@ -68,6 +68,30 @@ def test_the_most_similar_pairs_are_counted_by_each_rules_own_measure(page, stor
         best = sorted(pairs, key=lambda pair: (-pair[0], pair[1]))[: row["rank"]]
         assert row["n"] == len(best)
         assert row["share"] == pytest.approx(np.mean([score >= SUBSTITUTES for _, score in best]))
+
+
+def test_the_marginal_gap_that_transport_reached_stands_beside_its_numbers(client, address, page, store):
+    gaps = ask(store, "SELECT marginal_gap, share FROM TransportPlan WHERE ensemble = 'topk-96'")
+    reached = page["transport"]
+    assert reached["n_plans"] == len(gaps) > 0
+    assert reached["marginal_gap"] == pytest.approx(max(gap for gap, _ in gaps))
+    assert reached["share"] == pytest.approx(np.mean([share for _, share in gaps]))
+    shown = text_of(client.get(f"{address}/function").text)
+    assert f"marginal gap at most {reached['marginal_gap']:.1e}" in shown
+
+
+def test_without_transport_the_page_says_so(own_root, address):
+    republish(
+        own_root,
+        "DELETE FROM TransportPlan",
+        "DELETE FROM Substitute WHERE kind = 'transport'",
+        "DELETE FROM FunctionSummary WHERE kind = 'transport'",
+    )
+    bare = browse(own_root)
+    page = bare.get(f"{address}/function.json").json()
+    assert page["transport"] is None
+    assert "transport" not in {row["kind"] for row in page["most_similar"] + page["summaries"]}
+    assert "Optimal transport is not measured here" in text_of(bare.get(f"{address}/function").text)
 
 
 def test_every_number_of_the_page_stands_in_its_twin(client, address, page):
@@ -115,6 +139,7 @@ def test_without_the_analysis_the_page_names_the_command_and_lists_refuse_it(own
         "DELETE FROM Substitute",
         "DELETE FROM SmallSet",
         "DELETE FROM FunctionSummary",
+        "DELETE FROM TransportPlan",
         "UPDATE Feature SET active_correlations = [], cofiring = NULL, substitution = NULL",
         "UPDATE Match SET active_partners = []",
         "DELETE FROM Pair WHERE rule = 'active'",
