@@ -143,8 +143,8 @@ def ensemble(
         bucket_densities=medians,
         members=_member_lines(store.members(ensemble), counts),
         pw_mcc=fmean(pair.mean_cosine for pair in hungarian) if hungarian else None,
-        null_rates=store.null_rates(ensemble, theta),
-        null_p999=store.null_p999(ensemble),
+        null_rates=store.null_rates(ensemble, theta, judgement.rule),
+        null_p999=store.null_p999(ensemble, judgement.rule),
         p_stable_at_all=score(row.n_comparisons, row.n_comparisons, epsilon=epsilon).p_stable if compared else None,
         masked_ev=masked_ev if store.has(ensemble, "ablate") else None,
         masked_n=_masked_n(masked) if store.has(ensemble, "ablate") else None,
@@ -191,7 +191,7 @@ def _figures(
     theta, epsilon, name = judgement.theta, judgement.epsilon, row.ensemble
     table = f"/s/{store.study.study}/{name}/features"
     links = {bucket: render.url(table, bucket=bucket, **judgement.judgement()) for bucket in BUCKETS}
-    null = store.null_counts(name, theta)
+    null = store.null_counts(name, theta, judgement.rule)
     activity = store.has(name, "activity")
     judged = judgement.judged(activity=activity)
     if not row.n_comparisons:
@@ -221,7 +221,7 @@ def _figures(
 def _sweep(store: StudyStore, row: Ensemble, judgement: EnsembleJudgement, sample: Sample, judged: str) -> Figure:
     shares = bucket_shares(sample.counts[:, SWEEP], row.n_comparisons, judgement.epsilon)
     thetas = [i / (N_THETAS - 1) for i in SWEEP]
-    rates = [store.null_rates(row.ensemble, theta) for theta in thetas]
+    rates = [store.null_rates(row.ensemble, theta, judgement.rule) for theta in thetas]
     chance = {kind: [rate[kind] for rate in rates] for kind in rates[0]}
     return theta_sweep(thetas, shares, chance, judgement.theta, len(sample.cosines), judged)
 

@@ -271,7 +271,7 @@ def test_a_wider_epsilon_moves_features_out_of_the_middle_and_never_the_dead(cli
 def test_a_strip_is_solid_where_the_feature_counts_as_matched(cosine):
     """The last float32 below theta is no match, and must not be drawn or counted as one."""
     matched = np.float32(cosine) >= np.float32(0.7)
-    strip = str(seed_strip((float(np.float32(cosine)),), 0.7, "middle"))
+    strip = str(seed_strip((float(np.float32(cosine)),), 0.7, "middle", "cosine"))
     assert f"{int(matched)} of 1 seeds match" in strip
     assert ('class="solid" d="M' in strip) == matched
 
