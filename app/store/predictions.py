@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from seedscope.app.store.database import Database
@@ -50,6 +51,21 @@ def read_predictor(store: Database, ensemble: str) -> StoredPredictor | None:
 def predictions_at(store: Database, ensemble: str, places: list[tuple[int, int]]) -> list[Prediction]:
     """The predictions of some (seed, feature), as far as there are any."""
     return store.rows_at(Prediction, ensemble, places) if places else []
+
+
+def predicted_p(store: Database, ensemble: str) -> np.ndarray:
+    """(rows,) the predicted p of every feature, in the order of the ensemble's index; NaN where there is none."""
+    index = store.index(ensemble)
+
+    def read() -> np.ndarray:
+        sql = "SELECT seed, feature, p FROM Prediction WHERE ensemble = $ensemble"
+        found = store.arrow(sql, {"ensemble": ensemble})
+        p = np.full(index.n_rows, np.nan, np.float32)
+        rows = index.rows_at(found.column("seed").to_numpy(), found.column("feature").to_numpy())
+        p[rows] = found.column("p").to_numpy()
+        return p
+
+    return index.kept(("predicted",), read)
 
 
 def prediction_counts(store: Database, ensemble: str) -> list[int]:

@@ -134,6 +134,50 @@ def test_pages_say_predicted_and_never_stable(client):
     assert feature.select_one("svg.strip.predicted .hollow")
 
 
+def test_lists_are_sorted_filtered_and_downloaded_by_what_is_predicted(client, root):
+    with store_of(root, "many-predicted") as store:
+        stored = {row.feature: row.p for row in store.rows(Prediction)}
+    downwards = sorted(stored, key=lambda feature: (-stored[feature], feature))
+    rows, after = [], ""
+    while after is not None:
+        page = client.get(f"{ONE}/features.json?sort=predicted&limit=50{after and f'&after={after}'}").json()
+        rows += page["rows"]
+        after = page["after"]
+    known = [row for row in rows if row["predicted"] is not None]
+    assert [row["feature"] for row in rows[: len(known)]] == downwards  # those that nobody predicts stand last
+    assert len(rows) == N
+    assert all(row["predicted"] == pytest.approx(stored[row["feature"]]) for row in known)
+    upwards = client.get(f"{ONE}/features.json?sort=predicted&dir=asc&limit=5").json()["rows"]
+    assert [row["predicted"] for row in upwards] == pytest.approx(sorted(stored.values())[:5])
+    least = float(np.float32(sorted(stored.values())[len(stored) // 2]))
+    found = client.get(f"{ONE}/features.json?predicted_min={least!r}&limit=500").json()
+    assert {row["feature"] for row in found["rows"]} == {feature for feature, p in stored.items() if p >= least}
+    none = client.get(f"{ONE}/features.json?predicted_min=0.9&predicted_max=0.1").json()
+    assert none["total"] == 0
+    lines = list(csv.DictReader(io.StringIO(client.get(f"{ONE}/features.csv?sort=predicted").text)))
+    assert [int(line["feature"]) for line in lines[: len(known)]] == downwards
+    np.testing.assert_allclose(
+        [float(line["predicted"]) for line in lines[: len(known)]], [stored[f] for f in downwards]
+    )
+    assert {line["predicted"] for line in lines[len(known) :]} <= {""}
+    page = parsed(client.get(f"{ONE}/features?sort=predicted").text)
+    assert page.select_one("th[aria-sort=descending] #sort-predicted")
+    assert page.select_one("#sort-choice option[value=predicted][selected]")
+    assert page.select_one("input[name=predicted_min]")
+    feature = parsed(client.get(f"{ONE}/4/{downwards[1]}?sort=predicted").text)
+    links = {link["href"].partition("?")[0] for link in feature.select("a[href*='sort=predicted']")}
+    assert {f"{ONE}/4/{downwards[0]}", f"{ONE}/4/{downwards[2]}"} <= links
+
+
+@pytest.mark.parametrize("query", ["sort=predicted", "predicted_min=0.5", "predicted_max=0.5"])
+def test_where_p_is_measured_there_is_no_prediction_to_sort_by(client, query):
+    refused = client.get(f"/s/many/topk/features.json?{query}")
+    assert refused.status_code == 422
+    assert "p is measured here, not predicted" in refused.text
+    assert not parsed(client.get("/s/many/topk/features").text).select("#sort-predicted, input[name=predicted_min]")
+    assert client.get("/s/many/topk/features.json?limit=1").json()["rows"][0]["predicted"] is None
+
+
 def test_the_training_ensemble_shows_its_predictor(client):
     page = parsed(client.get("/s/many/topk/subspaces").text)
     assert "Can stability be told from one SAE?" in text_of(page.select_one("#predictor").prettify())
