@@ -58,7 +58,7 @@ class Transport(NamedTuple):
     epsilon: float
 
 
-class Partners(NamedTuple):
+class TransportPartners(NamedTuple):
     """Partners under the plan between two dictionaries, rows without a direction included."""
 
     forward: Int[np.ndarray, " rows_a"]  # of `a` in `b`; -1: none, for rows without a direction
@@ -120,7 +120,7 @@ def transport(
     return Transport(forward, backward, last.f, best, least, n_passes, epsilon)
 
 
-def partners_between(a: Float[Tensor, "rows_a d_in"], b: Float[Tensor, "rows_b d_in"]) -> Partners:
+def partners_between(a: Float[Tensor, "rows_a d_in"], b: Float[Tensor, "rows_b d_in"]) -> TransportPartners:
     """Partners of all rows of two dictionaries of unit rows; rows of zeros, which have no direction, take no part.
 
     Raises ValueError where no row of a side has a direction.
@@ -134,7 +134,7 @@ def partners_between(a: Float[Tensor, "rows_a d_in"], b: Float[Tensor, "rows_b d
         return partner.cpu().numpy()
 
     shares = torch.cat([found.forward.confidence, found.backward.confidence])
-    return Partners(
+    return TransportPartners(
         placed(found.forward, at_a, at_b, len(a)),
         placed(found.backward, at_b, at_a, len(b)),
         float(shares.double().mean()),
