@@ -1,5 +1,6 @@
 """What a predictor says of one SAE's features, and how well it does: rows for pages and downloads."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from seedscope.engine.contract.tables.predictions import (
     PredictorScore,
     ReliabilityBin,
 )
+from seedscope.engine.contract.tables.study import Ensemble
 
 N_BARS = 20  # of the distribution of predicted p
 
@@ -33,6 +35,16 @@ class StoredPredictor:
     def score(self) -> PredictorScore | None:
         """The figure that counts: of held-out clusters."""
         return next((each for each in self.scores if each.setting == PREDICTOR_SETTINGS[0]), None)
+
+
+def prediction_sources(studies: Iterable[Database], ensemble: Ensemble) -> list[str]:
+    """STUDY/ENSEMBLE of those that a predictor of one SAE can be trained on: their p is measured, and rows are as long."""
+    return [
+        f"{store.study.study}/{name}"
+        for store in studies
+        for name, row in store.ensembles.items()
+        if row.n_comparisons and row.d_in == ensemble.d_in
+    ]
 
 
 def read_predictor(store: Database, ensemble: str) -> StoredPredictor | None:

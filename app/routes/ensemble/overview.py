@@ -30,7 +30,13 @@ from seedscope.app.routes.address import (
 )
 from seedscope.app.store.ceiling import ceiling as find_ceiling
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.predictions import StoredPredictor, prediction_counts, prediction_table, read_predictor
+from seedscope.app.store.predictions import (
+    StoredPredictor,
+    prediction_counts,
+    prediction_sources,
+    prediction_table,
+    read_predictor,
+)
 from seedscope.app.store.study import Sample, StudyStore
 from seedscope.engine.contract.schema import N_THETAS
 from seedscope.engine.contract.stability import (
@@ -100,6 +106,7 @@ class EnsemblePage:
     figure_list: list[Figure]
     figure_predicted: Figure | None  # of one SAE whose stability is predicted, as the next
     figure_reliability: Figure | None
+    nav_sources: list[str]  # STUDY/ENSEMBLE that its stability can be predicted from; of one SAE alone
     nav_judgement: dict[str, Any]
     nav_rules: dict[str, str]
     nav_judged: str
@@ -108,6 +115,7 @@ class EnsemblePage:
 
 @render.page(router, "/s/{study}/{ensemble}", "ensemble/overview.html", "ensemble")
 def ensemble(
+    request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedEnsemble[EnsembleJudgement], Depends(judged(EnsembleJudgement))],
@@ -162,6 +170,7 @@ def ensemble(
         else None,
         figure_reliability=reliability(predictor.bins, trained_on) if predictor and is_predicted else None,
         figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, table.density_histogram(), medians),
+        nav_sources=[] if compared else prediction_sources(request.app.state.studies.all(), row),
         nav_judgement=at,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_judged=judged,

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -204,6 +205,37 @@ def test_every_prediction_is_taken_away(client, root, tmp_path):
     assert {line["feature"]: line["predicted"]["p"] for line in lines if line["predicted"]} == {
         row.feature: row.p for row in stored
     }
+
+
+def test_the_page_of_one_sae_asks_another_predictor_as_a_job(root, printed, tmp_path):
+    here = tmp_path / "root"
+    for study in ("many", "many-predicted"):
+        shutil.copytree(root / study, here / study)
+    with browse(here) as client:
+        form = parsed(client.get(ONE).text).select_one("#ask-predictor form")
+        assert [option.text for option in form.select("option")] == ["many/other", "many/topk"]
+        assert not parsed(client.get("/s/many/topk").text).select("#ask-predictor")
+        assert not parsed(client.get(f"{ONE}?embed=true").text).select("#ask-predictor")
+        fields = {field["name"]: field["value"] for field in form.select("input")} | {"from": "many/other"}
+        from_here = {"Origin": "http://127.0.0.1"}
+        for changed, says in (
+            ({"study": "many", "ensemble": "topk"}, "one SAE"), ({"from": "many/none"}, "many/other, many/topk"),
+            ({"from": "many"}, "many/other, many/topk"), ({"from": "many/topk --force"}, "many/other, many/topk"),
+            ({"from": ""}, "many/other, many/topk"), ({"ensemble": "none"}, "seed-4"),
+        ):  # fmt: skip
+            refused = client.post("/jobs", json=fields | changed, headers=from_here)
+            assert refused.status_code == 422
+            assert says in refused.text
+        job = client.post("/jobs", json=fields, headers=from_here).json()
+        end = time.monotonic() + 120
+        while (job := client.get(f"/jobs/{job['id']}.json").json()["job"])["state"] in ("queued", "running"):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert (job["state"], job["republished"]) == ("done", True)
+        page = client.get(f"{ONE}.json").json()
+        assert page["predictor"]["predictor"]["trained_on"] == "many/other"
+        shown = text_of(client.get("/jobs").text)
+        assert "seedscope predict many-predicted/seed-4 --from many/other" in shown
 
 
 def test_an_sae_without_text_is_predicted_by_its_weights(root, folder, tmp_path):
