@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seedscope.engine.matching import transport as blocks
-from seedscope.engine.matching.transport import Transport, transport
+from seedscope.engine.matching.transport import Transport, partners_between, transport
 from support.golden import plan_of, unit_rows
 
 
@@ -119,3 +119,21 @@ def test_an_epsilon_without_a_plan_is_refused(epsilon):
 def test_a_side_without_rows_is_refused():
     with pytest.raises(ValueError, match="3 and 0 rows have a direction"):
         found_for(drawn(3, 4, 0), np.zeros((0, 4), np.float32))
+
+
+def test_rows_without_a_direction_have_no_partner_and_are_nobodys():
+    a, b = halves(40, 16)
+    with_zeros_a, with_zeros_b = np.insert(a, [0, 7], 0, axis=0), np.insert(b, [3, 40], 0, axis=0)
+    between = partners_between(torch.from_numpy(with_zeros_a), torch.from_numpy(with_zeros_b))
+    plan = plan_of(a @ b.T, between.epsilon)
+    of_rows, of_columns = plan / plan.sum(1, keepdims=True), (plan / plan.sum(0)).T
+    for found, shares, own, other in (
+        (between.forward, of_rows, with_zeros_a, with_zeros_b), (between.backward, of_columns, with_zeros_b, with_zeros_a),
+    ):  # fmt: skip
+        here, there = (np.flatnonzero(rows.any(1)) for rows in (own, other))
+        assert (found[~own.any(1)] == -1).all()
+        second, first = np.sort(shares, 1)[:, -2:].T
+        sure = first - second > 0.01
+        assert (found[here][sure] == there[shares.argmax(1)][sure]).all()
+    assert between.share == pytest.approx(np.mean([of_rows.max(1), of_columns.max(1)]), abs=5e-3)
+    assert between.marginal_gap <= 1e-3
