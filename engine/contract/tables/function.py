@@ -91,7 +91,7 @@ class TransportPlan:
     epsilon: float  # above 0, in units of the cosine
     n_passes: int  # over all pairs of rows
     marginal_gap: (
-        float  # L1 distance of the plan's marginals from uniform ones, 0 to 2: the share of mass that goes astray
+        float  # L1 distance of the plan's marginals from uniform ones, 0 to 2; half of it arrives at wrong rows
     )
     share: float  # of its mass that a row sends to its partner, mean over the rows of both members, 0 to 1
 
