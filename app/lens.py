@@ -12,9 +12,16 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from seedscope.engine.contract.schema import RULES
+from seedscope.engine.contract.schema import DECODER_RULES, RULES
 
-Theta = Annotated[float, Field(ge=-1, le=1, description="a cosine of at least theta is a match")]
+Theta = Annotated[
+    float,
+    Field(
+        ge=-1,
+        le=1,
+        description="a cosine of at least theta is a match; under the rule `active` a correlation of activations",
+    ),
+]
 Epsilon = Annotated[float, Field(ge=0, lt=0.5, description="stable: p >= 1 - epsilon, unstable: p <= epsilon")]
 
 PARAMETERS = ("theta", "epsilon", "rule", "dead")
@@ -28,6 +35,11 @@ RULE_NAMES = {
 }
 
 _NUMBERS: dict[str, TypeAdapter[float]] = {"theta": TypeAdapter(Theta), "epsilon": TypeAdapter(Epsilon)}
+
+
+def measure_of(rule: str) -> str:
+    """What theta is compared with under a match rule, in one word."""
+    return "cosine" if rule in DECODER_RULES else "correlation"
 
 
 @dataclass(frozen=True)

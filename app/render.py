@@ -50,7 +50,7 @@ from seedscope.app.freshness import check_kept
 from seedscope.app.glossary.entries import GLOSSARY, SECTIONS
 from seedscope.app.glossary.mathml import mathml
 from seedscope.app.json_text import PiecewiseJSONResponse
-from seedscope.app.lens import RULE_NAMES
+from seedscope.app.lens import RULE_NAMES, measure_of
 from seedscope.app.parameters import url, url_by
 from seedscope.app.settings import TEMPLATES
 from seedscope.app.shell import shell_of
@@ -95,7 +95,7 @@ templates.filters |= {
     "percent": percent, "points": points, "density": density, "per_mille": per_mille, "thousands": thousands, "token": shown_token,
     "known": known, "millinats": millinats, "duration": duration, "moment": moment,
     "with_code": with_code, "counted": counted,
-    "short": short, "count_or_mean": count_or_mean, "plot_json": plot_json,
+    "measure": measure_of, "short": short, "count_or_mean": count_or_mean, "plot_json": plot_json,
 }  # fmt: skip
 templates.globals |= {
     "url": url, "url_by": url_by, "part": part, "asset": asset, "seed_strip": seed_strip, "large_strip": large_strip,

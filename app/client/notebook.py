@@ -41,9 +41,11 @@ class Match:
     partner: int | None
     """Index of the counterpart; None where the rule forms no pair."""
     cosine: float | None
-    """Of the two decoder rows (`both`: the smaller of decoder and encoder cosine); None without a partner."""
+    """Of the two decoder rows (`both`: the smaller of decoder and encoder cosine; `active`: the correlation of activations).
+
+    None without a partner."""
     matched: bool
-    """Whether the cosine reaches theta."""
+    """Whether it reaches theta."""
     runner_up_cosine: float
     """Of the second nearest feature there."""
     mutual: bool
@@ -132,7 +134,8 @@ class Ensemble:
         """All features that a filter finds, one row each: the columns of the feature table's download.
 
         `filters` are those of the feature table's address: seed, bucket, stability_min, stability_max, density_min,
-        density_max, id, trigger, q, hit, score_min; `sort` and `descending` order the rows. `dead` is exclude, only or count.
+        density_max, id, trigger, q, hit, score_min, cofire_min, predicted_min, predicted_max;
+        `sort` and `descending` order the rows. `dead` is exclude, only or count.
         Raises ValueError for a filter or value that there is not, or that needs what was not computed.
         """
         if unknown := set(filters) - _FILTERS:

@@ -11,6 +11,7 @@ KINDS = {
     "argmax": ("nearest", False),
     "live": ("nearest active", False),
     "hungarian": ("one-to-one", False),
+    "transport": ("optimal transport", False),
     "active": ("fires alike", False),
     "runner_up": ("second nearest", False),
     "small_set": ("small set of features", False),

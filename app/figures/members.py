@@ -2,7 +2,7 @@
 
 from seedscope.app.figures.drawing import SEQUENTIAL, CellLinks, Figure, Heading, layout
 from seedscope.app.formats import percent
-from seedscope.app.lens import RULE_NAMES
+from seedscope.app.lens import RULE_NAMES, measure_of
 
 
 def seed_matrix(
@@ -47,7 +47,8 @@ def seed_matrix(
 
 
 def pair_histogram(counts: list[int], n_unpaired: int, theta: float, a: int, b: int, rule: str) -> Figure:
-    """Anchor features by the cosine to their partner; bins of width 0.02 from -1."""
+    """Anchor features by the cosine to their partner, under `active` by the correlation; bins of width 0.02 from -1."""
+    measure = measure_of(rule)
     width = 2 / len(counts)
     edges = [-1 + i * width for i in range(len(counts))]
     bars = [(edge, n) for edge, n in zip(edges, counts, strict=True) if n]
@@ -57,22 +58,22 @@ def pair_histogram(counts: list[int], n_unpaired: int, theta: float, a: int, b: 
     return Figure(
         "pair",
         f"How near are seed {a}’s features to those of seed {b}?",
-        f"Number of n = {total:,} features by the cosine to their counterpart (match rule: {RULE_NAMES[rule]}); "
+        f"Number of n = {total:,} features by the {measure} with their counterpart (match rule: {RULE_NAMES[rule]}); "
         f"the line is θ = {theta:.2f}.{unpaired}",
         {
             "data": [
                 {
                     "type": "bar", "x": [edge + width / 2 for edge, _ in bars], "y": [n for _, n in bars],
                     "width": [width * 0.9] * len(bars), "marker": {"color": "@accent"},
-                    "hovertemplate": "cosine about %{x:.2f}: %{y:,} features<extra></extra>",
+                    "hovertemplate": f"{measure} about %{{x:.2f}}: %{{y:,}} features<extra></extra>",
                 }
             ],
             "layout": layout(
-                "cosine to the counterpart", "features", yaxis={"rangemode": "tozero"},
+                f"{measure} with the counterpart", "features", yaxis={"rangemode": "tozero"},
                 xaxis={"range": [min([edge for edge, _ in bars] + [0]) - width, 1.01]},
                 shapes=[line | {"line": {"color": "@soft", "width": 1, "dash": "dash"}}],
             ),
         },
-        (Heading("cosine from", "cosine_bin"), Heading("to", "cosine_bin"), Heading("features", "n_features")),
+        (Heading(f"{measure} from", "cosine_bin"), Heading("to", "cosine_bin"), Heading("features", "n_features")),
         tuple((f"{edge:.2f}", f"{edge + width:.2f}", n) for edge, n in bars),
     )  # fmt: skip

@@ -52,6 +52,9 @@ def _bracketed(brackets: list[_Bracket]) -> dict[str, Any]:
     return {"shapes": shapes, "annotations": annotations}
 
 
+CHANCE_UNKNOWN = "Chance is known of cosines alone; here θ cuts correlations."  # under the rule `active`
+
+
 def stability_distribution(
     counts: list[tuple[int, str, int, int]],
     null: dict[str, list[int]],
@@ -104,7 +107,8 @@ def stability_distribution(
         and all(x == n_comparisons for x, r in per_x.items() if r.get("stable"))
         else f"{percent(stable, 0)} of {judged} are stable",
         f"n = {total:,} {judged} of {len({c[0] for c in counts})} seeds. Bars: share of features that match in "
-        f"so many of {n_comparisons} other seed{'s' * (n_comparisons > 1)}. Grey dashes: the same for random dictionaries.",
+        f"so many of {n_comparisons} other seed{'s' * (n_comparisons > 1)}. "
+        + ("Grey dashes: the same for random dictionaries." if null else CHANCE_UNKNOWN),
         {
             "data": data,
             "layout": layout(
@@ -176,7 +180,7 @@ def stability_cdf(
         f"{percent(pooled[half], 0)} of features come back in at most half of the seeds",
         f"Share of n = {n_features:,} features with stability up to p. Band: 95 %, bootstrap over the {len(curves)} seeds. "
         f"{alone} ({percent(min(spread), 0)} to {percent(max(spread), 0)} at p = {p[half]:.2f}); a single anchor, "
-        f"given its comparisons, is known to ± {percent(one_anchor)} (DKW). Dashed: chance.",
+        f"given its comparisons, is known to ± {percent(one_anchor)} (DKW). {'Dashed: chance.' if null else CHANCE_UNKNOWN}",
         {
             "data": data,
             "layout": layout(
@@ -251,8 +255,12 @@ def theta_sweep(
     return Figure(
         "sweep",
         "How much do the buckets depend on θ?",
-        f"Shares of n = {n:,} {judged} at every threshold; the thin line is θ = {theta:.2f}. Grey: comparisons that match "
-        "by chance (dotted: random directions, dashed: random ones with this SAE’s spread).",
+        f"Shares of n = {n:,} {judged} at every threshold; the thin line is θ = {theta:.2f}. "
+        + (
+            "Grey: comparisons that match by chance (dotted: random directions, dashed: random ones with this SAE’s spread)."
+            if null
+            else CHANCE_UNKNOWN
+        ),
         {
             "data": data,
             "layout": layout(

@@ -8,21 +8,22 @@ from markupsafe import Markup
 from seedscope.engine.contract.stability import is_match
 
 _MANY_WIDTH = 400  # of the strip at the head of a page, whatever the number of seeds; its column is 406 pixels wide
+_NAMES = {"cosine": "best cosine", "correlation": "correlation"}  # of a bar's height
 PROFILE_FROM = 33  # comparisons from which the strip becomes a sorted profile
 
 
 def seed_strip(
-    cosines: tuple[float, ...], theta: float, bucket: str | None, width: int = 70, height: int = 20
+    cosines: tuple[float, ...], theta: float, bucket: str | None, measure: str, width: int = 70, height: int = 20
 ) -> Markup:
-    """One bar per comparison seed, in seed order: height = best cosine, solid where it reaches theta.
+    """One bar per comparison seed, in seed order: height = best cosine, or correlation, solid where it reaches theta.
 
-    From 33 comparisons on a sorted step profile.
+    `measure` names which of the two it is. From 33 comparisons on a sorted step profile.
     """
     n = len(cosines)
     if not n:
         return Markup("–")
     if n >= PROFILE_FROM:
-        return _profile(sorted(cosines, reverse=True), theta, bucket, width, height)
+        return _profile(sorted(cosines, reverse=True), theta, bucket, measure, width, height)
     step = width / n
     gap = min(2.0, step / 4)
     track = solid = faded = ""
@@ -36,7 +37,7 @@ def seed_strip(
         else:
             faded += bar
     matched = is_match(cosines, theta).sum()
-    title = f"{matched} of {n} seeds match; best cosines " + ", ".join(f"{c:.2f}" for c in cosines)
+    title = f"{matched} of {n} seeds match; {_NAMES[measure]}s " + ", ".join(f"{c:.2f}" for c in cosines)
     return _strip(title, track, solid, faded, theta, bucket, width, height)
 
 
@@ -51,7 +52,7 @@ def _strip(
     )
 
 
-def _profile(ordered: list[float], theta: float, bucket: str | None, width: int, height: int) -> Markup:
+def _profile(ordered: list[float], theta: float, bucket: str | None, measure: str, width: int, height: int) -> Markup:
     """Many cosines, descending, as steps of half a pixel: a page of fifty such strips then weighs 15 kB, not 270."""
     n, matched = len(ordered), int(is_match(ordered, theta).sum())
     halves = [round(2 * height * (1 - max(cosine, 0.02))) for cosine in ordered]
@@ -63,13 +64,13 @@ def _profile(ordered: list[float], theta: float, bucket: str | None, width: int,
                 path += f"V{halves[i] / 2:g}H{(i + 1) * width / n:.3g}"
         drawn.append(f"{path}V{height}z" if end > begin else "")
     title = (
-        f"{matched} of {n} seeds match; best cosines from {ordered[0]:.2f} to {ordered[-1]:.2f}, "
+        f"{matched} of {n} seeds match; {_NAMES[measure]}s from {ordered[0]:.2f} to {ordered[-1]:.2f}, "
         f"half of them at least {ordered[(n - 1) // 2]:.2f}"
     )
     return _strip(title, f"M0 0H{width}V{height}H0z", drawn[0], drawn[1], theta, bucket, width, height)
 
 
-def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, query: str) -> Markup:
+def large_strip(comparisons: list[Any], theta: float, bucket: str, measure: str, base: str, query: str) -> Markup:
     """The strip at the head of a feature page: every bar is a link to its partner, with a title to hover."""
     n = len(comparisons)
     many = n >= PROFILE_FROM
@@ -79,7 +80,9 @@ def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, qu
     bars = []
     for i, c in enumerate(comparisons):
         x, w, top = i * step, step - (step / 5 if many else 4), height * (1 - max(c.rule_cosine, 0.02))
-        title = f"seed {c.seed}: #{c.rule_partner}, cosine {c.rule_cosine:.3f}, next best {c.runner_up_cosine:.3f}"
+        title = f"seed {c.seed}: #{c.rule_partner}, {measure} {c.rule_cosine:.3f}"
+        if measure == "cosine":  # the next best is no correlation
+            title += f", next best {c.runner_up_cosine:.3f}"
         href = f'href="{base}/{c.seed}/{c.rule_partner}{query}"'
         if c.rule_partner is None:
             title, href = f"seed {c.seed}: no counterpart under this rule", ""
@@ -93,7 +96,7 @@ def large_strip(comparisons: list[Any], theta: float, bucket: str, base: str, qu
     line = height * (1 - theta)
     return Markup(
         f'<svg class="strip large {bucket}" width="{width}" height="{height + 16}" viewBox="0 0 {width} {height + 16}" '
-        f'role="group" aria-label="best cosine in each other seed">{"".join(bars)}'
+        f'role="group" aria-label="{_NAMES[measure]} in each other seed">{"".join(bars)}'
         f'<path class="theta" d="M0 {line:.1f}H{width}"/></svg>'
     )
 

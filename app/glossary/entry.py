@@ -20,6 +20,7 @@ SOURCES: dict[str, tuple[str, str | None]] = {
     "Roy": ("Roy and Vetterli 2007", None),
     "Pati": ("Pati et al. 1993", None),
     "Wachter": ("Wachter 1980", None),
+    "Cuturi": ("Cuturi 2013", "https://arxiv.org/abs/1306.0895"),
 }
 
 

@@ -34,11 +34,14 @@ ENTRIES: tuple[Entry, ...] = (
      r"\fn{cos}(e_i, e'_j)", PER_COMPARISON, "Paulo"),
     ("mean_cosine", "mean cosine", "The feature’s cosine to its counterpart under the match rule, mean over the other seeds in "
      "which the rule picks one.", None, "other seeds with a counterpart", OWN),
-    ("seed_strip", "seed strip", "One bar per other seed: its height is the best cosine there, and it is solid from θ on.",
+    ("seed_strip", "seed strip", "One bar per other seed: its height is the best cosine there (“fires alike”: correlation), "
+     "solid from θ on.",
      None, "other seeds", OWN),
-    ("theta", "match threshold θ", "The smallest cosine that counts as a match.", r"\fn{cos} ≥ θ", None, "A"),
+    ("theta", "match threshold θ", "The smallest cosine that counts as a match; under “fires alike” the smallest correlation.",
+     r"\fn{cos} ≥ θ", None, "A"),
     ("match_rule", "match rule", "Which feature of another seed is the counterpart: the nearest, the nearest active, the mutual "
-     "nearest, the one of a one-to-one matching, or the one on which decoder and encoder matching agree.",
+     "nearest, the one of a one-to-one matching, the one on which decoder and encoder matching agree, or of the eight "
+     "nearest the one that fires alike.",
      None, None, OWN),
     ("shared", "shared", "Share of one seed’s features that match in the other seed; the two directions can differ.",
      r"\frac{1}{n} \sum_i [\fn{cos}(d_i, d'_{j^*}) ≥ θ]", "features of the first seed", "A"),
@@ -52,7 +55,8 @@ ENTRIES: tuple[Entry, ...] = (
      None, "pairs that the rule forms", OWN),
     ("proven_gap", "proven gap", "How far the one-to-one matching found can be below the best one, as a share of its summed "
      "cosine: a bound, from dual prices.", None, "one pair of seeds", OWN),
-    ("cosine_bin", "cosine, from and to", "Edges of a bin of the histogram of cosines to the counterpart.",
+    ("cosine_bin", "from and to", "Edges of a bin of the histogram of cosines (“fires alike”: correlations) with the "
+     "counterpart.",
      None, "features of the first seed", OWN),
     ),
     *section(

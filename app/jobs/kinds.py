@@ -93,6 +93,7 @@ class Kind:
     ]  # {name: the value as the command takes it}; ValueError says what it takes
     _: KW_ONLY
     places: tuple[str, ...] = ()  # parameters that stand behind the study, without a name; they must be given
+    is_joined: bool = False  # the study and the place behind it are one word, STUDY/ENSEMBLE
     words: tuple[str, ...] = ()  # what the command line says instead of the study's name and the device
     study: str | None = None  # the only one that it is for
     added: tuple[str, ...] = ()  # what the command line says besides
@@ -135,6 +136,20 @@ def _name(given: str) -> str:
     return given
 
 
+def _ensemble_of_study(given: str) -> str:
+    parts = given.split("/")
+    if len(parts) != 2 or any(name_problem(part, exists=True) for part in parts):
+        raise ValueError("STUDY/ENSEMBLE")
+    return given
+
+
+def _predicting_problem(parameters: Mapping[str, str], environment: Mapping[str, str]) -> JobRefusedError | None:
+    """Why a stability cannot be predicted like that."""
+    if "from" not in parameters:
+        return JobRefusedError("from", "not given", "STUDY/ENSEMBLE, the ensemble that the predictor is trained on")
+    return None
+
+
 def language_model(environment: Mapping[str, str] = os.environ) -> str | None:
     """The language model that this server was told of; None without one."""
     return environment.get(MODEL) if environment.get(URL) else None
@@ -161,6 +176,12 @@ def _explaining_problem(parameters: Mapping[str, str], environment: Mapping[str,
 KINDS = {
     "demo": Kind({}, words=("--control", "--no-serve"), study=stdlib.STUDY.name),
     "analyze": Kind({"only": _some_of(ANALYSES), "rule": _one_of("argmax", "hungarian"), "loss_tokens": _count(2**20)}),
+    "predict": Kind(
+        {"ensemble": _name, "from": _ensemble_of_study},
+        places=("ensemble",),
+        is_joined=True,
+        problem=_predicting_problem,
+    ),
     "explain": Kind(
         {"explainer": _one_of("tokens", "openai"), "limit": _count(MOST_EXPLAINED)},
         added=("--yes",),
@@ -208,6 +229,9 @@ def words(job: Job) -> list[str]:
     if fixed := KINDS[job.kind].words:
         return [job.kind, *fixed]
     places = KINDS[job.kind].places
+    subject = [job.study, *(job.parameters[name] for name in places)]
+    if KINDS[job.kind].is_joined:
+        subject = ["/".join(subject)]
     named = {name: value for name, value in job.parameters.items() if name not in places}
     options = [word for name, value in named.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return [job.kind, job.study, *(job.parameters[name] for name in places), *options, *KINDS[job.kind].added]
+    return [job.kind, *subject, *options, *KINDS[job.kind].added]

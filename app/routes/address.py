@@ -214,6 +214,8 @@ class Filter(Judgement, DensityRange):
         ]
         | None
     ) = None
+    predicted_min: Annotated[Share, Field(description="of the p that a predictor tells of one SAE")] | None = None
+    predicted_max: Annotated[Share, Field(description="of the same")] | None = None
     hit: Annotated[Hit | None, Field(description="in what alone q is searched")] = None
     sort: Annotated[
         Literal[Sort, "listed"] | None,

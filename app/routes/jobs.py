@@ -14,8 +14,10 @@ from seedscope.app.jobs.queue import Jobs
 from seedscope.app.jobs.records import ID_PATTERN
 from seedscope.app.routes.address import Plain
 from seedscope.app.store.errors import NotFound
+from seedscope.app.store.predictions import prediction_sources
 from seedscope.app.store.studies import Studies
 from seedscope.engine.contract.progress_files import Curves
+from seedscope.engine.contract.tables.study import Ensemble
 
 router = APIRouter()
 FORM, JSON = "application/x-www-form-urlencoded", "application/json"
@@ -129,7 +131,21 @@ def start(request: Request, sent: Annotated[dict[str, str], Depends(_sent)]) -> 
         ensembles = request.app.state.studies.get(study).ensembles
         if fields["ensemble"] not in ensembles:
             raise JobRefusedError("ensemble", repr(fields["ensemble"]), f"one of {', '.join(ensembles)}")
+        if kind == "predict":
+            _check_prediction(request.app.state.studies, ensembles[fields["ensemble"]], fields.get("from", ""))
     return _answer(request, _jobs(request).start(kind, study, fields))
+
+
+def _check_prediction(studies: Studies, ensemble: Ensemble, source: str) -> None:
+    """Raise JobRefusedError where an ensemble is not one SAE, or `source` none that a predictor of it can be trained on."""
+    if ensemble.n_comparisons:
+        found = f"{ensemble.ensemble!r} of {ensemble.n_members} seeds, whose stability is measured"
+        raise JobRefusedError("ensemble", found, "one SAE")
+    sources = prediction_sources(studies.all(), ensemble)
+    if source not in sources:
+        raise JobRefusedError(
+            "from", repr(source), f"one of {', '.join(sources) or 'none yet: no ensemble of such SAEs'}"
+        )
 
 
 @router.post("/jobs/{id}/cancel", name="cancel", response_class=Response, responses=TAKEN)

@@ -116,6 +116,10 @@ class Database:
         """Whether an analysis (schema.ANALYSES) of an ensemble was computed."""
         return analysis in self.ensembles[ensemble].computed
 
+    def is_predicted(self, ensemble: str) -> bool:
+        """Whether a predictor was asked for the stability of an ensemble's one SAE, and answered."""
+        return ensemble in self._predicted
+
     def has_tokens(self, ensemble: str) -> bool:
         """Whether an ensemble's activity knows the tokens that features fire on: recorded activations come without."""
         return self.has(ensemble, "activity") and not self.study.recorded

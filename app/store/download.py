@@ -23,7 +23,8 @@ _FIELDS = [
     ("n_matched", pa.uint16()), ("n_comparisons", pa.int32()), ("bucket", pa.string()), ("dead", pa.bool_()),
     ("density", pa.float64()), ("n_active", pa.int64()), ("n_tokens", pa.int64()), ("mean_activation", pa.float32()),
     ("max_activation", pa.float32()), ("decoder_norm", pa.float32()), ("worth_ev", pa.float64()),
-    ("worth_loss", pa.float64()), ("cofiring", pa.float32()), ("substitution", pa.float32()), ("trigger", pa.string()),
+    ("worth_loss", pa.float64()), ("cofiring", pa.float32()), ("substitution", pa.float32()), ("predicted", pa.float32()),
+    ("trigger", pa.string()),
     ("trigger_share", pa.float32()), ("trigger_what", pa.string()),
     ("token_entropy", pa.float32()), ("top_token_share", pa.float32()), ("explanation", pa.string()),
     ("explainer", pa.string()), ("score", pa.float32()), ("anchor", pa.bool_()), ("remark", pa.string()),
@@ -77,7 +78,9 @@ def _batch(store: Database, table: FeatureTable, rows: np.ndarray, schema: pa.Sc
     of_others = recipe_remark(row.anchor, n, -1) if row.anchor is not None else None
     base = f"/s/{store.study.study}/{row.ensemble}"
     values: dict[str, Any] = {name: optional(index.column(name)[rows]) for name in layout.scalar_columns()}
+    p = table.selection.column("predicted")[rows] if store.is_predicted(row.ensemble) else np.full(len(rows), np.nan)
     values |= {
+        "predicted": optional(p),
         "ensemble": [row.ensemble] * len(rows),
         "seed": seeds,
         "feature": features,

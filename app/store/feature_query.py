@@ -5,7 +5,9 @@ from typing import Literal, get_args
 
 from seedscope.engine.contract.stability import EPSILON, THETA
 
-Sort = Literal["stability", "density", "worth", "loss", "max", "entropy", "score", "cofiring", "feature", "relevance"]
+Sort = Literal[
+    "stability", "density", "worth", "loss", "max", "entropy", "score", "cofiring", "predicted", "feature", "relevance"
+]
 SORTS: tuple[str, ...] = get_args(Sort)
 
 
@@ -31,6 +33,8 @@ class FeatureQuery:
     hit: str | None = None  # of HITS: what alone is searched
     score_min: float | None = None  # of the explanation that lists show
     cofire_min: float | None = None  # of the mean correlation with the nearest features of other seeds
+    predicted_min: float | None = None  # of the p that a predictor tells of one SAE
+    predicted_max: float | None = None
     sort: str | None = None  # None: by `default_sort`
     descending: bool = True
 

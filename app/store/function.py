@@ -9,11 +9,18 @@ import pyarrow as pa
 from seedscope.app.store.database import Database
 from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.table import FeatureTable
-from seedscope.engine.contract.tables.function import SUBSTITUTES, FunctionSummary, SmallSet, Substitute
+from seedscope.engine.contract.tables.function import SUBSTITUTES, FunctionSummary, SmallSet, Substitute, TransportPlan
 
 RANKS = (100, 2_000)  # most similar pairs that substitution is counted among
 MOST_RANKED = 5_000_000  # pairs that are sorted for a page; more take seconds
 SHOWN_PAIRS = 3_000  # points of the figure
+RANKED_KINDS = (
+    "argmax",
+    "live",
+    "hungarian",
+    "transport",
+    "active",
+)  # ways to find a partner; the rest are no such ways
 # The kind whose partners a match rule has: those of `mutual` and `both` are partners of these, or none.
 KIND_OF_RULE = {
     "argmax": "argmax", "live": "live", "mutual": "argmax", "hungarian": "hungarian", "both": "hungarian",
@@ -29,6 +36,17 @@ class SubstitutingPairs:
     rank: int  # the most similar pairs that are looked at, of both directions; fewer where there are fewer
     n: int
     share: float  # whose raw score reaches SUBSTITUTES
+
+
+@dataclass(frozen=True)
+class TransportReached:
+    """How far the plans of optimal transport of an ensemble came."""
+
+    n_plans: int  # pairs of seeds
+    epsilon: float  # weight of the plan's entropy beside the cost 1 - cosine
+    marginal_gap: float  # largest L1 distance of a plan's marginals from uniform ones, 0 to 2
+    share: float  # of its mass that a row sends to its partner, mean over rows and plans, 0 to 1
+    most_passes: int  # over all pairs of rows, of any plan
 
 
 class PairPoint(NamedTuple):
@@ -61,14 +79,31 @@ def read_small_set(store: Database, ensemble: str, seed: int, feature: int) -> S
     return next(iter(store.rows(SmallSet, where, [ensemble, seed, feature])), None)
 
 
+def read_transport(store: Database, ensemble: str) -> TransportReached | None:
+    """How far the plans came that partners of the kind `transport` come from; None where there are none."""
+    plans = store.rows(TransportPlan, "ensemble = ?", [ensemble])
+    if not plans:
+        return None
+    return TransportReached(
+        n_plans=len(plans),
+        epsilon=plans[0].epsilon,
+        marginal_gap=max(plan.marginal_gap for plan in plans),
+        share=float(np.mean([plan.share for plan in plans])),
+        most_passes=max(plan.n_passes for plan in plans),
+    )
+
+
 def count_substituting(store: Database, ensemble: str) -> list[SubstitutingPairs]:
-    """How many of the most similar pairs of every rule substitute; empty where there are too many pairs to sort."""
+    """How many of the most similar pairs of every rule substitute; empty where there are too many pairs to sort.
+
+    The most similar are those of the largest cosine, and under `active` of the largest correlation.
+    """
     row = store.ensembles[ensemble]
     if row.n_members * row.d_sae * row.n_comparisons > MOST_RANKED:
         return []
     counted = []
     kinds = [kind for (kind,) in store.fetch("SELECT DISTINCT kind FROM Substitute WHERE ensemble = ?", [ensemble])]
-    for kind in (kind for kind in ("argmax", "live", "hungarian", "active") if kind in kinds):
+    for kind in (kind for kind in RANKED_KINDS if kind in kinds):
         by = "correlation" if kind == "active" else "cosine"
         sql = f"""SELECT score FROM (
             SELECT unnest(partners) AS partner, unnest(cosines) AS cosine, unnest(correlations) AS correlation,

@@ -1,7 +1,7 @@
 """Which rows of an ensemble's index a query finds, their buckets, and their order: one byte per feature and filter."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ from seedscope.engine.contract.stability import BUCKETS, UNDEFINED, bucket_bound
 
 BUCKET_NAMES = (*BUCKETS, UNDEFINED)  # by the number that stands for a bucket
 SORT_COLUMN = {"density": "n_active", "worth": "worth_ev", "loss": "worth_loss", "max": "max_activation",
-               "entropy": "token_entropy", "score": "score", "cofiring": "cofiring"}  # fmt: skip
+               "entropy": "token_entropy", "score": "score", "cofiring": "cofiring",
+               "predicted": "predicted"}  # fmt: skip
 _TOLERANCE = 1e-9
 _FEW = 65_536  # rows that are sorted at once in a few milliseconds
 
@@ -50,8 +51,11 @@ class Selection:
     `candidates` are all rows, or those that a search or a list names; every filter is a truth value per candidate.
     """
 
-    def __init__(self, index: FeatureIndex, query: FeatureQuery, tokens: Sequence[str]) -> None:
-        self.index, self.query = index, query
+    def __init__(
+        self, index: FeatureIndex, query: FeatureQuery, tokens: Sequence[str], predicted: Callable[[], np.ndarray]
+    ) -> None:
+        """`predicted()` are the p that a predictor tells, one per row; no file of the index holds them."""
+        self.index, self.query, self._predicted = index, query, predicted
         self.candidates: np.ndarray | None = None
         self.hits: Hits | None = None
         self._listed: np.ndarray | None = None  # of each candidate, its 1-based place in the query's list
@@ -94,9 +98,13 @@ class Selection:
 
     # -- values of candidates ------------------------------------------------------------------------------------
 
+    def column(self, name: str) -> np.ndarray:
+        """(rows,) a column of the index, or what is predicted."""
+        return self._predicted() if name == "predicted" else self.index.column(name)
+
     def of(self, column: str) -> np.ndarray:
         """A column of the candidates."""
-        values = self.index.column(column)
+        values = self.column(column)
         return values if self.candidates is None else values[self.candidates]
 
     @cached_property
@@ -149,6 +157,10 @@ class Selection:
             filters["score_min"] = self.of("score") >= np.float32(query.score_min)
         if query.cofire_min is not None:
             filters["cofire_min"] = self.of("cofiring") >= np.float32(query.cofire_min)
+        if query.predicted_min is not None:
+            filters["predicted_min"] = self.of("predicted") >= np.float32(query.predicted_min)
+        if query.predicted_max is not None:
+            filters["predicted_max"] = self.of("predicted") <= np.float32(query.predicted_max)
         if self.hits is not None and query.hit is not None:
             filters["hit"] = self.hits.by_token if query.hit == "token" else self.hits.by_explanation
         return filters
@@ -212,7 +224,7 @@ class Selection:
                 raise ValueError(f"sorted by {name}, expected a list or a search")
             values = of_candidates[at]
         else:
-            column = self.index.column(SORT_COLUMN[name])
+            column = self.column(SORT_COLUMN[name])
             values = column[rows].astype(np.float64)
             if np.issubdtype(column.dtype, np.integer):
                 values[values < 0] = np.nan
@@ -224,7 +236,7 @@ class Selection:
     def order(self) -> RowOrder:
         """The rows that are found, in the query's order."""
         name, down = self.query.sorted_by, self.query.descending
-        if self.candidates is not None or self.n_found <= _FEW or name in ("listed", "relevance"):
+        if self.candidates is not None or self.n_found <= _FEW or name in ("listed", "relevance", "predicted"):
             return SortedRows(self.rows, self.signed(self.rows))
         index, n = self.index, self.index.n_rows
         if name == "stability":

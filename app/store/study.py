@@ -28,7 +28,7 @@ from seedscope.app.store.truth import KnownTruth
 from seedscope.app.store.vocabulary import Vocabulary
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.index.layout import DEAD, UNKNOWN
-from seedscope.engine.contract.schema import RULE_COLUMN
+from seedscope.engine.contract.schema import DECODER_RULES, RULE_COLUMN
 from seedscope.engine.contract.stability import count_on_grid
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Logit, Match
 from seedscope.engine.contract.tables.study import Ensemble, Member
@@ -203,23 +203,23 @@ class StudyStore(Database):
         cosines = index.cosines(rule, rows)
         return Sample(cosines, rows // index.d_sae, count_on_grid(cosines))
 
-    def null_counts(self, ensemble: str, theta: float) -> dict[str, list[int]]:
-        """{null kind: features by number of chance matches 0..N}."""
-        return self.index(ensemble).null_counts(theta)
+    def null_counts(self, ensemble: str, theta: float, rule: str = "argmax") -> dict[str, list[int]]:
+        """{null kind: features by number of chance matches 0..N}; none where theta cuts correlations, whose chance is unknown."""
+        return self.index(ensemble).null_counts(theta) if rule in DECODER_RULES else {}
 
     def ablations(self, ensemble: str) -> list[Ablation]:
         """Explained variance under every mask, all members."""
         return self.rows(Ablation, "ensemble = ?", [ensemble])
 
-    def null_rates(self, ensemble: str, theta: float) -> dict[str, float]:
-        """{null kind: share of chance comparisons that reach theta}."""
+    def null_rates(self, ensemble: str, theta: float, rule: str = "argmax") -> dict[str, float]:
+        """{null kind: share of chance comparisons that reach theta}; none where theta cuts correlations."""
         n = self.ensembles[ensemble].n_comparisons
-        counts = self.null_counts(ensemble, theta)  # none for one SAE alone
+        counts = self.null_counts(ensemble, theta, rule)  # none for one SAE alone
         return {kind: sum(x * c for x, c in enumerate(row)) / (sum(row) * n) for kind, row in counts.items()}
 
-    def null_p999(self, ensemble: str) -> dict[str, float]:
-        """{null kind: 99.9th percentile of the best cosine by chance}."""
-        return dict(self.index(ensemble).null_p999)
+    def null_p999(self, ensemble: str, rule: str = "argmax") -> dict[str, float]:
+        """{null kind: 99.9th percentile of the best cosine by chance}; none where theta cuts correlations."""
+        return dict(self.index(ensemble).null_p999) if rule in DECODER_RULES else {}
 
     def ablation_table(self, ensemble: str) -> pa.Table:
         """The same with every column, for downloads."""

@@ -1,16 +1,28 @@
 """The features of an ensemble under a query: pages by keyset, facets, counts, downloads, distributions."""
 
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from seedscope.app.findings.group_quantiles import RankedColumn, find_levels, group_quantiles, rank
+from seedscope.app.store.counting import (
+    DENSITY_OFFSET,
+    NO_DENSITY,
+    SCORE_STEPS,
+    byte_counts,
+    count_codes,
+    density_bins,
+    score_steps,
+)
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.feature_index import FeatureIndex
 from seedscope.app.store.feature_query import SORTS, FeatureQuery
+from seedscope.app.store.missing import Missing
+from seedscope.app.store.predictions import predicted_p
 from seedscope.app.store.row_order import ListPlace, read_key
 from seedscope.app.store.search import HITS, token_matcher
 from seedscope.app.store.selection import BUCKET_NAMES, SORT_COLUMN, Selection, judge
@@ -22,12 +34,11 @@ _SORT_FIELD = {"stability": "n_matched", "feature": "feature", "relevance": "rel
 _WHOLE = ("stability", "density", "feature", "listed")  # sorts whose values are whole numbers
 # Which result (a key of `missing`) each value that may be absent comes from.
 _RESULT = {"density": "activity", "max": "activity", "entropy": "contexts", "worth": "ablate", "loss": "loss",
-           "score": "explanations", "cofiring": "function"}  # fmt: skip
+           "score": "explanations", "cofiring": "function", "predicted": "predicted"}  # fmt: skip
 # Columns that a line of the table takes over as they are.
 _NUMBERS = ("decoder_norm", "density", "n_active", "max_activation", "worth_ev", "worth_loss", "trigger_share", "token_entropy",
             "score", "cofiring", "substitution")  # fmt: skip
 _TEXTS = ("trigger_what", "explanation", "explainer", "top_token_ids", "top_token_counts")
-SCORE_STEPS = (0.9, 0.8, 0.7, 0.6)  # of the facet: features whose score is at least this
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class FeatureRow:
     bucket: str | None  # None: one SAE alone, whose stability is undefined
     n_matched: int
     cosines: tuple[float, ...]  # that theta is compared with under the query's rule
-    mean_cosine: float | None  # of those that are of a pair
+    mean_cosine: float | None  # their mean over those that are of a pair
     decoder_norm: float
     density: float | None
     n_active: int | None
@@ -57,6 +68,7 @@ class FeatureRow:
     score: float | None  # detection, balanced accuracy
     cofiring: float | None  # correlation of activations with the nearest feature of each other seed, mean
     substitution: float | None  # how well that feature takes its place, mean; see engine.contract.tables.function
+    predicted: float | None = None  # p of one SAE's feature as a predictor tells it, not measured
     anchor: bool = False  # of a member whose recipe is not the others'
     found_by: tuple[str, ...] = ()  # of HITS; empty without a search
     hits: tuple[int, ...] = ()  # places in top_tokens of those that the search means
@@ -81,7 +93,7 @@ class FeatureTable:
         _check_computed(store, query)
         self._store, self.query = store, query
         self.index: FeatureIndex = store.index(query.ensemble)
-        self.selection = Selection(self.index, query, store.tokens)
+        self.selection = Selection(self.index, query, store.tokens, partial(predicted_p, store, query.ensemble))
         self._matches = token_matcher(query.q or "")
 
     def page(self, *, limit: int, after: str | None = None, before: str | None = None) -> list[FeatureRow]:
@@ -97,6 +109,8 @@ class FeatureTable:
         rows = np.asarray(rows, np.int64)
         matched, buckets = self.judged(rows)
         numbers = {name: optional(index.column(name)[rows]) for name in _NUMBERS}
+        if self._store.is_predicted(query.ensemble):
+            numbers["predicted"] = optional(self.selection.column("predicted")[rows])
         texts = index.texts(rows, _TEXTS)
         triggers = self._stored_triggers(rows)
         cosines = index.cosines(query.rule, rows).tolist()
@@ -236,8 +250,8 @@ class FeatureTable:
     def facets(self) -> dict[str, dict[Any, int]]:
         """Counts per bucket, per seed and, of features that fire, per trigger, each under all other filters of the query."""
         selection = self.selection
-        buckets = _counts(selection.buckets, len(BUCKET_NAMES), selection.mask("bucket"))
-        classes = _counts(selection.of("trigger_class"), len(TRIGGERS), selection.mask("trigger"))
+        buckets = count_codes(selection.buckets, len(BUCKET_NAMES), selection.mask("bucket"))
+        classes = count_codes(selection.of("trigger_class"), len(TRIGGERS), selection.mask("trigger"))
         return {
             "bucket": {name: n for name, n in zip(BUCKET_NAMES, buckets, strict=True) if n},
             "seed": self._seed_counts(selection.mask("seed")),
@@ -267,10 +281,10 @@ class FeatureTable:
         """{score: features that reach it}, under all other filters of the query."""
         selection, mask = self.selection, self.selection.mask("score_min")
         if selection.candidates is None:
-            steps = self.index.kept(("score steps",), lambda: _score_steps(self.index.column("score")))
+            steps = self.index.kept(("score steps",), lambda: score_steps(self.index.column("score")))
         else:
-            steps = _score_steps(selection.of("score"))
-        exactly = _counts(steps, len(SCORE_STEPS) + 1, mask)
+            steps = score_steps(selection.of("score"))
+        exactly = count_codes(steps, len(SCORE_STEPS) + 1, mask)
         return {f"{step:.1f}": sum(exactly[len(SCORE_STEPS) - i :]) for i, step in enumerate(SCORE_STEPS)}
 
     def count(self) -> int:
@@ -315,24 +329,24 @@ class FeatureTable:
         for begin in range(0, len(keys), 1 << 18):  # what is counted together stays in the processor's cache
             counts += np.bincount(keys[begin : begin + (1 << 18)], minlength=1 << 16).reshape(256, 256)
         return [
-            (name, int(b) - _OFFSET, int(counts[code, b]))
+            (name, int(b) - DENSITY_OFFSET, int(counts[code, b]))
             for code, name in enumerate(BUCKET_NAMES)
-            for b in np.flatnonzero(counts[code, :_NO_DENSITY])
+            for b in np.flatnonzero(counts[code, :NO_DENSITY])
         ]
 
     def density_counts(self, *, per_decade: int) -> dict[int, int]:
         """{bin as in `density_histogram`: features that fire}, under all other filters, of all buckets together."""
         bins, mask = self._density_bins(per_decade), self.selection.mask("density_min", "density_max")
         if mask is not None:
-            bins = np.where(mask, bins, np.uint8(_NO_DENSITY))
-        return {int(b) - _OFFSET: int(n) for b, n in enumerate(_byte_counts(bins)[:_NO_DENSITY]) if n}
+            bins = np.where(mask, bins, np.uint8(NO_DENSITY))
+        return {int(b) - DENSITY_OFFSET: int(n) for b, n in enumerate(byte_counts(bins)[:NO_DENSITY]) if n}
 
     def _density_bins(self, per_decade: int) -> np.ndarray:
         """The bin of each candidate's density."""
         if self.selection.candidates is not None:
-            return _density_bins(self.selection.of("density"), per_decade)
+            return density_bins(self.selection.of("density"), per_decade)
         key = ("density bins", per_decade)
-        return self.index.kept(key, lambda: _density_bins(self.index.column("density"), per_decade))
+        return self.index.kept(key, lambda: density_bins(self.index.column("density"), per_decade))
 
     def bucket_densities(self) -> dict[str, tuple[int, float | None]]:
         """{bucket: (features, median density, None without activity)}."""
@@ -366,47 +380,6 @@ class FeatureTable:
         }
 
 
-_OFFSET, _NO_DENSITY = 240, 255  # of bins kept in a byte: a density is at least one token in 10^30
-
-
-def _density_bins(densities: np.ndarray, per_decade: int) -> np.ndarray:
-    """Bins of logarithms of densities plus _OFFSET, _NO_DENSITY where there is none above 0."""
-    bins = np.full(len(densities), _NO_DENSITY, np.uint8)
-    fires = densities > 0
-    bins[fires] = np.maximum(np.floor(np.log10(densities[fires]) * per_decade) + _OFFSET, 0)
-    return bins
-
-
-def _byte_counts(codes: np.ndarray) -> np.ndarray:
-    """How often each of 256 bytes occurs: counted two at a time, which takes half as long."""
-    pairs = codes[: len(codes) // 2 * 2].view(np.uint16)
-    counts = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
-    total: np.ndarray = counts.sum(0) + counts.sum(1)
-    if len(codes) % 2:
-        total[codes[-1]] += 1
-    return total
-
-
-def _score_steps(scores: np.ndarray) -> np.ndarray:
-    """How many of SCORE_STEPS each score reaches; scores are single: 0.9 as it stands there is a little less than 0.9."""
-    steps = np.zeros(len(scores), np.uint8)
-    for step in SCORE_STEPS:
-        steps += scores >= np.float32(step)
-    return steps
-
-
-def _counts(codes: np.ndarray, n: int, mask: np.ndarray | None) -> list[int]:
-    """How often each of n small numbers occurs where a mask holds."""
-    if len(codes) < _FEW:
-        return np.bincount(codes if mask is None else codes[mask], minlength=n)[:n].tolist()
-    # A comparison of bytes per number takes a tenth of the time of counting numbers that must first be made wide.
-    equal = (codes == code for code in range(n))
-    return [int(np.count_nonzero(each if mask is None else each & mask)) for each in equal]
-
-
-_FEW = 4_096
-
-
 def optional(column: np.ndarray) -> list[Any]:
     """Values as Python numbers, None where there is none."""
     if np.issubdtype(column.dtype, np.integer):
@@ -430,6 +403,9 @@ def _check_computed(store: Database, query: FeatureQuery) -> None:
     if "activity" in lacking:  # contexts, top tokens and triggers come with it
         lacking.setdefault("contexts", lacking["activity"])
 
+    if not store.is_predicted(query.ensemble):
+        lacking.setdefault("predicted", Missing("predicted stability", "p is measured here, not predicted", None))
+
     def refuse(name: str, value: object, analysis: str, way_out: str) -> None:
         if value is not None and analysis in lacking:
             raise BadValue(name, repr(value), f"{way_out}: {lacking[analysis]}")
@@ -443,6 +419,8 @@ def _check_computed(store: Database, query: FeatureQuery) -> None:
     refuse("trigger", query.trigger, "contexts", "no filter by trigger")
     refuse("score_min", query.score_min, "explanations", "no filter by score")
     refuse("cofire_min", query.cofire_min, "function", "no filter by co-firing")
+    refuse("predicted_min", query.predicted_min, "predicted", "no filter by predicted p")
+    refuse("predicted_max", query.predicted_max, "predicted", "no filter by predicted p")
     refuse("hit", query.hit if query.hit == "token" else None, "activity", "no search in tokens")
     refuse("hit", query.hit if query.hit == "explanation" else None, "explanations", "no search in explanations")
     if "explanations" in lacking:

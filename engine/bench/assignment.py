@@ -11,12 +11,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from seedscope.engine.bench.products import bare_product, peak_resident
 from seedscope.engine.bench.report import BenchLine, interleaved
 from seedscope.engine.matching.assignment import hungarian
 
 LIMIT = "bare torch.mm of the same product in blocks of 1,024"
 DENSE = "dense scipy linear_sum_assignment (with its matrix)"
-BLOCK = 1024
 
 
 def lines(*, full: bool = False, n: int = 16_384, n_full: int = 131_072, d_in: int = 256) -> Iterator[BenchLine]:
@@ -42,7 +42,7 @@ def lines(*, full: bool = False, n: int = 16_384, n_full: int = 131_072, d_in: i
 def _small(n: int, d_in: int) -> BenchLine:
     a, b = _dictionaries(n, d_in)
     gaps = []
-    runs = {"ours": lambda: gaps.append(hungarian(a, b).gap), LIMIT: lambda: _bare(a, b)}
+    runs = {"ours": lambda: gaps.append(hungarian(a, b).gap), LIMIT: lambda: bare_product(a, b)}
     taken = interleaved(runs, rounds=3)
     began = time.perf_counter()
     linear_sum_assignment((a @ b.T).numpy(), maximize=True)
@@ -71,17 +71,12 @@ def _large(n: int, d_in: int) -> tuple[float, float, float, str]:
     gap = hungarian(a, b).gap
     ours, peak = time.perf_counter() - began, _peak()
     began = time.perf_counter()
-    _bare(a, b)
+    bare_product(a, b)
     return ours, time.perf_counter() - began, gap, peak
 
 
 def _peak() -> str:
-    """Not ru_maxrss: it starts at what the parent process held."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return "not measured: needs Linux"
-    kib = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return f"{kib * 1024 / 1e9:.1f} GB"
+    return f"{peak_resident() / 1e9:.1f} GB" if Path("/proc/self/status").is_file() else "not measured: needs Linux"
 
 
 def _dictionaries(n: int, d_in: int) -> tuple[Tensor, Tensor]:
@@ -91,10 +86,3 @@ def _dictionaries(n: int, d_in: int) -> tuple[Tensor, Tensor]:
     shared = n // 2
     b[:shared] = normalize(a[:shared] + 0.5 * torch.randn(shared, d_in, generator=generator) / d_in**0.5, dim=1)
     return a, b[torch.randperm(n, generator=generator)]
-
-
-def _bare(a: Tensor, b: Tensor) -> None:
-    buffer = a.new_empty(BLOCK * BLOCK)
-    for rows in a.split(BLOCK):
-        for columns in b.split(BLOCK):
-            torch.mm(rows, columns.T, out=buffer[: len(rows) * len(columns)].view(len(rows), len(columns)))

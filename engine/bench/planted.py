@@ -13,6 +13,7 @@ from seedscope.engine.bench.generated_pairs import PlantedConfig, PlantedMember,
 from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.stability import THETA
 from seedscope.engine.contract.tables.function import N_NEAREST
+from seedscope.engine.features.counterparts import most_alike
 from seedscope.engine.matching.match import Dictionary, PairMatches, match_pair
 from seedscope.engine.matching.nearest_rows import nearest_rows
 from seedscope.engine.matching.transport import transport
@@ -122,7 +123,8 @@ def judged(
 def most_correlated(a: PlantedMember, b: PlantedMember, n_near: int = N_NEAREST) -> Ranked:
     """The rule `active`: of the nearest decoder rows, the one whose activations correlate most (Pearson, over all tokens).
 
-    A feature that never fires, or always equally, correlates 0 with all; ties go to the nearer row.
+    Chosen as the product does: a feature that never fires, or always equally, has no partner, features that never fire are
+    nobody's, and ties go to the lowest index.
     """
     n_near = min(n_near, len(b.decoder))
     near = nearest_rows(torch.from_numpy(a.decoder), torch.from_numpy(b.decoder), n_near)[0].row
@@ -134,8 +136,9 @@ def most_correlated(a: PlantedMember, b: PlantedMember, n_near: int = N_NEAREST)
     covariance = together - mean_a[:, None] * mean_b[near]
     scale = spread_a[:, None] * spread_b[near]
     correlation = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
-    chosen = correlation.argmax(1)[:, None]
-    return Ranked(np.take_along_axis(near, chosen, 1)[:, 0], np.take_along_axis(correlation, chosen, 1)[:, 0])
+    fires = np.diff(b.codes.tocsc().indptr) > 0
+    partner = most_alike(near, correlation, fires, spread_a > 0)
+    return Ranked(partner, np.where(near == partner[:, None], correlation, -np.inf).max(1))
 
 
 def _moments(codes: sparse.csc_matrix) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-from seedscope.engine.bench.products import peak_resident
+from seedscope.engine.bench.products import bare_product, peak_resident
 from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.matching.diff import diff
 from seedscope.engine.matching.kernels import best_cosines
@@ -19,7 +19,6 @@ from seedscope.engine.matching.kernels import best_cosines
 LIMIT = "bare torch.mm of all decoder rows in blocks of 1,024"
 WHOLE = "best_cosines of the decoders, already in memory"
 GOAL = "131,072 x 768 under 120 s on two cores, files read"
-_BLOCK = 1024
 _LARGE = 131_072
 _LOST = 20  # one row of so many is drawn anew
 _NOISE = 0.6  # largest length of what is added to a unit row: cosines from 0.86 on, half of them above 0.95
@@ -82,11 +81,8 @@ def _compared(old: Path, new: Path) -> tuple[float, int, str]:
 def _products(old: Path, new: Path) -> tuple[float, float]:
     """Seconds of the bare product and of best_cosines."""
     a, b = load_file(old)["W_dec"], load_file(new)["W_dec"]
-    buffer = a.new_empty(_BLOCK * _BLOCK)
     began = time.perf_counter()
-    for rows in a.split(_BLOCK):
-        for columns in b.split(_BLOCK):
-            torch.mm(rows, columns.T, out=buffer[: len(rows) * len(columns)].view(len(rows), len(columns)))
+    bare_product(a, b)
     bare = time.perf_counter() - began
     best_cosines(a, b)
     return bare, time.perf_counter() - began - bare

@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 
 from seedscope.engine.contract import schema
-from seedscope.engine.contract.tables.function import COUNTERPART_KINDS, FunctionSummary, SmallSet, Substitute
+from seedscope.engine.contract.tables.function import (
+    COUNTERPART_KINDS,
+    FunctionSummary,
+    SmallSet,
+    Substitute,
+    TransportPlan,
+)
 from seedscope.engine.features.function import MemberFunction
 from seedscope.engine.store.database import Writer
 from seedscope.engine.store.rows import row_keys
@@ -65,7 +71,7 @@ def as_columns(table: type, rows: Sequence[Any]) -> dict[str, np.ndarray]:
 
 def add_summaries(writer: Writer, ensemble: str, arrays: Mapping[str, np.ndarray]) -> None:
     """The rows of an ensemble's tables that `as_columns` made arrays of."""
-    for table in (SmallSet, FunctionSummary):
+    for table in (SmallSet, TransportPlan, FunctionSummary):
         columns: dict[str, Any] = {"ensemble": ensemble}
         for name, (kind, is_list, _) in schema.columns(table).items():
             values = arrays.get(f"{table.__name__}.{name}")

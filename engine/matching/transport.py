@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -55,6 +56,17 @@ class Transport(NamedTuple):
     marginal_gap: float  # L1 distance of the plan's marginals from uniform ones, 0 to 2
     n_passes: int  # over all pairs, without the last one, which reads the partners
     epsilon: float
+
+
+class TransportPartners(NamedTuple):
+    """Partners under the plan between two dictionaries, rows without a direction included."""
+
+    forward: Int[np.ndarray, " rows_a"]  # of `a` in `b`; -1: none, for rows without a direction
+    backward: Int[np.ndarray, " rows_b"]
+    share: float  # of its mass that a row sends to its partner, mean over the rows of both sides with a direction
+    epsilon: float
+    n_passes: int
+    marginal_gap: float
 
 
 class _Pass(NamedTuple):
@@ -106,6 +118,30 @@ def transport(
     last = _swept(a, b, best, epsilon, partners=True)
     forward, backward = _carried(a, b, *last.to_b), _carried(b, a, *last.to_a)
     return Transport(forward, backward, last.f, best, least, n_passes, epsilon)
+
+
+def partners_between(a: Float[Tensor, "rows_a d_in"], b: Float[Tensor, "rows_b d_in"]) -> TransportPartners:
+    """Partners of all rows of two dictionaries of unit rows; rows of zeros, which have no direction, take no part.
+
+    Raises ValueError where no row of a side has a direction.
+    """
+    at_a, at_b = (rows.any(-1).nonzero()[:, 0] for rows in (a, b))
+    found = transport(a[at_a], b[at_b])
+
+    def placed(carried: Carried, own: Tensor, other: Tensor, n: int) -> np.ndarray:
+        partner = torch.full((n,), -1, dtype=torch.long, device=own.device)
+        partner[own] = other[carried.partner]
+        return partner.cpu().numpy()
+
+    shares = torch.cat([found.forward.confidence, found.backward.confidence])
+    return TransportPartners(
+        placed(found.forward, at_a, at_b, len(a)),
+        placed(found.backward, at_b, at_a, len(b)),
+        float(shares.double().mean()),
+        found.epsilon,
+        found.n_passes,
+        found.marginal_gap,
+    )
 
 
 def _combined(memory: list[tuple[Tensor, Tensor]]) -> Tensor:

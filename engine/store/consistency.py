@@ -58,6 +58,9 @@ _OWN_RANGES: dict[tuple[type, str], tuple[float, float] | None] = {
     (training.FeatureAlong, "worth_ev"): None,
     (spans.SpanResidual, "mean"): _COUNT,
     (function.SmallSet, "score"): _COUNT,
+    (function.TransportPlan, "epsilon"): _COUNT,
+    (function.TransportPlan, "marginal_gap"): (0, 2),
+    (function.TransportPlan, "share"): _SHARE,
 }
 _WORDS: dict[tuple[type, str], tuple[str, ...]] = {
     (Ensemble, "origin"): ("trained", "imported"),
@@ -190,6 +193,7 @@ _CONDITIONS: dict[type, tuple[tuple[str, str], ...]] = {
         ("scales", "len(t.scales) != len(t.partners)"),
         ("other", "t.other = t.seed"),
     ),
+    function.TransportPlan: (("other", "t.other = t.seed"), ("n_passes", "t.n_passes < 1")),
     pools.FeaturePool: (("sae_digest", f"NOT regexp_full_match(t.sae_digest, '{_DIGEST}')"),),
     pools.PooledFeature: (("holders", "t.holders > e.n_members"),),
     predictions.Predictor: (

@@ -1,6 +1,7 @@
-"""Definitions written out densely in plain NumPy, for tests to compare with. Nothing of the project is imported here."""
+"""Definitions written out densely in plain NumPy and SciPy, for tests to compare with. Nothing of the project is imported here."""
 
 import numpy as np
+from scipy.special import logsumexp
 
 
 def topk_codes(x, W_enc, b_enc, b_dec, k):
@@ -20,6 +21,16 @@ def explained_variance(x, x_hat):
 def unit_rows(rows):
     """Rows divided by their L2 norm."""
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def plan_of(cosines, epsilon, sweeps=3000):
+    """The plan of entropic transport with uniform marginals and cost 1 - cosine: Sinkhorn in the log domain on the dense matrix."""
+    (n, m), logits = cosines.shape, cosines.astype(np.float64) / epsilon
+    v = np.zeros(m)
+    for _ in range(sweeps):
+        u = -logsumexp(logits + v, axis=1) - np.log(n)
+        v = -logsumexp(logits + u[:, None], axis=0) - np.log(m)
+    return np.exp(logits + u[:, None] + v)
 
 
 def relu_codes(pre):

@@ -52,7 +52,7 @@ def ensemble_beside(opened: JudgedEnsemble[EnsembleJudgement]) -> EnsembleBeside
         judged=query.judged(activity=activity),
         **judged_shares(counts),
         n_judged=sum(n for _, bucket, _, n in counts if bucket != "dead"),
-        null_rate=store.null_rates(row.ensemble, query.theta),
+        null_rate=store.null_rates(row.ensemble, query.theta, query.rule),
         seeds=[member.seed for member in members],
         ev=_mean([member.ev for member in members]),
         l0=_mean([member.l0 for member in members]),

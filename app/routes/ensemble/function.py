@@ -19,8 +19,10 @@ from seedscope.app.findings.function_claim import function_sentence
 from seedscope.app.routes.address import EnsembleName, Plain, StudyName, open_ensemble
 from seedscope.app.store.function import (
     SubstitutingPairs,
+    TransportReached,
     function_table,
     read_summaries,
+    read_transport,
 )
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
@@ -52,6 +54,7 @@ class FunctionPage:
     sentence: str
     summaries: list[FunctionSummary]
     most_similar: list[SubstitutingPairs]  # empty where there are too many pairs to sort
+    transport: TransportReached | None  # None where partners by optimal transport were not looked at
     sides: list[FunctionSide]  # empty without a control
     missing: list[Missing]
     figure_list: list[Figure]
@@ -75,6 +78,7 @@ def function(
         sentence=function_sentence(summaries) if summaries else str(lacking["function"]),
         summaries=summaries,
         most_similar=store.most_similar(ensemble) if summaries else [],
+        transport=read_transport(store, ensemble),
         sides=_sides(store, row),
         missing=[lacking["function"]] if "function" in lacking else [],
         figure_list=_figures(store, row, summaries) if summaries else [],

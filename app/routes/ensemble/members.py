@@ -13,6 +13,7 @@ from pydantic import Field
 from seedscope.app import render
 from seedscope.app.figures.drawing import Figure, pair_links
 from seedscope.app.figures.members import pair_histogram, seed_matrix
+from seedscope.app.lens import measure_of
 from seedscope.app.live.asking import Ask, Asking, asks_engine
 from seedscope.app.routes.address import (
     RULE_SAYS,
@@ -61,8 +62,8 @@ class PairLine:
 
     feature: int
     partner: int | None
-    cosine: float | None  # that theta is compared with; None where the rule forms no pair
-    runner_up: float
+    cosine: float | None  # what theta is compared with, under `active` a correlation; None where the rule forms no pair
+    runner_up: float  # cosine of the second-nearest decoder row, under every rule
     mutual: bool
     dead: bool | None  # None where nobody knows
 
@@ -87,7 +88,7 @@ class PairDetail:
     n_matched: int
     n_contested: int  # features of b that more than one of them matches
     n_unclaimed: int  # features of b that none of them matches
-    mean_cosine: float  # over the pairs that the rule forms
+    mean_cosine: float  # over the pairs that the rule forms; under `active` of their correlations
     gap: float | None  # proven relative distance of a one-to-one matching to the best one
     matched: list[PairLine]  # best first
     unmatched: list[PairLine]  # nearest miss first
@@ -214,7 +215,12 @@ def members_download(
     if asked.a is not None and asked.b is not None:
         _check_pair(store, ensemble, asked.a, asked.b)
         rows, name = pairs.rows(asked.a, asked.b), f"{name}-{asked.a}-{asked.b}"
-        columns = {name: getattr(rows, name) for name in ("partner", "cosine", "runner_up", "mutual")}
+        columns = {
+            "partner": rows.partner,
+            measure_of(asked.rule): rows.cosine,
+            "runner_up": rows.runner_up,
+            "mutual": rows.mutual,
+        }
         dead = pa.array(rows.dead, mask=None if rows.activity else ~rows.dead)
         table = pa.table({"feature": np.arange(len(rows.cosine))} | columns | {"dead": dead})
     else:
@@ -226,6 +232,7 @@ def members_download(
             for p in pairs.summaries(asked.theta)
         ]  # fmt: skip
         table = pa.Table.from_pylist(lines, schema=_PAIRS)
+        table = table.rename_columns([name.replace("cosine", measure_of(asked.rule)) for name in table.column_names])
     return render.download(request, table, name)
 
 

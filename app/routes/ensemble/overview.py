@@ -30,7 +30,13 @@ from seedscope.app.routes.address import (
 )
 from seedscope.app.store.ceiling import ceiling as find_ceiling
 from seedscope.app.store.missing import Missing
-from seedscope.app.store.predictions import StoredPredictor, prediction_counts, prediction_table, read_predictor
+from seedscope.app.store.predictions import (
+    StoredPredictor,
+    prediction_counts,
+    prediction_sources,
+    prediction_table,
+    read_predictor,
+)
 from seedscope.app.store.study import Sample, StudyStore
 from seedscope.engine.contract.schema import N_THETAS
 from seedscope.engine.contract.stability import (
@@ -100,6 +106,7 @@ class EnsemblePage:
     figure_list: list[Figure]
     figure_predicted: Figure | None  # of one SAE whose stability is predicted, as the next
     figure_reliability: Figure | None
+    nav_sources: list[str]  # STUDY/ENSEMBLE that its stability can be predicted from; of one SAE alone
     nav_judgement: dict[str, Any]
     nav_rules: dict[str, str]
     nav_judged: str
@@ -108,6 +115,7 @@ class EnsemblePage:
 
 @render.page(router, "/s/{study}/{ensemble}", "ensemble/overview.html", "ensemble")
 def ensemble(
+    request: Request,
     study: StudyName,
     ensemble: EnsembleName,
     opened: Annotated[JudgedEnsemble[EnsembleJudgement], Depends(judged(EnsembleJudgement))],
@@ -143,8 +151,8 @@ def ensemble(
         bucket_densities=medians,
         members=_member_lines(store.members(ensemble), counts),
         pw_mcc=fmean(pair.mean_cosine for pair in hungarian) if hungarian else None,
-        null_rates=store.null_rates(ensemble, theta),
-        null_p999=store.null_p999(ensemble),
+        null_rates=store.null_rates(ensemble, theta, judgement.rule),
+        null_p999=store.null_p999(ensemble, judgement.rule),
         p_stable_at_all=score(row.n_comparisons, row.n_comparisons, epsilon=epsilon).p_stable if compared else None,
         masked_ev=masked_ev if store.has(ensemble, "ablate") else None,
         masked_n=_masked_n(masked) if store.has(ensemble, "ablate") else None,
@@ -162,6 +170,7 @@ def ensemble(
         else None,
         figure_reliability=reliability(predictor.bins, trained_on) if predictor and is_predicted else None,
         figure_list=_figures(store, row, judgement, counts, ablations, masked_ev, table.density_histogram(), medians),
+        nav_sources=[] if compared else prediction_sources(request.app.state.studies.all(), row),
         nav_judgement=at,
         nav_rules={rule: RULE_SAYS[rule] for rule in store.rules(ensemble)},
         nav_judged=judged,
@@ -191,7 +200,7 @@ def _figures(
     theta, epsilon, name = judgement.theta, judgement.epsilon, row.ensemble
     table = f"/s/{store.study.study}/{name}/features"
     links = {bucket: render.url(table, bucket=bucket, **judgement.judgement()) for bucket in BUCKETS}
-    null = store.null_counts(name, theta)
+    null = store.null_counts(name, theta, judgement.rule)
     activity = store.has(name, "activity")
     judged = judgement.judged(activity=activity)
     if not row.n_comparisons:
@@ -221,7 +230,7 @@ def _figures(
 def _sweep(store: StudyStore, row: Ensemble, judgement: EnsembleJudgement, sample: Sample, judged: str) -> Figure:
     shares = bucket_shares(sample.counts[:, SWEEP], row.n_comparisons, judgement.epsilon)
     thetas = [i / (N_THETAS - 1) for i in SWEEP]
-    rates = [store.null_rates(row.ensemble, theta) for theta in thetas]
+    rates = [store.null_rates(row.ensemble, theta, judgement.rule) for theta in thetas]
     chance = {kind: [rate[kind] for rate in rates] for kind in rates[0]}
     return theta_sweep(thetas, shares, chance, judgement.theta, len(sample.cosines), judged)
 

@@ -35,7 +35,7 @@ CHIPS = {
     "seed": "list seed {}", "id": "list #{}", "theta": "θ = {}", "epsilon": "ε = {}", "rule": "match rule: {}",
     "stability_min": "stability ≥ {}", "stability_max": "stability ≤ {}", "density_min": "density ≥ {}",
     "density_max": "density ≤ {}", "trigger": "trigger: {}", "q": "“{}”", "score_min": "score ≥ {}",
-    "cofire_min": "fires alike ≥ {}",
+    "cofire_min": "fires alike ≥ {}", "predicted_min": "predicted p ≥ {}", "predicted_max": "predicted p ≤ {}",
 }  # fmt: skip
 DEAD_CHIPS = {"count": "dead counted in", "only": "dead ones only", "exclude": "without dead ones"}
 

@@ -31,7 +31,7 @@ class Counterpart:
     live_partner: int | None
     live_cosine: float | None
     rule_partner: int | None  # under the rule asked for
-    rule_cosine: float
+    rule_cosine: float  # what theta is compared with; under `active` a correlation
     partner_dead: bool | None  # this and the next: of that rule's partner
     partner_bucket: str | None
     hungarian_partner: int | None

@@ -13,7 +13,7 @@ class Counterpartship:
     """What one feature's counterpart in the other's seed is, and whether it is that other."""
 
     counterpart: int | None  # None where the rule forms no pair
-    cosine: float | None
+    cosine: float | None  # what theta is compared with; under `active` a correlation
     matched: bool
     is_the_other: bool
 

@@ -33,8 +33,10 @@ class StabilityFacts:
         if self.p_stable is None or self.p_unstable is None:
             return ALONE_SENTENCE
         x, n, epsilon = self.n_matched, self.n_comparisons, self.epsilon
-        share, rate = f"{x} / {n} = {x / n:.2f}", percent(self.null_rate["second_moment"])
-        chance = f"Chance matches, at random directions with this SAE’s spread: {rate} of comparisons."
+        share, chance = f"{x} / {n} = {x / n:.2f}", "By chance: not known of correlations."
+        if self.null_rate:
+            rate = percent(self.null_rate["second_moment"])
+            chance = f"Chance matches, at random directions with this SAE’s spread: {rate} of comparisons."
         if self.bucket == "dead":
             return "It never fired on the evaluation tokens, so its direction was never tested."
         if self.bucket == "stable":
@@ -63,6 +65,6 @@ def judge_feature(store: StudyStore, feature: Feature, filter: Filter) -> Stabil
         theta=filter.theta,
         epsilon=filter.epsilon,
         rule=filter.rule,
-        null_rate=store.null_rates(feature.ensemble, filter.theta),
-        null_p999=store.null_p999(feature.ensemble),
+        null_rate=store.null_rates(feature.ensemble, filter.theta, filter.rule),
+        null_p999=store.null_p999(feature.ensemble, filter.rule),
     )

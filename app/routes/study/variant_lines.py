@@ -94,7 +94,7 @@ def read_line(store: StudyStore, row: Ensemble, judgement: EnsembleJudgement) ->
         p_hat=None
         if not row.n_comparisons
         else _spread([matched[s] / max(judged[s] * row.n_comparisons, 1) for s in by_seed]),
-        chance=store.null_rates(row.ensemble, judgement.theta) if row.n_comparisons else {},
+        chance=store.null_rates(row.ensemble, judgement.theta, judgement.rule) if row.n_comparisons else {},
         ev=_known(members, lambda m: m.ev),
         l0=_known(members, lambda m: m.l0),
         l0_asked=_number(row, "l0") or _number(row, "k"),

@@ -20,8 +20,10 @@ SUBSTITUTES = 0.8  # score from which on a counterpart substitutes
 N_NEAREST = 8  # decoder rows of a comparison that the rule `active` chooses among
 N_SMALL_SET = 8  # most features of another member that a small set has
 # Those that a match rule picks, the second-nearest decoder row, and two controls. The partners of the rules `mutual` and `both` are
-# those of `argmax` and `hungarian`, or none.
-COUNTERPART_KINDS = ("argmax", "runner_up", "live", "hungarian", "active", "random_density", "hard_negative")
+# those of `argmax` and `hungarian`, or none. `transport` is no match rule of a study: its partners are looked at here alone.
+COUNTERPART_KINDS = (
+    "argmax", "runner_up", "live", "hungarian", "transport", "active", "random_density", "hard_negative",
+)  # fmt: skip
 CONTROL_KINDS = ("random_density", "hard_negative")
 FUNCTION_BUCKETS = (
     "stable",
@@ -35,13 +37,14 @@ FUNCTION_BUCKETS = (
 class Substitute:
     """A feature's counterparts of one kind: whether they fire alike and substitute; lists have one entry per comparison.
 
-    Kinds beside the match rules: `runner_up` is the second-nearest decoder row; `random_density` a living feature drawn at random
-    among those of about the same density that are not among the N_NEAREST; `hard_negative` the nearest living feature below the
-    study's theta among the N_NEAREST.
+    Kinds beside the match rules: `runner_up` is the second-nearest decoder row; `transport` the row that gets most of the feature's
+    mass under entropic optimal transport between all rows of the two members (see TransportPlan); `random_density` a living feature
+    drawn at random among those of about the same density that are not among the N_NEAREST; `hard_negative` the nearest living
+    feature below the study's theta among the N_NEAREST.
     """
 
     ensemble: str
-    kind: str  # one of COUNTERPART_KINDS; rows of `hungarian` are absent where one-to-one matching was not computed
+    kind: str  # one of COUNTERPART_KINDS; rows of `hungarian` and `transport` are absent where these were not computed
     seed: int
     feature: int
     partners: list[int]  # -1: none; its other entries are then those of a feature that never fires: 0, and cosine -1
@@ -72,6 +75,25 @@ class SmallSet:
     control_score: (
         float  # with the features that write another feature of the sample's same bucket, factors fitted anew
     )
+
+
+@dataclass(frozen=True)
+class TransportPlan:
+    """The plan between two members that partners of the kind `transport` come from, one row per pair of members.
+
+    Every row with a direction sends, or receives, an equal share of the mass; moving it costs 1 - cosine, less `epsilon` times the
+    plan's entropy (Cuturi 2013). A row's partner is where most of its mass goes, whatever their cosine.
+    """
+
+    ensemble: str
+    seed: int
+    other: int  # a later member
+    epsilon: float  # above 0, in units of the cosine
+    n_passes: int  # over all pairs of rows
+    marginal_gap: (
+        float  # L1 distance of the plan's marginals from uniform ones, 0 to 2; half of it arrives at wrong rows
+    )
+    share: float  # of its mass that a row sends to its partner, mean over the rows of both members, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -111,5 +133,6 @@ SUMMARY_KINDS = (*COUNTERPART_KINDS, "small_set", "small_set_control")
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     Substitute: ("ensemble", "kind", "seed", "feature"),
     SmallSet: ("ensemble", "seed", "feature"),
+    TransportPlan: ("ensemble", "seed", "other"),
     FunctionSummary: ("ensemble", "bucket", "kind"),
 }

@@ -5,9 +5,16 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from seedscope.engine.contract.schema import NO_MATCH
-from seedscope.engine.contract.tables.function import COUNTERPART_KINDS, N_NEAREST, FunctionSummary, SmallSet
+from seedscope.engine.contract.tables.function import (
+    COUNTERPART_KINDS,
+    N_NEAREST,
+    FunctionSummary,
+    SmallSet,
+    TransportPlan,
+)
 from seedscope.engine.features.ablation import AblationPass
 from seedscope.engine.features.cofiring import Moments, correlation, jaccard, moments, pair_sums, varies
 from seedscope.engine.features.counterparts import density_control, hard_negative, most_alike, runner_up
@@ -17,14 +24,18 @@ from seedscope.engine.features.function_rows import as_columns
 from seedscope.engine.features.function_summary import summarise
 from seedscope.engine.features.substitution import Gains, Scores, scores
 from seedscope.engine.matching.nearest_rows import NearestRows, nearest_rows
+from seedscope.engine.matching.transport import partners_between
 from seedscope.engine.saes.sae import unit_rows
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.analyses.small_sets import SetMember, sets_of_pair, summaries_of_sets
 from seedscope.engine.studies.ensemble_run import EnsembleRun
 
 ANALYSIS = "function"
-VERSION = 1  # of the content of its part
+VERSION = 2  # of the content of its part
 LONG = 3e13  # multiply-adds on a CPU beyond which it is measured only on request: minutes on two cores
+# What transport takes, in multiply-adds per pair of rows and pass beside those of the product: an exponential and its sums.
+# Measured on two cores; so are the passes that it takes to its tolerance.
+EXPONENTIAL, PASSES = 150, 25
 ROWS_AT_ONCE = 2**22  # numbers of decoder rows that are multiplied at once for the cosines of chosen pairs
 
 
@@ -37,14 +48,30 @@ class FunctionPass(NamedTuple):
 
 def function_about(run: EnsembleRun, match: Part) -> dict[str, Any]:
     """What the part is computed from."""
-    return run.measured | run.judgement | {"function": VERSION, "one_to_one": match.about["one_to_one"]}
+    transported = carries(run)
+    return run.measured | run.judgement | {
+        "function": VERSION, "one_to_one": match.about["one_to_one"], "transport": transported,
+    }  # fmt: skip
 
 
 def find_function(run: EnsembleRun) -> Part | None:
-    """What was measured before with these matches; None where nothing was, or without the one-to-one matching that there is."""
+    """What was measured before with these matches; None where nothing was.
+
+    None, too, where it lacks the one-to-one matching that there is, or the transport that is cheap here.
+    """
     match = run.parts.find("match", saes=run.sae_digests)
     one_to_one = run.assigns or bool(match and match.about["one_to_one"])
-    return run.parts.find(ANALYSIS, **run.measured, **run.judgement, function=VERSION, one_to_one=one_to_one)
+    expected = run.measured | run.judgement | {"function": VERSION, "one_to_one": one_to_one}
+    with_transport = run.parts.find(ANALYSIS, **expected, transport=True)
+    return with_transport or (None if carries(run) else run.parts.find(ANALYSIS, **expected))
+
+
+def carries(run: EnsembleRun) -> bool:
+    """Whether partners by optimal transport are looked at, too: where that takes at most LONG multiply-adds, or on a GPU."""
+    members = run.stored
+    n_pairs = members.n_members * (members.n_members - 1) / 2
+    work = n_pairs * PASSES * members.d_sae**2 * (members.d_out + EXPONENTIAL)
+    return run.device.type != "cpu" or work <= LONG
 
 
 def wants_function(run: EnsembleRun, *, expressly: bool) -> bool:
@@ -85,17 +112,28 @@ def measure_function(run: EnsembleRun, match: Part, buckets: Sequence[np.ndarray
     """
     n, d_sae = run.stored.n_members, run.stored.d_sae
     live = collected.firings.n_active > 0
-    kinds = [kind for kind in COUNTERPART_KINDS if kind != "hungarian" or match.about["one_to_one"]]
+    absent = {
+        kind
+        for kind, is_there in (("hungarian", match.about["one_to_one"]), ("transport", carries(run)))
+        if not is_there
+    }
+    kinds = [kind for kind in COUNTERPART_KINDS if kind not in absent]
     functions = [
         MemberFunction({kind: OfKind.none(d_sae, n - 1) for kind in kinds}, live[member]) for member in range(n)
     ]
     members = [_member(run, match, buckets, live, collected, member) for member in range(n)]
     sets: list[SmallSet] = []
+    plans: list[TransportPlan] = []
+    if "transport" in absent:
+        run.progress.say(
+            f"{run.name}: function: counterparts by optimal transport left out, {run.stored.d_sae:,} rows of {n} members take long "
+            "on a CPU; a GPU measures them"
+        )
     if collected.gains is None:
         run.progress.say(f"{run.name}: function: substitution left out, {run.undefined}")
     with run.progress.stage(f"{run.name}: co-firing and substitution", "pairs") as report:
         for done, (a, b) in enumerate(combinations(range(n), 2)):
-            _measure_pair(run, collected, (a, b), (members[a], members[b]), functions)
+            plans += _measure_pair(run, collected, (a, b), (members[a], members[b]), functions)
             report(done + 1, n * (n - 1) // 2)
     if collected.gains is not None:
         with run.progress.stage(f"{run.name}: small sets", "seeds") as report:
@@ -105,7 +143,7 @@ def measure_function(run: EnsembleRun, match: Part, buckets: Sequence[np.ndarray
                 sets += sets_of_pair(collected.firings, collected.gains, a, b, *of_sets)
                 report(a + 1, n)
     rows = summarise(run.name, functions, buckets, run.plan.epsilon) + summaries_of_sets(run.name, run.seeds, sets)
-    tables = as_columns(FunctionSummary, rows) | as_columns(SmallSet, sets)
+    tables = as_columns(FunctionSummary, rows) | as_columns(SmallSet, sets) | as_columns(TransportPlan, plans)
     with run.parts.write(ANALYSIS, function_about(run, match)) as put:
         for index, (seed, function) in enumerate(zip(run.seeds, functions, strict=True)):
             put(seed, function.as_arrays() | ({} if index else tables))
@@ -146,12 +184,16 @@ def _measure_pair(
     at: tuple[int, int],
     members: tuple[_Member, _Member],
     functions: list[MemberFunction],
-) -> None:
-    """Fill in both directions of one pair of members; every pair of features is summed once, whichever names it."""
+) -> list[TransportPlan]:
+    """Fill in both directions of one pair of members; every pair of features is summed once, whichever names it.
+
+    Returns the plan of transport between the two, none where it is left out.
+    """
     d_sae, n_tokens = run.stored.d_sae, collected.firings.n_tokens
     rows = [unit_rows(run.stored.decoder_rows(index).float()) for index in at]
     nearest = nearest_rows(rows[0].to(run.device), rows[1].to(run.device), N_NEAREST)
     chosen = [_chosen(run, members[side], members[1 - side], nearest[side]) for side in (0, 1)]
+    plans = _add_transported(run, at, rows, chosen) if carries(run) else []
     keys = np.unique(np.concatenate([_keys(chosen[side], nearest[side].row, d_sae, side) for side in (0, 1)]))
     first, second = np.divmod(keys, d_sae)
     sums = pair_sums(collected.firings, *at, first, second)
@@ -189,10 +231,25 @@ def _measure_pair(
             unscored = np.where(own.worth > 0, 0, np.nan)  # nothing in a feature's place
             for name, values in scored._asdict().items():
                 getattr(target, name)[:, slot] = np.where(has, values[where], unscored)
+    return plans
+
+
+def _add_transported(
+    run: EnsembleRun, at: tuple[int, int], rows: list[Tensor], chosen: list[dict[str, np.ndarray]]
+) -> list[TransportPlan]:
+    """Add partners by optimal transport to those `chosen` on both sides; the plan, none where a side has no direction at all."""
+    if not all(bool(each.any()) for each in rows):
+        for of_side in chosen:
+            of_side["transport"] = np.full(run.stored.d_sae, -1)
+        return []
+    between = partners_between(rows[0].to(run.device), rows[1].to(run.device))
+    chosen[0]["transport"], chosen[1]["transport"] = between.forward, between.backward
+    seed, other = (run.seeds[index] for index in at)
+    return [TransportPlan("", seed, other, between.epsilon, between.n_passes, between.marginal_gap, between.share)]
 
 
 def _chosen(run: EnsembleRun, own: _Member, other: _Member, nearest: NearestRows) -> dict[str, np.ndarray]:
-    """{kind: (d_sae,) counterparts in the other member}, of all kinds but `active`."""
+    """{kind: (d_sae,) counterparts in the other member}, of all kinds but `transport` and `active`."""
     slot = other.at - (other.at > own.at)
     by_rule = {rule: partners[:, slot] for rule, partners in own.partners.items()}
     rng = np.random.default_rng((0, own.at, other.at))

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -134,6 +135,50 @@ def test_pages_say_predicted_and_never_stable(client):
     assert feature.select_one("svg.strip.predicted .hollow")
 
 
+def test_lists_are_sorted_filtered_and_downloaded_by_what_is_predicted(client, root):
+    with store_of(root, "many-predicted") as store:
+        stored = {row.feature: row.p for row in store.rows(Prediction)}
+    downwards = sorted(stored, key=lambda feature: (-stored[feature], feature))
+    rows, after = [], ""
+    while after is not None:
+        page = client.get(f"{ONE}/features.json?sort=predicted&limit=50{after and f'&after={after}'}").json()
+        rows += page["rows"]
+        after = page["after"]
+    known = [row for row in rows if row["predicted"] is not None]
+    assert [row["feature"] for row in rows[: len(known)]] == downwards  # those that nobody predicts stand last
+    assert len(rows) == N
+    assert all(row["predicted"] == pytest.approx(stored[row["feature"]]) for row in known)
+    upwards = client.get(f"{ONE}/features.json?sort=predicted&dir=asc&limit=5").json()["rows"]
+    assert [row["predicted"] for row in upwards] == pytest.approx(sorted(stored.values())[:5])
+    least = float(np.float32(sorted(stored.values())[len(stored) // 2]))
+    found = client.get(f"{ONE}/features.json?predicted_min={least!r}&limit=500").json()
+    assert {row["feature"] for row in found["rows"]} == {feature for feature, p in stored.items() if p >= least}
+    none = client.get(f"{ONE}/features.json?predicted_min=0.9&predicted_max=0.1").json()
+    assert none["total"] == 0
+    lines = list(csv.DictReader(io.StringIO(client.get(f"{ONE}/features.csv?sort=predicted").text)))
+    assert [int(line["feature"]) for line in lines[: len(known)]] == downwards
+    np.testing.assert_allclose(
+        [float(line["predicted"]) for line in lines[: len(known)]], [stored[f] for f in downwards]
+    )
+    assert {line["predicted"] for line in lines[len(known) :]} <= {""}
+    page = parsed(client.get(f"{ONE}/features?sort=predicted").text)
+    assert page.select_one("th[aria-sort=descending] #sort-predicted")
+    assert page.select_one("#sort-choice option[value=predicted][selected]")
+    assert page.select_one("input[name=predicted_min]")
+    feature = parsed(client.get(f"{ONE}/4/{downwards[1]}?sort=predicted").text)
+    links = {link["href"].partition("?")[0] for link in feature.select("a[href*='sort=predicted']")}
+    assert {f"{ONE}/4/{downwards[0]}", f"{ONE}/4/{downwards[2]}"} <= links
+
+
+@pytest.mark.parametrize("query", ["sort=predicted", "predicted_min=0.5", "predicted_max=0.5"])
+def test_where_p_is_measured_there_is_no_prediction_to_sort_by(client, query):
+    refused = client.get(f"/s/many/topk/features.json?{query}")
+    assert refused.status_code == 422
+    assert "p is measured here, not predicted" in refused.text
+    assert not parsed(client.get("/s/many/topk/features").text).select("#sort-predicted, input[name=predicted_min]")
+    assert client.get("/s/many/topk/features.json?limit=1").json()["rows"][0]["predicted"] is None
+
+
 def test_the_training_ensemble_shows_its_predictor(client):
     page = parsed(client.get("/s/many/topk/subspaces").text)
     assert "Can stability be told from one SAE?" in text_of(page.select_one("#predictor").prettify())
@@ -160,6 +205,37 @@ def test_every_prediction_is_taken_away(client, root, tmp_path):
     assert {line["feature"]: line["predicted"]["p"] for line in lines if line["predicted"]} == {
         row.feature: row.p for row in stored
     }
+
+
+def test_the_page_of_one_sae_asks_another_predictor_as_a_job(root, printed, tmp_path):
+    here = tmp_path / "root"
+    for study in ("many", "many-predicted"):
+        shutil.copytree(root / study, here / study)
+    with browse(here) as client:
+        form = parsed(client.get(ONE).text).select_one("#ask-predictor form")
+        assert [option.text for option in form.select("option")] == ["many/other", "many/topk"]
+        assert not parsed(client.get("/s/many/topk").text).select("#ask-predictor")
+        assert not parsed(client.get(f"{ONE}?embed=true").text).select("#ask-predictor")
+        fields = {field["name"]: field["value"] for field in form.select("input")} | {"from": "many/other"}
+        from_here = {"Origin": "http://127.0.0.1"}
+        for changed, says in (
+            ({"study": "many", "ensemble": "topk"}, "one SAE"), ({"from": "many/none"}, "many/other, many/topk"),
+            ({"from": "many"}, "many/other, many/topk"), ({"from": "many/topk --force"}, "many/other, many/topk"),
+            ({"from": ""}, "many/other, many/topk"), ({"ensemble": "none"}, "seed-4"),
+        ):  # fmt: skip
+            refused = client.post("/jobs", json=fields | changed, headers=from_here)
+            assert refused.status_code == 422
+            assert says in refused.text
+        job = client.post("/jobs", json=fields, headers=from_here).json()
+        end = time.monotonic() + 120
+        while (job := client.get(f"/jobs/{job['id']}.json").json()["job"])["state"] in ("queued", "running"):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert (job["state"], job["republished"]) == ("done", True)
+        page = client.get(f"{ONE}.json").json()
+        assert page["predictor"]["predictor"]["trained_on"] == "many/other"
+        shown = text_of(client.get("/jobs").text)
+        assert "seedscope predict many-predicted/seed-4 --from many/other" in shown
 
 
 def test_an_sae_without_text_is_predicted_by_its_weights(root, folder, tmp_path):

@@ -245,6 +245,8 @@ def test_nothing_that_starts_work_can_be_framed(whole_root):
      ({"study": "--debug"}, "small"), ({"only": "everything"}, "match,activity"), ({"only": "loss --model evil"}, "match,activity"),
      ({"only": "loss,"}, "match,activity"), ({"rule": "best"}, "argmax, hungarian"), ({"loss_tokens": "0"}, "1048576"),
      ({"loss_tokens": "-5"}, "1048576"), ({"loss_tokens": "1e3"}, "1048576"), ({"loss_tokens": "9" * 30}, "1048576"),
+     ({"kind": "predict", "only": ""}, "one of ensemble, from"),
+     ({"kind": "predict", "only": "", "ensemble": "topk-96", "from": "small/topk-96"}, "one SAE"),
      ({"model": "evil"}, "loss_tokens"), ({"root": "/"}, "loss_tokens"), ({"--debug": "1"}, "loss_tokens")],
     ids=str,
 )  # fmt: skip

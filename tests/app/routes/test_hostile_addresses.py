@@ -30,7 +30,7 @@ def strict(study_root):
         yield client
 
 
-@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("sort", [sort for sort in SORTS if sort != "predicted"])  # of one SAE: see test_predict
 @pytest.mark.parametrize("name", ["after", "before"])
 def test_places_in_a_list_that_no_value_has_are_refused(strict, address, sort, name):
     for value in HUGE:

@@ -59,7 +59,9 @@ def test_firings_follow_the_true_feature_as_far_as_the_noise_lets_them():
 
 def test_without_noise_every_rule_finds_every_counterpart():
     pair = draw_pair(
-        PlantedConfig(d_in=64, n_shared=150, n_split=0, n_merged=0, n_alone=0, levels=(0.0,), n_tokens=500)
+        PlantedConfig(
+            d_in=64, n_shared=150, n_split=0, n_merged=0, n_alone=0, levels=(0.0,), n_tokens=500, rates=(0.05, 0.1)
+        )
     )
     for score in planted.scores(pair, head=20, best=80):
         assert (score.at_head, score.at_best, score.tail_precision, score.precision, score.recall) == (1, 1, 1, 1, 1), (
@@ -79,11 +81,24 @@ def test_the_most_correlated_of_the_nearest_rows_is_numpys(pair):
         assert found.score[row] == pytest.approx(max(correlations), abs=1e-6)
 
 
-def test_features_that_never_fire_correlate_with_nothing_and_keep_the_nearest_row(pair):
+def test_features_that_never_fire_are_paired_with_nothing(pair):
     silent = sparse.csc_matrix(pair.a.codes.shape, dtype=np.float32)
-    found = planted.most_correlated(pair.a._replace(codes=silent), pair.b)
-    assert (found.score == 0).all()
-    assert found.partner.tolist() == (pair.a.decoder @ pair.b.decoder.T).argmax(1).tolist()
+    assert (planted.most_correlated(pair.a._replace(codes=silent), pair.b).partner == -1).all()
+    only = pair.b.codes.toarray()
+    only[:, 1:] = 0
+    found = planted.most_correlated(pair.a, pair.b._replace(codes=sparse.csc_matrix(only)), 5)
+    assert set(found.partner.tolist()) == {-1, 0}
+
+
+def test_of_equally_alike_rows_the_lowest_index_is_taken():
+    """Rows 0 and 2 fire alike; row 2 is nearer."""
+    mine = np.array([[1, 0, 0]], np.float32)
+    theirs = np.array([[0.6, 0.8, 0], [0, 0, 1], [0.8, 0.6, 0]], np.float32)
+    codes = np.array([[1, 0, 2, 0]], np.float32).T
+    a = PlantedMember(mine, mine, sparse.csc_matrix(codes), np.zeros(1))
+    b = PlantedMember(theirs, theirs, sparse.csc_matrix(codes @ np.array([[1, 0, 1]], np.float32)), np.zeros(3))
+    found = planted.most_correlated(a, b, 3)
+    assert (found.partner.tolist(), found.score.tolist()) == ([0], [pytest.approx(1)])
 
 
 def test_a_rule_is_judged_by_its_pairs_in_the_order_of_their_scores():

@@ -5,11 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from scipy.special import logsumexp
 
 from seedscope.engine.matching import transport as blocks
-from seedscope.engine.matching.transport import Transport, transport
-from support.golden import unit_rows
+from seedscope.engine.matching.transport import Transport, partners_between, transport
+from support.golden import plan_of, unit_rows
 
 
 def drawn(n: int, d_in: int, seed: int) -> np.ndarray:
@@ -22,16 +21,6 @@ def halves(n: int, d_in: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     a, b, half = drawn(n, d_in, seed + 1), drawn(n, d_in, seed + 2), n // 2
     b[:half] = unit_rows(a[:half] + 1.5 * rng.random((half, 1)) * rng.standard_normal((half, d_in)) / d_in**0.5)
     return a, b
-
-
-def plan_of(cosines: np.ndarray, epsilon: float, sweeps: int = 3000) -> np.ndarray:
-    """Sinkhorn in the log domain on the dense matrix."""
-    (n, m), logits = cosines.shape, cosines.astype(np.float64) / epsilon
-    v = np.zeros(m)
-    for _ in range(sweeps):
-        u = -logsumexp(logits + v, axis=1) - np.log(n)
-        v = -logsumexp(logits + u[:, None], axis=0) - np.log(m)
-    return np.exp(logits + u[:, None] + v)
 
 
 def found_for(a: np.ndarray, b: np.ndarray, **options: float) -> Transport:
@@ -130,3 +119,21 @@ def test_an_epsilon_without_a_plan_is_refused(epsilon):
 def test_a_side_without_rows_is_refused():
     with pytest.raises(ValueError, match="3 and 0 rows have a direction"):
         found_for(drawn(3, 4, 0), np.zeros((0, 4), np.float32))
+
+
+def test_rows_without_a_direction_have_no_partner_and_are_nobodys():
+    a, b = halves(40, 16)
+    with_zeros_a, with_zeros_b = np.insert(a, [0, 7], 0, axis=0), np.insert(b, [3, 40], 0, axis=0)
+    between = partners_between(torch.from_numpy(with_zeros_a), torch.from_numpy(with_zeros_b))
+    plan = plan_of(a @ b.T, between.epsilon)
+    of_rows, of_columns = plan / plan.sum(1, keepdims=True), (plan / plan.sum(0)).T
+    for found, shares, own, other in (
+        (between.forward, of_rows, with_zeros_a, with_zeros_b), (between.backward, of_columns, with_zeros_b, with_zeros_a),
+    ):  # fmt: skip
+        here, there = (np.flatnonzero(rows.any(1)) for rows in (own, other))
+        assert (found[~own.any(1)] == -1).all()
+        second, first = np.sort(shares, 1)[:, -2:].T
+        sure = first - second > 0.01
+        assert (found[here][sure] == there[shares.argmax(1)][sure]).all()
+    assert between.share == pytest.approx(np.mean([of_rows.max(1), of_columns.max(1)]), abs=5e-3)
+    assert between.marginal_gap <= 1e-3

@@ -16,13 +16,14 @@ from seedscope.engine.contract.tables.function import (
     FunctionSummary,
     SmallSet,
     Substitute,
+    TransportPlan,
 )
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.database import StoreReader
 from seedscope.engine.studies.analyses import function
 from seedscope.engine.studies.publish import publish
 from support.analyses import D_SAE, N_CTX, PLACE, SEEDS, K, enrol_one, on_tokens, run
-from support.golden import explained_variance, topk_codes, unit_rows
+from support.golden import explained_variance, plan_of, topk_codes, unit_rows
 from support.tiny_models import VOCABULARY, tiny
 
 
@@ -138,6 +139,45 @@ def test_partners_by_activity_are_the_most_alike_of_the_nearest_rows(store, forw
     correlations = np.array([features[0, feature].active_correlations[0] for feature in range(D_SAE)])
     first = next(row for row in pairs if (row.seed, row.other) == (0, 1))
     assert first.matched[70] == (correlations >= np.float32(0.7)).sum()
+
+
+def test_partners_by_transport_are_where_the_plain_plan_sends_most_mass(store, forward):
+    _, members = forward
+    rows = {(row.seed, row.feature): row for row in store.rows(Substitute, kind="transport")}
+    plans = {(row.seed, row.other): row for row in store.rows(TransportPlan)}
+    assert sorted(plans) == [(0, 1), (0, 3), (1, 3)]
+    differing = 0
+    for (seed, other), reached in plans.items():
+        cosines = unit_rows(members[SEEDS.index(seed)]["decoder"]) @ unit_rows(members[SEEDS.index(other)]["decoder"]).T
+        plan = plan_of(cosines, reached.epsilon)
+        assert 0 <= reached.marginal_gap <= 1e-3
+        of_rows, of_columns = plan / plan.sum(1, keepdims=True), (plan / plan.sum(0)).T
+        assert reached.share == pytest.approx(np.mean([of_rows.max(1), of_columns.max(1)]), abs=0.01)
+        for anchor, partner_of, shares in ((seed, other, of_rows), (other, seed, of_columns)):
+            slot = [each for each in SEEDS if each != anchor].index(partner_of)
+            for feature, share in enumerate(shares):
+                second, first = np.sort(share)[-2:]
+                if first - second > 0.01:
+                    assert rows[anchor, feature].partners[slot] == share.argmax()
+            differing += int((shares.argmax(1) != (cosines if anchor == seed else cosines.T).argmax(1)).sum())
+    assert differing > 0  # argmax would not do
+
+
+def test_where_transport_takes_long_it_is_left_out_and_said(tmp_path, llama, monkeypatch):
+    study = make_study(tmp_path)
+    monkeypatch.setattr(function, "EXPONENTIAL", 1e12)
+    said = run(study, llama).said
+    assert any(
+        "one: function: counterparts by optimal transport left out, 24 rows of 3 members" in line for line in said
+    )
+    with StoreReader(publish(study)) as store:
+        assert "transport" not in {row.kind for row in store.rows(Substitute)} | {
+            row.kind for row in store.rows(FunctionSummary)
+        }
+        assert store.rows(TransportPlan) == []
+    assert "one: co-firing and substitution" not in run(study, llama, only=["function"]).stages
+    monkeypatch.setattr(function, "EXPONENTIAL", 150)
+    assert "one: co-firing and substitution" in run(study, llama, only=["function"]).stages
 
 
 def test_columns_of_features_are_means_and_medians_of_the_nearest_rows(store):

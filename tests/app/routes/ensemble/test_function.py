@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 
 from seedscope.engine.contract.tables.function import COUNTERPART_KINDS, SUBSTITUTES
-from support.reading import browse, republish, text_of
+from support.reading import answered, browse, republish, text_of
 from support.studies import ask
 
 
@@ -59,7 +60,7 @@ def test_shares_and_means_are_those_of_the_pairs(page, store, features, kind, bu
 
 
 def test_the_most_similar_pairs_are_counted_by_each_rules_own_measure(page, store):
-    assert {row["kind"] for row in page["most_similar"]} >= {"argmax", "live", "active"}
+    assert {row["kind"] for row in page["most_similar"]} >= {"argmax", "live", "transport", "active"}
     for row in page["most_similar"]:
         pairs = []
         for *_, partners, cosines, correlations, _, scores, _ in substitutes(store, row["kind"]):
@@ -68,6 +69,30 @@ def test_the_most_similar_pairs_are_counted_by_each_rules_own_measure(page, stor
         best = sorted(pairs, key=lambda pair: (-pair[0], pair[1]))[: row["rank"]]
         assert row["n"] == len(best)
         assert row["share"] == pytest.approx(np.mean([score >= SUBSTITUTES for _, score in best]))
+
+
+def test_the_marginal_gap_that_transport_reached_stands_beside_its_numbers(client, address, page, store):
+    gaps = ask(store, "SELECT marginal_gap, share FROM TransportPlan WHERE ensemble = 'topk-96'")
+    reached = page["transport"]
+    assert reached["n_plans"] == len(gaps) > 0
+    assert reached["marginal_gap"] == pytest.approx(max(gap for gap, _ in gaps))
+    assert reached["share"] == pytest.approx(np.mean([share for _, share in gaps]))
+    shown = text_of(client.get(f"{address}/function").text)
+    assert f"marginal gap at most {reached['marginal_gap']:.1e}" in shown
+
+
+def test_without_transport_the_page_says_so(own_root, address):
+    republish(
+        own_root,
+        "DELETE FROM TransportPlan",
+        "DELETE FROM Substitute WHERE kind = 'transport'",
+        "DELETE FROM FunctionSummary WHERE kind = 'transport'",
+    )
+    bare = browse(own_root)
+    page = bare.get(f"{address}/function.json").json()
+    assert page["transport"] is None
+    assert "transport" not in {row["kind"] for row in page["most_similar"] + page["summaries"]}
+    assert "Optimal transport is not measured here" in text_of(bare.get(f"{address}/function").text)
 
 
 def test_every_number_of_the_page_stands_in_its_twin(client, address, page):
@@ -108,6 +133,49 @@ def test_lists_are_filtered_and_downloaded_by_co_firing(client, address, feature
     assert client.get(f"{address}/features.json?cofire_min=2").status_code == 422
 
 
+@pytest.mark.parametrize(
+    "page", ["", "/features", "/buckets", "/members", "/members?a=0&b=1", "/0/5", "/1/30", "/try?text=def+f(x):&seed=0"]
+)
+def test_under_the_rule_of_activity_nothing_calls_a_correlation_a_cosine(client, address, page):
+    """Beside it stand figures that are cosines under every rule: of encoders, and of worth against the mean cosine."""
+    asked = f"{address}{page}{'&' if '?' in page else '?'}rule=active"
+    soup = BeautifulSoup(answered(client, asked).text, "html.parser")
+    for strip in soup.select("svg.strip"):
+        assert "cosine" not in strip["aria-label"] + "".join(title.text for title in strip.select("title"))
+    assert "a correlation of at least θ" in str(soup) or not soup.select("#theta")
+    for caption in soup.select("figcaption, .caption"):
+        assert "Grey dashes" not in caption.text
+    for entry in soup.select(".entry"):
+        entry.decompose()
+    shown = soup.select_one("main").get_text(" ", strip=True)
+    assert "best cosine" not in shown.replace("mean best cosine", "")
+    assert "chance reaches" not in shown
+    assert "By chance: not known" in shown or "/0/5" not in page
+
+
+def test_chance_is_unknown_where_theta_cuts_correlations(client, address):
+    for page, names in (
+        ("", ("null_rates", "null_p999")),
+        ("/buckets", ("null_rates", "null_p999")),
+        ("/0/5", ("null_rate",)),
+    ):
+        under = {rule: client.get(f"{address}{page}.json?rule={rule}").json() for rule in ("argmax", "active")}
+        for name in names:
+            assert under["active"][name] == {} != under["argmax"][name]
+
+
+def test_downloads_of_pairs_name_the_correlation(client, address, store):
+    lines = client.get(f"{address}/members.csv?rule=active&a=0&b=1").text.replace('"', "").splitlines()
+    assert lines[0] == "feature,partner,correlation,runner_up,mutual,dead"
+    assert client.get(f"{address}/members.csv?a=0&b=1").text.startswith('"feature","partner","cosine","runner_up"')
+    assert "mean_correlation" in client.get(f"{address}/members.csv?rule=active").text.splitlines()[0]
+    rows = {(row[0], row[1]): row[4][0] for row in substitutes(store, "active")}
+    for line in lines[1:]:
+        feature, partner, correlation, *_ = line.split(",")
+        if int(partner) >= 0:
+            assert float(correlation) == pytest.approx(rows[0, int(feature)], abs=1e-6)
+
+
 def test_without_the_analysis_the_page_names_the_command_and_lists_refuse_it(own_root, address):
     republish(
         own_root,
@@ -115,6 +183,7 @@ def test_without_the_analysis_the_page_names_the_command_and_lists_refuse_it(own
         "DELETE FROM Substitute",
         "DELETE FROM SmallSet",
         "DELETE FROM FunctionSummary",
+        "DELETE FROM TransportPlan",
         "UPDATE Feature SET active_correlations = [], cofiring = NULL, substitution = NULL",
         "UPDATE Match SET active_partners = []",
         "DELETE FROM Pair WHERE rule = 'active'",
