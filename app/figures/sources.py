@@ -84,7 +84,7 @@ def cause_buckets(title: str, reading: str, rows: Sequence[CauseBuckets]) -> Fig
             "data": data,
             "layout": layout(
                 "share of features", "", barmode="stack", showlegend=True,
-                legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+                legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
                 xaxis={"range": [0, 1], "tickformat": ".0%"},
                 yaxis={"autorange": "reversed", "automargin": True, "title": {"text": ""}},
             ),

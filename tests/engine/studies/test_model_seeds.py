@@ -56,7 +56,7 @@ def test_other_models_are_laid_over_the_first_and_nothing_is_measured_on_the_stu
 def test_models_with_other_tokenizers_are_refused(tmp_path, tokens):
     other = tiny("llama", seed=1)._replace(tokenizer=tokenizer(bos=False))
     other.tokenizer.add_tokens(["more"])
-    with pytest.raises(ValueError, match="tokenizers of .* differ, expected one"):
+    with pytest.raises(ValueError, match=r"tokenizers of .* differ, expected one"):
         train(tmp_path, [tiny("llama"), other], tokens)
 
 
