@@ -19,7 +19,7 @@ from dataclasses import fields
 from types import NoneType
 from typing import NamedTuple, get_args, get_origin
 
-from seedscope.engine.contract.tables import function, pools, predictions, synthetic, training
+from seedscope.engine.contract.tables import function, pools, predictions, shared_spans, synthetic, training
 from seedscope.engine.contract.tables.explanations import Explanation, Score, Scored, Word
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Logit, Match, NullMatch, Pair
 from seedscope.engine.contract.tables.spans import (
@@ -62,7 +62,7 @@ TABLES: tuple[type, ...] = (
     Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, SpanCurve, SpanPair,
     SpanMember, SpanResidual, SpanPrediction, FeatureSpan, Logit, Explanation, Score, Scored, Word,
     TokenWindow, Token, Document, *synthetic.SORT_KEYS, *training.SORT_KEYS, *pools.SORT_KEYS,
-    *predictions.SORT_KEYS, *function.SORT_KEYS,
+    *predictions.SORT_KEYS, *function.SORT_KEYS, *shared_spans.SORT_KEYS,
 )  # fmt: skip
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     Study: ("study",),
@@ -93,6 +93,7 @@ SORT_KEYS: dict[type, tuple[str, ...]] = {
     **pools.SORT_KEYS,
     **predictions.SORT_KEYS,
     **function.SORT_KEYS,
+    **shared_spans.SORT_KEYS,
 }
 # {rule: column of Feature that holds its cosines, or correlations}.
 RULE_COLUMN = {
