@@ -23,7 +23,7 @@ K_MAX = 4  # features of another seed that an expansion has at most
 FEWEST_SEEDS = 3
 
 
-class Pool(NamedTuple):
+class SpanPool(NamedTuple):
     """The features that are searched, of all seeds together, ordered by seed and feature."""
 
     dimension: float  # that the living features of all seeds effectively fill, 1 to d
@@ -37,7 +37,7 @@ class Pool(NamedTuple):
         return np.flatnonzero(self.seed == seed)
 
 
-def pool_of(decoders: Sequence[np.ndarray], chosen: np.ndarray, living: np.ndarray) -> Pool:
+def pool_of(decoders: Sequence[np.ndarray], chosen: np.ndarray, living: np.ndarray) -> SpanPool:
     """The chosen ones among the living features, both (seeds, d_sae); raises ValueError for one without a direction."""
     seed, feature = np.nonzero(chosen & living)
     d = decoders[0].shape[1]
@@ -50,7 +50,7 @@ def pool_of(decoders: Sequence[np.ndarray], chosen: np.ndarray, living: np.ndarr
         unit = some[alive] / norms[alive]
         moment += (unit.T @ unit).astype(np.float64)
         parts.append(some[mask] / norms[mask])
-    return Pool(effective_dimension(moment), seed, feature, np.concatenate(parts), len(chosen))
+    return SpanPool(effective_dimension(moment), seed, feature, np.concatenate(parts), len(chosen))
 
 
 def effective_dimension(moment: Float[np.ndarray, "d d"]) -> float:
@@ -65,7 +65,7 @@ def chance_gain(n: int, d: float) -> float:
 
 
 def mutual_links(
-    pool: Pool,
+    pool: SpanPool,
     decoders: Sequence[np.ndarray],
     living: np.ndarray,
     k_max: int = K_MAX,

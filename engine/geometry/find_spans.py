@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seedscope.engine.contract.tables.shared_spans import SPAN_FAILURES
-from seedscope.engine.geometry.expansions import FEWEST_SEEDS, K_MAX, Pool, mutual_links, pool_of
+from seedscope.engine.geometry.expansions import FEWEST_SEEDS, K_MAX, SpanPool, mutual_links, pool_of
 from seedscope.engine.geometry.shared_spans import (
     FEWEST_MEMBERS,
     FoundAgain,
@@ -50,7 +50,7 @@ class Candidate(NamedTuple):
 class FoundSpans(NamedTuple):
     """Everything that the search of an ensemble found."""
 
-    pool: Pool
+    pool: SpanPool
     n_links: int
     candidates: list[Candidate]  # kept ones first
     left_out: list[LeftOut]  # per seed
@@ -115,7 +115,9 @@ def find_spans(
     return FoundSpans(pool, links.nnz // 2, [candidates[at] for at in order], left_out, order, n_draws)
 
 
-def _candidate(pool: Pool, span: FoundSpan, at: int, left_out: Sequence[LeftOut], digests: Sequence[str]) -> Candidate:
+def _candidate(
+    pool: SpanPool, span: FoundSpan, at: int, left_out: Sequence[LeftOut], digests: Sequence[str]
+) -> Candidate:
     # Seeds without unstable features have nothing to test.
     tested = [each for seed, each in enumerate(left_out) if len(pool.of(seed))]
     indices = [int(each.again.place[at]) for each in tested]
@@ -134,7 +136,7 @@ def _candidate(pool: Pool, span: FoundSpan, at: int, left_out: Sequence[LeftOut]
     return Candidate(_identity(pool, span, digests), span, p, failed is None, failed, _energies(pool, span))
 
 
-def _identity(pool: Pool, span: FoundSpan, digests: Sequence[str]) -> str:
+def _identity(pool: SpanPool, span: FoundSpan, digests: Sequence[str]) -> str:
     """Of the members and the SAEs that they are of."""
     members = (
         f"{digests[s] if len(digests) else s}:{f}"
@@ -143,7 +145,7 @@ def _identity(pool: Pool, span: FoundSpan, digests: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(sorted(members)).encode()).hexdigest()[:ID_LENGTH]
 
 
-def _energies(pool: Pool, span: FoundSpan) -> np.ndarray:
+def _energies(pool: SpanPool, span: FoundSpan) -> np.ndarray:
     energy = np.zeros(len(pool.rows))
     for seed in np.unique(pool.seed[span.members]).tolist():
         mine = pool.seed[span.members] == seed

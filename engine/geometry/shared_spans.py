@@ -3,9 +3,9 @@
 A community of `engine.geometry.expansions` gives a span: the top directions of its members' unit rows, all seeds together. Its rank
 is the one at which the members of a seed lie furthest above its other features without counterparts: mean energy of the ones less
 that of the others in the span of the other seeds' members. Members that lie there no better than the nearest of as many random rows
-would, leave; features of the pool that do lie in it so join the span that holds most of them, and communities whose members lie so in
-each other's spans are one. A span's test asks the discovery
-without a seed for features of that seed, so that no measured row was seen by what was chosen (`engine.geometry.span_nulls`).
+would, leave; features of the pool that do lie in it so join the span that holds most of them, and communities whose members lie so
+in each other's spans are one. A span's test asks the discovery without a seed for features of that seed, so that no measured row was
+seen by what was chosen (`engine.geometry.span_nulls`).
 Definitions of this project.
 """
 
@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import beta
 
 from seedscope.engine.contract.abandon import stop_if_abandoned
-from seedscope.engine.geometry.expansions import FEWEST_SEEDS, Pool, communities
+from seedscope.engine.geometry.expansions import FEWEST_SEEDS, SpanPool, communities
 
 MOST_DIRECTIONS = 32  # of a small span, and at most half of the dimensions that living features effectively fill
 FEWEST_MEMBERS = 4  # of a candidate, all seeds together
@@ -52,12 +52,12 @@ def directions(rows: np.ndarray, rank: int) -> np.ndarray:
     return (rows.T @ top / np.sqrt(values[::-1][:rank][kept])).astype(np.float32)
 
 
-def most_directions(pool: Pool) -> int:
+def most_directions(pool: SpanPool) -> int:
     """The largest rank that a small span may have."""
     return max(1, min(MOST_DIRECTIONS, int(pool.dimension / 2)))
 
 
-def choose_rank(pool: Pool, members: np.ndarray) -> int:
+def choose_rank(pool: SpanPool, members: np.ndarray) -> int:
     """The rank at which a seed's members gain most over its other features, in the span of the other seeds' members."""
     gain = np.zeros(most_directions(pool))
     for seed in np.unique(pool.seed[members]).tolist():
@@ -81,7 +81,7 @@ def nearest_by_chance(rank: int, d: float, n: int) -> float:
     return float(beta.ppf(1 - 1 / max(n, 2), rank / 2, (d - rank) / 2)) if rank < d else 1.0
 
 
-def discover(pool: Pool, links: sparse.csr_matrix, without: int | None = None) -> list[FoundSpan]:
+def discover(pool: SpanPool, links: sparse.csr_matrix, without: int | None = None) -> list[FoundSpan]:
     """Spans of the communities of all seeds but `without`, the largest first; a feature is in one of them at most."""
     left_out = None if without is None else pool.seed == without
     there = np.arange(len(pool.rows)) if left_out is None else np.flatnonzero(~left_out)
@@ -96,11 +96,11 @@ def discover(pool: Pool, links: sparse.csr_matrix, without: int | None = None) -
     return sorted(found, key=lambda span: (-len(span.members), int(span.members[0])))
 
 
-def _is_enough(pool: Pool, members: np.ndarray, n_seeds: int) -> bool:
+def _is_enough(pool: SpanPool, members: np.ndarray, n_seeds: int) -> bool:
     return len(members) >= FEWEST_MEMBERS and len(np.unique(pool.seed[members])) >= n_seeds
 
 
-def _span(pool: Pool, members: np.ndarray) -> FoundSpan:
+def _span(pool: SpanPool, members: np.ndarray) -> FoundSpan:
     n_seeds = len(np.unique(pool.seed[members]))
     return FoundSpan(
         members,
@@ -109,7 +109,7 @@ def _span(pool: Pool, members: np.ndarray) -> FoundSpan:
     )
 
 
-def _merge(pool: Pool, spans: list[tuple[np.ndarray, int]], n: int) -> list[np.ndarray]:
+def _merge(pool: SpanPool, spans: list[tuple[np.ndarray, int]], n: int) -> list[np.ndarray]:
     """Members of spans, those together that lie in each other's span, on average, better than the nearest of n by chance."""
     if not spans:
         return []
@@ -124,7 +124,7 @@ def _merge(pool: Pool, spans: list[tuple[np.ndarray, int]], n: int) -> list[np.n
     return [np.sort(np.concatenate([spans[at][0] for at in np.flatnonzero(label == of)])) for of in range(n_groups)]
 
 
-def _assign(pool: Pool, there: np.ndarray, spans: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
+def _assign(pool: SpanPool, there: np.ndarray, spans: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
     """Members of each span anew: the features that lie in it, as the other seeds' members fit it, better than chance."""
     n = len(there)
     best, of_best = np.zeros(len(pool.rows), np.float32), np.full(len(pool.rows), -1)

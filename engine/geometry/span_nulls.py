@@ -19,7 +19,7 @@ from torch import Tensor
 
 from seedscope.engine.contract.abandon import stop_if_abandoned
 from seedscope.engine.contract.tables.shared_spans import NULL_SETS
-from seedscope.engine.geometry.expansions import Pool
+from seedscope.engine.geometry.expansions import SpanPool
 from seedscope.engine.geometry.shared_spans import FoundSpan, captured_by
 from seedscope.engine.matching.match import random_dictionary
 
@@ -44,7 +44,7 @@ class Tested(NamedTuple):
 
 
 def judge_spans(
-    pool: Pool,
+    pool: SpanPool,
     spans: Sequence[FoundSpan],
     without: int,
     decoders: Sequence[np.ndarray],
@@ -134,7 +134,7 @@ class _LivingRows:
     """Unit rows of living features, drawn in place of a span's members: of the same seeds, as many of each."""
 
     def __init__(
-        self, pool: Pool, decoders: Sequence[np.ndarray], living: np.ndarray, density: np.ndarray | None
+        self, pool: SpanPool, decoders: Sequence[np.ndarray], living: np.ndarray, density: np.ndarray | None
     ) -> None:
         self._pool = pool
         self._rows: list[Tensor] = []
