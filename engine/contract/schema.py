@@ -54,7 +54,18 @@ WIDE_COLUMNS = SEED_COLUMNS | TOKEN_COLUMNS
 NO_MATCH = -1.0  # cosine where there is no pair: below every theta but -1 itself
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
 # What `seedscope analyze` computes, in the order of the columns that hold it.
-ANALYSES = ("match", "activity", "ablate", "explain", "loss", "subspaces", "trajectory", "predictor", "function")
+ANALYSES = (
+    "match",
+    "activity",
+    "ablate",
+    "explain",
+    "loss",
+    "subspaces",
+    "trajectory",
+    "predictor",
+    "function",
+    "shared_spans",
+)
 
 # Tables without whose rows no page can be drawn.
 REQUIRED: tuple[type, ...] = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)
