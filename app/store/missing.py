@@ -73,7 +73,7 @@ def missing(
 
     if not ensemble.n_comparisons:
         rules = ("live", "hungarian", *rules)  # what has no comparison lacks no rule
-    match, activity, ablate, explain, loss, subspaces, trajectory, predictor, function = ANALYSES
+    match, activity, ablate, explain, loss, subspaces, trajectory, predictor, function, *_ = ANALYSES
     lacking = {}
     if not ensemble.n_comparisons:
         command = f"seedscope anchor {study.study} {ensemble.ensemble}-anchored {quote(str(file or 'SAE'))}"

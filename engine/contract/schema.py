@@ -19,7 +19,7 @@ from dataclasses import fields
 from types import NoneType
 from typing import NamedTuple, get_args, get_origin
 
-from seedscope.engine.contract.tables import function, pools, predictions, synthetic, training
+from seedscope.engine.contract.tables import function, pools, predictions, shared_spans, synthetic, training
 from seedscope.engine.contract.tables.explanations import Explanation, Score, Scored, Word
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Logit, Match, NullMatch, Pair
 from seedscope.engine.contract.tables.spans import (
@@ -32,7 +32,7 @@ from seedscope.engine.contract.tables.spans import (
 )
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token, TokenWindow
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 READABLE = range(
     6, SCHEMA_VERSION + 1
 )  # schemas of stores and exports that are read; see engine.contract.former_stores
@@ -54,7 +54,18 @@ WIDE_COLUMNS = SEED_COLUMNS | TOKEN_COLUMNS
 NO_MATCH = -1.0  # cosine where there is no pair: below every theta but -1 itself
 N_THETAS = 101  # the grid: 0.00, 0.01 .. 1.00
 # What `seedscope analyze` computes, in the order of the columns that hold it.
-ANALYSES = ("match", "activity", "ablate", "explain", "loss", "subspaces", "trajectory", "predictor", "function")
+ANALYSES = (
+    "match",
+    "activity",
+    "ablate",
+    "explain",
+    "loss",
+    "subspaces",
+    "trajectory",
+    "predictor",
+    "function",
+    "shared_spans",
+)
 
 # Tables without whose rows no page can be drawn.
 REQUIRED: tuple[type, ...] = (Study, Ensemble, Member, Feature, Match, Pair, NullMatch)
@@ -62,7 +73,7 @@ TABLES: tuple[type, ...] = (
     Study, Ensemble, Member, Feature, Match, Pair, NullMatch, Context, Ablation, SpanCurve, SpanPair,
     SpanMember, SpanResidual, SpanPrediction, FeatureSpan, Logit, Explanation, Score, Scored, Word,
     TokenWindow, Token, Document, *synthetic.SORT_KEYS, *training.SORT_KEYS, *pools.SORT_KEYS,
-    *predictions.SORT_KEYS, *function.SORT_KEYS,
+    *predictions.SORT_KEYS, *function.SORT_KEYS, *shared_spans.SORT_KEYS,
 )  # fmt: skip
 SORT_KEYS: dict[type, tuple[str, ...]] = {
     Study: ("study",),
@@ -93,6 +104,7 @@ SORT_KEYS: dict[type, tuple[str, ...]] = {
     **pools.SORT_KEYS,
     **predictions.SORT_KEYS,
     **function.SORT_KEYS,
+    **shared_spans.SORT_KEYS,
 }
 # {rule: column of Feature that holds its cosines, or correlations}.
 RULE_COLUMN = {

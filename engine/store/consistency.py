@@ -13,7 +13,7 @@ import duckdb
 
 from seedscope.engine.contract import schema
 from seedscope.engine.contract.names import inside, name_problem
-from seedscope.engine.contract.tables import function, pools, predictions, spans, synthetic, training
+from seedscope.engine.contract.tables import function, pools, predictions, shared_spans, spans, synthetic, training
 from seedscope.engine.contract.tables.explanations import Score, Scored
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Logit, Match, NullMatch, Pair
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token, TokenWindow
@@ -32,19 +32,23 @@ _RANGES: dict[tuple[float, float], str] = {
     "shares shared deads gap auroc_low auroc_high auroc_stable own_auroc calibration_error own_calibration_error error_low "
     "error_high predicted observed observed_low observed_high covered width base_rate mean_predicted p p_low p_high "
     "jaccards jaccard jaccard_low jaccard_high raw_share raw_share_low raw_share_high scaled_share "
-    "scaled_share_low scaled_share_high always_share beside_share residual",
+    "scaled_share_low scaled_share_high always_share beside_share residual living_mean living_high density_mean density_high "
+    "rotated_mean rotated_high second_moment_mean second_moment_high living_energy density_energy rotated_energy "
+    "second_moment_energy p_value p_living p_density p_rotated p_second_moment stability overlap energy_share "
+    "activation_energy shared_low shared_high member_share chance_share level share",
     _COSINE: "theta cosines live_cosines mutual_cosines hungarian_cosines both_cosines runner_up_cosines encoder_cosines "
     "hungarian_encoder_cosines mean_cosine cosine free_cosine best_cosine best_cosine_low best_cosine_high "
     "centred_best_cosine random_best_cosine best_cosines active_correlations correlations cofiring correlation correlation_low "
     "correlation_high",
-    _AT_MOST_1: "ev evs",
+    _AT_MOST_1: "ev evs ev_control ev_whole",
     _COUNT: "n_ctx n_eval_tokens n_comparisons n_train_tokens train_tokens n_tokens n_outliers n_clusters seed l0 n_dead "
     "n_undirected n_loss_tokens n_active max_activation decoder_norm token_entropy histogram matched matched_living n_anchors "
     "n_living n_paired group rank document position peak n_masked ev_sd loss_sd n_pairs n_fitted spread split_spread angles "
     "n_stable n_unstable n_equal stable_values unstable_values random_values n_rows k n_silent windows offsets lengths masks "
     "start id n_scored scaled_substitutions n_free n_low noise n_samples n_evaluated n_map_members n_map_samples n_map_cells "
     "n_true n_latents n_free_latents n_low_latents step tokens n_features unique_by_holders halves fresh holders l0s token feature "
-    "n_predicted n_outside bin",
+    "n_predicted n_outside bin n_edges n_kept n_candidates failure_counts n_sharing n_seeds found_again "
+    "n_left_out left_out_rank n_measured norms raised lowered axis",
     _POSITIVE: "n_members d_in d_sae batch r n_draws",
 }
 _RANGE_OF = {name: limits for limits, names in _RANGES.items() for name in names.split()}
@@ -61,6 +65,10 @@ _OWN_RANGES: dict[tuple[type, str], tuple[float, float] | None] = {
     (function.TransportPlan, "epsilon"): _COUNT,
     (function.TransportPlan, "marginal_gap"): (0, 2),
     (function.TransportPlan, "share"): _SHARE,
+    **{(shared_spans.SharedSpanFeature, name): _COSINE for name in "xy"},
+    (shared_spans.SharedSpanSeed, "n_members"): _COUNT,
+    (shared_spans.SharedSpanSummary, "n_members"): _COUNT,
+    (shared_spans.SharedSpanSummary, "n_draws"): _COUNT,
 }
 _WORDS: dict[tuple[type, str], tuple[str, ...]] = {
     (Ensemble, "origin"): ("trained", "imported"),
@@ -83,10 +91,14 @@ _WORDS: dict[tuple[type, str], tuple[str, ...]] = {
     (predictions.Predictor, "inputs"): predictions.INPUTS,
     (predictions.PredictorScore, "setting"): predictions.PREDICTOR_SETTINGS,
     (predictions.PredictorInput, "input"): predictions.INPUTS,
+    (shared_spans.SharedSpan, "failed"): shared_spans.SPAN_FAILURES,
+    (shared_spans.SharedSpanSummary, "failures"): shared_spans.SPAN_FAILURES,
 }
 # Tables whose `seed` is that of a generator, or of SAEs that were trained along with the members.
 _NOT_OF_MEMBERS = {synthetic.Synthetic, training.TracePoint}
 _TOKENS, _DOCUMENTS, _WINDOWS = (f"(SELECT count(*) FROM {table.__name__})" for table in (Token, Document, TokenWindow))
+_SPAN = "[0-9a-f]{12}"
+_SPANS = "SELECT c.span FROM SharedSpan c WHERE c.ensemble = t.ensemble"
 _COMPARED = "e.n_comparisons"
 _STEPS = "(SELECT count(*) FROM Checkpoint c WHERE c.ensemble = t.ensemble)"
 # What else is wrong with a row of a table: (column, condition). `t` is the row, `e` its ensemble, `m` its member.
@@ -202,6 +214,36 @@ _CONDITIONS: dict[type, tuple[tuple[str, str], ...]] = {
         ("n_outside", "t.n_outside > t.n_predicted"),
     ),
     predictions.Prediction: (("p_low", "t.p_low > t.p_high"),),
+    shared_spans.SharedSpan: (
+        ("span", f"NOT regexp_full_match(t.span, '{_SPAN}')"),
+        ("failed", "t.kept != (t.failed IS NULL)"),
+        ("n_seeds", "t.n_seeds > e.n_members OR t.n_sharing > t.n_seeds OR t.found_again > t.n_left_out"),
+    ),
+    **{
+        table: (("span", f"t.span NOT IN ({_SPANS})"), *extra)
+        for table, extra in {
+            shared_spans.SharedSpanSeed: (),
+            shared_spans.SharedSpanPair: (("other", "t.other = t.seed"),),
+            shared_spans.SharedSpanFeature: (),
+            shared_spans.SharedSpanDirection: (
+                ("basis", "t.basis NOT BETWEEN -1 AND e.n_members - 1"),
+                ("raised", f"list_max(t.raised) >= {_TOKENS} OR list_max(t.lowered) >= {_TOKENS}"),
+                ("raised_logits", "len(t.raised_logits) != len(t.raised) OR len(t.lowered_logits) != len(t.lowered)"),
+            ),
+            shared_spans.SharedSpanContext: (
+                ("token_ids", f"list_max(t.token_ids) >= {_TOKENS} OR list_min(t.token_ids) < 0"),
+                ("document", f"t.document >= {_DOCUMENTS}"),
+                ("peak", "t.peak >= len(t.token_ids)"),
+                ("norms", "len(t.norms) != len(t.token_ids)"),
+            ),
+            shared_spans.SharedSpanToken: (("token", f"t.token >= {_TOKENS}"),),
+        }.items()
+    },
+    shared_spans.SharedSpanSummary: (
+        ("failure_counts", "len(t.failure_counts) != len(t.failures)"),
+        ("n_kept", "t.n_kept > t.n_candidates"),
+        ("shared", "t.shared_low > t.shared_high"),
+    ),
 }  # fmt: skip
 # {analysis: what is true of a feature's row where it was computed}; without it, the column is None.
 _OF_ANALYSIS = {"activity": "n_active", "ablate": "worth_ev", "loss": "worth_loss"}

@@ -30,6 +30,8 @@ from seedscope.engine.studies.analyses.loss import LossSettings, lacks_loss, mea
 from seedscope.engine.studies.analyses.matching import find_match, match_members
 from seedscope.engine.studies.analyses.predictor import ANALYSIS as PREDICTOR
 from seedscope.engine.studies.analyses.predictor import measure_predictor
+from seedscope.engine.studies.analyses.shared_spans import ANALYSIS as SHARED_SPANS
+from seedscope.engine.studies.analyses.shared_spans import measure_shared_spans
 from seedscope.engine.studies.analyses.subspaces import activation_covariance, measure_subspaces
 from seedscope.engine.studies.analyses.trajectory import follow_training
 from seedscope.engine.studies.analyses.worth import MaskedFeatures, measure_worth
@@ -137,6 +139,8 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
         covariance = activation_covariance(run, evaluator, collected and collected.targets)
     if "subspaces" in wanted:
         measure_subspaces(run, match, live, covariance)
+    if SHARED_SPANS in wanted:
+        measure_shared_spans(run, match, activity)
     if TRAJECTORY in wanted:
         follow_training(run, activity)
     if evaluator is None or activity is None:

@@ -33,6 +33,8 @@ from seedscope.engine.features.triggers import Triggers
 from seedscope.engine.geometry.prediction_rows import add_predictions
 from seedscope.engine.geometry.rows import ANALYSIS as SUBSPACES
 from seedscope.engine.geometry.rows import add_spans
+from seedscope.engine.geometry.shared_span_rows import ANALYSIS as SHARED_SPANS
+from seedscope.engine.geometry.shared_span_rows import add_shared_spans
 from seedscope.engine.matching.match import NULL_KINDS, Chance, Matches
 from seedscope.engine.matching.rows import add_null
 from seedscope.engine.saes import sae
@@ -116,6 +118,7 @@ class _EnsembleParts:
         self.trajectory: Part | None = None
         self.predictor: Part | None = None
         self.function: Part | None = None
+        self.shared_spans: Part | None = None
         self.explanations: list[Part] = []
         if evaluation:
             same = measured_from(ensemble, evaluation)
@@ -132,6 +135,10 @@ class _EnsembleParts:
                     FUNCTION, **same, theta=plan.theta, epsilon=plan.epsilon, one_to_one=self.match.about["one_to_one"]
                 )
             self.subspaces = parts.find(SUBSPACES, **self.match.about, theta=plan.theta, epsilon=plan.epsilon)
+            measured = same if evaluation and self.activity else {}
+            self.shared_spans = parts.find(
+                SHARED_SPANS, **(self.match.about | measured), theta=plan.theta, epsilon=plan.epsilon
+            )
         tokens = (
             measured_from(ensemble, evaluation) if evaluation else {"version": VERSION, "saes": saes, "tokens": None}
         )
@@ -237,6 +244,8 @@ def _add_ensemble(writer: Writer, parts: _EnsembleParts, match: Part) -> Iterato
     spans = add_spans(writer, name, parts.subspaces)
     if parts.function:
         add_summaries(writer, name, parts.function.read(seeds[0]))
+    if parts.shared_spans:
+        add_shared_spans(writer, name, parts.shared_spans.read(seeds[0]))
     folder = study / ensemble.folder
     add_trajectory(writer, name, seeds, read_trace(folder), kept(folder, seeds), parts.trajectory)
     add_pool(writer, parts.pool)

@@ -46,6 +46,7 @@ CORE = (
     "explain",
     "subspaces",
     "function",
+    "shared_spans",
     "predictor",
 )  # without a server to go on: all but what takes minutes
 

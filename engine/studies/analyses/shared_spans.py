@@ -1,0 +1,201 @@
+"""Small spans that unstable features share, kept as a part: found by decoders, and followed on the evaluation tokens."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from seedscope.engine.contract.stability import buckets, count_matches
+from seedscope.engine.contract.tables.shared_spans import (
+    SharedSpan,
+    SharedSpanContext,
+    SharedSpanDirection,
+    SharedSpanToken,
+)
+from seedscope.engine.features.ablation import AblationPass, MaskPass
+from seedscope.engine.features.logits import direct_logits
+from seedscope.engine.features.span_tokens import (
+    SpanFeatures,
+    SpanPass,
+    as_tensor,
+    control_sets,
+    strong_contexts,
+    token_shares,
+)
+from seedscope.engine.geometry.find_spans import FoundSpans, Unsearchable, find_spans
+from seedscope.engine.geometry.shared_span_rows import ANALYSIS, Rows, as_arrays, nothing_searched, principal, rows_of
+from seedscope.engine.matching.buckets import judge
+from seedscope.engine.saes.encode import encoded
+from seedscope.engine.saes.sae import SAE, unit_rows
+from seedscope.engine.saes.stored import stacked_decoders
+from seedscope.engine.store.parts import Part
+from seedscope.engine.studies.analyses.activity import target_rows
+from seedscope.engine.studies.ensemble_run import EnsembleRun
+from seedscope.engine.studies.evaluator import Evaluator
+
+VERSION = 1  # of the content of its part
+N_CONTROLS = 10  # equally large sets that a span's mask is compared with
+
+
+def spans_about(run: EnsembleRun, match: Part, activity: Part | None) -> dict[str, Any]:
+    """What the part is computed from."""
+    return match.about | (activity.about if activity else {}) | run.judgement | {"shared_spans": VERSION}
+
+
+def measure_shared_spans(run: EnsembleRun, match: Part, activity: Part | None) -> None:
+    """Find, test and follow small shared spans, unless that was done before."""
+    about = spans_about(run, match, activity)
+    if run.parts.find(ANALYSIS, **about):
+        return
+    decoders = unit_rows(stacked_decoders(run.stored).float()).numpy()
+    unstable, living, n_active = _searched(run, match, activity, decoders)
+    try:
+        with run.progress.stage(f"{run.name}: shared spans", "steps") as report:
+            found = find_spans(
+                list(decoders), unstable, living, n_active, digests=run.sae_digests, device=run.device, report=report
+            )
+        rows = _followed(run, found, n_active)
+    except Unsearchable as error:
+        run.progress.say(f"{run.name}: shared spans: left out, {error}")
+        rows = nothing_searched(run.name, str(error))
+    with run.parts.write(ANALYSIS, about) as put:
+        put(run.seeds[0], as_arrays(rows))
+
+
+def _searched(
+    run: EnsembleRun, match: Part, activity: Part | None, decoders: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Which features have no counterparts, which live, and on how many tokens each is active, where that is known."""
+    directed = (np.linalg.norm(decoders, axis=2) > 0) & np.isfinite(decoders).all(2)
+    if activity is None:
+        cosines = np.stack([match.read(seed, "cosine")["cosine"] for seed in run.seeds])
+        n_matched = count_matches(cosines, run.plan.theta)
+        named = buckets(n_matched, cosines.shape[-1], ~directed, run.plan.epsilon)
+        return named == "unstable", directed, None
+    judged = list(judge(run.plan, run.ensemble, match, activity))
+    named, n_active = (np.stack(column) for column in zip(*judged, strict=True))
+    return (named == "unstable") & directed, (n_active > 0) & directed, n_active
+
+
+def _followed(run: EnsembleRun, found: FoundSpans, n_active: np.ndarray | None) -> Rows:
+    """The rows of what was found; of kept spans with what they do on the tokens."""
+    evaluator = run.evaluator
+    if not found.kept or evaluator is None or n_active is None:
+        # Where nothing is kept no feature's energy lies in a shared span, however features are weighed.
+        return rows_of(found, run.name, run.seeds, None)
+    spans = _features_of(run, found)
+    members = run.load(range(run.stored.n_members))
+    masks = _masks(run, spans, n_active)
+    collected, worth, masked = _pass(run, evaluator, members, spans, masks)
+    pool = found.pool
+    rows = rows_of(found, run.name, run.seeds, collected.energy[pool.seed, pool.feature])
+    if worth is not None and masked is not None:
+        rows[SharedSpan] = [*_with_ablation(run, rows[SharedSpan], masks, worth, masked)]
+    _add_logits(evaluator, run, rows)
+    _add_tokens(evaluator, run, found, collected, rows)
+    return rows
+
+
+def _features_of(run: EnsembleRun, found: FoundSpans) -> list[list[SpanFeatures]]:
+    """Every kept span's features in every member."""
+    pool, spans = found.pool, []
+    for candidate in found.kept:
+        axes = principal(found, candidate)
+        members = candidate.span.members
+        of_seeds = [members[pool.seed[members] == index] for index in range(pool.n_seeds)]
+        spans.append([SpanFeatures(pool.feature[mine], pool.rows[mine] @ axes) for mine in of_seeds])
+    return spans
+
+
+Masks = list[dict[str, list[np.ndarray]]]
+
+
+def _masks(run: EnsembleRun, spans: list[list[SpanFeatures]], n_active: np.ndarray) -> Masks:
+    """{span's place: its features, then N_CONTROLS sets of as many} of every member."""
+    rng = np.random.default_rng(0)
+    return [
+        {
+            str(at): [
+                of_members[index].features,
+                *control_sets(of_members[index].features, n_active[index], N_CONTROLS, rng),
+            ]
+            for at, of_members in enumerate(spans)
+            if len(of_members[index].features)
+        }
+        for index in range(run.stored.n_members)
+    ]
+
+
+def _pass(
+    run: EnsembleRun, evaluator: Evaluator, members: SAE, spans: list[list[SpanFeatures]], masks: Masks
+) -> tuple[SpanPass, AblationPass | None, MaskPass | None]:
+    """One pass over the evaluation tokens for strengths and, where it is known what members should give back, masks."""
+    activations = evaluator.activations(run.hookpoint, run.stored.d_in, run.output)
+    rows, tokens = activations.rows, activations.tokens
+    targets = None if run.undefined else rows if activations.targets is None else activations.targets
+    positions = np.arange(len(rows)) if tokens is None else np.flatnonzero(tokens.counted)
+    collected = SpanPass(members, spans)
+    worth = None if targets is None else AblationPass(members, pair_numbers=0)
+    masked = None if targets is None else MaskPass(members, masks)
+    with run.progress.stage(f"{run.name}: shared spans on tokens", "tokens") as report:
+        for first, batch, codes in encoded(members, rows, run.device, n_members=run.stored.n_members):
+            collected.add(codes, positions[first : first + len(batch)])
+            if worth and masked and targets is not None:
+                goal = target_rows(targets, first, len(batch))
+                worth.add(goal, codes)
+                masked.add(goal, codes)
+            report(first + len(batch), len(rows))
+    return collected, worth, masked
+
+
+def _with_ablation(
+    run: EnsembleRun, rows: list[SharedSpan], masks: Masks, worth: AblationPass, masked: MaskPass
+) -> list[SharedSpan]:
+    answers = [masked.finish(index, worth.finish(index)) for index in range(run.stored.n_members)]
+    measured = []
+    for at, row in enumerate(rows):
+        held = [(answer, sets[str(at)]) for answer, sets in zip(answers, masks, strict=True) if str(at) in sets]
+        if row.kept and held:
+            evs = np.array([[answer.explained_variance(each) for each in sets] for answer, sets in held]).mean(0)
+            whole = float(np.mean([answer.explained_variance() for answer, _ in held]))
+            row = replace(
+                row,
+                ev=float(evs[0]),
+                ev_control=float(evs[1:].mean()),
+                ev_control_sd=float(evs[1:].std()),
+                ev_whole=whole,
+            )
+        measured.append(row)
+    return measured
+
+
+def _add_logits(evaluator: Evaluator, run: EnsembleRun, rows: Rows) -> None:
+    """What the principal directions of all seeds together do to the next tokens' logits."""
+    at = [place for place, row in enumerate(rows[SharedSpanDirection]) if row.basis < 0]
+    if run.undefined or not at:
+        return
+    vectors = np.array([rows[SharedSpanDirection][place].vector for place in at])
+    logits = direct_logits(evaluator.model, as_tensor(vectors))
+    if logits is None:
+        return
+    columns = [
+        column.tolist() for column in (logits.positive_ids, logits.positive, logits.negative_ids, logits.negative)
+    ]
+    for place, raised, up, lowered, down in zip(at, *columns, strict=True):
+        rows[SharedSpanDirection][place] = replace(
+            rows[SharedSpanDirection][place], raised=raised, raised_logits=up, lowered=lowered, lowered_logits=down
+        )
+
+
+def _add_tokens(evaluator: Evaluator, run: EnsembleRun, found: FoundSpans, collected: SpanPass, rows: Rows) -> None:
+    """Contexts and tokens of kept spans; none where the activations came without tokens."""
+    if evaluator.recorded:
+        return
+    tokens = evaluator.tokens
+    for at, candidate in enumerate(found.kept):
+        strengths = [collected.strengths(at, index) for index in range(run.stored.n_members)]
+        for seed, of_seed in zip(run.seeds, strengths, strict=True):
+            for rank, context in enumerate(strong_contexts(of_seed, tokens)):
+                rows[SharedSpanContext].append(SharedSpanContext(run.name, candidate.id, seed, rank, *context))
+        for rank, share in enumerate(token_shares(strengths, tokens)):
+            rows[SharedSpanToken].append(SharedSpanToken(run.name, candidate.id, rank, *share))
