@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harvest
 from seedscope.engine.activations.shards import Shards
@@ -81,6 +82,7 @@ def trained_models(folder: Path, n_models: int, n_tokens: int, progress: Progres
 
     The embedded model, which was trained for longer, is none of them. A model that is there is not trained again.
     """
+    logging.disable_progress_bar()  # of saving: the training has one
     settings = train_model.ModelSettings(window=256, batch=8)
     settings = replace(settings, steps=max(n_tokens // (settings.window * settings.batch), 1))
     texts = [text for _, text in stdlib.load_corpus().train]
