@@ -38,7 +38,7 @@ def sources(
 
     root = writable(root or default_root())
     with refusals():
-        from seedscope.engine.contract.sources import MODEL, settings_of
+        from seedscope.engine.contract.sources import MODEL, OF_MODELS, settings_of
         from seedscope.engine.demo import stdlib
         from seedscope.engine.studies.run import run_file
         from seedscope.engine.studies.studyfile.read import ModelSeedsPlan, TrainPlan, read_study_file
@@ -53,7 +53,7 @@ def sources(
 
             folders = trained_models(root / file.name / "models", models, model_tokens, progress)
             config = next(each.config for each in file.ensembles if isinstance(each, TrainPlan))
-            of_models = settings_of(("sample",), models) | {"seeds": tuple(range(models))}
+            of_models = settings_of(OF_MODELS, models) | {"seeds": tuple(range(models))}
             plan = ModelSeedsPlan(f"by-{MODEL}", file.hookpoint, replace(config, **of_models), tuple(map(str, folders)))
             file = replace(file, ensembles=(*file.ensembles, plan))
         run_file(file, root, device=device.value, progress=progress)

@@ -12,7 +12,7 @@ SAYS = {
     "order": "another data order",
     "sample": "another data sample",
     "all": "all three",
-    "model": "another model",
+    "model": "another model and start",
 }
 
 
@@ -61,8 +61,8 @@ def loss_patterns(
     return sorted(patterns, key=lambda each: (-each.n, each.lost_to))
 
 
-def sources_sentence(p: Mapping[str, float]) -> str:
-    """What each cause leaves of mean p, and how much of what all three lose each loses alone."""
+def sources_sentence(p: Mapping[str, float], p_all: Mapping[str, float]) -> str:
+    """What each cause leaves of mean p, and how much of what all three lose each loses alone; `p_all` are of all features."""
     said = [f"{SAYS[name]} leaves mean p at {p[name]:.2f}" for name in ("start", "order", "sample") if name in p]
     said += [f"{SAYS[name]} leave it at {p[name]:.2f}" for name in ("all",) if name in p]
     text = ", ".join(said)
@@ -75,6 +75,9 @@ def sources_sentence(p: Mapping[str, float]) -> str:
                 f"Of the matches that all three lose together, {SAYS[most]} alone loses {percent(alone[most])}"
                 f"{' as many' if alone[most] > 1 else ''}."
             )
-    if "model" in p:
-        sentences.append(f"Another seed of the language model itself leaves {p['model']:.2f} (all features, aligned).")
+    if "model" in p_all:
+        beside = f", beside {p_all['start']:.2f} for another start alone" if "start" in p_all else ""
+        sentences.append(
+            f"Another seed of the language model itself, with another start, leaves {p_all['model']:.2f} of all features{beside}."
+        )
     return " ".join(sentences)

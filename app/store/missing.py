@@ -1,5 +1,6 @@
 """Results that an ensemble lacks, why, and the command that adds each."""
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from shlex import quote
 
 from seedscope.engine.contract.directions import NO_OUTPUT, TRANSCODERS_DO_NOT_POOL, WAY_OUT
 from seedscope.engine.contract.schema import ANALYSES
+from seedscope.engine.contract.sources import MODEL, cause_of
 from seedscope.engine.contract.stability import ALONE
 from seedscope.engine.contract.tables.study import NO_LOGITS, NO_TOKENS, Ensemble, Study
 
@@ -54,6 +56,8 @@ def missing(
 
     def lacks(result: str, analysis: str) -> Missing:
         command = f"seedscope analyze {study.study}"
+        if cause_of(json.loads(ensemble.recipe or "null")) == MODEL:
+            return Missing(result, "undefined: each member reads a language model of its own", None)
         place = " --hookpoint NAME" if ensemble.hookpoint is None and not study.recorded else ""
         if study.model is None and not study.synthetic and not study.recorded:
             return Missing(

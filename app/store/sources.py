@@ -11,7 +11,7 @@ from seedscope.app.store.database import Database
 from seedscope.app.store.feature_index import FeatureIndex
 from seedscope.app.store.pairs import Pairs
 from seedscope.engine.contract.index.layout import DEAD
-from seedscope.engine.contract.sources import CAUSES, FREE, MODEL, MODELS, PARTS, cause_of, differing
+from seedscope.engine.contract.sources import CAUSES, FREE, MODEL, MODELS, PARTS, begins_apart, cause_of
 from seedscope.engine.contract.stability import seed_bootstrap_ratio
 from seedscope.engine.contract.tables.study import Ensemble
 
@@ -144,4 +144,4 @@ def _interval(above: np.ndarray, below: np.ndarray) -> Interval | None:
 
 def shares_start(cause: Cause) -> bool:
     """Whether its members begin at one random start, so that what they agree on is partly that start."""
-    return "start" not in (differing(json.loads(cause.ensemble.recipe or "{}")) or ())
+    return not begins_apart(json.loads(cause.ensemble.recipe or "{}"))

@@ -16,7 +16,10 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "sample": ("sample",),
     "all": PARTS,
 }
-MODEL = "model"  # the cause that members read language models of their own
+MODEL = "model"  # the cause that members read language models of their own, and begin apart
+# Parts that differ there: a sample holds what one model makes of the tokens that all read. One start for all would be found again
+# in every member, whatever their models share.
+OF_MODELS = ("start", "sample")
 MODELS = "models"  # key of a recipe: one digest per member, of the model that it reads
 _SETTINGS = {  # {part: (setting of a recipe, its value where the part differs, its value where it does not)}
     "start": ("start", "random", "random-shared"),
@@ -47,6 +50,11 @@ def differing(recipe: Mapping[str, Any] | None) -> tuple[str, ...] | None:
             return None
         found += [part] if value == differs else []
     return tuple(found)
+
+
+def begins_apart(recipe: Mapping[str, Any] | None) -> bool:
+    """Whether members of a recipe that has a cause begin at rows of their own."""
+    return (recipe or {}).get("start", TrainConfig.start) == _SETTINGS["start"][1]
 
 
 def cause_of(recipe: Mapping[str, Any] | None) -> str | None:

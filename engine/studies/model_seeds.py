@@ -41,7 +41,7 @@ def train_on_models(
 ) -> catalogue.EnsemblePlan:
     """Train an ensemble whose member m reads model m's activations, laid over the first model's by orthogonal Procrustes.
 
-    All members have one start and see the same tokens, made by `reader`'s tokenizer, in the same order. `config` has a data sample
+    All members see the same tokens, made by `reader`'s tokenizer, in the same order. `config` has a data sample
     for each: member m's holds what model m made of these tokens. The alignment's R2, on tokens left out of the fit, stands in
     the remarks. Such an ensemble has no hook point for a study to measure at: its activity is unknown. Raises ValueError for
     models whose tokenizers or widths differ.

@@ -105,7 +105,10 @@ def sources(study: StudyName, opened: Annotated[OpenedSources, Depends(read_sour
         rule=judgement.rule,
         dead=judgement.dead,
         is_comparison=bool(found.causes),
-        sentence=sources_sentence({line.cause: p.value for line in lines if (p := line.p or line.p_all)}),
+        sentence=sources_sentence(
+            {line.cause: p.value for line in lines if (p := line.p or line.p_all)},
+            {line.cause: line.p_all.value for line in lines if line.p_all},
+        ),
         causes=lines,
         reference_seed=reference.seed if reference else None,
         n_reference=len(reference.feature) if reference else 0,

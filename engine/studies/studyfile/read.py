@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, get_args
 
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.contract.schema import ANALYSES
-from seedscope.engine.contract.sources import CAUSES, FREE, MODEL, settings_of
+from seedscope.engine.contract.sources import CAUSES, FREE, MODEL, OF_MODELS, settings_of
 from seedscope.engine.contract.stability import EPSILON, THETA
 from seedscope.engine.demo import stdlib
 from seedscope.engine.saes.importers.ensemble import FORMATS
@@ -306,7 +306,7 @@ def _source_plans(table: Table, around: _Surroundings) -> list[Plan]:
         for cause in causes
     ]
     if models:
-        of_models = settings_of(("sample",), len(models)) | {"seeds": tuple(range(len(models)))}
+        of_models = settings_of(OF_MODELS, len(models)) | {"seeds": tuple(range(len(models)))}
         plans.append(ModelSeedsPlan(f"{name}-{MODEL}", hookpoint, replace(config, **of_models), models))
     return plans
 

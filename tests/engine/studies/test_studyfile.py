@@ -165,7 +165,7 @@ def test_sources_become_an_ensemble_per_cause_of_one_recipe(folder):
         seeds=(0, 1, 2, 3), data_samples=4, data_order="independent", data_sample="independent"
     )
     assert model.models == ("gpt2", "distilgpt2", "gpt2-medium")
-    of_models = {"start": "random-shared", "data_sample": "independent", "data_samples": 3}
+    of_models = {"data_sample": "independent", "data_samples": 3}
     assert model.config == TrainConfig(seeds=(0, 1, 2), **of_models)
     four = read_study_file(written(folder, SOURCES.replace('causes = ["order"]\n', ""))).ensembles
     assert [each.name for each in four] == ["by-start", "by-order", "by-sample", "by-all"]

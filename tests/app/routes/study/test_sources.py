@@ -9,7 +9,7 @@ import pytest
 
 from seedscope.app.routes.study.sources import SourcesPage
 from seedscope.engine.contract.recipe import TrainConfig
-from seedscope.engine.contract.sources import CAUSES, MODELS, settings_of
+from seedscope.engine.contract.sources import CAUSES, MODELS, OF_MODELS, settings_of
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue
@@ -34,7 +34,7 @@ def root(tmp_path_factory):
     rows = (codes @ rng.normal(size=(40, 12))).astype(np.float32)
     plan = catalogue.StudyPlan("causes")
     recipes = {cause: replace(RECIPE, **settings_of(parts, N)) for cause, parts in CAUSES.items()}
-    recipes |= {"model": recipes["sample"], "apart": replace(recipes["order"], lr=2e-2)}
+    recipes |= {"model": replace(RECIPE, **settings_of(OF_MODELS, N)), "apart": replace(recipes["order"], lr=2e-2)}
     for name, recipe in recipes.items():
         seen = rows[::-1].copy() if name == "model" else rows
         made = train_once(folder, name, recipe, "0", lambda seen=seen: seen, {}, quiet)
@@ -86,7 +86,7 @@ def test_page_and_twin_hold_the_same_context(client, data):
 
 def test_causes_stand_in_order_and_ensembles_of_other_recipes_are_left_out(data):
     assert [each["cause"] for each in data["causes"]] == ["start", "order", "sample", "all", "model"]
-    assert [each["shares_start"] for each in data["causes"]] == [False, True, True, False, True]
+    assert [each["shares_start"] for each in data["causes"]] == [False, True, True, False, False]
 
 
 def test_mean_p_is_that_of_the_decoder_rows(data, best):
@@ -136,3 +136,9 @@ def test_a_study_without_causes_says_what_the_page_is_for(study_root):
         refused = client.get("/s/small/sources.csv")
         assert refused.status_code == 422
         assert "an SAE that several causes share" in text_of(refused.text)
+
+
+def test_an_ensemble_of_several_models_names_no_command_that_would_measure_it_on_one(client):
+    page = text_of(client.get("/s/causes/model").text)
+    assert "each member reads a language model of its own" in page or "the study has no model" in page
+    assert "--hookpoint" not in page
