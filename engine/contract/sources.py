@@ -54,7 +54,7 @@ def differing(recipe: Mapping[str, Any] | None) -> tuple[str, ...] | None:
 
 def begins_apart(recipe: Mapping[str, Any] | None) -> bool:
     """Whether members of a recipe that has a cause begin at rows of their own."""
-    return (recipe or {}).get("start", TrainConfig.start) == _SETTINGS["start"][1]
+    return bool((recipe or {}).get("start", TrainConfig.start) == _SETTINGS["start"][1])
 
 
 def cause_of(recipe: Mapping[str, Any] | None) -> str | None:
