@@ -4,8 +4,8 @@ A community of `engine.geometry.expansions` gives a span: the top directions of 
 is the one at which the members of a seed lie furthest above its other features without counterparts: mean energy of the ones less
 that of the others in the span of the other seeds' members. Members that lie there no better than the nearest of as many random rows
 would, leave; features of the pool that do lie in it so join the span that holds most of them, and communities whose members lie
-mostly in each other's spans are one. A span's test asks the discovery without a seed for features of that seed, so that no measured row
-was seen by what was chosen (`engine.geometry.span_nulls`).
+mostly in each other's spans are one. A span's test asks the discovery without a seed for features of that seed, so that no measured
+row was seen by what was chosen (`engine.geometry.span_nulls`).
 Definitions of this project.
 """
 
@@ -120,7 +120,7 @@ def _span(pool: SpanPool, members: np.ndarray) -> FoundSpan:
 
 
 def _merge(pool: SpanPool, spans: list[tuple[np.ndarray, int]], n: int) -> list[np.ndarray]:
-    """Members of spans, those together that lie for the most part in each other's span, and better than the nearest of n by chance."""
+    """Members of spans, together where they lie mostly in each other's span, and there better than the nearest of n by chance."""
     if not spans:
         return []
     bases = [directions(pool.rows[members], rank) for members, rank in spans]
