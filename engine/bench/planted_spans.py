@@ -7,6 +7,7 @@ that all seeds share and features that each seed has for itself. Nothing is trai
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
@@ -161,7 +162,8 @@ def lines(*, full: bool = False, config: PlantedSpans | None = None, n_null: int
     yield _without_blocks(bare, n_null or (50 if full else 5))
     for name, values in MAP.items() if full else ():
         for value in values:
-            changed = replace(config, **{name: value})
+            setting: dict[str, Any] = {name: value}
+            changed = replace(config, **setting)
             yield _line(f"map: {name} {value:g}", changed, [recover(changed)])
 
 
