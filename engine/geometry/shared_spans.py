@@ -24,6 +24,7 @@ MOST_DIRECTIONS = 32  # of a small span, and at most half of the dimensions that
 FEWEST_MEMBERS = 4  # of a candidate, all seeds together
 SAME = 0.5  # Jaccard index from which on a community without a seed is the one with it
 MOSTLY = 0.5  # of the members' energy in each other's span, mean, from which on two communities are one
+BACKGROUND = 1024  # of a seed's other features, about, that members are compared with when a rank is chosen
 ROUNDS = 2  # of merging and assigning
 
 
@@ -67,6 +68,7 @@ def choose_rank(pool: SpanPool, members: np.ndarray) -> int:
         rest = np.setdiff1d(pool.of(seed), mine, assume_unique=True)
         if not len(others):
             continue
+        rest = rest[:: len(rest) // BACKGROUND + 1]
         span = directions(pool.rows[others], len(gain))
         above = ((pool.rows[mine] @ span) ** 2).mean(0)
         if len(rest):
