@@ -1,8 +1,8 @@
 """Small spans that features without counterparts share over seeds: discovery, and the discovery without each seed in turn.
 
 A community of `engine.geometry.expansions` gives a span: the top directions of its members' unit rows, all seeds together. Its rank
-is the one at which the members of a seed lie furthest above its other features without counterparts: mean energy of the ones less
-that of the others in the span of the other seeds' members. Members that lie there no better than the nearest of as many random rows
+is the one at which the members of a seed lie furthest above its other living features: mean energy of the ones less that of the
+others in the span of the other seeds' members. Members that lie there no better than the nearest of as many random rows
 would, leave; features of the pool that do lie in it so join the span that holds most of them, and communities whose members lie
 mostly in each other's spans are one. A span's test asks the discovery without a seed for features of that seed, so that no measured
 row was seen by what was chosen (`engine.geometry.span_nulls`).
@@ -18,13 +18,12 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import beta
 
 from seedscope.engine.contract.abandon import stop_if_abandoned
-from seedscope.engine.geometry.expansions import FEWEST_SEEDS, SpanPool, communities
+from seedscope.engine.geometry.expansions import FEWEST_SEEDS, SAMPLE, SpanPool, communities
 
 MOST_DIRECTIONS = 32  # of a small span, and at most half of the dimensions that living features effectively fill
 FEWEST_MEMBERS = 4  # of a candidate, all seeds together
 SAME = 0.5  # Jaccard index from which on a community without a seed is the one with it
 MOSTLY = 0.5  # of the members' energy in each other's span, mean, from which on two communities are one
-BACKGROUND = 1024  # of a seed's other features, about, that members are compared with when a rank is chosen
 ROUNDS = 2  # of merging and assigning
 
 
@@ -60,7 +59,7 @@ def most_directions(pool: SpanPool) -> int:
 
 
 def choose_rank(pool: SpanPool, members: np.ndarray) -> int:
-    """The rank at which a seed's members gain most over its other features, in the span of the other seeds' members."""
+    """The rank at which a seed's members gain most over its other living features, in the span of the other seeds' members."""
     gain = np.zeros(most_directions(pool))
     for seed in np.unique(pool.seed[members]).tolist():
         mine = members[pool.seed[members] == seed]
@@ -68,11 +67,12 @@ def choose_rank(pool: SpanPool, members: np.ndarray) -> int:
         rest = np.setdiff1d(pool.of(seed), mine, assume_unique=True)
         if not len(others):
             continue
-        rest = rest[:: len(rest) // BACKGROUND + 1]
+        rest = rest[:: len(rest) // SAMPLE + 1]
+        background = np.concatenate([pool.rows[rest], pool.others[seed]])
         span = directions(pool.rows[others], len(gain))
         above = ((pool.rows[mine] @ span) ** 2).mean(0)
-        if len(rest):
-            above -= ((pool.rows[rest] @ span) ** 2).mean(0)
+        if len(background):
+            above -= ((background @ span) ** 2).mean(0)
         else:
             above -= 1 / pool.dimension
         gain += len(mine) * np.pad(np.cumsum(above), (0, len(gain) - len(above)), mode="edge")
