@@ -39,8 +39,8 @@ def analyze(
     only: Annotated[
         str | None,
         typer.Option(
-            help="Some of match,activity,ablate,explain,loss,subspaces,trajectory,predictor,function, comma-separated; what "
-            "they need comes too.",
+            help="Some of match,activity,ablate,explain,loss,subspaces,trajectory,predictor,function,shared_spans, "
+            "comma-separated; what they need comes too.",
             show_default="all",
         ),
     ] = None,

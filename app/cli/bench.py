@@ -17,6 +17,7 @@ class Section(StrEnum):
     diff = "diff"
     transport = "transport"
     planted = "planted"
+    spans = "spans"
     harvest = "harvest"
     geometry = "geometry"
     function = "function"

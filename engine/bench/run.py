@@ -24,6 +24,7 @@ from seedscope.engine.bench import (
     match_memory,
     pages,
     planted,
+    planted_spans,
     products,
     serve,
     training,
@@ -95,6 +96,11 @@ def planted_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     yield from planted.lines(full=full)
 
 
+def spans_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+    """Shared spans against planted ones."""
+    yield from planted_spans.lines(full=full)
+
+
 def harvest_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     """Activity: the pass over the tokens, and what others take for it; and the loss of masks."""
     yield from harvest.lines(report=report)
@@ -129,6 +135,7 @@ SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "diff": diff_lines,
     "transport": transport_lines,
     "planted": planted_lines,
+    "spans": spans_lines,
     "harvest": harvest_lines,
     "geometry": geometry_lines,
     "function": function_lines,

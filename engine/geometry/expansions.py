@@ -21,6 +21,7 @@ from seedscope.engine.geometry.subspaces import Device, Report
 
 K_MAX = 4  # features of another seed that an expansion has at most
 FEWEST_SEEDS = 3
+SAMPLE = 1024  # of a seed's features, at most, that members are compared with when a rank is chosen
 
 
 class SpanPool(NamedTuple):
@@ -31,6 +32,7 @@ class SpanPool(NamedTuple):
     feature: Int[np.ndarray, " pool"]
     rows: Float[np.ndarray, "pool d"]  # unit decoder rows, float32
     n_seeds: int
+    others: list[np.ndarray]  # per seed, unit rows of living features that are not searched, a sample of SAMPLE at most
 
     def of(self, seed: int) -> np.ndarray:
         """Positions in the pool of one seed's features."""
@@ -41,7 +43,7 @@ def pool_of(decoders: Sequence[np.ndarray], chosen: np.ndarray, living: np.ndarr
     """The chosen ones among the living features, both (seeds, d_sae); raises ValueError for one without a direction."""
     seed, feature = np.nonzero(chosen & living)
     d = decoders[0].shape[1]
-    moment, parts = np.zeros((d, d)), []
+    moment, parts, others = np.zeros((d, d)), [], []
     for rows, alive, mask in zip(decoders, living, chosen & living, strict=True):
         some = np.asarray(rows, np.float32)
         norms = np.linalg.norm(some, axis=1, keepdims=True)
@@ -50,7 +52,10 @@ def pool_of(decoders: Sequence[np.ndarray], chosen: np.ndarray, living: np.ndarr
         unit = some[alive] / norms[alive]
         moment += (unit.T @ unit).astype(np.float64)
         parts.append(some[mask] / norms[mask])
-    return SpanPool(effective_dimension(moment), seed, feature, np.concatenate(parts), len(chosen))
+        rest = np.flatnonzero(alive & ~mask)
+        rest = rest[:: len(rest) // SAMPLE + 1]
+        others.append(some[rest] / norms[rest])
+    return SpanPool(effective_dimension(moment), seed, feature, np.concatenate(parts), len(chosen), others)
 
 
 def effective_dimension(moment: Float[np.ndarray, "d d"]) -> float:

@@ -1,11 +1,11 @@
 """Small spans that features without counterparts share over seeds: discovery, and the discovery without each seed in turn.
 
 A community of `engine.geometry.expansions` gives a span: the top directions of its members' unit rows, all seeds together. Its rank
-is the one at which the members of a seed lie furthest above its other features without counterparts: mean energy of the ones less
-that of the others in the span of the other seeds' members. Members that lie there no better than the nearest of as many random rows
-would, leave; features of the pool that do lie in it so join the span that holds most of them, and communities whose members lie so
-in each other's spans are one. A span's test asks the discovery without a seed for features of that seed, so that no measured row
-was seen by what was chosen (`engine.geometry.span_nulls`).
+is the one at which the members of a seed lie furthest above its other living features: mean energy of the ones less that of the
+others in the span of the other seeds' members. Members that lie there no better than the nearest of as many random rows
+would, leave; features of the pool that do lie in it so join the span that holds most of them, and communities whose members lie
+mostly in each other's spans are one. A span's test asks the discovery without a seed for features of that seed, so that no measured
+row was seen by what was chosen (`engine.geometry.span_nulls`).
 Definitions of this project.
 """
 
@@ -18,11 +18,12 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import beta
 
 from seedscope.engine.contract.abandon import stop_if_abandoned
-from seedscope.engine.geometry.expansions import FEWEST_SEEDS, SpanPool, communities
+from seedscope.engine.geometry.expansions import FEWEST_SEEDS, SAMPLE, SpanPool, communities
 
 MOST_DIRECTIONS = 32  # of a small span, and at most half of the dimensions that living features effectively fill
 FEWEST_MEMBERS = 4  # of a candidate, all seeds together
 SAME = 0.5  # Jaccard index from which on a community without a seed is the one with it
+MOSTLY = 0.5  # of the members' energy in each other's span, mean, from which on two communities are one
 ROUNDS = 2  # of merging and assigning
 
 
@@ -58,7 +59,7 @@ def most_directions(pool: SpanPool) -> int:
 
 
 def choose_rank(pool: SpanPool, members: np.ndarray) -> int:
-    """The rank at which a seed's members gain most over its other features, in the span of the other seeds' members."""
+    """The rank at which a seed's members gain most over its other living features, in the span of the other seeds' members."""
     gain = np.zeros(most_directions(pool))
     for seed in np.unique(pool.seed[members]).tolist():
         mine = members[pool.seed[members] == seed]
@@ -66,10 +67,12 @@ def choose_rank(pool: SpanPool, members: np.ndarray) -> int:
         rest = np.setdiff1d(pool.of(seed), mine, assume_unique=True)
         if not len(others):
             continue
+        rest = rest[:: len(rest) // SAMPLE + 1]
+        background = np.concatenate([pool.rows[rest], pool.others[seed]])
         span = directions(pool.rows[others], len(gain))
         above = ((pool.rows[mine] @ span) ** 2).mean(0)
-        if len(rest):
-            above -= ((pool.rows[rest] @ span) ** 2).mean(0)
+        if len(background):
+            above -= ((background @ span) ** 2).mean(0)
         else:
             above -= 1 / pool.dimension
         gain += len(mine) * np.pad(np.cumsum(above), (0, len(gain) - len(above)), mode="edge")
@@ -86,7 +89,7 @@ def discover(pool: SpanPool, links: sparse.csr_matrix, without: int | None = Non
     left_out = None if without is None else pool.seed == without
     there = np.arange(len(pool.rows)) if left_out is None else np.flatnonzero(~left_out)
     n_fewest = FEWEST_SEEDS - (without is not None)
-    joined = communities(links, left_out)
+    joined = [piece for group in communities(links, left_out) for piece in _pieces(pool, links, group, n_fewest)]
     for _ in range(ROUNDS):
         stop_if_abandoned()
         spans = [(group, choose_rank(pool, group)) for group in joined if _is_enough(pool, group, n_fewest)]
@@ -94,6 +97,15 @@ def discover(pool: SpanPool, links: sparse.csr_matrix, without: int | None = Non
         joined = _assign(pool, there, merged)
     found = (_span(pool, members) for members in joined if _is_enough(pool, members, n_fewest))
     return sorted(found, key=lambda span: (-len(span.members), int(span.members[0])))
+
+
+def _pieces(pool: SpanPool, links: sparse.csr_matrix, group: np.ndarray, n_seeds: int) -> list[np.ndarray]:
+    """A community, or the communities inside it where several do not lie in each other's spans: modularity misses small ones."""
+    outside = np.ones(len(pool.rows), bool)
+    outside[group] = False
+    parts = [part for part in communities(links, outside) if _is_enough(pool, part, n_seeds)]
+    pieces = _merge(pool, [(part, choose_rank(pool, part)) for part in parts], len(pool.rows)) if len(parts) > 1 else []
+    return pieces if len(pieces) > 1 else [group]
 
 
 def _is_enough(pool: SpanPool, members: np.ndarray, n_seeds: int) -> bool:
@@ -110,13 +122,13 @@ def _span(pool: SpanPool, members: np.ndarray) -> FoundSpan:
 
 
 def _merge(pool: SpanPool, spans: list[tuple[np.ndarray, int]], n: int) -> list[np.ndarray]:
-    """Members of spans, those together that lie in each other's span, on average, better than the nearest of n by chance."""
+    """Members of spans, together where they lie mostly in each other's span, and there better than the nearest of n by chance."""
     if not spans:
         return []
     bases = [directions(pool.rows[members], rank) for members, rank in spans]
     starts = np.cumsum([0, *(each.shape[1] for each in bases[:-1])])
     stacked = np.concatenate(bases, 1)
-    level = np.array([nearest_by_chance(rank, pool.dimension, n) for _, rank in spans])
+    level = np.array([max(nearest_by_chance(rank, pool.dimension, n), MOSTLY) for _, rank in spans])
     inside = np.stack(
         [np.add.reduceat(((pool.rows[members] @ stacked) ** 2).mean(0), starts) > level for members, _ in spans]
     )

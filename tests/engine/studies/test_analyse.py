@@ -80,7 +80,7 @@ def test_without_a_model_matching_is_all_and_the_rest_is_absent(study):
     progress = run(study)
     assert any("left out, no --model and --tokens" in line for line in progress.said)
     store = publish(study)
-    assert one(store, "SELECT computed FROM Ensemble") == (["match", "subspaces"],)
+    assert one(store, "SELECT computed FROM Ensemble") == (["match", "subspaces", "shared_spans"],)
     nothing = one(
         store, "SELECT model, model_digest, causal, n_ctx, token_policy, n_eval_tokens, corpus_remark FROM Study"
     )
@@ -123,7 +123,7 @@ def test_an_ensemble_without_a_hook_point_is_matched_and_that_is_said(study, wor
     assert any("nowhere" in line and "--hookpoint" in line for line in run(study, llama).said)
     store = publish(study)
     assert ask(store, "SELECT ensemble, computed FROM Ensemble ORDER BY ensemble") == [
-        ("nowhere", ["match", "subspaces"]),
+        ("nowhere", ["match", "subspaces", "shared_spans"]),
         ("one", MEASURED),
     ]
 
