@@ -32,10 +32,10 @@ _NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 
 def spans_sentence(summary: SharedSpanSummary, spans: Sequence[SharedSpan]) -> str:
-    """Whether small shared spans exist, from a search's summary and all its candidates."""
+    """Whether small shared spans exist, from a search's summary, all that it kept and at least one candidate if there are any."""
     if summary.remark is not None:
         return f"No small shared spans were searched for: {summary.remark}."
-    if not spans:
+    if not summary.n_candidates:
         return (
             f"No candidate was found: among {counted(summary.n_features, 'unstable feature')} {summary.n_edges:,} pairs of two "
             "seeds write each other, and no group of at least four of them spreads over three seeds."
@@ -43,7 +43,9 @@ def spans_sentence(summary: SharedSpanSummary, spans: Sequence[SharedSpan]) -> s
     kept = [span for span in spans if span.kept]
     failures = _failures(summary)
     if not kept:
-        return f"None of the {counted(len(spans), 'candidate')} beats all {_n_nulls(spans)} nulls: {failures}."
+        return (
+            f"None of the {counted(summary.n_candidates, 'candidate')} beats all {_n_nulls(spans)} nulls: {failures}."
+        )
     ranks, sharing = [span.rank for span in kept], [span.n_sharing for span in kept]
     n_tested = max(span.n_left_out for span in kept)
     are = "is" if len(kept) == 1 else "are"

@@ -10,6 +10,8 @@ ENTRIES: tuple[Entry, ...] = (
         "shared-spans",
         ("span_candidate", "candidate", "A community of unstable features of several seeds that write each other with few "
          "features; kept as a shared span where it beats every null.", None, "unstable living features of all seeds", OWN),
+        ("span_kept", "kept", "Candidates that beat every null after correction for their number, and that most searches without a "
+         "seed find again.", None, "candidates", OWN),
         ("span_rank", "rank", "Directions of the span: as many as separate a seed’s members best from its other unstable "
          "features, in the span of the other seeds’ members.", None, None, OWN),
         ("span_members", "members", "Unstable features of all seeds that are in the candidate; a feature is in one at most.", None,

@@ -88,9 +88,10 @@ def read_span_summary(store: Database, ensemble: str) -> SharedSpanSummary | Non
     return next(iter(store.rows(SharedSpanSummary, "ensemble = ?", [ensemble])), None)
 
 
-def read_candidates(store: Database, ensemble: str) -> list[SharedSpan]:
-    """All candidates of an ensemble, in the order of their numbers."""
-    return sorted(store.rows(SharedSpan, "ensemble = ?", [ensemble]), key=lambda row: row.number)
+def read_candidates(store: Database, ensemble: str, first: int) -> list[SharedSpan]:
+    """All kept candidates of an ensemble and the `first` of the others, in the order of their numbers."""
+    rows = store.rows(SharedSpan, "ensemble = ? AND (kept OR number <= ?)", [ensemble, first])
+    return sorted(rows, key=lambda row: row.number)
 
 
 def count_spans(store: Database, query: SpanQuery) -> int:

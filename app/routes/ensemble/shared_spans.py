@@ -113,6 +113,15 @@ class SpanAddress(Plain):
 
 
 @dataclass(frozen=True)
+class SearchedSide:
+    """The ensemble or its control on random weights: what its search found."""
+
+    ensemble: str
+    is_control: bool
+    summary: SharedSpanSummary
+
+
+@dataclass(frozen=True)
 class SharedSpansPage:
     """`/s/{study}/{ensemble}/spans`: whether small shared spans exist, which share of the energy they hold, and all candidates."""
 
@@ -127,9 +136,11 @@ class SharedSpansPage:
     failures: dict[str, int]  # {why candidates are unexplained, in words: how many}
     total: int  # candidates that the filter finds
     spans: list[ListedSpan]
+    sides: list[SearchedSide]  # empty without a control
     missing: list[Missing]
     figure_captured: Figure | None
     nav_query: SpansFilter
+    nav_failures: dict[str, str]
     nav_before: int | None  # first rows of the pages before and after
     nav_after: int | None
     nav_push: str
@@ -203,7 +214,7 @@ def spans(
     store, row = open_ensemble(request, study, ensemble)
     lacking = store.missing(ensemble)
     summary = None if "shared_spans" in lacking else read_span_summary(store, ensemble)
-    every = read_candidates(store, ensemble) if summary else []
+    every = read_candidates(store, ensemble, MOST_DRAWN) if summary else []
     query = asked.query(ensemble)
     total = count_spans(store, query) if every else 0
     lens = read_lens(request.query_params, row.theta, row.epsilon).parameters
@@ -223,9 +234,11 @@ def spans(
         else {},
         total=total,
         spans=list_spans(store, query, asked.first) if every else [],
+        sides=_sides(store, row) if summary else [],
         missing=[lacking["shared_spans"]] if "shared_spans" in lacking else [],
-        figure_captured=_captured(every, f"/s/{study}/{ensemble}/spans") if every else None,
+        figure_captured=_captured(every, summary, f"/s/{study}/{ensemble}/spans") if every and summary else None,
         nav_query=asked,
+        nav_failures=FAILURE_SAYS,
         nav_before=max(asked.first - PAGE, 0) if asked.first else None,
         nav_after=asked.first + PAGE if asked.first + PAGE < total else None,
         nav_push=render.url(f"/s/{study}/{ensemble}/spans", **asked.parameters(first=asked.first) | lens),
@@ -312,7 +325,16 @@ def _contexts(store: StudyStore, tables: SpanTables) -> list[SpanContexts]:
     return [SpanContexts(seed, contexts) for seed, contexts in of_seed.items()]
 
 
-def _captured(every: list[SharedSpan], base: str) -> Figure:
+def _sides(store: StudyStore, row: Ensemble) -> list[SearchedSide]:
+    """The ensemble beside its controls, or the control beside what it is of; those alone that were searched."""
+    own = row.control_of or row.ensemble
+    names = [own, *(each.ensemble for each in store.ensembles.values() if each.control_of == own)]
+    searched = [(name, read_span_summary(store, name)) for name in names if name in store.ensembles]
+    sides = [SearchedSide(name, name != own, summary) for name, summary in searched if summary]
+    return sides if len(sides) > 1 else []
+
+
+def _captured(every: list[SharedSpan], summary: SharedSpanSummary, base: str) -> Figure:
     drawn = [
         DrawnSpan(
             each.number, each.kept, f"rank {each.rank}, {each.n_features} members, shared by {each.n_sharing} of {each.n_left_out}",
@@ -320,7 +342,7 @@ def _captured(every: list[SharedSpan], base: str) -> Figure:
         )
         for each in every[:MOST_DRAWN]
     ]  # fmt: skip
-    return captured_beside_nulls(drawn, len(every), "What does each candidate capture, beside its nulls?")
+    return captured_beside_nulls(drawn, summary.n_candidates, "What does each candidate capture, beside its nulls?")
 
 
 def _figures(found: SharedSpan, tables: SpanTables, base: str) -> list[Figure]:

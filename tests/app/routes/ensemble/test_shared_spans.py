@@ -243,6 +243,7 @@ def test_candidates_that_nothing_keeps_apart_from_chance_say_why(root, spans, tm
         assert "no part is shown to lie in small shared spans" in twin["question"]
         page = client.get("/s/small/kept/spans")
         assert twin["sentence"] in text_of(page.text)
+        assert text_of(parsed(page.text).select_one("#candidates tbody")).startswith("#1 living as well")
         assert "random living features explain it as well 1" in text_of(parsed(page.text).select_one("#unexplained"))
         (circles,) = [t for t in figures_of(page.text)["spans-captured"]["data"] if t["name"] == "unexplained"]
         assert circles["marker"]["symbol"] == "circle-open"
@@ -254,6 +255,18 @@ def test_candidates_that_nothing_keeps_apart_from_chance_say_why(root, spans, tm
         member = client.get(f"/s/small/kept/spans/{spans[0]['span']}.json").json()["features"][0]
         feature = text_of(client.get(f"/s/small/kept/{member['seed']}/{member['feature']}").text)
         assert "in candidate #1, which nothing keeps apart from chance" in feature
+
+
+def test_the_control_stands_beside_what_it_is_of(root, tmp_path):
+    shutil.copytree(root / "bare", tmp_path / "small")
+    republish(tmp_path, "UPDATE Ensemble SET control_of = 'free' WHERE ensemble = 'pair'")
+    with browse(tmp_path) as client:
+        for ensemble in ("free", "pair"):
+            sides = client.get(f"/s/small/{ensemble}/spans.json").json()["sides"]
+            assert [(side["ensemble"], side["is_control"]) for side in sides] == [("free", False), ("pair", True)]
+        page = parsed(client.get("/s/small/free/spans?theta=0.5").text)
+        assert "random weights" in text_of(page.select_one("#control"))
+        assert page.select_one("#control td a")["href"] == "/s/small/pair/spans?theta=0.5"
 
 
 def test_noise_has_no_candidate_and_the_page_says_so(client):
