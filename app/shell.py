@@ -67,12 +67,13 @@ _ENSEMBLE_TABS = (
     ("Buckets", "/buckets", (), None),
     ("Ablation", "/ablation", (), "ablate"),
     ("Subspaces", "/subspaces", (), "subspaces"),
+    ("Spans", "/spans", (), "shared_spans"),
     ("Function", "/function", (), "function"),
     ("Explanations", "/explanations", (), "explain"),
     ("Training", "/trajectory", (), "trajectory"),
     ("Try", "/try", (), None),
 )
-_COMPARING = {"Seeds", "Buckets", "Subspaces", "Function", "Training"}  # what one SAE alone has not
+_COMPARING = {"Seeds", "Buckets", "Subspaces", "Spans", "Function", "Training"}  # what one SAE alone has not
 _ENSEMBLE, _STUDY = "/s/{study}/{ensemble}", "/s/{study}"
 
 

@@ -1,6 +1,6 @@
 """All entries of the glossary by key, in the order of the pages that define them."""
 
-from seedscope.app.glossary import activity, function, geometry, matching, prediction, sources
+from seedscope.app.glossary import activity, function, geometry, matching, prediction, shared_spans, sources
 from seedscope.app.glossary.entry import Entry
 
 GLOSSARY: dict[str, Entry] = {
@@ -9,6 +9,7 @@ GLOSSARY: dict[str, Entry] = {
         *matching.ENTRIES,
         *activity.ENTRIES,
         *geometry.ENTRIES,
+        *shared_spans.ENTRIES,
         *function.ENTRIES,
         *prediction.ENTRIES,
         *sources.ENTRIES,
@@ -25,6 +26,7 @@ SECTIONS: dict[str, str] = {
     "worth": "Ablation: effect of removing features",
     "buckets": "Buckets compared",
     "spans": "Subspaces of unstable features",
+    "shared-spans": "Shared spans",
     "function": "Function: what counterparts do",
     "predicted": "Stability predicted from one SAE",
     "trajectory": "Training",

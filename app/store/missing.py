@@ -16,6 +16,7 @@ NO_MODEL = "undefined: samples of known true features are made, there is no lang
 PREDICTOR = "predictor: whether stability can be told from one SAE"
 TRAJECTORY = "trajectory: agreement and features along training"
 SPANS = "subspaces: what spans of unstable features share"
+SHARED_SPANS = "spans: small subspaces that unstable features share, as objects of their own"
 FUNCTION = "function: whether counterparts fire alike and substitute, and the match rule by activations"
 
 
@@ -45,8 +46,9 @@ def missing(
     """{result: why it is not there and what adds it} of an ensemble; `rules` are those that its pairs were matched by.
 
     Results: `activity`, `contexts` (where rows came without tokens), `live` (the rule), `one-to-one`, `ablate`,
-    `explanations`, `loss`, `logits`, `subspaces`, `trajectory`, `predictor`, `function`, and of one SAE alone, which lies in
-    `file`, `stability` and `predicted`. `logits`, `snapshots` and `predicted` say whether the store has any of the ensemble.
+    `explanations`, `loss`, `logits`, `subspaces`, `trajectory`, `predictor`, `function`, `shared_spans`, and of one SAE alone,
+    which lies in `file`, `stability` and `predicted`. `logits`, `snapshots` and `predicted` say whether the store has any of the
+    ensemble.
     """
     blind = f"undefined: in {study.model} every token sees the tokens after it" if study.causal is False else None
     blind = NO_MODEL if study.synthetic else f"undefined: {NO_TOKENS}" if study.recorded else blind
@@ -77,7 +79,7 @@ def missing(
 
     if not ensemble.n_comparisons:
         rules = ("live", "hungarian", *rules)  # what has no comparison lacks no rule
-    match, activity, ablate, explain, loss, subspaces, trajectory, predictor, function, *_ = ANALYSES
+    match, activity, ablate, explain, loss, subspaces, trajectory, predictor, function, shared_spans, *_ = ANALYSES
     lacking = {}
     if not ensemble.n_comparisons:
         command = f"seedscope anchor {study.study} {ensemble.ensemble}-anchored {quote(str(file or 'SAE'))}"
@@ -145,6 +147,14 @@ def missing(
             lacks(FUNCTION, function)
             if ensemble.n_members > 1
             else Missing(FUNCTION, "counterparts are in other seeds, and the ensemble has one", None)
+        )
+    if shared_spans not in ensemble.computed:
+        why = f"a span is tested on a seed that was left out, which takes three seeds, and the ensemble has {ensemble.n_members}"
+        command = f"seedscope analyze {study.study} --only {shared_spans}"
+        lacking["shared_spans"] = (
+            Missing(SHARED_SPANS, "not computed yet", command, job(only=shared_spans))
+            if ensemble.n_members > 2
+            else Missing(SHARED_SPANS, why, None)
         )
     return lacking
 

@@ -17,6 +17,7 @@ from seedscope.app.figures.prediction import predicted_distribution, reliability
 from seedscope.app.figures.stability import stability_cdf, stability_distribution, theta_sweep
 from seedscope.app.findings.ceiling import Ceiling
 from seedscope.app.findings.prediction_verdict import prediction_sentence
+from seedscope.app.findings.shared_span_claim import question_sentence, spans_sentence
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import (
     RULE_SAYS,
@@ -37,6 +38,7 @@ from seedscope.app.store.predictions import (
     prediction_table,
     read_predictor,
 )
+from seedscope.app.store.shared_spans import read_span_summary
 from seedscope.app.store.study import Sample, StudyStore
 from seedscope.engine.contract.schema import N_THETAS
 from seedscope.engine.contract.stability import (
@@ -51,6 +53,7 @@ from seedscope.engine.contract.stability import (
     seed_bootstrap_band,
 )
 from seedscope.engine.contract.tables.features import Ablation
+from seedscope.engine.contract.tables.shared_spans import SharedSpanSummary
 from seedscope.engine.contract.tables.study import Ensemble, Member, Study
 
 router = APIRouter()
@@ -100,6 +103,8 @@ class EnsemblePage:
     sentence: str
     stable_from: int | None
     unstable_to: int | None
+    shared_spans: SharedSpanSummary | None  # None where it was not searched for
+    shared_spans_say: str | None  # which share of unstable features' energy lies in small shared spans
     predictor: StoredPredictor | None  # that predicts the one SAE, or that was trained on these
     predicted_says: str | None  # how well, in one sentence
     missing: list[Missing]
@@ -138,6 +143,7 @@ def ensemble(
     predictor = read_predictor(store, ensemble)
     is_predicted = predictor is not None and predictor.predictor.n_predicted is not None
     trained_on = predictor.predictor.trained_on if predictor else ""
+    shared_spans = read_span_summary(store, ensemble)
     hungarian = store.pairs(ensemble, "hungarian").summaries(theta) if "hungarian" in store.rules(ensemble) else []
     return EnsemblePage(
         study=store.study,
@@ -162,6 +168,10 @@ def ensemble(
         ),
         stable_from=bounds.stable if compared else None,
         unstable_to=bounds.unstable if compared else None,
+        shared_spans=shared_spans,
+        shared_spans_say=(question_sentence(shared_spans) or spans_sentence(shared_spans, []))
+        if shared_spans
+        else None,
         predictor=predictor,
         predicted_says=prediction_sentence(predictor.scores) if predictor else None,
         missing=list(store.missing(ensemble).values()),

@@ -29,7 +29,7 @@ PAGES = (
     "/", "/s/sample", "/s/sample/variants", "/s/sample/starts", "/s/sample/synthetic", "/s/sample/pool", ADDRESS,
     *(f"{ADDRESS}/{page}" for page in (
         "features", "features/rows.json", "features.csv", "members", "buckets", "ablation", "subspaces", "subspaces/map",
-        "explanations", "trajectory", "trajectory.csv", "list?id=0/5,1/2", "0/5", "2/23", "0/5/preview.png",
+        "spans", "explanations", "trajectory", "trajectory.csv", "list?id=0/5,1/2", "0/5", "2/23", "0/5/preview.png",
     )),
 )  # fmt: skip
 
