@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from seedscope.engine.activations.harvest import LanguageModel
+from seedscope.engine.demo import stdlib
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.store import catalogue
@@ -43,7 +44,7 @@ def members_with_spans(d_in: int, *, seed: int = 0) -> sae.SAE:
 
 
 def publish_spans(root: Path, model: LanguageModel, texts: Iterable[tuple[str, str]]) -> sae.SAE:
-    """Publish the study with activity and shared spans; returns its members."""
+    """Publish the study with activity and shared spans; `model` is the embedded one. Returns its members."""
     members = members_with_spans(model.network.config.hidden_size)
     folder, place = root / SPAN_STUDY, Path("sae") / SPAN_ENSEMBLE / "0"
     members.save(folder / place)
@@ -52,7 +53,9 @@ def publish_spans(root: Path, model: LanguageModel, texts: Iterable[tuple[str, s
         SPAN_ENSEMBLE, "imported", str(place), held, hookpoint=HOOKPOINT, shared_start="no"
     )
     tokens = catalogue.Tokens(("texts",), n_ctx=32, n_eval=2_000)
-    catalogue.write(catalogue.StudyPlan(SPAN_STUDY, model.name, tokens, THETA, ensembles=(ensemble,)), folder)
+    catalogue.write(
+        catalogue.StudyPlan(SPAN_STUDY, str(stdlib.MODEL_DIR), tokens, THETA, ensembles=(ensemble,)), folder
+    )
     only = ("match", "activity", "shared_spans")
     analyse(folder, only=only, model=model, texts=texts, device="cpu", progress=Progress(quiet=True))
     publish(folder)
