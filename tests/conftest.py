@@ -26,6 +26,7 @@ from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
 from seedscope.engine.studies.run import run_study
 from support.chat_server import ChatServer
+from support.span_study import publish_spans
 from support.studies import ENSEMBLE, STUDY
 
 LOCAL = "http://127.0.0.1"
@@ -149,3 +150,12 @@ def stored(study_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
             return connection.sql(sql, params=list(parameters)).to_arrow_table().to_pylist()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def span_root(
+    tmp_path_factory: pytest.TempPathFactory, language_model: LanguageModel, corpus: stdlib.Corpus
+) -> tuple[Path, sae.SAE]:
+    """A root with one study in which two planted spans are shared, and its members. Tests read it."""
+    root = tmp_path_factory.mktemp("spans")
+    return root, publish_spans(root, language_model, corpus.held_out)

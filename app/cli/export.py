@@ -19,6 +19,7 @@ class Format(StrEnum):
     neuronpedia = "neuronpedia"
     saelens = "saelens"
     delphi = "delphi"
+    spans = "spans"
 
 
 @app.command()

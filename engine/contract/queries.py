@@ -15,6 +15,8 @@ WINDOWS = ("random", "contexts")  # of evaluation tokens, on which a feature's e
 MAX_LOSS_TOKENS = 2**16
 LOGIT_BINS = 60  # of the histogram of a feature's direct logit effects
 MAX_CONTROLS = 1000  # most control features that are projected beside one feature
+ALL_SPANS = "all"  # in place of a span's id
+MAX_TEXT_SPANS = 16  # most shared spans in an answer to a text: the strongest
 MAX_ACTIVE = 2**21  # most active features in an answer to a text; a text that has more is cut
 
 # Why a query fails: its values are wrong; the queue is full; the time limit is over; it crashed the engine before; any other.
@@ -45,6 +47,9 @@ class LiveQuery:
     stand_in: int = -1  # loss: a feature of `other` that takes the anchor's place; -1: none
     rule: str = "argmax"  # pair: one of schema.PAIR_RULES
     text: str = ""  # try: 1 to MAX_TEXT characters
+    span: str = (
+        ""  # try: the kept shared span whose strengths are wanted; ALL_SPANS: those of the strongest; if empty none
+    )
     model: str = ""  # try, loss, logits: digest of the model that the study was measured with; any other is refused
     windows: str = "random"  # loss: one of WINDOWS
     n_tokens: int = 4096  # loss: about how many evaluation tokens are used, 1 to MAX_LOSS_TOKENS
@@ -75,7 +80,10 @@ class LiveAnswer:
     entry per feature of the anchor; the runner-up is that of argmax; `gap` of a one-to-one matching. status: `status`.
     try: `texts` and arrays `id`, `counts` (False: as BOS, it never counts), one entry per token; `extent`, how many tokens of
     the text were read and how many it has; `count` (seeds, tokens) of active features; and, seed after seed, token after
-    token, the strongest first, `feature` and `activation`, a_i * ||d_i|| as everywhere. loss: arrays `added`, `read`,
+    token, the strongest first, `feature` and `activation`, a_i * ||d_i|| as everywhere. Where spans were asked for and are kept:
+    `span`, their ids as numbers (`span_id`), at most MAX_TEXT_SPANS, the strongest on the text first, and `strength` (spans, seeds,
+    tokens), as SharedSpanContext defines it; of one that was asked for by its id also `raw` (seeds, tokens), what
+    `engine.live.text_spans` says, which transcoders do not have. loss: arrays `added`, `read`,
     `active` of engine.features.loss.ExactLoss, one entry per window, and with a stand-in `replaced`. logits: `counts` of the
     vocabulary's tokens in LOGIT_BINS bins between the `edges`; `moments`, their effects' mean, standard deviation, skewness and
     excess kurtosis (NaN: no spread). project: `ranks`, `rank`, `n_splits`; for the members
@@ -97,6 +105,11 @@ class LiveAnswer:
     def rows(self) -> list[tuple[Any, ...]]:
         """The arrays as rows of Python numbers, e.g. (seed, feature, cosine)."""
         return list(zip(*(array.tolist() for array in self.arrays.values()), strict=True))
+
+
+def span_id(number: int) -> str:
+    """The id of a shared span, 12 hex digits, from its number in an answer."""
+    return f"{number:012x}"
 
 
 def as_fields(query: LiveQuery) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Exports the published results of a study into one folder, complete or not there, described by a manifest.
 
 parquet: everything, restorable (engine.export.restore). json: the pages' JSON, a line per feature. neuronpedia: the layout that
-Neuronpedia imports. saelens: a folder per SAE that SAELens loads. delphi: explanations alone.
+Neuronpedia imports. saelens: a folder per SAE that SAELens loads. delphi: explanations alone. spans: shared spans with their bases.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from seedscope.engine.contract.names import name_problem
 from seedscope.engine.contract.published import published
-from seedscope.engine.export import delphi, jsonlines, manifest, neuronpedia, parquet, saelens
+from seedscope.engine.export import delphi, jsonlines, manifest, neuronpedia, parquet, saelens, spans
 from seedscope.engine.export.open_study import Opened, opened
 from seedscope.engine.progress import Report
 from seedscope.engine.store import catalogue
@@ -17,7 +17,7 @@ from seedscope.engine.store.staged import staged
 
 FORMATS: dict[str, Callable[[Opened, Path, Report], dict[str, str]]] = {
     "parquet": parquet.write, "json": jsonlines.write, "neuronpedia": neuronpedia.write, "saelens": saelens.write,
-    "delphi": delphi.write,
+    "delphi": delphi.write, "spans": spans.write,
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Dictionaries, SAEs and models that stay on the device, and the answers computed from them.
 
-Answers are nearest features, matched pairs, activations on a text, exact losses, direct logits and projections of sets.
+Answers are nearest features, matched pairs, activations and spans on a text, exact losses, direct logits and projections of sets.
 
 The unit rows of all members lie one below the other in ONE matrix. Neighbours of a feature are a product of that matrix with
 one vector, which is worth exactly one read of it; queries that wait together share the read. Scores of a few members exist
@@ -32,6 +32,7 @@ from seedscope.engine.live import exact_loss, next_tokens, projection, text
 from seedscope.engine.live.checks import check, check_ensemble, check_neighbours
 from seedscope.engine.live.neighbours import Resident, neighbours
 from seedscope.engine.live.projection import answer_feature, spans_of
+from seedscope.engine.live.text_spans import TextSpans, read_spans
 from seedscope.engine.machine import named_device
 from seedscope.engine.matching.cuda import choice
 from seedscope.engine.matching.match import PairMatches, dictionaries, match_pair
@@ -39,11 +40,11 @@ from seedscope.engine.saes import sae
 
 N_PAIRS = 16  # matched pairs that are kept: another rule or the other direction then costs nothing
 T = TypeVar("T")
-Loaded = TypeVar("Loaded", bound=Resident | FittedSpans | text.TextReader | sae.SAE)
+Loaded = TypeVar("Loaded", bound=Resident | FittedSpans | TextSpans | text.TextReader | sae.SAE)
 
 
 class Held(NamedTuple):
-    """Something on the device: a Resident, a member's SAE, a TextReader or a set's FittedSpans."""
+    """Something on the device: a Resident, a member's SAE, a TextReader, a set's FittedSpans or an ensemble's TextSpans."""
 
     value: Any
     n_bytes: int
@@ -176,14 +177,22 @@ class Residents:
             files = {seed: _file(self._root, query, seed) for seed in query.seeds}
             place = text.find_place(self._root / query.study, query)
             reader, use = self._reader(place, query)
+            spans = self._spans(query).spans if any(each.span for each in queries) else []
 
             def member(seed: int) -> sae.SAE:
                 use()  # where not all SAEs find room, they make it for each other
                 return self._member(query, files[seed])
 
-            return text.answer(queries, reader, place, member)
+            return text.answer(queries, reader, place, member, spans)
         except ValueError as error:
             return [LiveAnswer(error=str(error), cause="query")] * len(queries)
+
+    def _spans(self, query: LiveQuery) -> TextSpans:
+        """The kept shared spans of the query's ensemble; a newly published study is read anew."""
+        version = self.version(query)
+        key = (f"{query.study}/{query.folder} shared spans", query.study, query.ensemble, version)
+        # How many there are is known when they are read: at most a few thousand vectors.
+        return self._hold(key, lambda: 0, lambda: read_spans(self._root / query.study / version, query.ensemble))
 
     def _reader(self, place: text.TextHook, query: LiveQuery) -> tuple[text.TextReader, Callable[[], None]]:
         """The study's model, and what says that it is used."""
@@ -299,11 +308,13 @@ def _model_bytes(path: str) -> int:
     return 4 * n_parameters(weight_files(folder)) if folder else 0
 
 
-def _bytes_of(value: Resident | FittedSpans | text.TextReader | sae.SAE) -> int:
+def _bytes_of(value: Resident | FittedSpans | TextSpans | text.TextReader | sae.SAE) -> int:
     if isinstance(value, Resident):
         return value.rows.nbytes
     if isinstance(value, FittedSpans):
         return sum(one.vectors.nbytes for one in value.bases)
+    if isinstance(value, TextSpans):
+        return value.n_bytes
     module = value.model.network if isinstance(value, text.TextReader) else value
     return sum(parameter.nbytes for parameter in module.parameters())
 

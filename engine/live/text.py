@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from seedscope.engine.activations.harvest import (
@@ -26,6 +26,8 @@ from seedscope.engine.activations.harvest import (
 )
 from seedscope.engine.contract.abandon import stop_if_abandoned
 from seedscope.engine.contract.queries import MAX_ACTIVE, MAX_TEXT, LiveAnswer, LiveQuery
+from seedscope.engine.live.active import ActiveFeatures, active_features
+from seedscope.engine.live.text_spans import SpanStrengths, TextSpan
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
 
@@ -60,19 +62,6 @@ class Window(NamedTuple):
     def rows(self) -> int:
         """Tokens that are shown."""
         return len(self.counts)
-
-
-class ActiveFeatures(NamedTuple):
-    """What is active in one member: a run of features per token, the strongest first."""
-
-    n_active: Int[np.ndarray, " tokens"]
-    feature: Int[np.ndarray, " active"]
-    activation: Float[np.ndarray, " active"]
-
-    def first(self, n_tokens: int) -> "ActiveFeatures":
-        """The same of the first tokens alone."""
-        end = int(self.n_active[:n_tokens].sum())
-        return ActiveFeatures(self.n_active[:n_tokens], self.feature[:end], self.activation[:end])
 
 
 def find_place(study: Path, query: LiveQuery) -> TextHook:
@@ -120,23 +109,29 @@ def load_reader(path: str, *, digest: str, device: torch.device) -> TextReader:
     return TextReader(model, token_texts(model))
 
 
+@torch.no_grad()
 def answer(
     queries: Sequence[LiveQuery],
     reader: TextReader,
     place: TextHook,
     member: Callable[[int], SAE],
+    spans: Sequence[TextSpan] = (),
     *,
     most: int = MAX_ACTIVE,
 ) -> list[LiveAnswer]:
     """What is active on the text of every query, which share all else; `member` gives the SAE of a seed.
 
-    The model reads all texts together. A text is cut after as many tokens as have `most` active features, at least one.
+    `spans` are the ensemble's kept spans where a query asks for any. The model reads all texts together. A text is cut after
+    as many tokens as have `most` active features, at least one.
     What is wrong with a text stands in its own answer; raises ValueError for what is wrong with model or SAEs.
     """
     read_or_refused: list[Window | LiveAnswer] = []
+    on_spans: list[SpanStrengths] = []
     for query in queries:
         try:
-            read_or_refused.append(read(reader.model, query.text, place.tokens))
+            window = read(reader.model, query.text, place.tokens)
+            on_spans.append(SpanStrengths(spans, query.span))
+            read_or_refused.append(window)
         except ValueError as error:
             read_or_refused.append(LiveAnswer(error=str(error), cause="query"))
     windows = [window for window in read_or_refused if isinstance(window, Window)]
@@ -147,11 +142,13 @@ def answer(
         sae = member(seed)
         for i, window in enumerate(windows):
             _require_width(rows[i], sae, place, reader.model)
-            active[i].append(encode(sae, rows[i], window.counts[: len(rows[i])]))
+            codes = sae.encode(rows[i].to(sae.W_dec))
+            active[i].append(active_features(sae, codes, window.counts[: len(rows[i])]))
+            on_spans[i].add(seed, sae, rows[i], codes, active[i][-1])
             total = np.cumsum(sum(each.n_active for each in active[i]))
             fits = max(int(np.searchsorted(total, most, side="right")), 1)
             rows[i], active[i] = rows[i][:fits], [each.first(fits) for each in active[i]]
-    answers = iter(_answer(reader, *each) for each in zip(windows, active, strict=True))
+    answers = iter(_answer(reader, *each) for each in zip(windows, active, on_spans, strict=True))
     return [each if isinstance(each, LiveAnswer) else next(answers) for each in read_or_refused]
 
 
@@ -172,23 +169,6 @@ def read(model: LanguageModel, text: str, settings: catalogue.Tokens) -> Window:
     shown = 0 if tokens.bos_counts else in_front
     n_all = int((tokens.ids != PADDING).sum()) - in_front * len(tokens.ids)
     return Window(ids, shown, tokens.counted[0][: len(ids)][shown:], len(ids) - in_front, n_all)
-
-
-@torch.no_grad()
-def encode(sae: SAE, rows: Float[Tensor, "tokens d_in"], counts: Bool[np.ndarray, " tokens"]) -> ActiveFeatures:
-    """What is active in a member (an ensemble of one) where tokens count; rows without a direction never are."""
-    norms = sae.unit_norms()[0]
-    codes = sae.encode(rows.to(norms))
-    indices = codes.indices[:, 0]
-    values = codes.values[:, 0] * norms[indices]
-    active = (values > 0) & values.isfinite() & torch.from_numpy(counts).to(values.device)[:, None]
-    values, order = values.where(active, 0).sort(dim=1, descending=True, stable=True)
-    active = values > 0
-    return ActiveFeatures(
-        active.sum(1).cpu().numpy().astype(np.int32),
-        indices.gather(1, order)[active].cpu().numpy().astype(np.int32),
-        values[active].cpu().numpy().astype(np.float32),
-    )
 
 
 def _rows(model: LanguageModel, windows: list[Window], hookpoint: str) -> list[Tensor]:
@@ -214,7 +194,7 @@ def _require_width(rows: Tensor, sae: SAE, place: TextHook, model: LanguageModel
         )
 
 
-def _answer(reader: TextReader, window: Window, active: list[ActiveFeatures]) -> LiveAnswer:
+def _answer(reader: TextReader, window: Window, active: list[ActiveFeatures], on_spans: SpanStrengths) -> LiveAnswer:
     n_shown = len(active[0].n_active)
     ids = window.ids[window.shown :][:n_shown]
     arrays = {
@@ -224,5 +204,5 @@ def _answer(reader: TextReader, window: Window, active: list[ActiveFeatures]) ->
         "count": np.stack([each.n_active for each in active]),
         "feature": np.concatenate([each.feature for each in active]),
         "activation": np.concatenate([each.activation for each in active]),
-    }
+    } | on_spans.arrays(n_shown)
     return LiveAnswer(arrays, texts=[reader.texts[i] for i in ids])

@@ -13,8 +13,9 @@ from seedscope.engine.activations.harvest import LanguageModel, load_model
 from seedscope.engine.contract.queries import MAX_TEXT, LiveAnswer, LiveQuery
 from seedscope.engine.contract.recipe import StudyConfig
 from seedscope.engine.demo import stdlib
+from seedscope.engine.live.active import active_features
 from seedscope.engine.live.residents import Residents
-from seedscope.engine.live.text import answer, encode, find_place, load_reader, read
+from seedscope.engine.live.text import answer, find_place, load_reader, read
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.sae import SAE, load
 from seedscope.engine.store import catalogue
@@ -146,7 +147,7 @@ def test_every_architecture_is_encoded_as_written_out(convention: Convention):
     norms = 1 if convention.rescale_by_decoder_norm else np.linalg.norm(tensors["W_dec"], axis=1)
     expected = codes * norms * counts[:, None]
     found = np.zeros_like(expected)
-    active = encode(sae, torch.from_numpy(x), counts)
+    active = active_features(sae, sae.encode(torch.from_numpy(x)), counts)
     found[np.repeat(np.arange(9), active.n_active), active.feature] = active.activation
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert active.n_active.tolist() == (expected > 0).sum(1).tolist()
@@ -159,7 +160,7 @@ def test_rows_without_a_direction_and_activations_that_are_no_numbers_are_not_ac
         sae.W_dec[0, 3] = 0
         sae.W_dec[0, 4, 1] = torch.nan
         sae.W_enc[0, :, 5] = torch.inf
-    active = encode(sae, x, np.ones(50, bool))
+    active = active_features(sae, sae.encode(x), np.ones(50, bool))
     assert set(range(20)) - {3, 4, 5} == set(active.feature.tolist())
     assert np.isfinite(active.activation).all()
 
