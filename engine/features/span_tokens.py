@@ -144,18 +144,21 @@ def token_shares(strengths: Sequence[Strengths], tokens: TokenSet, n: int = N_TO
 def control_sets(
     features: np.ndarray, n_active: np.ndarray, n_draws: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Sets of as many living features of about the same density, none of `features`; fewer where there are not as many."""
+    """Sets of as many living features of about the same density, none of `features`; none where there are not as many."""
     others = np.setdiff1d(np.flatnonzero(n_active > 0), features)
+    if len(others) < len(features):
+        return []
     by_density = others[np.argsort(n_active[others], kind="stable")]
     sets = []
     for _ in range(n_draws):
-        free = by_density.copy()
+        free = by_density
         chosen: list[int] = []
-        for place in np.searchsorted(n_active[by_density], n_active[features]).tolist():
-            near = free[max(place - MATCHED_NEIGHBOURS, 0) : place + MATCHED_NEIGHBOURS + 1]
-            near = near[~np.isin(near, chosen)]
-            if len(near):
-                chosen.append(int(rng.choice(near)))
+        for count in rng.permutation(n_active[features]).tolist():
+            place = int(np.searchsorted(n_active[free], count))
+            low, high = max(place - MATCHED_NEIGHBOURS, 0), min(place + MATCHED_NEIGHBOURS + 1, len(free))
+            at = int(rng.integers(low, high))
+            chosen.append(int(free[at]))
+            free = np.delete(free, at)
         sets.append(np.sort(np.array(chosen, int)))
     return sets
 

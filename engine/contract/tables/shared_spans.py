@@ -177,9 +177,8 @@ class SharedSpanSummary:
     shared_low: float | None
     shared_high: float | None
     member_share: float | None  # share of the energy that members of kept spans carry, inside the span or not
-    chance_share: (
-        float | None
-    )  # what as many random spans of the same ranks hold of the same features' energy, mean over draws
+    # What random spans of the same ranks would hold of the members' energy: rank / d_out of it.
+    chance_share: float | None
 
 
 SORT_KEYS: dict[type, tuple[str, ...]] = {

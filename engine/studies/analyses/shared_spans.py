@@ -156,15 +156,14 @@ def _with_ablation(
     for at, row in enumerate(rows):
         held = [(answer, sets[str(at)]) for answer, sets in zip(answers, masks, strict=True) if str(at) in sets]
         if row.kept and held:
-            evs = np.array([[answer.explained_variance(each) for each in sets] for answer, sets in held]).mean(0)
             whole = float(np.mean([answer.explained_variance() for answer, _ in held]))
-            row = replace(
-                row,
-                ev=float(evs[0]),
-                ev_control=float(evs[1:].mean()),
-                ev_control_sd=float(evs[1:].std()),
-                ev_whole=whole,
-            )
+            masked_ev = float(np.mean([answer.explained_variance(sets[0]) for answer, sets in held]))
+            row = replace(row, ev=masked_ev, ev_whole=whole)
+            if all(len(sets) == 1 + N_CONTROLS for _, sets in held):  # else too few other features live in some seed
+                evs = np.array([[answer.explained_variance(each) for each in sets[1:]] for answer, sets in held]).mean(
+                    0
+                )
+                row = replace(row, ev_control=float(evs.mean()), ev_control_sd=float(evs.std()))
         measured.append(row)
     return measured
 
