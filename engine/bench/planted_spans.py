@@ -53,10 +53,13 @@ class SpanRecovery:
     """How well planted blocks were recovered."""
 
     unstable_share: float  # of the blocks' features, those without counterparts
+    n_blocks: (
+        int  # blocks most of whose features have none: the others' features are known one by one, and hardly searched
+    )
     rand: float  # adjusted Rand index over the searched features: kept span, or none, against block, or none
-    overlap: float  # of each block with the kept span most like it: ||V^T W||^2 / the larger rank; mean over blocks
+    overlap: float  # of each such block with the kept span most like it: ||V^T W||^2 / the larger rank; mean over them
     lowest_overlap: float
-    n_found: int  # blocks with an overlap of at least GOAL_OVERLAP
+    n_found: int  # of them, those with an overlap of at least GOAL_OVERLAP
     n_candidates: int
     n_kept: int
     n_false: int  # kept spans whose members are of one block to less than half
@@ -134,8 +137,12 @@ def judged(ensemble: PlantedEnsemble, searched: np.ndarray, found: FoundSpans | 
             alike = float(((span.T @ other) ** 2).sum() / max(span.shape[1], other.shape[1]))
             if alike > overlaps[index]:
                 overlaps[index], errors[index] = alike, abs(span.shape[1] - other.shape[1])
+    # Small blocks match by chance: where most of a block's features do, there is little to find it by.
+    without = np.array([searched[:, ensemble.block == index].mean() for index in range(len(ensemble.spans))])
+    overlaps, errors = overlaps[without >= 0.5], errors[without >= 0.5]
     return SpanRecovery(
         unstable_share=share,
+        n_blocks=len(overlaps),
         rand=rand,
         overlap=float(overlaps.mean()) if len(overlaps) else 0.0,
         lowest_overlap=float(overlaps.min(initial=1.0)),
@@ -156,17 +163,18 @@ def lines(*, full: bool = False, config: PlantedSpans | None = None, n_null: int
     """The blocks of the bar, ensembles without blocks, and with `full` a map of where blocks are lost."""
     config = config or PlantedSpans()
     repeats = 3 if full else 1
-    results = [recover(replace(config, seed=seed)) for seed in range(repeats)]
+    results = [recover(replace(config, seed=FIRST_SEED + seed)) for seed in range(repeats)]
     yield _line(f"{len(config.ranks)} blocks of rank {min(config.ranks)} to {max(config.ranks)}", config, results)
     bare = replace(config, ranks=(), n_alone=config.n_alone + 100)
     yield _without_blocks(bare, n_null or (50 if full else 5))
     for name, values in MAP.items() if full else ():
         for value in values:
             setting: dict[str, Any] = {name: value}
-            changed = replace(config, **setting)
+            changed = replace(config, **setting, seed=FIRST_SEED)
             yield _line(f"map: {name} {value:g}", changed, [recover(changed)])
 
 
+FIRST_SEED = 100  # the rules of the search were chosen on draws of the seeds 0 to 2
 # One setting moved at a time.
 MAP: dict[str, tuple[float, ...]] = {
     "n_seeds": (3, 4, 8),
@@ -186,7 +194,7 @@ def _line(what: str, config: PlantedSpans, results: list[SpanRecovery]) -> Bench
         ours_s=mean["seconds"],
         goal=f"adjusted Rand index >= {GOAL_RAND}, overlap >= {GOAL_OVERLAP}, where features are without counterparts",
         figure=f"Rand {mean['rand']:.3f}, overlap {mean['overlap']:.3f} (lowest {mean['lowest_overlap']:.3f}), "
-        f"{mean['n_found']:g} of {len(config.ranks)} blocks",
+        f"{mean['n_found']:.3g} of {mean['n_blocks']:.3g} blocks without counterparts",
         remark=f"{100 * mean['unstable_share']:.0f} % of the blocks' features without counterparts; {mean['n_kept']:g} of "
         f"{mean['n_candidates']:g} candidates kept, {mean['n_false']:g} false; {mean['seconds']:.1f} s",
         numbers=mean,

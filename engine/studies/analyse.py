@@ -31,7 +31,7 @@ from seedscope.engine.studies.analyses.matching import find_match, match_members
 from seedscope.engine.studies.analyses.predictor import ANALYSIS as PREDICTOR
 from seedscope.engine.studies.analyses.predictor import measure_predictor
 from seedscope.engine.studies.analyses.shared_spans import ANALYSIS as SHARED_SPANS
-from seedscope.engine.studies.analyses.shared_spans import measure_shared_spans
+from seedscope.engine.studies.analyses.shared_spans import measure_shared_spans, wants_shared_spans
 from seedscope.engine.studies.analyses.subspaces import activation_covariance, measure_subspaces
 from seedscope.engine.studies.analyses.trajectory import follow_training
 from seedscope.engine.studies.analyses.worth import MaskedFeatures, measure_worth
@@ -87,7 +87,10 @@ def analyse(
         loss = LossSettings(loss_tokens, only is not None) if "loss" in wanted else None
         run = EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress)
         without = FUNCTION in wanted and not wants_function(run, expressly=only is not None)
-        _analyse(run, wanted - {FUNCTION} if without else wanted, loss)
+        own = wanted - {FUNCTION} if without else wanted
+        if SHARED_SPANS in own and not wants_shared_spans(run, expressly=only is not None):
+            own = own - {SHARED_SPANS}
+        _analyse(run, own, loss)
         if PREDICTOR in wanted and at_hook:
             measure_predictor(run)
     shutil.rmtree(study / "scratch", ignore_errors=True)

@@ -22,6 +22,7 @@ from seedscope.engine.features.span_tokens import (
     strong_contexts,
     token_shares,
 )
+from seedscope.engine.geometry.expansions import K_MAX
 from seedscope.engine.geometry.find_spans import FoundSpans, Unsearchable, find_spans
 from seedscope.engine.geometry.shared_span_rows import ANALYSIS, Rows, as_arrays, nothing_searched, principal, rows_of
 from seedscope.engine.matching.buckets import judge
@@ -34,12 +35,33 @@ from seedscope.engine.studies.ensemble_run import EnsembleRun
 from seedscope.engine.studies.evaluator import Evaluator
 
 VERSION = 1  # of the content of its part
+LONG = (
+    3e12  # multiply-adds of expansions on a CPU beyond which it is searched only on request: 8 members of 4,096 x 768
+)
 N_CONTROLS = 10  # equally large sets that a span's mask is compared with
 
 
 def spans_about(run: EnsembleRun, match: Part, activity: Part | None) -> dict[str, Any]:
     """What the part is computed from."""
     return match.about | (activity.about if activity else {}) | run.judgement | {"shared_spans": VERSION}
+
+
+def wants_shared_spans(run: EnsembleRun, *, expressly: bool) -> bool:
+    """Whether it was asked for expressly, or is cheap; says why not.
+
+    Cheap: at most LONG multiply-adds on a CPU if every feature were written with K_MAX of every other member. Memory: all members'
+    decoder rows.
+    """
+    members = run.stored
+    n, d_sae = members.n_members, members.d_sae
+    work = n * (n - 1) * d_sae**2 * members.d_out * K_MAX
+    if expressly or run.device.type != "cpu" or work <= LONG:
+        return True
+    run.progress.say(
+        f"{run.name}: shared spans: left out, expansions of {n} members of {d_sae:,} features take long on a CPU; ask for them "
+        f"with: seedscope analyze {run.plan.name} --only {ANALYSIS}"
+    )
+    return False
 
 
 def measure_shared_spans(run: EnsembleRun, match: Part, activity: Part | None) -> None:
