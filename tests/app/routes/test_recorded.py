@@ -323,7 +323,7 @@ def test_of_transcoders_activity_is_known_and_what_needs_their_output_is_undefin
         overview = client.get("/s/t/trans.json").json()
         assert all(member["ev"] is None for member in overview["members"])
         ensemble = overview["ensemble"]
-        assert set(ensemble["computed"]) == {"match", "activity", "subspaces", "function", "predictor"}
+        assert set(ensemble["computed"]) == {"match", "activity", "subspaces", "function", "predictor", "shared_spans"}
         assert [f"no reconstruction: {NO_PREDICTED}"] == [text for text in ensemble["remarks"] if "undefined" in text]
         lacks = {each["result"].split(":")[0]: each for each in overview["missing"]}
         assert (lacks["ablation"]["reason"], lacks["ablation"]["command"]) == (NO_PREDICTED, None)

@@ -152,6 +152,25 @@ def test_contexts_share_one_scale_and_token_shares_are_of_the_whole(client, span
                 assert len(context["tokens"]) == len(context["activations"])
 
 
+def test_members_are_listed_with_their_explanations_those_first_that_carry_most(root, pages, tmp_path):
+    assert pages[0]["explained"] == []  # not computed
+    by_weight = sorted(pages[0]["features"], key=lambda each: -each["activation_energy"])
+    told = f"seed = {by_weight[0]['seed']} AND feature = {by_weight[0]['feature']}"
+    shutil.copytree(root / "planted", tmp_path / "small")
+    republish(
+        tmp_path,
+        f"UPDATE Feature SET explanation = 'names of files', explainer = 'a rule', score = 0.75 WHERE {told}",
+        "UPDATE Ensemble SET computed = list_append(computed, 'explain')",
+    )
+    with browse(tmp_path) as client:
+        here = f"/s/small/kept/spans/{pages[0]['span']['span']}"
+        (member,) = client.get(f"{here}.json").json()["explained"]
+        assert (member["explanation"], member["explainer"], member["score"]) == ("names of files", "a rule", 0.75)
+        assert member["activation_energy"] == pytest.approx(by_weight[0]["activation_energy"])
+        card = text_of(parsed(client.get(here).text).select_one("#explained"))
+        assert f"#{by_weight[0]['feature']} names of files 0.75" in card
+
+
 def test_the_list_filters_and_sorts_through_the_address(client, spans):
     def found(query: str) -> list[int]:
         return [line["span"]["number"] for line in client.get(f"{KEPT}/spans.json?{query}").json()["spans"]]
