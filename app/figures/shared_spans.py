@@ -104,7 +104,7 @@ def captured_beside_nulls(spans: Sequence[DrawnSpan], n: int, title: str) -> Fig
         {
             "data": data,
             "layout": layout(
-                "candidate", "captured energy", showlegend=True, legend=_LEGEND, yaxis={"range": [0, 1.02], "tickformat": ".0%"},
+                "candidate", "captured energy", showlegend=True, legend=_LEGEND, yaxis={"range": [0, 1.04], "tickformat": ".0%"},
                 xaxis={"type": "category", "categoryorder": "array", "categoryarray": rows},
             ),
         },
@@ -159,7 +159,7 @@ def seeds_beside_nulls(rows: Sequence[TestedSeed], title: str) -> Figure:
         {
             "data": data,
             "layout": layout(
-                "captured energy", "", showlegend=True, legend=_LEGEND, xaxis={"range": [0, 1.02], "tickformat": ".0%"},
+                "captured energy", "", showlegend=True, legend=_LEGEND, xaxis={"range": [0, 1.04], "tickformat": ".0%"},
                 yaxis={"tickvals": ticks, "ticktext": [names[y] for y in ticks], "range": [len(names) - 0.5, -0.5],
                        "automargin": True, "title": {"text": ""}, "zeroline": False},
             ),

@@ -61,6 +61,8 @@ ENTRIES: tuple[Entry, ...] = (
          r"\frac{1}{r} \norm{V_s^T V_t}_F^2", None, "common"),
         ("span_feature_energy", "in the span", "Squared cosine of a member with the span of the other seeds’ members.",
          r"\norm{V^T d_i}^2", None, OWN),
+        ("span_carried", "carries", "Share of a seed’s unstable features’ activation energy that the member carries.", None,
+         "the seed’s unstable features", OWN),
         ("span_place", "principal directions", "Coordinates of a member’s unit decoder row on the span’s first two principal "
          "directions.", None, None, OWN),
         ("span_strength", "strength", "Norm of what the span’s members together write inside the span on a token.",

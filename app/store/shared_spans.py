@@ -139,13 +139,12 @@ def read_span_tables(store: Database, ensemble: str, span: str) -> SpanTables:
     )  # fmt: skip
 
 
-def read_membership(store: Database, ensemble: str, seed: int, feature: int) -> SpanMembership | None:
-    """The span or candidate that a feature is in; None where it is in none, and where nothing was searched."""
+def read_memberships(store: Database, ensemble: str, seed: int, feature: int) -> list[SpanMembership]:
+    """The span or candidate that a feature is in, one at most; empty where it is in none."""
     sql = """SELECT s.span, s.number, s.kept, s.failed, s.rank, s.n_sharing, s.n_left_out, f.energy
         FROM SharedSpanFeature f JOIN SharedSpan s USING (ensemble, span)
         WHERE f.ensemble = ? AND f.seed = ? AND f.feature = ?"""
-    found = store.fetch(sql, [ensemble, seed, feature])
-    return SpanMembership(*found[0]) if found else None
+    return [SpanMembership(*row) for row in store.fetch(sql, [ensemble, seed, feature])]
 
 
 def _where(query: SpanQuery) -> tuple[str, dict[str, Any]]:

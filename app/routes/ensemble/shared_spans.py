@@ -31,6 +31,7 @@ from seedscope.app.findings.shared_span_claim import (
 from seedscope.app.lens import read_lens
 from seedscope.app.routes.address import MAX_INDEX, MAX_LISTED, EnsembleName, Plain, StudyName, open_ensemble
 from seedscope.app.routes.feature.contexts import ShownContext
+from seedscope.app.store.feature_query import FeatureQuery
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.shared_spans import (
     PAGE,
@@ -58,6 +59,7 @@ from seedscope.engine.contract.tables.shared_spans import (
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
+N_EXPLAINED = 12  # members whose explanations are shown
 _UPWARDS = ("number", "p")  # sorted upwards where the address does not say; all else downwards
 _Count = Annotated[int, Field(ge=0, le=MAX_INDEX)]
 
@@ -156,6 +158,18 @@ class SpanMembers:
 
 
 @dataclass(frozen=True)
+class ExplainedMember:
+    """A member with the explanation that lists show of it."""
+
+    seed: int
+    feature: int
+    explanation: str
+    explainer: str | None
+    score: float | None
+    activation_energy: float | None  # share of what all its seed's unstable features carry
+
+
+@dataclass(frozen=True)
 class ShownToken:
     """A token that a span falls on."""
 
@@ -196,6 +210,7 @@ class SharedSpanPage:
     members: list[SpanMembers]
     pairs: list[SharedSpanPair]
     features: list[SharedSpanFeature]
+    explained: list[ExplainedMember]  # the members that carry most among those with an explanation
     directions: list[ShownDirection]
     tokens: list[ShownToken]
     contexts: list[SpanContexts]
@@ -286,6 +301,7 @@ def span(
         members=_members(tables),
         pairs=tables.pairs,
         features=tables.features,
+        explained=_explained(store, row, tables),
         directions=_directions(store, tables),
         tokens=[ShownToken(store.tokens[each.token], each.share, each.n_active) for each in tables.tokens],
         contexts=_contexts(store, tables),
@@ -305,6 +321,21 @@ def _members(tables: SpanTables) -> list[SpanMembers]:
     for each in tables.features:
         of_seed.setdefault(each.seed, []).append(each.feature)
     return [SpanMembers(test.seed, of_seed.get(test.seed, []), test) for test in tables.seeds]
+
+
+def _explained(store: StudyStore, row: Ensemble, tables: SpanTables) -> list[ExplainedMember]:
+    """Those of the members that carry most of the energy, or lie furthest in the span where that is not known."""
+    if not store.has(row.ensemble, "explain"):
+        return []
+    by_weight = sorted(tables.features, key=lambda each: (-(each.activation_energy or 0), -each.energy))[:N_EXPLAINED]
+    places = [(each.seed, each.feature) for each in by_weight]
+    briefs = store.briefs_at(FeatureQuery(row.ensemble, row.theta, row.epsilon), places)
+    return [
+        ExplainedMember(each.seed, each.feature, text, brief.explainer, brief.score, each.activation_energy)
+        for each in by_weight
+        for brief in [briefs[each.seed, each.feature]]
+        if (text := brief.explanation) is not None
+    ]
 
 
 def _directions(store: StudyStore, tables: SpanTables) -> list[ShownDirection]:

@@ -23,7 +23,7 @@ FIELDS = {
     "explanations": ("explanations", "matches.explanation", "matches.explainer", "matches.score", "label_agreement"),
     "stability": ("stability", "stability_low", "stability_high", "p_stable", "p_unstable", "bucket"),
     "subspaces": ("subspace",),
-    "shared_spans": ("shared_span",),
+    "shared_spans": ("shared_spans",),
     "trajectory": ("trajectory",),
     "predicted": ("predicted",),
     "predictor": (),

@@ -21,7 +21,7 @@ from seedscope.app.store import neuronpedia
 from seedscope.app.store.explanations import LabelAgreement, StoredExplanation
 from seedscope.app.store.missing import Missing
 from seedscope.app.store.predictions import predictions_at
-from seedscope.app.store.shared_spans import SpanMembership, read_membership
+from seedscope.app.store.shared_spans import SpanMembership, read_memberships
 from seedscope.app.store.spans import FeatureSubspace, feature_subspace
 from seedscope.app.store.study import StudyStore
 from seedscope.app.store.table import ListPosition
@@ -48,7 +48,9 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     label_agreement: LabelAgreement | None  # of that one with those of its counterparts
     ablation: dict[str, float | None] | None
     subspace: FeatureSubspace | None
-    shared_span: SpanMembership | None  # the small span, or the candidate for one, that it is in; None: in none
+    shared_spans: (
+        list[SpanMembership] | None
+    )  # the small span, or candidate for one, that it is in, if any; None: not searched
     trajectory: FeatureTrajectory | None
     predicted: Prediction | None  # of one SAE: its p, predicted, not measured
     histogram: list[int] | None
@@ -64,7 +66,7 @@ class FeaturePage(ActivityFacts, StabilityFacts, Origin):
     nav_counterpart: tuple[int, int, float] | None  # seed, feature, cosine of the nearest living one
     nav_exact: str | None  # where its loss is measured now; None where the model cannot be asked
     nav_logits: str | None  # where its effect on all tokens is computed now; None where there are no direct logits
-    nav_span_says: str | None
+    nav_spans_say: list[str]
     nav_projects: str | None  # where it is projected now; None for a row without a direction
     nav_try: bool  # whether a text of one's own can be run: activity, and a model that reads it
     nav_largest: float  # activation at which highlights are strongest
@@ -128,7 +130,7 @@ def feature_page(opened: JudgedFeature[Any], *, contexts_of: int | None = None) 
     n_brief = sum(c.contexts is None for c in counterparts) if contexts is not None else 0
     can_run = activity and feature.n_active and store.study.causal and row.control_of is None
     positive, negative = (None, None) if "logits" in lacking else stored_logits(store, feature)
-    membership = read_membership(store, ensemble, member.seed, feature.feature)
+    memberships = None if "shared_spans" in lacking else read_memberships(store, ensemble, member.seed, feature.feature)
     can_project = feature.decoder_norm > 0 and row.n_members > 1
     return FeaturePage(
         **vars(origin_of(study, row, member, feature)),
@@ -144,7 +146,7 @@ def feature_page(opened: JudgedFeature[Any], *, contexts_of: int | None = None) 
         else agree_labels(store, feature, stability.bucket, filter, counterparts),
         ablation=_ablation(store, row, feature),
         subspace=feature_subspace(store, row, feature),
-        shared_span=membership,
+        shared_spans=memberships,
         trajectory=store.trajectories.feature(feature),
         predicted=next(iter(predictions_at(store, ensemble, [(member.seed, feature.feature)])), None),
         histogram=feature.histogram if activity else None,
@@ -160,7 +162,7 @@ def feature_page(opened: JudgedFeature[Any], *, contexts_of: int | None = None) 
         nav_counterpart=nearest_living(store, row, feature, match),
         nav_exact=render.url(f"{here}/loss", **filter.judgement()) if can_run else None,
         nav_logits=render.url(f"{here}/logits", **filter.judgement()) if can_compute(store, row, feature) else None,
-        nav_span_says=membership_says(membership) if membership else None,
+        nav_spans_say=[membership_says(each) for each in memberships or []],
         nav_projects=render.url(f"{here}/project", **filter.judgement()) if can_project else None,
         nav_try=activity and store.study.model is not None,
         nav_largest=max([feature.max_activation or 0, *shown_maxima]),

@@ -167,7 +167,13 @@ def test_a_feature_says_which_file_it_is_from(visitor, brought, name):
     assert found["hookpoint"] == HOOKPOINT
     assert layout.hookpoint is None or layout.hookpoint in found["trained_on"]
     assert "missing" in found
-    further = ("--only loss", "--only subspaces", "--only predictor", "--only function")  # what was not asked for
+    further = (
+        "--only loss",
+        "--only subspaces",
+        "--only predictor",
+        "--only function",
+        "--only shared_spans",
+    )  # what was not asked for
     assert not [lack for lack in found["missing"] if lack["command"] and not lack["command"].endswith(further)]
 
 

@@ -308,6 +308,7 @@ def test_an_ensemble_whose_hook_point_nobody_knows_asks_for_it(measured):
         ("seedscope analyze measured --only explain", "read"), ("seedscope analyze measured --only loss", "read"),
         ("seedscope analyze measured --only function", "read"),
         ("seedscope analyze measured --only subspaces", "lost", "read"),
+        ("seedscope analyze measured --only shared_spans", "lost", "read"),
         ("seedscope analyze measured --only predictor", "read"),
     }  # fmt: skip
 

@@ -152,6 +152,25 @@ def test_contexts_share_one_scale_and_token_shares_are_of_the_whole(client, span
                 assert len(context["tokens"]) == len(context["activations"])
 
 
+def test_members_are_listed_with_their_explanations_those_first_that_carry_most(root, pages, tmp_path):
+    assert pages[0]["explained"] == []  # not computed
+    by_weight = sorted(pages[0]["features"], key=lambda each: -each["activation_energy"])
+    told = f"seed = {by_weight[0]['seed']} AND feature = {by_weight[0]['feature']}"
+    shutil.copytree(root / "planted", tmp_path / "small")
+    republish(
+        tmp_path,
+        f"UPDATE Feature SET explanation = 'names of files', explainer = 'a rule', score = 0.75 WHERE {told}",
+        "UPDATE Ensemble SET computed = list_append(computed, 'explain')",
+    )
+    with browse(tmp_path) as client:
+        here = f"/s/small/kept/spans/{pages[0]['span']['span']}"
+        (member,) = client.get(f"{here}.json").json()["explained"]
+        assert (member["explanation"], member["explainer"], member["score"]) == ("names of files", "a rule", 0.75)
+        assert member["activation_energy"] == pytest.approx(by_weight[0]["activation_energy"])
+        card = text_of(parsed(client.get(here).text).select_one("#explained"))
+        assert f"#{by_weight[0]['feature']} names of files 0.75" in card
+
+
 def test_the_list_filters_and_sorts_through_the_address(client, spans):
     def found(query: str) -> list[int]:
         return [line["span"]["number"] for line in client.get(f"{KEPT}/spans.json?{query}").json()["spans"]]
@@ -201,7 +220,7 @@ def test_a_permalink_is_pinned_and_an_unknown_span_says_where_they_are_listed(cl
 def test_a_features_page_names_its_span(client, pages):
     member = pages[0]["features"][0]
     place = f"{KEPT}/{member['seed']}/{member['feature']}"
-    twin = client.get(f"{place}.json").json()["shared_span"]
+    (twin,) = client.get(f"{place}.json").json()["shared_spans"]
     span = pages[0]["span"]
     assert {name: twin[name] for name in ("span", "number", "kept", "rank")} == {
         name: span[name] for name in ("span", "number", "kept", "rank")
@@ -211,7 +230,7 @@ def test_a_features_page_names_its_span(client, pages):
     assert text_of(html.a) == f"part of span #1, which {span['n_sharing']} of 5 seeds share"
     assert html.a["href"] == f"{KEPT}/spans/{span['span']}"
     shared = members_that_share_spans().W_dec.shape[1] - 1  # the last row is the same in all seeds: not unstable
-    assert client.get(f"{KEPT}/0/{shared}.json").json()["shared_span"] is None
+    assert client.get(f"{KEPT}/0/{shared}.json").json()["shared_spans"] == []
 
 
 def test_the_overview_answers_the_papers_question(client, listed):
@@ -303,4 +322,4 @@ def test_what_was_not_computed_names_the_command_and_offers_the_job(tmp_path):
         assert one.status_code == 200
         assert "three seeds" in text_of(one.text)
         lacks = {lack["field"] for lack in client.get("/s/mine/topk/0/5.json").json()["missing"]}
-        assert "shared_span" in lacks
+        assert "shared_spans" in lacks
