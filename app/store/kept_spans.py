@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from seedscope.app.store.database import Database
-from seedscope.app.store.errors import NotFound
+from seedscope.app.store.errors import BadValue, NotFound
 from seedscope.engine.contract.tables.shared_spans import SharedSpan, SharedSpanDirection
 
 _NAMED = 20  # spans that a refusal lists
@@ -31,7 +31,10 @@ def kept_span(store: Database, ensemble: str, span: str) -> SharedSpan:
 
 
 def candidates_table(store: Database, ensemble: str) -> pa.Table:
-    """All candidates, kept ones first: the columns of SharedSpan."""
+    """All candidates, kept ones first: the columns of SharedSpan. Raises BadValue where the ensemble was not searched."""
+    if not store.has(ensemble, "shared_spans"):
+        command = f"seedscope analyze {store.study.study} --only shared_spans"
+        raise BadValue("ensemble", repr(ensemble), f"one that was searched for shared spans: {command}")
     return store.arrow("SELECT * FROM SharedSpan WHERE ensemble = $ensemble ORDER BY number", {"ensemble": ensemble})
 
 
