@@ -20,6 +20,7 @@ from seedscope.app.store.download import feature_download
 from seedscope.app.store.errors import BadValue, NotFound
 from seedscope.app.store.feature_query import SORTS, FeatureQuery
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
+from seedscope.app.store.kept_spans import candidates_table, span_basis
 from seedscope.app.store.search import HITS
 from seedscope.app.store.studies import Studies as StudyStores
 from seedscope.app.store.study import StudyStore
@@ -204,6 +205,24 @@ class Ensemble:
             raise FileNotFoundError(f"found no file {path}, where the study keeps this SAE; import it again")
         with safe_open(path, framework="numpy") as file:
             return file.get_tensor("W_dec")
+
+    def spans(self) -> pa.Table:
+        """All candidates for small spans that unstable features share over seeds, kept ones first, one row each.
+
+        The columns of SharedSpan (engine.contract.tables.shared_spans), such as `span` (its id), `number`, `kept`, `rank`, `energy`
+        and what each null captures. Raises ValueError where the ensemble was not searched.
+        """
+        with _refusals():
+            return candidates_table(self._store, self.name)
+
+    def span_basis(self, span: str) -> np.ndarray:
+        """(rank, d_in) orthonormal rows of a kept span, the strongest direction first, float32; (rank, d_out) of transcoders.
+
+        `x @ basis.T` are the coordinates of activations in the span. Fitted on the members of all seeds together. Raises KeyError
+        for an id that no kept span has.
+        """
+        with _refusals():
+            return span_basis(self._store, self.name, span)
 
     def _query(self, theta: float | None, epsilon: float | None, rule: str, **filters: Any) -> FeatureQuery:
         if rule not in RULES:

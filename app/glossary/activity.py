@@ -51,6 +51,12 @@ ENTRIES: tuple[Entry, ...] = (
     ("max_here", "max here", "The feature’s largest activation on this text.", r"\fn{max}_t a_i(t) \norm{d_i}",
      "tokens of the text", OWN),
     ("n_here", "tokens", "Tokens of this text on which the feature is active.", None, "tokens of the text", OWN),
+    ("strength_here", "max here", "The shared span’s largest strength on this text: the norm of what its members in the seed write "
+     "inside the span.", r"\fn{max}_t \norm{\sum_i a_i(t) P d_i}", "tokens of the text", OWN),
+    ("raw_here", "raw, max here", "The largest norm of what lies in the span of the activation itself, as the SAE reads it, less "
+     "its decoder bias: whoever writes it.", r"\fn{max}_t \norm{P (x_t − b)}", "tokens of the text", OWN),
+    ("span_tokens_here", "tokens", "Tokens of this text on which any member of the span in the seed is active.", None,
+     "tokens of the text", OWN),
     ),
     *section(
     "worth",

@@ -8,6 +8,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from seedscope.app.routes.address import EnsembleJudgement, Index, Seed
+from seedscope.app.routes.ensemble.text_lines import TextLine, aligned_lines
+from seedscope.app.routes.ensemble.text_question import as_forms_send_it, why_cut
 from seedscope.app.store.errors import BadValue
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.queries import LiveAnswer
@@ -16,8 +18,6 @@ from seedscope.engine.contract.tables.study import Ensemble
 
 N_STRONGEST = 20  # features of the whole text
 N_LISTED, N_LISTED_BESIDE = 100, 5  # features at a token: of the seed that is shown, and of every other
-LINE, SHORT_LINE = 92, 46  # characters; a newline ends a line that is no shorter than the second
-FEW_SEEDS = 16  # from there on, a line shows those alone in which something fires
 
 
 class TryQuery(EnsembleJudgement):
@@ -31,8 +31,7 @@ class TryQuery(EnsembleJudgement):
     @field_validator("text")
     @classmethod
     def _as_forms_send_it(cls, value: str) -> str:
-        """A link and the form that it fills mean the same text."""
-        return value.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+        return as_forms_send_it(value)
 
 
 @dataclass(frozen=True)
@@ -96,14 +95,6 @@ class Listed(NamedTuple):
     seeds: list[tuple[int, list[Chip], int]]  # (seed, the strongest, how many there are)
 
 
-class TextLine(NamedTuple):
-    """A stretch of tokens, with those of the feature and its counterparts that it shows."""
-
-    tokens: range
-    rows: list[OnText]
-    n_silent: int  # left out because they do not fire here
-
-
 class MemberActivity(NamedTuple):
     """All that is active in one member, as the engine says it."""
 
@@ -145,9 +136,7 @@ class TextActivity:
         """Why the model did not read all of the text; None if it did."""
         if self.n_read == self.n_all:
             return None
-        room = self._store.study.n_ctx or 0
-        full = self.n_tokens + 1 >= room
-        return f"the study reads windows of {room:,}" if full else "more features are active than one answer holds"
+        return why_cut(self._store, self.n_tokens)
 
     def line(self) -> list[LineToken]:
         """The tokens of the text with what is active on them in the seed that is shown."""
@@ -241,22 +230,9 @@ class TextActivity:
             )
         return sorted(rows, key=lambda one: one.seed != self._seed)
 
-    def lines(self) -> Iterator[TextLine]:
-        """The text in lines, each with the rows that fire there or, of few seeds, all; quiet lines are joined, with none."""
-        on_text = self.on_text or []
-        quiet = range(0)
-        for tokens in _cut(self._answer.texts):
-            rows = [one for one in on_text if any(one.activations[tokens.start : tokens.stop])]
-            if not rows:
-                quiet = range(quiet.start if quiet else tokens.start, tokens.stop)
-                continue
-            if quiet:
-                yield TextLine(quiet, [], 0)
-            quiet = range(0)
-            rows = on_text if len(on_text) <= FEW_SEEDS else rows
-            yield TextLine(tokens, rows, len(on_text) - len(rows))
-        if quiet:
-            yield TextLine(quiet, [], 0)
+    def lines(self) -> Iterator[TextLine[OnText]]:
+        """The text in lines, with the rows of the feature and its counterparts."""
+        return aligned_lines(self._answer.texts, self.on_text or [])
 
 
 def _members(seeds: list[int], answer: LiveAnswer) -> Iterator[MemberActivity]:
@@ -266,18 +242,3 @@ def _members(seeds: list[int], answer: LiveAnswer) -> Iterator[MemberActivity]:
         token = np.repeat(np.arange(len(counts)), counts)
         yield MemberActivity(seed, token, answer.arrays["feature"][start:stop], answer.arrays["activation"][start:stop])
         start = stop
-
-
-def _cut(texts: list[str]) -> Iterator[range]:
-    """Tokens cut into lines of about LINE characters, behind a newline where that leaves no short line."""
-    start = width = 0
-    for i, text in enumerate(texts):
-        if width and width + len(text) > LINE:
-            yield range(start, i)
-            start, width = i, 0
-        width += max(len(text), 1)
-        if "\n" in text and width >= SHORT_LINE:
-            yield range(start, i + 1)
-            start, width = i + 1, 0
-    if start < len(texts):
-        yield range(start, len(texts))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 
 from seedscope.app import render
-from seedscope.app.live.asking import Ask, Asking, asks_engine
+from seedscope.app.live.asking import Asking, asks_engine
 from seedscope.app.live.client import EngineRefusedError
 from seedscope.app.live.process import EngineBrokenError, EngineStartingError
 from seedscope.app.routes.address import EnsembleName, JudgedEnsemble, StudyName, judged
@@ -17,17 +17,18 @@ from seedscope.app.routes.ensemble.text_activity import (
     OnText,
     StrongFeature,
     TextActivity,
-    TextLine,
     TryQuery,
 )
+from seedscope.app.routes.ensemble.text_lines import TextLine, aligned_lines
+from seedscope.app.routes.ensemble.text_question import instead, text_question, why_no_text
+from seedscope.app.routes.ensemble.text_spans import N_SPANS_DRAWN, SpanOnText, spans_on_text
 from seedscope.app.store.errors import BadValue
-from seedscope.app.store.missing import NO_MODEL, Missing
+from seedscope.app.store.kept_spans import kept_spans
+from seedscope.app.store.missing import Missing
 from seedscope.app.store.study import StudyStore
-from seedscope.engine.contract.queries import LiveAnswer, LiveQuery
-from seedscope.engine.contract.tables.study import NO_TOKENS, Ensemble
+from seedscope.engine.contract.queries import ALL_SPANS, LiveAnswer
 
 router = APIRouter()
-LONGEST_ADDRESS = 8192  # bytes behind the question mark: what browsers, proxies and chat programs carry
 N_EXAMPLES = 3
 
 
@@ -57,13 +58,16 @@ class TryPage:
     members: list[MemberActive] | None
     strongest: list[StrongFeature] | None
     on_text: list[OnText] | None  # of the feature asked for, itself first; None where none was
+    spans: list[SpanOnText] | None  # kept shared spans, the strongest first; None where the ensemble was not searched
     nav_says: str | None  # instead of an answer
     nav_again: bool
     nav_status: int
     nav_cut: str | None
     nav_line: list[LineToken]
     nav_listed: Listed | None
-    nav_lines: list[TextLine]
+    nav_lines: list[TextLine[OnText]]
+    nav_span_lines: list[TextLine[SpanOnText]]
+    nav_largest_span: float
     nav_largest: float
     nav_seeds: list[int]
     nav_examples: list[str]
@@ -88,25 +92,21 @@ def try_text(
         if asked.seed is None:
             raise BadValue("seed", "nothing", f"the seed of feature {asked.feature}")
         store.feature(ensemble, seed, asked.feature)
-    lacking = store.missing(ensemble)
-    missing = lacking.get("activity") if store.study.model is None or row.hookpoint is None else None
-    if store.study.synthetic:
-        missing = Missing("a text of your own", NO_MODEL, None)
-    if store.study.recorded:
-        missing = Missing("a text of your own", f"undefined: {NO_TOKENS}", None)
-    if row.control_of is not None:
-        missing = Missing("a text of your own", f"its seeds read {store.study.model} with random weights", None)
+    missing = why_no_text(store, row)
+    kept = kept_spans(store, ensemble)
     answer: LiveAnswer | None = None
     says, again, status = None, False, 200
     if asked.text and missing is None:
         try:
-            answer = yield _question(store, row, asked)
+            n_bytes = len(render.url("", **asked.parameters())) - 1  # as this page writes it, however the browser did
+            answer = yield text_question(store, row, asked.text, n_bytes=n_bytes, span=ALL_SPANS if kept else "")
         except (BadValue, EngineStartingError, EngineBrokenError, EngineRefusedError) as error:
             if request.url.path.endswith(".json"):
                 raise
-            says, again, status = _instead(error)
+            says, again, status = instead(error)
     activity = TextActivity(store, row, asked, seed, answer) if answer else None
     on_text = activity.on_text or [] if activity else []
+    spans = spans_on_text(answer, kept, [member.seed for member in store.members(ensemble)], seed) if answer else None
     return TryPage(
         study=study,
         ensemble=ensemble,
@@ -127,6 +127,7 @@ def try_text(
         members=[a.as_columns() for a in activity.members] if activity else None,
         strongest=activity.strongest() if activity else None,
         on_text=activity.on_text if activity else None,
+        spans=spans,
         nav_says=says,
         nav_again=again,
         nav_status=status,
@@ -134,6 +135,8 @@ def try_text(
         nav_line=activity.line() if activity else [],
         nav_listed=activity.listed() if activity else None,
         nav_lines=list(activity.lines()) if activity and on_text else [],
+        nav_span_lines=list(aligned_lines(answer.texts, spans[:N_SPANS_DRAWN])) if answer and spans else [],
+        nav_largest_span=max((one.max_strength for one in spans or ()), default=0),
         nav_largest=max((row.max_activation for row in on_text), default=0),
         nav_seeds=[member.seed for member in store.members(ensemble)],
         nav_examples=_examples(store, ensemble, asked) if not asked.text and missing is None else [],
@@ -141,35 +144,6 @@ def try_text(
         nav_links=asked.judgement(),
         nav_query=asked,
     )
-
-
-def _question(store: StudyStore, row: Ensemble, asked: TryQuery) -> Ask:
-    n_bytes = len(render.url("", **asked.parameters())) - 1  # as this page writes it, however the browser did
-    if n_bytes > LONGEST_ADDRESS:
-        raise BadValue("text", f"an address of {n_bytes:,} bytes", f"at most {LONGEST_ADDRESS:,}: shorten the text")
-    seeds = tuple(member.seed for member in store.members(row.ensemble))
-    return Ask(
-        LiveQuery(
-            "try",
-            store.study.study,
-            row.ensemble,
-            row.folder,
-            seeds,
-            text=asked.text,
-            model=store.study.model_digest or "",
-        )
-    )
-
-
-def _instead(error: Exception) -> tuple[str, bool, int]:
-    """(what the page says instead of an answer, whether it asks again by itself, its status)."""
-    if isinstance(error, BadValue):
-        says = f"the text makes {error.found}, and a link to this page can have {error.expected.replace(': ', '; ')}"
-        return says, False, 422
-    if isinstance(error, EngineRefusedError):
-        again = error.cause in ("late", "busy")
-        return str(error), again, 202 if again else 422 if error.cause == "query" else 503
-    return str(error), isinstance(error, EngineStartingError), 202 if isinstance(error, EngineStartingError) else 503
 
 
 def _examples(store: StudyStore, ensemble: str, asked: TryQuery) -> list[str]:

@@ -35,9 +35,9 @@ from seedscope.engine.studies.ensemble_run import EnsembleRun
 from seedscope.engine.studies.evaluator import Evaluator
 
 VERSION = 1  # of the content of its part
-LONG = (
-    3e12  # multiply-adds of expansions on a CPU beyond which it is searched only on request: 8 members of 4,096 x 768
-)
+# Multiply-adds of expansions on a CPU beyond which it is searched only on request. 8 x 512 x 128 has 8e9 and takes seconds;
+# 8 x 924 x 256 has 5e10 and took over a minute in one thread, most of it for the nulls.
+LONG = 3e10
 N_CONTROLS = 10  # equally large sets that a span's mask is compared with
 
 

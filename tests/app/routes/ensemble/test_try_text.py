@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from seedscope.app.routes.ensemble.try_text import LONGEST_ADDRESS, TryPage
+from seedscope.app.routes.ensemble.text_question import LONGEST_ADDRESS
+from seedscope.app.routes.ensemble.try_text import TryPage
 from seedscope.engine.activations.harvest import load_model
 from seedscope.engine.contract.queries import LiveQuery
 from seedscope.engine.progress import Progress
