@@ -155,7 +155,7 @@ def seeds_beside_nulls(rows: Sequence[TestedSeed], title: str) -> Figure:
         title,
         f"n = {len(rows)} seeds. Circle: energy of the seed’s own features that the span, as found without this seed, captures. "
         "Grey: each null from its mean to the 99 % quantile of its draws, of this seed and span alone."
-        + (f" Nothing is measured on {lost}: the span is not found again without it." if lost else ""),
+        + (f" {lost} of them show nothing: without each of these the span is not found again." if lost else ""),
         {
             "data": data,
             "layout": layout(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import Field, model_validator
 
@@ -59,6 +59,7 @@ from seedscope.engine.contract.tables.shared_spans import (
 from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
+SpanId = Annotated[str, Path(description="id of a span")]
 N_EXPLAINED = 12  # members whose explanations are shown
 _UPWARDS = ("number", "p")  # sorted upwards where the address does not say; all else downwards
 _Count = Annotated[int, Field(ge=0, le=MAX_INDEX)]
@@ -282,7 +283,7 @@ for _table in [name for name in SPAN_TABLES if name != "spans"]:
 
 @render.page(router, "/s/{study}/{ensemble}/spans/{span}", "ensemble/shared_span.html", "span")
 def span(
-    request: Request, study: StudyName, ensemble: EnsembleName, span: str, asked: Annotated[SpanAddress, Query()]
+    request: Request, study: StudyName, ensemble: EnsembleName, span: SpanId, asked: Annotated[SpanAddress, Query()]
 ) -> SharedSpanPage:
     """One small span: rank, members, tests seed by seed, contexts, tokens, logits, and what masking it costs."""
     store, row = open_ensemble(request, study, ensemble)
