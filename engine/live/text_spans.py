@@ -18,7 +18,7 @@ from torch import Tensor
 from seedscope.engine.contract.queries import ALL_SPANS, MAX_TEXT_SPANS
 from seedscope.engine.contract.tables.shared_spans import SharedSpan, SharedSpanDirection, SharedSpanFeature
 from seedscope.engine.live.active import ActiveFeatures
-from seedscope.engine.saes.sae import SAE, Codes
+from seedscope.engine.saes.sae import SAE, Codes, unit_rows
 from seedscope.engine.store.database import StoreReader
 
 ALL_SEEDS = -1  # SharedSpanDirection.basis of the members of all seeds together
@@ -103,11 +103,12 @@ def _strengths(spans: Sequence[TextSpan], seed: int, member: SAE, active: Active
     width = max(len(one.basis) for one in spans)
     owner = np.full(member.d_sae, -1)  # of every feature, the span that it is in: one at most
     inside = np.zeros((member.d_sae, width), np.float32)  # P d_i in the span's own coordinates
-    unit = member.directions()[0].cpu().numpy()
+    rows = member.decoder_rows(0)
     for at, one in enumerate(spans):
         features = one.features.get(seed, np.zeros(0, np.int64))
         owner[features] = at
-        inside[features, : len(one.basis)] = unit[features] @ one.basis.T
+        unit = unit_rows(rows[torch.from_numpy(features).to(rows.device)].float()).cpu().numpy()
+        inside[features, : len(one.basis)] = unit @ one.basis.T
     mine = np.flatnonzero(owner[active.feature] >= 0)
     feature = active.feature[mine]
     token = np.repeat(np.arange(n_tokens), active.n_active)[mine]
