@@ -21,7 +21,7 @@ from seedscope.engine.studies.run import run_study
 from support.golden import explained_variance, topk_codes, unit_rows
 from support.studies import DiesOncePerStage, Killed, ask
 
-STAGES = 21  # the last one publishes
+STAGES = 22  # the last one publishes
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,7 @@ def test_the_study_says_that_there_is_no_model_and_what_it_is_made_of(reader):
         "trajectory",
         "predictor",
         "function",
+        "shared_spans",
     ]
     assert not reader.rows(Logit)
     assert {t.text for t in reader.rows(Token)} >= {" free 0", " low 59", " nothing"}

@@ -128,7 +128,17 @@ def only_row(store: Path) -> Ensemble:
 def test_the_store_says_what_was_matched_and_where(analysed):
     study, store = analysed
     row = only_row(store)
-    assert set(row.computed) == {"match", "activity", "ablate", "explain", "loss", "subspaces", "predictor", "function"}
+    assert set(row.computed) == {
+        "match",
+        "activity",
+        "ablate",
+        "explain",
+        "loss",
+        "subspaces",
+        "predictor",
+        "function",
+        "shared_spans",
+    }
     assert (row.transcoder, row.directions, row.hookpoint, row.hookpoint_out) == (
         True, "output directions", READS, PREDICTS,
     )  # fmt: skip
@@ -262,7 +272,7 @@ def test_without_an_output_hook_point_nothing_is_compared_with_the_model(tmp_pat
     said = run(study, llama).said
     store = publish(study)
     row = only_row(store)
-    assert set(row.computed) == {"match", "activity", "explain", "subspaces", "predictor", "function"}
+    assert set(row.computed) == {"match", "activity", "explain", "subspaces", "predictor", "function", "shared_spans"}
     assert (row.directions, row.hookpoint_out) == ("output directions", None)
     assert NO_OUTPUT in row.remarks
     assert sum(NO_OUTPUT in line for line in said) == 4
@@ -292,7 +302,7 @@ def test_an_output_hook_point_that_the_model_lacks_is_said_and_the_rest_computed
     study = enrolled(tmp_path, llama, words, hook_out=hookpoint)
     run(study, llama)
     row = only_row(publish(study))
-    assert set(row.computed) == {"match", "activity", "explain", "subspaces", "predictor", "function"}
+    assert set(row.computed) == {"match", "activity", "explain", "subspaces", "predictor", "function", "shared_spans"}
     assert any(remark.startswith("no reconstruction: undefined: ") and said in remark for remark in row.remarks)
 
 
