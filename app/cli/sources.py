@@ -33,12 +33,11 @@ def sources(
     The study `pystdlib-sources` and its page Sources compare them. For your own model write [[sources]] in a study file.
 
     Example: seedscope sources --models 3
-    """  # fmt: skip
+    """
     from seedscope.engine.progress import Progress
 
     root = writable(root or default_root())
     with refusals():
-        from seedscope.engine.contract.sources import MODEL, OF_MODELS, settings_of
         from seedscope.engine.demo import stdlib
         from seedscope.engine.studies.run import run_file
         from seedscope.engine.studies.studyfile.read import ModelSeedsPlan, TrainPlan, read_study_file
@@ -53,8 +52,7 @@ def sources(
 
             folders = trained_models(root / file.name / "models", models, model_tokens, progress)
             config = next(each.config for each in file.ensembles if isinstance(each, TrainPlan))
-            of_models = settings_of(OF_MODELS, models) | {"seeds": tuple(range(models))}
-            plan = ModelSeedsPlan(f"by-{MODEL}", file.hookpoint, replace(config, **of_models), tuple(map(str, folders)))
+            plan = ModelSeedsPlan.of("by", file.hookpoint, config, tuple(map(str, folders)))
             file = replace(file, ensembles=(*file.ensembles, plan))
         run_file(file, root, device=device.value, progress=progress)
     summary(root, file.name)

@@ -64,7 +64,7 @@ def loss_patterns(
 def sources_sentence(p: Mapping[str, float], p_all: Mapping[str, float]) -> str:
     """What each cause leaves of mean p, and how much of what all three lose each loses alone; `p_all` are of all features."""
     said = [f"{SAYS[name]} leaves mean p at {p[name]:.2f}" for name in ("start", "order", "sample") if name in p]
-    said += [f"{SAYS[name]} leave it at {p[name]:.2f}" for name in ("all",) if name in p]
+    said += [f"{SAYS['all']} leave it at {p['all']:.2f}"] if "all" in p else []
     text = ", ".join(said)
     sentences = [f"{text[0].upper()}{text[1:]}."] if text else []
     if "all" in p and p["all"] < 1:

@@ -55,30 +55,20 @@ class Sources:
         largest = max(groups.values(), key=len, default={})
         self.causes = sorted(largest.values(), key=lambda cause: _place(cause.name)) if len(largest) > 1 else []
 
-    def stability(self, cause: Cause, rule: str, theta: float, *, living: bool) -> Interval | None:
-        """Mean p over living features, or over all; None where it is not known which live."""
-        index = self._store.index(cause.ensemble.ensemble)
-        if living and not self._store.has(cause.ensemble.ensemble, "activity"):
-            return None
-        n = len(index.seeds)
-        matched, judged = np.zeros((n, n)), np.zeros((n, n))
-        for member in range(n):
-            rows = self._judged(index, member, living=living)
-            for slot, other in enumerate(each for each in range(n) if each != member):
-                cosine = index.pair_cosines(rule, member, slot)[rows]
-                matched[member, other], judged[member, other] = (cosine >= np.float32(theta)).sum(), len(cosine)
-        index.release_cosines()
-        return _interval(matched, judged)
+    def stability(self, cause: Cause, rule: str, theta: float) -> tuple[Interval | None, Interval | None]:
+        """Mean p over living features, None where it is not known which live; and over all."""
+        name = cause.ensemble.ensemble
+        pairs = Pairs(self._store, name, rule).summaries(theta)
+        known = self._store.has(name, "activity")
+        return (
+            _over_pairs([(p.seed, p.other, p.n_matched_living, p.n_living) for p in pairs]) if known else None,
+            _over_pairs([(p.seed, p.other, p.n_matched, cause.ensemble.d_sae) for p in pairs]),
+        )
 
     def mcc(self, cause: Cause) -> Interval | None:
         """Mean cosine of the one-to-one matching over pairs of members; None where it was not done."""
-        index = self._store.index(cause.ensemble.ensemble)
-        n = len(index.seeds)
-        cosine, paired = np.zeros((n, n)), np.zeros((n, n))
-        for pair in Pairs(self._store, cause.ensemble.ensemble, "hungarian").summaries(0.0):
-            at = index.seeds.index(pair.seed), index.seeds.index(pair.other)
-            cosine[at], paired[at] = pair.mean_cosine, 1
-        return _interval(cosine, paired)
+        pairs = Pairs(self._store, cause.ensemble.ensemble, "hungarian").summaries(0.0)
+        return _over_pairs([(p.seed, p.other, p.mean_cosine, 1) for p in pairs])
 
     def reference(self, rule: str, theta: float, *, living: bool) -> ReferenceFeatures | None:
         """The member that is the same SAE in every ensemble of a single part, feature by feature; None where there is none.
@@ -135,7 +125,13 @@ def _place(name: str) -> tuple[int, str]:
     return (order.index(name) if name in order else len(PARTS), name)
 
 
-def _interval(above: np.ndarray, below: np.ndarray) -> Interval | None:
+def _over_pairs(pairs: Sequence[tuple[int, int, float, float]]) -> Interval | None:
+    """Sum over sum of (seed, other, numerator, denominator), with its interval; None without a denominator."""
+    seeds = sorted({seed for seed, *_ in pairs})
+    above, below = np.zeros((2, len(seeds), len(seeds)))
+    for seed, other, numerator, denominator in pairs:
+        at = seeds.index(seed), seeds.index(other)
+        above[at], below[at] = numerator, denominator
     if not below.sum():
         return None
     low, high = seed_bootstrap_ratio(above, below) or (None, None)

@@ -7,6 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from seedscope.engine.activations.shards import Shards
+
+Rows = np.ndarray | Shards  # read by the batch: those of several models do not fit into memory together
+
 BLOCK = 1024  # consecutive rows that are left out together: neighbours stand in one text and are alike
 EVERY = 5  # one block of so many is left out of the fit
 AT_ONCE = 65_536  # rows that are read at once
@@ -28,7 +32,7 @@ class Alignment:
         return (rows - self.mean_from) @ self.rotation * self.scale + self.mean_to
 
 
-def align(rows: np.ndarray, onto: np.ndarray, *, seed: int = 0) -> Alignment:
+def align(rows: Rows, onto: Rows, *, seed: int = 0) -> Alignment:
     """Fit rows (n, d) onto the rows (n, d) of the same tokens in another space.
 
     The orthogonal R and the scale s that minimise ||s (A - mean) R - (B - mean)||, from the singular vectors of the cross
@@ -53,11 +57,11 @@ def align(rows: np.ndarray, onto: np.ndarray, *, seed: int = 0) -> Alignment:
     return Alignment(truth[0].float(), truth[1], mean_from.float(), mean_to.float(), *r2)
 
 
-def _batch(rows: np.ndarray, index: np.ndarray) -> Tensor:
+def _batch(rows: Rows, index: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(rows[index])).double()
 
 
-def _mean(rows: np.ndarray, index: np.ndarray) -> Tensor:
+def _mean(rows: Rows, index: np.ndarray) -> Tensor:
     total = torch.zeros(rows.shape[1], dtype=torch.float64)
     for begin in range(0, len(index), AT_ONCE):
         total += _batch(rows, index[begin : begin + AT_ONCE]).sum(0)
@@ -65,7 +69,7 @@ def _mean(rows: np.ndarray, index: np.ndarray) -> Tensor:
 
 
 def _fit(
-    rows: np.ndarray, at: np.ndarray, onto: np.ndarray, onto_at: np.ndarray, mean_from: Tensor, mean_to: Tensor
+    rows: Rows, at: np.ndarray, onto: Rows, onto_at: np.ndarray, mean_from: Tensor, mean_to: Tensor
 ) -> tuple[Tensor, float]:
     """(rotation, scale) from the pairs of rows at two lists of places."""
     cross, size = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64), 0.0
@@ -78,9 +82,7 @@ def _fit(
     return left @ right, float(values.sum()) / size if size else 0.0
 
 
-def _explained(
-    rows: np.ndarray, onto: np.ndarray, index: np.ndarray, turn: Tensor, mean_from: Tensor, mean_to: Tensor
-) -> float:
+def _explained(rows: Rows, onto: Rows, index: np.ndarray, turn: Tensor, mean_from: Tensor, mean_to: Tensor) -> float:
     missed = total = 0.0
     for begin in range(0, len(index), AT_ONCE):
         some = index[begin : begin + AT_ONCE]

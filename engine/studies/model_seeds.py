@@ -57,7 +57,7 @@ def train_on_models(
         aligned, found = [harvested[0]], []
         with progress.stage(f"{name}: laying models over the first", "models") as report:
             for done, (model, each) in enumerate(zip(models[1:], harvested[1:], strict=True)):
-                alignment = align(np.asarray(each), np.asarray(harvested[0]))
+                alignment = align(each, harvested[0])
                 found.append({"model": model.digest, "r2": alignment.r2, "r2_shuffled": alignment.r2_shuffled})
                 aligned.append(_turned(each, alignment, study / "scratch" / f"aligned-{model.digest}.npy"))
                 report(done + 1, len(models) - 1)

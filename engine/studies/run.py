@@ -41,14 +41,8 @@ from seedscope.engine.studies.train import TrainingSource, train, train_once, tr
 
 # The analyses that `seedscope demo` waits for before it serves; the rest is computed while pages are open already.
 FIRST = ("match", "activity", "ablate")
-CORE = (
-    *FIRST,
-    "explain",
-    "subspaces",
-    "function",
-    "shared_spans",
-    "predictor",
-)  # without a server to go on: all but what takes minutes
+# Without a server to go on: all but what takes minutes.
+CORE = (*FIRST, "explain", "subspaces", "function", "shared_spans", "predictor")
 
 
 def run_study(

@@ -150,12 +150,13 @@ def _line(opened: OpenedSources, cause: Cause) -> CauseLine:
     own = judgement
     if judgement.rule not in store.rules(row.ensemble):
         own = judgement.model_copy(update={"rule": "argmax"})
+    p, p_all = found.stability(cause, own.rule, own.theta)
     return CauseLine(
         cause=cause.name,
         says=SAYS.get(cause.name, " and ".join(cause.name.split("+"))),
         shares_start=shares_start(cause),
-        p=found.stability(cause, own.rule, own.theta, living=True),
-        p_all=found.stability(cause, own.rule, own.theta, living=False),
+        p=p,
+        p_all=p_all,
         mcc=found.mcc(cause),
         remarks=list(row.remarks),
         line=read_line(store, row, own),

@@ -49,12 +49,18 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class ModelSeedsPlan:
-    """An ensemble with one member per language model, all of one start and on the same tokens."""
+    """An ensemble with one member per language model, all on the same tokens; they begin apart."""
 
     name: str
     hookpoint: str | None  # None: the study file's
     config: TrainConfig  # with a data sample for every model
     models: tuple[str, ...]  # folders or hub ids, at least two
+
+    @classmethod
+    def of(cls, source: str, hookpoint: str | None, recipe: TrainConfig, models: tuple[str, ...]) -> "ModelSeedsPlan":
+        """The ensemble that stands beside those of the causes of a `source`, by their recipe."""
+        differing = settings_of(OF_MODELS, len(models)) | {"seeds": tuple(range(len(models)))}
+        return cls(f"{source}-{MODEL}", hookpoint, replace(recipe, **differing), models)
 
 
 @dataclass(frozen=True)
@@ -306,8 +312,7 @@ def _source_plans(table: Table, around: _Surroundings) -> list[Plan]:
         for cause in causes
     ]
     if models:
-        of_models = settings_of(OF_MODELS, len(models)) | {"seeds": tuple(range(len(models)))}
-        plans.append(ModelSeedsPlan(f"{name}-{MODEL}", hookpoint, replace(config, **of_models), models))
+        plans.append(ModelSeedsPlan.of(name, hookpoint, config, models))
     return plans
 
 
