@@ -16,6 +16,7 @@ class SpanOnText:
     number: int
     rank: int
     n_sharing: int  # seeds whose own test passes every null
+    n_left_out: int  # seeds that were tested
     max_strength: float
     at: int | None  # token of the largest strength; None where it is silent
     n_active: int  # tokens of the text
@@ -41,6 +42,7 @@ def spans_on_text(
                 number=row.number,
                 rank=row.rank,
                 n_sharing=row.n_sharing,
+                n_left_out=row.n_left_out,
                 max_strength=float(shown.max(initial=0)),
                 at=int(shown.argmax()) if shown.any() else None,
                 n_active=int((shown > 0).sum()),
