@@ -18,19 +18,16 @@ def sources(
             min=0,
             max=32,
             help="Language models to train with a seed each, one SAE per model; 0: none.",
-            show_default="0",
         ),
     ] = 0,
-    model_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens that each of them is trained on, about five minutes a million.")
-    ] = 1_000_000,
+    model_tokens: Annotated[int, typer.Option(min=1, help="Tokens that each of them is trained on.")] = 1_000_000,
     device: Device = Compute.auto,
     root: Root = None,
     quiet: Quiet = False,
 ) -> None:
     """Train an ensemble per cause on the embedded model: only the start differs, the data order, the data sample, or all.
 
-    The study `pystdlib-sources` and its page Sources compare them. For your own model write [[sources]] in a study file.
+    The study `pystdlib-sources` and its page Sources compare them. For your own model write a table `sources` in a study file.
 
     Example: seedscope sources --models 3
     """
