@@ -34,9 +34,13 @@ class SpanPool(NamedTuple):
     n_seeds: int
     others: list[np.ndarray]  # per seed, unit rows of living features that are not searched, a sample of SAMPLE at most
 
+    def part(self, seed: int) -> slice:
+        """Where one seed's features stand in the pool."""
+        return slice(*np.searchsorted(self.seed, (seed, seed + 1)).tolist())
+
     def of(self, seed: int) -> np.ndarray:
         """Positions in the pool of one seed's features."""
-        return np.flatnonzero(self.seed == seed)
+        return np.arange(len(self.seed))[self.part(seed)]
 
 
 def pool_of(decoders: Sequence[np.ndarray], chosen: np.ndarray, living: np.ndarray) -> SpanPool:
@@ -80,7 +84,8 @@ def mutual_links(
 ) -> sparse.csr_matrix:
     """(pool, pool) symmetric, 1 where two features are in each other's expansions, written with all `living` (seeds, d_sae).
 
-    Cost: that of `pursuit_residual` for the pool in every other seed; memory: its own, and k_max numbers per feature and seed.
+    Cost: that of `pursuit_residual` for the pool in every other seed, most of whose rows end after a step or two; memory: its own,
+    and k_max numbers per feature and seed.
     """
     firsts, seconds = [np.zeros(0, int)], [np.zeros(0, int)]
     for other in range(pool.n_seeds):
@@ -109,7 +114,7 @@ def _expansions(
     rows: np.ndarray, dictionary: np.ndarray, k_max: int, level: float, device: Device
 ) -> tuple[np.ndarray, np.ndarray]:
     """(row, atom) of every feature that an expansion has, cut before the first whose gain is at most `level`."""
-    found = pursuit_residual(rows, dictionary, k_max, device=device)
+    found = pursuit_residual(rows, dictionary, k_max, least_gain=level, device=device)
     before = np.concatenate([np.ones((len(rows), 1), np.float32), found.residual[:, :-1]], 1)
     gain = 1 - (found.residual / np.maximum(before, 1e-6)) ** 2
     adds = (gain > level) & (found.atoms >= 0)

@@ -8,6 +8,7 @@ import numpy as np
 
 from seedscope.engine.contract.tables.shared_spans import SPAN_FAILURES
 from seedscope.engine.geometry.expansions import FEWEST_SEEDS, K_MAX, SpanPool, mutual_links, pool_of
+from seedscope.engine.geometry.random_sets import LivingRows
 from seedscope.engine.geometry.shared_spans import (
     FEWEST_MEMBERS,
     FoundAgain,
@@ -17,6 +18,7 @@ from seedscope.engine.geometry.shared_spans import (
     discover,
     found_again,
 )
+from seedscope.engine.geometry.side_by_side import side_by_side
 from seedscope.engine.geometry.span_nulls import N_DRAWS, Tested, judge_spans, over_seeds
 from seedscope.engine.geometry.subspaces import Device, Report
 
@@ -99,15 +101,19 @@ def find_spans(
     pool = pool_of(decoders, unstable, living)
     total = 2 * n_seeds + 1
     links = mutual_links(pool, decoders, living, k_max, device=device, report=lambda done, _: report(done, total))
+    living_rows = LivingRows(decoders, living, density)
     spans = discover(pool, links)
     report(n_seeds + 1, total)
-    left_out = []
-    for without in range(n_seeds):
-        there = pool.seed != without
-        found = discover(pool, links, without)
-        tested = judge_spans(pool, found, without, decoders, living, density, n_draws=n_draws, seed=seed)
-        left_out.append(LeftOut(found, tested, found_again(spans, found, there)))
-        report(n_seeds + 2 + without, total)
+
+    def find_without(without: int) -> LeftOut:
+        some = discover(pool, links, without)
+        tested = judge_spans(pool, some, without, living_rows, n_draws=n_draws, seed=seed)
+        return LeftOut(some, tested, found_again(spans, some, pool.seed != without))
+
+    left_out: list[LeftOut] = []
+    for each in side_by_side(find_without, range(n_seeds)):
+        left_out.append(each)
+        report(n_seeds + 1 + len(left_out), total)
     candidates = [_candidate(pool, span, at, left_out, digests) for at, span in enumerate(spans)]
     order = sorted(
         range(len(spans)), key=lambda at: (not candidates[at].kept, -candidates[at].energy.sum(), candidates[at].id)

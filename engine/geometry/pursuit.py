@@ -29,22 +29,29 @@ class Pursuit(NamedTuple):
     atoms: Int[np.ndarray, "rows k_max"]  # in the order of joining; -1 where nothing was left to write
 
 
-def pursuit_residual(rows: Rows, dictionary: Rows, k_max: int = K_MAX, *, device: Device = "cpu") -> Pursuit:
+def pursuit_residual(
+    rows: Rows, dictionary: Rows, k_max: int = K_MAX, *, least_gain: float = -1.0, device: Device = "cpu"
+) -> Pursuit:
     """Orthogonal matching pursuit of every row in one dictionary, in batches; signs are free, ties go to the lowest index.
 
-    Cost: 2 k_max rows features d FLOPs; memory: HELD_COSINES. Raises ValueError for no rows, an empty dictionary, k_max < 1.
+    A row whose newest feature takes at most the share `least_gain` of its squared residual (-1: never) is left as it is.
+    Cost: 2 k_max rows features d FLOPs at most; memory: HELD_COSINES. Raises ValueError for no rows, an empty dictionary, and
+    k_max < 1.
     """
     if k_max < 1:
         raise ValueError(f"k_max is {k_max}, expected at least 1")
     rows, dictionary = (side.float() for side in unit_sets([rows, dictionary], device))
-    batches = [_pursue(some, dictionary, k_max) for some in rows.split(max(HELD_COSINES // len(dictionary), 1))]
+    batches = [
+        _pursue(some, dictionary, k_max, least_gain) for some in rows.split(max(HELD_COSINES // len(dictionary), 1))
+    ]
     return Pursuit(*(torch.cat(parts).cpu().numpy() for parts in zip(*batches, strict=True)))
 
 
-def _pursue(rows: Tensor, dictionary: Tensor, k_max: int) -> tuple[Tensor, Tensor]:
-    left = rows.clone()
-    directions = rows.new_zeros(len(rows), k_max, rows.shape[1])  # orthonormal, of what has joined
-    norms, atoms = rows.new_empty(len(rows), k_max), torch.empty(len(rows), k_max, dtype=torch.long, device=rows.device)
+def _pursue(rows: Tensor, dictionary: Tensor, k_max: int, least_gain: float) -> tuple[Tensor, Tensor]:
+    norms = rows.new_ones(len(rows), k_max)
+    atoms = torch.full((len(rows), k_max), -1, device=rows.device)
+    going = torch.arange(len(rows), device=rows.device)
+    left, directions = rows, rows.new_zeros(len(rows), k_max, rows.shape[1])  # orthonormal, of what has joined
     for step in range(k_max):
         cosine, atom = (left @ dictionary.T).abs_().max(1)
         joins = cosine > NOTHING  # nothing that has joined is found again: the residual is orthogonal to it
@@ -54,7 +61,15 @@ def _pursue(rows: Tensor, dictionary: Tensor, k_max: int) -> tuple[Tensor, Tenso
         new = torch.nn.functional.normalize(new, dim=1) * joins[:, None]
         directions[:, step] = new
         left = left - new * (new * left).sum(1, keepdim=True)
-        norms[:, step], atoms[:, step] = left.norm(dim=1), torch.where(joins, atom, -1)
+        after = left.norm(dim=1)
+        norms[going, step:] = after[:, None]
+        atoms[going, step] = torch.where(joins, atom, -1)
+        before = norms[going, step - 1] if step else torch.ones_like(after)
+        goes_on = 1 - (after / before.clamp_min(NOTHING)) ** 2 > least_gain
+        if not goes_on.all():
+            going, left, directions = going[goes_on], left[goes_on], directions[goes_on]
+        if not len(going):
+            break
     return norms, atoms
 
 

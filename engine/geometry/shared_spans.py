@@ -25,6 +25,8 @@ FEWEST_MEMBERS = 4  # of a candidate, all seeds together
 SAME = 0.5  # Jaccard index from which on a community without a seed is the one with it
 MOSTLY = 0.5  # of the members' energy in each other's span, mean, from which on two communities are one
 ROUNDS = 2  # of merging and assigning
+KEPT_BASES = 1024
+COLUMNS_AT_ONCE = 2048  # directions that all features of a seed are projected on together
 
 
 class FoundSpan(NamedTuple):
@@ -58,25 +60,62 @@ def most_directions(pool: SpanPool) -> int:
     return max(1, min(MOST_DIRECTIONS, int(pool.dimension / 2)))
 
 
-def choose_rank(pool: SpanPool, members: np.ndarray) -> int:
-    """The rank at which a seed's members gain most over its other living features, in the span of the other seeds' members."""
-    gain = np.zeros(most_directions(pool))
-    for seed in np.unique(pool.seed[members]).tolist():
-        mine = members[pool.seed[members] == seed]
-        others = members[pool.seed[members] != seed]
-        rest = np.setdiff1d(pool.of(seed), mine, assume_unique=True)
-        if not len(others):
-            continue
-        rest = rest[:: len(rest) // SAMPLE + 1]
-        background = np.concatenate([pool.rows[rest], pool.others[seed]])
-        span = directions(pool.rows[others], len(gain))
-        above = ((pool.rows[mine] @ span) ** 2).mean(0)
-        if len(background):
-            above -= ((background @ span) ** 2).mean(0)
-        else:
-            above -= 1 / pool.dimension
-        gain += len(mine) * np.pad(np.cumsum(above), (0, len(gain) - len(above)), mode="edge")
-    return int(np.argmax(gain)) + 1
+class Bases:
+    """Directions of sets of the pool's rows and ranks of communities, each found once in a discovery, which asks for most again.
+
+    Memory: d x `most_directions` float32 numbers per set and seed, of the last KEPT_BASES. For one thread.
+    """
+
+    def __init__(self, pool: SpanPool) -> None:
+        self._pool, self._most = pool, most_directions(pool)
+        self._bases: dict[bytes, np.ndarray] = {}
+        self._ranks: dict[bytes, int] = {}
+        self._background: dict[
+            int, tuple[np.ndarray, np.ndarray]
+        ] = {}  # of a seed: a sample's positions, and all its rows
+
+    def of(self, members: np.ndarray, rank: int | None = None) -> np.ndarray:
+        """(d, rank or fewer) `directions` of the members' rows; `most_directions` where no rank is named."""
+        key = members.tobytes()
+        found = self._bases.pop(key, None)
+        if found is None:
+            found = directions(self._pool.rows[members], self._most)
+            while len(self._bases) >= KEPT_BASES:
+                del self._bases[next(iter(self._bases))]
+        self._bases[key] = found
+        return found[:, :rank]
+
+    def rank(self, members: np.ndarray) -> int:
+        """At which a seed's members gain most over its other living features, in the span of the other seeds' members."""
+        key = members.tobytes()
+        if key not in self._ranks:
+            self._ranks[key] = self._chosen(members)
+        return self._ranks[key]
+
+    def _chosen(self, members: np.ndarray) -> int:
+        pool, gain = self._pool, np.zeros(self._most)
+        for seed in np.unique(pool.seed[members]).tolist():
+            of_seed = pool.seed[members] == seed
+            mine, others = members[of_seed], members[~of_seed]
+            if not len(others):
+                continue
+            span = self.of(others)
+            above = ((pool.rows[mine] @ span) ** 2).mean(0)
+            sample, background = self._rest(seed)
+            energy = ((background @ span) ** 2).sum(0)
+            inside = np.intersect1d(sample, mine, assume_unique=True)
+            n_rest = len(background) - len(inside)
+            energy -= ((pool.rows[inside] @ span) ** 2).sum(0)
+            above -= energy / n_rest if n_rest else 1 / pool.dimension
+            gain += len(mine) * np.pad(np.cumsum(above), (0, len(gain) - len(above)), mode="edge")
+        return int(np.argmax(gain)) + 1
+
+    def _rest(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        if seed not in self._background:
+            sample = self._pool.of(seed)
+            sample = sample[:: len(sample) // SAMPLE + 1]
+            self._background[seed] = sample, np.concatenate([self._pool.rows[sample], self._pool.others[seed]])
+        return self._background[seed]
 
 
 def nearest_by_chance(rank: int, d: float, n: int) -> float:
@@ -86,25 +125,28 @@ def nearest_by_chance(rank: int, d: float, n: int) -> float:
 
 def discover(pool: SpanPool, links: sparse.csr_matrix, without: int | None = None) -> list[FoundSpan]:
     """Spans of the communities of all seeds but `without`, the largest first; a feature is in one of them at most."""
+    bases = Bases(pool)
+    seeds = [seed for seed in range(pool.n_seeds) if seed != without]
     left_out = None if without is None else pool.seed == without
-    there = np.arange(len(pool.rows)) if left_out is None else np.flatnonzero(~left_out)
+    n_there = len(pool.rows) if left_out is None else int((~left_out).sum())
     n_fewest = FEWEST_SEEDS - (without is not None)
-    joined = [piece for group in communities(links, left_out) for piece in _pieces(pool, links, group, n_fewest)]
+    joined = [piece for group in communities(links, left_out) for piece in _pieces(pool, bases, links, group, n_fewest)]
     for _ in range(ROUNDS):
-        stop_if_abandoned()
-        spans = [(group, choose_rank(pool, group)) for group in joined if _is_enough(pool, group, n_fewest)]
-        merged = [(group, choose_rank(pool, group)) for group in _merge(pool, spans, len(there))]
-        joined = _assign(pool, there, merged)
-    found = (_span(pool, members) for members in joined if _is_enough(pool, members, n_fewest))
+        spans = [group for group in joined if _is_enough(pool, group, n_fewest)]
+        joined = _assign(pool, bases, seeds, n_there, _merge(pool, bases, spans, n_there))
+    found = (_span(pool, bases, members) for members in joined if _is_enough(pool, members, n_fewest))
     return sorted(found, key=lambda span: (-len(span.members), int(span.members[0])))
 
 
-def _pieces(pool: SpanPool, links: sparse.csr_matrix, group: np.ndarray, n_seeds: int) -> list[np.ndarray]:
+def _pieces(
+    pool: SpanPool, bases: Bases, links: sparse.csr_matrix, group: np.ndarray, n_seeds: int
+) -> list[np.ndarray]:
     """A community, or the communities inside it where several do not lie in each other's spans: modularity misses small ones."""
+    stop_if_abandoned()
     outside = np.ones(len(pool.rows), bool)
     outside[group] = False
     parts = [part for part in communities(links, outside) if _is_enough(pool, part, n_seeds)]
-    pieces = _merge(pool, [(part, choose_rank(pool, part)) for part in parts], len(pool.rows)) if len(parts) > 1 else []
+    pieces = _merge(pool, bases, parts, len(pool.rows)) if len(parts) > 1 else []
     return pieces if len(pieces) > 1 else [group]
 
 
@@ -112,45 +154,57 @@ def _is_enough(pool: SpanPool, members: np.ndarray, n_seeds: int) -> bool:
     return len(members) >= FEWEST_MEMBERS and len(np.unique(pool.seed[members])) >= n_seeds
 
 
-def _span(pool: SpanPool, members: np.ndarray) -> FoundSpan:
+def _span(pool: SpanPool, bases: Bases, members: np.ndarray) -> FoundSpan:
     n_seeds = len(np.unique(pool.seed[members]))
-    return FoundSpan(
-        members,
-        directions(pool.rows[members], choose_rank(pool, members)),
-        max(1, round(len(members) / n_seeds)),
-    )
+    return FoundSpan(members, bases.of(members, bases.rank(members)).copy(), max(1, round(len(members) / n_seeds)))
 
 
-def _merge(pool: SpanPool, spans: list[tuple[np.ndarray, int]], n: int) -> list[np.ndarray]:
+def _merge(pool: SpanPool, bases: Bases, spans: list[np.ndarray], n: int) -> list[np.ndarray]:
     """Members of spans, together where they lie mostly in each other's span, and there better than the nearest of n by chance."""
     if not spans:
         return []
-    bases = [directions(pool.rows[members], rank) for members, rank in spans]
-    starts = np.cumsum([0, *(each.shape[1] for each in bases[:-1])])
-    stacked = np.concatenate(bases, 1)
-    level = np.array([max(nearest_by_chance(rank, pool.dimension, n), MOSTLY) for _, rank in spans])
-    inside = np.stack(
-        [np.add.reduceat(((pool.rows[members] @ stacked) ** 2).mean(0), starts) > level for members, _ in spans]
-    )
+    ranks = []
+    for members in spans:
+        stop_if_abandoned()
+        ranks.append(bases.rank(members))
+    held = [bases.of(members, rank) for members, rank in zip(spans, ranks, strict=True)]
+    starts = np.cumsum([0, *(each.shape[1] for each in held[:-1])])
+    stacked = np.concatenate(held, 1)
+    level = np.array([max(nearest_by_chance(rank, pool.dimension, n), MOSTLY) for rank in ranks])
+    inside = np.stack([np.add.reduceat(((pool.rows[each] @ stacked) ** 2).mean(0), starts) > level for each in spans])
     n_groups, label = connected_components(inside & inside.T, directed=False)
-    return [np.sort(np.concatenate([spans[at][0] for at in np.flatnonzero(label == of)])) for of in range(n_groups)]
+    return [np.sort(np.concatenate([spans[at] for at in np.flatnonzero(label == of)])) for of in range(n_groups)]
 
 
-def _assign(pool: SpanPool, there: np.ndarray, spans: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
+def _assign(pool: SpanPool, bases: Bases, seeds: list[int], n: int, spans: list[np.ndarray]) -> list[np.ndarray]:
     """Members of each span anew: the features that lie in it, as the other seeds' members fit it, better than chance."""
-    n = len(there)
     best, of_best = np.zeros(len(pool.rows), np.float32), np.full(len(pool.rows), -1)
-    for index, (members, rank) in enumerate(spans):
-        level = nearest_by_chance(rank, pool.dimension, n)
-        for seed in np.unique(pool.seed[there]).tolist():
-            others = members[pool.seed[members] != seed]
-            mine = there[pool.seed[there] == seed]
-            if not len(others):
+    ranks = [bases.rank(members) for members in spans]
+    levels = [nearest_by_chance(rank, pool.dimension, n) for rank in ranks]
+    for seed in seeds:
+        rows = pool.rows[pool.part(seed)]
+        nearest, of_nearest = best[pool.part(seed)], of_best[pool.part(seed)]  # views
+        for some in _at_once(ranks):
+            stop_if_abandoned()
+            others = [(index, spans[index][pool.seed[spans[index]] != seed]) for index in some]
+            fitted = [(index, bases.of(each, ranks[index])) for index, each in others if len(each)]
+            if not fitted or not len(rows):
                 continue
-            energy = ((pool.rows[mine] @ directions(pool.rows[others], rank)) ** 2).sum(1)
-            better = (energy > level) & (energy > best[mine])
-            best[mine[better]], of_best[mine[better]] = energy[better], index
+            products = rows @ np.concatenate([basis for _, basis in fitted], 1)
+            products *= products
+            end = 0
+            for index, basis in fitted:
+                energy = products[:, end : end + basis.shape[1]].sum(1)
+                end += basis.shape[1]
+                better = (energy > levels[index]) & (energy > nearest)
+                nearest[better], of_nearest[better] = energy[better], index
     return [np.flatnonzero(of_best == index) for index in range(len(spans))]
+
+
+def _at_once(ranks: list[int]) -> list[np.ndarray]:
+    """Indices of spans, in groups of about COLUMNS_AT_ONCE directions."""
+    group = np.cumsum(ranks) // COLUMNS_AT_ONCE
+    return np.split(np.arange(len(ranks)), np.flatnonzero(np.diff(group)) + 1)
 
 
 class FoundAgain(NamedTuple):

@@ -9,7 +9,7 @@ seeds depend on each other (Rueger 1978). Draws are in float32 and the same unde
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +20,11 @@ from torch import Tensor
 from seedscope.engine.contract.abandon import stop_if_abandoned
 from seedscope.engine.contract.tables.shared_spans import NULL_SETS
 from seedscope.engine.geometry.expansions import SpanPool
+from seedscope.engine.geometry.random_sets import LivingRows, energy_in_random_sets
 from seedscope.engine.geometry.shared_spans import FoundSpan, captured_by
-from seedscope.engine.matching.match import random_dictionary
 
 N_DRAWS = 199
 HIGH = 0.99  # quantile of a null that is told beside its mean
-NEIGHBOURS = 10  # a density-matched stand-in is drawn from this many living features on either side in rank
-SETS_AT_ONCE = 2**24  # numbers of the products of random sets
 
 
 class Tested(NamedTuple):
@@ -47,41 +45,41 @@ def judge_spans(
     pool: SpanPool,
     spans: Sequence[FoundSpan],
     without: int,
-    decoders: Sequence[np.ndarray],
-    living: np.ndarray,
-    density: np.ndarray | None,
+    living_rows: LivingRows,
     *,
     n_draws: int = N_DRAWS,
     seed: int = 0,
 ) -> Tested:
-    """Test the spans that were found without a seed on its features; `density` (seeds, d_sae) or None leaves out that null.
+    """Test the spans that were found without a seed on its features; without densities that null is left out.
 
-    Cost per draw: two products of the seed's features with all spans, and a decomposition of as many random rows as every span
-    has members.
+    Cost per draw: two products of the seed's features with all spans; and for every span a product with the span of each of two
+    random sets, as large as the span's, and finding that.
     """
     rows = pool.rows[pool.of(without)]
     ns = [span.n_measured for span in spans]
     energy = captured_by(rows, (span.directions for span in spans), ns) if len(rows) else np.zeros(len(spans))
     rng = np.random.default_rng((seed, without))
     drawn = {name: np.zeros((n_draws, len(spans)), np.float32) for name in NULL_SETS}
-    if density is None:
+    if not living_rows.have_density:
         del drawn["density"]
     tensor = torch.from_numpy(rows)
     if len(spans) and len(rows):
         stacked, ends = _stacked(spans)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        root = _root(tensor)
+        lengths, axes = _principal_axes(tensor)
+        turned = axes.T @ stacked  # the spans in the axes in which Gaussian rows are drawn
         for draw in range(n_draws):
             stop_if_abandoned()
-            rotated = random_dictionary(tensor, "haar", generator)
-            drawn["rotated"][draw] = _nearest((rotated @ stacked).square_(), ends, ns)
-            gaussian = torch.nn.functional.normalize(torch.randn(rows.shape, generator=generator) @ root, dim=-1)
-            drawn["second_moment"][draw] = _nearest((gaussian @ stacked).square_(), ends, ns)
-    units = _LivingRows(pool, decoders, living, density)
-    pickers: dict[str, Callable[..., Tensor]] = {"living": units.any, "density": units.matched}
-    for name in [name for name in pickers if name in drawn and len(rows)]:
+            # Spans are rotated in place of the rows, which are more.
+            drawn["rotated"][draw] = _nearest(tensor @ rotated_at_random(stacked, generator), ends, ns)
+            gaussian = torch.randn(rows.shape, generator=generator).mul_(lengths)
+            gaussian /= gaussian.norm(dim=1, keepdim=True)
+            drawn["second_moment"][draw] = _nearest(gaussian @ turned, ends, ns)
+    for name in [name for name in ("living", "density") if name in drawn and len(rows)]:
         for at, span in enumerate(spans):
-            drawn[name][:, at] = _of_random_sets(tensor, span, pickers[name], n_draws, rng)
+            members = living_rows.of(pool, span.members)
+            draws = members.any(n_draws, rng) if name == "living" else members.matched(n_draws, rng)
+            drawn[name][:, at] = energy_in_random_sets(tensor, draws, span.rank, span.n_measured)
     return Tested(
         energy,
         {name: values.mean(0) for name, values in drawn.items()},
@@ -109,11 +107,18 @@ def over_seeds(p: np.ndarray) -> float:
     return min(1.0, float(np.sort(p)[half - 1]) * len(p) / half)
 
 
-def _root(rows: Tensor) -> Tensor:
-    """(d, d) that Gaussian rows are multiplied by to have the second moment of these: `random_dictionary`'s, found once."""
+def _principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(d,) lengths and (d, d) axes: normal numbers times the lengths, along the axes, have these rows' second moment."""
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-    root: Tensor = (vectors * values.clamp_min(0).sqrt()).T
-    return root
+    return values.clamp_min(0).sqrt(), vectors
+
+
+def rotated_at_random(stacked: Float[Tensor, "d columns"], generator: torch.Generator) -> Float[Tensor, "d columns"]:
+    """Columns under one rotation drawn uniformly (Haar; the sign makes it exactly so: Mezzadri 2007)."""
+    d = len(stacked)
+    q, r = torch.linalg.qr(torch.randn(d, d, generator=generator))
+    rotated: Tensor = (q * r.diagonal().sign()) @ stacked
+    return rotated
 
 
 def _stacked(spans: Sequence[FoundSpan]) -> tuple[Tensor, list[int]]:
@@ -123,81 +128,7 @@ def _stacked(spans: Sequence[FoundSpan]) -> tuple[Tensor, list[int]]:
 
 
 def _nearest(products: Tensor, ends: list[int], ns: Sequence[int]) -> np.ndarray:
-    """Captured energies from squared products (rows, directions of all spans)."""
-    total = torch.cat([products.new_zeros(len(products), 1), products.cumsum(1)], 1)
-    energy = total[:, ends] - total[:, [0, *ends[:-1]]]
-    n_rows = len(products)
-    return np.array([energy[:, at].topk(min(n, n_rows)).values.mean() for at, n in enumerate(ns)], np.float32)
-
-
-class _LivingRows:
-    """Unit rows of living features, drawn in place of a span's members: of the same seeds, as many of each."""
-
-    def __init__(
-        self, pool: SpanPool, decoders: Sequence[np.ndarray], living: np.ndarray, density: np.ndarray | None
-    ) -> None:
-        self._pool = pool
-        self._rows: list[Tensor] = []
-        self._places: list[np.ndarray] = []
-        for seed, (rows, alive) in enumerate(zip(decoders, living, strict=True)):
-            at = np.flatnonzero(alive)
-            if density is not None:
-                at = at[np.argsort(density[seed, at], kind="stable")]
-            unit = np.asarray(rows, np.float32)[at]
-            self._rows.append(torch.from_numpy(unit / np.linalg.norm(unit, axis=1, keepdims=True)))
-            place = np.full(len(alive), -1)
-            place[at] = np.arange(len(at))
-            self._places.append(place)
-
-    def any(self, members: np.ndarray, n_draws: int, rng: np.random.Generator) -> Tensor:
-        """(draws, members, d)."""
-        return self._drawn(members, lambda places, n: _distinct(n, len(places), n_draws, rng))
-
-    def matched(self, members: np.ndarray, n_draws: int, rng: np.random.Generator) -> Tensor:
-        """(draws, members, d), each of NEIGHBOURS on either side in density."""
-
-        def near(places: np.ndarray, n: int) -> np.ndarray:
-            low = np.clip(places - NEIGHBOURS, 0, max(n - 2 * NEIGHBOURS - 1, 0))
-            return np.minimum(low + rng.integers(0, 2 * NEIGHBOURS + 1, (n_draws, len(places))), n - 1)
-
-        return self._drawn(members, near)
-
-    def _drawn(self, members: np.ndarray, choose: Callable[[np.ndarray, int], np.ndarray]) -> Tensor:
-        parts = []
-        for seed in np.unique(self._pool.seed[members]).tolist():
-            some = members[self._pool.seed[members] == seed]
-            places = self._places[seed][self._pool.feature[some]]
-            parts.append(self._rows[seed][torch.from_numpy(choose(places, len(self._rows[seed])))])
-        return torch.cat(parts, 1)
-
-
-def _distinct(n: int, chosen: int, n_draws: int, rng: np.random.Generator) -> np.ndarray:
-    """(draws, chosen) of n places, no place twice in a draw."""
-    if 8 * chosen > n:
-        return rng.random((n_draws, n)).argsort(1)[:, :chosen]
-    places = rng.integers(0, n, (n_draws, chosen))
-    again = np.arange(n_draws)
-    while len(again := again[(np.diff(np.sort(places[again], 1), axis=1) == 0).any(1)]):
-        places[again] = rng.integers(0, n, (len(again), chosen))
-    return places
-
-
-def _of_random_sets(
-    rows: Tensor, span: FoundSpan, pick: Callable[..., Tensor], n_draws: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Captured energy of `rows` in the span of each draw of as many random rows, at the span's rank."""
-    energies, d = [], rows.shape[1]
-    at_once = max(SETS_AT_ONCE // (len(span.members) * d + len(rows) * span.rank + d * d), 1)
-    for first in range(0, n_draws, at_once):
-        stop_if_abandoned()
-        drawn = pick(span.members, min(at_once, n_draws - first), rng)
-        if drawn.shape[1] > d:
-            top = torch.linalg.eigh(drawn.mT @ drawn).eigenvectors[..., -span.rank :]
-        else:
-            values, vectors = torch.linalg.eigh(drawn @ drawn.mT)
-            values, vectors = values[..., -span.rank :], vectors[..., -span.rank :]
-            top = drawn.mT @ (vectors / values.clamp_min(1e-6).sqrt()[:, None])
-        products = (rows @ top.transpose(0, 1).flatten(1)).square_()  # (rows, draws x rank): one product of matrices
-        energy = products.unflatten(1, (len(drawn), -1)).sum(-1)
-        energies.append(energy.topk(min(span.n_measured, len(rows)), dim=0).values.mean(0).numpy())
-    return np.concatenate(energies)
+    """Captured energies from products of rows with the directions of all spans, which are squared in place."""
+    n_rows, ranks = len(products), np.diff([0, *ends]).tolist()
+    energies = (part.sum(1) for part in products.square_().split(ranks, 1))
+    return np.array([each.topk(min(n, n_rows)).values.mean() for each, n in zip(energies, ns, strict=True)], np.float32)

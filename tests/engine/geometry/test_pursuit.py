@@ -42,6 +42,20 @@ def test_a_combination_of_orthogonal_features_is_written_exactly_and_nothing_joi
     assert found.atoms[0].tolist() == [4, 7, 1, -1, -1]
 
 
+def test_rows_end_behind_the_first_feature_that_gains_too_little():
+    rows, dictionary = unit_rows(40, 16), unit_rows(30, 16, seed=1)
+    whole, cut = pursuit_residual(rows, dictionary, 6), pursuit_residual(rows, dictionary, 6, least_gain=0.3)
+    before = np.concatenate([np.ones((40, 1)), whole.residual[:, :-1]], 1)
+    enough = np.logical_and.accumulate(1 - (whole.residual / before) ** 2 > 0.3, axis=1)
+    n_steps = np.minimum(enough.sum(1) + 1, 6)  # with the one that was too little
+    assert len(set(n_steps.tolist())) > 2
+    for i, n in enumerate(n_steps):
+        np.testing.assert_allclose(cut.residual[i, :n], whole.residual[i, :n], atol=1e-6)
+        assert cut.atoms[i, :n].tolist() == whole.atoms[i, :n].tolist()
+        assert (cut.atoms[i, n:] == -1).all()
+        assert (cut.residual[i, n:] == cut.residual[i, n - 1]).all()
+
+
 def test_copies_of_a_feature_in_the_dictionary_write_no_more_than_one():
     one = unit_rows(1, 8)
     found = pursuit_residual(unit_rows(5, 8, seed=2), np.repeat(one, 4, axis=0), 3)

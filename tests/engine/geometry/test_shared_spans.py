@@ -6,7 +6,7 @@ import torch
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
-from seedscope.engine.geometry import expansions, shared_spans, span_nulls
+from seedscope.engine.geometry import expansions, random_sets, shared_spans, span_nulls
 from seedscope.engine.geometry.find_spans import Unsearchable, find_spans, pair_energy
 
 RANKS = (6, 4)
@@ -169,7 +169,7 @@ def test_p_over_seeds_is_twice_the_median_about():
 def test_draws_take_no_place_twice():
     rng = np.random.default_rng(0)
     for n, chosen in ((9, 5), (100, 6), (3, 3)):
-        places = span_nulls._distinct(n, chosen, 200, rng)
+        places = random_sets._distinct(n, chosen, 200, rng)
         assert places.shape == (200, chosen)
         assert all(len(set(row)) == chosen for row in places.tolist())
         assert 0 <= places.min() <= places.max() < n
@@ -178,8 +178,70 @@ def test_draws_take_no_place_twice():
 def test_the_second_moment_null_has_the_second_moment():
     rng = np.random.default_rng(0)
     rows = torch.from_numpy(unit(rng.standard_normal((50, 5)) * [3, 1, 1, 1, 0.2]))
-    root = span_nulls._root(rows)
+    lengths, axes = span_nulls._principal_axes(rows)
+    root = lengths[:, None] * axes.T
     np.testing.assert_allclose((root.T @ root).numpy(), (rows.T @ rows / 50).numpy(), atol=1e-5)
+
+
+def test_spans_rotated_at_random_keep_their_angles_and_go_anywhere():
+    stacked = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).standard_normal((6, 3)))[0].astype(np.float32))
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([span_nulls.rotated_at_random(stacked, generator) for _ in range(2000)])
+    np.testing.assert_allclose((drawn.mT @ drawn).numpy(), np.tile(np.eye(3), (2000, 1, 1)), atol=1e-5)
+    np.testing.assert_allclose(drawn.mean(0).numpy(), 0, atol=0.04)
+    np.testing.assert_allclose((drawn**2).mean(0).numpy(), 1 / 6, atol=0.02)
+
+
+def sets_of_rows(n_rows, d, *, common=0.0, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((5, n_rows, d)) + common * rng.standard_normal(d) * np.sqrt(d)
+    return torch.from_numpy(unit(rows))
+
+
+@pytest.mark.parametrize(("n_rows", "d"), [(30, 60), (90, 40)])
+@pytest.mark.parametrize("common", [0.0, 0.1])
+def test_leading_directions_hold_what_any_as_many_can(n_rows, d, common):
+    sets = sets_of_rows(n_rows, d, common=common)
+    rank = 8
+    got = random_sets.leading_directions(sets, rank)
+    np.testing.assert_allclose((got.mT @ got).numpy(), np.tile(np.eye(rank), (5, 1, 1)), atol=2e-3)
+    for rows, found in zip(sets.numpy().astype(float), got.numpy(), strict=True):
+        most = (np.linalg.svd(rows, compute_uv=False)[:rank] ** 2).sum()
+        assert ((rows @ found) ** 2).sum() == pytest.approx(most, rel=1e-4)
+
+
+def test_energy_in_random_sets_is_that_of_the_singular_vectors(monkeypatch):
+    rng = np.random.default_rng(0)
+    living, rows = unit(rng.standard_normal((40, 30))), unit(rng.standard_normal((25, 30)))
+    at = rng.integers(0, 40, (7, 12))
+    draws = random_sets.Draws(torch.from_numpy(living), torch.from_numpy(at))
+    expected = []
+    for places in at:
+        vectors = np.linalg.svd(living[places].astype(float), full_matrices=False)[2][:3]
+        expected.append(np.sort(((rows @ vectors.T) ** 2).sum(1))[-4:].mean())
+    for at_once in (random_sets.SETS_AT_ONCE, 1):
+        monkeypatch.setattr(random_sets, "SETS_AT_ONCE", at_once)
+        got = random_sets.energy_in_random_sets(torch.from_numpy(rows), draws, 3, 4)
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_stand_ins_are_of_the_members_seeds_and_of_like_density():
+    rng = np.random.default_rng(0)
+    decoders = [unit(rng.standard_normal((60, 8))) for _ in range(3)]
+    living, density = rng.random((3, 60)) > 0.2, rng.random((3, 60))
+    pool = expansions.pool_of(decoders, living, living)
+    members = np.sort(rng.choice(np.flatnonzero(pool.seed != 1), 9, replace=False))
+    rows = random_sets.LivingRows(decoders, living, density)
+    of_seed = np.repeat(range(3), living.sum(1))
+    for drawn in (rows.of(pool, members).any(50, rng), rows.of(pool, members).matched(50, rng)):
+        assert (of_seed[drawn.at.numpy()] == pool.seed[members]).all()
+    places = drawn.at.numpy()
+    for seed in (0, 2):
+        order = np.sort(density[seed][living[seed]])
+        mine = np.flatnonzero(pool.seed[members] == seed)
+        rank = np.searchsorted(order, density[seed][pool.feature[members[mine]]])
+        away = np.abs(places[:, mine] - np.searchsorted(of_seed, seed) - rank)
+        assert away.max() <= 2 * random_sets.NEIGHBOURS
 
 
 def test_what_cannot_be_searched_is_said_in_one_line():
