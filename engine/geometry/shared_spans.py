@@ -143,6 +143,8 @@ def _pieces(
 ) -> list[np.ndarray]:
     """A community, or the communities inside it where several do not lie in each other's spans: modularity misses small ones."""
     stop_if_abandoned()
+    if len(group) < 2 * FEWEST_MEMBERS:
+        return [group]
     outside = np.ones(len(pool.rows), bool)
     outside[group] = False
     parts = [part for part in communities(links, outside) if _is_enough(pool, part, n_seeds)]

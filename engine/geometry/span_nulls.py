@@ -68,10 +68,12 @@ def judge_spans(
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         lengths, axes = _principal_axes(tensor)
         turned = axes.T @ stacked  # the spans in the axes in which Gaussian rows are drawn
+        spanned, coordinates = torch.linalg.qr(stacked)
         for draw in range(n_draws):
             stop_if_abandoned()
-            # Spans are rotated in place of the rows, which are more.
-            drawn["rotated"][draw] = _nearest(tensor @ rotated_at_random(stacked, generator), ends, ns)
+            # Spans are rotated in place of the rows, which are more; a rotation of theirs is a frame of what they span.
+            rotated = random_frame(spanned.shape[0], spanned.shape[1], generator) @ coordinates
+            drawn["rotated"][draw] = _nearest(tensor @ rotated, ends, ns)
             gaussian = torch.randn(rows.shape, generator=generator).mul_(lengths)
             gaussian /= gaussian.norm(dim=1, keepdim=True)
             drawn["second_moment"][draw] = _nearest(gaussian @ turned, ends, ns)
@@ -113,12 +115,11 @@ def _principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp_min(0).sqrt(), vectors
 
 
-def rotated_at_random(stacked: Float[Tensor, "d columns"], generator: torch.Generator) -> Float[Tensor, "d columns"]:
-    """Columns under one rotation drawn uniformly (Haar; the sign makes it exactly so: Mezzadri 2007)."""
-    d = len(stacked)
-    q, r = torch.linalg.qr(torch.randn(d, d, generator=generator))
-    rotated: Tensor = (q * r.diagonal().sign()) @ stacked
-    return rotated
+def random_frame(d: int, n: int, generator: torch.Generator) -> Float[Tensor, "d n"]:
+    """Orthonormal columns drawn uniformly: of a Haar rotation, of which the sign makes it one exactly (Mezzadri 2007)."""
+    q, r = torch.linalg.qr(torch.randn(d, n, generator=generator))
+    frame: Tensor = q * r.diagonal().sign()
+    return frame
 
 
 def _stacked(spans: Sequence[FoundSpan]) -> tuple[Tensor, list[int]]:

@@ -43,3 +43,13 @@ def test_lines_say_the_figures_and_nothing_is_kept_of_noise():
     blocks, bare = planted_spans.lines(config=replace(SMALL, n_alone=40), n_null=2)
     assert "3 of 3 blocks" in blocks.figure
     assert bare.numbers["with_false"] == 0
+
+
+@pytest.mark.slow
+def test_a_size_is_measured_in_a_process_of_its_own():
+    line = planted_spans.at_size(SMALL)
+    assert line.ours_s is not None
+    assert line.ours_s > 0
+    assert line.work.startswith("search for shared spans, 5 x 117 x 64, 3 blocks planted")
+    assert line.numbers["n_found"] == 3
+    assert "peak of the process" in line.remark

@@ -183,10 +183,9 @@ def test_the_second_moment_null_has_the_second_moment():
     np.testing.assert_allclose((root.T @ root).numpy(), (rows.T @ rows / 50).numpy(), atol=1e-5)
 
 
-def test_spans_rotated_at_random_keep_their_angles_and_go_anywhere():
-    stacked = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).standard_normal((6, 3)))[0].astype(np.float32))
+def test_random_frames_are_orthonormal_and_go_anywhere():
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([span_nulls.rotated_at_random(stacked, generator) for _ in range(2000)])
+    drawn = torch.stack([span_nulls.random_frame(6, 3, generator) for _ in range(2000)])
     np.testing.assert_allclose((drawn.mT @ drawn).numpy(), np.tile(np.eye(3), (2000, 1, 1)), atol=1e-5)
     np.testing.assert_allclose(drawn.mean(0).numpy(), 0, atol=0.04)
     np.testing.assert_allclose((drawn**2).mean(0).numpy(), 1 / 6, atol=0.02)
