@@ -20,7 +20,7 @@ from seedscope.app.store.download import feature_download
 from seedscope.app.store.errors import BadValue, NotFound
 from seedscope.app.store.feature_query import SORTS, FeatureQuery
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
-from seedscope.app.store.kept_spans import candidates_table, span_basis
+from seedscope.app.store.kept_spans import candidates_table, span_basis, span_explanations
 from seedscope.app.store.search import HITS
 from seedscope.app.store.studies import Studies as StudyStores
 from seedscope.app.store.study import StudyStore
@@ -28,6 +28,7 @@ from seedscope.engine.contract.schema import RULES, TRIGGERS
 from seedscope.engine.contract.stability import BUCKETS, is_match
 from seedscope.engine.contract.tables.features import Feature as FeatureRow
 from seedscope.engine.contract.tables.features import Match as MatchRow
+from seedscope.engine.contract.tables.shared_spans import SharedSpanExplanation
 from seedscope.engine.contract.tables.study import Ensemble as EnsembleRow
 
 _FILTERS = {field.name for field in fields(FeatureQuery)} - {"ensemble", "theta", "epsilon", "rule", "dead"}
@@ -214,6 +215,14 @@ class Ensemble:
         """
         with _refusals():
             return candidates_table(self._store, self.name)
+
+    def span_explanations(self) -> list[SharedSpanExplanation]:
+        """What explainers say of every kept span as a whole, by span: `text` with its score `value`, or why there is none.
+
+        Empty where spans were not followed on tokens. Raises ValueError where the ensemble was not searched.
+        """
+        with _refusals():
+            return span_explanations(self._store, self.name)
 
     def span_basis(self, span: str) -> np.ndarray:
         """(rank, d_in) orthonormal rows of a kept span, the strongest direction first, float32; (rank, d_out) of transcoders.

@@ -72,6 +72,20 @@ def question_sentence(summary: SharedSpanSummary) -> str | None:
     return text
 
 
+def control_sentence(control: SharedSpanSummary) -> str:
+    """What the same search finds on the model with random weights, to stand beside what it finds on the trained one."""
+    if control.remark is not None:
+        return f"On the model with random weights nothing was searched: {control.remark}."
+    if not control.n_candidates:
+        return "On the model with random weights the same search finds no candidate."
+    text = f"On the model with random weights the same search finds {counted(control.n_candidates, 'candidate')} and keeps "
+    if not control.n_kept:
+        return f"{text}none."
+    return (
+        text + f"{control.n_kept:,}" + (f", which hold {share_says(control)}." if control.shared is not None else ".")
+    )
+
+
 def share_says(summary: SharedSpanSummary) -> str:
     """The share of unstable features' energy inside kept spans, with its interval and what chance gives."""
     chance = ""
@@ -152,8 +166,11 @@ def span_sentence(span: SharedSpan) -> str:
     return f"{says} As found without a seed, it captures {percent(span.energy, 0)} of that seed’s nearest features{beside}."
 
 
-def ablation_sentence(span: SharedSpan) -> str | None:
-    """What masking a span's members costs, beside as many others; None where it was not measured."""
+def ablation_sentence(span: SharedSpan, n_loss_tokens: int | None) -> str | None:
+    """What masking a span's members costs, beside as many others; None where it was not measured.
+
+    `n_loss_tokens` are those that the loss is a mean over.
+    """
     if span.ev is None or span.ev_whole is None:
         return None
     text = (
@@ -164,13 +181,24 @@ def ablation_sentence(span: SharedSpan) -> str | None:
         spread = f" ± {span.ev_control_sd:.3f}" if span.ev_control_sd is not None else ""
         text += (
             f"; with as many living features of about the same densities masked it is {span.ev_control:.3f}{spread}: the span is "
-            f"worth {_worth(span)}"
+            f"costs {_beside(span.ev_control - span.ev, span.ev_control_sd)}"
         )
     text += "."
-    if span.loss is not None:
-        control = f", with as many others masked {span.loss_control:.3f}" if span.loss_control is not None else ""
-        text += f" The next-token loss is then {span.loss:.3f} nats{control}."
-    return text
+    return f"{text} {loss}" if (loss := loss_sentence(span, n_loss_tokens)) else text
+
+
+def loss_sentence(span: SharedSpan, n_tokens: int | None) -> str | None:
+    """What masking a span's members adds to the next-token loss, beside as many others; None where it was not measured."""
+    if span.loss is None or span.loss_whole is None:
+        return None
+    text = f"The next-token loss is then {span.loss:.3f} nats instead of {span.loss_whole:.3f}"
+    if n_tokens is not None:
+        text += f", on {counted(n_tokens, 'token')}"
+    if span.loss_control is None:
+        return f"{text}."
+    spread = f" ± {span.loss_control_sd:.3f}" if span.loss_control_sd is not None else ""
+    says = _beside(span.loss - span.loss_control, span.loss_control_sd)
+    return f"{text}; with the same others masked it is {span.loss_control:.3f}{spread}: the span costs {says}."
 
 
 _NULL_SAYS = {
@@ -185,9 +213,8 @@ def _directions(rank: int) -> str:
     return "one direction" if rank == 1 else f"a span of {rank} directions"
 
 
-def _worth(span: SharedSpan) -> str:
+def _beside(difference: float, spread: float | None) -> str:
     """More or less than its controls, where they differ by more than two of their standard deviations."""
-    difference = (span.ev_control or 0.0) - (span.ev or 0.0)
-    if abs(difference) <= 2 * (span.ev_control_sd or 0.0):
-        return "about as much as they are"
-    return "more than they are" if difference > 0 else "less than they are"
+    if abs(difference) <= 2 * (spread or 0.0):
+        return "about as much as they do"
+    return "more than they do" if difference > 0 else "less than they do"

@@ -77,7 +77,14 @@ ENTRIES: tuple[Entry, ...] = (
          "evaluation tokens, seeds with members", OWN),
         ("span_ev_control", "EV without as many others", "Explained variance with as many living features of about the same "
          "densities masked; ± is the standard deviation over draws.", None, "draws and seeds", OWN),
-        ("span_loss", "loss without the span", "Next-token loss with all members of the span masked, in nats per token.", None,
-         "evaluation tokens", OWN),
+        ("span_loss_whole", "loss", "Next-token loss with the reconstruction in place, nothing masked, nats per token; mean over "
+         "seeds.", None, "some windows of the evaluation tokens, seeds with members", OWN),
+        ("span_loss", "loss without the span", "The same, all members masked.", None,
+         "the same tokens, seeds with members", OWN),
+        ("span_loss_control", "loss without as many others", "The same with the sets masked that EV is compared with; ± is the "
+         "standard deviation over draws.", None, "draws and seeds", OWN),
+        ("span_active_from", "active", "Where an explanation takes the span as active: the root mean square of its strengths over "
+         "seeds is above 0 or, where more than a quarter of contexts would be, at least what a quarter of them reach.",
+         r"\sqrt{\frac{1}{S} \sum_s \norm{\sum_i a_i P d_i}^2}", "contexts of 16 tokens", OWN),
     ),
 )  # fmt: skip

@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from seedscope.app.store.database import Database
 from seedscope.app.store.errors import BadValue, NotFound
-from seedscope.engine.contract.tables.shared_spans import SharedSpan, SharedSpanDirection
+from seedscope.engine.contract.tables.shared_spans import SharedSpan, SharedSpanDirection, SharedSpanExplanation
 
 _NAMED = 20  # spans that a refusal lists
 
@@ -30,12 +30,22 @@ def kept_span(store: Database, ensemble: str, span: str) -> SharedSpan:
     raise NotFound("kept span", span, named or none)
 
 
+def span_explanations(store: Database, ensemble: str) -> list[SharedSpanExplanation]:
+    """What explainers say of kept spans as wholes; raises BadValue where the ensemble was not searched."""
+    _require_searched(store, ensemble)
+    return store.rows(SharedSpanExplanation, "ensemble = ?", [ensemble])
+
+
 def candidates_table(store: Database, ensemble: str) -> pa.Table:
     """All candidates, kept ones first: the columns of SharedSpan. Raises BadValue where the ensemble was not searched."""
+    _require_searched(store, ensemble)
+    return store.arrow("SELECT * FROM SharedSpan WHERE ensemble = $ensemble ORDER BY number", {"ensemble": ensemble})
+
+
+def _require_searched(store: Database, ensemble: str) -> None:
     if not store.has(ensemble, "shared_spans"):
         command = f"seedscope analyze {store.study.study} --only shared_spans"
         raise BadValue("ensemble", repr(ensemble), f"one that was searched for shared spans: {command}")
-    return store.arrow("SELECT * FROM SharedSpan WHERE ensemble = $ensemble ORDER BY number", {"ensemble": ensemble})
 
 
 def span_basis(store: Database, ensemble: str, span: str) -> np.ndarray:

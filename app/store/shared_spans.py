@@ -12,14 +12,17 @@ from seedscope.engine.contract.tables.shared_spans import (
     SharedSpan,
     SharedSpanContext,
     SharedSpanDirection,
+    SharedSpanExplanation,
     SharedSpanFeature,
     SharedSpanPair,
     SharedSpanSeed,
     SharedSpanSummary,
     SharedSpanToken,
 )
+from seedscope.engine.contract.tables.study import Ensemble
 
 PAGE = 100  # rows of the list on one page
+TOKEN_RULE = "token rule"  # the explainer that comes last
 N_TOP_TOKENS = 4  # of a kept span, in lists
 
 SpanSort = Literal[
@@ -44,7 +47,7 @@ class SpanQuery:
     rank_min: int | None = None
     rank_max: int | None = None
     sharing_min: int | None = None  # seeds whose own test passes every null
-    q: str | None = None  # part of a token that the span falls on most
+    q: str | None = None  # part of a token that the span falls on most, or of its explanation
     sort: SpanSort = "number"
     descending: bool = False
 
@@ -55,6 +58,7 @@ class ListedSpan:
 
     span: SharedSpan
     top_tokens: list[str]  # that its squared strength falls on most; empty for what is not kept, and without tokens
+    explanation: SharedSpanExplanation | None  # of the span as a whole, the first that has a text; None without any
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,16 @@ class SpanTables:
     directions: list[SharedSpanDirection]  # of all seeds together
     contexts: list[SharedSpanContext]
     tokens: list[SharedSpanToken]
+    explanations: list[SharedSpanExplanation]  # of the span as a whole: others come before token rules
+
+
+@dataclass(frozen=True)
+class SearchedSide:
+    """The ensemble or its control on random weights: what its search found."""
+
+    ensemble: str
+    is_control: bool
+    summary: SharedSpanSummary
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,15 @@ class SpanMembership:
 def read_span_summary(store: Database, ensemble: str) -> SharedSpanSummary | None:
     """What the search of an ensemble found; None where it was not made."""
     return next(iter(store.rows(SharedSpanSummary, "ensemble = ?", [ensemble])), None)
+
+
+def searched_sides(store: Database, row: Ensemble) -> list[SearchedSide]:
+    """The ensemble beside its controls, or the control beside what it is of; those that were searched, none where it is one."""
+    own = row.control_of or row.ensemble
+    names = [own, *(each.ensemble for each in store.ensembles.values() if each.control_of == own)]
+    searched = [(name, read_span_summary(store, name)) for name in names if name in store.ensembles]
+    sides = [SearchedSide(name, name != own, summary) for name, summary in searched if summary]
+    return sides if len(sides) > 1 else []
 
 
 def read_candidates(store: Database, ensemble: str, first: int) -> list[SharedSpan]:
@@ -111,7 +134,8 @@ def list_spans(store: Database, query: SpanQuery, first: int = 0, limit: int = P
     )
     spans = [SharedSpan(*row) for row in store.fetch(sql, parameters)]
     tokens = _top_tokens(store, query.ensemble, [span.span for span in spans])
-    return [ListedSpan(span, tokens.get(span.span, [])) for span in spans]
+    explanations = _explanations(store, query.ensemble, [span.span for span in spans])
+    return [ListedSpan(span, tokens.get(span.span, []), explanations.get(span.span)) for span in spans]
 
 
 def find_span(store: Database, ensemble: str, span: str) -> SharedSpan:
@@ -135,7 +159,7 @@ def read_span_tables(store: Database, ensemble: str, span: str) -> SpanTables:
 
     return SpanTables(
         of(SharedSpanSeed), of(SharedSpanPair), of(SharedSpanFeature), of(SharedSpanDirection, "AND basis = -1"),
-        of(SharedSpanContext), of(SharedSpanToken),
+        of(SharedSpanContext), of(SharedSpanToken), sorted(of(SharedSpanExplanation), key=_shown_first),
     )  # fmt: skip
 
 
@@ -155,8 +179,9 @@ def _where(query: SpanQuery) -> tuple[str, dict[str, Any]]:
         "rank_min": "s.rank >= $rank_min",
         "rank_max": "s.rank <= $rank_max",
         "sharing_min": "s.n_sharing >= $sharing_min",
-        "q": "s.span IN (SELECT t.span FROM SharedSpanToken t JOIN Token w ON w.id = t.token "
-        "WHERE t.ensemble = $ensemble AND contains(lower(w.text), lower($q)))",
+        "q": "(s.span IN (SELECT t.span FROM SharedSpanToken t JOIN Token w ON w.id = t.token "
+        "WHERE t.ensemble = $ensemble AND contains(lower(w.text), lower($q))) OR s.span IN (SELECT x.span FROM "
+        "SharedSpanExplanation x WHERE x.ensemble = $ensemble AND contains(lower(x.text), lower($q))))",
     }
     for name, test in tests.items():
         if (value := getattr(query, name)) is not None:
@@ -173,6 +198,17 @@ def _top_tokens(store: Database, ensemble: str, spans: list[str]) -> dict[str, l
     return tokens
 
 
+def _explanations(store: Database, ensemble: str, spans: list[str]) -> dict[str, SharedSpanExplanation]:
+    """{span: the explanation that lists show}."""
+    where = "ensemble = ? AND text IS NOT NULL AND span IN (SELECT unnest(?::VARCHAR[]))"
+    rows = sorted(store.rows(SharedSpanExplanation, where, [ensemble, spans]), key=_shown_first, reverse=True)
+    return {row.span: row for row in rows}
+
+
+def _shown_first(row: SharedSpanExplanation) -> tuple[bool, str]:
+    return row.explainer == TOKEN_RULE, row.explainer
+
+
 # -- downloads ---------------------------------------------------------------------------------------------------
 
 SPAN_TABLES: dict[str, type] = {
@@ -180,6 +216,7 @@ SPAN_TABLES: dict[str, type] = {
     "seeds": SharedSpanSeed,
     "pairs": SharedSpanPair,
     "features": SharedSpanFeature,
+    "explanations": SharedSpanExplanation,
 }
 
 

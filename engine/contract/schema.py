@@ -32,7 +32,7 @@ from seedscope.engine.contract.tables.spans import (
 )
 from seedscope.engine.contract.tables.study import Document, Ensemble, Member, Study, Token, TokenWindow
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 READABLE = range(
     6, SCHEMA_VERSION + 1
 )  # schemas of stores and exports that are read; see engine.contract.former_stores

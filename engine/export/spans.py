@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from seedscope.engine.contract.tables.shared_spans import (
     SharedSpan,
     SharedSpanDirection,
+    SharedSpanExplanation,
     SharedSpanFeature,
     SharedSpanPair,
     SharedSpanSeed,
@@ -33,6 +34,7 @@ SPAN_FILES: dict[str, type] = {
     "pairs.parquet": SharedSpanPair,
     "seeds.parquet": SharedSpanSeed,
     "summary.parquet": SharedSpanSummary,
+    "explanations.parquet": SharedSpanExplanation,
 }
 ALL_SEEDS = -1  # SharedSpanDirection.basis of the members of all seeds together
 DEFINITION = (

@@ -19,6 +19,7 @@ N_CONTEXTS = 8  # per span and seed
 BEFORE, AFTER = 16, 8  # tokens of a context around its peak
 N_TOKENS = 30  # per span
 STRONG = 1e-6  # strength from which on a token counts
+N_CONTROLS = 10  # equally large sets that a span's mask is compared with
 
 
 class SpanFeatures(NamedTuple):
@@ -161,6 +162,26 @@ def control_sets(
             free = np.delete(free, at)
         sets.append(np.sort(np.array(chosen, int)))
     return sets
+
+
+SpanSets = list[dict[int, list[np.ndarray]]]
+
+
+def span_sets(spans: Sequence[Sequence[np.ndarray]], n_active: np.ndarray) -> SpanSets:
+    """Of every member {span's place: its features, then N_CONTROLS control sets, or none}, spans without features left out.
+
+    `spans` hold every span's features in every member, `n_active` (members, d_sae) on how many tokens each is active. The same
+    input gives the same sets.
+    """
+    rng = np.random.default_rng(0)
+    return [
+        {
+            at: [of_members[member], *control_sets(of_members[member], active, N_CONTROLS, rng)]
+            for at, of_members in enumerate(spans)
+            if len(of_members[member])
+        }
+        for member, active in enumerate(n_active)
+    ]
 
 
 def as_tensor(rows: np.ndarray) -> Tensor:

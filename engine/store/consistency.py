@@ -48,7 +48,7 @@ _RANGES: dict[tuple[float, float], str] = {
     "start id n_scored scaled_substitutions n_free n_low noise n_samples n_evaluated n_map_members n_map_samples n_map_cells "
     "n_true n_latents n_free_latents n_low_latents step tokens n_features unique_by_holders halves fresh holders l0s token feature "
     "n_predicted n_outside bin n_edges n_kept n_candidates failure_counts n_sharing n_seeds found_again "
-    "n_left_out left_out_rank n_measured norms raised lowered axis",
+    "n_left_out left_out_rank n_measured norms raised lowered axis loss_control_sd active_from",
     _POSITIVE: "n_members d_in d_sae batch r n_draws",
 }
 _RANGE_OF = {name: limits for limits, names in _RANGES.items() for name in names.split()}
@@ -237,6 +237,7 @@ _CONDITIONS: dict[type, tuple[tuple[str, str], ...]] = {
                 ("norms", "len(t.norms) != len(t.token_ids)"),
             ),
             shared_spans.SharedSpanToken: (("token", f"t.token >= {_TOKENS}"),),
+            shared_spans.SharedSpanExplanation: (("failure", "(t.text IS NULL OR t.value IS NULL) != (t.failure IS NOT NULL)"),),
         }.items()
     },
     shared_spans.SharedSpanSummary: (

@@ -84,7 +84,7 @@ def analyse(
         known = ensemble.hookpoint or (evaluator and evaluator.recorded)
         readable = known and not (evaluator and ensemble.name in evaluator.unreadable)
         at_hook = at_hook if readable else None
-        loss = LossSettings(loss_tokens, only is not None) if "loss" in wanted else None
+        loss = LossSettings(loss_tokens, expressly=only is not None and "loss" in wanted)
         run = EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress)
         without = FUNCTION in wanted and not wants_function(run, expressly=only is not None)
         own = wanted - {FUNCTION} if without else wanted
@@ -116,7 +116,7 @@ def _with_remarks(study: Path, plan: catalogue.StudyPlan, evaluator: Evaluator) 
     return remarked
 
 
-def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> None:
+def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings) -> None:
     """All wanted parts of one ensemble: one pass over the tokens for activity and worth, then matching, then masks."""
     evaluator, activity = run.evaluator, run.find_activity()
     worth = activity and run.parts.find("ablate", **run.measured, **run.judgement)
@@ -143,12 +143,12 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings | None) -> N
     if "subspaces" in wanted:
         measure_subspaces(run, match, live, covariance)
     if SHARED_SPANS in wanted:
-        measure_shared_spans(run, match, activity)
+        measure_shared_spans(run, match, activity, loss)
     if TRAJECTORY in wanted:
         follow_training(run, activity)
     if evaluator is None or activity is None:
         return
-    missing_loss = loss if loss and lacks_loss(run, evaluator, loss) else None
+    missing_loss = loss if "loss" in wanted and lacks_loss(run, evaluator, loss) else None
     if missing_loss is None and not (collected and (collected.ablation or collected.function)):
         return
     masked = MaskedFeatures(*zip(*judge(run.plan, run.ensemble, match, activity), strict=True))

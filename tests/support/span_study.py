@@ -16,20 +16,32 @@ from seedscope.engine.studies.publish import publish
 
 SPAN_STUDY, SPAN_ENSEMBLE = "planted", "topk-80"
 RANKS = (6, 4)
+PER_DIRECTION = 2  # features per direction of a span, in every seed
 N_SEEDS, N_NOISE, N_SHARED = 5, 40, 20
 THETA = 0.97  # two of many rows in a span of a few directions may well have a cosine of 0.7
 HOOKPOINT = "blocks.2.hook_resid_post"
 
 
-def members_with_spans(d_in: int, *, seed: int = 0) -> sae.SAE:
-    """Untrained SAEs: two blocks whose rows lie in one span in all seeds, noise, and rows that all seeds have alike."""
+def members_with_spans(
+    d_in: int,
+    *,
+    n_seeds: int = N_SEEDS,
+    ranks: tuple[int, ...] = RANKS,
+    n_noise: int = N_NOISE,
+    n_shared: int = N_SHARED,
+    seed: int = 0,
+) -> sae.SAE:
+    """Untrained SAEs: a block of rows per rank that lie in one span in all seeds, noise, and rows that all seeds have alike.
+
+    Every seed tiles each span its own way, so that no feature of a block comes back and the span does.
+    """
     rng = np.random.default_rng(seed)
-    spans = [np.linalg.qr(rng.standard_normal((d_in, rank)))[0] for rank in RANKS]
-    shared = rng.standard_normal((N_SHARED, d_in))
+    spans = [np.linalg.qr(rng.standard_normal((d_in, rank)))[0] for rank in ranks]
+    shared = rng.standard_normal((n_shared, d_in))
     rows = []
-    for _ in range(N_SEEDS):
-        blocks = [rng.standard_normal((2 * span.shape[1], span.shape[1])) @ span.T for span in spans]
-        of_seed = np.concatenate([*blocks, rng.standard_normal((N_NOISE, d_in)), shared])
+    for _ in range(n_seeds):
+        blocks = [rng.standard_normal((PER_DIRECTION * span.shape[1], span.shape[1])) @ span.T for span in spans]
+        of_seed = np.concatenate([*blocks, rng.standard_normal((n_noise, d_in)), shared])
         rows.append(of_seed / np.linalg.norm(of_seed, axis=1, keepdims=True))
     unit = np.stack(rows)
     decoder = unit * rng.uniform(0.5, 2, size=(*unit.shape[:2], 1))
@@ -37,10 +49,17 @@ def members_with_spans(d_in: int, *, seed: int = 0) -> sae.SAE:
         unit.transpose(0, 2, 1),
         np.zeros(unit.shape[:2]),
         decoder,
-        0.1 * rng.standard_normal((N_SEEDS, d_in)),
+        0.1 * rng.standard_normal((n_seeds, d_in)),
     ]
     k = unit.shape[1] // 2
-    return sae.SAE(*(torch.from_numpy(t.astype(np.float32)) for t in tensors), k=k, seeds=tuple(range(N_SEEDS)))
+    return sae.SAE(*(torch.from_numpy(t.astype(np.float32)) for t in tensors), k=k, seeds=tuple(range(n_seeds)))
+
+
+def planted_block(feature: int) -> int | None:
+    """Which span of RANKS a feature tiles; None for the others."""
+    ends = np.cumsum([PER_DIRECTION * rank for rank in RANKS])
+    at = int(np.searchsorted(ends, feature, side="right"))
+    return at if at < len(ends) else None
 
 
 def publish_spans(root: Path, model: LanguageModel, texts: Iterable[tuple[str, str]]) -> sae.SAE:
@@ -57,6 +76,6 @@ def publish_spans(root: Path, model: LanguageModel, texts: Iterable[tuple[str, s
         catalogue.StudyPlan(SPAN_STUDY, str(stdlib.MODEL_DIR), tokens, THETA, ensembles=(ensemble,)), folder
     )
     only = ("match", "activity", "shared_spans")
-    analyse(folder, only=only, model=model, texts=texts, device="cpu", progress=Progress(quiet=True))
+    analyse(folder, only=only, loss_tokens=30, model=model, texts=texts, device="cpu", progress=Progress(quiet=True))
     publish(folder)
     return members

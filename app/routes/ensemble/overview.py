@@ -17,7 +17,7 @@ from seedscope.app.figures.prediction import predicted_distribution, reliability
 from seedscope.app.figures.stability import stability_cdf, stability_distribution, theta_sweep
 from seedscope.app.findings.ceiling import Ceiling
 from seedscope.app.findings.prediction_verdict import prediction_sentence
-from seedscope.app.findings.shared_span_claim import question_sentence, spans_sentence
+from seedscope.app.findings.shared_span_claim import control_sentence, question_sentence, spans_sentence
 from seedscope.app.formats import percent
 from seedscope.app.routes.address import (
     RULE_SAYS,
@@ -38,7 +38,7 @@ from seedscope.app.store.predictions import (
     prediction_table,
     read_predictor,
 )
-from seedscope.app.store.shared_spans import read_span_summary
+from seedscope.app.store.shared_spans import read_span_summary, searched_sides
 from seedscope.app.store.study import Sample, StudyStore
 from seedscope.engine.contract.schema import N_THETAS
 from seedscope.engine.contract.stability import (
@@ -105,6 +105,7 @@ class EnsemblePage:
     unstable_to: int | None
     shared_spans: SharedSpanSummary | None  # None where it was not searched for
     shared_spans_say: str | None  # which share of unstable features' energy lies in small shared spans
+    shared_spans_control: str | None  # what the same search finds on the control; None without one, and of a control
     predictor: StoredPredictor | None  # that predicts the one SAE, or that was trained on these
     predicted_says: str | None  # how well, in one sentence
     missing: list[Missing]
@@ -170,6 +171,16 @@ def ensemble(
         unstable_to=bounds.unstable if compared else None,
         shared_spans=shared_spans,
         shared_spans_say=(question_sentence(shared_spans) or spans_sentence(shared_spans, []))
+        if shared_spans
+        else None,
+        shared_spans_control=next(
+            (
+                control_sentence(side.summary)
+                for side in searched_sides(store, row)
+                if side.is_control and not row.control_of
+            ),
+            None,
+        )
         if shared_spans
         else None,
         predictor=predictor,

@@ -24,6 +24,7 @@ from seedscope.app.figures.shared_spans import (
 from seedscope.app.findings.shared_span_claim import (
     FAILURE_SAYS,
     ablation_sentence,
+    control_sentence,
     question_sentence,
     span_sentence,
     spans_sentence,
@@ -37,6 +38,7 @@ from seedscope.app.store.shared_spans import (
     PAGE,
     SPAN_TABLES,
     ListedSpan,
+    SearchedSide,
     SpanQuery,
     SpanSort,
     SpanTables,
@@ -46,11 +48,13 @@ from seedscope.app.store.shared_spans import (
     read_candidates,
     read_span_summary,
     read_span_tables,
+    searched_sides,
     shared_span_table,
 )
 from seedscope.app.store.study import StudyStore
 from seedscope.engine.contract.tables.shared_spans import (
     SharedSpan,
+    SharedSpanExplanation,
     SharedSpanFeature,
     SharedSpanPair,
     SharedSpanSeed,
@@ -72,7 +76,10 @@ class SpansFilter(Plain):
     rank_min: _Count | None = None
     rank_max: _Count | None = None
     sharing_min: Annotated[_Count, Field(description="seeds whose own test passes every null")] | None = None
-    q: Annotated[str, Field(max_length=100, description="part of a token that a kept span falls on most")] | None = None
+    q: (
+        Annotated[str, Field(max_length=100, description="part of a top token, or of the explanation, of a kept span")]
+        | None
+    ) = None
     sort: SpanSort = "number"
     dir: Literal["asc", "desc"] | None = None
     first: Annotated[_Count, Field(description="rows of the list that are left out before")] = 0
@@ -116,15 +123,6 @@ class SpanAddress(Plain):
 
 
 @dataclass(frozen=True)
-class SearchedSide:
-    """The ensemble or its control on random weights: what its search found."""
-
-    ensemble: str
-    is_control: bool
-    summary: SharedSpanSummary
-
-
-@dataclass(frozen=True)
 class SharedSpansPage:
     """`/s/{study}/{ensemble}/spans`: whether small shared spans exist, which share of the energy they hold, and all candidates."""
 
@@ -140,6 +138,7 @@ class SharedSpansPage:
     total: int  # candidates that the filter finds
     spans: list[ListedSpan]
     sides: list[SearchedSide]  # empty without a control
+    control: str | None  # what the same search finds on the control, in words; None without one, and of a control
     missing: list[Missing]
     figure_captured: Figure | None
     nav_query: SpansFilter
@@ -207,7 +206,10 @@ class SharedSpanPage:
     span: SharedSpan
     sentence: str
     why: str | None  # what speaks against it; None where it is kept
+    explanations: list[SharedSpanExplanation]  # of the span as a whole
     ablation: str | None  # in words; None where it was not measured
+    n_loss_tokens: int | None  # that the loss is a mean over
+    no_loss: str | None  # why the loss was not measured; None where it was, and of what is not kept
     members: list[SpanMembers]
     pairs: list[SharedSpanPair]
     features: list[SharedSpanFeature]
@@ -234,6 +236,7 @@ def spans(
     query = asked.query(ensemble)
     total = count_spans(store, query) if every else 0
     lens = read_lens(request.query_params, row.theta, row.epsilon).parameters
+    sides = searched_sides(store, row) if summary else []
     return SharedSpansPage(
         study=store.study,
         ensemble=row,
@@ -250,7 +253,10 @@ def spans(
         else {},
         total=total,
         spans=list_spans(store, query, asked.first) if every else [],
-        sides=_sides(store, row) if summary else [],
+        sides=sides,
+        control=next(
+            (control_sentence(side.summary) for side in sides if side.is_control and not row.control_of), None
+        ),
         missing=[lacking["shared_spans"]] if "shared_spans" in lacking else [],
         figure_captured=_captured(every, summary, f"/s/{study}/{ensemble}/spans") if every and summary else None,
         nav_query=asked,
@@ -289,6 +295,8 @@ def span(
     store, row = open_ensemble(request, study, ensemble)
     found = find_span(store, ensemble, span)
     tables = read_span_tables(store, ensemble, span)
+    summary = read_span_summary(store, ensemble)
+    n_loss_tokens = summary.n_loss_tokens if summary else None
     base = f"/s/{study}/{ensemble}"
     members = ",".join(f"{each.seed}/{each.feature}" for each in tables.features)
     return SharedSpanPage(
@@ -298,7 +306,10 @@ def span(
         span=found,
         sentence=span_sentence(found),
         why=None if found.kept else FAILURE_SAYS.get(found.failed or "", "it does not beat every null"),
-        ablation=ablation_sentence(found),
+        explanations=tables.explanations,
+        ablation=ablation_sentence(found, n_loss_tokens),
+        n_loss_tokens=n_loss_tokens,
+        no_loss=_no_loss(store, row, found),
         members=_members(tables),
         pairs=tables.pairs,
         features=tables.features,
@@ -322,6 +333,17 @@ def _members(tables: SpanTables) -> list[SpanMembers]:
     for each in tables.features:
         of_seed.setdefault(each.seed, []).append(each.feature)
     return [SpanMembers(test.seed, of_seed.get(test.seed, []), test) for test in tables.seeds]
+
+
+def _no_loss(store: StudyStore, row: Ensemble, found: SharedSpan) -> str | None:
+    """Why a kept span has no loss: it means nothing, or what it takes is not there; else the command that measures it."""
+    if not found.kept or found.loss is not None:
+        return None
+    lack = store.missing(row.ensemble).get("loss")
+    if lack and lack.job is None:
+        return f"Next-token loss: {lack}."
+    command = f"seedscope analyze {store.study.study} --only shared_spans,loss"
+    return f"Next-token loss was not measured; run `{command}`."
 
 
 def _explained(store: StudyStore, row: Ensemble, tables: SpanTables) -> list[ExplainedMember]:
@@ -355,15 +377,6 @@ def _contexts(store: StudyStore, tables: SpanTables) -> list[SpanContexts]:
         document = store.documents[each.document]
         of_seed.setdefault(each.seed, []).append(ShownContext(0, texts, each.norms, document, each.position, each.peak))
     return [SpanContexts(seed, contexts) for seed, contexts in of_seed.items()]
-
-
-def _sides(store: StudyStore, row: Ensemble) -> list[SearchedSide]:
-    """The ensemble beside its controls, or the control beside what it is of; those alone that were searched."""
-    own = row.control_of or row.ensemble
-    names = [own, *(each.ensemble for each in store.ensembles.values() if each.control_of == own)]
-    searched = [(name, read_span_summary(store, name)) for name in names if name in store.ensembles]
-    sides = [SearchedSide(name, name != own, summary) for name, summary in searched if summary]
-    return sides if len(sides) > 1 else []
 
 
 def _captured(every: list[SharedSpan], summary: SharedSpanSummary, base: str) -> Figure:

@@ -50,8 +50,13 @@ class SharedSpan:
     ev_control: float | None  # with as many living features of about the same density masked
     ev_control_sd: float | None  # over draws
     ev_whole: float | None  # with nothing masked, mean over seeds
-    loss: float | None  # next-token loss with all its members masked, nats per token; None: not computed
-    loss_control: float | None
+    # Next-token loss with all its members masked, nats per token, mean over the seeds that have members; None: not computed.
+    loss: float | None
+    loss_control: (
+        float | None
+    )  # with as many living features of about the same density masked, the sets of `ev_control`
+    loss_control_sd: float | None = None  # over draws
+    loss_whole: float | None = None  # with nothing masked: the reconstruction in place of the activations
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,27 @@ class SharedSpanToken:
 
 
 @dataclass(frozen=True)
+class SharedSpanExplanation:
+    """One explainer's description of a kept span as a whole, and how well it tells contexts apart that the explainer did not see.
+
+    The span's activation on a token is the root mean square of its strengths over the seeds in which it is ever active.
+    """
+
+    ensemble: str
+    span: str
+    explainer: str  # "token rule"
+    text: str | None  # None where explaining failed
+    # Activation from which a token counts as active; 0: wherever it is active at all. Above 0 a quarter of all contexts are active.
+    active_from: float
+    value: float | None  # balanced accuracy of which contexts are active (detection), 0 to 1; None where scoring failed
+    shuffled: float | None  # the same with shuffled labels, mean over draws
+    shuffled_p95: float | None  # 95th percentile of these draws
+    n_active: int  # contexts that were scored
+    n_silent: int
+    failure: str | None  # why there is no text, or no value
+
+
+@dataclass(frozen=True)
 class SharedSpanSummary:
     """What the discovery found in an ensemble, and which share of unstable features' energy lies in shared spans."""
 
@@ -179,6 +205,7 @@ class SharedSpanSummary:
     member_share: float | None  # share of the energy that members of kept spans carry, inside the span or not
     # What random spans of the same ranks would hold of the members' energy: rank / d_out of it.
     chance_share: float | None
+    n_loss_tokens: int | None = None  # whose prediction SharedSpan.loss is a mean over; None: not computed
 
 
 SORT_KEYS: dict[type, tuple[str, ...]] = {
@@ -189,5 +216,6 @@ SORT_KEYS: dict[type, tuple[str, ...]] = {
     SharedSpanDirection: ("ensemble", "span", "basis", "axis"),
     SharedSpanContext: ("ensemble", "span", "seed", "rank"),
     SharedSpanToken: ("ensemble", "span", "rank"),
+    SharedSpanExplanation: ("ensemble", "span", "explainer"),
     SharedSpanSummary: ("ensemble",),
 }

@@ -1,24 +1,29 @@
 """Small spans that unstable features share, kept as a part: found by decoders, and followed on the evaluation tokens."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.contract.stability import buckets, count_matches
 from seedscope.engine.contract.tables.shared_spans import (
     SharedSpan,
     SharedSpanContext,
     SharedSpanDirection,
+    SharedSpanExplanation,
     SharedSpanToken,
 )
+from seedscope.engine.explanations.of_spans import explain_spans
 from seedscope.engine.features.ablation import AblationPass, MaskPass
 from seedscope.engine.features.logits import direct_logits
 from seedscope.engine.features.span_tokens import (
+    N_CONTROLS,
     SpanFeatures,
     SpanPass,
+    SpanSets,
     as_tensor,
-    control_sets,
+    span_sets,
     strong_contexts,
     token_shares,
 )
@@ -31,14 +36,16 @@ from seedscope.engine.saes.sae import SAE, unit_rows
 from seedscope.engine.saes.stored import stacked_decoders
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.analyses.activity import target_rows
+from seedscope.engine.studies.analyses.loss import LossSettings
+from seedscope.engine.studies.analyses.span_loss import add_span_loss
 from seedscope.engine.studies.ensemble_run import EnsembleRun
 from seedscope.engine.studies.evaluator import Evaluator
 
-VERSION = 1  # of the content of its part
+VERSION = 2  # of the content of its part
+_NO_SCORE = (None, None, None, 0, 0)
 # Multiply-adds of expansions on a CPU beyond which it is searched only on request. 8 x 512 x 128 has 8e9 and takes seconds;
 # 8 x 924 x 256 has 5e10 and took over a minute in one thread, most of it for the nulls.
 LONG = 3e10
-N_CONTROLS = 10  # equally large sets that a span's mask is compared with
 
 
 def spans_about(run: EnsembleRun, match: Part, activity: Part | None) -> dict[str, Any]:
@@ -64,11 +71,18 @@ def wants_shared_spans(run: EnsembleRun, *, expressly: bool) -> bool:
     return False
 
 
-def measure_shared_spans(run: EnsembleRun, match: Part, activity: Part | None) -> None:
-    """Find, test and follow small shared spans, unless that was done before."""
+def measure_shared_spans(run: EnsembleRun, match: Part, activity: Part | None, loss: LossSettings) -> None:
+    """Find, test and follow small shared spans, then measure what masking them costs the model, unless that was done before.
+
+    The loss is measured where it is cheap or was asked for expressly.
+    """
     about = spans_about(run, match, activity)
-    if run.parts.find(ANALYSIS, **about):
-        return
+    if run.parts.find(ANALYSIS, **about) is None:
+        _search(run, match, activity, about)
+    add_span_loss(run, run.part(ANALYSIS, about), activity, loss)
+
+
+def _search(run: EnsembleRun, match: Part, activity: Part | None, about: dict[str, Any]) -> None:
     decoders = unit_rows(stacked_decoders(run.stored).float()).numpy()
     unstable, living, n_active = _searched(run, match, activity, decoders)
     try:
@@ -107,14 +121,15 @@ def _followed(run: EnsembleRun, found: FoundSpans, n_active: np.ndarray | None) 
         return rows_of(found, run.name, run.seeds, None)
     spans = _features_of(run, found)
     members = run.load(range(run.stored.n_members))
-    masks = _masks(run, spans, n_active)
-    collected, worth, masked = _pass(run, evaluator, members, spans, masks)
+    sets = span_sets([[each.features for each in of_members] for of_members in spans], n_active)
+    collected = _pass(run, evaluator, members, spans, sets)
     pool = found.pool
-    rows = rows_of(found, run.name, run.seeds, collected.energy[pool.seed, pool.feature])
-    if worth is not None and masked is not None:
-        rows[SharedSpan] = [*_with_ablation(run, rows[SharedSpan], masks, worth, masked)]
+    rows = rows_of(found, run.name, run.seeds, collected.spans.energy[pool.seed, pool.feature])
+    if collected.worth is not None and collected.masked is not None:
+        rows[SharedSpan] = _with_ablation(run, rows[SharedSpan], sets, collected.worth, collected.masked)
     _add_logits(evaluator, run, rows)
-    _add_tokens(evaluator, run, found, collected, rows)
+    if not evaluator.recorded and collected.tokens is not None:  # else the activations came without tokens
+        _add_tokens(evaluator, run, found, collected.spans, collected.tokens, rows)
     return rows
 
 
@@ -129,33 +144,24 @@ def _features_of(run: EnsembleRun, found: FoundSpans) -> list[list[SpanFeatures]
     return spans
 
 
-Masks = list[dict[str, list[np.ndarray]]]
+class _OnTokens(NamedTuple):
+    """What one pass over the evaluation tokens collected."""
 
-
-def _masks(run: EnsembleRun, spans: list[list[SpanFeatures]], n_active: np.ndarray) -> Masks:
-    """{span's place: its features, then N_CONTROLS sets of as many} of every member."""
-    rng = np.random.default_rng(0)
-    return [
-        {
-            str(at): [
-                of_members[index].features,
-                *control_sets(of_members[index].features, n_active[index], N_CONTROLS, rng),
-            ]
-            for at, of_members in enumerate(spans)
-            if len(of_members[index].features)
-        }
-        for index in range(run.stored.n_members)
-    ]
+    spans: SpanPass
+    tokens: TokenSet | None  # those that count at the hook point; None where the activations came without
+    worth: AblationPass | None  # None, as the next, where it is not known what members should give back
+    masked: MaskPass | None
 
 
 def _pass(
-    run: EnsembleRun, evaluator: Evaluator, members: SAE, spans: list[list[SpanFeatures]], masks: Masks
-) -> tuple[SpanPass, AblationPass | None, MaskPass | None]:
+    run: EnsembleRun, evaluator: Evaluator, members: SAE, spans: list[list[SpanFeatures]], sets: SpanSets
+) -> _OnTokens:
     """One pass over the evaluation tokens for strengths and, where it is known what members should give back, masks."""
     activations = evaluator.activations(run.hookpoint, run.stored.d_in, run.output)
     rows, tokens = activations.rows, activations.tokens
     targets = None if run.undefined else rows if activations.targets is None else activations.targets
     positions = np.arange(len(rows)) if tokens is None else np.flatnonzero(tokens.counted)
+    masks = [{str(at): chosen for at, chosen in of_member.items()} for of_member in sets]
     collected = SpanPass(members, spans)
     worth = None if targets is None else AblationPass(members, pair_numbers=0)
     masked = None if targets is None else MaskPass(members, masks)
@@ -167,24 +173,25 @@ def _pass(
                 worth.add(goal, codes)
                 masked.add(goal, codes)
             report(first + len(batch), len(rows))
-    return collected, worth, masked
+    return _OnTokens(collected, tokens, worth, masked)
 
 
 def _with_ablation(
-    run: EnsembleRun, rows: list[SharedSpan], masks: Masks, worth: AblationPass, masked: MaskPass
+    run: EnsembleRun, rows: list[SharedSpan], sets: SpanSets, worth: AblationPass, masked: MaskPass
 ) -> list[SharedSpan]:
     answers = [masked.finish(index, worth.finish(index)) for index in range(run.stored.n_members)]
     measured = []
     for at, row in enumerate(rows):
-        held = [(answer, sets[str(at)]) for answer, sets in zip(answers, masks, strict=True) if str(at) in sets]
+        held = [(answer, of_member[at]) for answer, of_member in zip(answers, sets, strict=True) if at in of_member]
         if row.kept and held:
             whole = float(np.mean([answer.explained_variance() for answer, _ in held]))
-            masked_ev = float(np.mean([answer.explained_variance(sets[0]) for answer, sets in held]))
+            masked_ev = float(np.mean([answer.explained_variance(chosen[0]) for answer, chosen in held]))
             row = replace(row, ev=masked_ev, ev_whole=whole)
-            if all(len(sets) == 1 + N_CONTROLS for _, sets in held):  # else too few other features live in some seed
-                evs = np.array([[answer.explained_variance(each) for each in sets[1:]] for answer, sets in held]).mean(
-                    0
-                )
+            if all(
+                len(chosen) == 1 + N_CONTROLS for _, chosen in held
+            ):  # else too few other features live in some seed
+                evs = np.array([[answer.explained_variance(each) for each in chosen[1:]] for answer, chosen in held])
+                evs = evs.mean(0)
                 row = replace(row, ev_control=float(evs.mean()), ev_control_sd=float(evs.std()))
         measured.append(row)
     return measured
@@ -208,15 +215,25 @@ def _add_logits(evaluator: Evaluator, run: EnsembleRun, rows: Rows) -> None:
         )
 
 
-def _add_tokens(evaluator: Evaluator, run: EnsembleRun, found: FoundSpans, collected: SpanPass, rows: Rows) -> None:
-    """Contexts and tokens of kept spans; none where the activations came without tokens."""
-    if evaluator.recorded:
-        return
-    tokens = evaluator.tokens
-    for at, candidate in enumerate(found.kept):
-        strengths = [collected.strengths(at, index) for index in range(run.stored.n_members)]
-        for seed, of_seed in zip(run.seeds, strengths, strict=True):
+def _add_tokens(
+    evaluator: Evaluator, run: EnsembleRun, found: FoundSpans, collected: SpanPass, tokens: TokenSet, rows: Rows
+) -> None:
+    """Contexts, tokens and token rules of kept spans."""
+    strengths = [
+        [collected.strengths(at, index) for index in range(run.stored.n_members)] for at in range(len(found.kept))
+    ]
+    for candidate, of_members in zip(found.kept, strengths, strict=True):
+        for seed, of_seed in zip(run.seeds, of_members, strict=True):
             for rank, context in enumerate(strong_contexts(of_seed, tokens)):
                 rows[SharedSpanContext].append(SharedSpanContext(run.name, candidate.id, seed, rank, *context))
-        for rank, share in enumerate(token_shares(strengths, tokens)):
+        for rank, share in enumerate(token_shares(of_members, tokens)):
             rows[SharedSpanToken].append(SharedSpanToken(run.name, candidate.id, rank, *share))
+    for level, explained in explain_spans(strengths, tokens, evaluator.texts):
+        score = explained.scores[0] if explained.scores else None
+        rows[SharedSpanExplanation].append(
+            SharedSpanExplanation(
+                run.name, found.kept[explained.feature].id, explained.explainer, explained.text, level,
+                *((score.value, score.shuffled, score.shuffled_p95, score.n_active, score.n_silent) if score else _NO_SCORE),
+                failure=explained.failure or (score.failure if score else None),
+            )
+        )  # fmt: skip

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import seedscope
 from seedscope.app.store.studies import Studies
-from seedscope.engine.contract.tables.shared_spans import SharedSpan
+from seedscope.engine.contract.tables.shared_spans import SharedSpan, SharedSpanExplanation
 from seedscope.engine.export.formats import export
 from support.span_study import RANKS, SPAN_ENSEMBLE, SPAN_STUDY
 from support.studies import ENSEMBLE, STUDY, members_that_agree, publish_study
@@ -25,6 +25,13 @@ def test_the_table_holds_the_stores_candidates_kept_ones_first(ensemble, span_ro
     stored = Studies(span_root[0]).get(SPAN_STUDY).rows(SharedSpan)
     assert rows == sorted(stored, key=lambda row: row.number)
     assert [row.kept for row in rows] == sorted((row.kept for row in rows), reverse=True)
+
+
+def test_explanations_are_those_of_the_store(ensemble, span_root):
+    rows = ensemble.span_explanations()
+    assert rows == Studies(span_root[0]).get(SPAN_STUDY).rows(SharedSpanExplanation)
+    assert {row.span for row in rows} == {row["span"] for row in ensemble.spans().to_pylist() if row["kept"]}
+    assert all(row.text and 0 <= row.value <= 1 for row in rows)
 
 
 def test_a_basis_is_orthonormal_and_the_one_that_is_exported(ensemble, span_root, tmp_path):
@@ -51,6 +58,8 @@ def test_what_is_not_there_is_refused_with_what_there_is(ensemble, study_root, t
     bare = seedscope.open(tmp_path)["mine"]["some"]
     with pytest.raises(ValueError, match="seedscope analyze mine --only shared_spans"):
         bare.spans()
+    with pytest.raises(ValueError, match="seedscope analyze mine --only shared_spans"):
+        bare.span_explanations()
     with pytest.raises(KeyError, match="no kept span"):
         bare.span_basis("0" * 12)
 

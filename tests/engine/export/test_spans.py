@@ -82,11 +82,11 @@ def test_members_lie_where_their_rows_say_and_their_energy_is_of_the_other_seeds
 
 
 def test_the_tables_are_those_of_the_store(written, store):
-    for file in ("spans", "members", "pairs", "seeds", "summary"):
+    for file in ("spans", "members", "pairs", "seeds", "summary", "explanations"):
         table = pq.read_table(written / f"{file}.parquet")
         of_contract = next(each for each in SORT_KEYS if each.__name__ == {
             "spans": "SharedSpan", "members": "SharedSpanFeature", "pairs": "SharedSpanPair", "seeds": "SharedSpanSeed",
-            "summary": "SharedSpanSummary",
+            "summary": "SharedSpanSummary", "explanations": "SharedSpanExplanation",
         }[file])  # fmt: skip
         assert sorted(map(str, (of_contract(**row) for row in table.to_pylist()))) == sorted(
             map(str, store.rows(of_contract))

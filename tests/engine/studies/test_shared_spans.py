@@ -1,18 +1,24 @@
 """Shared spans of a study: a planted one is kept and followed on tokens, and what cannot be searched is said."""
 
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from seedscope.engine.activations.documents import documents
 from seedscope.engine.activations.harvest import LanguageModel, stream, tokenize
+from seedscope.engine.activations.tokens import PADDING, TokenSet
 from seedscope.engine.contract.tables.shared_spans import (
     NULL_SETS,
     SharedSpan,
     SharedSpanContext,
     SharedSpanDirection,
+    SharedSpanExplanation,
     SharedSpanFeature,
     SharedSpanPair,
     SharedSpanSeed,
@@ -22,15 +28,17 @@ from seedscope.engine.contract.tables.shared_spans import (
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.consistency import require_consistent
 from seedscope.engine.store.database import StoreReader
+from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.import_ensemble import enrol
 from seedscope.engine.studies.publish import publish
-from support.analyses import N_CTX, PLACE, K, enrol_one, on_tokens, run
+from support.analyses import N_CTX, PLACE, K, Kept, enrol_one, on_tokens, run
 from support.golden import explained_variance, topk_codes
 from support.imports import make_run
 from support.layouts import LAYOUTS
 from support.tiny_models import VOCABULARY, WIDTH, tiny
 
 D_SAE, SEEDS, RANK, N_BLOCK = 40, (0, 1, 2, 3, 5), 3, 5
+N_LOSS = 40  # tokens that `run` asks for
 THETA = 0.97  # that random features of three dimensions seldom reach
 
 
@@ -57,7 +65,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, llama: LanguageModel) -> Pat
     words.write_text(" ".join(f"w{word}" for word in np.random.default_rng(5).integers(2, VOCABULARY, 1400)))
     plan = catalogue.read(folder / "root" / "mine")
     catalogue.write(plan.__class__(**vars(plan) | on_tokens(words) | {"theta": THETA}), folder / "root" / "mine")
-    run(folder / "root" / "mine", llama, only=["shared_spans", "activity"])
+    run(folder / "root" / "mine", llama, only=["shared_spans", "activity", "loss"])
     publish(folder / "root" / "mine")
     return folder / "root" / "mine"
 
@@ -129,6 +137,75 @@ def test_contexts_tokens_and_masks_are_those_of_plain_arrays(store, study, llama
     shares = {row.token: row.share for row in store.rows(SharedSpanToken)}
     for token, share in shares.items():
         assert share == pytest.approx(squares[token] / squares.sum(), abs=0.005)
+
+
+def test_the_loss_without_the_span_is_that_of_plain_forward_passes(store, study, llama):
+    """Every seed's reconstruction without its members in place of what the second block gives, one window at a time."""
+    plan = catalogue.read(study)
+    windows = tokenize(documents(list(plan.tokens.source)), llama, n_ctx=N_CTX).sample(N_LOSS)
+    [kept] = [span for span in store.rows(SharedSpan) if span.kept]
+    whole, without, n_read = [], [], 0
+    for seed in SEEDS:
+        t = load_file(study / plan.ensembles[0].folder / f"seed-{seed}.safetensors")
+        t = {name: tensor.astype(np.float64) for name, tensor in t.items()}
+        members = [row.feature for row in store.rows(SharedSpanFeature) if (row.seed, row.span) == (seed, kept.span)]
+
+        def rebuilt(x: np.ndarray, left_out: list[int], t: dict = t) -> np.ndarray:
+            mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)
+            codes = topk_codes((x - mean) / (std + 1e-5), t["W_enc"], t["b_enc"], t["b_dec"], K)
+            codes[:, left_out] = 0
+            return (codes @ t["W_dec"] + t["b_dec"]) * std + mean
+
+        own, masked = (plain_losses(llama, windows, partial(rebuilt, left_out=each)) for each in ([], members))
+        whole, without, n_read = [*whole, own.mean()], [*without, masked.mean()], len(own)
+    [summary] = store.rows(SharedSpanSummary)
+    assert summary.n_loss_tokens == n_read
+    assert kept.loss_whole == pytest.approx(np.mean(whole), abs=2e-4)
+    assert kept.loss == pytest.approx(np.mean(without), abs=2e-4)
+    assert kept.loss != pytest.approx(kept.loss_whole, abs=1e-3)
+    assert kept.loss_control > 0
+    assert kept.loss_control_sd >= 0
+    assert all(span.loss is None for span in store.rows(SharedSpan) if not span.kept)
+
+
+def plain_losses(model: LanguageModel, tokens: TokenSet, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    losses = []
+    for row, counted in zip(tokens.ids, tokens.counted, strict=True):
+        real, at = row[row != PADDING], np.flatnonzero(counted[row != PADDING])
+
+        def hook(_module, _inputs, output, at=at):
+            rows = (output[0] if isinstance(output, tuple) else output).clone()
+            rows[0, at] = torch.from_numpy(change(rows[0, at].double().numpy())).float()
+            return (rows, *output[1:]) if isinstance(output, tuple) else rows
+
+        handle = model.network.model.layers[1].register_forward_hook(hook)
+        with torch.no_grad():
+            logits = model.network(torch.from_numpy(real).long()[None]).logits[0].double()
+        handle.remove()
+        p = torch.log_softmax(logits, -1)
+        losses += [-float(p[each, real[each + 1]]) for each in at if each + 1 < len(real)]
+    return np.array(losses)
+
+
+def test_the_kept_span_is_explained_as_a_whole(store):
+    [kept] = [span.span for span in store.rows(SharedSpan) if span.kept]
+    [explained] = store.rows(SharedSpanExplanation)
+    assert (explained.span, explained.explainer) == (kept, "token rule")
+    assert explained.text or explained.failure
+
+
+def test_a_loss_on_other_tokens_is_measured_anew_and_the_search_is_not(study, llama, tmp_path):
+    copy = shutil.copytree(study, tmp_path / "mine")
+    options = {"model": llama, "device": "cpu", "only": ["shared_spans", "loss"]}
+    for n_tokens, again in ((100, True), (None, False)):
+        progress = Kept()
+        analyse(copy, loss_tokens=n_tokens, progress=progress, **options)
+        assert any("loss of shared spans" in stage for stage in progress.stages) == again
+        assert not any(stage.endswith(": shared spans") for stage in progress.stages)
+    publish(copy)
+    with StoreReader(copy / (copy / "CURRENT").read_text().split()[0]) as store:
+        [summary] = store.rows(SharedSpanSummary)
+        assert summary.n_loss_tokens > 2 * N_LOSS
 
 
 def test_the_store_is_consistent_and_every_seed_has_its_row(store, study):

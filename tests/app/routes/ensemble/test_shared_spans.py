@@ -5,28 +5,24 @@ import shutil
 import numpy as np
 import pytest
 
-from support.planted_spans import RANKS, members_that_share_spans, planted_block
 from support.reading import assert_valid_plotly, browse, figures_of, links, parsed, republish, text_of
+from support.span_study import N_SEEDS, RANKS, SPAN_ENSEMBLE, SPAN_STUDY, members_with_spans, planted_block
 from support.studies import members_that_agree, publish_study
 
-KEPT, BARE, PAIR = "/s/planted/kept", "/s/bare/free", "/s/bare/pair"
+KEPT, BARE, PAIR = f"/s/{SPAN_STUDY}/{SPAN_ENSEMBLE}", "/s/bare/free", "/s/bare/pair"
 NULLS = ("living", "density", "rotated", "second_moment")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, language_model, corpus):
-    """`planted` was run on tokens and has two kept spans; `bare` is of decoders alone: noise, a pair, and one SAE."""
+def root(tmp_path_factory, span_root):
+    """SPAN_STUDY was run on tokens and has two kept spans; `bare` is of decoders alone: noise, a pair, and one SAE."""
     root = tmp_path_factory.mktemp("spans")
-    publish_study(
-        root, "planted",
-        {"kept": (members_that_share_spans(), {"hookpoint": "blocks.2.hook_resid_post", "shared_start": "no"})},
-        model=language_model, texts=corpus.held_out, only=("match", "activity", "shared_spans"),
-    )  # fmt: skip
+    shutil.copytree(span_root[0] / SPAN_STUDY, root / SPAN_STUDY)
     publish_study(
         root,
         "bare",
         {
-            "free": (members_that_share_spans(d_in=24, ranks=(), n_noise=30, n_shared=6, members=4), {}),
+            "free": (members_with_spans(24, ranks=(), n_noise=30, n_shared=6, n_seeds=4), {}),
             "pair": (members_that_agree(members=2), {}),
             "alone": (members_that_agree(members=1), {}),
         },
@@ -83,9 +79,10 @@ def test_the_planted_spans_are_listed_and_the_answer_says_so(client, listed, spa
     assert kept["customdata"] == [f"{KEPT}/spans/{span['span']}" for span in spans]
 
 
-def test_numbers_are_those_of_plain_numpy(spans, pages):
+def test_numbers_are_those_of_plain_numpy(span_root, spans, pages):
     """Members, their energies in the other seeds' span, and the seeds' overlaps, from the planted decoder rows."""
-    decoders = members_that_share_spans().W_dec.detach().double().numpy()
+    decoders = span_root[1].W_dec.detach().double().numpy()
+    decoders /= np.linalg.norm(decoders, axis=-1, keepdims=True)
     for span, page in zip(spans, pages, strict=True):
         members = [(each["seed"], each["feature"]) for each in page["features"]]
         assert len(members) == span["n_features"]
@@ -93,7 +90,8 @@ def test_numbers_are_those_of_plain_numpy(spans, pages):
         rows = np.array([decoders[seed, feature] for seed, feature in members])
         seeds = np.array([seed for seed, _ in members])
         bases = {
-            seed: np.linalg.svd(rows[seeds == seed], full_matrices=False)[2][: span["rank"]].T for seed in range(5)
+            seed: np.linalg.svd(rows[seeds == seed], full_matrices=False)[2][: span["rank"]].T
+            for seed in range(N_SEEDS)
         }
         for each, row in zip(page["features"], rows, strict=True):
             others = np.linalg.svd(rows[seeds != each["seed"]], full_matrices=False)[2][: span["rank"]].T
@@ -136,7 +134,7 @@ def test_a_spans_page_shows_what_its_twin_holds(client, spans, pages):
 
 def test_contexts_share_one_scale_and_token_shares_are_of_the_whole(client, spans, pages):
     for span, page in zip(spans, pages, strict=True):
-        assert [each["seed"] for each in page["contexts"]] == list(range(5))
+        assert [each["seed"] for each in page["contexts"]] == list(range(N_SEEDS))
         norms = [max(context["activations"]) for each in page["contexts"] for context in each["contexts"]]
         html = parsed(client.get(f"{KEPT}/spans/{span['span']}").text)
         assert f"max {max(norms):.2f}" in text_of(html.select_one("#contexts h2"))
@@ -152,18 +150,66 @@ def test_contexts_share_one_scale_and_token_shares_are_of_the_whole(client, span
                 assert len(context["tokens"]) == len(context["activations"])
 
 
+def test_a_span_is_explained_as_a_whole_on_its_page_and_in_the_list(client, listed, spans, pages):
+    for line, page in zip(listed["spans"], pages, strict=True):
+        (told,) = page["explanations"]
+        assert told == line["explanation"]
+        html = parsed(client.get(f"{KEPT}/spans/{page['span']['span']}").text).select_one("#explanation")
+        assert text_of(html.select_one(".said")) == " ".join(told["text"].split())
+        assert f"{told['value']:.2f}" in text_of(html.select_one(".score"))
+        assert f"on {told['n_active']} + {told['n_silent']} contexts" in text_of(html)
+        if told["active_from"] > 0:
+            assert f"reach {told['active_from']:.2f}" in text_of(html)
+        found = client.get(f"{KEPT}/spans.json", params={"q": told["text"][4:60].upper()}).json()["spans"]
+        assert [each["span"]["span"] for each in found] == [page["span"]["span"]]
+    rows = client.get(f"{KEPT}/spans/explanations.csv").text.splitlines()
+    assert len(rows) == 1 + len(spans)
+
+
+def test_the_loss_stands_beside_its_controls_with_the_tokens_it_is_of(client, spans, pages):
+    for span, page in zip(spans, pages, strict=True):
+        assert page["no_loss"] is None
+        assert 0 < page["n_loss_tokens"] < 100
+        text = shown(text_of(parsed(client.get(f"{KEPT}/spans/{span['span']}").text).select_one("#ablation")))
+        assert f"{span['loss']:.3f} nats instead of {span['loss_whole']:.3f}, on {page['n_loss_tokens']} tokens" in text
+        assert f"with the same others masked it is {span['loss_control']:.3f} ± {span['loss_control_sd']:.3f}" in text
+        assert f"{span['loss_control']:.4f} ± {span['loss_control_sd']:.4f}" in text
+
+
+def test_what_a_former_version_did_not_measure_is_not_shown_as_a_number(root, spans, tmp_path):
+    shutil.copytree(root / SPAN_STUDY, tmp_path / "small")
+    republish(
+        tmp_path,
+        "UPDATE SharedSpan SET loss = NULL, loss_control = NULL, loss_control_sd = NULL, loss_whole = NULL",
+        "UPDATE SharedSpanSummary SET n_loss_tokens = NULL",
+        "DELETE FROM SharedSpanExplanation",
+    )
+    with browse(tmp_path) as client:
+        here = f"/s/small/{SPAN_ENSEMBLE}/spans/{spans[0]['span']}"
+        twin = client.get(f"{here}.json").json()
+        assert "seedscope analyze small --only shared_spans,loss" in twin["no_loss"]
+        assert (twin["explanations"], twin["n_loss_tokens"]) == ([], None)
+        page = parsed(client.get(here).text)
+        assert "was not measured" in text_of(page.select_one("#no-loss"))
+        assert page.select_one("#explanation") is None
+        assert "nats" not in text_of(page.select_one("#ablation"))
+        assert [line["explanation"] for line in client.get(f"/s/small/{SPAN_ENSEMBLE}/spans.json").json()["spans"]] == [
+            None
+        ] * 2
+
+
 def test_members_are_listed_with_their_explanations_those_first_that_carry_most(root, pages, tmp_path):
     assert pages[0]["explained"] == []  # not computed
     by_weight = sorted(pages[0]["features"], key=lambda each: -each["activation_energy"])
     told = f"seed = {by_weight[0]['seed']} AND feature = {by_weight[0]['feature']}"
-    shutil.copytree(root / "planted", tmp_path / "small")
+    shutil.copytree(root / SPAN_STUDY, tmp_path / "small")
     republish(
         tmp_path,
         f"UPDATE Feature SET explanation = 'names of files', explainer = 'a rule', score = 0.75 WHERE {told}",
         "UPDATE Ensemble SET computed = list_append(computed, 'explain')",
     )
     with browse(tmp_path) as client:
-        here = f"/s/small/kept/spans/{pages[0]['span']['span']}"
+        here = f"/s/small/{SPAN_ENSEMBLE}/spans/{pages[0]['span']['span']}"
         (member,) = client.get(f"{here}.json").json()["explained"]
         assert (member["explanation"], member["explainer"], member["score"]) == ("names of files", "a rule", 0.75)
         assert member["activation_energy"] == pytest.approx(by_weight[0]["activation_energy"])
@@ -217,7 +263,7 @@ def test_a_permalink_is_pinned_and_an_unknown_span_says_where_they_are_listed(cl
     assert KEPT in links(page.text, "#main a")
 
 
-def test_a_features_page_names_its_span(client, pages):
+def test_a_features_page_names_its_span(client, pages, span_root):
     member = pages[0]["features"][0]
     place = f"{KEPT}/{member['seed']}/{member['feature']}"
     (twin,) = client.get(f"{place}.json").json()["shared_spans"]
@@ -229,7 +275,7 @@ def test_a_features_page_names_its_span(client, pages):
     html = parsed(client.get(place).text).select_one("#shared-span")
     assert text_of(html.a) == f"part of span #1, which {span['n_sharing']} of 5 seeds share"
     assert html.a["href"] == f"{KEPT}/spans/{span['span']}"
-    shared = members_that_share_spans().W_dec.shape[1] - 1  # the last row is the same in all seeds: not unstable
+    shared = span_root[1].d_sae - 1  # the last row is the same in all seeds: not unstable
     assert client.get(f"{KEPT}/0/{shared}.json").json()["shared_spans"] == []
 
 
@@ -245,7 +291,7 @@ def test_the_overview_answers_the_papers_question(client, listed):
 
 def test_candidates_that_nothing_keeps_apart_from_chance_say_why(root, spans, tmp_path):
     """The same study with its candidates unexplained: one in the list's words, its page and its features'."""
-    shutil.copytree(root / "planted", tmp_path / "small")
+    shutil.copytree(root / SPAN_STUDY, tmp_path / "small")
     republish(
         tmp_path,
         "UPDATE SharedSpan SET kept = false, failed = 'living', p_value = 0.4, n_sharing = 0 WHERE number = 1",
@@ -254,25 +300,25 @@ def test_candidates_that_nothing_keeps_apart_from_chance_say_why(root, spans, tm
         "n_members = 0, shared = 0, shared_low = 0, shared_high = 0, chance_share = 0, member_share = 0",
     )
     with browse(tmp_path) as client:
-        twin = client.get("/s/small/kept/spans.json").json()
+        twin = client.get(f"/s/small/{SPAN_ENSEMBLE}/spans.json").json()
         assert twin["sentence"] == (
             "None of the 2 candidates beats all four nulls: 1 is explained as well by random living features and 1 is not "
             "found again when single seeds are left out."
         )
         assert "no part is shown to lie in small shared spans" in twin["question"]
-        page = client.get("/s/small/kept/spans")
+        page = client.get(f"/s/small/{SPAN_ENSEMBLE}/spans")
         assert twin["sentence"] in text_of(page.text)
         assert text_of(parsed(page.text).select_one("#candidates tbody")).startswith("#1 living as well")
         assert "random living features explain it as well 1" in text_of(parsed(page.text).select_one("#unexplained"))
         (circles,) = [t for t in figures_of(page.text)["spans-captured"]["data"] if t["name"] == "unexplained"]
         assert circles["marker"]["symbol"] == "circle-open"
         assert circles["x"] == ["#1"]  # of the other nothing is known
-        first = client.get(f"/s/small/kept/spans/{spans[0]['span']}")
+        first = client.get(f"/s/small/{SPAN_ENSEMBLE}/spans/{spans[0]['span']}")
         assert "Why is it not kept?" in text_of(first.text)
-        second = shown(text_of(client.get(f"/s/small/kept/spans/{spans[1]['span']}").text))
+        second = shown(text_of(client.get(f"/s/small/{SPAN_ENSEMBLE}/spans/{spans[1]['span']}").text))
         assert "nothing is measured of it" in second
-        member = client.get(f"/s/small/kept/spans/{spans[0]['span']}.json").json()["features"][0]
-        feature = text_of(client.get(f"/s/small/kept/{member['seed']}/{member['feature']}").text)
+        member = client.get(f"/s/small/{SPAN_ENSEMBLE}/spans/{spans[0]['span']}.json").json()["features"][0]
+        feature = text_of(client.get(f"/s/small/{SPAN_ENSEMBLE}/{member['seed']}/{member['feature']}").text)
         assert "in candidate #1, which nothing keeps apart from chance" in feature
 
 
@@ -283,8 +329,15 @@ def test_the_control_stands_beside_what_it_is_of(root, tmp_path):
         for ensemble in ("free", "pair"):
             sides = client.get(f"/s/small/{ensemble}/spans.json").json()["sides"]
             assert [(side["ensemble"], side["is_control"]) for side in sides] == [("free", False), ("pair", True)]
+        says = "On the model with random weights nothing was searched: found 2 seeds"
+        assert client.get("/s/small/free/spans.json").json()["control"].startswith(says)
+        assert client.get("/s/small/pair/spans.json").json()["control"] is None
+        assert client.get("/s/small/free.json").json()["shared_spans_control"].startswith(says)
+        assert client.get("/s/small/pair.json").json()["shared_spans_control"] is None
+        assert says in text_of(parsed(client.get("/s/small/free").text).select_one("#shared-spans"))
         page = parsed(client.get("/s/small/free/spans?theta=0.5").text)
         assert "random weights" in text_of(page.select_one("#control"))
+        assert says in text_of(page.select_one("#control"))
         assert page.select_one("#control td a")["href"] == "/s/small/pair/spans?theta=0.5"
 
 

@@ -7,7 +7,8 @@ Commits before 52cf631 have no name `seedscope` and no such script: there the im
 `from engine.export import export`, `from engine.studies import run_study`, with the checkout itself on the path.
 
 `schema-6` is of 95ac0a8, `schema-7-first` of 8ff66a4, the first of schema 7, which grew columns afterwards without another number;
-`schema-7` has all of its columns (9f1d3a9); `schema-8` is of 3068d38; `schema-9` has the columns of today. A schema that grows
+`schema-7` has all of its columns (9f1d3a9); `schema-8` is of 3068d38; `schema-9` is of 3b90df5;
+`schema-10` has the columns of today. A schema that grows
 takes the next number and gets a sample of its own.
 """
 
