@@ -180,7 +180,7 @@ def ablation_sentence(span: SharedSpan, n_loss_tokens: int | None) -> str | None
     if span.ev_control is not None:
         spread = f" ± {span.ev_control_sd:.3f}" if span.ev_control_sd is not None else ""
         text += (
-            f"; with as many living features of about the same densities masked it is {span.ev_control:.3f}{spread}: the span is "
+            f"; with as many living features of about the same densities masked it is {span.ev_control:.3f}{spread}: the span "
             f"costs {_beside(span.ev_control - span.ev, span.ev_control_sd)}"
         )
     text += "."
