@@ -9,6 +9,7 @@ import sys
 from seedscope.app.cli import (  # noqa: F401
     analyze,
     anchor,
+    annotate,
     bench,
     demo,
     diff,
@@ -34,7 +35,7 @@ __all__ = ["COMMANDS", "app", "main"]
 # As `seedscope --help` lists them: to look, to bring in one's own, to compute and make more, to take away, the machine.
 COMMANDS = (
     "demo", "serve", "run", "public", "inspect", "import", "analyze", "anchor", "predict", "explain", "pool", "synthetic",
-    "sources", "match", "diff", "export", "verify", "bench", "doctor",
+    "sources", "match", "diff", "annotate", "export", "verify", "bench", "doctor",
 )  # fmt: skip
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))
