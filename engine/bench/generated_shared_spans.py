@@ -60,14 +60,14 @@ def add_shared_spans(
     for number, span in enumerate(span_ids(ensemble, n), 1):
         kept, rank = number <= n - n // 10, int(rng.integers(*RANKS))
         energy = float(0.95 - 0.3 * number / n)
-        for row in _tests(ensemble, span, seeds, rank, energy, kept, rng):
-            rows.setdefault(type(row), []).append(row)
+        drawn: list[Any] = [*_tests(ensemble, span, seeds, rank, energy, kept, rng)]
         members = np.arange(PER_SPAN) + PER_SPAN * (number - 1)
         rows.setdefault(SharedSpanFeature, []).extend(_members(ensemble, span, seeds, members, energy, rng))
         rows.setdefault(SharedSpan, []).append(_span(ensemble, span, number, n_members, rank, energy, kept, n))
         if kept:
-            for row in _on_tokens(ensemble, span, seeds, rank, d_in, n_documents, vocabulary, rng):
-                rows.setdefault(type(row), []).append(row)
+            drawn += _on_tokens(ensemble, span, seeds, rank, d_in, n_documents, vocabulary, rng)
+        for row in drawn:
+            rows.setdefault(type(row), []).append(row)
     spans = rows.get(SharedSpan, [])
     n_kept = sum(row.kept for row in spans)
     if n_members > 2:
