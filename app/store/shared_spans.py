@@ -1,7 +1,7 @@
 """Tables on small shared spans: the answer of an ensemble, its candidates by a filter, one span whole, and their downloads."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
 
@@ -21,7 +21,7 @@ from seedscope.engine.contract.tables.shared_spans import (
 )
 from seedscope.engine.contract.tables.study import Ensemble
 
-PAGE = 100  # rows of the list on one page
+PAGE = 50  # rows of the list on one page
 TOKEN_RULE = "token rule"  # the explainer that comes last
 N_TOP_TOKENS = 4  # of a kept span, in lists
 
@@ -61,6 +61,15 @@ class ListedSpan:
     explanation: SharedSpanExplanation | None  # of the span as a whole, the first that has a text; None without any
 
 
+class WrittenDirection(NamedTuple):
+    """A principal direction of a span, and the ids of the next tokens that it raises and lowers."""
+
+    axis: int
+    energy: float
+    raised: list[int]
+    lowered: list[int]
+
+
 @dataclass(frozen=True)
 class SpanTables:
     """Everything of one span but its own row; lists are empty where the span was not followed on tokens."""
@@ -68,7 +77,7 @@ class SpanTables:
     seeds: list[SharedSpanSeed]
     pairs: list[SharedSpanPair]
     features: list[SharedSpanFeature]
-    directions: list[SharedSpanDirection]  # of all seeds together
+    directions: list[WrittenDirection]  # of all seeds together
     contexts: list[SharedSpanContext]
     tokens: list[SharedSpanToken]
     explanations: list[SharedSpanExplanation]  # of the span as a whole: others come before token rules
@@ -154,13 +163,25 @@ def find_span(store: Database, ensemble: str, span: str) -> SharedSpan:
 def read_span_tables(store: Database, ensemble: str, span: str) -> SpanTables:
     """Everything of one span."""
 
-    def of(table: type, more: str = "") -> list[Any]:
-        return store.rows(table, f"ensemble = ? AND span = ? {more}", [ensemble, span])
+    def of(table: type) -> list[Any]:
+        return store.rows(table, "ensemble = ? AND span = ?", [ensemble, span])
 
     return SpanTables(
-        of(SharedSpanSeed), of(SharedSpanPair), of(SharedSpanFeature), of(SharedSpanDirection, "AND basis = -1"),
-        of(SharedSpanContext), of(SharedSpanToken), sorted(of(SharedSpanExplanation), key=_shown_first),
-    )  # fmt: skip
+        seeds=of(SharedSpanSeed),
+        pairs=of(SharedSpanPair),
+        features=of(SharedSpanFeature),
+        directions=_directions(store, ensemble, span),
+        contexts=of(SharedSpanContext),
+        tokens=of(SharedSpanToken),
+        explanations=sorted(of(SharedSpanExplanation), key=_shown_first),
+    )
+
+
+def _directions(store: Database, ensemble: str, span: str) -> list[WrittenDirection]:
+    """Without the vectors, which are most of the table."""
+    names = ", ".join(WrittenDirection._fields)
+    sql = f"SELECT {names} FROM {SharedSpanDirection.__name__} WHERE ensemble = ? AND span = ? AND basis = -1 ORDER BY axis"
+    return [WrittenDirection(*row) for row in store.fetch(sql, [ensemble, span])]
 
 
 def read_memberships(store: Database, ensemble: str, seed: int, feature: int) -> list[SpanMembership]:

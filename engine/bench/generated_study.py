@@ -1,9 +1,9 @@
 """A study of any size written through the real Writer, with the statistics of a trained one: what pages are measured on.
 
-Nothing is trained or matched: features, cosines, contexts and explanations are drawn (`generated_features`,
-`generated_texts`), member by member, so that memory holds one block of one member and what the Writer holds. The same settings
-give the same store. What was drawn and why it is no noise stands in these modules; curves of the geometry of spans follow
-formulas.
+Nothing is trained or matched: features, cosines, contexts, explanations and shared spans are drawn (`generated_features`,
+`generated_texts`, `generated_shared_spans`), member by member, so that memory holds one block of one member and what the Writer
+holds. The same settings give the same store. What was drawn and why it is no noise stands in these modules; curves of the geometry
+of spans follow formulas.
 
 A finished store is made once: `generated_study` records its settings in the study's `built_from` and finds them again. The parts
 of a generation that was interrupted are not kept; the next call begins again.
@@ -32,6 +32,7 @@ from seedscope.engine.bench.generated_features import (
     draw_partners,
     feature_stream,
 )
+from seedscope.engine.bench.generated_shared_spans import add_shared_spans
 from seedscope.engine.bench.generated_spans import (
     CLUSTERS,
     D_IN,
@@ -58,14 +59,14 @@ from seedscope.engine.store.database import Writer
 from seedscope.engine.store.rows import add_row, row_keys
 
 STUDY, ENSEMBLE = "scale", "topk"
-VERSION = 2  # of the generator: a store of another one is made again
+VERSION = 3  # of the generator: a store of another one is made again
 K = 40
 N_DOCUMENTS, DOCUMENT = 500, 2_048  # their number and tokens
 N_LOGITS = 3  # of either sign
 _SCORED_ON = 12  # active contexts, and as many silent ones
 _CONTEXT, _SCORE, _LOGIT = range(3)  # streams of random numbers
 _CHANCE = {"haar": 0.33, "second_moment": 0.37}  # best cosines in random dictionaries, mean
-COMPUTED = ["match", "activity", "ablate", "explain", "loss", "subspaces"]
+COMPUTED = ["match", "activity", "ablate", "explain", "loss", "subspaces", "shared_spans"]
 Report = Callable[[int, int], None]
 
 
@@ -133,6 +134,7 @@ def _add_frame(writer: Writer, size: StudySize, vocabulary: TokenVocabulary) -> 
     names = [f"document {i}" for i in range(N_DOCUMENTS)]
     writer.add(Document, {"id": np.arange(N_DOCUMENTS), "name": names})
     add_span_tables(writer, ENSEMBLE, n, size.d_sae)
+    add_shared_spans(writer, ENSEMBLE, n, size.d_sae, D_IN, N_DOCUMENTS, vocabulary)
 
 
 def _add_member(

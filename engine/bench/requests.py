@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+from seedscope.engine.bench.generated_shared_spans import n_spans, span_ids
 from seedscope.engine.bench.generated_study import ENSEMBLE, STUDY, StudySize
 from seedscope.engine.bench.generated_texts import TokenVocabulary, zipf
 from seedscope.engine.contract.schema import TRIGGERS
@@ -28,6 +29,7 @@ class Requests:
         self._size, self._vocabulary = size, vocabulary
         self._rng = np.random.default_rng(seed)
         self._drawn: set[str] = set()
+        self._spans = span_ids(ENSEMBLE, n_spans(size.n_members, size.d_sae))
         self._judgements: dict[str, list[Parameters]] = {}  # {page: those not drawn yet}
         self.kinds: dict[str, Callable[[], str]] = {
             "table": lambda: self._page("/features", self._theta(GRID) | self._filter() | self._order()),
@@ -44,6 +46,14 @@ class Requests:
             "subspaces": lambda: self._page("/subspaces", self._judgement("subspaces") | {"rank": self._int(1, 768)}),
             "seed x seed": lambda: self._page("/members", self._judgement("seed x seed")),
             "map": lambda: self._page("/subspaces/map", self._judgement("map") | self._filter()),
+            "shared spans": lambda: self._page("/spans", self._theta(OFF_GRID) | self._maybe(self._of_spans)),
+            "shared spans, .json": lambda: self._page(
+                "/spans.json", {"rank_max": self._int(17, 10**6)} | self._maybe(self._of_spans)
+            ),
+            "shared span": lambda: self._page(f"/spans/{self._span()}", self._theta(OFF_GRID)),
+            "shared span, .json": lambda: self._page(
+                f"/spans/{self._span()}.json", {"v": f"{self._int(0, 2**32):08x}"}
+            ),
             "table, theta off the grid": lambda: self._page(
                 "/features", self._theta(OFF_GRID) | self._maybe(self._filter) | self._order()
             ),
@@ -108,6 +118,14 @@ class Requests:
         ]
         chosen = self._rng.permutation(len(choices))[: self._int(1, 3)]
         return {name: value for which in chosen for name, value in choices[which]().items()}
+
+    def _of_spans(self) -> Parameters:
+        """What the list of shared spans is filtered and sorted by."""
+        sorts = ("rank", "energy", "share", "stability")
+        return {"sort": self._one(sorts), "rank_min": self._int(3, 9), "q": self._one(("", "", self._word()[:3]))}
+
+    def _span(self) -> str:
+        return self._one(self._spans)
 
     def _order(self) -> Parameters:
         return {"sort": self._one(SORTS), "dir": self._one(("asc", "desc"))}

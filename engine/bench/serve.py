@@ -25,6 +25,7 @@ from seedscope.engine.bench.requests import BASE, Requests
 _GOALS_S = {  # p50 of pages asked for alone; None: part of another line's goal
     "table": 0.03, "table, deep": 0.03, "word search": 0.06, "token search": 0.06, "feature": 0.04, "feature in a filter": 0.04,
     "overview": 0.1, "buckets": 0.1, "explanations": 0.1, "subspaces": 0.1, "seed x seed": 0.1, "map": 0.1,
+    "shared spans": 0.05, "shared spans, .json": 0.05, "shared span": 0.05, "shared span, .json": 0.05,
     "table, theta off the grid": 0.2, "overview, theta off the grid": 0.2, "feature, theta off the grid": 0.2,
 }  # fmt: skip
 _READ_ALL_BUCKETS = ("table", "overview", "buckets", "search")  # kinds whose floor is one byte per feature

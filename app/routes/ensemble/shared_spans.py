@@ -64,6 +64,7 @@ from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 SpanId = Annotated[str, Path(description="id of a span")]
+MOST_CONTEXTS = 40  # on a span's page, of all seeds: of many seeds each has fewer
 N_EXPLAINED = 12  # members whose explanations are shown
 _UPWARDS = ("number", "p")  # sorted upwards where the address does not say; all else downwards
 _Count = Annotated[int, Field(ge=0, le=MAX_INDEX)]
@@ -371,12 +372,17 @@ def _directions(store: StudyStore, tables: SpanTables) -> list[ShownDirection]:
 
 
 def _contexts(store: StudyStore, tables: SpanTables) -> list[SpanContexts]:
+    """The strongest of every seed, MOST_CONTEXTS in all."""
     of_seed: dict[int, list[ShownContext]] = {}
+    n_seeds = len({each.seed for each in tables.contexts})
     for each in tables.contexts:
+        if each.rank >= max(MOST_CONTEXTS // n_seeds, 1):
+            continue
         texts = [store.tokens[i] for i in each.token_ids]
         document = store.documents[each.document]
         of_seed.setdefault(each.seed, []).append(ShownContext(0, texts, each.norms, document, each.position, each.peak))
-    return [SpanContexts(seed, contexts) for seed, contexts in of_seed.items()]
+    strongest = sorted(of_seed, key=lambda seed: -max(of_seed[seed][0].activations))[:MOST_CONTEXTS]
+    return [SpanContexts(seed, contexts) for seed, contexts in of_seed.items() if seed in strongest]
 
 
 def _captured(every: list[SharedSpan], summary: SharedSpanSummary, base: str) -> Figure:

@@ -17,7 +17,7 @@ from seedscope.engine.bench.requests import Requests
 from seedscope.engine.contract.names import words
 from seedscope.engine.contract.schema import NO_MATCH, TABLES
 from seedscope.engine.contract.stability import buckets, count_matches, count_on_grid
-from seedscope.engine.contract.tables import explanations
+from seedscope.engine.contract.tables import explanations, shared_spans
 from seedscope.engine.contract.tables.features import Ablation, Context, Feature, Match, NullMatch, Pair
 from seedscope.engine.contract.tables.spans import FeatureSpan, SpanCurve, SpanMember, SpanPair, SpanResidual
 from seedscope.engine.contract.tables.study import Token
@@ -176,7 +176,9 @@ def test_every_table_that_pages_read_has_rows(reader):
         SpanResidual,
         NullMatch,
         explanations.Score,
+        *shared_spans.SORT_KEYS,
     } < filled
+    assert reader.contradictions() == []
     masks = {row.mask for row in reader.rows(Ablation)}
     assert {"none", "N stable", "4N unstable", "N matched to stable", "stable", "matched to unstable"} < masks
     assert any(row.x is not None for row in reader.rows(FeatureSpan))
