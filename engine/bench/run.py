@@ -22,6 +22,7 @@ from seedscope.engine.bench import (
     loss,
     match_memory,
     pages,
+    planning,
     planted,
     planted_spans,
     products,
@@ -125,6 +126,11 @@ def serve_lines(
 ) -> Iterator[BenchLine]:
     """Serving: a dashboard over a large study, alone and under load. Asked for by name only: it writes gigabytes."""
     yield from serve.lines(size, root=root, workers=workers, peer=peer, report=report)
+
+
+def plan_lines(*, full: bool, report: Report, constants: Path, root: Path | None = None) -> Iterator[BenchLine]:
+    """The constants of `seedscope plan`, written to a file."""
+    yield from planning.lines(constants=constants, root=root, report=report)
 
 
 # What `seedscope bench` measures when nothing is named.
