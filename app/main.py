@@ -20,6 +20,7 @@ from seedscope.app.leaving import EndWithClient
 from seedscope.app.live.asking import take_live_turn
 from seedscope.app.live.client import LiveEngine
 from seedscope.app.live.process import EngineProcess
+from seedscope.app.live.remote import RemoteEngine
 from seedscope.app.live.shares import Shares
 from seedscope.app.metrics import add_metrics
 from seedscope.app.openapi import DescribedApp
@@ -30,6 +31,7 @@ from seedscope.app.settings import Settings
 from seedscope.app.static_files import read_static, respond_static
 from seedscope.app.store.studies import Studies
 from seedscope.app.turns import AllTurns, take_turn
+from seedscope.engine.contract.engine_address import engine_url
 
 PACKED = ("application/vnd.apache.parquet", "image/png")  # compressed in themselves
 LONGEST_LOOK_S = 1.0
@@ -48,9 +50,16 @@ def _is_static(name: str) -> bool:
     return read_static(name) is not None
 
 
+def _engine(settings: Settings) -> EngineProcess | RemoteEngine:
+    """The live engine that pages ask: a process of this machine, or the one at the address that was given."""
+    if settings.engine_url is None:
+        return EngineProcess(settings.root, settings.device)
+    return RemoteEngine(settings.root, engine_url(settings.engine_url), settings.engine_token)
+
+
 def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     """The ASGI application; opens stores at the first request that needs them. Without `jobs` it runs those of the root itself."""
-    live = LiveEngine(EngineProcess(settings.root, settings.device))
+    live = LiveEngine(_engine(settings))
 
     @asynccontextmanager
     async def until_stopped(app: FastAPI) -> AsyncIterator[None]:

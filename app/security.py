@@ -4,7 +4,7 @@ import hmac
 import ipaddress
 import re
 import secrets
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
@@ -12,10 +12,10 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seedscope.app.settings import Settings
+from seedscope.engine.contract.engine_address import LOOPBACK_NAMES, host_name, is_served
 
 COOKIE = "seedscope_token"
 READING = ("GET", "HEAD", "OPTIONS", "TRACE")  # methods that change nothing; routes refuse those that they do not take
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 # The two style elements that the pinned Plotly bundle inserts (one of them empty); a browser test fails when they change.
 PLOTLY_STYLES = (
     "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' 'sha256-ji27qzEtxXZW+7dun6UwjHXJ18e6WAin1VvNtkzIE/o='"
@@ -105,19 +105,7 @@ class Guard:
         return refusal
 
     def _host_allowed(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        if name in self._names:
-            return True
-        if not self._beyond_loopback:
-            return False
-        try:  # a literal address cannot be rebound by DNS; names can
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
+        return is_served(host_name(host), self._names, beyond_loopback=self._beyond_loopback)
 
 
 def _ask_for_token(token: str, scope: Scope, headers: Headers) -> Response | None:

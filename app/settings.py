@@ -42,3 +42,7 @@ class Settings:
     """Addresses or networks of proxies in front, whose X-Forwarded-For and -Proto are believed."""
     log_format: LogFormat = "brief"
     """What is written of requests: faults alone, or a line or an object each."""
+    engine_url: str | None = None
+    """Address of a live engine on another machine; None: a process here, started when it is needed."""
+    engine_token: str | None = None
+    """That engine's token."""

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from rich.progress import (
 
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.progress_files import PROGRESS_VARIABLE, Curves, StageProgress
+from seedscope.engine.contract.stage_times import FILE, StageClock
 
 Report = Callable[[int, int], None]  # report(done, total)
 FILE_S = 0.25  # least seconds between two writings of the file
@@ -41,22 +42,35 @@ class Progress:
         file = os.environ.get(PROGRESS_VARIABLE)
         self._file = Path(file) if file else None
         self._remark = ""  # of the running stage
+        self._clock: StageClock | None = None
+
+    @contextmanager
+    def timed(self, study: Path) -> Iterator[None]:
+        """Keep what the stages inside take in the study's folder (engine.contract.stage_times)."""
+        self._clock = StageClock(study / FILE)
+        try:
+            yield
+            self._clock.write(has_ended=True)
+        finally:
+            self._clock = None
 
     @contextmanager
     def stage(self, name: str, unit: str) -> Iterator[Report]:
         """Show one stage; yields the function that reports (done, total), both in `unit`."""
         self._remark = ""
-        with self._shown(name, unit) as report:
-            if self._file is None:
-                yield report
-            else:
-                with _kept(self._file, name, unit) as keep:
+        with ExitStack() as stack:
+            receivers = [stack.enter_context(self._shown(name, unit))]
+            if self._file is not None:
+                receivers.append(stack.enter_context(_kept(self._file, name, unit)))
+            if self._clock is not None:
+                counted = stack.enter_context(self._clock.stage(name, unit))
+                receivers.append(lambda done, total: counted.__setitem__(0, int(done)))
 
-                    def both(done: int, total: int) -> None:
-                        report(done, total)
-                        keep(done, total)
+            def report(done: int, total: int) -> None:
+                for each in receivers:
+                    each(done, total)
 
-                    yield both
+            yield report
 
     @contextmanager
     def _shown(self, name: str, unit: str) -> Iterator[Report]:

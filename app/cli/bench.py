@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from seedscope.app.cli.options import Quiet, app, check_parent, refusals
+from seedscope.app.cli.options import Quiet, Stop, app, check_parent, refusals
 
 
 class Section(StrEnum):
-    """What `bench` measures; `all` is all but `serve`, which writes gigabytes."""
+    """What `bench` measures; `all` is all but `serve`, which writes gigabytes, and `plan`, which trains four studies."""
 
     match = "match"
     diff = "diff"
@@ -23,6 +23,7 @@ class Section(StrEnum):
     function = "function"
     train = "train"
     serve = "serve"
+    plan = "plan"
     all = "all"
 
 
@@ -49,10 +50,17 @@ def bench(
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(help="serve: folder that keeps the generated study.", show_default="in the user's cache"),
+        typer.Option(
+            help="serve, plan: folder that keeps the generated studies.",
+            show_default="serve: in the user's cache; plan: none",
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="serve: passed on to `seedscope serve`.")] = None,
     peer: Annotated[Peer | None, typer.Option(help="serve: ask this program for the same lists.")] = None,
+    constants: Annotated[
+        Path | None,
+        typer.Option(help="plan: file that the constants are written to.", show_default="plan-constants.json"),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure this machine against its limits and, side by side in one run, against the alternatives.
@@ -64,10 +72,12 @@ def bench(
     from rich.console import Console
 
     from seedscope.engine.bench.generated_study import StudySize
-    from seedscope.engine.bench.run import SECTIONS, serve_lines, show, summary, write_json
+    from seedscope.engine.bench.run import SECTIONS, plan_lines, serve_lines, show, summary, write_json
     from seedscope.engine.progress import Progress
 
     check_parent(json)
+    if constants is not None and section is not Section.plan:
+        raise Stop(f"--constants stands beside {section.value}, expected the section plan, which measures them")
     lines = []
     console = Console(width=160 if not sys.stdout.isatty() else None)
     chosen = {name: measure for name, measure in SECTIONS.items() if section.value in (name, "all")}
@@ -76,6 +86,10 @@ def bench(
     if section is Section.serve:
         size = StudySize(members, features, contexts, context_features)
         chosen["serve"] = partial(serve_lines, size, root=root, workers=workers, peer=peer and peer.value)
+    if section is Section.plan:
+        constants = constants or Path("plan-constants.json")
+        check_parent(constants)
+        chosen["plan"] = partial(plan_lines, constants=constants, root=root)
     for name, measure in chosen.items():
         with refusals(), Progress(quiet=quiet).stage(f"bench {name}", "steps") as report:
             for line in measure(full=full, report=report):

@@ -14,11 +14,13 @@ from seedscope.app.cli import (  # noqa: F401
     demo,
     diff,
     doctor,
+    engine,
     explain,
     export,
     import_,
     inspect,
     match,
+    plan,
     pool,
     predict,
     public,
@@ -34,8 +36,8 @@ __all__ = ["COMMANDS", "app", "main"]
 
 # As `seedscope --help` lists them: to look, to bring in one's own, to compute and make more, to take away, the machine.
 COMMANDS = (
-    "demo", "serve", "run", "public", "inspect", "import", "analyze", "anchor", "predict", "explain", "pool", "synthetic",
-    "sources", "match", "diff", "annotate", "export", "verify", "bench", "doctor",
+    "demo", "serve", "engine", "run", "plan", "public", "inspect", "import", "analyze", "anchor", "predict", "explain",
+    "pool", "synthetic", "sources", "match", "diff", "annotate", "export", "verify", "bench", "doctor",
 )  # fmt: skip
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))

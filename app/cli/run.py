@@ -30,5 +30,7 @@ def run(
         plan = read_study_file(file)
         from seedscope.engine.studies.run import run_file
 
-        run_file(plan, root, device=device.value, progress=Progress(quiet=quiet))
+        progress = Progress(quiet=quiet)
+        with progress.timed(root / plan.name):
+            run_file(plan, root, device=device.value, progress=progress)
     summary(root, plan.name)

@@ -63,6 +63,16 @@ WebProcesses = Annotated[
 LogLines = Annotated[
     LogForm, typer.Option("--log-format", help="Standard error: faults alone, or a line or a JSON object per request.")
 ]
+EngineUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine-url", metavar="URL", help="Ask the live engine there (`seedscope engine`) instead of starting one."
+    ),
+]
+EngineTokenFile = Annotated[
+    Path | None,
+    typer.Option("--engine-token-file", help="File that holds that engine's token; by default it has this server's."),
+]
 N_PORTS_TRIED = 20
 LONGEST_TOKEN_FILE = 1000  # characters
 
@@ -73,6 +83,7 @@ def serve(
     token_file: TokenFile = None, allow_host: AllowHost = None, proxy_headers: Proxies = None,
     open_browser: Open = None, device: Device = Compute.auto,
     workers: WebProcesses = None, log_format: LogLines = LogForm.brief,
+    engine_url: EngineUrlOption = None, engine_token_file: EngineTokenFile = None,
 ) -> None:  # fmt: skip
     """Serve the dashboard over every study under the root.
 
@@ -82,14 +93,32 @@ def serve(
     if not root.is_dir():
         raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
     n_workers = default_workers() if workers is None else workers
+    given = given_token(token, token_file)
     settings = Settings(
-        root, host, port, _token(token, token_file), tuple(allow_host or ()), device.value, n_workers,
-        _checked_proxies(proxy_headers or []), log_format.value,
+        root, host, port, given, tuple(allow_host or ()), device.value, n_workers,
+        _checked_proxies(proxy_headers or []), log_format.value, *_asked_engine(engine_url, engine_token_file, given),
     )  # fmt: skip
     serve_until_stopped(settings, bool(open_browser))
 
 
-def _token(token: str | None, file: Path | None) -> str | None:
+def _asked_engine(url: str | None, file: Path | None, own: str | None) -> tuple[str | None, str | None]:
+    """The address of the engine of another machine and its token; Stop for what is no address."""
+    if url is None:
+        if file is not None:
+            raise Stop(
+                "found --engine-token-file without --engine-url, expected both: an engine of this machine has no token"
+            )
+        return None, None
+    from seedscope.engine.contract.engine_address import engine_url
+
+    try:
+        parsed = engine_url(url)
+    except ValueError as error:
+        raise Stop(str(error)) from None
+    return str(parsed), own if file is None else given_token(None, file)
+
+
+def given_token(token: str | None, file: Path | None) -> str | None:
     """The token that was given, from wherever; Stop where it cannot be read or be one."""
     from seedscope.app.security import token_problem
 
@@ -158,7 +187,7 @@ def on_a_desktop() -> bool:
     return sys.stdout.isatty() and displays
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A listening socket on the port or the next free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in range(port, port + N_PORTS_TRIED if port else 1):
@@ -192,7 +221,7 @@ def serve_until_stopped(settings: Settings, open_browser: bool, follow_up: str |
     given = settings.token
     if not is_loopback(settings.host) and not given:
         settings = replace(settings, token=new_token())
-    listener = _bind(settings.host, settings.port)
+    listener = bind(settings.host, settings.port)
     if settings.workers > 1:
         several = Workers(settings, listener)
         jobs, run = several.jobs, several.run

@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import socket
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,11 +12,11 @@ from anyio.to_thread import run_sync
 from prometheus_client import CollectorRegistry
 
 from seedscope.app.live.figures import ABSENT, ANSWERED, LEFT, LiveFigures
-from seedscope.app.live.process import EngineProcess
+from seedscope.app.live.process import EngineBrokenError, EngineProcess
+from seedscope.app.live.remote import RemoteEngine
 from seedscope.engine.contract.queries import TIME_LIMIT_S, LiveAnswer, LiveQuery, as_fields
 
 GRACE_S = 0.5  # beyond a time limit, in which the engine says itself that it is over
-LONGEST_HEADER = 2**24  # bytes of JSON in front of an answer's arrays
 PART = 2**20  # bytes of an array that are read at once: other requests go between
 STATUS_S = 0.5  # that a scraper waits for the engine
 ALWAYS_ASKED = ("status",)  # never shared: the answer is another a moment later
@@ -41,27 +39,24 @@ class _Asked:
 
 
 class LiveEngine:
-    """Asks one engine process per root; used in one event loop. Starts nothing yet."""
+    """Asks the engine of a root, a process here or on another machine; used in one event loop. Starts nothing yet."""
 
-    def __init__(self, process: EngineProcess, figures: LiveFigures | None = None) -> None:
+    def __init__(self, process: EngineProcess | RemoteEngine, figures: LiveFigures | None = None) -> None:
         self.process = process
         self.figures = figures or LiveFigures(CollectorRegistry())
         self._in_flight: dict[tuple[LiveQuery, float], _Asked] = {}
         self._starting: CapacityLimiter | None = None  # threads that start the process
 
-    @property
-    def log(self) -> Path:
-        """What the engine said on its standard error."""
-        return self.process.log
-
     async def status(self) -> dict[str, Any]:
         """What the engine says of itself; empty where it is not up or silent. Starts nothing."""
-        request = json.dumps({"query": as_fields(LiveQuery("status")), "time_limit_s": STATUS_S}).encode() + b"\n"
         try:
             async with asyncio.timeout(STATUS_S):
-                return (await self._converse(request)).status
-        except (OSError, EOFError, ValueError):
+                status = (await self._converse(LiveQuery("status"), STATUS_S)).status
+        except (OSError, EOFError, ValueError, EngineBrokenError):
             return {}
+        if isinstance(self.process, RemoteEngine):
+            status.pop("pid", None)  # here it names another process, or none
+        return status
 
     async def answer(self, query: LiveQuery, *, time_limit_s: float = TIME_LIMIT_S) -> LiveAnswer:
         """As `ask`, but an answer that is an error raises EngineRefusedError."""
@@ -103,10 +98,9 @@ class LiveEngine:
 
     async def _ask(self, query: LiveQuery, time_limit_s: float) -> LiveAnswer:
         self.process.make_folder()
-        request = json.dumps({"query": as_fields(query), "time_limit_s": time_limit_s}).encode() + b"\n"
         try:
             async with asyncio.timeout(time_limit_s + GRACE_S):
-                answered = await self._converse(request)
+                answered = await self._converse(query, time_limit_s)
         except TimeoutError:
             return LiveAnswer(error=f"no answer within {time_limit_s:g} s; it may be ready later", cause="late")
         except BlockingIOError:
@@ -116,20 +110,11 @@ class LiveEngine:
         self.process.note_answered()
         return answered
 
-    async def _converse(self, request: bytes) -> LiveAnswer:
+    async def _converse(self, query: LiveQuery, time_limit_s: float) -> LiveAnswer:
         """One question and its answer; raises OSError or EOFError where the engine is not there or hangs up."""
-        connection = socket.socket(socket.AF_UNIX)
+        line = json.dumps({"query": as_fields(query), "time_limit_s": time_limit_s}).encode() + b"\n"
+        reader, writer = await self.process.exchange(query, line)
         try:
-            connection.setblocking(False)
-            connection.connect(str(self.process.address))  # at once or not at all; BlockingIOError: too many wait there
-            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LONGEST_HEADER)
-        except BaseException:
-            connection.close()
-            raise
-        self.process.note_connected()
-        try:
-            writer.write(request)
-            await writer.drain()
             return await _decoded(json.loads(await _line(reader)), reader)
         finally:
             writer.close()

@@ -1,7 +1,9 @@
 """The process of the live engine: started on first need, started again when it dies, one per root. All calls may block."""
 
+import asyncio
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from seedscope.engine.contract import sockets
+from seedscope.engine.contract.queries import LiveQuery
 
 MAX_FAILURES = 3  # to start, one after the other
 RETRY_S = 60.0  # after that many
@@ -19,13 +22,14 @@ STOP_S = 2.0  # an engine has to end when asked to
 CLOSE_S = 1.0  # and when this process ends
 LONGEST_LOG = 2**20
 NICENESS = 3  # pages come first, jobs last
+LONGEST_HEADER = 2**24  # bytes of JSON in front of an answer's arrays
 
 
 class EngineStartingError(Exception):
     """The engine process is not up yet; ask again in a second. `restarting`: it was up before."""
 
-    def __init__(self, restarting: bool) -> None:
-        super().__init__("the engine is restarting" if restarting else "the engine is starting")
+    def __init__(self, restarting: bool, says: str | None = None) -> None:
+        super().__init__(says or ("the engine is restarting" if restarting else "the engine is starting"))
         self.restarting = restarting
 
 
@@ -59,9 +63,24 @@ class EngineProcess:
         except OSError as error:
             raise EngineBrokenError(f"the engine needs the folder {self.address.parent}: {error.strerror}") from None
 
-    def note_connected(self) -> None:
-        """It accepted a connection, so it is up."""
+    async def exchange(self, query: LiveQuery, line: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Send a query's line; the answer is to be read from the stream. Raises OSError where no engine is there."""
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.setblocking(False)
+            connection.connect(str(self.address))  # at once or not at all; BlockingIOError: too many wait there
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LONGEST_HEADER)
+        except BaseException:
+            connection.close()
+            raise
         self._accepted = self._was_up = True
+        try:
+            writer.write(line)
+            await writer.drain()
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
 
     def note_answered(self) -> None:
         """It answered, so earlier failures to start count no more."""

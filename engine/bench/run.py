@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from seedscope.engine.bench import (
     loss,
     match_memory,
     pages,
+    planning,
     planted,
     planted_spans,
     products,
@@ -33,6 +33,7 @@ from seedscope.engine.bench import (
 )
 from seedscope.engine.bench.generated_study import StudySize
 from seedscope.engine.bench.report import BenchLine
+from seedscope.engine.contract.cores import processor_name
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.matching.cuda import choice
 
@@ -56,11 +57,9 @@ class Machine:
 
 def machine() -> Machine:
     """This machine."""
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Machine(
-        processor=named[1] if named else platform.processor() or platform.machine(),
+        processor=processor_name(),
         n_cores=os.cpu_count() or 1,
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -127,6 +126,11 @@ def serve_lines(
 ) -> Iterator[BenchLine]:
     """Serving: a dashboard over a large study, alone and under load. Asked for by name only: it writes gigabytes."""
     yield from serve.lines(size, root=root, workers=workers, peer=peer, report=report)
+
+
+def plan_lines(*, full: bool, report: Report, constants: Path, root: Path | None = None) -> Iterator[BenchLine]:
+    """The constants of `seedscope plan`, written to a file."""
+    yield from planning.lines(constants=constants, root=root, report=report)
 
 
 # What `seedscope bench` measures when nothing is named.

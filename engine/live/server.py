@@ -82,23 +82,34 @@ class Engine:
         server = await asyncio.start_unix_server(self._connected, temporary, limit=LINE_LIMIT, backlog=4 * QUEUE_LIMIT)
         os.umask(old)
         os.replace(temporary, address)
-        async with server, asyncio.TaskGroup() as lanes:
+        async with server:
+            await self.compute()
+
+    async def compute(self) -> None:
+        """Compute what is asked by way of `reply`, until cancelled."""
+        async with asyncio.TaskGroup() as lanes:
             for kind in LANES:
                 lanes.create_task(self._lane(kind))
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer), suppress(ConnectionError):  # an asker that is gone need not be told
-            writer.write(await self._reply(reader, writer))
+            try:
+                line = await reader.readline()
+            except ValueError as error:  # longer than LINE_LIMIT
+                writer.write(_unreadable(error))
+            else:
+                writer.write(await self.reply(line, reader, writer))
             await writer.drain()
 
-    async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    async def reply(self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """The answer to a query's line; it is given up where the asker, at the other end of the streams, hangs up."""
         try:
-            message = json.loads(await reader.readline())
+            message = json.loads(line)
             query, limit_s = live_query(message["query"]), float(message["time_limit_s"])
             if not 0 < limit_s <= LONGEST_S:
                 raise ValueError(f"time_limit_s is {limit_s:g}, expected up to {LONGEST_S:g}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            return _encoded(LiveAnswer(error=f"the query cannot be read: {error!r:.200}", cause="query"))
+            return _unreadable(error)
         if query.kind == "status":
             return _encoded(LiveAnswer(status=self._status()))
         self._counts["asked"] += 1
@@ -226,6 +237,10 @@ class Engine:
 async def _hung_up(reader: asyncio.StreamReader) -> None:
     with suppress(ConnectionError):
         await reader.read(1)
+
+
+def _unreadable(error: Exception) -> bytes:
+    return _encoded(LiveAnswer(error=f"the query cannot be read: {error!r:.200}", cause="query"))
 
 
 def _encoded(answer: LiveAnswer) -> bytes:

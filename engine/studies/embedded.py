@@ -31,7 +31,8 @@ def build(
     """The embedded study, with the analyses named in `only`; with all of them where it is None."""
     config = replace(stdlib.STUDY, train=replace(stdlib.STUDY.train, n_tokens=n_tokens))
     made_from = stdlib.built_from(corpus) if config == stdlib.STUDY else f"{n_tokens} tokens"
-    run_study(config, corpus, root, built_from=made_from, only=only, control=control, progress=progress)
+    with progress.timed(root / config.name):
+        run_study(config, corpus, root, built_from=made_from, only=only, control=control, progress=progress)
 
 
 def build_all(root: Path, corpus: stdlib.Corpus, progress: Progress) -> None:

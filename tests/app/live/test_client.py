@@ -72,7 +72,7 @@ class ThreadedEngine:
 
     @property
     def log(self) -> Path:
-        return self.engine.log
+        return self.engine.process.log
 
     def ask(self, query: LiveQuery, **limits: float) -> LiveAnswer:
         return self.portal.call(partial(self.engine.ask, query, **limits))
