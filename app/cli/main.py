@@ -20,6 +20,7 @@ from seedscope.app.cli import (  # noqa: F401
     import_,
     inspect,
     match,
+    mcp,
     plan,
     pool,
     predict,
@@ -37,7 +38,7 @@ __all__ = ["COMMANDS", "app", "main"]
 # As `seedscope --help` lists them: to look, to bring in one's own, to compute and make more, to take away, the machine.
 COMMANDS = (
     "demo", "serve", "engine", "run", "plan", "public", "inspect", "import", "analyze", "anchor", "predict", "explain",
-    "pool", "synthetic", "sources", "match", "diff", "annotate", "export", "verify", "bench", "doctor",
+    "pool", "synthetic", "sources", "match", "diff", "annotate", "export", "mcp", "verify", "bench", "doctor",
 )  # fmt: skip
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))
