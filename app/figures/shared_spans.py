@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from seedscope.app.figures.drawing import SEQUENTIAL, Figure, Heading, layout
-from seedscope.app.formats import percent
+from seedscope.app.formats import counted, percent
 
 MOST_DRAWN = 40  # candidates of the figure; the table has all
 MOST_NAMED = 16  # seeds whose cells hold their numbers
@@ -92,7 +92,7 @@ def captured_beside_nulls(spans: Sequence[DrawnSpan], n: int, title: str) -> Fig
                     "hovertemplate": "%{x}: %{y:.1%} captured<br>%{text}<extra></extra>",
                 }
             )  # fmt: skip
-    drawn = f"The first {len(spans)} of {n:,} candidates" if n > len(spans) else f"n = {n:,} candidates"
+    drawn = f"The first {len(spans)} of {n:,} candidates" if n > len(spans) else f"n = {counted(n, 'candidate')}"
     unknown = sum(span.energy is None for span in spans)
     return Figure(
         "spans-captured",

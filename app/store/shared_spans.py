@@ -104,6 +104,7 @@ class SpanMembership:
     n_sharing: int
     n_left_out: int  # seeds that were tested
     energy: float  # squared cosine of the feature with the span of the other seeds' members
+    explanation: str | None  # of the span as a whole; None without any
 
 
 def read_span_summary(store: Database, ensemble: str) -> SharedSpanSummary | None:
@@ -189,7 +190,9 @@ def read_memberships(store: Database, ensemble: str, seed: int, feature: int) ->
     sql = """SELECT s.span, s.number, s.kept, s.failed, s.rank, s.n_sharing, s.n_left_out, f.energy
         FROM SharedSpanFeature f JOIN SharedSpan s USING (ensemble, span)
         WHERE f.ensemble = ? AND f.seed = ? AND f.feature = ?"""
-    return [SpanMembership(*row) for row in store.fetch(sql, [ensemble, seed, feature])]
+    found = store.fetch(sql, [ensemble, seed, feature])
+    told = _explanations(store, ensemble, [row[0] for row in found])
+    return [SpanMembership(*row, explanation=told[row[0]].text if row[0] in told else None) for row in found]
 
 
 def _where(query: SpanQuery) -> tuple[str, dict[str, Any]]:

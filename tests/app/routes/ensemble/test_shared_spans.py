@@ -272,9 +272,11 @@ def test_a_features_page_names_its_span(client, pages, span_root):
         name: span[name] for name in ("span", "number", "kept", "rank")
     }
     assert twin["energy"] == pytest.approx(member["energy"])
+    assert twin["explanation"] == pages[0]["explanations"][0]["text"]
     html = parsed(client.get(place).text).select_one("#shared-span")
     assert text_of(html.a) == f"part of span #1, which {span['n_sharing']} of 5 seeds share"
     assert html.a["href"] == f"{KEPT}/spans/{span['span']}"
+    assert " ".join(twin["explanation"].split()) in text_of(html)
     shared = span_root[1].d_sae - 1  # the last row is the same in all seeds: not unstable
     assert client.get(f"{KEPT}/0/{shared}.json").json()["shared_spans"] == []
 
