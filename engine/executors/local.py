@@ -18,7 +18,8 @@ PARENT_S = 1.0  # between two looks whether the parent is there
 class ThisProcess:
     """Calls run here, at once, with the threads that this process has."""
 
-    is_here, gpus, retries = True, 0, 0
+    is_here, retries = True, 0
+    device: str | None = None
 
     def __init__(self, threads: int = 1, members: int | None = None) -> None:
         self.threads, self.members = threads, members
@@ -38,10 +39,14 @@ class ThisProcess:
         """Nothing to end."""
 
 
+HERE = ThisProcess()  # what is not told of an executor
+
+
 class LocalProcesses:
     """Calls run in `workers` processes of this machine, begun at the first one, with `threads` threads each."""
 
-    is_here, gpus = False, 0
+    is_here = False
+    device: str | None = None
 
     def __init__(self, workers: int, threads: int, *, members: int | None = None, retries: int = 2) -> None:
         self.workers, self.threads, self.members, self.retries = workers, threads, members, retries

@@ -29,7 +29,8 @@ class RayExecutor:
     is_here, retries = False, 0
 
     def __init__(self, settings: ExecutorSettings, threads: int, expected: Expected) -> None:
-        self.threads, self.members, self.gpus = threads, settings.members, settings.gpus
+        self.threads, self.members = threads, settings.members
+        self.device: str | None = "cuda" if settings.gpus else "cpu"
         self._expected, self._running = expected, set[Any]()
         self._owns = not ray.is_initialized()
         if self._owns:

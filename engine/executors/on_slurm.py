@@ -73,7 +73,8 @@ class SlurmExecutor:
     is_here = False
 
     def __init__(self, settings: ExecutorSettings, threads: int, expected: Expected) -> None:
-        self.threads, self.members, self.gpus, self.retries = threads, settings.members, settings.gpus, settings.retries
+        self.threads, self.members, self.retries = threads, settings.members, settings.retries
+        self.device: str | None = "cuda" if settings.gpus else "cpu"
         self._expected, self._array = expected, settings.array
         _require_cluster(settings.partition)
         self.logs = (settings.logs or Path(expected.token).parent / LOGS).absolute()

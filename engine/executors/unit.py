@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from seedscope.engine.contract.abandon import stop_if_abandoned
 
@@ -27,6 +27,7 @@ class LostUnitError(RuntimeError):
     """A unit ended with its process or its node; nobody says that the work itself is wrong."""
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Runs calls elsewhere, shaped like `concurrent.futures.Executor`."""
 
@@ -36,8 +37,8 @@ class Executor(Protocol):
     """That a unit computes with."""
     members: int | None
     """SAEs trained together in one unit; None: all that fit."""
-    gpus: int
-    """Of a unit."""
+    device: str | None
+    """That units compute on; None: the one that the command names."""
     retries: int
     """How often `run_units` submits a unit again that was lost; 0 where the scheduler itself does."""
 
