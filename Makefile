@@ -1,6 +1,7 @@
 # `make demo`: install, build the embedded study, serve it. `make test`: install the test extras, run the whole suite.
 # `make test-long`: the tests that take minutes more: 300 damaged copies of every format, 200 clients for a minute, half an hour of
 # requests drawn from the description of the addresses.
+# `make test-cluster`: the executor of SLURM clusters, on a private one that the tests start.
 # `make coverage`: the suite once more, and the share of lines that it reaches.
 # `make audit`: known faults of the packages that constraints.txt names; it asks a service on the network.
 # `make check`: the quick checks: lint, format, imports between rooms, types.
@@ -11,15 +12,21 @@ PYTEST_ARGS ?=
 AUDIT_ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-long coverage check audit clean
+.PHONY: demo test test-long test-cluster coverage check audit clean
 demo: $(VENV)/.demo
 	$(BIN)/seedscope demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster" $(PYTEST_ARGS)
 
 test-long: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist load -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist load -m "slow and not cluster" $(PYTEST_ARGS)
+
+test-cluster: $(VENV)/.test
+	command -v slurmctld >/dev/null && command -v munged >/dev/null || \
+		{ as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); $$as_root apt-get update -qq && \
+		$$as_root apt-get install -y -qq --no-install-recommends slurm-wlm munge; }
+	$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
 
 coverage:
 	$(MAKE) test PYTEST_ARGS="--cov=app --cov=engine --cov-report="

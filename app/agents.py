@@ -121,7 +121,9 @@ def make_server(settings: Settings) -> MCPServer[None]:
         study: Name,
         ensemble: Name,
         text: Annotated[str | None, Field(description="in explanations, or a token that features fire on")] = None,
-        bucket: Annotated[Literal["stable", "middle", "unstable", "dead"] | None, Field(description="stability bucket")] = None,
+        bucket: Annotated[
+            Literal["stable", "middle", "unstable", "dead"] | None, Field(description="stability bucket")
+        ] = None,
         seed: Seed | None = None,
         stability_min: Annotated[float | None, Field(ge=0, le=1)] = None,
         stability_max: Annotated[float | None, Field(ge=0, le=1)] = None,

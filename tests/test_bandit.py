@@ -23,13 +23,16 @@ JUSTIFIED: dict[str, list[tuple[str, str]]] = {
     "B108": [
         ("engine/contract/sockets.py", "a folder in /tmp that is refused unless its user alone owns and opens it"),
     ],
+    "B301": [("engine/executors/on_slurm.py", "what this command's own jobs wrote, on the user's own disk, as submitit does")],
     "B310": [("engine/bench/*.py", "the address of the server that the bench itself started on this machine")],
     "B311": [("engine/explanations/chat.py", "spreads the times at which requests are tried again")],
     "B403": [
+        ("engine/executors/on_slurm.py", "see B301"),
         ("engine/saes/importers/unpickle.py", "subclasses the unpickler so that no name but OrderedDict is found in it"),
     ],
     "B404": [("*", "see B603: imports say nothing")],
     "B603": [("app/*.py", _COMMANDS), ("engine/*.py", "a list of words of this code's own and no shell")],
+    "B607": [("engine/executors/on_slurm.py", "SLURM's commands stand where the cluster's PATH names them")],
     "B608": [
         (room, "names of tables and columns are those of the schema; values are parameters")
         for room in (

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
+from seedscope.app.cli.options import (
+    Compute,
+    Device,
+    ExecutorName,
+    ExecutorOption,
+    Quiet,
+    Root,
+    Stop,
+    app,
+    executor_of,
+    refusals,
+)
 from seedscope.app.cli.study_options import (
     ActivationSource,
     HookPointOut,
@@ -59,6 +70,8 @@ def analyze(
     loss_tokens: Annotated[
         int | None, typer.Option(min=1, help="Measure losses on this many tokens.", show_default="4096")
     ] = None,
+    executor: ExecutorName = None,
+    executor_option: ExecutorOption = None,
     device: Device = Compute.auto,
     root: Root = None,
     quiet: Quiet = False,
@@ -75,7 +88,7 @@ def analyze(
     folder, progress = root / study, Progress(quiet=quiet)
     with refusals():
         plan = planned(root, study)
-        with only_writer(folder):
+        with only_writer(folder), executor_of(executor, executor_option, root) as units_run_on:
             from seedscope.engine.studies.analyse import analyse
             from seedscope.engine.studies.publish import publish
 
@@ -84,7 +97,7 @@ def analyze(
             try:
                 analyse(
                     folder, only=_analyses(only), one_to_one=None if rule is None else rule is AllPairsRule.hungarian,
-                    loss_tokens=loss_tokens, device=device.value, progress=progress,
+                    loss_tokens=loss_tokens, device=device.value, progress=progress, executor=units_run_on,
                 )  # fmt: skip
             except ValueError:  # settings that cannot be followed are not kept for the next time
                 catalogue.write(plan, folder)

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals, writable
+from seedscope.app.cli.options import (
+    Compute,
+    Device,
+    ExecutorName,
+    ExecutorOption,
+    Quiet,
+    Root,
+    Stop,
+    app,
+    executor_of,
+    refusals,
+    writable,
+)
 from seedscope.app.cli.study_options import (
     EnsembleName,
     Replace,
@@ -64,6 +76,8 @@ def anchor(
     force: Annotated[
         bool, typer.Option("--force", help="Take an SAE that names another hook point, or explains nothing there.")
     ] = False,
+    executor: ExecutorName = None,
+    executor_option: ExecutorOption = None,
     device: Device = Compute.auto,
     root: Root = None,
     quiet: Quiet = False,
@@ -116,7 +130,8 @@ def anchor(
         from seedscope.engine.studies.run import run_file
 
         study_file = StudyFile(study, plan.theta, plan.epsilon, name, None, measured, source, (anchor_plan,))
-        run_file(study_file, root, device=device.value, progress=Progress(quiet=quiet))
+        with executor_of(executor, executor_option, root) as units_run_on:
+            run_file(study_file, root, device=device.value, progress=Progress(quiet=quiet), executor=units_run_on)
     summary(root, study)
 
 

@@ -22,6 +22,7 @@ class Section(StrEnum):
     geometry = "geometry"
     function = "function"
     train = "train"
+    executors = "executors"
     serve = "serve"
     plan = "plan"
     all = "all"

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from seedscope.engine.executors.settings import ExecutorSettings
+    from seedscope.engine.executors.unit import Executor
 
 app = typer.Typer(
     help="Which features of your sparse autoencoders would come back with another seed?",
@@ -75,6 +79,47 @@ Root = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Device = Annotated[Compute, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+
+
+class ExecutorKind(StrEnum):
+    """Where units of work run."""
+
+    local = "local"
+    ray = "ray"
+    slurm = "slurm"
+
+
+ExecutorName = Annotated[
+    ExecutorKind | None,
+    typer.Option(
+        "--executor",
+        help="Where harvests, trainings, pairs to match, and members' activity, worth and token rules are computed; all else "
+        "runs here.",
+        show_default="local, in this process",
+    ),
+]
+ExecutorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--executor-option",
+        metavar="KEY=VALUE",
+        help="A setting of the executor, such as workers=2, address=HOST:PORT or partition=gpu; repeatable.",
+        show_default=False,
+    ),
+]
+
+
+@contextmanager
+def executor_of(
+    name: ExecutorKind | None, options: list[str] | None, root: Path, file: "ExecutorSettings | None" = None
+) -> Iterator["Executor"]:
+    """The executor that the command line, or else a study file, names; ValueError, in one line, where it cannot be used."""
+    from seedscope.engine.executors.open_executor import opened
+    from seedscope.engine.studies.studyfile.executor import executor_named
+
+    settings = executor_named(name and name.value, options or [], file)
+    with opened(settings, root) as executor:
+        yield executor
 
 
 def check_parent(file: Path | None) -> None:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals
+from seedscope.app.cli.options import (
+    Compute,
+    Device,
+    ExecutorName,
+    ExecutorOption,
+    Quiet,
+    Root,
+    Stop,
+    app,
+    executor_of,
+    refusals,
+)
 from seedscope.app.cli.study_options import EnsembleName, StudyName, planned
 from seedscope.app.settings import default_root
 
@@ -51,6 +62,8 @@ def pool(
     replace: Annotated[
         bool, typer.Option("--replace", help="Put it in the place of a pool of other members or settings.")
     ] = False,
+    executor: ExecutorName = None,
+    executor_option: ExecutorOption = None,
     device: Device = Compute.auto,
     root: Root = None,
     quiet: Quiet = False,
@@ -76,13 +89,16 @@ def pool(
 
         settings = PoolSettings(tokens, tuple(text or ()), theta, loss_tokens, device.value, replace)
         progress = Progress(quiet=quiet)
-        if out is None:
-            folder = (root / study / "pool" / ensemble).absolute()
-            record = pool_study(root / study, ensemble, settings, progress=progress)
-        else:
-            folder = out.absolute()
-            with only_writer(root / study):
-                record = pool_ensemble(root / study, ensemble, folder, settings, progress=progress)
+        with executor_of(executor, executor_option, root) as units_run_on:
+            if out is None:
+                folder = (root / study / "pool" / ensemble).absolute()
+                record = pool_study(root / study, ensemble, settings, progress=progress, executor=units_run_on)
+            else:
+                folder = out.absolute()
+                with only_writer(root / study):
+                    record = pool_ensemble(
+                        root / study, ensemble, folder, settings, progress=progress, executor=units_run_on
+                    )
     _print_record(record)
     if out is None and record.theta != theta_of_study:
         print(f"θ is not the study's {theta_of_study:g}: its pages do not show this pool")

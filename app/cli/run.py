@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from seedscope.app.cli.options import Compute, Device, Quiet, Root, app, refusals, writable
+from seedscope.app.cli.options import (
+    Compute,
+    Device,
+    ExecutorName,
+    ExecutorOption,
+    Quiet,
+    Root,
+    app,
+    executor_of,
+    refusals,
+    writable,
+)
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
 
@@ -13,6 +24,8 @@ from seedscope.app.settings import default_root
 @app.command()
 def run(
     file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A study file.", show_default=False)],
+    executor: ExecutorName = None,
+    executor_option: ExecutorOption = None,
     device: Device = Compute.auto,
     root: Root = None,
     quiet: Quiet = False,
@@ -31,6 +44,9 @@ def run(
         from seedscope.engine.studies.run import run_file
 
         progress = Progress(quiet=quiet)
-        with progress.timed(root / plan.name):
-            run_file(plan, root, device=device.value, progress=progress)
+        with (
+            executor_of(executor, executor_option, root, plan.executor) as units_run_on,
+            progress.timed(root / plan.name),
+        ):
+            run_file(plan, root, device=device.value, progress=progress, executor=units_run_on)
     summary(root, plan.name)

@@ -15,11 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seedscope.engine.activations import hookpoints, shards
-from seedscope.engine.activations.model import LanguageModel, load_model
+from seedscope.engine.activations.model import LanguageModel, load_model, loaded_again
 from seedscope.engine.activations.texts import token_texts
 from seedscope.engine.activations.thread_hooks import in_this_thread
-from seedscope.engine.activations.tokens import PADDING, TokenSet, tokenize
+from seedscope.engine.activations.tokens import PADDING, TokenSet, load_tokens, save_tokens, tokenize
 from seedscope.engine.contract.abandon import stop_if_abandoned
+from seedscope.engine.contract.files import whole
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor, Unit, run_units
 
 __all__ = [
     "PADDING", "Activations", "BeyondRangeError", "LanguageModel", "TokenSet", "harvest", "hook_module", "load_model",
@@ -27,6 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 MOST_WINDOWS, MOST_TOKENS = 64, 16_384  # of a harvest's batch: bounds memory whatever the context length is
+PIECES = 64  # most units of a harvest, where one file each is not larger than a shard may be
 NOTE_WINDOWS, NOTE_SECONDS = 1024, 20.0  # a killed harvest loses at most this much work
 
 
@@ -117,6 +121,7 @@ def harvest(
     *,
     dtype: str = "float16",
     shard_bytes: int = shards.SHARD_BYTES,
+    executor: Executor = HERE,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray | shards.Shards:
     """Write all activations of a token set to `folder` and return them, read-only: (tokens, d_in).
@@ -127,23 +132,30 @@ def harvest(
     most 1,024 windows or 20 seconds before; the bytes are the same. A folder made from other tokens, another model, hook
     point or dtype is begun anew. Raises ValueError, before it begins, where the disk is too small or the hook point
     unknown, and where an activation is not finite in `dtype`.
+
+    Where units run elsewhere and the model can be loaded there, each shard is one, up to PIECES of them; the rows are the same.
     """
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype is {dtype!r}, expected 'float16' or 'float32'")
     folder.mkdir(parents=True, exist_ok=True)
-    n_ctx = tokens.ids.shape[1]
-    per_batch = max(1, min(MOST_WINDOWS, MOST_TOKENS // n_ctx))
+    n_ctx, per_batch = tokens.ids.shape[1], _per_batch(tokens)
     d_in = width(model, tokens, hookpoint)
     per_shard = max(1, shard_bytes // (n_ctx * d_in * np.dtype(dtype).itemsize) // per_batch) * per_batch
+    in_units = not executor.is_here and model.source is not None
+    if in_units:
+        per_shard = min(per_shard, max(-(-len(tokens.ids) // PIECES // per_batch), 1) * per_batch)
     made_from = {"model": model.digest, "hookpoint": hookpoint, "tokens": tokens.digest, "dtype": dtype}
     writer = shards.ShardWriter(folder, made_from, tokens.counted.sum(1), d_in, per_shard)
+    if in_units:
+        _harvest_in_units(writer, model, tokens, hookpoint, dtype, executor, report)
+        return writer.read()
     writer.open()
     source = stream(model, tokens, hookpoint, first_window=writer.windows, windows_per_batch=per_batch)
     noted, noted_at = writer.windows, time.monotonic()
     try:
         with closing(source):
             for batch in source:
-                rows = batch.rows.numpy().astype(dtype) if dtype == "float32" else batch.rows.half().numpy()
+                rows = _narrowed(batch, dtype)
                 _require_finite(rows, batch, tokens, hookpoint)
                 writer.append(rows, per_batch)
                 if writer.windows - noted >= NOTE_WINDOWS or time.monotonic() - noted_at >= NOTE_SECONDS:
@@ -153,6 +165,75 @@ def harvest(
     finally:
         writer.note()
     return writer.read()
+
+
+class HarvestTask(NamedTuple):
+    """What is recorded, in plain values that another process can read."""
+
+    model: tuple[str, bool, str]
+    """Source, whether its weights are random, digest."""
+    tokens: str
+    """Folder of the token set."""
+    hookpoint: str
+    dtype: str
+    device: str
+    per_batch: int
+
+
+def _harvest_in_units(
+    writer: shards.ShardWriter,
+    model: LanguageModel,
+    tokens: TokenSet,
+    hookpoint: str,
+    dtype: str,
+    executor: Executor,
+    report: Callable[[int, int], None],
+) -> None:
+    """Every shard as a unit; those that are there are not made again."""
+    if writer.windows == writer.n_windows:
+        return
+    writer.open_for_units()
+    save_tokens(tokens, writer.folder)
+    folder = str(writer.folder.absolute())
+    device = executor.device or str(model.pretrained.device)
+    task = HarvestTask(
+        (model.source or "", model.is_random, model.digest), folder, hookpoint, dtype, device, _per_batch(tokens)
+    )
+    units = []
+    for shard in range(writer.n_shards):
+        path = writer.path(shard).absolute()
+        units.append(Unit(harvest_shard, (task, *writer.windows_of(shard), str(path)), path, writer.rows_of(shard)))
+    run_units(executor, units, report=report)
+    writer.finish()
+
+
+def harvest_shard(task: HarvestTask, first: int, last: int, path: str) -> str:
+    """Record the windows from `first` to before `last` and write their rows to a file; a unit of work."""
+    tokens = load_tokens(Path(task.tokens))
+    if tokens is None:
+        raise ValueError(f"found no tokens in {task.tokens}, which were there when this unit was asked for")
+    tokens = tokens._replace(names=[f"number {i}" for i in range(int(tokens.document.max()) + 1)])
+    model = loaded_again(*task.model, task.device)
+    up_to = tokens._replace(
+        ids=tokens.ids[:last], document=tokens.document[:last], start=tokens.start[:last],
+        left_out=tokens.left_out[tokens.left_out < last * tokens.ids.shape[1]],
+    )  # fmt: skip
+    source = stream(model, up_to, task.hookpoint, first_window=first, windows_per_batch=task.per_batch)
+    with whole(Path(path)) as file, closing(source):
+        for batch in source:
+            rows = _narrowed(batch, task.dtype)
+            _require_finite(rows, batch, tokens, task.hookpoint)
+            file.write(np.ascontiguousarray(rows).data)
+    return path
+
+
+def _per_batch(tokens: TokenSet) -> int:
+    """Windows that pass the model together."""
+    return max(1, min(MOST_WINDOWS, MOST_TOKENS // tokens.ids.shape[1]))
+
+
+def _narrowed(batch: Activations, dtype: str) -> np.ndarray:
+    return batch.rows.numpy().astype(dtype) if dtype == "float32" else batch.rows.half().numpy()
 
 
 def width(model: LanguageModel, tokens: TokenSet, hookpoint: str) -> int:

@@ -1,6 +1,7 @@
 """Load a transformers model with its tokenizer from a folder or a hub id, after checking all that can be checked before."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -22,6 +23,8 @@ class LanguageModel(NamedTuple):
     name: str
     digest: str  # 16 hex digits over the parameters
     causal: bool = True  # False: every token sees all others, so there is no next-token loss to measure
+    source: str | None = None  # what `load_model` was given, an absolute path or a hub id; None: it was made in memory
+    is_random: bool = False  # its weights were drawn anew by `randomised`
 
     @property
     def pretrained(self) -> "transformers.PreTrainedModel":
@@ -65,7 +68,24 @@ def load_model(path: str, *, dtype: torch.dtype = torch.float32) -> LanguageMode
             "be random; save the model with the class its config.json names under architectures"
         )
     network.eval()
-    return LanguageModel(network, _tokenizer(path, folder), Path(path).name, _digest(network), causal)
+    source = str(folder.absolute()) if folder else path
+    return LanguageModel(network, _tokenizer(path, folder), Path(path).name, _digest(network), causal, source)
+
+
+@lru_cache(maxsize=1)
+def loaded_again(source: str, is_random: bool, digest: str, device: str) -> LanguageModel:
+    """A model in another process, from what its `source`, `is_random` and `digest` say; the last one stays in memory.
+
+    Raises ValueError where the weights there are others.
+    """
+    model = load_model(source)
+    model.network.to(device)
+    model = randomised(model) if is_random else model
+    if model.digest != digest:
+        raise ValueError(
+            f"the model at {source} has the digest {model.digest}, expected {digest}: its files differ by node"
+        )
+    return model
 
 
 def _config(path: str) -> "transformers.PreTrainedConfig":
@@ -140,7 +160,9 @@ def randomised(model: LanguageModel, *, seed: int = 0) -> LanguageModel:
         torch.manual_seed(seed)
         network: nn.Module = type(model.pretrained)(model.pretrained.config)
     network = network.to(model.pretrained.dtype).to(model.pretrained.device).eval()
-    return model._replace(network=network, name=f"{model.name} with random weights", digest=_digest(network))
+    return model._replace(
+        network=network, name=f"{model.name} with random weights", digest=_digest(network), is_random=True
+    )
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import numpy as np
 from seedscope.engine.contract.files import write_whole
 
 SHARD_BYTES = 2**30
+NOTE, UNITS = "harvest.json", "units.json"
 GIB = 2**30
 
 
@@ -108,7 +109,7 @@ class ShardWriter:
         self._per_shard = windows_per_shard
         self._rows = np.concatenate([[0], np.cumsum(rows_per_window)])  # rows in front of each window
         self.n_windows, self.total = len(rows_per_window), int(self._rows[-1])
-        self._note = folder / "harvest.json"
+        self._note = folder / NOTE
         self.windows = self._safe_windows()
 
     @property
@@ -116,7 +117,8 @@ class ShardWriter:
         """Rows on disk."""
         return int(self._rows[self.windows])
 
-    def _path(self, shard: int) -> Path:
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
         return self.folder / f"shard-{shard:05d}.{self.dtype.kind}{8 * self.dtype.itemsize}"
 
     def _bytes(self, shard: int, windows: int) -> int:
@@ -124,6 +126,11 @@ class ShardWriter:
         first = shard * self._per_shard
         last = min(max(windows, first), first + self._per_shard, self.n_windows)
         return int(self._rows[last] - self._rows[first]) * self.d_in * self.dtype.itemsize
+
+    @property
+    def n_shards(self) -> int:
+        """Files of the whole set."""
+        return self._n_shards(self.n_windows)
 
     def _n_shards(self, windows: int) -> int:
         return -(-windows // self._per_shard)
@@ -137,19 +144,55 @@ class ShardWriter:
             return 0
         windows = min(int(note["windows"]), self.n_windows)
         for shard in range(self._n_shards(windows)):
-            path = self._path(shard)
+            path = self.path(shard)
             if not path.exists() or path.stat().st_size < self._bytes(shard, windows):
                 return shard * self._per_shard
         return windows
 
     def open(self) -> None:
         """Cut off what is not safely written, and refuse to begin where the rest does not fit on the disk."""
-        kept = {self._path(shard) for shard in range(self._n_shards(self.windows))}
+        kept = {self.path(shard) for shard in range(self._n_shards(self.windows))}
         for stale in [*self.folder.glob("shard-*"), self._note]:
             if stale not in kept and (stale != self._note or not self.windows):
                 stale.unlink(missing_ok=True)
         for shard, path in enumerate(sorted(kept)):
             os.truncate(path, self._bytes(shard, self.windows))
+        (self.folder / UNITS).unlink(missing_ok=True)
+        self.require_room()
+
+    def open_for_units(self) -> None:
+        """Prepare the folder for shards that units write, each whole; those that they wrote before stay.
+
+        What lies there of other rows, or was not written by units, is removed. Refuses as `open` does.
+        """
+        made = {"digest": digest(self._made_from)}
+        try:
+            is_ours = json.loads((self.folder / UNITS).read_text()) == made
+        except (OSError, ValueError):
+            is_ours = False
+        if not is_ours:
+            for stale in [*self.folder.glob("shard-*"), self._note]:
+                stale.unlink(missing_ok=True)
+            write_whole(self.folder / UNITS, json.dumps(made), durable=False)
+        self.require_room()
+
+    def windows_of(self, shard: int) -> tuple[int, int]:
+        """The first window of a shard, and the one behind its last."""
+        first = shard * self._per_shard
+        return first, min(first + self._per_shard, self.n_windows)
+
+    def rows_of(self, shard: int) -> int:
+        """Rows of a shard."""
+        first, last = self.windows_of(shard)
+        return int(self._rows[last] - self._rows[first])
+
+    def finish(self) -> None:
+        """Note that all shards are there, which units wrote."""
+        self.windows = self.n_windows
+        self.note()
+
+    def require_room(self) -> None:
+        """Raise ValueError where the rest does not fit on the disk."""
         needed = (self.total - self.rows) * self.d_in * self.dtype.itemsize
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -160,14 +203,14 @@ class ShardWriter:
 
     def append(self, rows: np.ndarray, windows: int) -> None:
         """Add the rows of the next `windows` windows, all of one shard."""
-        with open(self._path(self.windows // self._per_shard), "ab") as file:
+        with open(self.path(self.windows // self._per_shard), "ab") as file:
             file.write(np.ascontiguousarray(rows, self.dtype).data)
         self.windows = min(self.windows + windows, self.n_windows)
 
     def note(self) -> None:
         """Make what was appended survive a stop: first the rows, then the note that they are there."""
         if self.windows:
-            with open(self._path((self.windows - 1) // self._per_shard), "rb+") as file:
+            with open(self.path((self.windows - 1) // self._per_shard), "rb+") as file:
                 os.fsync(file.fileno())
         state = {"digest": digest(self._made_from), "windows": self.windows, "made_from": self._made_from}
         write_whole(self._note, json.dumps(state, indent=1))
@@ -175,11 +218,21 @@ class ShardWriter:
     def read(self) -> "np.ndarray | Shards":
         """Everything, read-only: a memory map where it is one file, else `Shards`."""
         parts = []
-        for shard in range(self._n_shards(self.n_windows)):
+        for shard in range(self.n_shards):
             n_rows = self._bytes(shard, self.n_windows) // (self.d_in * self.dtype.itemsize)
             if n_rows:
-                parts.append(np.memmap(self._path(shard), self.dtype, "r", shape=(n_rows, self.d_in)))
+                parts.append(np.memmap(self.path(shard), self.dtype, "r", shape=(n_rows, self.d_in)))
         return parts[0] if len(parts) == 1 else Shards(parts)
+
+
+def reopened(folder: Path) -> "np.ndarray | Shards":
+    """What a finished ShardWriter left in a folder, as `ShardWriter.read` gives it; raises OSError or ValueError without it."""
+    made_from = json.loads((folder / NOTE).read_text())["made_from"]
+    dtype, d_in = np.dtype(made_from["dtype"]), made_from["d_in"]
+    files = [path for path in sorted(folder.glob("shard-*")) if path.stat().st_size]
+    sizes = [path.stat().st_size // (d_in * dtype.itemsize) for path in files]
+    parts = [np.memmap(path, dtype, "r", shape=(n, d_in)) for path, n in zip(files, sizes, strict=True)]
+    return parts[0] if len(parts) == 1 else Shards(parts)
 
 
 def digest(made_from: dict) -> str:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from seedscope.engine.bench import (
     assignment,
+    executors,
     function,
     geometry,
     harvest,
@@ -121,6 +122,11 @@ def function_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     yield from function.lines(full=full, report=report)
 
 
+def executor_lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
+    """Executors: what they add to units of one second."""
+    yield from executors.lines()
+
+
 def serve_lines(
     size: StudySize, *, root: Path | None, workers: int | None, peer: str | None, full: bool, report: Report
 ) -> Iterator[BenchLine]:
@@ -144,6 +150,7 @@ SECTIONS: dict[str, Callable[..., Iterator[BenchLine]]] = {
     "geometry": geometry_lines,
     "function": function_lines,
     "train": train_lines,
+    "executors": executor_lines,
 }
 
 

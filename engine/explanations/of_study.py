@@ -6,7 +6,7 @@ Every explainer leaves a part of its own beside the analyses: `explain` of the t
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,10 @@ from seedscope.engine.explanations.explanation import FeatureExplanation, as_arr
 from seedscope.engine.explanations.language_model import NO_CONTEXT, AskPlan, Estimate, estimate, explain_with
 from seedscope.engine.features.examples import HALVES, KINDS, Examples
 from seedscope.engine.matching.buckets import judge
-from seedscope.engine.progress import Progress
+from seedscope.engine.progress import Progress, Report
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import Evaluation, measured_from, read_evaluation
-from seedscope.engine.store.parts import VERSION, Part, Parts
+from seedscope.engine.store.parts import VERSION, Part, Parts, read_arrays, write_arrays
 
 ANALYSIS = "explain"
 ANSWERS = "answers.jsonl"  # of language models, in the study's folder: what was paid for
@@ -47,12 +47,21 @@ def explain_by_rules(
     texts: Sequence[str],
     measured: dict[str, Any],
     progress: Progress,
+    *,
+    elsewhere: Callable[[Report], dict[int, Path]] | None = None,
 ) -> None:
-    """Token rules of every living feature, unless they were found before."""
+    """Token rules of every living feature, unless they were found before.
+
+    `elsewhere` finds them where units run, and says in which file each member's are.
+    """
     about = measured | {"explainer": rule_search.NAME, "explainer_version": rule_search.VERSION}
     if parts.find(ANALYSIS, **about):
         return
     with progress.stage(f"{ensemble.name}: token rules", "features") as report, parts.write(ANALYSIS, about) as put:
+        if elsewhere is not None:
+            for seed, path in elsewhere(report).items():
+                put(seed, read_arrays(path))
+            return
         reading = None
         for index, seed in enumerate(ensemble.seeds):
             arrays = activity.read(seed, "n_active", "left_out", *_EXAMPLES)
@@ -68,6 +77,24 @@ def explain_by_rules(
                 examples_of(arrays), tokens, texts, n, reading=reading, report=report_member
             )
             put(seed, as_arrays(explained))
+
+
+def explain_member_by_rules(study: str, activity: str, seed: int, path: str) -> str:
+    """Token rules of one member, from the folder of its activity, written to a file; a unit of work."""
+    arrays = Part(Path(activity), {}).read(seed, "n_active", "left_out", *_EXAMPLES)
+    tokens, texts = kept_text(study)
+    reading = Reading(tokens._replace(left_out=arrays["left_out"]), texts)
+    explained = rule_search.explain_member(examples_of(arrays), tokens, texts, len(arrays["n_active"]), reading=reading)
+    write_arrays(Path(path), as_arrays(explained))
+    return path
+
+
+def kept_text(study: str) -> tuple[TokenSet, list[str]]:
+    """The evaluation tokens of a study, and the texts of all token ids."""
+    evaluation, tokens = read_evaluation(Path(study)), load_tokens(Path(study) / "parts")
+    if evaluation is None or tokens is None or tokens.digest != evaluation.token_digest:
+        raise ValueError(f"found no evaluation tokens in {study}, which were there when this unit was asked for")
+    return tokens, list(evaluation.texts)
 
 
 def part_name(explainer: str) -> str:

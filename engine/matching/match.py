@@ -306,14 +306,16 @@ def matched_pairs(
     assign: bool,
     device: torch.device | str = "cpu",
     at_once: int | None = None,
+    tile: tuple[range, range] | None = None,
 ) -> Iterator[MatchedPair]:
-    """Match every pair of members; one product serves both directions.
+    """Match every pair of members, or those of a tile (anchors, comparisons); one product serves both directions.
 
     At most `at_once` members' directions are in memory, at least 2 and by default those that take HELD_SHARE of what is free:
     all but one are anchors, and the other members are read one after the other for each group of anchors. The order of pairs
     depends on it, no number does. `live` as for `match_ensemble`. Raises ValueError for fewer than two members.
     """
     n = members.n_members
+    own, theirs = tile or (range(n), range(n))
     if n < 2:
         raise ValueError(f"found {n} member, expected at least 2: stability compares independently trained SAEs")
     at_once = members_at_once(members, device) if at_once is None else max(at_once, 2)
@@ -325,11 +327,12 @@ def matched_pairs(
             forward, backward = (each._replace(live_partner=None, live_cosine=None) for each in (forward, backward))
         return MatchedPair(first, second, forward, backward, assignment.gap if assignment else 0)
 
-    for start in range(0, n, step):
-        anchors = {i: dictionary(members, i, live, device=device) for i in range(start, min(start + step, n))}
+    for start in range(own.start, own.stop, step):
+        anchors = {i: dictionary(members, i, live, device=device) for i in own if start <= i < start + step}
         for i, j in combinations(anchors, 2):
-            yield matched(i, anchors[i], j, anchors[j])
-        for j in range(start + step, n):
+            if j in theirs:
+                yield matched(i, anchors[i], j, anchors[j])
+        for j in range(max(start + len(anchors), theirs.start), theirs.stop):
             comparison = dictionary(members, j, live, device=device)
             for i in anchors:
                 yield matched(i, anchors[i], j, comparison)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seedscope.engine.contract.checksums import damaged_file, has_sums, write_sums
-from seedscope.engine.contract.files import write_whole
+from seedscope.engine.contract.files import whole, write_whole
 
 ABOUT = "about.json"
 VERSION = 3  # of the content of parts; those of an older version are computed again
@@ -42,8 +42,7 @@ class Part(NamedTuple):
         """{name: array} of one member: the arrays with these names, or all. Raises DamagedPartError where they cannot be read."""
         path = self.folder / f"seed-{seed}.npz"
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in names or arrays.files}
+            return read_arrays(path, *names)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DamagedPartError(path, f"{type(error).__name__}: {error}") from None
 
@@ -70,6 +69,18 @@ class Part(NamedTuple):
             if wrong:
                 return f"{path.name} is not as it was written ({wrong})"
         return None
+
+
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """{name: array} of a file of arrays: those with these names, or all."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in names or arrays.files}
+
+
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Write a file that `read_arrays` reads, whole or not at all."""
+    with whole(path, durable=False) as file:
+        np.savez(file, **arrays)
 
 
 class DamagedPartError(ValueError):

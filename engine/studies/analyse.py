@@ -7,6 +7,7 @@ gains an ensemble computes that one alone. `publish` turns the parts into a stor
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from seedscope.engine.activations.harvest import LanguageModel
 from seedscope.engine.contract.directions import UNPREDICTABLE
 from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.tables.study import NO_LOGITS
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor
 from seedscope.engine.explanations.of_study import explain_by_rules
 from seedscope.engine.features.logits import missing_norm
 from seedscope.engine.machine import named_device
@@ -24,6 +27,12 @@ from seedscope.engine.matching.cuda import choice
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.analyses.activity import TokenPass, keep_activity, pass_over_tokens
+from seedscope.engine.studies.analyses.elsewhere import (
+    activity_elsewhere,
+    can_measure_elsewhere,
+    rules_elsewhere,
+    worth_elsewhere,
+)
 from seedscope.engine.studies.analyses.function import ANALYSIS as FUNCTION
 from seedscope.engine.studies.analyses.function import find_function, measure_function, wants_function
 from seedscope.engine.studies.analyses.loss import LossSettings, lacks_loss, measure_loss
@@ -55,12 +64,15 @@ def analyse(
     texts: Iterable[Document] | None = None,
     model: LanguageModel | None = None,
     progress: Progress | None = None,
+    executor: Executor = HERE,
 ) -> None:
     """Compute the analyses named in `only`, and what they need, for every ensemble of a study, where they are missing.
 
     By default all, the loss where it is cheap. `one_to_one` asks for one-to-one matching of all pairs, by default where it
     is cheap. `texts` and `model` stand for what the catalogue names. Without a model activity and worth are left out, and
     that is said. An ensemble whose hook point the model does not have, or has in another width, gets a remark and no activity.
+    Tiles of pairs, shards of activations, and members' activity, worth and token rules are units of the `executor`; the rest runs
+    here.
     Raises ValueError for a study without a catalogue, a model or tokens that cannot be read, and where this is so of all
     ensembles.
     """
@@ -76,7 +88,7 @@ def analyse(
     wanted |= {"ablate"} if PREDICTOR in requested else set()
     evaluator = None
     if wanted != {"match"}:
-        evaluator = open_evaluator(study, plan, model, texts, on, progress)
+        evaluator = open_evaluator(study, plan, model, texts, on, progress, executor)
         plan = _with_remarks(study, plan, evaluator) if evaluator else plan
     progress.say(f"best cosines: {choice(on)[1]}")
     for ensemble in plan.ensembles:
@@ -85,7 +97,7 @@ def analyse(
         readable = known and not (evaluator and ensemble.name in evaluator.unreadable)
         at_hook = at_hook if readable else None
         loss = LossSettings(loss_tokens, expressly=only is not None and "loss" in wanted)
-        run = EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress)
+        run = EnsembleRun(study, plan, ensemble, at_hook, one_to_one, on, progress, executor)
         without = FUNCTION in wanted and not wants_function(run, expressly=only is not None)
         own = wanted - {FUNCTION} if without else wanted
         if SHARED_SPANS in own and not wants_shared_spans(run, expressly=only is not None):
@@ -127,7 +139,11 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings) -> None:
         wanted = wanted - {"ablate"}
     new_worth = "ablate" in wanted and worth is None
     new_function = FUNCTION in wanted and find_function(run) is None
-    if evaluator and (activity is None or new_worth or new_function):
+    measured = False  # just now, so that the rows are there
+    in_units = evaluator is not None and not new_function and can_measure_elsewhere(run, evaluator)
+    if evaluator and in_units and activity is None:
+        activity, measured = activity_elsewhere(run, evaluator), True
+    if evaluator and not in_units and (activity is None or new_worth or new_function):
         collected = pass_over_tokens(run, evaluator, activity=activity is None, worth=new_worth, function=new_function)
         if collected.activity:
             activity = keep_activity(run, evaluator, collected)
@@ -135,10 +151,11 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings) -> None:
     match = find_match(run, live) or match_members(run, live)
     if evaluator and not evaluator.recorded and activity and "explain" in wanted:
         explain_by_rules(
-            run.parts, run.ensemble, activity, evaluator.tokens, evaluator.texts, run.measured, run.progress
-        )
+            run.parts, run.ensemble, activity, evaluator.tokens, evaluator.texts, run.measured, run.progress,
+            elsewhere=None if run.executor.is_here else partial(rules_elsewhere, run, activity),
+        )  # fmt: skip
     covariance = None
-    if evaluator and ("subspaces" in wanted or collected):  # cheap while the rows are there
+    if evaluator and ("subspaces" in wanted or collected or measured):  # cheap while the rows are there
         covariance = activation_covariance(run, evaluator, collected and collected.targets)
     if "subspaces" in wanted:
         measure_subspaces(run, match, live, covariance)
@@ -149,12 +166,18 @@ def _analyse(run: EnsembleRun, wanted: set[str], loss: LossSettings) -> None:
     if evaluator is None or activity is None:
         return
     missing_loss = loss if "loss" in wanted and lacks_loss(run, evaluator, loss) else None
-    if missing_loss is None and not (collected and (collected.ablation or collected.function)):
+    if (
+        missing_loss is None
+        and not (in_units and new_worth)
+        and not (collected and (collected.ablation or collected.function))
+    ):
         return
     masked = MaskedFeatures(*zip(*judge(run.plan, run.ensemble, match, activity), strict=True))
     if collected and collected.function:
         measure_function(run, match, masked.buckets, collected.function)
     if collected and collected.ablation:
         measure_worth(run, masked, collected)
+    if in_units and new_worth:
+        worth_elsewhere(run, evaluator, masked)
     if missing_loss:
         measure_loss(run, evaluator, activity, masked, missing_loss)

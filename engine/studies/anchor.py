@@ -19,6 +19,8 @@ from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harves
 from seedscope.engine.activations.outliers import find_outliers
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.contract.recipe import TrainConfig, Variant
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor
 from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes.encode import measure
@@ -64,6 +66,7 @@ def anchor_ensemble(
     format: str = "auto",
     force: bool = False,
     device: str = "cpu",
+    executor: Executor = HERE,
 ) -> catalogue.EnsemblePlan:
     """Import one SAE, train comparisons like it on a model's activations, and say of both what a catalogue says.
 
@@ -111,7 +114,7 @@ def anchor_ensemble(
     )
     made = train(
         study, name, config, TrainingSource(model, hookpoint, tokens), progress, beside=anchor.digest(0), device=device,
-        l0=round(measured.l0, 2) if by_l1 else None,
+        l0=round(measured.l0, 2) if by_l1 else None, executor=executor,
     )  # fmt: skip
     anchor.save(
         study / made.folder,

@@ -1,5 +1,7 @@
 """One ensemble of a study while it is analysed: its plan, members, parts and what activity is measured on, read once."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +11,8 @@ import numpy as np
 import torch
 
 from seedscope.engine.contract.directions import NO_OUTPUT
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor
 from seedscope.engine.machine import free_memory
 from seedscope.engine.matching.match import affordable
 from seedscope.engine.progress import Progress
@@ -36,6 +40,8 @@ class EnsembleRun:
     """Whether all pairs are matched one to one; None: where that is cheap."""
     device: torch.device
     progress: Progress
+    executor: Executor = HERE
+    """Where units of work run."""
 
     @cached_property
     def members(self) -> SAE:
@@ -66,6 +72,18 @@ class EnsembleRun:
     def parts(self) -> Parts:
         """Results on disk."""
         return Parts(self.study, self.ensemble.name)
+
+    def units_folder(self, work: str, made_from: object) -> Path:
+        """A folder for results of units, which names all that they are made from; it goes with the study's scratch files."""
+        content = json.dumps([work, self.ensemble.name, made_from], sort_keys=True)
+        folder = self.study / "scratch" / "units" / f"{work}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder.absolute()
+
+    @property
+    def unit_device(self) -> str:
+        """The device that units compute on."""
+        return self.executor.device or self.device.type
 
     @property
     def name(self) -> str:

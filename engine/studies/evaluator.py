@@ -23,6 +23,8 @@ from seedscope.engine.activations.shards import Chosen, Shards
 from seedscope.engine.activations.tokens import KEPT, save_tokens
 from seedscope.engine.contract.checksums import write_sums
 from seedscope.engine.contract.files import write_whole
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor
 from seedscope.engine.features.triggers import TokenClasses
 from seedscope.engine.progress import Progress
 from seedscope.engine.store.evaluation import EVALUATION, Evaluation
@@ -44,6 +46,7 @@ class HookActivations(NamedTuple):
     tokens: TokenSet | None  # None where the rows came without tokens
     targets: Rows | None = None  # (tokens, d_out) at the output hook point; None where none was asked for
     outliers: np.ndarray = np.zeros(0, np.int64)  # of rows without tokens: those that are left out
+    outlying: np.ndarray = np.zeros(0, np.int64)  # of all rows that were harvested: those that are left out
 
     @property
     def left_out(self) -> np.ndarray:
@@ -72,7 +75,9 @@ class Evaluator:
         control: "Evaluator | None" = None,
         unreadable: Mapping[str, str] | None = None,
         unpredictable: Mapping[str, str] | None = None,
+        executor: Executor = HERE,
     ) -> None:
+        self._executor = executor
         self.model, self.tokens, self.evaluation = model, tokens, evaluation
         self.control = control  # the same tokens on the model with random weights, where an ensemble asks for it
         self.unreadable = dict(unreadable or {})
@@ -117,19 +122,28 @@ class Evaluator:
         tokens = self.tokens._replace(left_out=np.flatnonzero(self.tokens.counted)[outlying])
         if not len(outlying):
             return HookActivations(rows, tokens, targets)
-        return HookActivations(Without(rows, outlying), tokens, None if targets is None else Without(targets, outlying))
+        without_targets = None if targets is None else Without(targets, outlying)
+        return HookActivations(Without(rows, outlying), tokens, without_targets, outlying=outlying)
 
     def _harvested(self, hookpoint: str, expected_width: int) -> np.ndarray | Shards:
         """All activations at a hook point, in the smallest type that holds them."""
         require_width(self.model, width(self.model, self.tokens, hookpoint), expected_width, hookpoint)
-        folder = self._scratch / hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
         try:
-            with self._progress.stage(f"activations at {hookpoint}", "tokens") as report:
-                return harvest(self.model, self.tokens, hookpoint, folder, dtype="float16", report=report)
+            return self._harvested_as("float16", hookpoint)
         except BeyondRangeError as error:
             self._progress.say(f"{error}: taken in float32")
+        return self._harvested_as("float32", hookpoint)
+
+    def _harvested_as(self, dtype: str, hookpoint: str) -> np.ndarray | Shards:
         with self._progress.stage(f"activations at {hookpoint}", "tokens") as report:
-            return harvest(self.model, self.tokens, hookpoint, folder, dtype="float32", report=report)
+            return harvest(
+                self.model, self.tokens, hookpoint, self.rows_at(hookpoint), dtype=dtype, executor=self._executor,
+                report=report,
+            )  # fmt: skip
+
+    def rows_at(self, hookpoint: str) -> Path:
+        """The folder of the activations at a hook point."""
+        return self._scratch / hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
 
     def _outliers(self, rows: np.ndarray | Shards, hookpoint: str) -> np.ndarray:
         """Ascending indices of the rows that are far longer than the median."""

@@ -21,6 +21,8 @@ from seedscope.engine.activations.model import randomised
 from seedscope.engine.activations.outliers import TIMES
 from seedscope.engine.contract.sources import MODELS
 from seedscope.engine.demo import stdlib
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import Evaluation
@@ -38,6 +40,7 @@ def open_evaluator(
     texts: Iterable[Document] | None,
     device: torch.device,
     progress: Progress,
+    executor: Executor = HERE,
 ) -> Evaluator | None:
     """Model and tokens as the catalogue names them, recorded activations, or a synthetic study's samples.
 
@@ -94,10 +97,12 @@ def open_evaluator(
     )
     keep_evaluation(study, record, evaluated)
     scratch = study / "scratch"
-    control_evaluator = control and Evaluator(control, evaluated, record, scratch / "control", progress)
+    control_evaluator = control and Evaluator(
+        control, evaluated, record, scratch / "control", progress, executor=executor
+    )
     return Evaluator(
         model, evaluated, record, scratch, progress, control=control_evaluator, unreadable=unreadable,
-        unpredictable=unpredictable,
+        unpredictable=unpredictable, executor=executor,
     )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from seedscope.engine.contract.recipe import StudyConfig, as_parameters
 from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.tables.pools import FeaturePool
 from seedscope.engine.demo import stdlib
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes.importers.ensemble import located
 from seedscope.engine.store import catalogue
@@ -87,8 +89,12 @@ def run_study(
         return _published(folder, progress)
 
 
-def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Progress | None = None) -> Path:
+def run_file(
+    file: StudyFile, root: Path, *, device: str = "auto", progress: Progress | None = None, executor: Executor = HERE
+) -> Path:
     """Everything that a study file asks for, computed where it is missing; returns the store's path.
+
+    Groups of members to train and what `analyse` names are units of the `executor`; who opens one reads `file.executor`.
 
     Ensembles that were imported from the same files, or trained by the same recipe, before are kept as they are; those
     that the study has beside them stay. Raises ValueError as `enrol`, `train` and `analyse` do.
@@ -109,6 +115,7 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                 anchored = anchor_ensemble(
                     folder, wanted.name, wanted.path, wanted.hookpoint or file.hookpoint, model, tokens, settings.n_ctx,
                     progress, settings=wanted.settings, format=wanted.format, force=wanted.force, device=device,
+                    executor=executor,
                 )  # fmt: skip
                 _enter(anchored, folder)
                 continue
@@ -122,7 +129,9 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
                     ), folder,
                 )  # fmt: skip
                 continue
-            train_on = partial(_train_planned, folder, file, wanted, tokens, device=device, progress=progress)
+            train_on = partial(
+                _train_planned, folder, file, wanted, tokens, device=device, progress=progress, executor=executor
+            )
             for trained in _with_control(train_on, wanted.name, model, control=file.control is not None):
                 _enter(trained, folder)
         plan = catalogue.read(folder) or catalogue.StudyPlan(file.name)
@@ -133,7 +142,10 @@ def run_file(file: StudyFile, root: Path, *, device: str = "auto", progress: Pro
             plan, model=file.model, tokens=file.tokens, activations=recorded, theta=file.theta, epsilon=file.epsilon
         )
         catalogue.write(plan, folder)
-        analyse(folder, only=file.analyses, loss_tokens=file.loss_tokens, model=model, device=device, progress=progress)
+        analyse(
+            folder, only=file.analyses, loss_tokens=file.loss_tokens, model=model, device=device, progress=progress,
+            executor=executor,
+        )  # fmt: skip
         return _published(folder, progress)
 
 
@@ -166,12 +178,13 @@ def _train_planned(
     *,
     device: str,
     progress: Progress,
+    executor: Executor,
 ) -> catalogue.EnsemblePlan:
     hookpoint = wanted.hookpoint or file.hookpoint
     if hookpoint is None:
         raise ValueError(f"ensemble {name} has no hook point to be trained at; name one in the study file")
     source = TrainingSource(model, hookpoint, tokens)
-    return train(folder, name, wanted.config, source, progress, device=device, l0=wanted.l0)
+    return train(folder, name, wanted.config, source, progress, device=device, l0=wanted.l0, executor=executor)
 
 
 def _hookpoint_of(file: StudyFile, wanted: TrainPlan | ModelSeedsPlan) -> str:
@@ -273,7 +286,12 @@ def _files_digest(wanted: ImportPlan) -> str:
 
 
 def pool_study(
-    study: Path, name: str, settings: PoolSettings | None = None, *, progress: Progress | None = None
+    study: Path,
+    name: str,
+    settings: PoolSettings | None = None,
+    *,
+    progress: Progress | None = None,
+    executor: Executor = HERE,
 ) -> PoolRecord:
     """Pool an ensemble of a study where the study keeps it, and publish it; at once where exactly that is done already.
 
@@ -281,7 +299,7 @@ def pool_study(
     """
     progress = progress or Progress()
     with only_writer(study):
-        record = pool_ensemble(study, name, pool_folder(study, name), settings, progress=progress)
+        record = pool_ensemble(study, name, pool_folder(study, name), settings, progress=progress, executor=executor)
         store = published(study)
         if store is None:
             progress.say(f"{name}: published with the study's results: seedscope analyze {study.name}")

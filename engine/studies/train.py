@@ -22,6 +22,8 @@ from seedscope.engine.activations.harvest import LanguageModel, TokenSet, harves
 from seedscope.engine.contract.checksums import damaged_file, write_sums
 from seedscope.engine.contract.progress_files import Curves
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor
 from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
@@ -57,6 +59,7 @@ def train(
     beside: str | None = None,
     device: str = "cpu",
     l0: float | None = None,
+    executor: Executor = HERE,
 ) -> catalogue.EnsemblePlan:
     """Train an ensemble on a model's activations, about as many as `config` asks for, or load it if it was trained before.
 
@@ -70,11 +73,12 @@ def train(
         recipe = json.dumps([as_parameters(config), tokens.digest + model.digest, hookpoint, *more], sort_keys=True)
         return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
+    rows_at = study / "scratch" / f"train-{hashlib.sha256(hookpoint.encode()).hexdigest()[:16]}"
+
     @cache
     def rows() -> Rows:
-        place = hashlib.sha256(hookpoint.encode()).hexdigest()[:16]
         with progress.stage(f"training activations at {hookpoint}", "tokens") as report:
-            return harvest(model, tokens, hookpoint, study / "scratch" / f"train-{place}", report=report)
+            return harvest(model, tokens, hookpoint, rows_at, executor=executor, report=report)
 
     calibration = None
     if l0 is not None:
@@ -84,7 +88,9 @@ def train(
         )  # fmt: skip
         config = replace(config, l1=calibration.l1)
     provenance, made = {"model": model.digest, "hookpoint": hookpoint}, made_from(config, *([beside] if beside else []))
-    ensemble = train_once(study, name, config, made, rows, provenance, progress, device=device)
+    ensemble = train_once(
+        study, name, config, made, rows, provenance, progress, device=device, executor=executor, rows_at=rows_at
+    )
     entry = trained_entry(
         study, name, config, made, ensemble, hookpoint=hookpoint, train_token_digest=tokens.digest,
         n_train_tokens=int(tokens.counted.sum()) // config.data_samples,
@@ -117,8 +123,13 @@ def train_once(
     progress: Progress,
     *,
     device: str = "cpu",
+    executor: Executor = HERE,
+    rows_at: Path | None = None,
 ) -> sae.SAE:
-    """Train on rows, or load what was trained from the same before."""
+    """Train on rows, or load what was trained from the same before.
+
+    In units, where the executor works elsewhere and `rows_at` says where a harvest left the rows.
+    """
     folder = study / "sae" / name / made_from
     ensemble = _trained_before(study, folder, config)
     if ensemble is None:
@@ -135,7 +146,8 @@ def train_once(
         with progress.stage(f"{name}: {len(config.seeds)} SAEs in lockstep", "tokens") as report:
             ensemble = train_ensemble(
                 activations, config, device=named_device(device), checkpoints=checkpoints / made_from, trace=trace, report=report,
-                snapshots=Snapshots(folder), say=lambda text: progress.say(f"{name}: {text}"),
+                snapshots=Snapshots(folder), say=lambda text: progress.say(f"{name}: {text}"), executor=executor,
+                rows_at=rows_at,
             )  # fmt: skip
         ensemble.save(folder, provenance=provenance)
         trace.save(folder)

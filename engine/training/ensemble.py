@@ -7,16 +7,22 @@ Differences between variants are in engine.training.variants.
 """
 
 import json
+import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from seedscope.engine.activations.shards import reopened
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor, Unit, run_units
 from seedscope.engine.machine import GIB, available_memory
 from seedscope.engine.saes import sae as saes
 from seedscope.engine.saes.sae import SAE
@@ -26,7 +32,7 @@ from seedscope.engine.training.checkpoints import EVERY_S, Checkpoints, digest
 from seedscope.engine.training.members import SAMPLE_ROWS, DivergedError, Training, centroids_of
 from seedscope.engine.training.preprocessing import Space, space_of
 from seedscope.engine.training.snapshots import Snapshots
-from seedscope.engine.training.trace import EVALUATED_ROWS, Trace, measured, points_of
+from seedscope.engine.training.trace import EVALUATED_ROWS, Point, Trace, measured, points_of
 from seedscope.engine.training.trace import read as read_trace
 from seedscope.engine.training.variants import RECIPES, Step
 
@@ -56,6 +62,8 @@ def train_ensemble(
     snapshots: Snapshots | None = None,
     available: int | None = None,
     start: SAE | None = None,
+    executor: Executor = HERE,
+    rows_at: Path | None = None,
 ) -> SAE:
     """Train one SAE of the config's variant per seed on `activations` (rows, d_in), all members in each step.
 
@@ -70,6 +78,9 @@ def train_ensemble(
     given) are trained in groups, one after another; their agreement in the trace is then that inside groups.
     `start` takes the place of random weights: SAEs for raw activations with the config's seeds and the variant's convention,
     whose decoder rows are unit vectors in the space of training, which keeps them so.
+
+    With an `executor` that works elsewhere, each group is a unit there; it needs `checkpoints`, and `rows_at`, the folder in which
+    a harvest left these very activations. The executor's `members` bound the groups wherever they are trained.
 
     Cost per member and token: 4 d_in d_sae FLOPs for the encoder, 4 d_in per active feature for the decoder. Raises
     ValueError for too few rows or rows that are not finite, and for a start that does not fit; DivergedError; and
@@ -90,7 +101,7 @@ def train_ensemble(
         # for bit: in lockstep its rounding would depend on how many features of the others are silent.
         first = [config.seeds[:1]] if config.data_samples > 1 and len(config.seeds) > 1 else []
         others = replace(config, seeds=config.seeds[len(first) :])
-        groups = [*first, *memory.in_groups(others, d_in, need, available)]
+        groups = [*first, *memory.in_groups(others, d_in, need, available, at_most=executor.members)]
     most = max(map(len, groups))
     at_once = "all seeds at once" if len(groups) == 1 else f"{len(groups)} groups of at most {most} seeds, one by one"
     say(f"{at_once}, about {need.of(most) / GIB:.2f} of the {available / GIB:.1f} GiB of memory that are free")
@@ -101,6 +112,10 @@ def train_ensemble(
         n_bytes = len(config.seeds) * memory.n_weights(config, d_in) * dtype.itemsize
         n = len(snapshots.begin(config.n_tokens // config.batch, n_bytes))
         say(f"seeds are kept at {n} steps along training, which takes {n * n_bytes / GIB:.2f} GiB of disk")
+    in_units = not executor.is_here and checkpoints is not None and rows_at is not None
+    if checkpoints is not None and rows_at is not None and not executor.is_here:
+        task = _task(config, dtype, executor.device or device.type, identity, checkpoints, rows_at, snapshots, start)
+        _run_in_units(task, groups, executor, report, say)
     done: list[SAE] = []
     for seeds in groups:
         part = replace(config, seeds=seeds)
@@ -113,10 +128,12 @@ def train_ensemble(
         ) -> None:
             report((behind * all_tokens + n * tokens) // of, all_tokens)
 
-        if place and len(groups) > 1 and (place / identity).exists():
+        if place and (in_units or len(groups) > 1) and (place / identity).exists():
             done.append(saes.load(place / identity, seeds))
             if trace is not None:
                 trace.points += read_trace(place / identity)
+                if in_units and trace.points:
+                    trace.on_point(trace.points[-1])
             continue
         try:
             done.append(_train(activations, part, sample, space, device, report_group, kept, trace, snapshots, start))
@@ -125,12 +142,91 @@ def train_ensemble(
                 raise
             raise _out_of_memory(need, len(seeds), _available_bytes(device)) from None
         if place and len(groups) > 1:
-            unfinished = place / "unfinished"
-            done[-1].save(unfinished)
-            if trace is not None:
-                Trace(points=[point for point in trace.points if point.seeds == seeds]).save(unfinished)
-            unfinished.replace(place / identity)
+            points = None if trace is None else [point for point in trace.points if point.seeds == seeds]
+            _keep_group(place / identity, done[-1], points)
     return done[0] if len(done) == 1 else _as_one_ensemble(done)
+
+
+class GroupTask(NamedTuple):
+    """A training of which groups of members are units, in plain values and paths that another process can read."""
+
+    config: TrainConfig
+    """With the seeds of all groups."""
+    dtype: torch.dtype
+    device: str
+    identity: str
+    checkpoints: str
+    rows_at: str
+    snapshots: str | None
+    """Folder beside which members are kept at steps."""
+    start: str | None
+    """Folder of the SAEs that training begins with."""
+
+
+def _task(
+    config: TrainConfig,
+    dtype: torch.dtype,
+    device: str,
+    identity: str,
+    checkpoints: Path,
+    rows_at: Path,
+    snapshots: Snapshots | None,
+    start: SAE | None,
+) -> GroupTask:
+    """The same training for other processes; a start is written beside the checkpoints."""
+    begun = checkpoints.absolute() / f"start-{identity}"
+    if start is not None and not begun.exists():
+        _keep_group(begun, start, None)
+    return GroupTask(
+        config, dtype, device, identity, str(checkpoints.absolute()), str(rows_at.absolute()),
+        None if snapshots is None else str(snapshots.folder.parent.absolute()), None if start is None else str(begun),
+    )  # fmt: skip
+
+
+def _run_in_units(
+    task: GroupTask, groups: list[tuple[int, ...]], executor: Executor, report: Report, say: Callable[[str], None]
+) -> None:
+    n_members, n_tokens = len(task.config.seeds), task.config.n_tokens
+    units = [
+        Unit(train_group, (task, seeds), _group_folder(task, seeds) / task.identity, len(seeds) * n_tokens)
+        for seeds in groups
+    ]
+    run_units(executor, units, report=lambda done, total: report(done // n_members, total // n_members), say=say)
+
+
+def _group_folder(task: GroupTask, seeds: tuple[int, ...]) -> Path:
+    return Path(task.checkpoints) / f"from-seed-{seeds[0]}"
+
+
+def train_group(task: GroupTask, seeds: tuple[int, ...]) -> str:
+    """Train one group of members to its end, from its checkpoint where there is one; returns the folder. A unit of work."""
+    rows, config, place = reopened(Path(task.rows_at)), task.config, _group_folder(task, seeds)
+    sample = _sample(rows, config, task.dtype)
+    trace, snapshots = Trace(), None if task.snapshots is None else Snapshots(Path(task.snapshots))
+    if snapshots is not None:
+        n_bytes = len(config.seeds) * memory.n_weights(config, rows.shape[1]) * task.dtype.itemsize
+        snapshots.begin(config.n_tokens // config.batch, n_bytes)
+    start = None if task.start is None else saes.load(Path(task.start), config.seeds)
+    made = _train(
+        rows, replace(config, seeds=seeds), sample, space_of(sample, config.preprocessing), torch.device(task.device),
+        lambda tokens, of: None, Checkpoints(place, task.identity), trace, snapshots, start,
+    )  # fmt: skip
+    _keep_group(place / task.identity, made, trace.points)
+    return str(place / task.identity)
+
+
+def _keep_group(folder: Path, made: SAE, points: list[Point] | None) -> None:
+    """Write members, and their trace, into a folder that is there when all of it is."""
+    unfinished = folder.with_name(f"unfinished-{uuid.uuid4().hex[:8]}")
+    made.save(unfinished)
+    if points is not None:
+        Trace(points=points).save(unfinished)
+    try:
+        unfinished.replace(folder)
+    except OSError:  # somebody was given up for lost and was not: the same members are there
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _train(

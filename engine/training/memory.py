@@ -65,9 +65,11 @@ _PER_ENTRY = {
 }  # fmt: skip
 
 
-def in_groups(config: TrainConfig, d_in: int, need: Need, available: int) -> list[tuple[int, ...]]:
+def in_groups(
+    config: TrainConfig, d_in: int, need: Need, available: int, *, at_most: int | None = None
+) -> list[tuple[int, ...]]:
     """The seeds in groups that fit, as few and as equal as possible; raises OutOfMemoryError where not even one does."""
-    most = need.fits(available)
+    most = min(need.fits(available), at_most or len(config.seeds))
     if not most:
         raise OutOfMemoryError(
             f"training needs {need.of(1) / GIB:.2f} GiB for one seed of {config.d_sae:,} x {d_in} with batches of "

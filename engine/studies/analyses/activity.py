@@ -11,7 +11,7 @@ from seedscope.engine.features.ablation import PAIR_NUMBERS, AblationPass
 from seedscope.engine.features.activity import Activity, ActivityPass
 from seedscope.engine.features.examples import ContextGrid
 from seedscope.engine.features.firings import FiringSpool
-from seedscope.engine.features.logits import direct_logits, refusal
+from seedscope.engine.features.logits import Logits, direct_logits, refusal
 from seedscope.engine.saes.encode import encoded
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.analyses.function import FunctionPass
@@ -92,9 +92,7 @@ def target_rows(targets: Rows, first: int, n: int) -> torch.Tensor:
 def keep_activity(run: EnsembleRun, evaluator: Evaluator, collected: TokenPass) -> Part:
     """Summarise what a pass collected, with contexts, triggers and direct logits, member by member."""
     tokens = collected.tokens
-    reason = run.undefined or (refusal(evaluator.model, run.stored.d_out) if evaluator.model.causal else None)
-    if reason:
-        run.progress.say(f"{run.name}: direct logits: left out, {reason}")
+    say_without_logits(run, evaluator)
     with (
         run.progress.stage(f"{run.name}: contexts", "seeds") as report,
         run.parts.write("activity", run.measured) as put,
@@ -107,18 +105,25 @@ def keep_activity(run: EnsembleRun, evaluator: Evaluator, collected: TokenPass) 
         )
         for index, (seed, summary) in enumerate(zip(run.seeds, summaries, strict=True)):
             logits = None if run.undefined else direct_logits(evaluator.model, run.stored.decoder_rows(index))
-            named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
-            put(seed, _flat(summary) | named | {"left_out": collected.left_out})
+            put(seed, flat_arrays(summary, logits) | {"left_out": collected.left_out})
             report(index + 1, run.stored.n_members)
     return run.part("activity", run.measured)
 
 
-def _flat(activity: Activity) -> dict[str, Any]:
-    """Activity as named arrays, its contexts, triggers and examples among them."""
+def say_without_logits(run: EnsembleRun, evaluator: Evaluator) -> None:
+    """Say why there are no direct logits, where there are none."""
+    reason = run.undefined or (refusal(evaluator.model, run.stored.d_out) if evaluator.model.causal else None)
+    if reason:
+        run.progress.say(f"{run.name}: direct logits: left out, {reason}")
+
+
+def flat_arrays(activity: Activity, logits: Logits | None) -> dict[str, Any]:
+    """Activity as named arrays, its contexts, triggers, examples and direct logits among them."""
     columns = activity._asdict()
     kinds = [name for name in ("context", "trigger", "example") if columns[f"{name}s"] is not None]
     inside = {name: columns.pop(f"{name}s")._asdict() for name in kinds}
     if "trigger" in inside:
         inside["trigger"]["what"] = inside["trigger"]["what"].astype(str)  # text of fixed width: no pickle
     columns = {name: array for name, array in columns.items() if array is not None}
-    return columns | {f"{kind}_{name}": array for kind, each in inside.items() for name, array in each.items()}
+    named = {f"logit_{name}": tensor.numpy() for name, tensor in logits._asdict().items()} if logits else {}
+    return columns | {f"{kind}_{name}": array for kind, each in inside.items() for name, array in each.items()} | named

@@ -12,6 +12,8 @@ from typing import Any
 from seedscope.engine.contract.checksums import write_sums
 from seedscope.engine.contract.directions import TRANSCODERS_DO_NOT_POOL
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor
 from seedscope.engine.machine import named_device
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes import sae
@@ -48,7 +50,13 @@ from seedscope.engine.studies.train import forget_checkpoints
 
 
 def pool_ensemble(
-    study: Path, name: str, folder: Path, settings: PoolSettings | None = None, *, progress: Progress | None = None
+    study: Path,
+    name: str,
+    folder: Path,
+    settings: PoolSettings | None = None,
+    *,
+    progress: Progress | None = None,
+    executor: Executor = HERE,
 ) -> PoolRecord:
     """Pool an ensemble into a new folder; returns its record.
 
@@ -85,7 +93,7 @@ def pool_ensemble(
     if reason := refusal(members.convention):
         raise ValueError(f"ensemble {name} cannot be saved for SAELens as a pool: {reason}")
     device = named_device(settings.device)
-    run = PoolRun(study, plan, entry, members, theta, settings, recipe, device, progress)
+    run = PoolRun(study, plan, entry, members, theta, settings, recipe, device, progress, executor)
     hookpoint = _measurable_hookpoint(run)
     if recipe and hookpoint is None:
         raise ValueError(
@@ -141,7 +149,7 @@ def _make_pool(
                         "for them"
                     )
                 else:
-                    groups["fresh"] = train_fresh(run, fresh, training.rows)
+                    groups["fresh"] = train_fresh(run, fresh, training)
         curves, saved = measure_curves(run, groups, training, held_out)
     record = replace(
         _record(run, whole, made_from, saved.digest(0)),

@@ -44,7 +44,7 @@ class HeldOut:
 
 def open_held_out(run: PoolRun, hookpoint: str) -> HeldOut | None:
     """Evaluation activations at a hook point, at most EVALUATED rows; None where the study has no model or samples."""
-    evaluator = open_evaluator(run.study, run.plan, None, None, run.device, run.progress)
+    evaluator = open_evaluator(run.study, run.plan, None, None, run.device, run.progress, run.executor)
     if evaluator and run.entry.control_of:
         evaluator = evaluator.control
     if evaluator is None:
@@ -88,7 +88,8 @@ def measure_curves(
             with run.progress.stage(f"{run.name}: {len(start)} SAEs on {n_tokens:,} more tokens", "tokens") as report:
                 trained = train_on(
                     start, training.rows, replace(training.recipe, n_tokens=n_tokens), device=run.device, report=report,
-                    checkpoints=checkpoints_of(run.study, run.name) / f"pool-{n_tokens}",
+                    checkpoints=checkpoints_of(run.study, run.name) / f"pool-{n_tokens}", executor=run.executor,
+                    rows_at=training.rows_at,
                 )  # fmt: skip
         measures: list[HeldOutMeasures] = []
         losses: list[float] = []

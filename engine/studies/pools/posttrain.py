@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float
 
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.contract.stability import THETA, is_match
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor
 from seedscope.engine.matching.match import dictionaries, match_pair
 from seedscope.engine.saes.encode import HeldOutMeasures
 from seedscope.engine.saes.sae import SAE, assemble
@@ -151,10 +153,13 @@ def train_on(
     device: torch.device | str = "cpu",
     checkpoints: Path | None = None,
     report: Report = lambda done, total: None,
+    executor: Executor = HERE,
+    rows_at: Path | None = None,
 ) -> list[SAE]:
     """Train SAEs of one member each further on the same rows by the recipe; equally wide ones in lockstep.
 
     `config` says how long and how; its seeds and d_sae are the members'. The given SAEs stay as they are.
+    `executor` and `rows_at` are those of `train_ensemble`.
     """
     begun = [with_unit_rows(each) for each in members]
     trained: dict[int, SAE] = {}  # by index into the given SAEs
@@ -171,7 +176,7 @@ def train_on(
 
         ensemble = train_ensemble(
             rows, replace(config, d_sae=width, seeds=start.seeds), device=device, start=start, report=report_all,
-            checkpoints=checkpoints and checkpoints / f"width-{width}",
+            checkpoints=checkpoints and checkpoints / f"width-{width}", executor=executor, rows_at=rows_at,
         )  # fmt: skip
         trained |= {index: ensemble.only(member) for member, index in enumerate(indices)}
         done_before += len(indices) * config.n_tokens

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
+from seedscope.engine.executors.local import HERE
+from seedscope.engine.executors.unit import Executor
 from seedscope.engine.progress import Progress
 from seedscope.engine.saes.sae import SAE
 from seedscope.engine.store import catalogue
@@ -48,6 +50,8 @@ class PoolRun:
     """Of post-training; None without."""
     device: torch.device
     progress: Progress
+    executor: Executor = HERE
+    """Where harvests and trainings run."""
 
     @property
     def name(self) -> str:

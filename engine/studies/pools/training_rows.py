@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from seedscope.engine.activations.documents import Document, documents, split
@@ -40,6 +41,8 @@ class PostTraining:
     rows: Rows
     about: PoolTraining
     """What a record says of the rows."""
+    rows_at: Path | None = None
+    """Where a harvest left the rows; None for samples."""
 
     @property
     def lengths(self) -> list[int]:
@@ -101,9 +104,10 @@ def post_training(
         raise ValueError(
             f"found {int(tokens.counted.sum())} tokens in {text.source}, expected a batch ({recipe.batch}) at least"
         )
+    rows_at = run.study / "scratch" / f"pool-{run.name}"
     with run.progress.stage(f"training activations at {hookpoint}", "tokens") as report:
-        rows = harvest(evaluator.model, tokens, hookpoint, run.study / "scratch" / f"pool-{run.name}", report=report)
-    return PostTraining(recipe, rows, PoolTraining(text.source, tokens.digest, len(rows)))
+        rows = harvest(evaluator.model, tokens, hookpoint, rows_at, executor=run.executor, report=report)
+    return PostTraining(recipe, rows, PoolTraining(text.source, tokens.digest, len(rows)), rows_at)
 
 
 def _samples(run: PoolRun, recipe: TrainConfig, wanted: int) -> PostTraining:
@@ -132,10 +136,11 @@ def fresh_recipe(run: PoolRun, recipe: TrainConfig) -> TrainConfig | None:
     return TrainConfig(**as_parameters(recipe) | own | {"seeds": seeds, "n_tokens": length})
 
 
-def train_fresh(run: PoolRun, recipe: TrainConfig, rows: Rows) -> list[SAE]:
+def train_fresh(run: PoolRun, recipe: TrainConfig, on: PostTraining) -> list[SAE]:
     """SAEs of fresh seeds, an ensemble of one each."""
     with run.progress.stage(f"{run.name}: fresh seeds", "tokens") as report:
         fresh = train_ensemble(
-            rows, recipe, device=run.device, checkpoints=checkpoints_of(run.study, run.name) / "fresh", report=report
-        )
+            on.rows, recipe, device=run.device, checkpoints=checkpoints_of(run.study, run.name) / "fresh", report=report,
+            executor=run.executor, rows_at=on.rows_at,
+        )  # fmt: skip
     return [fresh.only(member) for member in range(N_FRESH)]

@@ -10,9 +10,11 @@ from seedscope.engine.contract.schema import ANALYSES
 from seedscope.engine.contract.sources import CAUSES, FREE, MODEL, OF_MODELS, settings_of
 from seedscope.engine.contract.stability import EPSILON, THETA
 from seedscope.engine.demo import stdlib
+from seedscope.engine.executors.settings import ExecutorSettings
 from seedscope.engine.saes.importers.ensemble import FORMATS
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.studyfile import recipes, values
+from seedscope.engine.studies.studyfile.executor import executor_in
 from seedscope.engine.studies.studyfile.paths import activations_in, model_in, models_in, paths_in, sources_in
 from seedscope.engine.studies.studyfile.toml import Table, reading, shown
 
@@ -105,6 +107,8 @@ class StudyFile:
     analyses: tuple[str, ...] | None = None  # that are computed; None: all
     loss_tokens: int | None = None  # that losses are measured on
     recorded: RecordedPlan | None = None
+    executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    """Where units of work run."""
 
 
 class _Surroundings(NamedTuple):
@@ -142,9 +146,10 @@ def read_study_file(path: Path) -> StudyFile:
         recorded = _recorded(top, folder)
         around = _Surroundings(folder, [f"[{key}]" for key in ("model", "tokens") if key not in top], has_hookpoint)
         ensembles = _ensembles(top, tables, sources, around)
+        executor = executor_in(top, folder, _HOMES)
     return StudyFile(
         study.name, study.theta, study.epsilon, model, hookpoint, tokens, train_source, ensembles, study.control,
-        study.analyses, study.loss_tokens, recorded,
+        study.analyses, study.loss_tokens, recorded, executor,
     )  # fmt: skip
 
 
@@ -405,5 +410,6 @@ _HOMES = {
     **dict.fromkeys(("import", "train", "anchor", "sweep", "format", "shared_start", "force"), "an [[ensemble]]"),
     **dict.fromkeys(("theta", "epsilon", "control", "analyses", "loss_tokens"), "[study]"), "name": "[study] or an [[ensemble]]",
     **dict.fromkeys(("causes", "models"), "[[sources]]"),
+    **dict.fromkeys(("kind", "address", "partition", "cpus", "gpus", "memory", "workers"), "[executor]"),
     "path": "[model]", "hookpoint": "[model] or an [[ensemble]]", "hookpoint_out": "an [[ensemble]] with import",
 }  # fmt: skip

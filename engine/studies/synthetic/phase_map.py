@@ -7,20 +7,18 @@ low-rank features are active.
 import hashlib
 import json
 import os
-import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from seedscope.engine.contract.files import write_whole
 from seedscope.engine.contract.recipe import TrainConfig, as_parameters
 from seedscope.engine.contract.stability import EPSILON, THETA
 from seedscope.engine.contract.tables.synthetic import PhaseCell
+from seedscope.engine.executors.local import LocalProcesses
+from seedscope.engine.executors.unit import Unit, run_units
 from seedscope.engine.matching.match import match_ensemble
 from seedscope.engine.saes.encode import measure as evaluate
 from seedscope.engine.studies.synthetic.generator import EVALUATION, FREE, LOW, TRAINING, SyntheticConfig, draw_truth
@@ -99,25 +97,23 @@ def draw_map(
             _compute_into(folder, cell)
             report(n_held + done + 1, n_held + len(lacking))
         return read_map(folder, wanted)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
+    pool = LocalProcesses(workers, 1)
     try:
-        futures = [pool.submit(_compute_into, folder, cell) for cell in lacking]
-        for done, future in enumerate(as_completed(futures)):
-            future.result()
-            report(n_held + done + 1, n_held + len(lacking))
-    finally:
-        pool.shutdown(cancel_futures=True)
+        units = [Unit(_compute_into, (folder, cell), _path(folder, cell)) for cell in lacking]
+        run_units(pool, units, report=lambda done, total: report(n_held + done, n_held + total))
+    except BaseException:
+        pool.shutdown(cancel=True)
+        raise
+    pool.shutdown()
     return read_map(folder, wanted)
 
 
-def _begin() -> None:
-    """Prepare a worker process: one thread, and Ctrl-C is left to its parent."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _compute_into(folder: Path, cell: CellSettings) -> None:
-    write_whole(folder / f"{cell.key}.json", json.dumps(asdict(compute(cell)), indent=1), durable=False)
+    write_whole(_path(folder, cell), json.dumps(asdict(compute(cell)), indent=1), durable=False)
+
+
+def _path(folder: Path, cell: CellSettings) -> Path:
+    return folder / f"{cell.key}.json"
 
 
 def read_map(folder: Path, wanted: Sequence[CellSettings]) -> list[PhaseCell]:
@@ -128,7 +124,7 @@ def read_map(folder: Path, wanted: Sequence[CellSettings]) -> list[PhaseCell]:
 def _read(folder: Path, cell: CellSettings) -> PhaseCell | None:
     """A cell that was computed, on the grid that is asked for: both grids hold the cell of the study's own settings."""
     try:
-        content = json.loads((folder / f"{cell.key}.json").read_text())
+        content = json.loads(_path(folder, cell).read_text())
         return PhaseCell(**content | {"ensemble": "", "grid": cell.grid})
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None

@@ -12,6 +12,7 @@ import pytest
 from seedscope.engine.activations.documents import documents
 from seedscope.engine.contract.recipe import VARIANTS, TrainConfig
 from seedscope.engine.demo import stdlib
+from seedscope.engine.executors.settings import ExecutorSettings
 from seedscope.engine.saes.importers.ensemble import FORMATS
 from seedscope.engine.store import catalogue
 from seedscope.engine.studies.studyfile.read import EXAMPLE, ImportPlan, StudyFile, TrainPlan, read_study_file
@@ -500,3 +501,13 @@ def test_every_format_that_importers_know_can_be_named(folder: Path):
     for format in FORMATS:
         text = IMPORTS + f'format = "{format}"\n'
         assert read_study_file(written(folder, text)).ensembles[0].format == format
+
+
+def test_an_executor_is_read_and_its_misfits_are_told_with_their_lines(folder):
+    found = read_study_file(written(folder, IMPORTS + '[executor]\nkind = "ray"\naddress = "head:6379"\ngpus = 1\n'))
+    assert found.executor == ExecutorSettings("ray", address="head:6379", gpus=1)
+    with pytest.raises(ValueError, match="3 problems") as caught:
+        read_study_file(written(folder, IMPORTS + '[executor]\nkind = "slurm"\naddress = "h:1"\ntime = 0\nnodes = 2\n'))
+    assert 'executor.address is a setting of ray, and kind = "slurm"; leave it out' in str(caught.value)
+    assert "executor.time = 0, expected a whole number of at least 1" in str(caught.value)
+    assert "executor.nodes is not known here" in str(caught.value)
