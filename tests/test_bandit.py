@@ -17,6 +17,7 @@ _COMMANDS = (
 JUSTIFIED: dict[str, list[tuple[str, str]]] = {
     "B105": [
         ("app/findings/word_contrast.py", "the name of an explainer"),
+        ("app/store/shared_spans.py", "the name of an explainer"),
         ("app/glossary/mathml.py", "a brace of a formula"),
         ("engine/explanations/rule_search.py", "the version of the rules"),
     ],
