@@ -192,7 +192,7 @@ def read_memberships(store: Database, ensemble: str, seed: int, feature: int) ->
         WHERE f.ensemble = ? AND f.seed = ? AND f.feature = ?"""
     found = store.fetch(sql, [ensemble, seed, feature])
     told = _explanations(store, ensemble, [row[0] for row in found])
-    return [SpanMembership(*row, explanation=told[row[0]].text if row[0] in told else None) for row in found]
+    return [SpanMembership(*(*row, told[row[0]].text if row[0] in told else None)) for row in found]
 
 
 def _where(query: SpanQuery) -> tuple[str, dict[str, Any]]:
