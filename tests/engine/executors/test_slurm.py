@@ -29,9 +29,11 @@ def cluster(tmp_path_factory) -> Iterator[Path]:
         yield config
 
 
-def queue() -> list[str]:
+def queue(*options: str) -> list[str]:
     """JOB_TASK of what waits or runs."""
-    return subprocess.run(["squeue", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        ["squeue", "-h", "-r", "-o", "%i", *options], capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 def test_a_study_comes_out_of_a_cluster_as_of_this_process_to_the_last_bit(cluster, corpus, tmp_path):
@@ -44,22 +46,23 @@ def test_a_study_comes_out_of_a_cluster_as_of_this_process_to_the_last_bit(clust
 
 
 def test_a_job_that_is_requeued_runs_again_and_one_that_is_cancelled_is_submitted_again(cluster, tmp_path):
-    units, said, done_first = waiting_units(tmp_path, 4, 4), [], {}
+    (tmp_path / "short").mkdir()
+    units, said, done_first = [*waiting_units(tmp_path / "short", 1, 0.2), *waiting_units(tmp_path, 3, 6)], [], {}
     acted: list[str] = []
 
     def act(done: int, total: int) -> None:
         done_first.update({unit.result: unit.result.stat().st_mtime_ns for unit in units if unit.result.exists()})
-        if done == 1 and not acted:
-            running = subprocess.run(
-                ["squeue", "-h", "-r", "-t", "R", "-o", "%i"], capture_output=True, text=True, check=True
-            )
-            acted.extend(running.stdout.split()[:2])
-            if len(acted) == 2:
-                subprocess.run(["scontrol", "requeue", acted[0]], check=True)
-                subprocess.run(["scancel", acted[1]], check=True)
+        until = time.monotonic() + 20
+        while done == 1 and not acted and time.monotonic() < until:
+            if len(running := queue("-t", "R")) == 2:
+                acted.extend(running)
+                subprocess.run(["scontrol", "requeue", running[0]], check=True)
+                subprocess.run(["scancel", running[1]], check=True)
 
     with opened(ON, tmp_path) as executor:
         run_units(executor, units, report=act, say=said.append)
+    assert len(acted) == 2
+    assert ["left the queue without a result" in line for line in said] == [True]
     assert all(unit.result.read_text() == "done" for unit in units)
     assert {path: path.stat().st_mtime_ns for path in done_first} == done_first
 
