@@ -56,9 +56,19 @@ eval = {eval}
 name = "e"
 train = {{ d_sae = {d_sae}, seeds = {seeds}, k = {k}, tokens = {tokens}, batch = {batch}, lr = 4e-3, silent_after = 50_000 }}
 """
-N, D = 2048, 1024  # rows and width of the product
+N, D = 1024, 1024  # rows and width of the product
 COPIED = 2**26  # float32 numbers that are copied
-ROUNDS = 7
+ROUNDS = 60  # of which the best counts: in the others something else took the core's units
+
+
+NOTHING = (
+    0.02  # of the longest: a stage that took less in a study found nothing to do there, and says nothing of its cost
+)
+
+
+# What small studies cannot tell, for there other things take longer: per feature and other member, from the generated study of
+# 96 x 32,768 that `seedscope bench serve` publishes (manual, "Measured": 221 s, 8.8 and 5.9 GB).
+PUBLISHED_ROW_S, STORE_ROW_BYTES = 7.4e-7, 33.0
 
 
 class CalibrationRun(NamedTuple):
@@ -67,7 +77,7 @@ class CalibrationRun(NamedTuple):
     work: dict[str, StageWork]
     measured: dict[str, MeasuredStage]
     peak: int
-    kept: dict[str, int]  # bytes of parts and of the store with its index
+    kept: dict[str, int]  # bytes of parts, of those of matches and of counterparts, and of the store with its index
 
 
 def lines(*, constants: Path, root: Path | None, report: Report) -> Iterator[BenchLine]:
@@ -139,7 +149,10 @@ def _kept(study: Path) -> dict[str, int]:
     def size(pattern: str) -> int:
         return sum(file.stat().st_size for file in study.glob(pattern) if file.is_file())
 
-    return {"parts": size("parts/**/*"), "store": size("study-*") + size("study-*/**/*")}
+    of_parts = {
+        name: size(f"parts/*/{folder}/**/*") for name, folder in (("matches", "match"), ("counterparts", "function"))
+    }
+    return {"parts": size("parts/**/*"), "store": size("study-*") + size("study-*/**/*")} | of_parts
 
 
 def rates() -> tuple[float, float, float]:
@@ -155,11 +168,8 @@ def rates() -> tuple[float, float, float]:
         target.copy_(source)
         copies.append(time.perf_counter() - wall)
     flops = 2.0 * N * N * D
-    return (
-        flops / min(wall for wall, _ in products),
-        flops / min(cpu for _, cpu in products),
-        8.0 * COPIED / min(copies),
-    )
+    wall, cpu = (min(times) for times in zip(*products, strict=True))
+    return flops / (cpu if torch.get_num_threads() == 1 else wall), flops / cpu, 8.0 * COPIED / min(copies)
 
 
 def fitted_costs(runs: Sequence[CalibrationRun], flops_wall: float, flops_cpu: float) -> dict[str, Cost]:
@@ -179,12 +189,19 @@ def fitted_costs(runs: Sequence[CalibrationRun], flops_wall: float, flops_cpu: f
 
 
 def _fit(works: Sequence[StageWork], names: Sequence[str], seconds: Sequence[float], rate: float) -> dict[str, float]:
+    """Seconds per unit, those of units that take none left out."""
+    known = {"rows": PUBLISHED_ROW_S} if works[0].stage == "publish" else {}
+    names = [name for name in names if name not in known]
     units = np.array([[work.units.get(name, 0.0) for name in names] for work in works])
-    taken = np.maximum(seconds, 1e-4)
-    left = np.maximum(taken - np.array([work.flops for work in works]) / rate, 0.0)
+    taken = np.maximum(seconds, 1e-6)
+    of_known = np.array([sum(each * work.units.get(name, 0.0) for name, each in known.items()) for work in works])
+    left = np.maximum(taken - of_known - np.array([work.flops for work in works]) / rate, 0.0)
     scale = np.maximum(units.max(0), 1e-30)  # columns of the same size
-    found, _ = nnls(units / scale / taken[:, None], left / taken)
-    return {name: float(value / size) for name, value, size in zip(names, found, scale, strict=True) if value > 0}
+    told = taken > NOTHING * taken.max()
+    found, _ = nnls((units / scale / taken[:, None])[told], (left / taken)[told])
+    return known | {
+        name: float(value / size) for name, value, size in zip(names, found, scale, strict=True) if value > 0
+    }
 
 
 def fitted_bytes(runs: Sequence[CalibrationRun]) -> dict[str, float]:
@@ -196,11 +213,18 @@ def fitted_bytes(runs: Sequence[CalibrationRun]) -> dict[str, float]:
             for name, amount in work.kept.items():
                 total[name] = total.get(name, 0.0) + amount
         amounts.append(total)
-    found: dict[str, float] = {}
-    for kind in ("parts", "store"):
-        names = [name for name in amounts[0] if name.startswith(kind)]
-        columns = np.array([[total[name] for name in names] for total in amounts])
-        taken = np.array([float(run.kept[kind]) for run in runs])
-        values, _ = nnls(columns / taken[:, None], np.ones(len(runs)))
-        found |= {name: float(value) for name, value in zip(names, values, strict=True)}
-    return found
+
+    def ratio(kind: str, taken: Sequence[float]) -> float:
+        return sum(taken) / max(sum(total.get(f"parts: {kind}", 0.0) for total in amounts), 1.0)
+
+    pairwise = {kind: [float(run.kept[kind]) for run in runs] for kind in ("matches", "counterparts")}
+    rest = [run.kept["parts"] - run.kept["matches"] - run.kept["counterparts"] for run in runs]
+    found = {f"parts: {kind}": ratio(kind, taken) for kind, taken in pairwise.items()}
+    found |= {"parts: features": ratio("features", rest), "store: rows": STORE_ROW_BYTES}
+    names = ["store: studies", "store: members", "store: features"]
+    columns = np.array([[total[name] for name in names] for total in amounts])
+    taken = np.array(
+        [run.kept["store"] - STORE_ROW_BYTES * total["store: rows"] for run, total in zip(runs, amounts, strict=True)]
+    )
+    values, _ = nnls(columns / taken[:, None], np.ones(len(runs)))
+    return found | {name: float(value) for name, value in zip(names, values, strict=True)}

@@ -51,7 +51,7 @@ class EnsembleShape(NamedTuple):
     d_in: int
     k: float  # active features per token
     hook: str
-    blocks_below: int  # of the model, that run before its hook point
+    blocks_below: float  # of the model, that run up to its hook point: a fraction where that lies inside one
     config: TrainConfig | None  # None: imported
     n_models: int = 1  # on whose activations its members are trained
     calibrated: bool = False  # its l1 is found first
@@ -169,12 +169,24 @@ def _imported_sizes(plan: ImportPlan, given: GivenShape) -> tuple[int, int]:
     )
 
 
-def _blocks_below(hook: str, model: ModelShape | None) -> int:
-    """How many blocks run up to a hook point and with it; all where its name does not say."""
+def _blocks_below(hook: str, model: ModelShape | None) -> float:
+    """How many blocks run up to a hook point and with it; all where its name does not say.
+
+    Of a block whose attention alone has run, the share of its weights that attention has.
+    """
     if model is None:
-        return 0
+        return 0.0
     numbers = [int(part) for part in hook.split(".") if part.isdigit()]
-    return min(numbers[0] + (not hook.endswith("hook_resid_pre")), model.n_layers) if numbers else model.n_layers
+    if not numbers:
+        return float(model.n_layers)
+    inside = 1.0
+    if hook.endswith("hook_resid_pre"):
+        inside = 0.0
+    elif hook.endswith(("hook_attn_out", "attn.hook_z", "hook_resid_mid")):
+        of_block = (model.n_parameters - model.vocabulary * model.d_model) / model.n_layers
+        attention = 4.0 * model.d_model * (model.d_heads or model.d_model)
+        inside = min(attention / of_block, 1.0) if of_block > 0 else 1.0
+    return min(numbers[0] + inside, float(model.n_layers))
 
 
 def _width(hook: str, model: ModelShape | None) -> int:

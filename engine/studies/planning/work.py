@@ -132,7 +132,7 @@ def _ensemble_work(
     return works
 
 
-def forward_flops(model: ModelShape, blocks: int, n_ctx: int, *, with_logits: bool = False) -> float:
+def forward_flops(model: ModelShape, blocks: float, n_ctx: int, *, with_logits: bool = False) -> float:
     """FLOPs of one token through some blocks: two per weight that multiplies, and attention over half a window on average."""
     embedding = model.vocabulary * model.d_model
     weights = max(model.n_parameters - embedding, 0) / model.n_layers
@@ -140,7 +140,7 @@ def forward_flops(model: ModelShape, blocks: int, n_ctx: int, *, with_logits: bo
     return blocks * (2.0 * weights + 2.0 * n_ctx * model.d_model) + logits
 
 
-def _forward(model: ModelShape, blocks: int, n_ctx: int, tokens: float) -> tuple[float, dict[str, float]]:
+def _forward(model: ModelShape, blocks: float, n_ctx: int, tokens: float) -> tuple[float, dict[str, float]]:
     """FLOPs of tokens through blocks, and the numbers that their element-wise operations touch."""
     return tokens * forward_flops(model, blocks, n_ctx), {"block numbers": tokens * blocks * model.d_model}
 
@@ -230,12 +230,13 @@ def _match(study: StudyShape, ensemble: EnsembleShape) -> StageWork:
     memory_ = 4.0 * 2 * ensemble.n_features * d
     return StageWork(
         "match", flops, units, read=8.0 * n * d_sae * d, 
-        written=MATCH_BYTES * units["rows"], kept={"parts: rows": units["rows"]},
+        written=(MATCH_BYTES if remark else ASSIGNED_BYTES) * units["rows"], kept={"parts: matches": units["rows"]},
         memory=min(memory_, 8.0 * 4 * d_sae * d + memory_ / 4), remark=remark,
     )  # fmt: skip
 
 
-MATCH_BYTES = 45.0  # of a feature's matches in one other member, in the spool: thirteen numbers
+# Of a feature's matches in one other member while they are made, without and with one-to-one matching.
+MATCH_BYTES, ASSIGNED_BYTES = 25.0, 38.0
 
 
 def _explanations(study: StudyShape, ensemble: EnsembleShape, model: ModelShape, on_gpu: bool) -> StageWork:
@@ -259,7 +260,12 @@ def _subspaces(ensemble: EnsembleShape) -> StageWork:
 
 def _map(ensemble: EnsembleShape) -> StageWork:
     points = float(min(ensemble.n_features, MAP_FEATURES))
-    return StageWork("map", 2.0 * points**2 * ensemble.d_in, {"points": points, "runs": 1.0}, memory=2_000.0 * points)
+    return StageWork(
+        "map",
+        2.0 * points**2 * ensemble.d_in,
+        {"points": points, "pairs of points": points**2, "runs": 1.0},
+        memory=2_000.0 * points,
+    )
 
 
 def _shared_spans(ensemble: EnsembleShape, on_gpu: bool) -> StageWork:
@@ -279,9 +285,9 @@ def _trajectory(ensemble: EnsembleShape) -> StageWork:
     taken = int(max(2, min(MOST_SNAPSHOTS, SNAPSHOT_BYTES / weights)))
     compared = float(len(trajectory.compared(n)))
     flops = taken * (compared * 2.0 * d_sae**2 * d + n * trajectory.N_TOKENS * 2.0 * d * d_sae)
-    units = {"entries": taken * n * float(trajectory.N_TOKENS) * d_sae, "cosines": taken * compared * d_sae**2}
-    if trajectory.affordable(taken, n, ensemble.d_sae, d):
-        units["assigned"] = taken * compared * d_sae**2
+    units = {"entries": taken * n * float(trajectory.N_TOKENS) * d_sae, "pairs": taken * compared}
+    if trajectory.affordable(taken, n, ensemble.d_sae, d):  # assignments are cubic at worst, random ones nearly so
+        units["cubes"] = (taken * compared + trajectory.N_RANDOM) * d_sae**3
     return StageWork("trajectory", flops, units, read=taken * weights, memory=2 * weights)
 
 
@@ -309,9 +315,10 @@ def _function(study: StudyShape, ensemble: EnsembleShape, model: ModelShape, on_
     if on_gpu or pairs * PASSES * d_sae**2 * (d + EXPONENTIAL) <= LONG_FUNCTION:
         flops += pairs * PASSES * 2.0 * d_sae**2 * d
         units["transported"] = pairs * PASSES * d_sae**2
-    held = 28.0 * 7 * ensemble.n_features * (ensemble.n_members - 1)
+    rows = float(ensemble.n_features) * (ensemble.n_members - 1)
+    held = 28.0 * 7 * rows
     return StageWork(
-        "function", flops, units,
+        "function", flops, units, kept={"parts: counterparts": rows},
         memory=held + 16.0 * ensemble.n_members * study.n_eval * ensemble.k + 8.0 * d_sae * d,
     )  # fmt: skip
 
@@ -344,9 +351,12 @@ def _predictor(study: StudyShape, ensemble: EnsembleShape, model: ModelShape, on
 
 
 def _publish(study: StudyShape, ensemble: EnsembleShape) -> StageWork:
-    rows = float(ensemble.n_features) * max(ensemble.n_members - 1, 0)
-    units = {"features": float(ensemble.n_features), "rows": rows, "runs": 1.0}
-    return StageWork(
-        "publish", 0.0, units, kept={"store: features": float(ensemble.n_features), "store: rows": rows},
-        memory=4.0 * ensemble.d_sae * 400,
-    )  # fmt: skip
+    rows, n = float(ensemble.n_features) * max(ensemble.n_members - 1, 0), float(ensemble.n_members)
+    kept = {
+        "store: studies": 1.0,
+        "store: features": float(ensemble.n_features),
+        "store: members": n,
+        "store: rows": rows,
+    }
+    units = {"runs": 1.0, "members": n, "features": float(ensemble.n_features), "rows": rows}
+    return StageWork("publish", 0.0, units, kept=kept, memory=4.0 * ensemble.d_sae * 400)
