@@ -116,6 +116,8 @@ def searched_sides(store: Database, row: Ensemble) -> list[SearchedSide]:
     """The ensemble beside its controls, or the control beside what it is of; those that were searched, none where it is one."""
     own = row.control_of or row.ensemble
     names = [own, *(each.ensemble for each in store.ensembles.values() if each.control_of == own)]
+    if len(names) == 1:
+        return []
     searched = [(name, read_span_summary(store, name)) for name in names if name in store.ensembles]
     sides = [SearchedSide(name, name != own, summary) for name, summary in searched if summary]
     return sides if len(sides) > 1 else []

@@ -64,7 +64,7 @@ from seedscope.engine.contract.tables.study import Ensemble, Study
 
 router = APIRouter()
 SpanId = Annotated[str, Path(description="id of a span")]
-MOST_CONTEXTS = 40  # on a span's page, of all seeds: of many seeds each has fewer
+MOST_CONTEXTS = 24  # on a span's page, of all seeds: of many seeds each has fewer
 N_EXPLAINED = 12  # members whose explanations are shown
 _UPWARDS = ("number", "p")  # sorted upwards where the address does not say; all else downwards
 _Count = Annotated[int, Field(ge=0, le=MAX_INDEX)]
@@ -235,7 +235,7 @@ def spans(
     summary = None if "shared_spans" in lacking else read_span_summary(store, ensemble)
     every = read_candidates(store, ensemble, MOST_DRAWN) if summary else []
     query = asked.query(ensemble)
-    total = count_spans(store, query) if every else 0
+    total = count_spans(store, query) if every and asked.is_filtered else summary.n_candidates if summary else 0
     lens = read_lens(request.query_params, row.theta, row.epsilon).parameters
     sides = searched_sides(store, row) if summary else []
     return SharedSpansPage(
