@@ -93,6 +93,7 @@ ExecutorName = Annotated[
     ExecutorKind | None,
     typer.Option(
         "--executor",
+        envvar="SEEDSCOPE_EXECUTOR",
         help="Where harvests, trainings, pairs to match, and members' activity, worth and token rules are computed; all else "
         "runs here.",
         show_default="local, in this process",
@@ -102,6 +103,7 @@ ExecutorOption = Annotated[
     list[str] | None,
     typer.Option(
         "--executor-option",
+        envvar="SEEDSCOPE_EXECUTOR_OPTIONS",
         metavar="KEY=VALUE",
         help="A setting of the executor, such as workers=2, address=HOST:PORT or partition=gpu; repeatable.",
         show_default=False,

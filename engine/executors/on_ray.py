@@ -17,6 +17,7 @@ from seedscope.engine.executors.unit import Call, LostUnitError
 
 CONNECT_S, PROBE_S = 3.0, 60.0
 GIGABYTE = 10**9
+SETTINGS_FRAME = 4
 START = 'start one with `ray start --head`, and name it with address = "HOST:PORT" or $RAY_ADDRESS'
 
 
@@ -90,13 +91,12 @@ def _connect(address: str) -> None:
     """Join a cluster, or raise ValueError; where nobody listens that is told at once, and not after Ray's own minute."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address not in ("auto", "local"):
-        host, _, port = address.removeprefix("ray://").rpartition(":")
+        host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
-            raise ValueError(
-                f"address of the Ray cluster is {address!r}, expected HOST:PORT, ray://HOST:PORT, auto or local"
-            )
+            raise ValueError(f"address of the Ray cluster is {address!r}, expected HOST:PORT, auto or local")
         try:
-            socket.create_connection((host, int(port)), CONNECT_S).close()
+            if not _speaks_http2(host, int(port)):
+                raise ValueError(f"something else than a Ray cluster answers at {address}; {START}")
         except OSError as error:
             raise ValueError(f"found no Ray cluster at {address} ({error.strerror or error}); {START}") from None
     here: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
@@ -104,6 +104,18 @@ def _connect(address: str) -> None:
         ray.init(address=address, logging_level=logging.WARNING, namespace="seedscope", **here)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"found no Ray cluster at {address} ({_line(error)}); {START}") from None
+
+
+def _speaks_http2(host: str, port: int) -> bool:
+    """Whether what listens there greets as gRPC servers do (RFC 9113, 3.4): with a frame of settings."""
+    with socket.create_connection((host, port), CONNECT_S) as connection:
+        connection.settimeout(CONNECT_S)
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS_FRAME, 0, 0, 0, 0, 0]))
+        try:
+            greeting = connection.recv(9)
+        except TimeoutError:
+            return False
+    return len(greeting) == 9 and greeting[3] == SETTINGS_FRAME
 
 
 def _alive() -> list[dict[str, Any]]:

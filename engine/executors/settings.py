@@ -28,7 +28,7 @@ class ExecutorSettings:
     workers: int = 1
     """local: units at once, each in a process; with 1 they run in this process."""
     address: str | None = None
-    """ray: of a running cluster, HOST:PORT, ray://HOST:PORT or auto; `local` starts one here. None: $RAY_ADDRESS, or auto."""
+    """ray: of a cluster that this machine is a node of, HOST:PORT or auto; `local` starts one here. None: $RAY_ADDRESS, or auto."""
     gpus: int = 0
     memory: float | None = None
     """GB of a unit; None: the scheduler's own."""

@@ -1,5 +1,6 @@
 """A two-dimensional map of decoder directions of all members (t-SNE), in which features that come back lie together."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ class DirectionMap(NamedTuple):
 
 
 def draw_map(
-    decoders: Float[torch.Tensor, "members d_sae d_in"],
+    decoders: Sequence[Float[torch.Tensor, "d_sae d_in"]] | Float[torch.Tensor, "members d_sae d_in"],
     matches: Matches,
     living: Bool[np.ndarray, "members d_sae"],
     *,
@@ -33,16 +34,18 @@ def draw_map(
     """t-SNE (van der Maaten and Hinton 2008; scikit-learn's, from the first two principal components) of unit decoder rows.
 
     All living features where they are at most `most`; else a random choice of one member's, each with its nearest feature
-    in every other member, so that recurring features are seen as such. Features without a direction are never drawn.
+    in every other member, so that recurring features are seen as such. Features without a direction are never drawn. Memory: one
+    member's rows, and those that are drawn.
     """
     from sklearn.manifold import TSNE  # a second to import
 
-    drawn = living & directed(decoders).cpu().numpy()
+    drawn = living & np.stack([directed(rows).cpu().numpy() for rows in decoders])
     remark = f"all {int(drawn.sum()):,} living features"
     if drawn.sum() > most:
         drawn, remark = _with_nearest(drawn, matches, most, seed)
     x, y = np.full((2, *drawn.shape), np.nan, np.float32)
-    rows = torch.nn.functional.normalize(decoders[torch.from_numpy(drawn).to(decoders.device)].float(), dim=1)
+    chosen = [rows[torch.from_numpy(mask).to(rows.device)] for rows, mask in zip(decoders, drawn, strict=True)]
+    rows = torch.nn.functional.normalize(torch.cat(chosen).float(), dim=1)
     if len(rows) > 2:
         perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
         embedded = TSNE(2, init="pca", perplexity=perplexity, random_state=seed).fit_transform(rows.cpu().numpy())

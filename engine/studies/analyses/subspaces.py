@@ -9,7 +9,6 @@ from seedscope.engine.geometry.rows import ANALYSIS as SUBSPACES
 from seedscope.engine.geometry.rows import as_arrays
 from seedscope.engine.matching.match import Matches, PairMatches, unmatched
 from seedscope.engine.saes import sae
-from seedscope.engine.saes.stored import stacked_decoders
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.ensemble_run import EnsembleRun
 from seedscope.engine.studies.evaluator import Evaluator, Rows
@@ -52,13 +51,13 @@ def measure_subspaces(run: EnsembleRun, match: Part, live: np.ndarray | None, co
     if run.stored.n_members < 2:
         run.progress.say(f"{run.name}: subspaces: left out, they compare seeds and there is one")
         return
-    decoders = stacked_decoders(run.stored)
-    directed = sae.directed(decoders).numpy()
+    decoders = [run.stored.decoder_rows(member) for member in range(run.stored.n_members)]  # mapped from their files
+    directed = np.stack([sae.directed(rows).numpy() for rows in decoders])
     alive = directed if live is None else live & directed
     matches = _best_matches(match, run.seeds)
     with run.progress.stage(f"{run.name}: subspaces", "steps") as report:
         geometry = measure(
-            list(decoders), matches, ~alive, theta=run.plan.theta, epsilon=run.plan.epsilon, covariance=covariance,
+            decoders, matches, ~alive, theta=run.plan.theta, epsilon=run.plan.epsilon, covariance=covariance,
             device=run.device, seeds=run.seeds, report=report,
         )  # fmt: skip
     with run.progress.stage(f"{run.name}: map of directions", "features") as report:

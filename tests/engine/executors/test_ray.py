@@ -1,6 +1,6 @@
 """Units on a real Ray cluster of several nodes on this machine; skipped where Ray is not installed."""
 
-import os
+import logging
 import shutil
 import socket
 from collections.abc import Iterator
@@ -9,46 +9,44 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray")
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-# Nodes that are killed are to be found dead within seconds.
-os.environ.setdefault("RAY_health_check_period_ms", "500")
-os.environ.setdefault("RAY_health_check_failure_threshold", "3")
-
-from ray.cluster_utils import Cluster
-
 from seedscope.engine.bench.executors import waiting_units
 from seedscope.engine.executors.open_executor import opened
 from seedscope.engine.executors.settings import ExecutorSettings
 from seedscope.engine.executors.unit import Unit, run_units
-from seedscope.engine.saes.stored import StoredMembers
 from support.units import digests, run_with, write_study_file
 
 SMALLEST_STORE = 80 * 2**20  # bytes: Ray takes no less than 75 MiB
-# Ray leaves sockets and its log files to the end of the process.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.*ray:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Nodes that are killed are to be found dead within seconds.
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "3",
+}
+# Ray's driver leaves its connections to the collector of garbage.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[Any]:
     """A head that takes no units and two nodes of one core each, with object stores as small as Ray allows."""
-    made = Cluster(initialize_head=True, head_node_args=_node(0))
-    made.add_node(**_node(1))
-    made.add_node(**_node(1))
-    yield made
-    made.shutdown()
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        made = Cluster(initialize_head=True, head_node_args=_node(0))
+        made.add_node(**_node(1))
+        made.add_node(**_node(1))
+        yield made
+        made.shutdown()
 
 
 def _node(cores: int, **more: Any) -> dict[str, Any]:
     return {"num_cpus": cores, "object_store_memory": SMALLEST_STORE, "include_dashboard": False} | more
 
 
-def on(cluster: Cluster, **more: Any) -> ExecutorSettings:
+def on(cluster: Any, **more: Any) -> ExecutorSettings:
     return ExecutorSettings("ray", cpus=1, address=cluster.address, **more)
 
 
@@ -60,6 +58,30 @@ def alone(tmp_path_factory, corpus) -> tuple[Path, dict[str, str]]:
     return file, digests(run_with(file, root, ExecutorSettings(cpus=1, members=2)), root / "copies")
 
 
+def test_where_no_cluster_is_one_line_says_so_within_seconds(tmp_path):
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with (
+        pytest.raises(ValueError, match=f"found no Ray cluster at {address}"),
+        opened(ExecutorSettings("ray", address=address), tmp_path),
+    ):
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with (
+            pytest.raises(ValueError, match=f"something else than a Ray cluster answers at {address}"),
+            opened(ExecutorSettings("ray", address=address), tmp_path),
+        ):
+            pass
+    with (
+        pytest.raises(ValueError, match="expected HOST:PORT"),
+        opened(ExecutorSettings("ray", address="here"), tmp_path),
+    ):
+        pass
+
+
 def test_a_study_comes_out_of_a_cluster_as_of_this_process_to_the_last_bit(cluster, alone, tmp_path):
     file, expected = alone
     study = run_with(file, tmp_path, on(cluster, members=2))
@@ -67,43 +89,53 @@ def test_a_study_comes_out_of_a_cluster_as_of_this_process_to_the_last_bit(clust
     assert not list(tmp_path.glob(".shared-*"))
 
 
-def test_units_of_a_node_that_is_killed_half_way_are_repeated_alone(cluster, tmp_path):
-    lost = cluster.add_node(**_node(1))
+@pytest.fixture(scope="module")
+def joined(cluster) -> Iterator[Any]:
+    """The cluster, joined once for the tests that follow: its workers serve all of them."""
+    import ray
+
+    ray.init(address=cluster.address, namespace="seedscope", logging_level=logging.WARNING)
+    yield cluster
+    ray.shutdown()
+
+
+def test_units_of_a_node_that_is_killed_half_way_are_repeated_alone(joined, tmp_path):
+    lost = joined.add_node(**_node(1))
     units, finished = waiting_units(tmp_path, 9, 0.7), {}
 
     def kill(done: int, total: int) -> None:
         finished.update({unit.result: unit.result.stat().st_mtime_ns for unit in units if unit.result.exists()})
-        if done >= 3 and lost in cluster.worker_nodes:
-            cluster.remove_node(lost, allow_graceful=False)
+        if done >= 3 and lost in joined.worker_nodes:
+            joined.remove_node(lost, allow_graceful=False)
 
-    with opened(on(cluster), tmp_path) as executor:
+    with opened(on(joined), tmp_path) as executor:
         run_units(executor, units, report=kill)
-    assert lost not in cluster.worker_nodes
+    assert lost not in joined.worker_nodes
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
-def test_arrays_larger_than_the_object_store_do_not_pass_through_it(cluster, tmp_path):
+def test_arrays_larger_than_the_object_store_do_not_pass_through_it(joined, tmp_path):
     rows = tmp_path / "rows"
     with open(rows, "wb") as file:
         file.truncate(2 * SMALLEST_STORE)
     units = [Unit(shutil.copyfile, (str(rows), str(tmp_path / f"{i}")), tmp_path / f"{i}") for i in (0, 1)]
-    with opened(on(cluster), tmp_path) as executor:
+    with opened(on(joined), tmp_path) as executor:
         run_units(executor, units)
     assert all(unit.result.stat().st_size == 2 * SMALLEST_STORE for unit in units)
 
 
-def test_an_error_of_a_unit_is_its_own(cluster, tmp_path):
+def test_an_error_of_a_unit_is_its_own(joined, tmp_path):
     with (
-        opened(on(cluster), tmp_path) as executor,
-        pytest.raises(FileNotFoundError, match=r"seed-0\.safetensors"),
+        opened(on(joined), tmp_path) as executor,
+        pytest.raises(FileNotFoundError, match="nowhere"),
     ):
-        executor.submit(StoredMembers, tmp_path / "nowhere", (0,)).result()
+        executor.submit(shutil.copyfile, str(tmp_path / "nowhere"), str(tmp_path / "to")).result()
 
 
-def test_a_unit_that_no_node_has_room_for_is_refused(cluster, tmp_path):
+def test_a_unit_that_no_node_has_room_for_is_refused(joined, tmp_path):
     with (
         pytest.raises(ValueError, match="asks for 64 CPUs, 0 GPUs"),
-        opened(ExecutorSettings("ray", cpus=64, address=cluster.address), tmp_path),
+        opened(ExecutorSettings("ray", cpus=64, address=joined.address), tmp_path),
     ):
         pass
 
@@ -124,29 +156,13 @@ OTHER_CODE = {
     ],
     ids=["without", "other"],
 )
-def test_a_node_without_this_code_is_refused(cluster, tmp_path, files, says):
+def test_a_node_without_this_code_is_refused(joined, tmp_path, files, says):
     for name, text in files.items():
         (tmp_path / "path" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "path" / name).write_text(text)
-    other = cluster.add_node(**_node(1, env_vars={"PYTHONPATH": str(tmp_path / "path")}))
+    other = joined.add_node(**_node(1, env_vars={"PYTHONPATH": str(tmp_path / "path")}))
     try:
-        with pytest.raises(ValueError, match=says), opened(on(cluster), tmp_path / "root"):
+        with pytest.raises(ValueError, match=says), opened(on(joined), tmp_path / "root"):
             pass
     finally:
-        cluster.remove_node(other)
-
-
-def test_where_no_cluster_is_one_line_says_so_within_seconds(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with (
-        pytest.raises(ValueError, match=f"found no Ray cluster at {address}"),
-        opened(ExecutorSettings("ray", address=address), tmp_path),
-    ):
-        pass
-    with (
-        pytest.raises(ValueError, match="expected HOST:PORT"),
-        opened(ExecutorSettings("ray", address="here"), tmp_path),
-    ):
-        pass
+        joined.remove_node(other)

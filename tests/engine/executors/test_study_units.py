@@ -20,6 +20,7 @@ def alone(file, tmp_path_factory) -> dict[str, str]:
     return digests(run_with(file, root, ExecutorSettings(cpus=1, members=2)), root / "copies")
 
 
+@pytest.mark.slow  # the same units as on Ray, where the suite compares them
 def test_processes_give_the_same_study_to_the_last_bit(file, alone, tmp_path):
     study = run_with(file, tmp_path, ExecutorSettings(workers=2, cpus=1, members=2))
     assert digests(study, tmp_path / "copies") == alone
