@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.features.ablation import PAIR_NUMBERS
 from seedscope.engine.features.loss import LONG as LONG_LOSS
 from seedscope.engine.geometry.map import MOST as MAP_FEATURES
@@ -107,8 +108,8 @@ def _ensemble_work(
         place = (ensemble.hook, ensemble.config.n_tokens * ensemble.config.data_samples, is_control)
         if model and place not in seen:  # ensembles at one hook point, on the same tokens, share their harvest
             seen.add(place)
-            works.append(_harvest(study, ensemble, model))
-        works.append(_train(ensemble))
+            works.append(_harvest(study, ensemble, ensemble.config, model))
+        works.append(_train(ensemble, ensemble.config))
     works.append(_match(study, ensemble))
     if model:
         works.append(_activations(study, ensemble, model))
@@ -127,7 +128,7 @@ def _ensemble_work(
         if "shared_spans" in wanted:
             works.append(_shared_spans(ensemble, on_gpu))
         if "trajectory" in wanted and ensemble.config:
-            works.append(_trajectory(ensemble))
+            works.append(_trajectory(ensemble, ensemble.config))
     works.append(_publish(study, ensemble))
     return works
 
@@ -145,9 +146,8 @@ def _forward(model: ModelShape, blocks: float, n_ctx: int, tokens: float) -> tup
     return tokens * forward_flops(model, blocks, n_ctx), {"block numbers": tokens * blocks * model.d_model}
 
 
-def _harvest(study: StudyShape, ensemble: EnsembleShape, model: ModelShape) -> StageWork:
-    assert ensemble.config
-    tokens = 1.02 * ensemble.config.n_tokens * ensemble.config.data_samples * ensemble.n_models
+def _harvest(study: StudyShape, ensemble: EnsembleShape, config: TrainConfig, model: ModelShape) -> StageWork:
+    tokens = 1.02 * config.n_tokens * config.data_samples * ensemble.n_models
     flops, units = _forward(model, ensemble.blocks_below, study.n_ctx, tokens)
     size = 2.0 * tokens * ensemble.d_in
     return StageWork(
@@ -160,9 +160,8 @@ def _model_bytes(study: StudyShape, model: ModelShape) -> float:
     return 4.0 * model.n_parameters + 16_384 * 4.0 * (4 * model.d_model + 2 * (model.d_mlp or 4 * model.d_model))
 
 
-def _train(ensemble: EnsembleShape) -> StageWork:
-    config, d_in, d_sae, n = ensemble.config, ensemble.d_in, ensemble.d_sae, ensemble.n_members
-    assert config
+def _train(ensemble: EnsembleShape, config: TrainConfig) -> StageWork:
+    d_in, d_sae, n = ensemble.d_in, ensemble.d_sae, ensemble.n_members
     tokens = float(config.n_tokens) * n * (2 if ensemble.calibrated else 1)
     weights = float(n) * memory.n_weights(config, d_in)
     dense = DENSE.get(config.variant, OTHER_DENSE)
@@ -278,10 +277,9 @@ def _shared_spans(ensemble: EnsembleShape, on_gpu: bool) -> StageWork:
     return StageWork("shared spans", 2.0 * work * LIVING_SPANS, units, memory=16.0 * n * d_sae * d)
 
 
-def _trajectory(ensemble: EnsembleShape) -> StageWork:
+def _trajectory(ensemble: EnsembleShape, config: TrainConfig) -> StageWork:
     n, d_sae, d = ensemble.n_members, float(ensemble.d_sae), ensemble.d_in
-    assert ensemble.config
-    weights = 4.0 * n * memory.n_weights(ensemble.config, d)
+    weights = 4.0 * n * memory.n_weights(config, d)
     taken = int(max(2, min(MOST_SNAPSHOTS, SNAPSHOT_BYTES / weights)))
     compared = float(len(trajectory.compared(n)))
     flops = taken * (compared * 2.0 * d_sae**2 * d + n * trajectory.N_TOKENS * 2.0 * d * d_sae)
