@@ -43,9 +43,9 @@ from seedscope.engine.studies.evaluator import Evaluator
 
 VERSION = 2  # of the content of its part
 _NO_SCORE = (None, None, None, 0, 0)
-# Multiply-adds of expansions on a CPU beyond which it is searched only on request. 8 x 512 x 128 has 8e9 and takes seconds;
-# 8 x 924 x 256 has 5e10 and took over a minute in one thread, most of it for the nulls.
-LONG = 3e10
+# Multiply-adds of expansions on a CPU beyond which it is searched only on request. 8 x 4,096 x 256 has 1e12 and takes 25 s on two
+# cores, 8 x 16,384 x 768 has 5e13 and takes a quarter of an hour.
+LONG = 1e12
 
 
 def spans_about(run: EnsembleRun, match: Part, activity: Part | None) -> dict[str, Any]:
