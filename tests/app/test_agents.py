@@ -1,6 +1,5 @@
 """The tools for agents, asked by the protocol's own client: they say what the pages say, refuse in one line, and write nothing."""
 
-import asyncio
 import json
 import sys
 
@@ -9,6 +8,7 @@ from mcp import Client, StdioServerParameters, stdio_client
 
 from seedscope.app.agents import make_server
 from seedscope.app.settings import Settings
+from support.coroutines import run_apart
 from support.studies import ENSEMBLE, STUDY
 
 TOOLS = {"studies", "ensemble", "search", "feature", "counterparts", "compare", "project", "try_text", "spans"}
@@ -51,7 +51,7 @@ def answers(study_root, client):
                 "slash": await refused(agent, "ensemble", study=f"{STUDY}/x", ensemble=ENSEMBLE),
             }
 
-    return asyncio.run(session()), page
+    return run_apart(session()), page
 
 
 def test_every_tool_is_described_and_reads_alone(answers):
@@ -105,4 +105,4 @@ def test_the_command_speaks_over_standard_input_and_output(study_root):
         async with Client(stdio_client(StdioServerParameters(command=sys.executable, args=command))) as agent:
             return await told(agent, "studies")
 
-    assert [each["study"] for each in asyncio.run(session())["studies"]] == [STUDY]
+    assert [each["study"] for each in run_apart(session())["studies"]] == [STUDY]

@@ -38,7 +38,7 @@ def test_from_the_feature_table_to_a_projection_to_a_feature_and_its_spans(page:
     page.get_by_text("Project this feature").click()
     expect(page.locator("#project-feature svg.energy")).to_be_visible(timeout=STARTS)
     page.locator("#project-feature-bucket").select_option("middle")
-    expect(page.locator("#project-feature")).to_contain_text("middle features capture")
+    expect(page.locator("#project-feature")).to_contain_text("middle features capture", timeout=STARTS)
 
 
 def test_one_seed_is_refused_in_place_and_the_form_goes_on(page: Page, address: str) -> None:

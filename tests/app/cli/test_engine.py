@@ -1,6 +1,5 @@
 """`seedscope engine` and `serve --engine-url`: web nodes and an engine as processes of their own, over the same studies."""
 
-import asyncio
 import itertools
 import os
 import re
@@ -23,6 +22,7 @@ from seedscope.engine.contract.engine_address import PATH, SPEAKS_HEADER, STORE_
 from seedscope.engine.contract.published import published
 from seedscope.engine.contract.queries import LiveQuery
 from support.commands import COMMAND, CWD, assert_one_line, run
+from support.coroutines import run_apart
 from support.serving import serving
 from support.studies import ENSEMBLE, STUDY
 
@@ -134,7 +134,7 @@ def test_an_engine_with_another_token_or_other_stores_is_never_believed(site, tm
         with pytest.raises(
             EngineBrokenError, match="the token is not its own; give the engine's with --engine-token-file"
         ):
-            asyncio.run(LiveEngine(RemoteEngine(site.root, engine_url(address), "another")).ask(LiveQuery("status")))
+            run_apart(LiveEngine(RemoteEngine(site.root, engine_url(address), "another")).ask(LiveQuery("status")))
 
 
 def check_the_door(address: str, store: str) -> None:
