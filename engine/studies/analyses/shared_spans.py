@@ -44,7 +44,7 @@ from seedscope.engine.studies.evaluator import Evaluator
 VERSION = 2  # of the content of its part
 _NO_SCORE = (None, None, None, 0, 0)
 # Multiply-adds of expansions on a CPU beyond which it is searched only on request. 8 x 4,096 x 256 has 1e12 and takes 25 s on two
-# cores, 8 x 16,384 x 768 has 5e13 and takes a quarter of an hour.
+# cores, 8 x 16,384 x 768 has 5e13 and takes over seven minutes.
 LONG = 1e12
 
 
