@@ -250,7 +250,13 @@ print(held("VmHWM") - before, need.of(members))
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be read here")
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=[] if name in ("topk", "jumprelu", "matryoshka") else pytest.mark.slow)
+        for name in VARIANTS
+    ],
+)
 def test_training_needs_no_more_memory_than_predicted_and_not_far_less(variant):
     d_sae = 4096 if variant == "topk" else 2048  # it takes so little that libraries' own buffers would be most of it
     arguments = [variant, *map(str, (4, 64, 1024, d_sae))]
