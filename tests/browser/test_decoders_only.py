@@ -27,7 +27,7 @@ def decoders_only(tmp_path_factory: pytest.TempPathFactory, serve: Callable[[Pat
     return serve(root)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), pytest.param(390, "dark", marks=pytest.mark.slow)])
 def test_pages_fit_and_complain_of_nothing(browser: Browser, decoders_only: str, width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, base_url=decoders_only)
     page = context.new_page()

@@ -111,7 +111,7 @@ def test_everything_can_be_read_without_scripts(page_without_scripts: Page, addr
     expect(page.locator("#fig-stability table")).to_be_visible()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), pytest.param(390, "dark", marks=pytest.mark.slow)])
 def test_pages_fit_and_stay_put(browser: Browser, server: str, address: str, width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, base_url=server)
     page = context.new_page()
