@@ -102,18 +102,21 @@ def find_spans(
     total = 2 * n_seeds + 1
     links = mutual_links(pool, decoders, living, k_max, device=device, report=lambda done, _: report(done, total))
     living_rows = LivingRows(decoders, living, density)
-    spans = discover(pool, links)
-    report(n_seeds + 1, total)
 
-    def find_without(without: int) -> LeftOut:
-        some = discover(pool, links, without)
-        tested = judge_spans(pool, some, without, living_rows, n_draws=n_draws, seed=seed)
-        return LeftOut(some, tested, found_again(spans, some, pool.seed != without))
+    def search(without: int) -> tuple[list[FoundSpan], Tested | None]:
+        some = discover(pool, links, without if without >= 0 else None)
+        if without < 0:
+            return some, None
+        return some, judge_spans(pool, some, without, living_rows, n_draws=n_draws, seed=seed)
 
+    spans: list[FoundSpan] = []
     left_out: list[LeftOut] = []
-    for each in side_by_side(find_without, range(n_seeds)):
-        left_out.append(each)
-        report(n_seeds + 1 + len(left_out), total)
+    for without, (some, tested) in enumerate(side_by_side(search, range(-1, n_seeds)), -1):  # -1: with all seeds
+        if tested is None:
+            spans = some
+        else:
+            left_out.append(LeftOut(some, tested, found_again(spans, some, pool.seed != without)))
+        report(n_seeds + without + 2, total)
     candidates = [_candidate(pool, span, at, left_out, digests) for at, span in enumerate(spans)]
     order = sorted(
         range(len(spans)), key=lambda at: (not candidates[at].kept, -candidates[at].energy.sum(), candidates[at].id)
