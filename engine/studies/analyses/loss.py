@@ -32,6 +32,14 @@ def lacks_loss(run: EnsembleRun, evaluator: Evaluator, settings: LossSettings) -
     return run.parts.find("loss", **run.measured, **run.judgement, **length) is None
 
 
+def open_splice(run: EnsembleRun, evaluator: Evaluator, activity: Part, n_tokens: int) -> Splice:
+    """The model with an ensemble's hook point open, on about `n_tokens` of the evaluation tokens, kept up to that point."""
+    windows = evaluator.loss_tokens(n_tokens, run.left_out(activity))
+    splice = Splice(evaluator.model, windows, run.hookpoint_out or run.hookpoint, reads=run.hookpoint)
+    splice.keep_below()
+    return splice
+
+
 def measure_loss(
     run: EnsembleRun, evaluator: Evaluator, activity: Part, masked: MaskedFeatures, settings: LossSettings
 ) -> None:
@@ -45,9 +53,7 @@ def measure_loss(
             f"a CPU; ask for them with: seedscope analyze {run.plan.name} --only loss"
         )
         return
-    windows = evaluator.loss_tokens(n_tokens, run.left_out(activity))
-    splice = Splice(evaluator.model, windows, run.hookpoint_out or run.hookpoint, reads=run.hookpoint)
-    splice.keep_below()
+    splice = open_splice(run, evaluator, activity, n_tokens)
     own, zero = (float(each.double().mean()) for each in (splice.own(), splice.zeroed()))
     about = run.measured | run.judgement | {"loss_tokens": n_tokens}
     with run.progress.stage(f"{run.name}: loss", "masks") as report, run.parts.write("loss", about) as put:

@@ -10,7 +10,7 @@ from seedscope.engine.features.span_tokens import SpanSets, span_sets
 from seedscope.engine.geometry.shared_span_rows import ANALYSIS
 from seedscope.engine.saes.sae import SAE, Codes
 from seedscope.engine.store.parts import Part
-from seedscope.engine.studies.analyses.loss import LossSettings
+from seedscope.engine.studies.analyses.loss import LossSettings, open_splice
 from seedscope.engine.studies.ensemble_run import EnsembleRun
 from seedscope.engine.studies.evaluator import Evaluator
 
@@ -49,9 +49,7 @@ def add_span_loss(run: EnsembleRun, part: Part, activity: Part | None, settings:
             f"take long on a CPU; ask for them with: seedscope analyze {run.plan.name} --only {ANALYSIS},loss"
         )
         return
-    windows = evaluator.loss_tokens(n_tokens, run.left_out(activity))
-    splice = Splice(evaluator.model, windows, run.hookpoint_out or run.hookpoint, reads=run.hookpoint)
-    splice.keep_below()
+    splice = open_splice(run, evaluator, activity, n_tokens)
     columns = _columns(_losses(run, evaluator, splice, sets, n_passes), len(arrays["SharedSpan.kept"]), kept)
     arrays |= {f"{SharedSpan.__name__}.{name}": values for name, values in columns.items()}
     arrays[f"{SharedSpanSummary.__name__}.n_loss_tokens"] = np.array([splice.n_tokens])
