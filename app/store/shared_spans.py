@@ -123,6 +123,11 @@ def searched_sides(store: Database, row: Ensemble) -> list[SearchedSide]:
     return sides if len(sides) > 1 else []
 
 
+def searched_control(row: Ensemble, sides: list[SearchedSide]) -> SharedSpanSummary | None:
+    """What was found on the first control of an ensemble; None without one, and for a control."""
+    return None if row.control_of else next((side.summary for side in sides if side.is_control), None)
+
+
 def read_candidates(store: Database, ensemble: str, first: int) -> list[SharedSpan]:
     """All kept candidates of an ensemble and the `first` of the others, in the order of their numbers."""
     rows = store.rows(SharedSpan, "ensemble = ? AND (kept OR number <= ?)", [ensemble, first])

@@ -38,7 +38,7 @@ from seedscope.app.store.predictions import (
     prediction_table,
     read_predictor,
 )
-from seedscope.app.store.shared_spans import read_span_summary, searched_sides
+from seedscope.app.store.shared_spans import read_span_summary, searched_control, searched_sides
 from seedscope.app.store.study import Sample, StudyStore
 from seedscope.engine.contract.schema import N_THETAS
 from seedscope.engine.contract.stability import (
@@ -145,6 +145,7 @@ def ensemble(
     is_predicted = predictor is not None and predictor.predictor.n_predicted is not None
     trained_on = predictor.predictor.trained_on if predictor else ""
     shared_spans = read_span_summary(store, ensemble)
+    control = searched_control(row, searched_sides(store, row)) if shared_spans else None
     hungarian = store.pairs(ensemble, "hungarian").summaries(theta) if "hungarian" in store.rules(ensemble) else []
     return EnsemblePage(
         study=store.study,
@@ -173,16 +174,7 @@ def ensemble(
         shared_spans_say=(question_sentence(shared_spans) or spans_sentence(shared_spans, []))
         if shared_spans
         else None,
-        shared_spans_control=next(
-            (
-                control_sentence(side.summary)
-                for side in searched_sides(store, row)
-                if side.is_control and not row.control_of
-            ),
-            None,
-        )
-        if shared_spans
-        else None,
+        shared_spans_control=control_sentence(control) if control else None,
         predictor=predictor,
         predicted_says=prediction_sentence(predictor.scores) if predictor else None,
         missing=list(store.missing(ensemble).values()),

@@ -48,6 +48,7 @@ from seedscope.app.store.shared_spans import (
     read_candidates,
     read_span_summary,
     read_span_tables,
+    searched_control,
     searched_sides,
     shared_span_table,
 )
@@ -238,6 +239,7 @@ def spans(
     total = count_spans(store, query) if every and asked.is_filtered else summary.n_candidates if summary else 0
     lens = read_lens(request.query_params, row.theta, row.epsilon).parameters
     sides = searched_sides(store, row) if summary else []
+    control = searched_control(row, sides)
     return SharedSpansPage(
         study=store.study,
         ensemble=row,
@@ -255,9 +257,7 @@ def spans(
         total=total,
         spans=list_spans(store, query, asked.first) if every else [],
         sides=sides,
-        control=next(
-            (control_sentence(side.summary) for side in sides if side.is_control and not row.control_of), None
-        ),
+        control=control_sentence(control) if control else None,
         missing=[lacking["shared_spans"]] if "shared_spans" in lacking else [],
         figure_captured=_captured(every, summary, f"/s/{study}/{ensemble}/spans") if every and summary else None,
         nav_query=asked,
