@@ -184,6 +184,8 @@ def _place(node: Mapping[str, Any], layers: Mapping[int, Layer]) -> tuple[int, i
         return "its name and its feature disagree"
     if layer not in layers:
         return "no ensemble of its layer"
+    if not layers[layer].ensemble.n_comparisons:
+        return "its SAE is one alone, whose stability is undefined"
     if index >= layers[layer].ensemble.d_sae:
         return "its index is beyond the SAE's features"
     return layer, index

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import seedscope
 from seedscope.engine.contract.stability import BUCKETS
 from seedscope.engine.contract.tables.shared_spans import SharedSpanFeature
-from seedscope.engine.export.attribution_graph import FIELD, annotate, cantor, flow_through
+from seedscope.engine.export.attribution_graph import FIELD, Layer, _place, annotate, cantor, flow_through
 from support.commands import assert_one_line, run
 from support.span_study import SPAN_ENSEMBLE, SPAN_STUDY
 
@@ -208,6 +209,11 @@ def test_the_command_writes_beside_the_graph_and_says_what_it_found(span_root, w
     assert "75.0%" in done.stdout  # the one logit that the feature writes has three quarters of the probability
     told = json.loads(path.with_name("graph-stability.json").read_text())
     assert told["nodes"][1][FIELD]["n_comparisons"] == 4
+
+
+def test_an_sae_alone_has_no_stability_and_its_nodes_say_so():
+    alone = Layer(SimpleNamespace(n_comparisons=0, d_sae=80), SimpleNamespace(seed=0))
+    assert _place(node(f"{LAYER}_0_1"), {LAYER: alone}) == "its SAE is one alone, whose stability is undefined"
 
 
 def test_a_node_whose_name_and_feature_disagree_is_not_mapped(span_root, written):
