@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from seedscope.app import render
 from seedscope.app.routes.address import FeatureIndex, Plain, SaeDigest
-from seedscope.app.store.errors import NotFound
+from seedscope.app.store.lookup import places_of
 from seedscope.app.store.studies import Studies
 
 router = APIRouter()
@@ -66,23 +66,20 @@ def weights(
 
 def _find(studies: Studies, sae_digest: str, feature: str) -> tuple[int, list[Holder]]:
     """(feature, every place of it); raises NotFound for weights that no study holds and an index out of range."""
-    places = [(store, *place) for store in studies.all() for place in store.holders(sae_digest)]
-    if not places:
-        names: Any = ", ".join(studies.names()) or "none yet: run `seedscope demo`"
-        raise NotFound("SAE", sae_digest, f"the SAEs of these studies: {names}; their pages show each digest")
-    store, row, member = places[0]
-    index = store.feature(row.ensemble, member.seed, feature).feature  # a digest covers the shape: one for all
+    places = places_of(studies, sae_digest)
+    first = places[0]  # a digest covers the shape: the index is one for all
+    index = first.store.feature(first.row.ensemble, first.member.seed, feature).feature
     holders = [
         Holder(
-            study=store.study.study,
-            ensemble=row.ensemble,
-            seed=member.seed,
+            study=place.store.study.study,
+            ensemble=place.row.ensemble,
+            seed=place.member.seed,
             feature=index,
-            digest=row.digest,
-            n_comparisons=row.n_comparisons,
-            hookpoint=row.hookpoint,
-            address=f"/s/{store.study.study}/{row.ensemble}/{member.seed}/{index}?v={row.digest}",
+            digest=place.row.digest,
+            n_comparisons=place.row.n_comparisons,
+            hookpoint=place.row.hookpoint,
+            address=f"/s/{place.store.study.study}/{place.row.ensemble}/{place.member.seed}/{index}?v={place.row.digest}",
         )
-        for store, row, member in places
+        for place in places
     ]
     return index, holders
