@@ -20,7 +20,7 @@ _SHARED = re.compile(
     r"|/f/[^/]+/[^/]+\.json"
     r"|/s/[^/]+/[^/]+/[0-9]+/[0-9]+\.json"  # a permalink's twin
 )
-_BATCH = re.compile(r"/stability/[^/]+")
+_BATCH = re.compile(r"/stability/[^/.]+")  # of an SAE itself, not of its .svg
 _PREFLIGHT_S = 600  # that a browser remembers what it may send
 _JSON = "application/json"
 

@@ -58,7 +58,8 @@ class DescribedApp(FastAPI):
             return self.openapi_schema
         schema = super().openapi()
         shapes = schema.setdefault("components", {}).setdefault("schemas", {})
-        shapes.clear()  # what FastAPI answers to a bad request by itself is answered by `app.error_pages`
+        for name in ("HTTPValidationError", "ValidationError"):  # `app.error_pages` answers a bad request in FastAPI's place
+            shapes.pop(name, None)
         for shape in (ErrorPage, EnginePage):
             described = TypeAdapter(shape).json_schema(ref_template="#/components/schemas/{model}")
             shapes |= described.pop("$defs", {}) | {shape.__name__: described}

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, WithJsonSchema
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from seedscope.app import render
 from seedscope.app.figures.badge import NO_OTHER_SEED, Badge, make_badge, written_seeds, written_share
@@ -82,6 +83,13 @@ def refuse_parameters(request: Request) -> None:
         raise BadValue(name, "a parameter", "none: each study is asked by its own θ and ε; permalinks take others")
 
 
+class _Undotted(StringConvertor):
+    """A part of an address that is no other form of one: `x.svg` takes no POST, and must not say that it does."""
+
+    regex = "[^/.]+"
+
+
+register_url_convertor("undotted", _Undotted())
 router = APIRouter(dependencies=[Depends(refuse_parameters)])
 KEPT: dict[int | str, dict[str, Any]] = {
     304: {"description": "The copy that the request names by If-None-Match still holds"}
@@ -107,7 +115,7 @@ def sae_stability(request: Request, sae_digest: SaeDigest) -> Response:
 
 
 @router.post(
-    "/stability/{sae_digest}",
+    "/stability/{sae_digest:undotted}",
     name="stability of features",
     responses={400: {"description": "What is no JSON"}, 413: {"description": "A request too long"}},
 )
