@@ -58,7 +58,10 @@ class DescribedApp(FastAPI):
             return self.openapi_schema
         schema = super().openapi()
         shapes = schema.setdefault("components", {}).setdefault("schemas", {})
-        for name in ("HTTPValidationError", "ValidationError"):  # `app.error_pages` answers a bad request in FastAPI's place
+        for name in (
+            "HTTPValidationError",
+            "ValidationError",
+        ):  # `app.error_pages` answers a bad request in FastAPI's place
             shapes.pop(name, None)
         for shape in (ErrorPage, EnginePage):
             described = TypeAdapter(shape).json_schema(ref_template="#/components/schemas/{model}")

@@ -12,7 +12,7 @@ from seedscope.app.main import create_app
 from seedscope.app.settings import Settings
 from support.commands import assert_one_line, run
 from support.imports import make_run
-from support.layouts import write_dictionary_learning, write_saelens
+from support.layouts import LAYOUTS, write_saelens
 from support.server_here import served_here
 
 TOKEN, K = "a-long-secret", 4
@@ -20,17 +20,20 @@ TOKEN, K = "a-long-secret", 4
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files of two libraries, and a root with what was imported from them; one row is not finite."""
+    """A folder with files of SAELens, and a root with what was imported from them; one row is not finite."""
     folder = tmp_path_factory.mktemp("lookup")
-    run_a, run_b = make_run(), make_run(seeds=(5, 6))
-    run_a[1]["W_dec"][3] = np.nan
-    write_saelens(folder / "lens", run_a, K)
-    write_dictionary_learning(folder / "dict", run_b, K)
-    for name in ("lens", "dict"):
-        done = run("import", "mine", name, folder / name, "--root", folder / "root", "--quiet")
-        assert done.returncode == 0, done.stderr
-    assert run("analyze", "mine", "--root", folder / "root", "--quiet").returncode == 0
+    saes = make_run()
+    saes[1]["W_dec"][3] = np.nan
+    write_saelens(folder / "lens", saes, K)
+    publish(folder, "lens")
     return folder
+
+
+def publish(folder: Path, name: str) -> None:
+    """Bring files in by the commands, as an ensemble of their folder's name."""
+    done = run("import", "mine", name, folder / name, "--root", folder / "root", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert run("analyze", "mine", "--root", folder / "root", "--quiet").returncode == 0
 
 
 def holders_of(folder: Path, sae: object, *options: object) -> list[dict]:
@@ -41,15 +44,25 @@ def holders_of(folder: Path, sae: object, *options: object) -> list[dict]:
     return [held | {"sae_digest": each["sae_digest"]} for each in saes for held in each["holders"]]
 
 
-@pytest.mark.parametrize(("name", "seeds"), [("lens", [0, 1, 3]), ("dict", [5, 6])])
-def test_the_files_that_were_imported_are_known_by_their_weights(imported, name, seeds):
-    held = holders_of(imported, imported / name, "--root", imported / "root")
-    assert [(each["study"], each["ensemble"], each["seed"]) for each in held] == [("mine", name, s) for s in seeds]
+def test_the_files_that_were_imported_are_known_by_their_weights(imported):
+    held = holders_of(imported, imported / "lens", "--root", imported / "root")
+    assert [(each["study"], each["ensemble"], each["seed"]) for each in held] == [
+        ("mine", "lens", s) for s in (0, 1, 3)
+    ]
     for each in held:
         (here,) = seedscope.lookup(each["sae_digest"], imported / "root")
         assert asdict(here) | {"sae_digest": each["sae_digest"]} == each
         assert holders_of(imported, each["sae_digest"], "--root", imported / "root") == [each]
-    assert [each["n_undirected"] for each in held] == [int(s == 1) for s in seeds]
+    assert [each["n_undirected"] for each in held] == [0, 1, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_files_of_every_library_are_known_by_their_weights(tmp_path, layout):
+    layout.write(tmp_path / "files", make_run(), K)
+    publish(tmp_path, "files")
+    held = holders_of(tmp_path, tmp_path / "files", "--root", tmp_path / "root")
+    assert [each["ensemble"] for each in held] == ["files"] * 3
 
 
 def test_it_prints_places_buckets_and_addresses(imported):
@@ -94,8 +107,8 @@ def test_a_server_is_asked_in_place_of_the_studies_here(imported, tmp_path):
         assert holders_of(imported, imported / "lens", *token) == holders_of(
             imported, imported / "lens", "--root", imported / "root"
         )
-        done = run("lookup", imported / "dict", *token)
-        assert f"{url}/s/mine/dict/features?seed=5" in done.stdout
+        done = run("lookup", imported / "lens", *token)
+        assert f"{url}/s/mine/lens/features?seed=0" in done.stdout
         assert run("lookup", "0" * 16, *token).returncode == 3
         assert_one_line(run("lookup", "0" * 16, "--url", url), "--token-file")
         refused = run("lookup", "0" * 16, "--url", f"{url}/elsewhere", "--token-file", tmp_path / "token")
