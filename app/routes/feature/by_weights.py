@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from seedscope.app import render
+from seedscope.app.freshness import check_kept
 from seedscope.app.routes.address import FeatureIndex, Plain, SaeDigest
 from seedscope.app.store.lookup import places_of
 from seedscope.app.store.studies import Studies
@@ -37,6 +38,7 @@ class WeightsPage:
     holders: list[Holder]
 
 
+KEPT = [Depends(check_kept)]
 FOUND: dict[int | str, dict[str, Any]] = {
     200: {"description": "Every place of it, where there are several"},
     307: {"description": "To its only place"},
@@ -47,10 +49,11 @@ FOUND: dict[int | str, dict[str, Any]] = {
     "/f/{sae_digest}/{feature}",
     name="weights",
     response_class=Response,
+    dependencies=KEPT,
     responses=FOUND | {200: FOUND[200] | {"content": {"text/html": {"schema": {"type": "string"}}}}},
 )
 # Registered first, or the other would swallow it.
-@router.get("/f/{sae_digest}/{feature}.json", name="weights.json", responses=FOUND)
+@router.get("/f/{sae_digest}/{feature}.json", name="weights.json", dependencies=KEPT, responses=FOUND)
 def weights(
     request: Request, sae_digest: SaeDigest, feature: FeatureIndex, address: Annotated[Plain, Query()]
 ) -> Response:
@@ -61,7 +64,7 @@ def weights(
         (one,) = context.holders
         page = one.address.replace("?", ".json?", 1) if twin else one.address
         return RedirectResponse(page + ("&embed=true" if address.embed else ""), 307)
-    return render.as_json(context) if twin else render.respond(request, "feature/by_weights.html", context)
+    return render.as_json(context, request) if twin else render.respond(request, "feature/by_weights.html", context)
 
 
 def _find(studies: Studies, sae_digest: str, feature: str) -> tuple[int, list[Holder]]:

@@ -288,6 +288,16 @@ def test_answers_are_kept_by_a_strong_etag(client, digests, form):
     )  # fmt: skip
 
 
+def test_the_list_of_places_is_kept_as_pages_are(several):
+    root, digest = several
+    client = browse(root)
+    for path in (f"/f/{digest}/7", f"/f/{digest}/7.json"):
+        answer = client.get(path)
+        assert len(re.findall("whole", answer.text)) > 0
+        again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+
+
 def test_what_needs_a_token_is_in_no_shared_cache(study_root, digests):
     guarded = browse(study_root, token=TOKEN)
     path = f"/stability/{digests[0]}"
