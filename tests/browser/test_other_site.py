@@ -87,7 +87,7 @@ def test_a_page_of_a_named_site_reads_and_asks_and_no_other_does(reader, open_to
         assert "Failed to fetch" in reader.evaluate(FETCH, list(refused)), refused
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_a_badge_is_painted_in_its_buckets_colour_here_and_elsewhere(
     browser, elsewhere, open_to_it, digest, stored, scheme
 ):
