@@ -39,7 +39,7 @@ def lines() -> Iterator[BenchLine]:
     if not process_memory(1):
         yield BenchLine("memory of matching", None, remark="not measured: needs Linux")
         return
-    runs: dict[str, list[_Run]] = {name: [] for name in ("import", "match and publish", "subspaces", "shared spans")}
+    runs: dict[str, list[_Run]] = {name: [] for name in ("import", "match and publish", "subspaces")}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for seed in range(max(_MEMBERS)):
@@ -48,9 +48,8 @@ def lines() -> Iterator[BenchLine]:
             study, saes = f"members{n}", [str(root / f"sae{seed}") for seed in range(n)]
             runs["import"].append(_run(root, "import", study, "drawn", *saes))
             for name in list(runs)[1:]:
-                analysis = name.removesuffix(" and publish").replace(" ", "_")
-                runs[name].append(_run(root, "analyze", study, "--only", analysis))
-    weights = 2 * 4 * _D_SAE * _D_IN
+                runs[name].append(_run(root, "analyze", study, "--only", name.removesuffix(" and publish")))
+    weights = 2 * 4 * _D_SAE * _D_IN  # encoder and decoder; spans need the decoder alone
     for name, (few, many) in runs.items():
         per_member = (many.anonymous - few.anonymous) / (_MEMBERS[1] - _MEMBERS[0])
         remark = (
