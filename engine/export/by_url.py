@@ -8,7 +8,7 @@ from typing import NamedTuple
 from seedscope.engine.export import manifest
 from seedscope.engine.export.formats import export
 from seedscope.engine.progress import Progress
-from seedscope.engine.urls.cache import cache_folder, fetch_named, with_urls
+from seedscope.engine.urls.cache import cache_folder, fetch, fetch_named, with_urls
 from seedscope.engine.urls.upload import require_empty, upload
 
 
@@ -48,9 +48,9 @@ def fetched_export(url: str) -> Path:
     Raises ValueError where there is no manifest, as in one whose upload was stopped, and where a file that it lists is missing.
     """
     try:
-        folder = fetch_named(url, [manifest.FILE])
+        folder = fetch(f"{url}/{manifest.FILE}").parent
     except ValueError as error:
-        if "upload was stopped" not in str(error):
+        if "found nothing" not in str(error):  # but refused, say
             raise
         raise ValueError(
             f"found no {manifest.FILE} in {url}, which is put there last: no export of SeedScope, or its upload was stopped; "

@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from seedscope.engine.export.by_url import export_to
+from seedscope.engine.export.by_url import export_to, fetched_export
 from seedscope.engine.export.formats import export
 from seedscope.engine.export.restore import restore
 from support.remote import contents, emptied_memory, files_in, put
@@ -73,6 +73,15 @@ def test_an_export_comes_back_from_its_url_as_the_same_store_without_what_lies_b
     restored = restore(at_url, root)
     assert restored.name == (study_root / STUDY / "CURRENT").read_text().splitlines()[0]
     assert not list(root.rglob("large.bin"))
+
+
+def test_an_export_is_fetched_once_and_a_stopped_fetch_goes_on(at_url, root):
+    folder = fetched_export(at_url)
+    inodes = {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+    (folder / "matches.parquet").unlink()
+    fetched_export(at_url)
+    assert {path.name for path, inode in inodes.items() if path.stat().st_ino != inode} <= {"matches.parquet"}
+    assert files_in(folder) == contents(at_url)
 
 
 def test_a_place_that_holds_something_is_refused_before_any_work(root, tmp_path):
