@@ -20,7 +20,7 @@ from seedscope.engine.bench.gpu_harvest import harvest
 from seedscope.engine.bench.gpu_matching import best, live, rates
 from seedscope.engine.bench.gpu_sizes import GpuSizes
 from seedscope.engine.bench.gpu_training import peers, train
-from seedscope.engine.bench.gpu_work import ROUNDS, Place, Work, measure
+from seedscope.engine.bench.gpu_work import ROUNDS, GpuSlot, Work, measure
 from seedscope.engine.bench.report import BenchLine
 
 MINUTES = 10.0  # that a run takes unless told otherwise
@@ -35,7 +35,7 @@ class GpuStep:
 
     name: str
     share: float  # of the time
-    run: Callable[[GpuSizes, Place], Iterator[Work | BenchLine]]
+    run: Callable[[GpuSizes, GpuSlot], Iterator[Work | BenchLine]]
 
 
 STEPS = (
@@ -87,7 +87,7 @@ def lines(
         if left <= 0 or own < LEAST * planned:
             yield skipped(step.name, f"{max(own, 0):.0f} s are left for it, planned were {planned:.0f} s")
         else:
-            yield from _attempted(step, sizes, Place(device, time.perf_counter() + own, rounds))
+            yield from _attempted(step, sizes, GpuSlot(device, time.perf_counter() + own, rounds))
         report(at + 1, len(steps))
     if device.type == "cuda":
         yield replace(describe(device), work="device after the run")
@@ -98,16 +98,16 @@ def skipped(name: str, why: str) -> BenchLine:
     return BenchLine(name, None, remark=f"{NOTHING_LEFT}{why}; give --minutes a larger number")
 
 
-def _attempted(step: GpuStep, sizes: GpuSizes, place: Place) -> Iterator[BenchLine]:
+def _attempted(step: GpuStep, sizes: GpuSizes, slot: GpuSlot) -> Iterator[BenchLine]:
     """All work of a step; an error ends the step, not the run."""
     try:
-        for each in step.run(sizes, place):
+        for each in step.run(sizes, slot):
             if isinstance(each, BenchLine):
                 yield each
-            elif place.left() <= 0:
+            elif slot.left() <= 0:
                 yield skipped(each.name, f"the time of the step {step.name!r} is over")
             else:
-                yield measure(each, place)
+                yield measure(each, slot)
             del each
     # Whatever a driver, a compiler or a device may raise: it is a result, and the other steps have theirs.
     except Exception as error:
@@ -119,8 +119,8 @@ def _attempted(step: GpuStep, sizes: GpuSizes, place: Place) -> Iterator[BenchLi
             failed=True,
             remark=f"broke off: {type(error).__name__}: {first or 'no more is said'}",
         )
-    gc.collect()
-    if place.device.type == "cuda":
+    if slot.device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from seedscope.engine.bench.gpu_sizes import GpuSizes
-from seedscope.engine.bench.gpu_work import Limit, Place, Result, Work, WrongResultError, double, within
-from seedscope.engine.geometry.projection import energy_by_rank, fit_spans, project
-from seedscope.engine.geometry.subspaces import basis, log_ranks, overlaps, transfer
+from seedscope.engine.bench.gpu_work import GpuSlot, Limit, Result, Work, WrongResultError, double, within
+from seedscope.engine.geometry.projection import SPLIT_WORK, energy_by_rank, fit_spans, project
+from seedscope.engine.geometry.subspaces import N_SPLITS, basis, log_ranks, overlaps, transfer
 
 ENERGY = 1e-5  # allowed error of a captured energy; engine.geometry.subspaces states 2e-7
 CHECKED_ROWS = 16  # features whose curves are computed again one by one
 
 
-def geometry(sizes: GpuSizes, place: Place) -> Iterator[Work]:
+def geometry(sizes: GpuSizes, slot: GpuSlot) -> Iterator[Work]:
     """Captured energy and overlap of all pairs of members."""
-    device = place.device
+    device = slot.device
     sets = [member[: sizes.span_rows].to(device) for member in _rows(sizes.span_members, sizes.span_rows, sizes.d_in)]
     ranks, n = log_ranks(sizes.d_in), len(sets)
     half = [rows[: len(rows) // 2] for rows in sets]
@@ -43,9 +43,9 @@ def geometry(sizes: GpuSizes, place: Place) -> Iterator[Work]:
     )
 
 
-def projection(sizes: GpuSizes, place: Place) -> Iterator[Work]:
+def projection(sizes: GpuSizes, slot: GpuSlot) -> Iterator[Work]:
     """What the page of a set asks for, and what that of one feature does."""
-    device = place.device
+    device = slot.device
     n, d = sizes.projected_members, sizes.d_in
     rows = _rows(n, sizes.projected_features, d).to(device)
     in_set = np.zeros(rows.shape[:2], bool)
@@ -53,7 +53,7 @@ def projection(sizes: GpuSizes, place: Place) -> Iterator[Work]:
     everything, stable = np.ones_like(in_set), np.zeros_like(in_set)
     stable[:, 1::8] = True
     size = f"{in_set[0].sum():,} of {n} x {sizes.projected_features:,} rows of {d}"
-    n_splits = project(rows[:, :64], in_set[:, :64], living=everything[:, :64], stable=stable[:, :64]).n_splits
+    n_splits = int(np.clip(SPLIT_WORK // (d**2 * (n * d + int(in_set.sum()))), 1, N_SPLITS))  # as `project` takes them
     moment = torch.eye(d, dtype=torch.float64, device=device) + rows[0].double().T @ rows[0].double()
     eigen = "the eigendecompositions alone, 8 a member and split"
     yield Work(

@@ -14,7 +14,7 @@ from seedscope.engine.activations.model import LanguageModel
 from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.bench.gpu_sizes import GpuSizes
 from seedscope.engine.bench.gpu_training import made_rows
-from seedscope.engine.bench.gpu_work import Limit, Place, Result, Work, WrongResultError, double, within, within_norm
+from seedscope.engine.bench.gpu_work import GpuSlot, Limit, Result, Work, WrongResultError, double, within, within_norm
 from seedscope.engine.saes.encode import encoded
 from seedscope.engine.saes.sae import SAE
 
@@ -23,9 +23,9 @@ CHECKED_WINDOWS, CHECKED_ROWS = 2, 256
 AT_ONCE = 32  # windows of a forward pass, as `stream` takes them
 
 
-def harvest(sizes: GpuSizes, place: Place) -> Iterator[Work]:
+def harvest(sizes: GpuSizes, slot: GpuSlot) -> Iterator[Work]:
     """The model up to its hook point, and the codes of one SAE."""
-    device = place.device
+    device = slot.device
     yield _activations(sizes, device)
     yield _codes(sizes, device)
 
@@ -38,6 +38,8 @@ def _activations(sizes: GpuSizes, device: torch.device) -> Work:
         n_head=sizes.heads,
         vocab_size=sizes.vocabulary,
         n_positions=sizes.n_ctx,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     network = GPT2LMHeadModel(config).eval()
     right = copy.deepcopy(network).double()  # on the CPU
@@ -45,10 +47,10 @@ def _activations(sizes: GpuSizes, device: torch.device) -> Work:
     ids = np.random.default_rng(0).integers(0, sizes.vocabulary, (sizes.windows, sizes.n_ctx)).astype(np.int32)
     windows = np.arange(len(ids), dtype=np.int32)
     tokens = TokenSet(ids, windows, np.zeros_like(windows), [str(i) for i in windows], None)
-    place = f"blocks.{sizes.layers - 1}.hook_resid_pre"
+    hook = f"blocks.{sizes.layers - 1}.hook_resid_pre"
 
     def rows() -> Result:
-        return {"rows": torch.cat([batch.rows for batch in stream(model, tokens, place, windows_per_batch=AT_ONCE)])}
+        return {"rows": torch.cat([batch.rows for batch in stream(model, tokens, hook, windows_per_batch=AT_ONCE)])}
 
     def check(found: Result) -> float:
         at = [0, len(ids) - 1][:CHECKED_WINDOWS]

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from seedscope.engine.bench.gpu_sizes import GpuSizes
-from seedscope.engine.bench.gpu_work import Limit, Place, Result, Work, WrongResultError, double, same, within
+from seedscope.engine.bench.gpu_work import GpuSlot, Limit, Result, Work, WrongResultError, double, same, within
 from seedscope.engine.bench.products import dictionaries
 from seedscope.engine.bench.report import BenchLine
 from seedscope.engine.contract.queries import LiveQuery
@@ -33,9 +33,9 @@ BF16, F16 = "torch.mm of the same product in bf16", "torch.mm of the same produc
 COPY = "reading the same bytes at the rate of a copy"
 
 
-def rates(sizes: GpuSizes, place: Place) -> Iterator[Work]:
+def rates(sizes: GpuSizes, slot: GpuSlot) -> Iterator[Work]:
     """What this device reaches: products in every precision, and a copy. All other steps are read against these."""
-    device = place.device
+    device = slot.device
     a, b = dictionaries(sizes.rows, sizes.d_in, device.type)
     for name, (dtype, allowed) in RATES.items():
         yield _product(name, a.to(dtype), b.to(dtype), allowed)
@@ -66,9 +66,9 @@ def _product(name: str, a: Tensor, b: Tensor, allowed: float) -> Work:
     )
 
 
-def best(sizes: GpuSizes, place: Place) -> Iterator[Work | BenchLine]:
+def best(sizes: GpuSizes, slot: GpuSlot) -> Iterator[Work | BenchLine]:
     """The fused kernel where it runs, the plain one, nearest rows of a version, and one-to-one matching."""
-    device = place.device
+    device = slot.device
     a, b = dictionaries(sizes.rows, sizes.d_in, device.type)
     size = f"{sizes.rows:,} x {sizes.rows:,} rows of {sizes.d_in}"
     yield fused(a, b, sizes, size)
@@ -231,9 +231,9 @@ def _check_assigned(a: Tensor, b: Tensor, found: Result) -> float:
 K = 5
 
 
-def live(sizes: GpuSizes, place: Place) -> Iterator[Work]:
+def live(sizes: GpuSizes, slot: GpuSlot) -> Iterator[Work]:
     """Neighbours of one feature, and of many at once, in rows that are resident: against reading them once."""
-    device = place.device
+    device = slot.device
     n_bytes = 4 * sizes.rows * sizes.d_in
     fits = int(free_memory(device) // 2 // n_bytes)
     n_members = max(min(sizes.resident_members, fits), 2)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 
 def sparsify(spec: dict[str, Any]) -> dict[str, Any]:
     """eai-sparsify's SparseCoder: its fused encoder and Triton decoder, bf16 inside, as its own trainer steps it; with Adam."""
-    # Behind the peer: whoever lacks it need not wait for this.
     import torch
     from sparsify import SparseCoder, SparseCoderConfig
 
@@ -44,7 +44,6 @@ def sparsify(spec: dict[str, Any]) -> dict[str, Any]:
 
 def flex_sae(spec: dict[str, Any]) -> dict[str, Any]:
     """flex_sae's TopK decoder loss in Triton behind a plain encoder, float32, with Adam."""
-    # Behind the peer, as above.
     import torch
     from flex_sae import triton_topk_sae_loss
 
@@ -120,6 +119,9 @@ def _version(package: str) -> str:
 def main() -> None:
     """Measure one peer; an error inside it is printed as its answer."""
     name, spec = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    if find_spec(name) is None:  # before torch is loaded for nothing
+        print(json.dumps({"missing": "not installed"}))
+        return
     with contextlib.redirect_stdout(sys.stderr):
         try:
             answer = {"sparsify": sparsify, "flex_sae": flex_sae}[name](spec)

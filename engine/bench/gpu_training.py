@@ -12,8 +12,8 @@ from torch import Tensor
 
 from seedscope.engine.bench.gpu_sizes import GpuSizes
 from seedscope.engine.bench.gpu_work import (
+    GpuSlot,
     Limit,
-    Place,
     Result,
     Work,
     WrongResultError,
@@ -37,27 +37,25 @@ WEIGHT = 1e-6  # allowed error of a weight after a whole training in float64
 PRODUCT, PRODUCT_BF16 = "the encoder's product alone, float32", "the encoder's product alone, bf16"
 SMALL = TrainConfig(d_sae=64, k=3, seeds=(0, 1, 2), batch=64, n_tokens=64 * 8, silent_after=256, aux_k=4)
 SMALL_D_IN = 8
+STEPS = 100_000  # of a training that is never finished; no feature counts as silent before its end
 PEERS = {"sparsify": "sparsify's kernels", "flex_sae": "flex_sae's kernels"}
 PEER_STEPS = 20
 
 
-def train(sizes: GpuSizes, place: Place) -> Iterator[Work]:
+def train(sizes: GpuSizes, slot: GpuSlot) -> Iterator[Work]:
     """The step at size; then every variant from start to end, small."""
-    device = place.device
+    device = slot.device
     yield _step(sizes, device)
     yield _small(device)
 
 
 def _step(sizes: GpuSizes, device: torch.device) -> Work:
     config = TrainConfig(
-        d_sae=sizes.d_sae,
-        k=sizes.k,
-        batch=sizes.batch,
-        n_tokens=sizes.batch * 10_000,
-        seeds=tuple(range(sizes.trained_members)),
-    )
+        d_sae=sizes.d_sae, k=sizes.k, seeds=tuple(range(sizes.trained_members)), batch=sizes.batch,
+        n_tokens=sizes.batch * STEPS, silent_after=sizes.batch * STEPS,
+    )  # fmt: skip
     need = predicted(config, sizes.d_in, dtype=torch.float32, sample_rows=2 * sizes.batch, keeps=False)
-    n_members = max(min(sizes.trained_members, need.fits(free_memory(device))), 1)
+    n_members = max(min(sizes.trained_members, need.fits(free_memory(device) // 2)), 1)
     config = replace(config, seeds=config.seeds[:n_members])
     sample = made_rows(2 * sizes.batch, sizes.d_in)
     training = Training(config, sample, device)
@@ -88,10 +86,14 @@ def _step(sizes: GpuSizes, device: torch.device) -> Work:
     with torch.no_grad():
         encoder = training.sae.W_enc.transpose(1, 2).reshape(-1, sizes.d_in).clone()
     half, half_batch = encoder.bfloat16(), batch.bfloat16()
-    fewer = "" if n_members == sizes.trained_members else f"{n_members} members because more do not fit into memory; "
+    fewer = (
+        ""
+        if n_members == sizes.trained_members
+        else f"{n_members} members because half of the free memory holds no more; "
+    )
     return Work(
         name=f"one training step of {n_members} x {sizes.d_sae:,} TopK, d_in {sizes.d_in}, k {sizes.k}, batch {sizes.batch:,}",
-        ours=lambda: training.advance(batch, 1e-4, 10_000, before=lambda step: None),
+        ours=lambda: training.advance(batch, 1e-4, STEPS, before=lambda step: None),
         checked=gradients,
         check=check,
         limit=PRODUCT,
@@ -100,7 +102,8 @@ def _step(sizes: GpuSizes, device: torch.device) -> Work:
             PRODUCT_BF16: Limit(partial(torch.nn.functional.linear, half_batch, half)),
         },
         flops=2.0 * sizes.batch * encoder.numel(),
-        remark=f"{fewer}rate of the encoder's product alone, precision of products: {torch.get_float32_matmul_precision()}",
+        remark=f"{fewer}no feature is silent yet, so AuxK is not in it; rate of the encoder's product alone, "
+        f"precision of products: {torch.get_float32_matmul_precision()}",
     )
 
 
@@ -173,16 +176,16 @@ def _small(device: torch.device) -> Work:
     )
 
 
-def peers(sizes: GpuSizes, place: Place) -> Iterator[BenchLine]:
+def peers(sizes: GpuSizes, slot: GpuSlot) -> Iterator[BenchLine]:
     """A training step of one SAE by other programs' kernels, in processes of their own (SEEDSCOPE_BENCH_PYTHON)."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         np.save(folder / "rows.npy", made_rows(2 * sizes.batch, sizes.d_in)[: sizes.batch].numpy())
         spec = {
             "rows": str(folder / "rows.npy"), "d_in": sizes.d_in, "d_sae": sizes.d_sae, "k": sizes.k,
-            "device": place.device.type, "steps": PEER_STEPS,
+            "device": slot.device.type, "steps": PEER_STEPS,
         }  # fmt: skip
-        answers = ask_peers("gpu_peers.py", PEERS, spec, folder, limit_s=max(place.left() / len(PEERS), 1))
+        answers = ask_peers("gpu_peers.py", PEERS, spec, folder, limit_s=max(slot.left() / len(PEERS), 1))
     remarks = [
         f"{PEERS[name]} {answer['version']}: first error {answer['off']:.1e} from float64's"
         for name, answer in answers.items()

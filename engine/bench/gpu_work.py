@@ -48,7 +48,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Place:
+class GpuSlot:
     """Where steps run, and until when."""
 
     device: torch.device
@@ -65,14 +65,14 @@ class Place:
             torch.cuda.synchronize(self.device)
 
 
-def measure(work: Work, place: Place) -> BenchLine:
+def measure(work: Work, slot: GpuSlot) -> BenchLine:
     """Run once and check; then, if the result is right, peak memory and medians of rounds in turns while time is left.
 
     The first run, which compiles and tunes kernels, is timed apart (`first_s`).
     """
     began = time.perf_counter()
     result = (work.checked or work.ours)()
-    place.wait()
+    slot.wait()
     first_s = time.perf_counter() - began
     try:
         worst = work.check(result)
@@ -80,11 +80,11 @@ def measure(work: Work, place: Place) -> BenchLine:
         return BenchLine(work.name, None, figure="WRONG", goal=work.goal, remark=f"refused: {error}", failed=True)
     del result
     numbers = {"first_s": first_s, "error_of_allowed": worst}
-    peak = _peak_bytes(work.ours, place)
+    peak = _peak_bytes(work.ours, slot)
     if peak is not None:
         numbers["peak_bytes"] = float(peak)
     runs = {"ours": Limit(work.ours), **work.limits, **work.beside}
-    taken = timed({name: each.run for name, each in runs.items()}, place)
+    taken = timed({name: each.run for name, each in runs.items()}, slot)
     remark = f"right: {worst:.0%} of the error that is allowed; first run {first_s:.2f} s"
     remark += "" if peak is None else f"; peak {peak / 1e6:,.0f} MB above the inputs"
     remark += f"; {work.remark}" if work.remark else ""
@@ -122,46 +122,46 @@ def _rates(work: Work, seconds: dict[str, float], numbers: dict[str, float]) -> 
             yield f"{numbers[key]:,.1f} {name}" + (f" of {amount / limit_s / unit:,.1f}" if limit_s else "")
 
 
-def timed(runs: dict[str, Callable[[], object]], place: Place) -> dict[str, float] | None:
+def timed(runs: dict[str, Callable[[], object]], slot: GpuSlot) -> dict[str, float] | None:
     """Median seconds of each, in turns after one warm-up; fewer rounds where time is short, None where not even one fits."""
-    if place.left() <= 0:
+    if slot.left() <= 0:
         return None
     repeats: dict[str, int] = {}
     round_s = 0.0
     for name, run in runs.items():  # the first call warms up, the second says how often to repeat
         run()
-        place.wait()
-        seconds = _seconds(run, 1, place)
+        slot.wait()
+        seconds = _seconds(run, 1, slot)
         repeats[name] = max(min(int(SAMPLE_S / max(seconds, 1e-7)), 1000), 1)
         round_s += seconds * repeats[name]
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(place.rounds):
-        if place.left() < round_s * (1 if turn else 0.5):
+    for turn in range(slot.rounds):
+        if slot.left() < round_s * (1 if turn else 0.5):
             break
         for name, run in runs.items():
-            taken[name].append(_seconds(run, repeats[name], place))
+            taken[name].append(_seconds(run, repeats[name], slot))
     return {name: median(times) for name, times in taken.items()} if taken["ours"] else None
 
 
-def _seconds(run: Callable[[], object], repeats: int, place: Place) -> float:
+def _seconds(run: Callable[[], object], repeats: int, slot: GpuSlot) -> float:
     """Seconds of one call, the device waited for before and after."""
-    place.wait()
+    slot.wait()
     began = time.perf_counter()
     for _ in range(repeats):
         run()
-    place.wait()
+    slot.wait()
     return (time.perf_counter() - began) / repeats
 
 
-def _peak_bytes(run: Callable[[], object], place: Place) -> int | None:
+def _peak_bytes(run: Callable[[], object], slot: GpuSlot) -> int | None:
     """What a call allocates at most above what is allocated; None on a CPU, where torch does not count."""
-    if place.device.type != "cuda":
+    if slot.device.type != "cuda":
         return None
-    torch.cuda.reset_peak_memory_stats(place.device)
-    before = torch.cuda.memory_allocated(place.device)
+    torch.cuda.reset_peak_memory_stats(slot.device)
+    before = torch.cuda.memory_allocated(slot.device)
     run()
-    place.wait()
-    return torch.cuda.max_memory_allocated(place.device) - before
+    slot.wait()
+    return torch.cuda.max_memory_allocated(slot.device) - before
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------

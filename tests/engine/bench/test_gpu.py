@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from seedscope.app.cli.main import app
 from seedscope.app.cli.options import Stop
 from seedscope.engine.bench import gpu, gpu_matching
 from seedscope.engine.bench.gpu_sizes import GpuSizes
-from seedscope.engine.bench.gpu_work import Limit, Place, Work, WrongResultError, measure, within, within_norm
+from seedscope.engine.bench.gpu_work import GpuSlot, Limit, Work, WrongResultError, measure, within, within_norm
 from seedscope.engine.bench.products import dictionaries
 from seedscope.engine.bench.report import BenchLine
 from support.paths import ROOT
@@ -33,8 +32,8 @@ MOST_S = 60.0
 CHECKED = [step for step in gpu.STEPS if step.name != "peers of training"]
 
 
-def place(seconds: float = MOST_S) -> Place:
-    return Place(CPU, time.perf_counter() + seconds)
+def slot(seconds: float = MOST_S) -> GpuSlot:
+    return GpuSlot(CPU, time.perf_counter() + seconds)
 
 
 def perturbed(values: torch.Tensor | np.ndarray, name: str) -> torch.Tensor | np.ndarray:
@@ -67,7 +66,7 @@ def refused(work: Work) -> Iterator[str]:
 
 @pytest.mark.parametrize("step", CHECKED, ids=lambda step: step.name)
 def test_every_result_passes_and_every_part_of_it_is_refused_when_it_is_perturbed(step):
-    for work in step.run(TINY, place()):
+    for work in step.run(TINY, slot()):
         if isinstance(work, Work):
             assert list(refused(work)), work.name
             for limit in (*work.limits.values(), *work.beside.values()):
@@ -78,34 +77,34 @@ def test_every_result_passes_and_every_part_of_it_is_refused_when_it_is_perturbe
 
 
 # Triton decides at its import whether it interprets, and this process may hold it already.
-FUSED = """
+INTERPRETED = """
 import sys
-sys.path.insert(0, "tests")
-import importlib.util
-spec = importlib.util.spec_from_file_location("test_gpu", "tests/engine/bench/test_gpu.py")
-tests = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tests)
-print(",".join(tests.refused(tests.fused_work())))
+import torch
+from seedscope.engine.bench import gpu_matching
+from seedscope.engine.bench.gpu_sizes import GpuSizes
+a, b = torch.load(sys.argv[1])
+torch.save(gpu_matching.fused(a, b, GpuSizes(pairs=2), "interpreted").checked(), sys.argv[2])
 """
 
 
 def fused_work() -> Work | BenchLine:
-    """The fused kernel's work at a size that takes an interpreter seconds."""
+    """The fused kernel's work at a size that takes an interpreter a second."""
     a, b = dictionaries(14, 24, "cpu")
     return gpu_matching.fused(a, b, TINY, "14 x 14 rows of 24")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_the_fused_kernel_passes_in_tritons_interpreter_and_is_refused_when_it_is_perturbed():
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FUSED], cwd=ROOT, check=False, capture_output=True, text=True,
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def test_the_fused_kernel_passes_in_tritons_interpreter_and_is_refused_when_it_is_perturbed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    asked, answered = tmp_path / "asked.pt", tmp_path / "answered.pt"
+    torch.save(dictionaries(14, 24, "cpu"), asked)
+    command = [sys.executable, "-W", "ignore", "-c", INTERPRETED, str(asked), str(answered)]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    names = done.stdout.strip().split(",")
-    assert sorted(names) == sorted(
-        [f"{field}_{side}" for field in ("cosine", "partner", "runner_up") for side in "ab"] + ["certified"]
-    )
+    found = torch.load(answered, weights_only=False)  # written above
+    names = list(refused(replace(fused_work(), checked=lambda: found)))
+    assert {name[:-2] for name in names if name != "certified"} == {"cosine", "partner", "runner_up"}
+    assert len(names) == 7
 
 
 def test_without_the_interpreter_the_fused_kernel_is_not_measured_and_says_why(monkeypatch):
@@ -144,7 +143,7 @@ def test_a_run_without_time_measures_nothing_and_every_step_says_so():
     assert done[-1] == (len(gpu.STEPS), len(gpu.STEPS))
 
 
-def slow(sizes: GpuSizes, where: Place) -> Iterator[Work]:
+def slow(sizes: GpuSizes, where: GpuSlot) -> Iterator[Work]:
     """Takes more than the minutes of the test below."""
     yield Work("slow", lambda: time.sleep(0.05), lambda found: 0.0)
     yield Work("behind it", lambda: None, lambda found: 0.0)
@@ -160,14 +159,16 @@ def test_what_one_step_overruns_later_ones_miss_and_say_so():
     assert second.remark.startswith(gpu.NOTHING_LEFT)
 
 
-def breaks(sizes: GpuSizes, where: Place) -> Iterator[Work]:
+def breaks(sizes: GpuSizes, where: GpuSlot) -> Iterator[Work]:
     raise RuntimeError("no such\n instruction")
     yield
 
 
-def wrong(sizes: GpuSizes, where: Place) -> Iterator[Work]:
+def wrong(sizes: GpuSizes, where: GpuSlot) -> Iterator[Work]:
     right = np.arange(3.0)
-    yield Work("sums", lambda: {"sum": right + np.array([0, 0, 1e-3])}, lambda found: within("sum", found["sum"], right, 1e-6))
+    yield Work(
+        "sums", lambda: {"sum": right + np.array([0, 0, 1e-3])}, lambda found: within("sum", found["sum"], right, 1e-6)
+    )
 
 
 def test_a_wrong_result_gets_no_time_an_error_is_told_and_the_steps_behind_them_run():
@@ -198,7 +199,7 @@ def test_one_number_of_many_is_enough_to_refuse():
 def test_a_limit_counts_as_often_as_the_work_contains_it():
     naps = {"nap": Limit(lambda: time.sleep(2e-3), 3)}
     line = measure(
-        Work("naps", lambda: time.sleep(6e-3), lambda found: 0.0, limit="nap", limits=naps, flops=1e9), place()
+        Work("naps", lambda: time.sleep(6e-3), lambda found: 0.0, limit="nap", limits=naps, flops=1e9), slot()
     )
     assert 0.3 < line.ratio < 3
     assert line.numbers["tflops"] == pytest.approx(1e-3 / line.ours_s)
@@ -228,7 +229,7 @@ def test_lines_are_kept_as_they_come_and_a_wrong_one_ends_the_command_with_a_fai
     file = tmp_path / "gpu.json"
     seen = []
 
-    def looks(sizes: GpuSizes, where: Place) -> Iterator[Work]:
+    def looks(sizes: GpuSizes, where: GpuSlot) -> Iterator[Work]:
         seen.extend(json.loads(file.read_text())["lines"])
         return iter(())
 
@@ -259,6 +260,6 @@ def test_on_a_device_every_step_is_right_at_small_sizes():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("step", CHECKED, ids=lambda step: step.name)
 def test_on_a_device_a_perturbed_result_is_refused(step):
-    for work in step.run(TINY, Place(gpu.cuda_device(), time.perf_counter() + MOST_S)):
+    for work in step.run(TINY, GpuSlot(gpu.cuda_device(), time.perf_counter() + MOST_S)):
         if isinstance(work, Work):
             assert list(refused(work)), work.name
