@@ -100,8 +100,10 @@ def skipped(name: str, why: str) -> BenchLine:
 
 def _attempted(step: GpuStep, sizes: GpuSizes, slot: GpuSlot) -> Iterator[BenchLine]:
     """All work of a step; an error ends the step, not the run."""
+    at = ""
     try:
         for each in step.run(sizes, slot):
+            at = "" if isinstance(each, BenchLine) else f"{each.name}: "
             if isinstance(each, BenchLine):
                 yield each
             elif slot.left() <= 0:
@@ -117,7 +119,7 @@ def _attempted(step: GpuStep, sizes: GpuSizes, slot: GpuSlot) -> Iterator[BenchL
             None,
             figure="ERROR",
             failed=True,
-            remark=f"broke off: {type(error).__name__}: {first or 'no more is said'}",
+            remark=f"{at}broke off: {type(error).__name__}: {first or 'no more is said'}; the rest of the step was not run",
         )
     if slot.device.type == "cuda":
         gc.collect()
