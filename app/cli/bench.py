@@ -11,7 +11,7 @@ from seedscope.app.cli.options import Quiet, Stop, app, check_parent, refusals
 
 
 class Section(StrEnum):
-    """What `bench` measures; `all` is all but `serve`, which writes gigabytes, and `plan`, which trains four studies."""
+    """What `bench` measures; `all` is all but `serve`, which writes gigabytes, `plan`, which trains four studies, and `gpu`."""
 
     match = "match"
     diff = "diff"
@@ -25,6 +25,7 @@ class Section(StrEnum):
     executors = "executors"
     serve = "serve"
     plan = "plan"
+    gpu = "gpu"
     all = "all"
 
 
@@ -62,6 +63,9 @@ def bench(
         Path | None,
         typer.Option(help="plan: file that the constants are written to.", show_default="plan-constants.json"),
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="gpu: that the run may take.", show_default="10")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure this machine against its limits and, side by side in one run, against the alternatives.
@@ -73,12 +77,15 @@ def bench(
     from rich.console import Console
 
     from seedscope.engine.bench.generated_study import StudySize
-    from seedscope.engine.bench.run import SECTIONS, plan_lines, serve_lines, show, summary, write_json
+    from seedscope.engine.bench.gpu import MINUTES, cuda_device
+    from seedscope.engine.bench.run import SECTIONS, gpu_lines, plan_lines, serve_lines, show, summary, write_json
     from seedscope.engine.progress import Progress
 
     check_parent(json)
     if constants is not None and section is not Section.plan:
         raise Stop(f"--constants stands beside {section.value}, expected the section plan, which measures them")
+    if minutes is not None and section is not Section.gpu:
+        raise Stop(f"--minutes stands beside {section.value}, expected the section gpu, which is measured within them")
     lines = []
     console = Console(width=160 if not sys.stdout.isatty() else None)
     chosen = {name: measure for name, measure in SECTIONS.items() if section.value in (name, "all")}
@@ -91,6 +98,9 @@ def bench(
         constants = constants or Path("plan-constants.json")
         check_parent(constants)
         chosen["plan"] = partial(plan_lines, constants=constants, root=root)
+    if section is Section.gpu:
+        with refusals():
+            chosen["gpu"] = partial(gpu_lines, device=cuda_device(), minutes=minutes or MINUTES)
     for name, measure in chosen.items():
         with refusals(), Progress(quiet=quiet).stage(f"bench {name}", "steps") as report:
             for line in measure(full=full, report=report):
@@ -100,3 +110,5 @@ def bench(
                 if json is not None:
                     write_json(lines, json)
     show(lines, console)
+    if failed := [line.work for line in lines if line.failed]:
+        raise Stop(f"{len(failed)} of {len(lines)} lines failed, the remarks say why: {'; '.join(failed)}")

@@ -40,7 +40,7 @@ def _all_pairs(n: int, d_in: int) -> BenchLine:
     name, reason = choice(device) if torch.cuda.is_available() else ("plain", "no CUDA device")
     if name != "fused":
         return BenchLine(work, None, goal=goal, remark=f"not measured: {reason}")
-    a, b = (prepare(rows) for rows in _dictionaries(n, d_in, "cuda"))
+    a, b = (prepare(rows) for rows in dictionaries(n, d_in, "cuda"))
 
     def pairs() -> None:
         pending = launch(a, b)
@@ -68,7 +68,7 @@ def _all_pairs(n: int, d_in: int) -> BenchLine:
 
 
 def _line(device: str, n: int, d_in: int, where: str, memory: str) -> BenchLine:
-    a, b = _dictionaries(n, d_in, device)
+    a, b = dictionaries(n, d_in, device)
     bare = {f"bare torch.mm of the same product in blocks of {block:,}": block for block in BARE_BLOCKS}
     runs: dict[str, Callable] = {name: partial(bare_product, a, b, block) for name, block in bare.items()}
     runs |= {"ours": partial(best_cosines, a, b), FULL: partial(_full, a, b), RUNNING: partial(_running, a, b)}
@@ -93,7 +93,7 @@ def _line(device: str, n: int, d_in: int, where: str, memory: str) -> BenchLine:
     )
 
 
-def _dictionaries(n: int, d_in: int, device: str) -> tuple[Tensor, Tensor]:
+def dictionaries(n: int, d_in: int, device: str) -> tuple[Tensor, Tensor]:
     """Random unit rows; half of the second are noisy copies of the first, cosine about 0.77, in another order."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.nn.functional.normalize(torch.randn(n, d_in, generator=generator), dim=1) for _ in range(2))
@@ -161,7 +161,7 @@ def _host_memory(n: int, d_in: int) -> str:
 
 def _peak_above_inputs(n: int, d_in: int) -> int:
     """Bytes. The peak is reset once the inputs are there; ru_maxrss cannot be, and starts at the parent's."""
-    a, b = _dictionaries(n, d_in, "cpu")
+    a, b = dictionaries(n, d_in, "cpu")
     best_cosines(a[:64], b[:64])
     ctypes.CDLL(None).malloc_trim(0)  # pages left by making the inputs would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")
@@ -177,7 +177,7 @@ def peak_resident() -> int:
 
 
 def _device_memory(n: int, d_in: int) -> str:
-    a, b = _dictionaries(n, d_in, "cuda")
+    a, b = dictionaries(n, d_in, "cuda")
     best_cosines(a[:64], b[:64])
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -21,6 +21,7 @@ class BenchLine:
     p99_s: float | None = None  # 99th percentile, where `ours_s` is the median of single requests
     figure: str = ""  # what was measured, where it is no time
     numbers: dict[str, float] = field(default_factory=dict)  # further figures by name, with their unit in the name
+    failed: bool = False  # a result was wrong, or the work broke off with an error: `remark` says which
 
     @property
     def ratio(self) -> float | None:

@@ -18,6 +18,7 @@ from seedscope.engine.bench import (
     executors,
     function,
     geometry,
+    gpu,
     harvest,
     live,
     loss,
@@ -137,6 +138,11 @@ def serve_lines(
 def plan_lines(*, full: bool, report: Report, constants: Path, root: Path | None = None) -> Iterator[BenchLine]:
     """The constants of `seedscope plan`, written to a file."""
     yield from planning.lines(constants=constants, root=root, report=report)
+
+
+def gpu_lines(*, full: bool, report: Report, device: torch.device, minutes: float) -> Iterator[BenchLine]:
+    """Every path of a CUDA device, within so many minutes. Asked for by name only: it takes the device for itself."""
+    yield from gpu.lines(device=device, minutes=minutes, report=report)
 
 
 # What `seedscope bench` measures when nothing is named.
