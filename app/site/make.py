@@ -79,7 +79,9 @@ async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Rep
     lines = {name: await list_features(app, study, row, asked) for name, row in store.ensembles.items()}
     total = sum(map(len, lines.values()))
     if not total:
-        raise ValueError(f"{filter or 'no filter'} finds no feature of {study}, expected a filter that finds some")
+        raise ValueError(
+            f"filter is {filter!r} and finds none of the features of {study}, expected one that finds some"
+        )
     places = {name: frozenset((line["seed"], line["feature"]) for line in found) for name, found in lines.items()}
     site = SiteMap(study, tuple(store.ensembles), lens, places)
     with _written_whole(folder) as draft:

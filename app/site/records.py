@@ -21,7 +21,6 @@ _AS_THEY_ARE = (
     "decoder_norm", "histogram", "ablation", "positive_logits", "negative_logits", "explanations", "label_agreement", "subspace",
     "trajectory", "predicted",
 )  # fmt: skip
-_CUT = 10_000  # activations are kept at this part of a unit
 
 
 def thinned(feature: dict[str, Any], n_contexts: int | None) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def _context(context: ShownContext, texts: Texts) -> list[Any]:
 
 def _activations(values: list[float], first: int) -> list[float]:
     """[place, activation, place, activation, ..] of those above zero."""
-    return [each for i, a in enumerate(values, first) if a > 0 for each in (i, round(_CUT * a) / _CUT or 1 / _CUT)]
+    return [each for i, a in enumerate(values, first) if a > 0 for each in (i, short_activation(a))]
 
 
 def _counterpart(m: Counterpart, texts: Texts, *, shows: bool) -> list[Any]:
@@ -109,7 +108,7 @@ class RowTable:
         """{column: values} of lines of the table as its JSON has them; columns that are None throughout are absent."""
         found = {name: [shortened(row.get(name)) for row in rows] for name in self._names}
         found["seed"] = [str(row["seed"]) for row in rows]  # scripts know no whole numbers beyond 2^53
-        found["cosines"] = [[self._on_its_side(cosine) for cosine in row["cosines"]] for row in rows]
+        found["cosines"] = [[short_cosine(cosine, self._theta) for cosine in row["cosines"]] for row in rows]
         found["top_tokens"] = [row["top_tokens"] and [self._number(text) for text in row["top_tokens"]] for row in rows]
         found["top_token_counts"] = [
             row["top_token_shares"] and [round(share * (row["n_active"] or 0)) for share in row["top_token_shares"]]
@@ -120,9 +119,15 @@ class RowTable:
     def _number(self, text: str) -> int:
         return self.tokens.setdefault(text, len(self.tokens))
 
-    def _on_its_side(self, cosine: float) -> float:
-        """A cosine at three decimals that reaches theta exactly where the cosine itself does: a bar must not change its kind."""
-        short, reaches = round(cosine, 3), bool(is_match([cosine], self._theta)[0])
-        if bool(is_match([short], self._theta)[0]) != reaches:
-            short = round(short + (0.001 if reaches else -0.001), 3)
-        return short
+
+def short_cosine(cosine: float, theta: float) -> float:
+    """A cosine at three decimals where that changes neither its side of theta nor its first two decimals; else whole."""
+    short = round(cosine, 3)
+    same = bool(is_match([short], theta)[0]) == bool(is_match([cosine], theta)[0])
+    return short if same and f"{short:.2f}" == f"{cosine:.2f}" else float(shortened(cosine))
+
+
+def short_activation(activation: float) -> float:
+    """An activation at the three decimals that pages show, where that leaves its first two as they are; else whole."""
+    short = round(activation, 3)
+    return short if short > 0 and f"{short:.2f}" == f"{activation:.2f}" else float(shortened(activation))
