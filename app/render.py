@@ -158,6 +158,12 @@ def respond(
     return HTMLResponse("".join(parts), status, headers)
 
 
+def rendered(name: str, path: str, /, **values: Any) -> Markup:
+    """A template that answers no request, with the ids of its glossary entries made from `path`."""
+    _number_entries(path)
+    return Markup(templates.get_template(name).render(values))
+
+
 def etag(request: Request, status: int) -> dict[str, str]:
     """The ETag that the route left for its answer; none for pages that are not kept, and none for refusals."""
     etag = getattr(request.state, "etag", None) if status == 200 else None

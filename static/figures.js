@@ -64,7 +64,8 @@
       if (rows && !diagonal && pointNumber[0] === pointNumber[1]) return;
       const own = rows ? rows[pointNumber[0]] + columns[pointNumber[1]] : customdata;
       const target = base ? base + own + (query ?? "") : own;
-      if (typeof target === "string" && target.startsWith("/")) location.href = target;
+      const page = typeof target === "string" && target.startsWith("/") ? (window.seedscope?.address(target) ?? target) : null; // a static site has files
+      if (page) location.href = page;
     });
   }
   const drawAll = async () => { for (const node of document.querySelectorAll("[data-figure]")) await draw(node); };

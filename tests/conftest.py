@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from starlette.testclient import TestClient
 
 from seedscope.app.main import create_app
 from seedscope.app.settings import Settings
+from seedscope.app.site.make import make_site
 from seedscope.engine.activations.harvest import LanguageModel, load_model
 from seedscope.engine.contract.index.layout import index_folder
 from seedscope.engine.contract.recipe import StudyConfig
@@ -27,7 +29,7 @@ from seedscope.engine.saes import sae
 from seedscope.engine.studies.run import run_study
 from support.chat_server import ChatServer
 from support.span_study import publish_spans
-from support.studies import ENSEMBLE, STUDY
+from support.studies import ENSEMBLE, LISTED, STUDY
 
 LOCAL = "http://127.0.0.1"
 # A shell that runs the tests in the background lets them ignore Ctrl-C, and whatever they start with them.
@@ -80,6 +82,14 @@ def client(study_root: Path) -> Iterator[TestClient]:
     """A browser on this machine that looks at the small study."""
     with TestClient(create_app(Settings(study_root)), base_url=LOCAL) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def site_folder(study_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The static site of a quarter of the small study, in a folder with a space and a sign in its name."""
+    folder = tmp_path_factory.mktemp("site") / "a site & more"
+    with ThreadPoolExecutor(1) as thread:  # without the event loop of a browser's tests
+        return thread.submit(make_site, study_root, STUDY, folder, filter=f"id={LISTED}").result().folder
 
 
 @pytest.fixture(scope="session")

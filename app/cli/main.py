@@ -28,6 +28,7 @@ from seedscope.app.cli import (  # noqa: F401
     public,
     run,
     serve,
+    site,
     sources,
     synthetic,
     verify,
@@ -39,7 +40,8 @@ __all__ = ["COMMANDS", "app", "main"]
 # As `seedscope --help` lists them: to look, to bring in one's own, to compute and make more, to take away, the machine.
 COMMANDS = (
     "demo", "serve", "engine", "run", "plan", "public", "inspect", "import", "analyze", "anchor", "predict", "explain",
-    "pool", "synthetic", "sources", "match", "diff", "lookup", "annotate", "export", "mcp", "verify", "bench", "doctor",
+    "pool", "synthetic", "sources", "match", "diff", "lookup", "annotate", "export", "site", "mcp", "verify", "bench",
+    "doctor",
 )  # fmt: skip
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))

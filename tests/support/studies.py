@@ -22,6 +22,7 @@ from seedscope.engine.studies.analyse import analyse
 from seedscope.engine.studies.publish import publish
 
 STUDY, ENSEMBLE = "small", "topk-96"  # the fixture's study
+LISTED = ",".join(map(str, range(24)))  # features of every seed, of which the tests make a static site
 
 
 def members_that_agree(
