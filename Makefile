@@ -4,6 +4,7 @@
 # `make test-cluster`: the executor of SLURM clusters, on a private one that the tests start.
 # `make coverage`: the suite once more, and the share of lines that it reaches.
 # `make audit`: known faults of the packages that constraints.txt names; it asks a service on the network.
+# `make dist`: the source distribution and the wheel of this commit, in dist/; the wheel is the same bytes every time.
 # `make check`: the quick checks: lint, format, imports between rooms, types.
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ PYTEST_ARGS ?=
 AUDIT_ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-long test-cluster coverage check audit clean
+.PHONY: demo test test-long test-cluster coverage check audit dist clean
 demo: $(VENV)/.demo
 	$(BIN)/seedscope demo
 
@@ -42,6 +43,11 @@ audit: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.[audit]'
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt $(AUDIT_ARGS) || \
 		{ echo "pip-audit found faults, or its source could not be asked: see above; AUDIT_ARGS=\"-s osv\" asks another one"; exit 1; }
+
+dist: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.[release]'
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("found Python %d.%d, expected 3.11 or newer; try: make PYTHON=python3.12 demo" % v[:2])'

@@ -16,6 +16,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seedscope.app import render
+from seedscope.app.cross_origin import STABILITY
 from seedscope.app.freshness import NotModified
 from seedscope.app.jobs.kinds import JobRefusedError
 from seedscope.app.live.asking import ForeignError
@@ -131,7 +132,7 @@ def add_error_pages(app: FastAPI) -> None:
 
 def _is_data(request: Request) -> bool:
     """Whether a program reads what comes; a refusal is JSON then, whatever form was asked for, and never a page."""
-    return request.url.path.endswith(PAGE_SUFFIXES)
+    return request.url.path.endswith(PAGE_SUFFIXES) or request.url.path.startswith(STABILITY)
 
 
 def _refuse(request: Request, status: int, title: str, problems: list[dict[str, str]]) -> Response:
@@ -191,7 +192,8 @@ def _not_found(request: Request, error: NotFound) -> Response:
 
 
 def _bad_value(request: Request, error: BadValue) -> Response:
-    return _refuse(request, 422, "A value in the address is not usable", [asdict(error)])
+    place = "body" if request.method == "POST" and error.name not in request.query_params else "address"
+    return _refuse(request, 422, f"A value in the {place} is not usable", [asdict(error)])
 
 
 def _one_member(request: Request, error: OneMember) -> Response:
@@ -218,13 +220,18 @@ def _job_refused(request: Request, error: JobRefusedError) -> Response:
 
 def _bad_request(request: Request, error: RequestValidationError) -> Response:
     allowed = parameters_of(request)
-    problems = [
-        {"name": str(e["loc"][-1]), "found": _found(e), "expected": _expected(e, allowed)} for e in error.errors()
-    ]
-    return _refuse(request, 422, "A value in the address is not usable", problems)
+    problems = [{"name": _name(e), "found": _found(e), "expected": _expected(e, allowed)} for e in error.errors()]
+    is_sent = any(e["loc"][0] == "body" for e in error.errors())
+    return _refuse(request, 422, f"A value in the {'body' if is_sent else 'address'} is not usable", problems)
+
+
+def _name(error: dict) -> str:
+    return "body" if error["type"] == "json_invalid" else str(error["loc"][-1])
 
 
 def _found(error: dict) -> str:
+    if error["type"] == "json_invalid":
+        return "what is no JSON"
     return "an unknown parameter" if error["type"] == "extra_forbidden" else repr(error["input"])
 
 
@@ -260,6 +267,8 @@ def _without_answer(request: Request, says: str, *, again: bool, status: int = 5
 def _http_error(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     problem = {"name": "address", "found": request.url.path, "expected": "a page that the studies link to"}
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's word for a body that it cannot even decode
+        problem = {"name": "body", "found": "what cannot be read", "expected": "JSON, not nested deeply"}
     response = _refuse(request, error.status_code, phrase, [problem])
     response.headers.update(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from seedscope.app import render
+from seedscope.app.cross_origin import checked_origins
 from seedscope.app.error_pages import add_error_pages
 from seedscope.app.jobs.queue import Jobs
 from seedscope.app.leaving import EndWithClient
@@ -59,6 +60,9 @@ def _engine(settings: Settings) -> EngineProcess | RemoteEngine:
 
 def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
     """The ASGI application; opens stores at the first request that needs them. Without `jobs` it runs those of the root itself."""
+    checked_origins(
+        settings.allowed_origins, needs_token=settings.token is not None
+    )  # the guard is made at the first request
     live = LiveEngine(_engine(settings))
 
     @asynccontextmanager
@@ -80,6 +84,7 @@ def create_app(settings: Settings, jobs: Jobs | None = None) -> FastAPI:
         needs_token=settings.token is not None,
     )
     app.state.studies = Studies(settings.root)
+    app.state.needs_token = settings.token is not None
     app.state.live = live
     app.state.live_shares = Shares()
     app.state.turns = AllTurns(settings.workers)

@@ -12,6 +12,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
+from seedscope.app.cross_origin import STABILITY
 from seedscope.app.error_pages import EnginePage, ErrorPage
 from seedscope.app.freshness import check_kept
 from seedscope.app.security import COOKIE
@@ -22,6 +23,7 @@ _FILES = {
     "parquet": "application/vnd.apache.parquet",
     "json": "application/json",
     "png": "image/png",
+    "svg": "image/svg+xml",
 }
 _HTML, _JSON, _PLAIN = "text/html", "application/json", "text/plain"
 _TEXT: dict[str, Any] = {"schema": {"type": "string"}}
@@ -56,7 +58,11 @@ class DescribedApp(FastAPI):
             return self.openapi_schema
         schema = super().openapi()
         shapes = schema.setdefault("components", {}).setdefault("schemas", {})
-        shapes.clear()  # what FastAPI answers to a bad request by itself is answered by `app.error_pages`
+        for name in (
+            "HTTPValidationError",
+            "ValidationError",
+        ):  # `app.error_pages` answers a bad request in FastAPI's place
+            shapes.pop(name, None)
         for shape in (ErrorPage, EnginePage):
             described = TypeAdapter(shape).json_schema(ref_template="#/components/schemas/{model}")
             shapes |= described.pop("$defs", {}) | {shape.__name__: described}
@@ -86,6 +92,8 @@ class DescribedApp(FastAPI):
             answers["202"] = {"description": "The engine starts", "content": {_HTML: _TEXT}, "headers": _RETRY}
         if path in self._kept:
             answers["304"] = {"description": "The copy that the request names by If-None-Match still holds"}
+        if "413" in answers:  # beyond LONGEST_FORM it is refused before a route is found
+            answers["413"]["content"][_PLAIN] = _TEXT
         for status, says in self._in_plain_text(path).items():
             content = answers.get(status, {}).get("content", {}) | {_PLAIN: _TEXT}
             answers[status] = {"description": says, "content": content}
@@ -109,7 +117,7 @@ class DescribedApp(FastAPI):
 
 
 def _refusal(path: str, *shapes: str) -> dict[str, Any]:
-    """The content of a refusal at an address: JSON alone where it ends in `.json`, else whichever the client asks for."""
+    """The content of a refusal: JSON alone at addresses of data in any form, else whichever the client asks for."""
     found = [{"$ref": f"#/components/schemas/{shape}"} for shape in shapes]
     content: dict[str, Any] = {_JSON: {"schema": found[0] if len(found) == 1 else {"anyOf": found}}}
-    return content if path.endswith(".json") else {_HTML: _TEXT} | content
+    return content if path.endswith(".json") or path.startswith(STABILITY) else {_HTML: _TEXT} | content

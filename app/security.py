@@ -11,6 +11,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from seedscope.app.cross_origin import CrossOrigin
 from seedscope.app.settings import Settings
 from seedscope.engine.contract.engine_address import LOOPBACK_NAMES, host_name, is_served
 
@@ -55,6 +56,7 @@ class Guard:
         self._token = settings.token
         self._names = LOOPBACK_NAMES | {n.lower() for n in (settings.host, *settings.allowed_hosts)}
         self._beyond_loopback = not is_loopback(settings.host)
+        self._cross_origin = CrossOrigin(settings.allowed_origins, needs_token=settings.token is not None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,6 +74,7 @@ class Guard:
                 out["X-Content-Type-Options"] = "nosniff"
                 out["Referrer-Policy"] = "same-origin"
                 out["Cross-Origin-Opener-Policy"] = "same-origin"
+                self._cross_origin.add_headers(scope["path"], headers, out)
             await send(message)
 
         scope.setdefault("state", {})["is_known"] = True  # may see what the root holds; else `_refusal` says so
@@ -86,7 +89,9 @@ class Guard:
                 "start with --allow-host NAME to add one\n",
                 403,
             )
-        if scope["method"] not in READING:
+        if preflight := self._cross_origin.preflight(scope["method"], scope["path"], headers):
+            return preflight
+        if scope["method"] not in READING and not self._cross_origin.may_ask(scope["method"], scope["path"], headers):
             origin = headers.get("origin", "")
             site = headers.get("sec-fetch-site", "same-origin")  # browsers say it, pages cannot change it
             if origin.partition("://")[2] != host or site != "same-origin":

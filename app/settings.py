@@ -46,3 +46,5 @@ class Settings:
     """Address of a live engine on another machine; None: a process here, started when it is needed."""
     engine_token: str | None = None
     """That engine's token."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of other sites, or `*`, whose pages may read what `app.cross_origin` shares."""

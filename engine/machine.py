@@ -1,11 +1,16 @@
-"""Available memory of this machine, and the torch device that a name selects."""
+"""Available memory of this machine, arrays that do not need it, and the torch device that a name selects."""
 
+import math
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 GIB = 2**30
+WORKING_SHARE = 1 / 16  # of the free memory, up to which a working array stays in it
 
 
 def available_memory() -> int:
@@ -25,6 +30,19 @@ def available_memory() -> int:
 def free_memory(device: torch.device) -> int:
     """Bytes that can be allocated on a device; of the machine's memory where it is not a CUDA device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def working_array(shape: tuple[int, ...], dtype: Any, folder: Path | None) -> np.ndarray:
+    """Zeros of a shape: in memory up to WORKING_SHARE of what is free, beyond it in a file of `folder` without a name.
+
+    The system writes the file's pages out where memory runs short, and removes it with the array. None: always in memory.
+    """
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if folder is None or n_bytes <= WORKING_SHARE * available_memory():
+        return np.zeros(shape, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 def require_memory(path: str, parameters: int, item_size: int) -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -141,13 +142,18 @@ def test_the_citation_names_the_version_that_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert citation["cff-version"] == "1.2.0"
     assert (citation["title"], citation["version"], citation["license"]) == ("SeedScope", project["version"], "MIT")
-    assert citation["authors"]
+    assert citation["version"] == version("seedscope"), "the environment holds another version; run: make check"
+    assert citation["authors"] == project["authors"]
 
 
-def test_the_unreleased_part_of_the_changelog_says_what_was_added_changed_and_fixed():
+def test_the_changelog_says_of_this_version_what_was_added_changed_and_fixed():
+    """What is not released yet stands above it, under a heading without a version."""
     text = (ROOT / "CHANGELOG.md").read_text()
-    unreleased = text.split("\n## ")[1]
-    assert re.findall(r"^### (.*)$", unreleased, re.MULTILINE) == ["Added", "Changed", "Fixed"]
+    parts = dict(re.findall(r"^## (.*)\n((?:(?!## ).*\n)*)", text, re.MULTILINE))
+    citation = yaml.safe_load((ROOT / ".github" / "CITATION.cff").read_text())
+    this = f"{citation['version']} ({citation['date-released'].isoformat()})"
+    assert next(head for head in parts if head != "Unreleased") == this
+    assert re.findall(r"^### (.*)$", parts[this], re.MULTILINE) == ["Added", "Changed", "Fixed"]
 
 
 def test_help_names_every_command():

@@ -16,6 +16,7 @@ from seedscope.app.cli.options import (
     Stop,
     app,
     executor_of,
+    fetch_below,
     refusals,
 )
 from seedscope.app.cli.study_options import (
@@ -86,6 +87,7 @@ def analyze(
 
     root = root or default_root()
     folder, progress = root / study, Progress(quiet=quiet)
+    fetch_below(root, quiet=quiet)
     with refusals():
         plan = planned(root, study)
         with only_writer(folder), executor_of(executor, executor_option, root) as units_run_on:

@@ -17,6 +17,7 @@ from seedscope.app.cli.options import (
     Stop,
     app,
     executor_of,
+    fetch_below,
     refusals,
     writable,
 )
@@ -30,6 +31,7 @@ from seedscope.app.cli.study_options import (
 )
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
+from seedscope.engine.contract.urls import url_in, whole_source
 
 if TYPE_CHECKING:
     from seedscope.engine.store.catalogue import EnsemblePlan
@@ -48,7 +50,8 @@ def anchor(
     study: StudyName,
     ensemble: EnsembleName,
     sae: Annotated[
-        str, typer.Argument(metavar="SAE", help="A file, a folder or hf:OWNER/REPO/FOLDER.", show_default=False)
+        str,
+        typer.Argument(metavar="SAE", help="A file, a folder, its URL or hf:OWNER/REPO/FOLDER.", show_default=False),
     ],
     comparisons: Annotated[int, typer.Option(min=2, max=1000, help="How many SAEs to train for it.")] = 7,
     train_tokens: Annotated[
@@ -91,7 +94,9 @@ def anchor(
     from seedscope.engine.progress import Progress
 
     root = writable(root or default_root())
+    fetch_below(root, quiet=quiet)
     with refusals():
+        url_in(sae)  # refuses what may not be kept, before any work
         from seedscope.engine.saes.importers.ensemble import FORMATS
         from seedscope.engine.store import catalogue
         from seedscope.engine.studies.studyfile.read import AnchorPlan, StudyFile
@@ -112,9 +117,7 @@ def anchor(
         measured = token_source(text.tokens, text.cut) or plan.tokens
         if measured is None:
             raise Stop("no text is known to measure and train on, expected --tokens FILES")
-        source = tuple(
-            str(Path.cwd() / each) if not each.startswith(("hf:", "/", "~")) else each for each in train_text or ()
-        )
+        source = tuple(whole_source(each, Path.cwd()) for each in train_text or ())
         if not source:
             if not text.tokens and measured.part == "all":
                 raise Stop(

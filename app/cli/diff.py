@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from seedscope.app.cli.match import Rule
-from seedscope.app.cli.options import Quiet, app, check_parent, refusals
+from seedscope.app.cli.options import Quiet, app, check_parent, fetch_below, refusals
 
 if TYPE_CHECKING:
     from seedscope.engine.matching.diff import DiffReport
@@ -19,7 +19,7 @@ LONGEST_LIST = 20  # features of one kind that the page lists
 
 @app.command()
 def diff(
-    old: Annotated[str, typer.Argument(help="An SAE: a file, folder or hub name that `import` reads.")],
+    old: Annotated[str, typer.Argument(help="An SAE: a file, folder, URL or hub name that `import` reads.")],
     new: Annotated[str, typer.Argument(help="Its next version, of the same model and hook point.")],
     rule: Annotated[Rule, typer.Option(help="How a partner is matching.")] = Rule.argmax,
     theta: Annotated[float, typer.Option(min=0, max=0.95, help="A cosine of at least theta is a match.")] = 0.7,
@@ -38,14 +38,17 @@ def diff(
     """
     check_parent(json)
     check_parent(html)
+    fetch_below(None, quiet=quiet)
     with refusals():
         from seedscope.engine.matching.diff import diff as compare_versions
         from seedscope.engine.matching.diff import write
         from seedscope.engine.progress import Progress
+        from seedscope.engine.saes.importers.ensemble import at_hand
         from seedscope.engine.saes.importers.registry import named
 
+        saes = at_hand([named(old), named(new)])
         with Progress(quiet=quiet).stage("comparing", "pairs") as report:
-            versions = compare_versions(named(old), named(new), rule=rule.value, theta=theta, force=force)
+            versions = compare_versions(*saes, rule=rule.value, theta=theta, force=force)
             report(1, 1)
     fails = fail_below is not None and versions.kept < fail_below
     for line in _lines(versions):

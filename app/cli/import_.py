@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seedscope.app.cli.options import Quiet, Root, Stop, app, refusals, writable
+from seedscope.app.cli.options import Quiet, Root, Stop, app, fetch_below, refusals, writable
 from seedscope.app.cli.study_options import (
     ActivationSource,
     HookPointOut,
@@ -20,6 +20,7 @@ from seedscope.app.cli.study_options import (
 )
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
+from seedscope.engine.contract.urls import on_this_machine, url_in
 
 if TYPE_CHECKING:
     from seedscope.engine.progress import Progress
@@ -38,13 +39,15 @@ class Known(StrEnum):
 @with_text_options
 def import_(
     study: StudyName,
-    ensemble: Annotated[str, typer.Argument(metavar="ENSEMBLE", help="Its name; or a folder that `export` wrote.")],
+    ensemble: Annotated[
+        str, typer.Argument(metavar="ENSEMBLE", help="Its name; or a folder or URL that `export` wrote.")
+    ],
     path: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="PATH...",
-            help="SAE files, folders of them, hf:OWNER/REPO/FOLDER of a hub, public:NAME/FOLDER, or RELEASE/SAE_ID of SAELens' "
-            "registry.",
+            help="SAE files, folders of them, URLs such as s3://BUCKET/FOLDER, hf:OWNER/REPO/FOLDER of a hub, "
+            "public:NAME/FOLDER, or RELEASE/SAE_ID of SAELens' registry.",
         ),
     ] = None,
     format: Annotated[str, typer.Option(help="The library that wrote them; auto recognises it by the files.")] = "auto",
@@ -86,23 +89,29 @@ def import_(
 
     root = writable(root or default_root())
     progress = Progress(quiet=quiet)
+    fetch_below(root, quiet=quiet)
     if not path:
-        _restore(study, Path(ensemble), root, progress)
+        _restore(study, ensemble, root, progress)
         return
     with refusals():
         catalogue.require_name("study", study)
+        for each in path:
+            url_in(each)  # refuses what may not be kept, before any work
         with only_writer(root / study):
+            from seedscope.engine.saes.importers.ensemble import at_hand
             from seedscope.engine.saes.importers.public import resolved
             from seedscope.engine.saes.importers.registry import named
             from seedscope.engine.studies.import_ensemble import enrol
 
             recorded = recorded_activations(activations, text, progress)
+            tokens = None if recorded else token_source(text.tokens, text.cut)
+            saes = at_hand([named(one) for each in path for one in resolved(each)])
             with progress.stage("importing", "SAEs") as report:
                 entry = enrol(
-                    root, study, ensemble, [named(one) for each in path for one in resolved(each)],
+                    root, study, ensemble, saes,
                     format=format, seeds=_numbers(seeds), model=text.whole_model,
                     hookpoint=text.hookpoint, hookpoint_out=hookpoint_out,
-                    tokens=None if recorded else token_source(text.tokens, text.cut), activations=recorded,
+                    tokens=tokens, activations=recorded,
                     shared_start=shared_start.value if shared_start else None,
                     neuronpedia=neuronpedia or (), force=force, replaced=replace_, report=report,
                 )  # fmt: skip
@@ -116,16 +125,22 @@ def import_(
     print(f"next: {command}" + (f"   (activity needs {' and '.join(lacks)} as well)" if lacks else ""))
 
 
-def _restore(study: str, folder: Path, root: Path, progress: "Progress") -> None:
-    if not (folder / "manifest.json").is_file():
+def _restore(study: str, folder: str, root: Path, progress: "Progress") -> None:
+    with refusals():
+        url = url_in(folder)
+    if not url and not (Path(on_this_machine(folder)) / "manifest.json").is_file():
         raise Stop(
             f"found no manifest.json in {folder}: expected ENSEMBLE PATH.., or one folder that `seedscope export` wrote; "
             "see seedscope import --help"
         )
-    with refusals(), progress.stage(f"importing {study}", "steps") as report:
+    with refusals():
+        from seedscope.engine.export.by_url import fetched_export
         from seedscope.engine.export.restore import restore
 
-        restore(folder, root, study, report=report)
+        if url:
+            fetched_export(url)
+        with progress.stage(f"importing {study}", "steps") as report:
+            restore(folder, root, study, report=report)
     summary(root, study)
 
 

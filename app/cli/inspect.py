@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seedscope.app.cli.options import Stop, app, check_parent, refusals
+from seedscope.app.cli.options import Stop, app, check_parent, fetch_below, refusals
 from seedscope.app.cli.study_options import HookPoint, HookPointOut, Model, whole_path
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @app.command()
 def inspect(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="An SAE file, a folder of them, or hf:OWNER/REPO/FOLDER.")
+        str, typer.Argument(metavar="PATH", help="An SAE file, a folder of them, its URL, or hf:OWNER/REPO/FOLDER.")
     ],
     format: Annotated[str, typer.Option(help="The library that wrote them; auto recognises it by the files.")] = "auto",
     model: Model = None,
@@ -32,6 +32,7 @@ def inspect(
     Example: seedscope inspect runs/seed0
     """
     check_parent(json_file)
+    fetch_below(None)
     with refusals():
         from seedscope.engine.saes.importers.inspect import inspect as inspect_saes
         from seedscope.engine.saes.importers.registry import named

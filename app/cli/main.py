@@ -19,6 +19,7 @@ from seedscope.app.cli import (  # noqa: F401
     export,
     import_,
     inspect,
+    lookup,
     match,
     mcp,
     plan,
@@ -38,7 +39,7 @@ __all__ = ["COMMANDS", "app", "main"]
 # As `seedscope --help` lists them: to look, to bring in one's own, to compute and make more, to take away, the machine.
 COMMANDS = (
     "demo", "serve", "engine", "run", "plan", "public", "inspect", "import", "analyze", "anchor", "predict", "explain",
-    "pool", "synthetic", "sources", "match", "diff", "annotate", "export", "mcp", "verify", "bench", "doctor",
+    "pool", "synthetic", "sources", "match", "diff", "lookup", "annotate", "export", "mcp", "verify", "bench", "doctor",
 )  # fmt: skip
 app.registered_commands.sort(
     key=lambda command: COMMANDS.index(command.name or getattr(command.callback, "__name__", ""))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seedscope.app.cli.options import Quiet, app, check_parent, refusals
+from seedscope.app.cli.options import Quiet, app, check_parent, fetch_below, refusals
 
 
 class Rule(StrEnum):
@@ -20,8 +20,8 @@ class Rule(StrEnum):
 
 @app.command()
 def match(
-    sae_a: Annotated[Path, typer.Argument(help="An SAE: a file or folder of any library that `import` reads.")],
-    sae_b: Annotated[Path, typer.Argument(help="Another one, of the same model and hook point.")],
+    sae_a: Annotated[str, typer.Argument(help="An SAE: a file, folder or URL of any library that `import` reads.")],
+    sae_b: Annotated[str, typer.Argument(help="Another one, of the same model and hook point.")],
     rule: Annotated[Rule, typer.Option(help="How a partner is matching.")] = Rule.argmax,
     theta: Annotated[float, typer.Option(min=-1, max=1, help="A cosine of at least theta is a match.")] = 0.7,
     absolute: Annotated[bool, typer.Option("--absolute", help="Compare absolute cosines.")] = False,
@@ -35,11 +35,15 @@ def match(
     """
     from seedscope.engine.matching import pair
     from seedscope.engine.progress import Progress
+    from seedscope.engine.saes.importers.ensemble import at_hand
 
     check_parent(json)
-    with refusals(), Progress(quiet=quiet).stage("matching", "pairs") as report:
-        matching = pair.compare(sae_a, sae_b, rule=rule.value, theta=theta, absolute=absolute, force=force)
-        report(1, 1)
+    fetch_below(None, quiet=quiet)
+    with refusals():
+        saes = at_hand([sae_a, sae_b])
+        with Progress(quiet=quiet).stage("matching", "pairs") as report:
+            matching = pair.compare(*saes, rule=rule.value, theta=theta, absolute=absolute, force=force)
+            report(1, 1)
     for name, one in (("A", matching.a), ("B", matching.b)):
         print(f"{name}: {one}")
         for remark in one.remarks:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from seedscope.engine.contract.urls import hidden
+
 if TYPE_CHECKING:
     from seedscope.engine.executors.settings import ExecutorSettings
     from seedscope.engine.executors.unit import Executor
@@ -44,7 +46,9 @@ def refusals() -> Iterator[None]:
 
 def in_one_line(error: Exception) -> str:
     """What an error says, for somebody who did not write the code: its kind as well where that was nobody's intention."""
-    text = str(error)
+    from seedscope.engine.urls.cache import with_urls
+
+    text = with_urls(str(error))
     is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
     if is_full or NO_SPACE in text:  # libraries have errors of their own
         place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
@@ -60,7 +64,7 @@ def in_one_line(error: Exception) -> str:
 
 def shown(text: str) -> str:
     """A text as one line of bounded length, without characters that move a terminal's cursor or colours."""
-    line = " ".join(text.split())
+    line = hidden(" ".join(text.split()))
     line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}.."
 
@@ -122,6 +126,15 @@ def executor_of(
     settings = executor_named(name and name.value, options or [], file)
     with opened(settings, root) as executor:
         yield executor
+
+
+def fetch_below(root: Path | None, *, quiet: bool = False) -> None:
+    """Keep what lies behind URLs below a root once it was fetched; None: the default one."""
+    from seedscope.app.settings import default_root
+    from seedscope.engine.progress import Progress
+    from seedscope.engine.urls import cache
+
+    cache.fetch_below(root or default_root(), Progress(quiet=quiet))
 
 
 def check_parent(file: Path | None) -> None:

@@ -17,6 +17,7 @@ from seedscope.app.cli.options import (
     Stop,
     app,
     executor_of,
+    fetch_below,
     refusals,
 )
 from seedscope.app.cli.study_options import EnsembleName, StudyName, planned
@@ -48,7 +49,7 @@ def pool(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text to train on: a file or glob of text, .jsonl, .parquet or .npy ids, or hf:NAME; repeatable.",
+            help="Text to train on: a file or glob of text, .jsonl, .parquet or .npy ids, hf:NAME, or a URL; repeatable.",
             show_default="the study's training text",
         ),
     ] = None,
@@ -89,6 +90,7 @@ def pool(
 
         settings = PoolSettings(tokens, tuple(text or ()), theta, loss_tokens, device.value, replace)
         progress = Progress(quiet=quiet)
+        fetch_below(root, quiet=quiet)
         with executor_of(executor, executor_option, root) as units_run_on:
             if out is None:
                 folder = (root / study / "pool" / ensemble).absolute()

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, refusals, writable
+from seedscope.app.cli.options import Compute, Device, Quiet, Root, Stop, app, fetch_below, refusals, writable
 from seedscope.app.cli.study_options import TextOptions, planned, token_source, with_text_options
 from seedscope.app.cli.summary import summary
 from seedscope.app.settings import default_root
+from seedscope.engine.contract.urls import url_in
 
 if TYPE_CHECKING:
     from seedscope.engine.progress import Progress
@@ -23,7 +24,7 @@ def predict(
         str | None,
         typer.Argument(
             metavar="SAE",
-            help="A file, a folder or hf:OWNER/REPO/FOLDER; or STUDY/ENSEMBLE of one SAE that was imported.",
+            help="A file, a folder, its URL or hf:OWNER/REPO/FOLDER; or STUDY/ENSEMBLE of one SAE that was imported.",
             show_default=False,
         ),
     ] = None,
@@ -74,6 +75,7 @@ def predict(
     from seedscope.engine.progress import Progress
 
     root, progress = writable(root or default_root()), Progress(quiet=quiet)
+    fetch_below(root, quiet=quiet)
     if carry is not None:
         if sae or trained_on:
             raise Stop("--carry takes no SAE and no --from: it tests the ensembles of one study on each other")
@@ -83,6 +85,7 @@ def predict(
         raise Stop("expected an SAE and --from STUDY/ENSEMBLE, or --carry STUDY; see seedscope predict --help")
     source = _pair("--from", trained_on)
     with refusals():
+        url_in(sae)  # refuses what may not be kept, before any work
         source_plan = planned(root, source[0])
         source_plan.ensemble(source[1])
         target = _imported(root, sae)

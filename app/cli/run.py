@@ -14,6 +14,7 @@ from seedscope.app.cli.options import (
     Root,
     app,
     executor_of,
+    fetch_below,
     refusals,
     writable,
 )
@@ -37,6 +38,7 @@ def run(
     from seedscope.engine.progress import Progress
 
     root = writable(root or default_root())
+    fetch_below(root, quiet=quiet)
     with refusals():
         from seedscope.engine.studies.studyfile.read import read_study_file
 

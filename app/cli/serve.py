@@ -47,6 +47,14 @@ Proxies = Annotated[
     ),
 ]
 AllowHost = Annotated[list[str] | None, typer.Option(help="Further name that the Host header may hold; repeatable.")]
+AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ORIGIN",
+        help="Another site, as https://example.org, whose pages may read /stability and permalinks' .json; repeatable. "
+        "* means any, without a token alone.",
+    ),
+]
 Open = Annotated[
     bool | None,
     typer.Option(
@@ -80,7 +88,7 @@ LONGEST_TOKEN_FILE = 1000  # characters
 @app.command()
 def serve(
     root: Root = None, host: Host = "127.0.0.1", port: Port = DEFAULT_PORT, token: Token = None,
-    token_file: TokenFile = None, allow_host: AllowHost = None, proxy_headers: Proxies = None,
+    token_file: TokenFile = None, allow_host: AllowHost = None, allow_origin: AllowOrigin = None, proxy_headers: Proxies = None,
     open_browser: Open = None, device: Device = Compute.auto,
     workers: WebProcesses = None, log_format: LogLines = LogForm.brief,
     engine_url: EngineUrlOption = None, engine_token_file: EngineTokenFile = None,
@@ -89,6 +97,8 @@ def serve(
 
     Example: seedscope serve --root ~/studies --port 9000
     """
+    from seedscope.app.security import is_loopback
+
     root = root or default_root()
     if not root.is_dir():
         raise Stop(f"found no folder {root}, expected one with studies; build the embedded one with: seedscope demo")
@@ -97,6 +107,7 @@ def serve(
     settings = Settings(
         root, host, port, given, tuple(allow_host or ()), device.value, n_workers,
         _checked_proxies(proxy_headers or []), log_format.value, *_asked_engine(engine_url, engine_token_file, given),
+        _checked_origins(allow_origin or [], needs_token=given is not None or not is_loopback(host)),
     )  # fmt: skip
     serve_until_stopped(settings, bool(open_browser))
 
@@ -137,6 +148,16 @@ def given_token(token: str | None, file: Path | None) -> str | None:
 def _beginning(file: Path) -> str:
     with open(file, encoding="ascii") as opened:
         return opened.read(LONGEST_TOKEN_FILE)
+
+
+def _checked_origins(given: list[str], *, needs_token: bool) -> tuple[str, ...]:
+    """Origins as browsers write them; Stop for what is none, and for `*` where a token is needed."""
+    from seedscope.app.cross_origin import checked_origins
+
+    try:
+        return checked_origins(given, needs_token=needs_token)
+    except ValueError as error:
+        raise Stop(str(error)) from None
 
 
 def _checked_proxies(given: list[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from seedscope.app.cli.options import Stop
+from seedscope.engine.contract.urls import on_this_machine, url_in, whole_source
 
 if TYPE_CHECKING:
     from seedscope.engine.progress import Progress
@@ -33,7 +34,7 @@ TokenSource = Annotated[
     typer.Option(
         "--tokens",
         help="Text to measure on: a file or glob of text, .jsonl, .json, .csv, .tsv, .parquet, .npy or .npz ids, any of the "
-        "first also compressed (.gz, .zst, .bz2, .xz), or hf:NAME; repeatable.",
+        "first also compressed (.gz, .zst, .bz2, .xz), hf:NAME, or s3://BUCKET/*.txt; repeatable.",
         show_default=False,
     ),
 ]
@@ -64,7 +65,7 @@ ActivationSource = Annotated[
     str | None,
     typer.Option(
         "--activations",
-        help="Recorded activations in place of --model and --tokens: a .npy or .safetensors file, or a folder of them.",
+        help="Recorded activations in place of --model and --tokens: a .npy or .safetensors file, or a folder of them, or its URL.",
         show_default=False,
     ),
 ]
@@ -142,8 +143,8 @@ def token_source(source: list[str] | None, cut: dict[str, Any]) -> "Tokens | Non
             options = " and ".join(f"--{name}".replace("n_eval", "eval-tokens").replace("_", "-") for name in cut)
             raise Stop(f"{options} given without --tokens, expected the text that they are taken from")
         return None
-    paths = tuple(each if each.startswith(("hf:", "/", "~")) else str(Path.cwd() / each) for each in source)
-    return Tokens(paths, **cut, remark=", ".join("/".join(Path(each).parts[-2:]) for each in source))
+    paths = tuple(whole_source(each, Path.cwd()) for each in source)
+    return Tokens(paths, **cut, remark=", ".join(url_in(each) or "/".join(Path(each).parts[-2:]) for each in source))
 
 
 def recorded_activations(source: str | None, text: TextOptions, progress: "Progress") -> "RecordedActivations | None":
@@ -165,7 +166,7 @@ def recorded_activations(source: str | None, text: TextOptions, progress: "Progr
             )
     from seedscope.engine.studies.recorded import describe
 
-    given = str(Path(source).expanduser().absolute())
+    given = url_in(source) or str(Path(on_this_machine(source)).expanduser().absolute())
     settings = {name: value for name, value in text.cut.items() if name in ("n_eval", "outliers")}
     return describe(given, text.hookpoint, progress, **settings)
 

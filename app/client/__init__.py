@@ -8,6 +8,7 @@
     feature = ensemble.feature(seed=0, index=17)
     feature.stability, feature.matches, feature.contexts
     ensemble.decoder(seed=0)                            # (d_sae, d_in), NumPy
+    seedscope.lookup("7aea5a0d015caa81")                # which studies know these weights, by an SAE's digest
 
     seedscope.from_saelens([sae_a, sae_b, sae_c])       # SAEs in memory: a DataFrame, without a study
 
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas
 
+    from seedscope.app.store.lookup import SaeSummary
     from seedscope.notebook import Studies
 
-__all__ = ["from_saelens", "open"]
+__all__ = ["from_saelens", "lookup", "open"]
 
 
 def open(root: str | os.PathLike[str] | None = None) -> "Studies":
@@ -34,6 +36,18 @@ def open(root: str | os.PathLike[str] | None = None) -> "Studies":
     from seedscope.notebook import Studies
 
     return Studies(root)
+
+
+def lookup(sae_digest: str, root: str | os.PathLike[str] | None = None) -> "list[SaeSummary]":
+    """What each study under a folder says of the SAE of a digest; empty where none knows it.
+
+    The one with the most comparisons comes first. Buckets with counts and shares, mean and median stability, how features are
+    judged, chance beside it: the fields of `/stability/SAE_DIGEST`. `seedscope lookup FILE` tells a file's digest. Raises
+    FileNotFoundError where the folder is not there.
+    """
+    from seedscope.notebook import look_up
+
+    return look_up(sae_digest, root)
 
 
 def from_saelens(

@@ -21,6 +21,7 @@ from seedscope.app.store.errors import BadValue, NotFound
 from seedscope.app.store.feature_query import SORTS, FeatureQuery
 from seedscope.app.store.judging import rule_cosines, rule_partners, stability_of
 from seedscope.app.store.kept_spans import candidates_table, span_basis, span_explanations
+from seedscope.app.store.lookup import SaeSummary, places_of, summarise
 from seedscope.app.store.search import HITS
 from seedscope.app.store.studies import Studies as StudyStores
 from seedscope.app.store.study import StudyStore
@@ -379,6 +380,15 @@ class Studies(Mapping[str, Study]):
 
     def __repr__(self) -> str:
         return f"<seedscope studies under {self.root}: {', '.join(self) or 'none'}>"
+
+
+def look_up(sae_digest: str, root: str | os.PathLike[str] | None) -> list[SaeSummary]:
+    """What each study under a folder says of an SAE; see `seedscope.lookup`."""
+    studies = Studies(root)
+    try:
+        return [summarise(place) for place in places_of(studies._stores, sae_digest)]
+    except NotFound:
+        return []
 
 
 @contextmanager

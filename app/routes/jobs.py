@@ -1,4 +1,4 @@
-"""Jobs: long work started, watched and cancelled from the pages; the only addresses that take a POST."""
+"""Jobs: long work started, watched and cancelled from the pages; the only addresses at which a POST changes anything."""
 
 import json
 from dataclasses import asdict, dataclass

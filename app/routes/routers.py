@@ -8,7 +8,7 @@ feature, the permalink last of these.
 
 from fastapi import APIRouter
 
-from seedscope.app.routes import compare, home, jobs, manual, my_list
+from seedscope.app.routes import compare, home, jobs, manual, my_list, stability
 from seedscope.app.routes.ensemble import (
     ablation,
     buckets,
@@ -45,6 +45,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     compare.router,
     compare.asking_router,
     my_list.router,
+    stability.router,
     # of a study: /s/{study}/..
     starts.router,
     sources.router,

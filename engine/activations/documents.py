@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from seedscope.engine.activations.readers import Columns, Document, mask_beside, read_file
+from seedscope.engine.activations.readers import MASK, Columns, Document, mask_beside, read_file
 from seedscope.engine.contract.patterns import matches
+from seedscope.engine.contract.urls import on_this_machine, url_in
+from seedscope.engine.urls.cache import fetch_matching, with_urls
 
 __all__ = ["OPTIONS", "Document", "documents", "is_held_out", "split"]
 
@@ -31,6 +33,7 @@ def documents(source: str | Path | Iterable[str | Path], *, field: str | None = 
     - anything else is UTF-8 text, one document; files beyond 1 MiB come in parts cut at line ends.
     - `.gz`, `.zst`, `.bz2` or `.xz` behind any of these but `.parquet` and `.npy`.
     - `hf:NAME[:split]` streams from the Hugging Face hub (split `train` unless given; needs `seedscope[hub]`).
+    - `s3://BUCKET/..` or another URL of a file or pattern: the files are fetched (engine.urls), and then read as above.
 
     `#field=NAME` behind the source, or `field`, names the field or column; without it `text`, then `input_ids`, then
     `tokens` is taken, then the only one of strings. Of ids with an `attention_mask` beside them only those are read for which
@@ -82,7 +85,9 @@ def _source_documents(source: str, field: str | None) -> Iterator[Document]:
         source, field, config = options["source"], values.get("field", field), values.get("config")
     if source.startswith("hf:"):
         return _data_set(source, field, config)
-    path = Path(source).expanduser()
+    if url := url_in(source):
+        return _fetched_documents(fetch_matching(url, beside_suffix=".npy", is_wanted=_is_mask), field)
+    path = Path(on_this_machine(source)).expanduser()
     if path.is_dir():
         raise ValueError(f"{source} is a folder, expected files; name them with a glob such as {path}/*.txt")
     files = sorted(Path(file) for file in matches(path) if Path(file).is_file())
@@ -90,8 +95,26 @@ def _source_documents(source: str, field: str | None) -> Iterator[Document]:
         raise ValueError(
             f"found no file at {source!r}, expected a file, a glob such as 'corpus/*.txt' or hf:NAME[:split]"
         )
+    return _documents_in(files, field)
+
+
+def _documents_in(files: list[Path], field: str | None) -> Iterator[Document]:
     masks = {mask_beside(file) for file in files if file.suffix.lower() == ".npy"}
     return chain.from_iterable(read_file(file, field) for file in files if file not in masks)
+
+
+def _is_mask(name: str) -> bool:
+    """Whether a file may be the attention mask of token ids beside it."""
+    return name.endswith(".npy") and MASK in name
+
+
+def _fetched_documents(files: list[Path], field: str | None) -> Iterator[Document]:
+    """Documents of fetched files, by their URLs."""
+    try:
+        for name, content in _documents_in(files, field):
+            yield with_urls(name), content
+    except ValueError as error:
+        raise ValueError(with_urls(str(error))) from None
 
 
 def _data_set(source: str, field: str | None, config: str | None) -> Iterator[Document]:

@@ -17,6 +17,8 @@ from natsort import natsorted
 from safetensors import SafetensorError, safe_open
 
 from seedscope.engine.activations.shards import Shards
+from seedscope.engine.contract.urls import on_this_machine, url_in
+from seedscope.engine.urls.cache import fetch
 
 SUFFIXES = (".npy", ".safetensors")
 NAME = "activations"  # of the tensor, where a file holds several
@@ -108,12 +110,13 @@ class Recorded(NamedTuple):
 
 
 def open_recorded(source: Path | str) -> Recorded:
-    """The activations at a file or folder, from the heads of the files alone.
+    """The activations at a file or folder, from the heads of the files alone; those behind a URL are fetched first.
 
     Raises ValueError naming the file where there are none, or of several widths, where they are no floating-point numbers of
     two or three dimensions, and where a file is not complete.
     """
-    path = Path(source).expanduser()
+    url = url_in(source)
+    path = fetch(url) if url else Path(on_this_machine(source)).expanduser()
     files = tuple(_open(each) for each in _files(path))
     for file in files:
         if file.shape[1] != files[0].shape[1]:

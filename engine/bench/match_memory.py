@@ -1,4 +1,4 @@
-"""What importing, matching and publishing an ensemble holds in memory, as its members become more.
+"""What importing, matching, geometry and publishing of an ensemble hold in memory, as its members become more.
 
 Members are random SAEs on disk in SAELens' layout; `seedscope import` and `seedscope analyze` read them as they read any. Each
 runs as a process of its own. If members are streamed, twice as many take hardly more memory: what one member and what is found
@@ -39,7 +39,7 @@ def lines() -> Iterator[BenchLine]:
     if not process_memory(1):
         yield BenchLine("memory of matching", None, remark="not measured: needs Linux")
         return
-    runs: dict[str, list[_Run]] = {"import": [], "match and publish": []}
+    runs: dict[str, list[_Run]] = {name: [] for name in ("import", "match and publish", "subspaces")}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for seed in range(max(_MEMBERS)):
@@ -47,8 +47,9 @@ def lines() -> Iterator[BenchLine]:
         for n in _MEMBERS:
             study, saes = f"members{n}", [str(root / f"sae{seed}") for seed in range(n)]
             runs["import"].append(_run(root, "import", study, "drawn", *saes))
-            runs["match and publish"].append(_run(root, "analyze", study, "--only", "match"))
-    weights = 2 * 4 * _D_SAE * _D_IN
+            for name in list(runs)[1:]:
+                runs[name].append(_run(root, "analyze", study, "--only", name.removesuffix(" and publish")))
+    weights = 2 * 4 * _D_SAE * _D_IN  # encoder and decoder; spans need the decoder alone
     for name, (few, many) in runs.items():
         per_member = (many.anonymous - few.anonymous) / (_MEMBERS[1] - _MEMBERS[0])
         remark = (

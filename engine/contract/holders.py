@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from seedscope.engine.contract.urls import hidden
+
 SECRET_OPTIONS = ("--token",)  # whose values stand in no note
 LONGEST = 200  # characters of a command that are shown
 
@@ -49,6 +51,10 @@ def _command(arguments: list[str]) -> str:
     for before, word in zip(["", *rest], rest, strict=False):
         option, equals, _ = word.partition("=")
         words.append(
-            "***" if before in SECRET_OPTIONS else f"{option}=***" if equals and option in SECRET_OPTIONS else word
+            "***"
+            if before in SECRET_OPTIONS
+            else f"{option}=***"
+            if equals and option in SECRET_OPTIONS
+            else hidden(word)
         )
     return " ".join(words)

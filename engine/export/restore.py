@@ -24,7 +24,9 @@ from seedscope.engine.contract.schema import DECODER_RULES, RULE_COLUMN, Column
 from seedscope.engine.contract.tables import pools
 from seedscope.engine.contract.tables.features import Context, Feature, Match
 from seedscope.engine.contract.tables.study import Ensemble, Member, Study
+from seedscope.engine.contract.urls import on_this_machine, url_in
 from seedscope.engine.export import manifest
+from seedscope.engine.export.by_url import fetched_export
 from seedscope.engine.export.features import COMPARISON, PARTNERS
 from seedscope.engine.export.open_study import sae_file
 from seedscope.engine.export.parquet import CONTEXTS, CURVE_TABLES, CURVES, FEATURES, MATCHES, PLAIN, SWEEP
@@ -40,6 +42,7 @@ from seedscope.engine.store.staged import staged
 from seedscope.engine.studies.pools.record import RECORD, SAE_FOLDER, pool_folder
 from seedscope.engine.studies.pools.record import read as read_pool
 from seedscope.engine.studies.synthetic import plan as synthetic
+from seedscope.engine.urls.cache import with_urls
 
 _TABLES = {FEATURES, MATCHES, CONTEXTS, CURVES, *PLAIN.values()}
 # Tables that exports of former schemas may not have.
@@ -53,13 +56,24 @@ _OF_MATCHES = {"ensemble": _TEXT, "seed": _INT, "feature": _INT, "other_seed": _
 }
 
 
-def restore(folder: Path, root: Path, study: str | None = None, *, report: Report = lambda done, total: None) -> Path:
-    """Publish a Parquet export under a root, as `study` or under the name it had; returns the store's path.
+def restore(
+    folder: Path | str, root: Path, study: str | None = None, *, report: Report = lambda done, total: None
+) -> Path:
+    """Publish a Parquet export in a folder or at a URL under a root, as `study` or under its own name; returns the store's path.
 
     Under its own name the store is the one that was exported, digest and all. Memory: one row group, the features of about
     a member. Raises ValueError for a folder that is no such export, a file that is missing or not what was exported, tables
     that contradict each other, the SAEs or the catalogue, and a name that is taken or cannot be one; then nothing is left behind.
     """
+    url = url_in(folder)
+    folder = fetched_export(url) if url else Path(on_this_machine(folder))
+    try:
+        return _restored(folder, root, study, report)
+    except ValueError as error:
+        raise ValueError(with_urls(str(error))) from None
+
+
+def _restored(folder: Path, root: Path, study: str | None, report: Report) -> Path:
     exported = manifest.read(folder)
     if exported.kind != "parquet":
         raise ValueError(

@@ -9,6 +9,7 @@ the cut and for links is this project's.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,9 @@ from scipy import sparse
 from sknetwork.clustering import Louvain
 
 from seedscope.engine.geometry.pursuit import pursuit_residual
-from seedscope.engine.geometry.subspaces import Device, Report
+from seedscope.engine.geometry.row_sets import Device
+from seedscope.engine.geometry.subspaces import Report
+from seedscope.engine.machine import working_array
 
 K_MAX = 4  # features of another seed that an expansion has at most
 FEWEST_SEEDS = 3
@@ -30,7 +33,7 @@ class SpanPool(NamedTuple):
     dimension: float  # that the living features of all seeds effectively fill, 1 to d
     seed: Int[np.ndarray, " pool"]  # index of the seed
     feature: Int[np.ndarray, " pool"]
-    rows: Float[np.ndarray, "pool d"]  # unit decoder rows, float32
+    rows: Float[np.ndarray, "pool d"]  # unit decoder rows, float32; in a file where they are many
     n_seeds: int
     others: list[np.ndarray]  # per seed, unit rows of living features that are not searched, a sample of SAMPLE at most
 
@@ -43,23 +46,27 @@ class SpanPool(NamedTuple):
         return np.arange(len(self.seed))[self.part(seed)]
 
 
-def pool_of(decoders: Sequence[np.ndarray], chosen: np.ndarray, living: np.ndarray) -> SpanPool:
+def pool_of(
+    decoders: Sequence[np.ndarray], chosen: np.ndarray, living: np.ndarray, scratch: Path | None = None
+) -> SpanPool:
     """The chosen ones among the living features, both (seeds, d_sae); raises ValueError for one without a direction."""
     seed, feature = np.nonzero(chosen & living)
     d = decoders[0].shape[1]
-    moment, parts, others = np.zeros((d, d)), [], []
-    for rows, alive, mask in zip(decoders, living, chosen & living, strict=True):
+    moment, pool, others = np.zeros((d, d)), working_array((len(seed), d), np.float32, scratch), []
+    ends = (chosen & living).sum(1).cumsum()
+    for index, (alive, mask) in enumerate(zip(living, chosen & living, strict=True)):
+        rows = decoders[index]
         some = np.asarray(rows, np.float32)
         norms = np.linalg.norm(some, axis=1, keepdims=True)
         if not np.isfinite(norms[alive]).all() or (norms[alive] == 0).any():
             raise ValueError("found living features without a direction, expected none: leave them out as dead")
         unit = some[alive] / norms[alive]
         moment += (unit.T @ unit).astype(np.float64)
-        parts.append(some[mask] / norms[mask])
+        pool[ends[index] - mask.sum() : ends[index]] = some[mask] / norms[mask]
         rest = np.flatnonzero(alive & ~mask)
         rest = rest[:: len(rest) // SAMPLE + 1]
         others.append(some[rest] / norms[rest])
-    return SpanPool(effective_dimension(moment), seed, feature, np.concatenate(parts), len(chosen), others)
+    return SpanPool(effective_dimension(moment), seed, feature, pool, len(chosen), others)
 
 
 def effective_dimension(moment: Float[np.ndarray, "d d"]) -> float:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from seedscope.engine.contract.tables.shared_spans import SPAN_FAILURES
 from seedscope.engine.geometry.expansions import FEWEST_SEEDS, K_MAX, SpanPool, mutual_links, pool_of
 from seedscope.engine.geometry.random_sets import LivingRows
+from seedscope.engine.geometry.row_sets import Device
 from seedscope.engine.geometry.shared_spans import (
     FEWEST_MEMBERS,
     FoundAgain,
@@ -20,7 +22,7 @@ from seedscope.engine.geometry.shared_spans import (
 )
 from seedscope.engine.geometry.side_by_side import side_by_side
 from seedscope.engine.geometry.span_nulls import N_DRAWS, Tested, judge_spans, over_seeds
-from seedscope.engine.geometry.subspaces import Device, Report
+from seedscope.engine.geometry.subspaces import Report
 
 LEVEL = 0.01  # corrected p of a shared span: at most
 ID_LENGTH = 12
@@ -81,12 +83,14 @@ def find_spans(
     n_draws: int = N_DRAWS,
     seed: int = 0,
     device: Device = "cpu",
+    scratch: Path | None = None,
     report: Report = lambda done, total: None,
 ) -> FoundSpans:
     """Search the `unstable` features (seeds, d_sae) of all seeds; `living` are those that expansions and nulls may use.
 
     `density` (seeds, d_sae) is None where it is not known; that null is then left out. `digests` of the SAEs make ids; without
-    them ids are of the members alone. The result depends on nothing but the arguments. Raises Unsearchable.
+    them ids are of the members alone. The result depends on nothing but the arguments. `decoders` are read one at a time, thrice;
+    where rows are many they lie in files of the folder `scratch`. Raises Unsearchable.
     """
     n_seeds = len(decoders)
     if n_seeds < FEWEST_SEEDS:
@@ -98,10 +102,10 @@ def find_spans(
         raise Unsearchable(
             f"{n_filled} of {n_seeds} seeds have living features without counterparts, expected at least {FEWEST_SEEDS}"
         )
-    pool = pool_of(decoders, unstable, living)
+    pool = pool_of(decoders, unstable, living, scratch)
     total = 2 * n_seeds + 1
     links = mutual_links(pool, decoders, living, k_max, device=device, report=lambda done, _: report(done, total))
-    living_rows = LivingRows(decoders, living, density)
+    living_rows = LivingRows(decoders, living, density, scratch)
 
     def search(without: int) -> tuple[list[FoundSpan], Tested | None]:
         some = discover(pool, links, without if without >= 0 else None)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from seedscope.engine.matching.best_matches import BestMatches
 from seedscope.engine.matching.match import Matches
 from seedscope.engine.saes.sae import directed
 
@@ -25,7 +26,7 @@ class DirectionMap(NamedTuple):
 
 def draw_map(
     decoders: Sequence[Float[torch.Tensor, "d_sae d_in"]] | Float[torch.Tensor, "members d_sae d_in"],
-    matches: Matches,
+    matches: Matches | BestMatches,
     living: Bool[np.ndarray, "members d_sae"],
     *,
     most: int = MOST,
@@ -53,7 +54,7 @@ def draw_map(
     return DirectionMap(x, y, f"{remark}; t-SNE of unit decoder rows, perplexity {PERPLEXITY:g}, random seed {seed}")
 
 
-def _with_nearest(drawn: np.ndarray, matches: Matches, most: int, seed: int) -> tuple[np.ndarray, str]:
+def _with_nearest(drawn: np.ndarray, matches: Matches | BestMatches, most: int, seed: int) -> tuple[np.ndarray, str]:
     """A random choice of the first member's features that may be drawn, with their partners in the others."""
     members = len(drawn)
     anchor = int(np.argmax(drawn.any(1)))
@@ -61,8 +62,8 @@ def _with_nearest(drawn: np.ndarray, matches: Matches, most: int, seed: int) -> 
     mine = np.random.default_rng(seed).permutation(np.flatnonzero(drawn[anchor]))[:n]
     chosen = np.zeros_like(drawn)
     chosen[anchor, mine] = True
-    for slot, other in enumerate(matches.other[anchor]):
-        partner = matches.partner[anchor, mine, slot]
+    partners = matches.partner[anchor][mine]
+    for other, partner in zip(matches.other[anchor], partners.T, strict=True):
         chosen[other, partner[partner >= 0]] = True
     chosen &= drawn
     return chosen, f"{len(mine):,} features of one seed, drawn at random, and their nearest living ones in every other"

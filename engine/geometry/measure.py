@@ -1,6 +1,7 @@
 """Measure one ensemble's stable and unstable rows: subspaces, pursuit and predictability, as small arrays for pages."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,13 +9,19 @@ import torch
 from jaxtyping import Float
 
 from seedscope.engine.contract.stability import EPSILON, THETA, buckets, count_matches
-from seedscope.engine.geometry.predictability import FEWEST, Predictability, match_clusters, predictability
+from seedscope.engine.geometry.predictability import (
+    FEWEST,
+    MOST_NUMBERS,
+    Predictability,
+    match_clusters,
+    predictability,
+    some_clusters,
+)
 from seedscope.engine.geometry.pursuit import Residuals, span_residuals
+from seedscope.engine.geometry.row_sets import Device, MaskedRows, Rows, unit_sets
 from seedscope.engine.geometry.subspaces import (
-    Device,
     FeatureEnergy,
     MatchedRank,
-    Rows,
     Transfer,
     basis,
     effective_rank,
@@ -26,8 +33,8 @@ from seedscope.engine.geometry.subspaces import (
     random_rank,
     spectrum,
     transfer,
-    unit_sets,
 )
+from seedscope.engine.matching.best_matches import BestMatches
 from seedscope.engine.matching.match import Matches
 
 ANGLE_QUANTILES = (0.1, 0.5, 0.9)
@@ -87,7 +94,7 @@ class Geometry(NamedTuple):
 
 def measure(
     decoders: Sequence[Rows],
-    matches: Matches,
+    matches: Matches | BestMatches,
     dead: np.ndarray,
     *,
     theta: float = THETA,
@@ -96,35 +103,37 @@ def measure(
     covariance: Float[np.ndarray, "d d"] | None = None,
     device: Device = "cpu",
     seeds: Sequence[int] | None = None,
+    scratch: Path | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Geometry:
     """Geometry of all members' decoder rows (d_sae, d_in) under the argmax rule.
 
     `dead` (members, d_sae) features count in no bucket; rows without a direction must be among them. `covariance` is of the
     activations that the SAEs read; `seeds` name the members in remarks. Members with fewer than FEWEST_ROWS unstable rows
-    are left out of what compares spans, and a remark says so. Raises ValueError for fewer than two members.
+    are left out of what compares spans, and a remark says so. Memory: what `UnitSets` holds, one member's rows, and some d x d
+    numbers per member; large results lie in files of the folder `scratch`. Raises ValueError for fewer than two members.
     """
     if len(decoders) < 2:
         raise ValueError(f"found {len(decoders)} member, expected at least 2: geometry compares members")
-    named = buckets(count_matches(matches.cosine, theta), matches.cosine.shape[-1], dead, epsilon)
-    members = range(len(named))
+    members = range(len(decoders))
+    n_matched = np.stack([count_matches(matches.cosine[member], theta) for member in members])
+    named = buckets(n_matched, matches.other.shape[1], dead, epsilon)
     living, stable, unstable = (
-        [_rows(decoder, inside) for decoder, inside in zip(decoders, mask, strict=True)]
-        for mask in (named != "dead", named == "stable", named == "unstable")
+        MaskedRows(decoders, list(mask)) for mask in (named != "dead", named == "stable", named == "unstable")
     )
-    ranks = log_ranks(living[0].shape[1]) if ranks is None else sorted(ranks)
+    ranks = log_ranks(decoders[0].shape[1]) if ranks is None else sorted(ranks)
     table = [_rank_row(member, stable[member], unstable[member], device) for member in members]
     report(1, 4)
-    chosen = [m for m in members if len(unstable[m]) >= FEWEST_ROWS]
+    chosen = [m for m in members if unstable.counts[m] >= FEWEST_ROWS]
     remarks = [
-        f"seed {m if seeds is None else seeds[m]} has {len(unstable[m])} unstable rows and is left out of what compares spans"
+        f"seed {m if seeds is None else seeds[m]} has {unstable.counts[m]} unstable rows and is left out of what compares spans"
         for m in members
         if m not in chosen
     ]
     captured = spans = energy = None
     if len(chosen) > 1:
-        mine, alive, settled = ([rows[m] for m in chosen] for rows in (unstable, living, stable))
-        baseline = settled if all(map(len, settled)) else None
+        mine, alive, settled = (rows.of(chosen) for rows in (unstable, living, stable))
+        baseline = settled if all(settled.counts) else None
         if baseline is None:
             remarks.append("a member has no stable rows: there is no baseline of stable rows")
         captured = transfer(mine, ranks, living=alive, stable=baseline, covariance=covariance, device=device)
@@ -132,32 +141,49 @@ def measure(
             remarks.append(f"curves are fitted on {fewest} unstable rows or more: from that rank on some members stop")
         spans = _spans(mine, ranks, device)
         inside = [(names := named[m])[names != "dead"] == "unstable" for m in chosen]
-        energy = projected_energy(alive, inside, ranks, device=device)
+        energy = projected_energy(alive, inside, ranks, device=device, scratch=scratch)
     report(2, 4)
     residuals = {}
     for name, rows in (("stable", stable), ("unstable", unstable)):
-        if len(filled := [m for m in members if len(rows[m])]) > 1:
-            residuals[name] = span_residuals([rows[m] for m in filled], [living[m] for m in filled], device=device)
+        if len(filled := [m for m in members if rows.counts[m]]) > 1:
+            residuals[name] = span_residuals(rows.of(filled), living.of(filled), device=device)
     report(3, 4)
-    predictable = [m for m in members if min(len(stable[m]), len(unstable[m])) >= FEWEST]
-    predicted = None
-    if len(predictable) > 1:
-        ids = match_clusters(matches.partner, matches.cosine, matches.other, theta)
-        kept = {m: np.isin(named[m], ("stable", "unstable")) for m in predictable}
-        predicted = predictability(
-            [_rows(decoders[m], kept[m]).cpu().numpy() for m in predictable],
-            [named[m][kept[m]] == "stable" for m in predictable],
-            [ids[m][kept[m]] for m in predictable],
-        )
-    else:
-        remarks.append(f"fewer than two members have {FEWEST} stable and {FEWEST} unstable rows: nothing is predicted")
+    predicted = _predicted(decoders, matches, named, theta, remarks)
     report(4, 4)
     return Geometry(np.array(chosen, int), table, captured, spans, energy, residuals, predicted, tuple(remarks))
 
 
-def _rows(decoder: Rows, mask: np.ndarray) -> torch.Tensor:
-    decoder = torch.as_tensor(decoder).detach()
-    return decoder[torch.from_numpy(mask).to(decoder.device)]
+def _predicted(
+    decoders: Sequence[Rows], matches: Matches | BestMatches, named: np.ndarray, theta: float, remarks: list[str]
+) -> Predictability | None:
+    """How well stable and unstable rows are told apart, of whole clusters chosen at random where there are very many rows."""
+    predictable = _with_both(named)
+    if len(predictable) > 1:
+        ids = match_clusters(matches.partner, matches.cosine, matches.other, theta)
+        kept = np.isin(named, ("stable", "unstable")) & np.isin(np.arange(len(named)), predictable)[:, None]
+        counts = np.bincount(ids[kept])
+        n_rows, most = int(kept.sum()), MOST_NUMBERS // decoders[0].shape[1]
+        if n_rows > most:
+            masks = some_clusters([ids[m][kept[m]] for m in predictable], most)
+            for member, mask in zip(predictable, masks, strict=True):
+                kept[member, kept[member]] = mask
+            remarks.append(f"predictability: {int(kept.sum()):,} of {n_rows:,} rows, in clusters chosen at random")
+        predictable = _with_both(np.where(kept, named, ""))
+    if len(predictable) < 2:
+        remarks.append(f"fewer than two members have {FEWEST} stable and {FEWEST} unstable rows: nothing is predicted")
+        return None
+    found = predictability(
+        [rows.cpu().numpy() for rows in MaskedRows(decoders, list(kept)).of(predictable)],
+        [named[m][kept[m]] == "stable" for m in predictable],
+        [ids[m][kept[m]] for m in predictable],
+    )
+    return found._replace(n_clusters=int((counts > 0).sum()), largest_cluster=float(counts.max() / n_rows))
+
+
+def _with_both(named: np.ndarray) -> list[int]:
+    """Members with FEWEST stable and FEWEST unstable features or more."""
+    counts = [(named == name).sum(1) for name in ("stable", "unstable")]
+    return np.flatnonzero(np.min(counts, 0) >= FEWEST).tolist()
 
 
 def _rank_row(member: int, stable: torch.Tensor, unstable: torch.Tensor, device: Device) -> RankRow:
@@ -190,7 +216,7 @@ def _spectra(stable: torch.Tensor, unstable: torch.Tensor, n: int, device: Devic
     return Spectra(*(spectrum(rows, device=device) for rows in (*drawn, random)))
 
 
-def _spans(sets: list[torch.Tensor], ranks: list[int], device: Device) -> SpanGeometry:
+def _spans(sets: MaskedRows, ranks: list[int], device: Device) -> SpanGeometry:
     bases = [basis(rows, ranks[-1]) for rows in unit_sets(sets, device)]
     overlap = overlaps(bases, ranks)
     angle = np.zeros_like(overlap)
@@ -201,4 +227,4 @@ def _spans(sets: list[torch.Tensor], ranks: list[int], device: Device) -> SpanGe
         angle[first, second, at] = angle[second, first, at] = np.median(pair_angles, axis=1)
         if np.isfinite(pair_angles).any():
             angles[at] = np.nanquantile(pair_angles, ANGLE_QUANTILES)
-    return SpanGeometry(np.array(ranks), overlap, angle, angles, min(map(len, sets)))
+    return SpanGeometry(np.array(ranks), overlap, angle, angles, min(sets.counts))

@@ -20,18 +20,44 @@ from seedscope.engine.contract.stability import THETA, is_match
 N_DRAWS = 4  # balanced subsamples and splits that figures are averaged over
 INVERSE_PENALTY = 1.0  # C of |w|^2 / 2 + C sum(log loss), scikit-learn's default
 FEWEST = 2  # rows of each class below which a draw says nothing
+MOST_NUMBERS = 2**26  # of the rows that are fitted, all members together: half a GiB, six times which is worked on
+EDGES_AT_ONCE = 2**24
 
 
-def match_clusters(partner: np.ndarray, cosine: np.ndarray, other: np.ndarray, theta: float = THETA) -> np.ndarray:
+def match_clusters(
+    partner: Sequence[np.ndarray] | np.ndarray,
+    cosine: Sequence[np.ndarray] | np.ndarray,
+    other: np.ndarray,
+    theta: float = THETA,
+) -> np.ndarray:
     """(members, d_sae) cluster ids: connected components of matches at theta across all members, as `engine.matching.match.Matches`
-    names its arrays. One chain of matches makes one cluster; a feature without a match is one of its own.
+    names its arrays. One chain of matches makes one cluster; a feature without a match is one of its own. Ids are in the order of
+    clusters' first features. Memory: one member's matches, EDGES_AT_ONCE, and a few numbers per feature.
     """
-    n, d_sae, _ = partner.shape
-    matched = is_match(cosine, theta) & (partner >= 0)
-    anchor, feature, slot = matched.nonzero()
-    first, second = anchor * d_sae + feature, other[anchor, slot] * d_sae + partner[anchor, feature, slot]
-    edges = sparse.coo_array((np.ones(len(first), np.int8), (first, second)), shape=(n * d_sae,) * 2)
-    return connected_components(edges, directed=False)[1].reshape(n, d_sae)
+    n, d_sae = len(other), len(partner[0])
+    cluster = np.arange(n * d_sae)
+    firsts, seconds = list[np.ndarray](), list[np.ndarray]()
+    for anchor in range(n):
+        partners = partner[anchor]
+        feature, slot = (is_match(cosine[anchor], theta) & (partners >= 0)).nonzero()
+        firsts.append(cluster[anchor * d_sae + feature])
+        seconds.append(cluster[other[anchor, slot] * d_sae + partners[feature, slot]])
+        if anchor == n - 1 or sum(map(len, firsts)) > EDGES_AT_ONCE:
+            ends = np.concatenate(firsts), np.concatenate(seconds)
+            edges = sparse.coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(int(cluster.max()) + 1,) * 2)
+            cluster = connected_components(edges, directed=False)[1][cluster]
+            firsts, seconds = [], []
+    return cluster.reshape(n, d_sae)
+
+
+def some_clusters(clusters: Sequence[np.ndarray], most: int, seed: int = 0) -> list[np.ndarray]:
+    """Masks of the rows in clusters chosen at random, whole ones, of `most` rows at most all members together."""
+    ids = _renumbered(clusters)
+    sizes = np.bincount(np.concatenate(ids))
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    chosen = np.zeros(len(sizes), bool)
+    chosen[order[sizes[order].cumsum() <= most]] = True
+    return [chosen[of_member] for of_member in ids]
 
 
 class Figures(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seedscope.engine.geometry.row_sets import unit_sets
 from seedscope.engine.geometry.subspaces import (
     N_SPLITS,
     Basis,
@@ -21,7 +22,6 @@ from seedscope.engine.geometry.subspaces import (
     overlaps,
     projected_energy,
     transfer,
-    unit_sets,
 )
 
 FEWEST_ROWS = 2  # of a member's set: one half to fit, one to measure

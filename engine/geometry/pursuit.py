@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seedscope.engine.geometry.subspaces import Device, Report, Rows, unit_sets
+from seedscope.engine.geometry.row_sets import Device, Rows, unit_sets
+from seedscope.engine.geometry.subspaces import Report
 from seedscope.engine.matching.match import NULL_KINDS, random_dictionary
 
 K_MAX = 8

@@ -4,6 +4,7 @@ The span of a drawn set is that of its leading directions, as many as the span h
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from seedscope.engine.contract.abandon import stop_if_abandoned
 from seedscope.engine.geometry.expansions import SpanPool
+from seedscope.engine.machine import working_array
 
 NEIGHBOURS = 10  # a density-matched stand-in is drawn from this many living features on either side in rank
 SETS_AT_ONCE = 2**24  # numbers of the products of random sets
@@ -28,22 +30,28 @@ class Draws(NamedTuple):
 class LivingRows:
     """Unit rows of all living features, seed by seed; with densities in their order."""
 
-    def __init__(self, decoders: Sequence[np.ndarray], living: np.ndarray, density: np.ndarray | None) -> None:
-        """`living` (seeds, d_sae); `density` (seeds, d_sae) or None. Memory: 4 bytes per number of the decoders."""
+    def __init__(
+        self,
+        decoders: Sequence[np.ndarray],
+        living: np.ndarray,
+        density: np.ndarray | None,
+        scratch: Path | None = None,
+    ) -> None:
+        """`living` (seeds, d_sae); `density` (seeds, d_sae) or None. Memory: 4 bytes per number of the decoders, or `scratch`."""
         self.have_density = density is not None
-        rows, self._places, first = [], [], 0
-        for seed, (decoder, alive) in enumerate(zip(decoders, living, strict=True)):
+        rows = working_array((int(living.sum()), decoders[0].shape[1]), np.float32, scratch)
+        self._places, first = [], 0
+        for seed, alive in enumerate(living):
             at = np.flatnonzero(alive)
             if density is not None:
                 at = at[np.argsort(density[seed, at], kind="stable")]
-            unit = np.asarray(decoder, np.float32)[at]
-            unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-            rows.append(torch.from_numpy(unit))
+            unit = np.asarray(decoders[seed], np.float32)[at]
+            rows[first : first + len(at)] = unit / np.linalg.norm(unit, axis=1, keepdims=True)
             place = np.full(len(alive), -1)
             place[at] = np.arange(len(at))
             self._places.append(_SeedPlaces(place, first, len(at)))
             first += len(at)
-        self._rows = torch.cat(rows)
+        self._rows = torch.from_numpy(rows)
 
     def of(self, pool: SpanPool, members: np.ndarray) -> "StandIns":
         """What can be drawn in the place of features of the pool."""

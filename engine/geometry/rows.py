@@ -36,17 +36,14 @@ def first_rank(ranks: Sequence[int], d: int) -> int:
     return int(min(ranks, key=lambda rank: abs(np.log(rank / (d * FIRST_RANK)))))
 
 
-def as_arrays(
-    geometry: Geometry, direction_map: DirectionMap, dead: np.ndarray, seeds: Sequence[int]
-) -> dict[str, Any]:
-    """One ensemble's geometry as the arrays of a part; `dead` is (members, d_sae)."""
+def as_arrays(geometry: Geometry, direction_map: DirectionMap, seeds: Sequence[int]) -> dict[str, Any]:
+    """One ensemble's geometry but for its features' own rows, as the arrays of a part."""
     tables: dict[type, list[Columns]] = {
         SpanCurve: [*_energy_curves(geometry.transfer), *_overlap_curve(geometry.spans)],
         SpanPair: _pairs(geometry, seeds),
         SpanMember: _members(geometry, seeds),
         SpanResidual: [_residual(*each) for each in geometry.residuals.items()],
         SpanPrediction: _predictions(geometry),
-        FeatureSpan: [_features(geometry, direction_map, dead, seeds)],
     }
     arrays = {
         f"{table.__name__}.{column}": _joined([part[column] for part in parts])
@@ -69,20 +66,25 @@ def add_spans(writer: Writer, ensemble: str, part: Part | None) -> Columns:
     if part is None:
         return none
     arrays = part.read(min(part.seeds))
-    for table in (SpanCurve, SpanPair, SpanMember, SpanResidual, SpanPrediction, FeatureSpan):
-        prefix = f"{table.__name__}."
-        columns = {name.removeprefix(prefix): column for name, column in arrays.items() if name.startswith(prefix)}
-        if columns:
-            kinds = schema.columns(table)
-            writer.add(
-                table, {"ensemble": ensemble} | {name: _read(values, kinds[name]) for name, values in columns.items()}
-            )
+    for seed in sorted(part.seeds):
+        of_seed = arrays if seed == min(part.seeds) else part.read(seed)
+        for table in (SpanCurve, SpanPair, SpanMember, SpanResidual, SpanPrediction, FeatureSpan):
+            _add_table(writer, table, ensemble, of_seed)
     of_ensemble: Columns = {"span_remarks": arrays["remarks"].tolist()}
     if len(arrays["span_rank"]):
         of_ensemble["span_rank"] = int(arrays["span_rank"][0])
     if len(arrays["clusters"]):
         of_ensemble |= {"n_clusters": int(arrays["clusters"][0]), "largest_cluster": float(arrays["clusters"][1])}
     return none | of_ensemble
+
+
+def _add_table(writer: Writer, table: type, ensemble: str, arrays: dict[str, np.ndarray]) -> None:
+    """Add a table's rows, where the arrays have any of it."""
+    prefix, kinds = f"{table.__name__}.", schema.columns(table)
+    columns = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+    if columns:
+        read = {name: _read(values, kinds[name]) for name, values in columns.items()}
+        writer.add(table, {"ensemble": ensemble} | read)
 
 
 def _read(values: np.ndarray, kind: schema.Column) -> Any:
@@ -206,13 +208,13 @@ def _predictions(geometry: Geometry) -> list[Columns]:
     ]
 
 
-def _features(geometry: Geometry, direction_map: DirectionMap, dead: np.ndarray, seeds: Sequence[int]) -> Columns:
-    """Living features, member by member."""
+def feature_arrays(
+    geometry: Geometry, direction_map: DirectionMap, dead: np.ndarray, member: int, seed: int
+) -> dict[str, Any]:
+    """One member's living features as the arrays of a part; `dead` is (members, d_sae)."""
     energies = dict(zip(geometry.members.tolist(), geometry.energy or (), strict=False))
-    parts = []
-    for member, seed in enumerate(seeds):
-        alive = np.flatnonzero(~dead[member])
-        energy = energies.get(member) or FeatureEnergy(*[np.zeros((len(alive), 0))] * 2)
-        place = {"x": direction_map.x[member, alive], "y": direction_map.y[member, alive]}
-        parts.append({"seed": np.full(len(alive), seed), "feature": alive} | energy._asdict() | place)
-    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    alive = np.flatnonzero(~dead[member])
+    energy = energies.get(member) or FeatureEnergy(*[np.zeros((len(alive), 0))] * 2)
+    place = {"x": direction_map.x[member, alive], "y": direction_map.y[member, alive]}
+    columns = {"seed": np.full(len(alive), seed), "feature": alive} | energy._asdict() | place
+    return {f"{FeatureSpan.__name__}.{name}": _joined([values]) for name, values in columns.items()}

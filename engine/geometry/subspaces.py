@@ -11,6 +11,7 @@ where rows repeat. Projectors and their products are float32 with partial sums i
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seedscope.engine.contract.abandon import stop_if_abandoned
-from seedscope.engine.saes.sae import directed
+from seedscope.engine.geometry.row_sets import Device, Rows, require_rows, unit_sets
+from seedscope.engine.machine import working_array
 
 N_RANKS = 12
 N_SPLITS = 4  # random halves that curves are averaged over
@@ -27,38 +29,12 @@ N_DRAWS = 10  # subsamples behind a count-matched effective rank
 PART = 4096  # float32 products that are summed before they are added up in float64; all of them at once err by 1e-5
 HELD_PROJECTORS = 2**28  # bytes of one side's projectors at a time
 ANGLES_AT_ONCE = 2**24  # numbers of the products behind principal angles
-Rows = Tensor | np.ndarray
-Device = torch.device | str
 Report = Callable[[int, int], None]
 
 
 def log_ranks(d: int, n: int = N_RANKS) -> list[int]:
     """At most n ranks from 1 to d, evenly spaced by their logarithm."""
     return sorted({round(rank) for rank in np.geomspace(1, d, n).tolist()})
-
-
-def unit_sets(sets: Sequence[Rows], device: Device = "cpu", *, n_members: int = 1, n_rows: int = 1) -> list[Tensor]:
-    """The sets as unit rows on the device, float32 where they were not wider.
-
-    Raises ValueError for fewer than `n_members` sets, for a set of fewer than `n_rows` rows, for rows without a direction
-    and for different widths.
-    """
-    if len(sets) < n_members:
-        raise ValueError(f"found {len(sets)} member, expected at least {n_members}: spans are compared across members")
-    tensors = [torch.as_tensor(rows).detach() for rows in sets]
-    if len(widths := sorted({rows.shape[1] for rows in tensors})) > 1:
-        raise ValueError(
-            f"sets have rows of {widths} entries, expected one width: the members read different activations"
-        )
-    for member, rows in enumerate(tensors):
-        if len(rows) < n_rows:
-            raise ValueError(
-                f"set {member} has {len(rows)} rows, expected at least {n_rows}: leave that member out, or move theta or epsilon"
-            )
-        if bare := int((~directed(rows)).sum()):
-            raise ValueError(f"set {member} has {bare} rows without a direction, expected none: leave them out")
-    wide = (rows if rows.dtype == torch.float64 else rows.float() for rows in tensors)
-    return [torch.nn.functional.normalize(rows.to(device), dim=1) for rows in wide]
 
 
 class EffectiveRank(NamedTuple):
@@ -282,30 +258,35 @@ def transfer(
 
     `living` and `stable` are those rows of each member, `covariance` (d, d) is of the activations. `ranks` default to
     `log_ranks`; where a fitted half has fewer rows than the rank the curves stop. Cost: an eigendecomposition per member,
-    split and curve and 2 members^2 d^2 multiply-adds per rank, split and curve; memory: 8 members d^2 bytes and
-    HELD_PROJECTORS. Raises ValueError for fewer than two members, for sets of fewer than two rows, for empty baselines.
+    split and curve and 2 members^2 d^2 multiply-adds per rank, split and curve; memory: 8 members d^2 bytes,
+    HELD_PROJECTORS and what `UnitSets` holds.
+    Raises ValueError for fewer than two members, for sets of fewer than two rows, for empty baselines.
     """
-    sets = unit_sets(sets, device, n_members=2, n_rows=2)
-    d = sets[0].shape[1]
+    units = unit_sets(sets, device, n_members=2, n_rows=2)
+    d = units.d
     ranks = _checked_ranks(ranks, d)
     named = {"random_set": living, "stable": stable}
-    baselines = {name: unit_sets(rows, device, n_members=len(sets)) for name, rows in named.items() if rows is not None}
-    wholes = torch.stack([moment(rows) for rows in sets])
-    halves = [len(rows) // 2 for rows in sets]
-    n_fitted = {name: [min(n, len(r)) for n, r in zip(halves, rows, strict=True)] for name, rows in baselines.items()}
+    baselines = {
+        name: unit_sets(rows, device, n_members=len(units)) for name, rows in named.items() if rows is not None
+    }
+    wholes = torch.stack([moment(rows) for rows in units])
+    halves = [n // 2 for n in units.counts]
+    n_fitted = {
+        name: [min(half, n) for half, n in zip(halves, rows.counts, strict=True)] for name, rows in baselines.items()
+    }
     n_fitted |= {"within": halves, "cross": halves}
     energy: dict[str, list[np.ndarray]] = {name: [] for name in n_fitted}
     generator = torch.Generator().manual_seed(seed)
     for split in range(n_splits):
         bases, within = [], []
-        for rows in sets:
+        for rows in units:
             order = torch.randperm(len(rows), generator=generator)
             bases.append(basis(rows[order[: len(rows) // 2]], ranks[-1]))
             within.append(captured(bases[-1:], moment(rows[order[len(rows) // 2 :]])[None], ranks)[0])
         energy["within"].append(np.stack(within))
         energy["cross"].append(_energy_across(bases, wholes, ranks))
         for name, pools in baselines.items():
-            drawn = [r[_random_indices(len(r), n, generator)] for r, n in zip(pools, n_fitted[name], strict=True)]
+            drawn = (r[_random_indices(len(r), n, generator)] for r, n in zip(pools, n_fitted[name], strict=True))
             energy[name].append(_energy_across([basis(r, ranks[-1]) for r in drawn], wholes, ranks))
         report(split + 1, n_splits)
     curves = {name: _curve(by_split, n_fitted[name]) for name, by_split in energy.items()}
@@ -363,25 +344,27 @@ def projected_energy(
     n_splits: int = N_SPLITS,
     seed: int = 0,
     device: Device = "cpu",
+    scratch: Path | None = None,
 ) -> list[FeatureEnergy]:
     """Every row's energy inside its own and inside the other members' sets' spans.
 
     `in_set` (rows,) says per member which rows form the set. A row that a span was fitted on fits itself, so each set is
     cut into two random halves, both fitted: a row of the set is measured in the half without it, any other row in both;
     others' spans are those halves too, so that all spans have seen equally many rows. Mean over splits.
-    Cost: 2 eigendecompositions per member and split, d^2 multiply-adds per row, rank and split, twice; memory 4 projectors
-    a member. Raises ValueError for fewer than two members and sets of fewer than two rows.
+    Cost: 2 eigendecompositions per member and split, d^2 multiply-adds per row, rank and split, twice; memory: 4 projectors a
+    member and what `UnitSets` holds, with the result in a file of the folder `scratch` where it is large. Raises ValueError for
+    fewer than two members and sets of fewer than two rows.
     """
-    rows = unit_sets(rows, device, n_members=2)
+    units = unit_sets(rows, device, n_members=2)
     chosen = [torch.as_tensor(mask).nonzero()[:, 0] for mask in in_set]
-    unit_sets([every[at.to(every.device)] for every, at in zip(rows, chosen, strict=True)], device, n_rows=2)
-    ranks = _checked_ranks(ranks, rows[0].shape[1])
-    own, others = ([np.zeros((len(every), len(ranks))) for every in rows] for _ in range(2))
+    require_rows([len(at) for at in chosen], 2)
+    ranks = _checked_ranks(ranks, units.d)
+    own, others = (_by_member(units.counts, len(ranks), scratch) for _ in range(2))
     generator = torch.Generator().manual_seed(seed)
     for _ in range(n_splits):
         halves = [at[torch.randperm(len(at), generator=generator)].tensor_split(2) for at in chosen]
         fitted = [[basis(every[at.to(every.device)], ranks[-1]) for at in half]
-                  for every, half in zip(rows, halves, strict=True)]  # fmt: skip
+                  for every, half in zip(units, halves, strict=True)]  # fmt: skip
         sides = list(zip(*fitted, strict=True))
         reached = np.stack([_nan_beyond_rank(side, ranks) == 1 for side in sides])  # (2, members, ranks)
         for at, halves_at in enumerate(zip(*(projectors(side, ranks) for side in sides), strict=True)):
@@ -389,7 +372,7 @@ def projected_energy(
             total = sum(
                 side[torch.from_numpy(ok).to(side.device)].sum(0) for side, ok in zip(halves_at, has_rank, strict=True)
             )
-            for member, every in enumerate(rows):
+            for member, every in enumerate(units):
                 first, second = (
                     _energy(every, side[member], ok) for side, ok in zip(halves_at, has_rank[:, member], strict=True)
                 )
@@ -402,6 +385,11 @@ def projected_energy(
                 elsewhere = _energy(every, (total - mine) / max(float(n_others), 1), n_others > 0)
                 others[member][:, at] += elsewhere / n_splits
     return [FeatureEnergy(*energies) for energies in zip(own, others, strict=True)]
+
+
+def _by_member(counts: Sequence[int], width: int, scratch: Path | None) -> list[np.ndarray]:
+    """Zeros (rows, width) of every member, side by side in one working array."""
+    return np.split(working_array((sum(counts), width), float, scratch), np.cumsum(counts)[:-1])
 
 
 def _energy(rows: Tensor, projector: Tensor, has_rank: bool | np.bool_) -> np.ndarray:

@@ -98,7 +98,13 @@ class PairReport:
 
 
 def compare(
-    path_a: Path, path_b: Path, *, rule: str = "argmax", theta: float = 0.7, absolute: bool = False, force: bool = False
+    path_a: Path | str,
+    path_b: Path | str,
+    *,
+    rule: str = "argmax",
+    theta: float = 0.7,
+    absolute: bool = False,
+    force: bool = False,
 ) -> PairReport:
     """Match the SAEs at two paths: files or folders of any library that engine.saes.importers reads, or names on a hub.
 
@@ -193,7 +199,7 @@ def _differences(path_a: Path | str, a: Imported, path_b: Path | str, b: Importe
     return refused, remarks
 
 
-def _prepared(path: Path, one: Imported) -> tuple[PairSide, Dictionary]:
+def _prepared(path: Path | str, one: Imported) -> tuple[PairSide, Dictionary]:
     """One side of the report, and its directions; raises ValueError where it has none."""
     sae = assemble({name: tensor[None] for name, tensor in one.tensors.items()}, one.convention, (one.seed or 0,))
     (directions,) = dictionaries(sae)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
@@ -81,12 +80,3 @@ class StoredMembers:
 
     def _path(self, seed: int) -> Path:
         return self._folder / f"seed-{seed}.safetensors"
-
-
-def stacked_decoders(members: MemberRows) -> Float[Tensor, "members d_sae d_out"]:
-    """All members' decoder rows in one tensor, without their encoders."""
-    first = members.decoder_rows(0)
-    decoders = torch.empty(members.n_members, *first.shape, dtype=first.dtype)
-    for member in range(members.n_members):
-        decoders[member] = members.decoder_rows(member)
-    return decoders

@@ -26,7 +26,7 @@ from seedscope.engine.geometry.predictor import (
 )
 from seedscope.engine.geometry.predictor_scores import quality
 from seedscope.engine.progress import Progress
-from seedscope.engine.saes.stored import StoredMembers, stacked_decoders
+from seedscope.engine.saes.stored import StoredMembers
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.parts import Parts
 from seedscope.engine.studies.analyses.predictor import CARRIED, LabelledEnsemble, label_study
@@ -78,8 +78,12 @@ def measure_carry(root: Path, study: str, progress: Progress) -> list[dict[str, 
 def _unit_rows(study: Path, ensemble: catalogue.EnsemblePlan, at: np.ndarray) -> np.ndarray:
     """(n, d_out) unit decoder rows of the features `at`, float32."""
     digests = [member.digest for member in ensemble.members]
-    decoders = stacked_decoders(StoredMembers(study / ensemble.folder, ensemble.seeds, digests)).float().numpy()
-    rows = decoders.reshape(-1, decoders.shape[-1])[at]
+    members = StoredMembers(study / ensemble.folder, ensemble.seeds, digests)
+    rows = np.empty((len(at), members.d_out), np.float32)
+    member, feature = np.divmod(at, members.d_sae)
+    for index in range(members.n_members):
+        mine = member == index
+        rows[mine] = members.decoder_rows(index).float().numpy()[feature[mine]]
     unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from seedscope.engine.activations.recorded import open_recorded, require_width
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.saes import sae
-from seedscope.engine.saes.importers.ensemble import read_many
+from seedscope.engine.saes.importers.ensemble import located, read_many, read_recognised
 from seedscope.engine.saes.importers.facts import BY_USER, NEURONPEDIA, changed, completed_as_transcoder
 from seedscope.engine.saes.importers.imported import LARGEST, Imported
 from seedscope.engine.store import catalogue
@@ -244,6 +244,21 @@ def described(member: Imported) -> catalogue.MemberPlan:
         remarks=member.remarks,
         facts=member.facts,
     )
+
+
+def digests_at(
+    path: Path | str, format: str = "auto", *, hookpoint_out: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """(path, digest) of every SAE at a path or a name on a hub, as `enrol` would record them; they are read one by one.
+
+    `hookpoint_out` as it was given to `enrol`: by it a file that does not say so counts as a transcoder's. Raises ValueError where
+    there is no SAE, and for one that cannot be represented.
+    """
+    for each in located(path, format):
+        member = with_zero_rows(read_recognised(each))
+        if hookpoint_out:
+            member = _as_transcoder(member, hookpoint_out)
+        yield str(each.path), as_sae(member if member.seed is not None else replace(member, seed=0)).digest(0)
 
 
 def _agreed(values: Iterable[str | None]) -> str | None:

@@ -20,6 +20,7 @@ from seedscope.engine.activations.harvest import (
 from seedscope.engine.activations.model import randomised
 from seedscope.engine.activations.outliers import TIMES
 from seedscope.engine.contract.sources import MODELS
+from seedscope.engine.contract.urls import url_in
 from seedscope.engine.demo import stdlib
 from seedscope.engine.executors.local import HERE
 from seedscope.engine.executors.unit import Executor
@@ -63,9 +64,12 @@ def open_evaluator(
             progress.say(f"{ensemble.name}: no hook point is known, so no activity; give one with --hookpoint")
     unreadable = {each.name: OWN_MODELS for each in plan.ensembles if reads_own_models(each)}
     unreadable |= _unreadable(plan, partial(_require_hookpoint, model), besides=unreadable)
+    texts = (
+        documents_of(settings) if texts is None else texts
+    )  # what lies behind URLs is fetched here, with a bar of its own
     with progress.stage("tokenizing", "tokens") as report:
         evaluated = tokenize(
-            documents_of(settings) if texts is None else texts, model, n_ctx=settings.n_ctx, bos=settings.bos,
+            texts, model, n_ctx=settings.n_ctx, bos=settings.bos,
             n_tokens=settings.n_eval,
         )  # fmt: skip
         n_tokens = int(evaluated.counted.sum())
@@ -181,7 +185,8 @@ def documents_of(tokens: catalogue.Tokens) -> Iterator[Document]:
 
 def short_names(names: list[str]) -> list[str]:
     """Names of documents without the folder that all of them share: where a corpus lies says nothing about it."""
-    if not names or not all(name.startswith("/") for name in names):
+    top = "/" if not names or names[0].startswith("/") else "/".join([*names[0].split("/", 3)[:3], ""])
+    if not names or not (top == "/" or url_in(names[0])) or not all(name.startswith(top) for name in names):
         return names
     shared = names[0].rsplit("/", 1)[0] + "/"
     while not all(name.startswith(shared) for name in names):

@@ -20,6 +20,7 @@ from seedscope.engine.activations.tokens import TokenSet
 from seedscope.engine.contract.directions import NOT_RECORDED, UNPREDICTABLE
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.contract.tables.study import NO_TOKENS
+from seedscope.engine.contract.urls import url_in
 from seedscope.engine.progress import Progress
 from seedscope.engine.store import catalogue
 from seedscope.engine.store.evaluation import Evaluation
@@ -85,7 +86,7 @@ def describe(
     else:
         with progress.stage("checking activations", "rows") as report:
             digest = recorded.check(report)
-    folder = "/".join(Path(source).parts[-2:])
+    folder = url_in(source) or "/".join(Path(source).parts[-2:])
     remark = f"{len(recorded.rows):,} rows of {recorded.stored_as} in {folder}"
     return catalogue.RecordedActivations(source, digest, recorded.stamp, hookpoint, remark=remark, **settings)
 

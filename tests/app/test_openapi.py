@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from seedscope.app.main import create_app
 from seedscope.app.settings import Settings
+from seedscope.engine.store import catalogue
 from support.paths import ROOT
 from support.serving import serving
 from support.studies import ENSEMBLE, STUDY
@@ -107,11 +108,13 @@ def fuzz(root: Path, folder: Path, *options: str) -> str:
             expected-statuses = ["2xx", "3xx", "4xx", "503"]  # busy, or the engine has to start
         """)
         wait_for_engine(address)
+        plan = catalogue.read(root / STUDY)
+        known = {"FUZZED_DIGEST": plan.ensembles[0].members[0].digest}
         command = [sys.executable, "-m", "schemathesis.cli", "--config-file", settings, "--no-color", "run"]
         command += [f"{address}/openapi.json", "--url", address, "--checks", ",".join(CHECKS), "--warnings", "off"]
         command += ["--continue-on-failure", "--generation-database", "none", *options]
         done = subprocess.run(
-            command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "COLUMNS": "200"},
+            command, cwd=folder, env=os.environ | known | {"PYTHONPATH": str(ROOT / "tests"), "COLUMNS": "200"},
             check=False, capture_output=True, text=True,
         )  # fmt: skip
         assert server.poll() is None

@@ -1,5 +1,6 @@
 """Hooks of schemathesis: most addresses that it makes name the tests' small study, the others anything."""
 
+import os
 import zlib
 from typing import Any
 
@@ -13,6 +14,7 @@ NAMES = {
     "seed": ["0", "3"],
     "feature": ["0", "5", "95"],
     "page": ["commands"],
+    "sae_digest": [os.environ["FUZZED_DIGEST"]],
 }
 
 

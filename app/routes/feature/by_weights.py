@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from seedscope.app import render
+from seedscope.app.freshness import check_kept
 from seedscope.app.routes.address import FeatureIndex, Plain, SaeDigest
-from seedscope.app.store.errors import NotFound
+from seedscope.app.store.lookup import places_of
 from seedscope.app.store.studies import Studies
 
 router = APIRouter()
@@ -37,6 +38,7 @@ class WeightsPage:
     holders: list[Holder]
 
 
+KEPT = [Depends(check_kept)]
 FOUND: dict[int | str, dict[str, Any]] = {
     200: {"description": "Every place of it, where there are several"},
     307: {"description": "To its only place"},
@@ -47,10 +49,11 @@ FOUND: dict[int | str, dict[str, Any]] = {
     "/f/{sae_digest}/{feature}",
     name="weights",
     response_class=Response,
+    dependencies=KEPT,
     responses=FOUND | {200: FOUND[200] | {"content": {"text/html": {"schema": {"type": "string"}}}}},
 )
 # Registered first, or the other would swallow it.
-@router.get("/f/{sae_digest}/{feature}.json", name="weights.json", responses=FOUND)
+@router.get("/f/{sae_digest}/{feature}.json", name="weights.json", dependencies=KEPT, responses=FOUND)
 def weights(
     request: Request, sae_digest: SaeDigest, feature: FeatureIndex, address: Annotated[Plain, Query()]
 ) -> Response:
@@ -61,28 +64,25 @@ def weights(
         (one,) = context.holders
         page = one.address.replace("?", ".json?", 1) if twin else one.address
         return RedirectResponse(page + ("&embed=true" if address.embed else ""), 307)
-    return render.as_json(context) if twin else render.respond(request, "feature/by_weights.html", context)
+    return render.as_json(context, request) if twin else render.respond(request, "feature/by_weights.html", context)
 
 
 def _find(studies: Studies, sae_digest: str, feature: str) -> tuple[int, list[Holder]]:
     """(feature, every place of it); raises NotFound for weights that no study holds and an index out of range."""
-    places = [(store, *place) for store in studies.all() for place in store.holders(sae_digest)]
-    if not places:
-        names: Any = ", ".join(studies.names()) or "none yet: run `seedscope demo`"
-        raise NotFound("SAE", sae_digest, f"the SAEs of these studies: {names}; their pages show each digest")
-    store, row, member = places[0]
-    index = store.feature(row.ensemble, member.seed, feature).feature  # a digest covers the shape: one for all
+    places = places_of(studies, sae_digest)
+    first = places[0]  # a digest covers the shape: the index is one for all
+    index = first.store.feature(first.row.ensemble, first.member.seed, feature).feature
     holders = [
         Holder(
-            study=store.study.study,
-            ensemble=row.ensemble,
-            seed=member.seed,
+            study=place.store.study.study,
+            ensemble=place.row.ensemble,
+            seed=place.member.seed,
             feature=index,
-            digest=row.digest,
-            n_comparisons=row.n_comparisons,
-            hookpoint=row.hookpoint,
-            address=f"/s/{store.study.study}/{row.ensemble}/{member.seed}/{index}?v={row.digest}",
+            digest=place.row.digest,
+            n_comparisons=place.row.n_comparisons,
+            hookpoint=place.row.hookpoint,
+            address=f"/s/{place.store.study.study}/{place.row.ensemble}/{place.member.seed}/{index}?v={place.row.digest}",
         )
-        for store, row, member in places
+        for place in places
     ]
     return index, holders

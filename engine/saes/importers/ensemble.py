@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seedscope.engine.contract.places import same_place
 from seedscope.engine.contract.schema import LARGEST_SEED
+from seedscope.engine.contract.urls import url_in
 from seedscope.engine.saes.importers import registry
 from seedscope.engine.saes.importers.facts import ASSUMED, BY_USER, changed
 from seedscope.engine.saes.importers.hub import local, repository_names
@@ -14,6 +15,7 @@ from seedscope.engine.saes.importers.imported import Imported, as_given, bounded
 from seedscope.engine.saes.importers.recognise import READERS, RecognisedSAE, is_main, of_folder, recognise
 from seedscope.engine.saes.importers.settings import in_names
 from seedscope.engine.saes.importers.values import shown
+from seedscope.engine.urls.cache import with_urls
 
 FORMATS = ("auto", *READERS)
 _MUST_AGREE = ("model", "hookpoint", "hookpoint_out")
@@ -23,11 +25,19 @@ def read(path: Path | str, format: str = "auto") -> Imported:
     """The one SAE at a path; raises ValueError where there is none, more than one, or one that cannot be represented."""
     saes = located(path, format)
     if len(saes) > 1:
-        names = ", ".join(str(sae.path) for sae in saes[:4])
+        names = ", ".join(with_urls(str(sae.path)) for sae in saes[:4])
         raise ValueError(
             f"{path} holds {len(saes)} SAEs ({names}{', ..' if len(saes) > 4 else ''}), expected one: name it"
         )
     return read_recognised(saes[0])
+
+
+def at_hand(paths: Sequence[str]) -> Sequence[str]:
+    """The same paths, those behind URLs fetched, with a bar of their own."""
+    for path in paths:
+        if url_in(path):
+            local(path)
+    return paths
 
 
 def read_recognised(sae: RecognisedSAE) -> Imported:
@@ -35,12 +45,22 @@ def read_recognised(sae: RecognisedSAE) -> Imported:
     try:
         return _read(sae)
     except ValueError as error:  # it may repeat what a file says
-        raise ValueError(bounded(error)) from None
+        raise ValueError(bounded(with_urls(str(error)))) from None
+
+
+def _by_url(member: Imported) -> Imported:
+    """The SAE with URLs in place of where their files lie here, wherever it says what was read from where."""
+    return replace(
+        member,
+        source={name: with_urls(value) if isinstance(value, str) else value for name, value in member.source.items()},
+        remarks=tuple(map(with_urls, member.remarks)),
+        facts={name: (with_urls(value), with_urls(origin)) for name, (value, origin) in member.facts.items()},
+    )
 
 
 def _read(sae: RecognisedSAE) -> Imported:
     if sae.entry is None:
-        return READERS[sae.format](sae.path)
+        return _by_url(READERS[sae.format](sae.path))
     try:
         return registry.applied(READERS[sae.format](sae.path), sae.entry)
     except ValueError as error:
@@ -74,7 +94,9 @@ def read_many(
     for sae in saes:
         path = sae.path.resolve()
         if path in resolved:
-            raise ValueError(f"{sae.path} is given twice (also as {resolved[path]}); name every SAE once")
+            raise ValueError(
+                f"{with_urls(str(sae.path))} is given twice (also as {with_urls(str(resolved[path]))}); name every SAE once"
+            )
         resolved[path] = sae.path
     if seeds is not None and len(seeds) != len(saes):
         raise ValueError(f"{len(seeds)} seeds were given for {len(saes)} SAEs, expected one each")
@@ -114,7 +136,11 @@ def located(given: Path | str, format: str) -> list[RecognisedSAE]:
     path = local(given)
     repository = repository_names(given)
     saes = []
-    for sae in recognised(path, format):
+    try:
+        found = recognised(path, format)
+    except ValueError as error:
+        raise ValueError(with_urls(str(error))) from None
+    for sae in found:
         names = as_given(sae.path).parts
         if repository:
             # In the local copy a repository's files lie in a folder that is named after a commit.

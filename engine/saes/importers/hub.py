@@ -1,11 +1,16 @@
-"""SAEs on the Hugging Face hub: `hf:OWNER/REPO/FOLDER` is downloaded, once, and becomes a local folder."""
+"""SAEs that are not on this machine: `hf:OWNER/REPO/FOLDER` of the Hugging Face hub, or a URL, becomes a local folder, once."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from natsort import natsorted
 
+from seedscope.engine.contract.urls import on_this_machine, url_in
+from seedscope.engine.urls.cache import fetch
+
 PREFIX = "hf:"
+# Files over an SAE's folder that some libraries keep the settings of a run in, and how far over it.
+_OF_RUNS, _LEVELS = ("config.json", "cfg.json", "runner_cfg.json"), 3
 
 
 def matching(pattern: str) -> list[Path]:
@@ -22,15 +27,17 @@ def matching(pattern: str) -> list[Path]:
 
 
 def local(path: Path | str, *, only: str | None = None) -> Path:
-    """A path as it is, or the local copy of a folder or file on the Hugging Face hub.
+    """A path as it is, or the local copy of a folder or file on the Hugging Face hub or behind a URL.
 
     `hf:OWNER/REPO` is a whole repository; `@REVISION` after the repository's name selects a branch, tag or commit. With `only`,
-    names in the folder that match this pattern are downloaded and no others.
-    Raises ValueError where the name is malformed or the repository cannot be reached.
+    names in the folder that match this pattern are downloaded and no others. Of a file behind a URL the JSON files beside it come
+    with it. Raises ValueError where the name is malformed or the repository or storage cannot be reached.
     """
-    text = str(path)
+    if url := url_in(path):
+        return fetch(url, settings_beside=lambda name: name.endswith(".json"), above=_OF_RUNS, levels=_LEVELS)
+    text = str(on_this_machine(path))
     if not text.startswith(PREFIX):
-        return Path(path).expanduser()
+        return Path(text).expanduser()
     owner, name, revision, inside = _parts(text)
     if not owner or not name:
         raise ValueError(f"{text} names no repository, expected hf:OWNER/REPO or hf:OWNER/REPO/FOLDER")

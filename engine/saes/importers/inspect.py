@@ -7,6 +7,7 @@ from pathlib import Path
 from seedscope.engine.saes.importers.ensemble import located, numbered, numbers_in_names, read_recognised
 from seedscope.engine.saes.importers.facts import BY_USER, Facts, assumed, changed
 from seedscope.engine.saes.importers.recognise import RecognisedSAE
+from seedscope.engine.urls.cache import with_urls
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ def _each(saes: list[RecognisedSAE], by_user: Mapping[str, str | None]) -> Itera
         try:
             member = read_recognised(sae)
         except ValueError as error:
-            yield Inspected(str(sae.path), sae.format, {}, [], refused=str(error))
+            yield Inspected(with_urls(str(sae.path)), sae.format, {}, [], refused=str(error))
             continue
         facts = changed(member.facts, BY_USER, **by_user)
-        yield Inspected(str(sae.path), sae.format, facts, assumed(facts), member.remarks)
+        yield Inspected(with_urls(str(sae.path)), sae.format, facts, assumed(facts), member.remarks)
 
 
 def _seed(facts: Facts) -> int | None:

@@ -8,6 +8,7 @@ from natsort import natsorted
 
 from seedscope.engine.saes.importers.hub import local, matching
 from seedscope.engine.saes.importers.values import shown
+from seedscope.engine.urls.cache import each_of
 
 PREFIX = "public:"
 _SEED_FILE = re.compile(
@@ -59,14 +60,14 @@ NO_SAES = "PolyPythias (EleutherAI/pythia-*-seedN): nine seeds of each of five m
 
 
 def resolved(path: str) -> list[str]:
-    """A path as it is; or, of `public:NAME/FOLDER`, the folders of the set's members in order of their seeds.
+    """A path as it is, of a URL with `*` the URLs that match; or, of `public:NAME/FOLDER`, the members' folders by their seeds.
 
     Members are the folders `seed<k>` (or `..s<k>`) in FOLDER, else FOLDER and its siblings `FOLDER-seed<k>`; twins that end in
     `_wrong` are left out. A file `seed<k>_REST` stands for all of its seeds, and so does `seed*_REST`. Files are taken from the
     hub library's cache, or downloaded into it. Raises ValueError for a name that is not listed, and where there are no members.
     """
     if not path.startswith(PREFIX):
-        return [path]
+        return each_of(path)
     name, _, inside = path.removeprefix(PREFIX).strip("/").partition("/")
     known = {each.name: each for each in SETS}
     if name not in known:

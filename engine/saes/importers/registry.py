@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from seedscope.engine.contract.urls import url_in
 from seedscope.engine.saes.convention import NORMALIZATIONS
 from seedscope.engine.saes.importers.imported import Imported
 from seedscope.engine.saes.importers.processing import UNSAID, is_centred
@@ -61,7 +62,8 @@ def named(path: str) -> str:
         lookup(path)
         return path
     release, _, sae_id = path.partition("/")
-    plain = not path.startswith(("hf:", "public:", "/", "~", ".")) and bool(release and sae_id)
+    plain = not path.startswith(("hf:", "public:", "file:", "/", "~", ".")) and bool(release and sae_id)
+    plain = plain and url_in(path) is None
     if not plain or Path(path).exists() or Path(release).is_dir():
         return path
     if find_spec("sae_lens") is None:

@@ -34,6 +34,7 @@ from seedscope.engine.geometry.predictor_scores import (
     settings_of,
     single_aurocs,
 )
+from seedscope.engine.matching.best_matches import stored_best_matches
 from seedscope.engine.saes.stored import StoredMembers
 from seedscope.engine.store.catalogue import EnsemblePlan
 from seedscope.engine.store.parts import VERSION, Part, Parts
@@ -112,21 +113,20 @@ def label(
         found = member_inputs(members, ensemble, index, activity, worth)
         per_member.append(found.values)
         missing |= found.missing
-    arrays = [match.read(seed, "partner", "cosine", "other") for seed in seeds]
-    partner, cosine, other = (np.stack([each[name] for each in arrays]) for name in ("partner", "cosine", "other"))
-    matched = np.full((n, d_sae, n), -1, np.int8)
-    for index in range(n):
-        matched[index][:, other[index]] = is_match(cosine[index], theta)
+    matches = stored_best_matches(match, seeds)
     inputs = tuple(name for name in INPUTS if name not in missing)
     values = np.concatenate(per_member)[:, input_columns(inputs)]
     kept = np.flatnonzero(np.isfinite(values).all(1))
     if len(kept) > MOST_FEATURES:
         kept = np.sort(np.random.default_rng(0).choice(kept, MOST_FEATURES, replace=False))
-    features = LabelledFeatures(
-        values[kept], matched.reshape(n * d_sae, n)[kept], kept // d_sae,
-        match_clusters(partner, cosine, other, theta).ravel()[kept],
-    )  # fmt: skip
-    return LabelledEnsemble(features, inputs, missing, _chance(match, seeds, other, kept, d_sae), theta, kept)
+    matched = np.full((len(kept), n), -1, np.int8)
+    for index in range(n):
+        mine = np.flatnonzero(kept // d_sae == index)
+        cosines = matches.cosine[index][kept[mine] - index * d_sae]
+        matched[mine[:, None], matches.other[index]] = is_match(cosines, theta)
+    clusters = match_clusters(matches.partner, matches.cosine, matches.other, theta).ravel()[kept]
+    features = LabelledFeatures(values[kept], matched, kept // d_sae, clusters)
+    return LabelledEnsemble(features, inputs, missing, _chance(match, seeds, matches.other, kept, d_sae), theta, kept)
 
 
 def member_inputs(

@@ -1,5 +1,6 @@
 """Small spans that unstable features share, kept as a part: found by decoders, and followed on the evaluation tokens."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,13 +16,14 @@ from seedscope.engine.contract.tables.shared_spans import (
     SharedSpanToken,
 )
 from seedscope.engine.explanations.of_spans import explain_spans
-from seedscope.engine.features.ablation import AblationPass, MaskPass
+from seedscope.engine.features.ablation import AblationPass, Masked, MaskPass
 from seedscope.engine.features.logits import direct_logits
 from seedscope.engine.features.span_tokens import (
     N_CONTROLS,
     SpanFeatures,
     SpanPass,
     SpanSets,
+    Strengths,
     as_tensor,
     span_sets,
     strong_contexts,
@@ -30,10 +32,11 @@ from seedscope.engine.features.span_tokens import (
 from seedscope.engine.geometry.expansions import K_MAX
 from seedscope.engine.geometry.find_spans import FoundSpans, Unsearchable, find_spans
 from seedscope.engine.geometry.shared_span_rows import ANALYSIS, Rows, as_arrays, nothing_searched, principal, rows_of
+from seedscope.engine.matching.best_matches import stored_best_matches
 from seedscope.engine.matching.buckets import judge
 from seedscope.engine.saes.encode import encoded
-from seedscope.engine.saes.sae import SAE, unit_rows
-from seedscope.engine.saes.stored import stacked_decoders
+from seedscope.engine.saes.sae import unit_rows
+from seedscope.engine.saes.stored import MemberRows
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.analyses.activity import target_rows
 from seedscope.engine.studies.analyses.loss import LossSettings
@@ -56,8 +59,7 @@ def spans_about(run: EnsembleRun, match: Part, activity: Part | None) -> dict[st
 def wants_shared_spans(run: EnsembleRun, *, expressly: bool) -> bool:
     """Whether it was asked for expressly, or is cheap; says why not.
 
-    Cheap: at most LONG multiply-adds on a CPU if every feature were written with K_MAX of every other member. Memory: all members'
-    decoder rows.
+    Cheap: at most LONG multiply-adds on a CPU if every feature were written with K_MAX of every other member.
     """
     members = run.stored
     n, d_sae = members.n_members, members.d_sae
@@ -82,14 +84,30 @@ def measure_shared_spans(run: EnsembleRun, match: Part, activity: Part | None, l
     add_span_loss(run, run.part(ANALYSIS, about), activity, loss)
 
 
+class _UnitDecoders(Sequence[np.ndarray]):
+    """Members' decoder rows in float32, of length one, read anew each time."""
+
+    def __init__(self, members: MemberRows, chosen: range) -> None:
+        self._members, self._chosen = members, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, member: Any) -> Any:  # the members of a slice likewise
+        if isinstance(member, slice):
+            return _UnitDecoders(self._members, self._chosen[member])
+        return unit_rows(self._members.decoder_rows(self._chosen[member]).float()).numpy()
+
+
 def _search(run: EnsembleRun, match: Part, activity: Part | None, about: dict[str, Any]) -> None:
-    decoders = unit_rows(stacked_decoders(run.stored).float()).numpy()
+    decoders = _UnitDecoders(run.stored, range(run.stored.n_members))
     unstable, living, n_active = _searched(run, match, activity, decoders)
     try:
         with run.progress.stage(f"{run.name}: shared spans", "steps") as report:
             found = find_spans(
-                list(decoders), unstable, living, n_active, digests=run.sae_digests, device=run.device, report=report
-            )
+                decoders, unstable, living, n_active, digests=run.sae_digests, device=run.device,
+                scratch=run.study / "scratch", report=report,
+            )  # fmt: skip
         rows = _followed(run, found, n_active)
     except Unsearchable as error:
         run.progress.say(f"{run.name}: shared spans: left out, {error}")
@@ -99,14 +117,14 @@ def _search(run: EnsembleRun, match: Part, activity: Part | None, about: dict[st
 
 
 def _searched(
-    run: EnsembleRun, match: Part, activity: Part | None, decoders: np.ndarray
+    run: EnsembleRun, match: Part, activity: Part | None, decoders: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Which features have no counterparts, which live, and on how many tokens each is active, where that is known."""
-    directed = (np.linalg.norm(decoders, axis=2) > 0) & np.isfinite(decoders).all(2)
+    directed = np.stack([(np.linalg.norm(rows, axis=1) > 0) & np.isfinite(rows).all(1) for rows in decoders])
     if activity is None:
-        cosines = np.stack([match.read(seed, "cosine")["cosine"] for seed in run.seeds])
-        n_matched = count_matches(cosines, run.plan.theta)
-        named = buckets(n_matched, cosines.shape[-1], ~directed, run.plan.epsilon)
+        matches = stored_best_matches(match, run.seeds)
+        n_matched = np.stack([count_matches(cosines, run.plan.theta) for cosines in matches.cosine])
+        named = buckets(n_matched, matches.other.shape[1], ~directed, run.plan.epsilon)
         return named == "unstable", directed, None
     judged = list(judge(run.plan, run.ensemble, match, activity))
     named, n_active = (np.stack(column) for column in zip(*judged, strict=True))
@@ -120,16 +138,15 @@ def _followed(run: EnsembleRun, found: FoundSpans, n_active: np.ndarray | None) 
         # Where nothing is kept no feature's energy lies in a shared span, however features are weighed.
         return rows_of(found, run.name, run.seeds, None)
     spans = _features_of(run, found)
-    members = run.load(range(run.stored.n_members))
     sets = span_sets([[each.features for each in of_members] for of_members in spans], n_active)
-    collected = _pass(run, evaluator, members, spans, sets)
+    collected = _passes(run, evaluator, spans, sets)
     pool = found.pool
-    rows = rows_of(found, run.name, run.seeds, collected.spans.energy[pool.seed, pool.feature])
-    if collected.worth is not None and collected.masked is not None:
-        rows[SharedSpan] = _with_ablation(run, rows[SharedSpan], sets, collected.worth, collected.masked)
+    rows = rows_of(found, run.name, run.seeds, collected.energy[pool.seed, pool.feature])
+    if collected.answers:
+        rows[SharedSpan] = _with_ablation(rows[SharedSpan], sets, collected.answers)
     _add_logits(evaluator, run, rows)
     if not evaluator.recorded and collected.tokens is not None:  # else the activations came without tokens
-        _add_tokens(evaluator, run, found, collected.spans, collected.tokens, rows)
+        _add_tokens(evaluator, run, found, collected.strengths, collected.tokens, rows)
     return rows
 
 
@@ -145,41 +162,47 @@ def _features_of(run: EnsembleRun, found: FoundSpans) -> list[list[SpanFeatures]
 
 
 class _OnTokens(NamedTuple):
-    """What one pass over the evaluation tokens collected."""
+    """What the evaluation tokens say of kept spans."""
 
-    spans: SpanPass
+    energy: np.ndarray  # (members, d_sae) sum over tokens of squared activations
+    strengths: list[list[Strengths]]  # of every span in every member
+    answers: list[Masked]  # of every member; none where it is not known what members should give back
     tokens: TokenSet | None  # those that count at the hook point; None where the activations came without
-    worth: AblationPass | None  # None, as the next, where it is not known what members should give back
-    masked: MaskPass | None
 
 
-def _pass(
-    run: EnsembleRun, evaluator: Evaluator, members: SAE, spans: list[list[SpanFeatures]], sets: SpanSets
-) -> _OnTokens:
-    """One pass over the evaluation tokens for strengths and, where it is known what members should give back, masks."""
+def _passes(run: EnsembleRun, evaluator: Evaluator, spans: list[list[SpanFeatures]], sets: SpanSets) -> _OnTokens:
+    """Strengths and, where it is known what members should give back, masks: a pass over the tokens per group of members."""
     activations = evaluator.activations(run.hookpoint, run.stored.d_in, run.output)
     rows, tokens = activations.rows, activations.tokens
     targets = None if run.undefined else rows if activations.targets is None else activations.targets
     positions = np.arange(len(rows)) if tokens is None else np.flatnonzero(tokens.counted)
-    masks = [{str(at): chosen for at, chosen in of_member.items()} for of_member in sets]
-    collected = SpanPass(members, spans)
-    worth = None if targets is None else AblationPass(members, pair_numbers=0)
-    masked = None if targets is None else MaskPass(members, masks)
+    found = _OnTokens(np.zeros((run.stored.n_members, run.stored.d_sae)), [[] for _ in spans], [], tokens)
     with run.progress.stage(f"{run.name}: shared spans on tokens", "tokens") as report:
-        for first, batch, codes in encoded(members, rows, run.device, n_members=run.stored.n_members):
-            collected.add(codes, positions[first : first + len(batch)])
-            if worth and masked and targets is not None:
-                goal = target_rows(targets, first, len(batch))
-                worth.add(goal, codes)
-                masked.add(goal, codes)
-            report(first + len(batch), len(rows))
-    return _OnTokens(collected, tokens, worth, masked)
+        for group in run.groups:
+            members = run.load(group)
+            of_group = slice(group.start, group.stop)
+            collected = SpanPass(members, [of_members[of_group] for of_members in spans])
+            worth = AblationPass(members, pair_numbers=0)
+            masks = [{str(at): chosen for at, chosen in of_member.items()} for of_member in sets[of_group]]
+            masked = MaskPass(members, masks)
+            for first, batch, codes in encoded(members, rows, run.device, n_members=run.stored.n_members):
+                collected.add(codes, positions[first : first + len(batch)])
+                if targets is not None:
+                    goal = target_rows(targets, first, len(batch))
+                    worth.add(goal, codes)
+                    masked.add(goal, codes)
+                done = group.start * len(rows) + (first + len(batch)) * len(group)
+                report(done // run.stored.n_members, len(rows))
+            found.energy[of_group] = collected.energy
+            for index in range(len(group)):
+                for at, of_span in enumerate(found.strengths):
+                    of_span.append(collected.strengths(at, index))
+                if targets is not None:
+                    found.answers.append(masked.finish(index, worth.finish(index)))
+    return found
 
 
-def _with_ablation(
-    run: EnsembleRun, rows: list[SharedSpan], sets: SpanSets, worth: AblationPass, masked: MaskPass
-) -> list[SharedSpan]:
-    answers = [masked.finish(index, worth.finish(index)) for index in range(run.stored.n_members)]
+def _with_ablation(rows: list[SharedSpan], sets: SpanSets, answers: list[Masked]) -> list[SharedSpan]:
     measured = []
     for at, row in enumerate(rows):
         held = [(answer, of_member[at]) for answer, of_member in zip(answers, sets, strict=True) if at in of_member]
@@ -216,12 +239,14 @@ def _add_logits(evaluator: Evaluator, run: EnsembleRun, rows: Rows) -> None:
 
 
 def _add_tokens(
-    evaluator: Evaluator, run: EnsembleRun, found: FoundSpans, collected: SpanPass, tokens: TokenSet, rows: Rows
+    evaluator: Evaluator,
+    run: EnsembleRun,
+    found: FoundSpans,
+    strengths: list[list[Strengths]],
+    tokens: TokenSet,
+    rows: Rows,
 ) -> None:
     """Contexts, tokens and token rules of kept spans."""
-    strengths = [
-        [collected.strengths(at, index) for index in range(run.stored.n_members)] for at in range(len(found.kept))
-    ]
     for candidate, of_members in zip(found.kept, strengths, strict=True):
         for seed, of_seed in zip(run.seeds, of_members, strict=True):
             for rank, context in enumerate(strong_contexts(of_seed, tokens)):

@@ -6,8 +6,8 @@ import torch
 from seedscope.engine.geometry.map import draw_map
 from seedscope.engine.geometry.measure import measure
 from seedscope.engine.geometry.rows import ANALYSIS as SUBSPACES
-from seedscope.engine.geometry.rows import as_arrays
-from seedscope.engine.matching.match import Matches, PairMatches, unmatched
+from seedscope.engine.geometry.rows import as_arrays, feature_arrays
+from seedscope.engine.matching.best_matches import stored_best_matches
 from seedscope.engine.saes import sae
 from seedscope.engine.store.parts import Part
 from seedscope.engine.studies.ensemble_run import EnsembleRun
@@ -54,26 +54,17 @@ def measure_subspaces(run: EnsembleRun, match: Part, live: np.ndarray | None, co
     decoders = [run.stored.decoder_rows(member) for member in range(run.stored.n_members)]  # mapped from their files
     directed = np.stack([sae.directed(rows).numpy() for rows in decoders])
     alive = directed if live is None else live & directed
-    matches = _best_matches(match, run.seeds)
+    matches = stored_best_matches(match, run.seeds)
     with run.progress.stage(f"{run.name}: subspaces", "steps") as report:
         geometry = measure(
             decoders, matches, ~alive, theta=run.plan.theta, epsilon=run.plan.epsilon, covariance=covariance,
-            device=run.device, seeds=run.seeds, report=report,
+            device=run.device, seeds=run.seeds, scratch=run.study / "scratch", report=report,
         )  # fmt: skip
     with run.progress.stage(f"{run.name}: map of directions", "features") as report:
         direction_map = draw_map(decoders, matches, alive)
         report(n := int(np.isfinite(direction_map.x).sum()), n)
     with run.parts.write(SUBSPACES, about) as put:
-        put(run.seeds[0], as_arrays(geometry, direction_map, ~alive, run.seeds))
-
-
-def _best_matches(match: Part, seeds: tuple[int, ...]) -> Matches:
-    """All members' best partners and cosines, which is what geometry reads; the other fields have no comparisons."""
-    other = np.stack([match.read(seed, "other")["other"] for seed in seeds])
-    (n, n_comparisons), d_sae = other.shape, len(match.read(seeds[0], "partner")["partner"])
-    arrays = {name: unmatched(name, n, d_sae, 0) for name in PairMatches._fields}
-    for name in ("partner", "cosine"):
-        arrays[name] = unmatched(name, n, d_sae, n_comparisons)
-        for index, seed in enumerate(seeds):
-            arrays[name][index] = match.read(seed, name)[name]
-    return Matches(other, np.zeros(other.shape), **arrays)
+        of_ensemble = as_arrays(geometry, direction_map, run.seeds)
+        for member, seed in enumerate(run.seeds):
+            of_features = feature_arrays(geometry, direction_map, ~alive, member, seed)
+            put(seed, of_features if member else of_ensemble | of_features)

@@ -12,16 +12,20 @@ import torch
 
 from seedscope.engine.contract.recipe import TrainConfig
 from seedscope.engine.features.ablation import PAIR_NUMBERS
+from seedscope.engine.features.firings import HELD_FIRINGS
 from seedscope.engine.features.loss import LONG as LONG_LOSS
 from seedscope.engine.geometry.map import MOST as MAP_FEATURES
+from seedscope.engine.geometry.predictability import MOST_NUMBERS
 from seedscope.engine.geometry.pursuit import K_MAX as PURSUED
 from seedscope.engine.geometry.pursuit import N_ROWS as PURSUED_ROWS
+from seedscope.engine.machine import WORKING_SHARE
 from seedscope.engine.matching.match import NULL_ANCHORS, NULL_KINDS, affordable
 from seedscope.engine.studies.analyses.function import EXPONENTIAL, PASSES
 from seedscope.engine.studies.analyses.function import LONG as LONG_FUNCTION
 from seedscope.engine.studies.analyses.predictor import MOST_FEATURES as PREDICTED_FEATURES
 from seedscope.engine.studies.analyses.shared_spans import K_MAX as EXPANDED
 from seedscope.engine.studies.analyses.shared_spans import LONG as LONG_SPANS
+from seedscope.engine.studies.ensemble_run import HELD_SHARE
 from seedscope.engine.studies.planning.shape import EnsembleShape, ModelShape, StudyShape
 from seedscope.engine.training import memory, trajectory
 from seedscope.engine.training.members import SAMPLE_ROWS
@@ -55,6 +59,7 @@ OTHER_DENSE = 6  # of those that autograd differentiates: encoder and decoder, f
 MASKS = 46  # sets of features whose loss is measured per member: `fewer_masks` where all buckets hold features
 AROUND = 5  # further passes per member, in forward passes: the reconstruction's own, and gradients for the attribution
 LIVING_SPANS = 0.35  # share of features that are unstable, assumed of what is searched for shared spans
+FREE = 24 * 2**30  # bytes of memory, assumed where as much is used as a share of what is free allows
 LIBRARIES = 2**29  # bytes of a process that has loaded torch and computed nothing, about
 
 
@@ -204,9 +209,11 @@ def _activity(study: StudyShape, ensemble: EnsembleShape, model: ModelShape, on_
     if _has_function(study, ensemble, on_gpu):  # every active row with every member's residual
         flops += 2.0 * n * n * tokens * ensemble.k * ensemble.d_in
         units["across"] = n * n * tokens * ensemble.k
-    held = (
-        4.0 * n * d_sae * 2 * ensemble.d_in + (8.0 * n * d_sae**2 if pairwise else 0.0) + 12.0 * n * tokens * ensemble.k
-    )
+        weights = 8.0 * n * d_sae * ensemble.d_in
+    else:
+        weights = min(8.0 * n * d_sae * ensemble.d_in, 8.0 * d_sae * ensemble.d_in + HELD_SHARE * FREE)
+    sums = 8.0 * n * d_sae**2 if pairwise else 0.0
+    held = weights + sums + 12.0 * min(n * tokens * ensemble.k, HELD_FIRINGS)
     return StageWork(
         "activity, ablation", flops, units, read=2.0 * passes * tokens * ensemble.d_in,
         kept={"parts: features": float(ensemble.n_features)}, memory=held,
@@ -254,7 +261,10 @@ def _subspaces(ensemble: EnsembleShape) -> StageWork:
         "pursued": n * (n - 1) * pursued * d_sae,
         "runs": 1.0,
     }
-    return StageWork("subspaces", flops, units, memory=12.0 * n * d_sae * d)
+    held = min(8.0 * n * d_sae * d, 3 * WORKING_SHARE * FREE)  # three kinds of rows; the others are read again
+    predicted = 6 * 8.0 * min(n * d_sae * d, MOST_NUMBERS)
+    matrices = 4 * 4.0 * n * d**2
+    return StageWork("subspaces", flops, units, memory=held + predicted + matrices + 20.0 * d_sae * d)
 
 
 def _map(ensemble: EnsembleShape) -> StageWork:
@@ -273,8 +283,9 @@ def _shared_spans(ensemble: EnsembleShape, on_gpu: bool) -> StageWork:
     if not on_gpu and work > LONG_SPANS:
         return StageWork("shared spans", remark="left out on a CPU at this size; --only shared_spans computes it")
     unstable = LIVING_SPANS * d_sae
+    held = min(4.0 * n * (unstable + d_sae) * d, 2 * WORKING_SHARE * FREE)  # beyond that in files
     units = {"expanded": n * (n - 1) * unstable * d_sae, "features": n * unstable, "runs": 1.0}
-    return StageWork("shared spans", 2.0 * work * LIVING_SPANS, units, memory=16.0 * n * d_sae * d)
+    return StageWork("shared spans", 2.0 * work * LIVING_SPANS, units, memory=held + 20.0 * d_sae * d)
 
 
 def _trajectory(ensemble: EnsembleShape, config: TrainConfig) -> StageWork:

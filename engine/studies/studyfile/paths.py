@@ -7,14 +7,17 @@ from typing import Any
 
 from natsort import natsorted
 
-from seedscope.engine.activations.documents import documents
+from seedscope.engine.activations.documents import OPTIONS, documents
 from seedscope.engine.activations.recorded import open_recorded
 from seedscope.engine.contract.patterns import matches
+from seedscope.engine.contract.urls import on_this_machine, url_in
 from seedscope.engine.demo import stdlib
 from seedscope.engine.saes.importers import registry
 from seedscope.engine.saes.importers.hub import PREFIX
 from seedscope.engine.studies.studyfile.toml import Check, Unfit, shown
 from seedscope.engine.studies.studyfile.values import text, texts
+from seedscope.engine.urls.cache import each_of, require_there
+from seedscope.engine.urls.storage import is_pattern
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -64,11 +67,13 @@ def sources_in(folder: Path) -> Check:
 def _source_in(folder: Path, source: str) -> str:
     if source == stdlib.SOURCE:
         return source
+    if (url := _behind_url(source, "documents")) is not None:
+        return url
     if source.startswith(PREFIX):
         if find_spec("datasets") is None:
             raise Unfit("expected the datasets library for it, which is missing; pip install 'seedscope[hub]'")
         return source
-    local = str(folder / Path(source).expanduser())
+    local = str(folder / Path(on_this_machine(source)).expanduser())
     try:
         next(documents(local))
     except (ValueError, OSError) as error:
@@ -80,7 +85,9 @@ def activations_in(folder: Path) -> Check:
     """Recorded activations: a file or a folder of files whose heads say that they are some."""
 
     def check(value: Any) -> str:
-        path = folder / Path(text(value)).expanduser()
+        if (url := _behind_url(text(value), "recorded activations")) is not None:
+            return url
+        path = folder / Path(on_this_machine(text(value))).expanduser()
         try:
             open_recorded(path)
         except (ValueError, OSError) as error:
@@ -102,7 +109,10 @@ def paths_in(folder: Path) -> Check:
             if pattern.startswith(PREFIX):
                 paths.append(_on_hub(pattern))
                 continue
-            named = folder / Path(pattern).expanduser()
+            if (behind := _saes_behind_url(pattern)) is not None:
+                paths += behind
+                continue
+            named = folder / Path(on_this_machine(pattern)).expanduser()
             if not (names := matches(named)):
                 raise Unfit(f"expected SAE files or folders, {pattern!r} matches none{_what_there_is(named)}")
             paths += map(Path, natsorted(names))  # seed2 before seed10
@@ -111,6 +121,28 @@ def paths_in(folder: Path) -> Check:
         return tuple(paths)
 
     return check
+
+
+def _behind_url(source: str, what: str) -> str | None:
+    """The URL that a source is, where something lies there, which is not fetched; None for other sources."""
+    try:
+        if url := url_in(source):
+            require_there(OPTIONS.sub(r"\g<source>", url))
+        return url
+    except ValueError as error:
+        raise Unfit(f"expected {what}: {error}") from None
+
+
+def _saes_behind_url(pattern: str) -> list[Path] | None:
+    """The SAEs that a URL names or its pattern matches, as paths that engine.importers fetches; None for other names."""
+    try:
+        if (url := url_in(pattern)) is None:
+            return None
+        if not is_pattern(url):
+            require_there(url)
+        return [Path(each) for each in each_of(url)]
+    except ValueError as error:
+        raise Unfit(f"expected SAE files or folders: {error}") from None
 
 
 def _in_registry(name: str) -> Path:

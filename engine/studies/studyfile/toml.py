@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from seedscope.engine.contract.urls import hidden
+
 MOST_PROBLEMS = 20  # that are shown: one screen
 LONGEST_SHOWN = 60  # characters of a value
 
@@ -256,7 +258,7 @@ def shown(value: Any) -> str:
     """A value as it stands in the file, shortened."""
     if isinstance(value, dict):
         return "{ .. }"
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = hidden(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}.."
 
 

@@ -23,7 +23,7 @@ def test_help_lists_the_commands_in_a_deliberate_order():
     listed = re.findall(r"^│ ([a-z]+) ", run("--help").stdout.split("Commands")[1], re.MULTILINE)
     assert listed == [
         "demo", "serve", "engine", "run", "plan", "public", "inspect", "import", "analyze", "anchor", "predict", "explain",
-        "pool", "synthetic", "sources", "match", "diff", "annotate", "export", "mcp", "verify", "bench", "doctor",
+        "pool", "synthetic", "sources", "match", "diff", "lookup", "annotate", "export", "mcp", "verify", "bench", "doctor",
     ]  # fmt: skip
 
 

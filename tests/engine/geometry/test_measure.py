@@ -94,6 +94,18 @@ def test_stable_rows_are_written_with_one_feature_and_unstable_ones_are_not(foun
     assert found.predictability.n_clusters == N_STABLE + 3 * N_UNSTABLE
 
 
+def test_of_very_many_rows_whole_clusters_are_predicted_and_a_remark_says_so(found, rows, dead, monkeypatch):
+    monkeypatch.setattr("seedscope.engine.geometry.measure.MOST_NUMBERS", 100 * D)
+    some = measure(list(rows), matched(rows), dead, theta=0.9, ranks=[4])
+    n_rows = 3 * (N_STABLE + N_UNSTABLE)
+    assert some.predictability.n_clusters == found.predictability.n_clusters
+    assert some.predictability.largest_cluster == pytest.approx(3 / n_rows)
+    said = [remark for remark in some.remarks if remark.startswith("predictability: ")]
+    assert len(said) == 1
+    assert int(said[0].split()[1]) <= 100
+    assert f"of {n_rows} rows" in said[0]
+
+
 def test_curves_that_stop_are_said(found):
     assert found.transfer.cross.n_pairs.tolist() == [6, 6, 0]
     assert found.remarks == ("curves are fitted on 20 unstable rows or more: from that rank on some members stop",)

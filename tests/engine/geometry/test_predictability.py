@@ -1,11 +1,12 @@
 """Stability told from decoder rows: scores against their definitions, and copies that leak where nothing can be told."""
 
+import networkx as nx
 import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 from scipy.special import expit
 
-from seedscope.engine.geometry.predictability import auroc, f1, fit, match_clusters, predictability
+from seedscope.engine.geometry.predictability import auroc, f1, fit, match_clusters, predictability, some_clusters
 
 
 def ensemble(direction: float, *, n: int = 60, d: int = 160, members: int = 3, seed: int = 0):
@@ -81,6 +82,38 @@ def test_clusters_are_chains_of_matches_across_members():
     found = match_clusters(partner, cosine, other)
     assert found[0, 0] == found[1, 1] == found[2, 0]
     assert len(np.unique(found)) == 4
+
+
+def test_clusters_are_those_of_all_matches_at_once(monkeypatch):
+    n, d_sae = 5, 30
+    rng = np.random.default_rng(0)
+    other = np.array([[j for j in range(n) if j != i] for i in range(n)])
+    partner = rng.integers(-1, d_sae, (n, d_sae, n - 1))
+    cosine = rng.uniform(0.3, 0.8, partner.shape).astype(np.float32)
+    graph = nx.Graph()
+    graph.add_nodes_from(range(n * d_sae))
+    for i, f, slot in np.argwhere((cosine >= np.float32(0.7)) & (partner >= 0)):
+        graph.add_edge(i * d_sae + f, other[i, slot] * d_sae + partner[i, f, slot])
+    expected = np.empty(n * d_sae, int)
+    for label, members in enumerate(sorted(nx.connected_components(graph), key=min)):
+        expected[list(members)] = label
+    for at_once in (0, 2**24):
+        monkeypatch.setattr("seedscope.engine.geometry.predictability.EDGES_AT_ONCE", at_once)
+        assert match_clusters(partner, cosine, other).ravel().tolist() == expected.tolist()
+
+
+def test_some_clusters_are_whole_ones():
+    clusters = [np.array([3, 3, 7, 9]), np.array([9, 1, 1, 1]), np.array([7, 7, 2, 5])]
+    for seed in range(5):
+        masks = some_clusters(clusters, 7, seed)
+        assert 0 < sum(int(mask.sum()) for mask in masks) <= 7
+        states = [
+            (label, kept)
+            for ids, mask in zip(clusters, masks, strict=True)
+            for label, kept in zip(ids, mask, strict=True)
+        ]
+        assert len(set(states)) == 6
+    assert all(mask.all() for mask in some_clusters(clusters, 12))
 
 
 def test_one_chain_of_everything_leaves_no_disjoint_split_and_says_so():

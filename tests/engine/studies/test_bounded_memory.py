@@ -1,4 +1,4 @@
-"""Matching and publishing a study in the memory of few members, whatever their number."""
+"""Matching, geometry and publishing of a study in the memory of few members, whatever their number."""
 
 import weakref
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seedscope.engine import machine
+from seedscope.engine.geometry import row_sets
 from seedscope.engine.matching import match
 from seedscope.engine.saes import sae
 from seedscope.engine.saes.stored import StoredMembers
@@ -29,8 +31,8 @@ def study(tmp_path) -> Path:
     return tmp_path
 
 
-def files_of(study: Path) -> dict[str, bytes]:
-    part = Parts(study, "e").find("match")
+def files_of(study: Path, analysis: str = "match") -> dict[str, bytes]:
+    part = Parts(study, "e").find(analysis)
     return {f"{seed} {name}": array.tobytes() for seed in sorted(part.seeds) for name, array in part.read(seed).items()}
 
 
@@ -46,6 +48,20 @@ def test_matching_two_members_at_a_time_leaves_the_same_part_and_no_scratch(stud
     monkeypatch.setattr(sae, "load", refuse)
     analyse(study, only=["match"])
     assert files_of(study) == together
+    assert not (study / "scratch").exists()
+
+
+def test_geometry_that_holds_no_member_leaves_the_same_parts_and_no_scratch(study, monkeypatch):
+    analyses = ["match", "subspaces", "shared_spans"]
+    analyse(study, only=analyses)
+    together = {name: files_of(study, name) for name in analyses}
+    assert any("FeatureSpan.own" in name for name in together["subspaces"])
+    Parts(study, "e").discard()
+    monkeypatch.setattr(machine, "WORKING_SHARE", 0)
+    monkeypatch.setattr(row_sets, "WORKING_SHARE", 0)
+    monkeypatch.setattr(sae, "load", refuse)
+    analyse(study, only=analyses)
+    assert {name: files_of(study, name) for name in analyses} == together
     assert not (study / "scratch").exists()
 
 
