@@ -99,7 +99,8 @@ def test_the_wheel_holds_seedscope_alone_and_all_of_it(wheel):
             and path.relative_to(ROOT).parts[:2] != ("app", "client")
         }
         assert shipped - set(names) == set()
-    assert {"seedscope/__init__.py", "seedscope/notebook.py", "seedscope/py.typed"} <= set(names)
+    client = {"__init__.py", "notebook.py", "py.typed", "feature_table.js", "feature_table.css"}
+    assert {f"seedscope/{name}" for name in client} <= set(names)
     assert not [name for name in names if {"tests", "__pycache__"} & set(name.split("/"))]
 
 

@@ -23,6 +23,8 @@ class Format(StrEnum):
     saelens = "saelens"
     delphi = "delphi"
     spans = "spans"
+    saebench = "saebench"
+    hf_dataset = "hf-dataset"
 
 
 @app.command()

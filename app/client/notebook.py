@@ -7,9 +7,9 @@ Everything is read from the published store by the same statements as the pages,
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,10 @@ from seedscope.engine.contract.tables.features import Match as MatchRow
 from seedscope.engine.contract.tables.shared_spans import SharedSpanExplanation
 from seedscope.engine.contract.tables.study import Ensemble as EnsembleRow
 
-_FILTERS = {field.name for field in fields(FeatureQuery)} - {"ensemble", "theta", "epsilon", "rule", "dead"}
+if TYPE_CHECKING:
+    from seedscope.widget import FeatureTableWidget
+
+_FILTERS = {each.name for each in fields(FeatureQuery)} - {"ensemble", "theta", "epsilon", "rule", "dead"}
 _CHOICES = {"dead": ("exclude", "only", "count"), "bucket": BUCKETS, "trigger": TRIGGERS, "sort": SORTS, "hit": HITS}
 
 
@@ -102,6 +105,17 @@ class Feature:
     contexts: list[Context] | None
     permalink: str
     """Path of its page, with the digest that pins SAEs and matching settings."""
+    chance: dict[str, float] = field(default_factory=dict)
+    """Share of chance comparisons that match under the rule, by null: in random directions, in ones of this SAE's spread."""
+    shared_start: str = "unknown"
+    """yes, no or unknown: only where it is no, agreement is stability."""
+    directions: str | None = None
+    """What decoder rows are where they are not directions of what is read."""
+
+    def _repr_html_(self) -> str:
+        from seedscope.display import feature_html
+
+        return feature_html(self)
 
 
 class Ensemble:
@@ -141,10 +155,7 @@ class Ensemble:
         `sort` and `descending` order the rows. `dead` is exclude, only or count.
         Raises ValueError for a filter or value that there is not, or that needs what was not computed.
         """
-        if unknown := set(filters) - _FILTERS:
-            raise ValueError(
-                f"filters are {', '.join(sorted(unknown))}, expected some of {', '.join(sorted(_FILTERS))}"
-            )
+        self._check_filters(filters)
         query = self._query(theta, epsilon, rule, dead=dead, **filters)
         with _refusals():
             table = feature_download(self._store, query).table()
@@ -193,7 +204,39 @@ class Ensemble:
             matches=matches,
             contexts=self._contexts(member.seed, index) if self._store.has_tokens(self.name) else None,
             permalink=f"/s/{self._store.study.study}/{self.name}/{member.seed}/{index}?v={self.row.digest}",
+            chance=self._chance(query),
+            shared_start=self.row.shared_start,
+            directions=self.row.directions,
         )
+
+    def table(
+        self,
+        *,
+        theta: float | None = None,
+        epsilon: float | None = None,
+        rule: str = "argmax",
+        dead: str | None = None,
+        page_size: int = 20,
+        **filters: Any,
+    ) -> "FeatureTableWidget":
+        """The features as a widget to look through: buckets to choose, sort, pages; arguments as of `features`.
+
+        Raises ImportError without anywidget, ValueError as `features`.
+        """
+        try:
+            from seedscope.widget import FeatureTableWidget
+        except ImportError as error:
+            if error.name not in ("anywidget", "traitlets"):
+                raise
+            raise ImportError("the table needs anywidget; install it with: pip install 'seedscope[notebook]'") from None
+        if page_size < 1:
+            raise ValueError(f"page_size is {page_size}, expected at least 1")
+        self._check_filters(filters)
+        title = f"{self._store.study.study} / {self.name}"
+        with _refusals():
+            return FeatureTableWidget(
+                self._store, self._query(theta, epsilon, rule, dead=dead, **filters), title=title, page_size=page_size
+            )
 
     def decoder(self, seed: int) -> np.ndarray:
         """(d_sae, d_in) decoder rows as the SAE's file holds them, not normalised; (d_sae, d_out) of transcoders.
@@ -234,6 +277,21 @@ class Ensemble:
         with _refusals():
             return span_basis(self._store, self.name, span)
 
+    def in_short(self) -> tuple[EnsembleRow, dict[str, int], dict[str, float]]:
+        """(row, {bucket: features}, {null: share of chance comparisons that match}) at its own theta and epsilon."""
+        query = self._query(None, None, "argmax")
+        with _refusals():
+            return self.row, self._store.features(query).facets()["bucket"], self._chance(query)
+
+    def _chance(self, query: FeatureQuery) -> dict[str, float]:
+        return self._store.null_rates(self.name, query.theta, query.rule) if self.row.n_comparisons else {}
+
+    def _check_filters(self, filters: Mapping[str, Any]) -> None:
+        if unknown := set(filters) - _FILTERS:
+            raise ValueError(
+                f"filters are {', '.join(sorted(unknown))}, expected some of {', '.join(sorted(_FILTERS))}"
+            )
+
     def _query(self, theta: float | None, epsilon: float | None, rule: str, **filters: Any) -> FeatureQuery:
         if rule not in RULES:
             raise ValueError(f"rule is {rule!r}, expected one of {', '.join(RULES)}")
@@ -266,6 +324,11 @@ class Ensemble:
         matched = f", {row.directions}, d_out {row.d_out}" if row.directions else ""
         return f"<seedscope ensemble {self.name}: {row.n_members} x {row.d_sae:,} features, d_in {row.d_in}{matched}>"
 
+    def _repr_html_(self) -> str:
+        from seedscope.display import ensembles_html
+
+        return ensembles_html(self.name, f"study {self._store.study.study}", [self.in_short()])
+
 
 class Study(Mapping[str, Ensemble]):
     """A published study: its ensembles by name."""
@@ -286,6 +349,12 @@ class Study(Mapping[str, Ensemble]):
 
     def __repr__(self) -> str:
         return f"<seedscope study {self.row.study}: {', '.join(self)}>"
+
+    def _repr_html_(self) -> str:
+        from seedscope.display import ensembles_html
+
+        subtitle = f"study, {f'model {self.row.model}' if self.row.model else 'no model'}"
+        return ensembles_html(self.row.study, subtitle, [ensemble.in_short() for ensemble in self.values()])
 
 
 class Studies(Mapping[str, Study]):

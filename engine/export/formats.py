@@ -2,6 +2,7 @@
 
 parquet: everything, restorable (engine.export.restore). json: the pages' JSON, a line per feature. neuronpedia: the layout that
 Neuronpedia imports. saelens: a folder per SAE that SAELens loads. delphi: explanations alone. spans: shared spans with their bases.
+saebench: an eval result per SAE as SAEBench writes them. hf-dataset: a folder that the datasets library loads.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,17 @@ from pathlib import Path
 
 from seedscope.engine.contract.names import name_problem
 from seedscope.engine.contract.published import published
-from seedscope.engine.export import delphi, jsonlines, manifest, neuronpedia, parquet, saelens, spans
+from seedscope.engine.export import (
+    delphi,
+    hf_dataset,
+    jsonlines,
+    manifest,
+    neuronpedia,
+    parquet,
+    saebench,
+    saelens,
+    spans,
+)
 from seedscope.engine.export.open_study import Opened, opened
 from seedscope.engine.progress import Report
 from seedscope.engine.store import catalogue
@@ -17,7 +28,8 @@ from seedscope.engine.store.staged import staged
 
 FORMATS: dict[str, Callable[[Opened, Path, Report], dict[str, str]]] = {
     "parquet": parquet.write, "json": jsonlines.write, "neuronpedia": neuronpedia.write, "saelens": saelens.write,
-    "delphi": delphi.write, "spans": spans.write,
+    "delphi": delphi.write, "spans": spans.write, "saebench": saebench.write,
+    "hf-dataset": hf_dataset.write,
 }  # fmt: skip
 
 

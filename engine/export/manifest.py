@@ -91,10 +91,18 @@ def _sae(sae_file: SaeFile, files: Collection[str]) -> dict[str, Any]:
 
 def _ensemble(row: Ensemble) -> dict[str, Any]:
     """An ensemble's row with the matching spelled out."""
+    columns = {
+        name: value for name, value in asdict(row).items() if name not in ("rule", "theta", "epsilon", "convention")
+    }
+    return columns | {"convention": json.loads(row.convention), "matching": matching(row)}
+
+
+def matching(row: Ensemble) -> dict[str, Any]:
+    """How features of an ensemble are matched and judged; `directions` of transcoders alone."""
     rule, sign, ties = [*row.rule.split(", "), None, None][:3]
     dead = "never active on the evaluation tokens, or without a direction; a bucket of its own"
     unknown = "known of features without a direction alone: activity was not measured; a bucket of its own"
-    matching = {
+    settings = {
         "rule": rule,
         "sign": sign,
         "ties": ties,
@@ -102,12 +110,9 @@ def _ensemble(row: Ensemble) -> dict[str, Any]:
         "epsilon": row.epsilon,
         "dead_policy": dead if "activity" in row.computed else unknown,
     }
-    columns = {
-        name: value for name, value in asdict(row).items() if name not in ("rule", "theta", "epsilon", "convention")
-    }
     if row.directions:
-        matching["directions"] = row.directions
-    return columns | {"convention": json.loads(row.convention), "matching": matching}
+        settings["directions"] = row.directions
+    return settings
 
 
 def commit() -> str | None:

@@ -8,6 +8,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+from seedscope.engine.contract.tables.study import Ensemble
 from seedscope.engine.export.open_study import Opened, SaeFile, read_sae, sae_file
 from seedscope.engine.progress import Report
 from seedscope.engine.saes import sae
@@ -26,8 +27,7 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     """
     waiting = _planned(study.folder, study.plan, {row.ensemble for row in study.ensembles}) if study.plan else []
     for row in study.ensembles:
-        forward = json.loads(row.convention)
-        _require_expressible(row.ensemble, Convention(**{name: forward[name] for name in _FIELDS if name in forward}))
+        _require_expressible(row.ensemble, convention_of(row))
     members = [
         (
             one,
@@ -43,6 +43,12 @@ def write(study: Opened, folder: Path, report: Report) -> dict[str, str]:
     ]
     _write(study.folder, [*members, *waiting], folder, report)
     return {"results": "SAELens has no place for them; --format parquet holds all"}
+
+
+def convention_of(row: Ensemble) -> Convention:
+    """The forward pass of an ensemble's members."""
+    forward = json.loads(row.convention)
+    return Convention(**{name: forward[name] for name in _FIELDS if name in forward})
 
 
 def write_imported(study: Path, plan: catalogue.StudyPlan, folder: Path, report: Report) -> None:

@@ -47,11 +47,10 @@ def as_saelens(c: Convention, tensors: dict[str, Tensor]) -> tuple[dict[str, Any
     """
     t = {name: tensor.double() for name, tensor in tensors.items()}
     s = c.input_scale if c.normalize == "none" else 1.0
-    rescale, norms = c.rescale_by_decoder_norm, t["W_dec"].norm(dim=-1)
-    if rescale and (s != 1 or not norms.all()):
+    norms = t["W_dec"].norm(dim=-1)
+    if c.rescale_by_decoder_norm and (s != 1 or not norms.all()):
         t["W_enc"], t["b_enc"] = t["W_enc"] * norms, t["b_enc"] * norms
         t["W_dec"] = t["W_dec"] / torch.where(norms > 0, norms, 1)[:, None]
-        rescale = False
     if s != 1:
         t["W_enc"] = t["W_enc"] * s
         t["W_dec"], t["b_dec"] = t["W_dec"] / s, t["b_dec"] / s
@@ -60,21 +59,28 @@ def as_saelens(c: Convention, tensors: dict[str, Tensor]) -> tuple[dict[str, Any
         t["threshold"] = torch.nextafter(t["threshold"], torch.tensor(-math.inf))
     if c.architecture == "gated":
         t["b_gate"] = t.pop("b_enc")
-    settings: dict[str, Any] = {
+    return settings(c, has_zero_rows=not bool(norms.all())), t
+
+
+def settings(c: Convention, *, has_zero_rows: bool) -> dict[str, Any]:
+    """The settings that `as_saelens` gives an SAE; `has_zero_rows`: some decoder row is zero."""
+    s = c.input_scale if c.normalize == "none" else 1.0
+    config: dict[str, Any] = {
         "architecture": _ARCHITECTURES[c.architecture],
         "apply_b_dec_to_input": c.subtract_b_dec,
         "normalize_activations": c.normalize,
     }
     if c.architecture == "topk":
-        settings |= {"k": c.k, "rescale_acts_by_decoder_norm": rescale}
-    return settings, t
+        rescale = c.rescale_by_decoder_norm and s == 1 and not has_zero_rows
+        config |= {"k": c.k, "rescale_acts_by_decoder_norm": rescale}
+    return config
 
 
 def save(member: sae.SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
     """Write one SAE into a new folder as SAELens' own `save_model` does; values of `metadata` that are None are left out."""
-    settings, tensors = as_saelens(member.convention, member.member_tensors(0))
+    own, tensors = as_saelens(member.convention, member.member_tensors(0))
     metadata = {name: value for name, value in metadata.items() if value is not None}
-    config = settings | {
+    config = own | {
         "d_in": member.d_in,
         "d_sae": member.d_sae,
         "dtype": "float32",

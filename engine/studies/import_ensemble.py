@@ -73,7 +73,7 @@ def enrol(
     with _unfinished(folder / "sae" / f".{ensemble}-unfinished") as unfinished:
         read = unfinished / "read"
         members = read_many(
-            paths, format, seeds, force=force, keep=lambda member: _on_disk(_with_zero_rows(member), read)
+            paths, format, seeds, force=force, keep=lambda member: _on_disk(with_zero_rows(member), read)
         )
         members = _on_neuronpedia(members, neuronpedia)
         members.sort(key=lambda member: member.seed or 0)
@@ -90,8 +90,8 @@ def enrol(
         if activations:
             require_width(open_recorded(activations.source), members[0].d_in, ensemble)
         kept = [described(member) for member in members]
-        _refuse_copies(kept)
-        start, evidence = _start(members, shared_start)
+        refuse_copies(kept)
+        start, evidence = start_of(members, shared_start)
         remarks += evidence
         name = hashlib.sha256(" ".join(f"{m.seed}:{m.digest}" for m in kept).encode()).hexdigest()[:16]
         for done, member in enumerate(members):
@@ -194,7 +194,7 @@ def _as_transcoder(member: Imported, hookpoint_out: str) -> Imported:
     )
 
 
-def _with_zero_rows(member: Imported) -> Imported:
+def with_zero_rows(member: Imported) -> Imported:
     """The SAE with zeros for decoder rows that are not finite, which would make every reconstruction that uses them NaN."""
     rows = member.tensors["W_dec"]
     finite = (rows.abs() <= LARGEST).all(1)
@@ -255,7 +255,7 @@ def digests_at(
     there is no SAE, and for one that cannot be represented.
     """
     for each in located(path, format):
-        member = _with_zero_rows(read_recognised(each))
+        member = with_zero_rows(read_recognised(each))
         if hookpoint_out:
             member = _as_transcoder(member, hookpoint_out)
         yield str(each.path), as_sae(member if member.seed is not None else replace(member, seed=0)).digest(0)
@@ -266,7 +266,7 @@ def _agreed(values: Iterable[str | None]) -> str | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-def _start(members: list[Imported], claimed: catalogue.YesNo | None) -> tuple[catalogue.YesNo, list[str]]:
+def start_of(members: list[Imported], claimed: catalogue.YesNo | None) -> tuple[catalogue.YesNo, list[str]]:
     """Whether members share a start, and what says so: the files, or rows that are equal and hence still at theirs."""
     if any("start shared" in remark for member in members for remark in member.remarks):
         evidence = ["members share a start: all were built from the same archetypes"]
@@ -294,7 +294,8 @@ def _equal_rows(members: list[Imported]) -> str | None:
     return None
 
 
-def _refuse_copies(members: list[catalogue.MemberPlan]) -> None:
+def refuse_copies(members: list[catalogue.MemberPlan]) -> None:
+    """Raise ValueError where two members are the same SAE."""
     for one, other in combinations(members, 2):
         if one.digest == other.digest:
             raise ValueError(

@@ -106,8 +106,18 @@ def read_many(
         replace(member, settings={**member.settings, **named})
         for member, named in zip(members, _named(saes), strict=True)
     ]
+    return as_members(members, numbers_in_names(saes), seeds, force=force)
+
+
+def as_members(
+    members: list[Imported], names: Sequence[int | None], seeds: Sequence[int] | None = None, *, force: bool = False
+) -> list[Imported]:
+    """SAEs that were read as members of one ensemble, in this order, each with its seed; `names`: the seeds that names say.
+
+    Raises ValueError as `read_many` for those that cannot be, but for steps of one run.
+    """
     members = [members[0], *(_compared(members[0], member, force) for member in members[1:])]
-    chosen, origin = numbered([member.seed for member in members], numbers_in_names(saes), seeds)
+    chosen, origin = numbered([member.seed for member in members], names, seeds)
     members = [_with_seed(member, seed, origin) for member, seed in zip(members, chosen, strict=True)]
     _require_distinct_seeds(members, by_user=seeds is not None)
     return _with_shared_start(members)

@@ -1,11 +1,12 @@
-"""SAEs and transcoders of SAELens: version 6 (`SAE.save_model`, `save_inference_model`), 3 to 5, and trainer checkpoints.
+"""SAEs and transcoders of SAELens: version 6 (`SAE.save_model`, `save_inference_model`), 3 to 5, trainer checkpoints, and objects.
 
 Follows sae-lens 6.54.12: sae_lens/saes, sae_lens/loading/pretrained_sae_loaders.py, sae_lens/training.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,8 +82,68 @@ def read(folder: Path) -> Imported:
     where the library ranks by them, the decoder norms are folded into the weights. Raises ValueError for architectures
     whose forward pass no convention describes.
     """
-    config, runner = read_json(folder / CONFIG), _runner(folder)
-    t, _ = read_safetensors(folder / WEIGHTS)
+    return understood(_saved(folder))
+
+
+def from_object(sae: Any, place: Path) -> Imported:
+    """An SAE or transcoder of SAELens in memory, as the library itself would save it; `place` stands for its folder in messages.
+
+    A training SAE is taken as SAELens exports it for inference. Tensors may share memory with the object's, which stays as it is.
+    Raises ValueError for what is no SAE of SAELens 6, and as `read`: for one that was trained on scaled activations and has the
+    scale not folded in, for instance.
+    """
+    config: Any = getattr(sae, "cfg", None)
+    state: Any = getattr(sae, "state_dict", None)
+    if not callable(getattr(config, "to_dict", None)) or not callable(state):
+        raise ValueError(
+            f"{place} is a {type(sae).__name__}, expected an SAE of SAELens 6 (with cfg.to_dict and state_dict); files are read by "
+            "seedscope import"
+        )
+    tensors = dict(state())
+    for_inference = getattr(sae, "process_state_dict_for_saving_inference", None)
+    if callable(for_inference):
+        for_inference(tensors)
+        settings = config.get_inference_sae_cfg_dict()
+    else:
+        if callable(for_saving := getattr(sae, "process_state_dict_for_saving", None)):
+            for_saving(tensors)
+        settings = config.to_dict()
+    try:
+        plain = json.loads(json.dumps(settings))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place} has a config that SAELens could not save as JSON ({error})") from None
+    return understood(SavedSAE(place, plain, {name: tensor.detach().cpu() for name, tensor in tensors.items()}))
+
+
+class SavedSAE(NamedTuple):
+    """What SAELens keeps of an SAE: the contents of its folder, or what they would be."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    runners: tuple[dict[str, Any], ...] = ()  # configs of its run, the nearest last
+    scaler: dict[str, Any] | None = None  # of a trainer checkpoint
+    whitening: dict[str, Tensor] | None = None
+
+
+def _saved(folder: Path) -> SavedSAE:
+    scaler, whitening = folder / SCALER, folder / WHITENING
+    # One runner that trained several SAEs wrote its config one level up.
+    runners = [path for path in (folder.parent / RUNNER, folder / RUNNER) if path.is_file()]
+    return SavedSAE(
+        folder,
+        read_json(folder / CONFIG),
+        read_safetensors(folder / WEIGHTS)[0],
+        tuple(read_json(path) for path in runners),
+        read_json(scaler) if scaler.exists() else None,
+        read_safetensors(whitening)[0] if whitening.exists() else None,
+    )
+
+
+def understood(saved: SavedSAE) -> Imported:
+    """The SAE or transcoder in what SAELens keeps of it; raises ValueError as `read`."""
+    folder, config, t = saved.folder, saved.config, saved.tensors
+    runner = saved.runners[-1] if saved.runners else {}
     nested = config.get("metadata")
     metadata = nested if isinstance(nested, dict) else config
     version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "")
@@ -97,7 +158,7 @@ def read(folder: Path) -> Imported:
     t = _renamed(t, name, folder, remarks, scaled=scaled)
     if told_by:
         _require_transcoder(config, folder, told_by, t)
-    folded = _folded(t, config, folder, remarks)
+    folded = _folded(t, saved, remarks)
     trained_as = str(metadata.get("training_architecture") or name)
     if trained_as in _BATCH_TOPK:
         remarks.append(f"trained with {'Matryoshka ' if 'matryoshka' in trained_as else ''}BatchTopK")
@@ -144,29 +205,27 @@ def read(folder: Path) -> Imported:
             "hookpoint_out": hookpoint_out or None,
             "dataset": metadata.get("dataset_path"),
             "recorded_l0": metadata.get("l0"),
-            "run": folder.parent if (folder / SCALER).exists() else None,
+            "run": folder.parent if saved.scaler is not None else None,
         },
         weights=folder / WEIGHTS,
         remarks=remarks,
-        facts=_facts(folder, config, name, dtype)
+        facts=_facts(saved, name, dtype)
         | ({"forward pass": ("", told_by), "output hook point": ("", said_by)} if told_by else {}),
         settings=recorded(runner, config),
         sizes=(config.get("d_in"), config.get("d_sae")),
     )
 
 
-def _facts(folder: Path, config: Mapping[str, Any], architecture: str, dtype: str) -> Facts:
+def _facts(saved: SavedSAE, architecture: str, dtype: str) -> Facts:
+    config = saved.config
     facts = fixed("format saelens", "library", "scale") | {"dtype": (dtype, f"{WEIGHTS}: tensors")}
     facts |= stated(config, CONFIG, _KEYS)
-    for path in (folder.parent / "runner_cfg.json", folder / "runner_cfg.json"):
-        if path.is_file():
-            facts |= stated(
-                read_json(path), path.name, {"seed": "seed", "k or l1": ("sae.l1_coefficient", "l1_coefficient")}
-            )
+    for runner in saved.runners:
+        facts |= stated(runner, RUNNER, {"seed": "seed", "k or l1": ("sae.l1_coefficient", "l1_coefficient")})
     if config.get("normalize_activations") == "covariance_whitening":
         facts["scale"] = "whitening, folded into the weights", WHITENING
-    elif (folder / SCALER).exists() and config.get("normalize_activations") in (True, "expected_average_only_in"):
-        scale = stated(read_json(folder / SCALER), SCALER, {"scale": "scaling_factor"})
+    elif saved.scaler is not None and config.get("normalize_activations") in (True, "expected_average_only_in"):
+        scale = stated(saved.scaler, SCALER, {"scale": "scaling_factor"})
         facts |= {name: (f"{value}, folded into the weights", source) for name, (value, source) in scale.items()}
     if "topk" in architecture:
         facts |= stated(config, CONFIG, {"k or l1": ("k", "activation_fn_kwargs.k")})
@@ -305,16 +364,16 @@ def _centred(normalize: str, folder: Path, remarks: list[str]) -> str:
     return "centre" if normalize == "none" else normalize
 
 
-def _folded(t: dict[str, Tensor], config: Mapping[str, Any], folder: Path, remarks: list[str]) -> bool:
+def _folded(t: dict[str, Tensor], saved: SavedSAE, remarks: list[str]) -> bool:
     """Fold a trainer checkpoint's preprocessing into the tensors, in place; False where there is none to fold."""
+    folder, config = saved.folder, saved.config
     value = config.get("normalize_activations")
-    trainer = (folder / SCALER).exists() or config.get("architecture") in _BATCH_TOPK
+    trainer = saved.scaler is not None or config.get("architecture") in _BATCH_TOPK
     if not trainer or not {"W_enc", "b_enc", "W_dec", "b_dec"} <= t.keys():
         return False
-    scaler = read_json(folder / SCALER) if (folder / SCALER).exists() else {}
     rescale = flag(config, "rescale_acts_by_decoder_norm", folder / CONFIG)
-    factor = scaler.get("scaling_factor")
-    whiten = value == "covariance_whitening" and (folder / WHITENING).exists()
+    factor = (saved.scaler or {}).get("scaling_factor")
+    whiten = value == "covariance_whitening" and saved.whitening is not None
     named: dict[str, Tensor] = {
         name: t[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag") if name in t
     }
@@ -325,7 +384,7 @@ def _folded(t: dict[str, Tensor], config: Mapping[str, Any], folder: Path, remar
         # Whitening mixes the columns, so the norms that rank the features are those before it.
         if rescale:
             _fold_norms(t)
-        _fold_whitening(t, read_safetensors(folder / WHITENING)[0], folder, subtract=_subtracts(config, folder))
+        _fold_whitening(t, saved.whitening or {}, folder, subtract=_subtracts(config, folder))
         remarks.append("whitening of the activations folded into the weights")
     elif factor is not None and value in (True, "expected_average_only_in"):
         factor = positive(factor, "scaling_factor", folder / SCALER)
@@ -376,11 +435,3 @@ def _seed(runner: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
         if (seed := seed_of(recording.get("seed"))) is not None:
             return seed
     return None
-
-
-def _runner(folder: Path) -> dict[str, Any]:
-    """The runner's config, which lies beside the weights, or one level up where one runner trained several SAEs; {} without."""
-    for path in (folder / RUNNER, folder.parent / RUNNER):
-        if path.is_file():
-            return read_json(path)
-    return {}

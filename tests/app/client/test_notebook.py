@@ -26,7 +26,10 @@ def loaded_by(code: str) -> set[str]:
 
 def test_the_import_loads_nothing_heavy_and_a_study_no_torch(study_root):
     assert not {"torch", "duckdb", "pyarrow", "numpy", "fastapi"} & loaded_by("import seedscope")
-    code = f"import seedscope; seedscope.open({str(study_root)!r})[{STUDY!r}][{ENSEMBLE!r}].features()"
+    code = (
+        f"import seedscope; ensemble = seedscope.open({str(study_root)!r})[{STUDY!r}][{ENSEMBLE!r}]; ensemble.features()\n"
+        "ensemble._repr_html_(); ensemble.feature(0, 1)._repr_html_(); ensemble.table()"
+    )
     assert not {"torch", "transformers", "fastapi", "uvicorn"} & loaded_by(code)
 
 
