@@ -75,7 +75,7 @@ class ByFeature:
         """(features, d_in): for every feature the sum of weight times `table[row]` over its entries."""
         return nn.functional.embedding_bag(
             torch.from_numpy(rows[self._order]), table, self._first, mode="sum",
-            per_sample_weights=weights[torch.from_numpy(self._order)],
+            per_sample_weights=weights.index_select(0, torch.from_numpy(self._order)),
         )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ class _Activations(torch.autograd.Function):
     ) -> Tensor:
         ctx.places = places
         ctx.save_for_backward(rows, W_enc, b_dec)
-        return pre.reshape(-1)[places.flat]
+        return values_at(pre, places.flat)
 
     @staticmethod
     def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor | None, ...]:
