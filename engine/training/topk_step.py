@@ -15,6 +15,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from seedscope.engine.saes.sae import SAE
+from seedscope.engine.training.entry_gradients import ByFeature
 
 GROUPS_PER_K = 6  # fewer: more candidates per row; more: more maxima to search
 
@@ -102,7 +103,7 @@ class _Step(torch.autograd.Function):
         flat_back, values = back.view(-1, d_in), ctx.values.detach()
         (own,) = torch.autograd.grad(ctx.out, ctx.values, flat_back)
         own = own * (values > 0)
-        sums = _ByFeature(index.numpy(), n_members * d_sae)
+        sums = ByFeature(index.numpy(), n_members * d_sae)
         row = ctx.row
         b_enc = torch.zeros(n_members * d_sae, dtype=own.dtype, device=own.device).index_add_(0, index, own)
         b_enc = b_enc.view(n_members, d_sae)
@@ -112,20 +113,3 @@ class _Step(torch.autograd.Function):
         encoder.baddbmm_(b_enc[:, :, None], b_dec[:, None], alpha=-1)  # the input is x - b_dec
         centre = back.sum(0) - torch.bmm(b_enc[:, None], W_enc.transpose(1, 2))[:, 0]
         return None, None, None, encoder.transpose(1, 2), b_enc, W_dec, centre
-
-
-class _ByFeature:
-    """Sums of weighted rows over the entries of every feature."""
-
-    def __init__(self, index: ndarray, n_features: int) -> None:
-        small = index.astype(np.uint16) if n_features <= 2**16 else index  # few bits are sorted by counting
-        self._order = np.argsort(small, kind="stable")
-        counts = np.bincount(index, minlength=n_features)
-        self._first = torch.from_numpy(np.cumsum(counts) - counts)
-
-    def of(self, table: Float[Tensor, "n d_in"], rows: ndarray, weights: Float[Tensor, " entries"]) -> Tensor:
-        """(features, d_in): for every feature the sum of weight times `table[row]` over its entries."""
-        return nn.functional.embedding_bag(
-            torch.from_numpy(rows[self._order]), table, self._first, mode="sum",
-            per_sample_weights=weights[torch.from_numpy(self._order)],
-        )  # fmt: skip

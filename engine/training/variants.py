@@ -15,7 +15,13 @@ from torch import Tensor
 from seedscope.engine.contract.recipe import TrainConfig, Variant
 from seedscope.engine.saes.convention import Convention
 from seedscope.engine.saes.sae import SAE
-from seedscope.engine.training.sparse_codes import Entries, decoded, largest_of_batch, positions, values_at
+from seedscope.engine.training.entry_gradients import (
+    activations_at,
+    dense_pre_activations,
+    unexplained,
+    unexplained_by_prefixes,
+)
+from seedscope.engine.training.sparse_codes import Entries, Positions, decoded, largest_of_batch, values_at, where
 from seedscope.engine.training.topk_step import sparse_step, topk_step
 
 THRESHOLD_STEPS = 100  # batches that a batchtopk's threshold is averaged over; SAELens takes as many
@@ -75,7 +81,7 @@ def _batchtopk(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMome
         return Step(error, error, residual, fired)
     pre = sae.pre_activations(rows)
     flat = _largest_of_batch(sae, pre, config, moment)
-    entries = Entries.of(pre, flat, values_at(pre, flat))
+    entries = Entries(Positions.of(pre, flat), values_at(pre, flat))
     residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
     error = residual.pow(2).sum(-1).mean(0)
     return Step(error, error, residual, entries.fired())
@@ -83,13 +89,11 @@ def _batchtopk(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMome
 
 def _matryoshka(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) -> Step:
     """Codes of batchtopk; loss: the mean of ||x - x_hat_g||^2 over prefixes g of the groups (Bussmann et al. 2025)."""
-    pre = sae.pre_activations(rows)
-    flat = _largest_of_batch(sae, pre, config, moment)
-    entries = Entries.of(pre, flat, values_at(pre, flat))
-    prefixes = decoded(entries, sae.W_dec, config.group_sizes).cumsum(2) + sae.b_dec[:, None]
-    residuals = _targets(rows)[:, :, None] - prefixes
-    errors = residuals.pow(2).sum(-1).mean(0)
-    return Step(errors.mean(-1), errors[:, -1], residuals[:, :, -1], entries.fired())
+    pre = dense_pre_activations(sae, rows)
+    places = Positions.of(pre, _largest_of_batch(sae, pre, config, moment))
+    entries = Entries(places, activations_at(sae, rows, pre, places))
+    errors, residual = unexplained_by_prefixes(entries, config.group_sizes, rows, sae.W_dec, sae.b_dec)
+    return Step(errors.mean(-1), errors[:, -1], residual, entries.fired())
 
 
 @torch.no_grad()
@@ -101,8 +105,8 @@ def _largest_of_batch(sae: SAE, pre: Tensor, config: TrainConfig, moment: Traini
     thresholds = sae.get_parameter("threshold")
     threshold = thresholds[:, 0]
     flat = largest_of_batch(pre, config.k, 0.8 * threshold)
-    entries = Entries.of(pre, flat, values_at(pre, flat))
-    least = torch.full_like(threshold, torch.inf).scatter_reduce(0, entries.member, entries.values, "amin")
+    member = Positions.of(pre, flat).member
+    least = torch.full_like(threshold, torch.inf).scatter_reduce(0, member, values_at(pre, flat), "amin")
     least = torch.where(least.isfinite(), least, threshold)
     thresholds.lerp_(least[:, None].expand_as(thresholds), 1 / min(moment.step + 1, THRESHOLD_STEPS))
     return flat
@@ -110,12 +114,11 @@ def _largest_of_batch(sae: SAE, pre: Tensor, config: TrainConfig, moment: Traini
 
 def _relu(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) -> Step:
     """All positive ones (Bricken et al. 2023; Cunningham et al. 2023); loss: ||x - x_hat||^2 + l1 sum f."""
-    pre = sae.pre_activations(rows)
-    flat = positions(pre > 0)
-    entries = Entries.of(pre, flat, values_at(pre, flat))
-    residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
-    error = residual.pow(2).sum(-1).mean(0)
-    loss = error + config.l1 * moment.sparsity * entries.per_token(entries.values)
+    pre = dense_pre_activations(sae, rows)
+    places = where(pre > 0)
+    entries = Entries(places, activations_at(sae, rows, pre, places))
+    error, residual = unexplained(entries, rows, sae.W_dec, sae.b_dec)
+    loss = error + config.l1 * moment.sparsity * places.per_token(entries.values)
     return Step(loss, error, residual, entries.fired())
 
 
@@ -125,20 +128,17 @@ def _jumprelu(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMomen
     Loss: ||x - x_hat||^2 + l0_coefficient (L0 / k - 1)^2, the paper's sparsity term with a target, its equation 17. A
     threshold moves by the pre-activations within half a bandwidth of it: straight-through, its equations 11 and 12.
     """
-    pre = sae.pre_activations(rows)
-    dense = pre.detach()
+    pre = dense_pre_activations(sae, rows)
     thresholds = sae.get_parameter("threshold")
-    flat = positions((dense > thresholds) | ((dense - thresholds).abs() < config.bandwidth / 2))
-    own = values_at(pre, flat)
-    place = flat % (sae.n_members * sae.d_sae)
-    threshold = thresholds.reshape(-1).index_select(0, place)
+    places = where(pre.detach() > thresholds.detach() - config.bandwidth / 2)
+    own = activations_at(sae, rows, pre, places)
+    threshold = thresholds.reshape(-1).index_select(0, places.feature)
     near = ((own - threshold).detach().abs() < config.bandwidth / 2).to(own.dtype) / config.bandwidth
     active = (own > threshold).detach().to(own.dtype)
     moved = near * (threshold - threshold.detach())  # zero, with the gradient of minus the step function
-    entries = Entries.of(pre, flat, own * active - threshold.detach() * moved)
-    residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
-    error = residual.pow(2).sum(-1).mean(0)
-    off = entries.per_token(active - moved) / config.k - 1
+    entries = Entries(places, own * active - threshold.detach() * moved)
+    error, residual = unexplained(entries, rows, sae.W_dec, sae.b_dec)
+    off = places.per_token(active - moved) / config.k - 1
     loss = error + config.l0_coefficient * moment.sparsity * off.pow(2)
     return Step(loss, error, residual, entries.fired())
 
@@ -148,19 +148,16 @@ def _gated(sae: SAE, rows: Tensor, config: TrainConfig, moment: TrainingMoment) 
 
     Loss: ||x - x_hat||^2 + l1 sum relu(gate) + ||x - relu(gate) W_dec - b_dec||^2, the last with the decoder held fixed.
     """
-    pre = sae.pre_activations(rows)
-    flat = positions(pre > 0)
-    place = flat % (sae.n_members * sae.d_sae)
-    gate = values_at(pre, flat)
+    pre = dense_pre_activations(sae, rows)
+    places = where(pre > 0)
+    gate = activations_at(sae, rows, pre, places)
     tensors = sae.get_parameter("r_mag").exp(), sae.b_enc, sae.get_parameter("b_mag")
-    gain, b_enc, b_mag = (t.reshape(-1).index_select(0, place) for t in tensors)
-    entries = Entries.of(pre, flat, ((gate - b_enc) * gain + b_mag).relu())
-    gates = entries._replace(values=gate)
-    residual = _targets(rows) - (decoded(entries, sae.W_dec) + sae.b_dec)
-    left = _targets(rows) - (decoded(gates, sae.W_dec.detach()) + sae.b_dec.detach())
-    error = residual.pow(2).sum(-1).mean(0)
-    sparsity = config.l1 * moment.sparsity * entries.per_token(gate)
-    return Step(error + sparsity + left.pow(2).sum(-1).mean(0), error, residual, entries.fired())
+    gain, b_enc, b_mag = (t.reshape(-1).index_select(0, places.feature) for t in tensors)
+    entries = Entries(places, ((gate - b_enc) * gain + b_mag).relu())
+    error, residual = unexplained(entries, rows, sae.W_dec, sae.b_dec)
+    by_gates, _ = unexplained(Entries(places, gate), rows, sae.W_dec.detach(), sae.b_dec.detach())
+    sparsity = config.l1 * moment.sparsity * places.per_token(gate)
+    return Step(error + sparsity + by_gates, error, residual, entries.fired())
 
 
 def _targets(rows: Tensor) -> Tensor:

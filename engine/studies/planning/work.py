@@ -51,11 +51,11 @@ STAGES: dict[str, tuple[str, ...]] = {
     "publish": ("publishing",),
 }
 ON_HOST = ("start", "explanations", "map", "predictor", "publish")  # run on the CPU whatever device there is
-DENSE = {
-    "topk": 2,
-    "batchtopk": 2,
-}  # products of a training step per token and d_in * d_sae, of the variants written out
-OTHER_DENSE = 6  # of those that autograd differentiates: encoder and decoder, forward and two gradients each
+# FLOPs of a training step per token and d_in * d_sae. On a CPU every variant's gradients are written out: one product, and sums
+# over active entries. (In the first steps of relu, jumprelu and gated so many are active that products take their place.)
+DENSE = 2
+OTHER_DENSE = 6  # where autograd differentiates: on a GPU, codes of free width
+FREE_WIDTH = ("matryoshka", "relu", "jumprelu", "gated")
 MASKS = 46  # sets of features whose loss is measured per member: `fewer_masks` where all buckets hold features
 AROUND = 5  # further passes per member, in forward passes: the reconstruction's own, and gradients for the attribution
 LIVING_SPANS = 0.35  # share of features that are unstable, assumed of what is searched for shared spans
@@ -114,7 +114,7 @@ def _ensemble_work(
         if model and place not in seen:  # ensembles at one hook point, on the same tokens, share their harvest
             seen.add(place)
             works.append(_harvest(study, ensemble, ensemble.config, model))
-        works.append(_train(ensemble, ensemble.config))
+        works.append(_train(ensemble, ensemble.config, on_gpu=on_gpu))
     works.append(_match(study, ensemble))
     if model:
         works.append(_activations(study, ensemble, model))
@@ -165,16 +165,19 @@ def _model_bytes(study: StudyShape, model: ModelShape) -> float:
     return 4.0 * model.n_parameters + 16_384 * 4.0 * (4 * model.d_model + 2 * (model.d_mlp or 4 * model.d_model))
 
 
-def _train(ensemble: EnsembleShape, config: TrainConfig) -> StageWork:
+def _train(ensemble: EnsembleShape, config: TrainConfig, *, on_gpu: bool) -> StageWork:
     d_in, d_sae, n = ensemble.d_in, ensemble.d_sae, ensemble.n_members
     tokens = float(config.n_tokens) * n * (2 if ensemble.calibrated else 1)
     weights = float(n) * memory.n_weights(config, d_in)
-    dense = DENSE.get(config.variant, OTHER_DENSE)
+    dense = OTHER_DENSE if on_gpu and config.variant in FREE_WIDTH else DENSE
+    prefixes = 2 * len(config.group_fracs) if config.variant == "matryoshka" else 0  # sums of prefixes, there and back
     flops = tokens * (2.0 * d_in * d_sae * dense / 2 + 12.0 * d_in * ensemble.k)
+    if "archetypal" in config.variant:  # decoder rows from archetypes: forward twice, and the gradient of the weights
+        flops += tokens / config.batch * 6.0 * d_sae**2 * d_in
     units = {
         "entries": tokens * d_sae,
         "weights": config.n_tokens / config.batch * weights,
-        "active": tokens * ensemble.k * d_in,
+        "active": tokens * (ensemble.k + prefixes) * d_in,
     }
     snapshots = min(MOST_SNAPSHOTS * 4.0 * weights, max(float(SNAPSHOT_BYTES), 8.0 * weights))
     need = memory.predicted(config, d_in, dtype=torch.float32, sample_rows=SAMPLE_ROWS, keeps=True)

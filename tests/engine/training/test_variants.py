@@ -12,7 +12,7 @@ from seedscope.engine.saes.sae import SAE
 from seedscope.engine.training.decoders import Archetypes
 from seedscope.engine.training.ensemble import train_ensemble
 from seedscope.engine.training.members import Training
-from seedscope.engine.training.sparse_codes import Entries, decoded, largest_of_batch
+from seedscope.engine.training.sparse_codes import Entries, Positions, decoded, largest_of_batch
 from seedscope.engine.training.starts import Hull, kmeans, random_start
 from seedscope.engine.training.trace import measured
 from seedscope.engine.training.variants import RECIPES, TrainingMoment
@@ -388,7 +388,7 @@ def test_entries_reconstruct_what_dense_codes_do_by_groups_and_whole(share):
     codes = rng.random((20, 3, 8)) * (rng.random((20, 3, 8)) < share)
     W_dec = torch.from_numpy(rng.normal(size=(3, 8, 5)))
     flat = np.flatnonzero(codes)
-    entries = Entries(torch.from_numpy(flat), torch.from_numpy(codes.ravel()[flat]), codes.shape)
+    entries = Entries(Positions(torch.from_numpy(flat), codes.shape), torch.from_numpy(codes.ravel()[flat]))
     expected = np.einsum("tms,msi->tmi", codes, W_dec)
     np.testing.assert_allclose(decoded(entries, W_dec), expected, atol=1e-12)
     by_group = decoded(entries, W_dec, (2, 1, 5))
