@@ -4,7 +4,7 @@
 # `make test-cluster`: the executor of SLURM clusters, on a private one that the tests start.
 # `make coverage`: the suite once more, and the share of lines that it reaches.
 # `make audit`: known faults of the packages that constraints.txt names; it asks a service on the network.
-# `make dist`: the source distribution and the wheel of this commit, in dist/; the wheel is the same bytes every time.
+# `make dist`: the source distribution and the wheel of this commit, in dist/; the wheel is the same bytes every time with the same setuptools.
 # `make check`: the quick checks: lint, format, imports between rooms, types.
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	$(BIN)/seedscope demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not cluster" $(PYTEST_ARGS)
 
 test-long: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist load -m "slow and not cluster" $(PYTEST_ARGS)
