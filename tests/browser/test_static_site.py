@@ -52,8 +52,8 @@ def page(browser: Browser, site: str) -> Iterator[Page]:
     assert not complaints
 
 
-def said(html: str, selector: str, *, without: str = ".entry, .term.mark, .star, .to-compare") -> list[str]:
-    """The texts of what a selector finds, blanks as one; notes of the glossary left out."""
+def said(html: str, selector: str, *, without: str = ".entry, .term.mark, .star, .to-compare, [hidden]") -> list[str]:
+    """The texts of what a selector finds, blanks as one; notes of the glossary and what is hidden left out."""
     soup = BeautifulSoup(html, "html.parser")
     for each in soup.select(without):
         each.decompose()
@@ -200,4 +200,5 @@ def test_every_page_opens_and_fits_a_phone(browser: Browser, site: str, site_fol
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0, name
         assert page.locator("h1").count() == 1, name
     context.close()
-    assert not complaints
+    # Software rendering is slow and says so.
+    assert [text for text in complaints if "GPU stall" not in text] == []
