@@ -4,8 +4,10 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,13 @@ def make_site(
     all pages. Raises ValueError for a study, filter or folder that cannot be used.
     """
     _check_folder(folder)
-    return asyncio.run(_make(create_app(Settings(root)), study, folder, filter.lstrip("?"), report))
+    work = partial(_make, create_app(Settings(root)), study, folder, filter.lstrip("?"), report)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
+    with ThreadPoolExecutor(1) as thread:  # a notebook's thread runs a loop of its own
+        return thread.submit(lambda: asyncio.run(work())).result()
 
 
 async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Report) -> Made:
