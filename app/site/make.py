@@ -27,7 +27,7 @@ from seedscope.app.site.addresses import SiteMap
 from seedscope.app.site.asking import ask
 from seedscope.app.site.card import CardRow, card
 from seedscope.app.site.crawl import crawl
-from seedscope.app.site.ensemble_data import EnsembleData, JudgedEnsemble, Listed, list_features
+from seedscope.app.site.ensemble_data import EnsembleData, SiteEnsemble, Listed, list_features
 from seedscope.app.site.pages import PageRewriter
 from seedscope.app.site.table_columns import ORDERS, columns_of
 from seedscope.engine.contract.tables.study import Ensemble
@@ -109,7 +109,7 @@ async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Rep
             report(done, total)
 
         for name, row in store.ensembles.items():
-            judged = JudgedEnsemble(store, row, _judgement(row, lens))
+            judged = SiteEnsemble(store, row, _judgement(row, lens))
             spans = [
                 path.rsplit("/", 1)[1]
                 for path in pages
@@ -122,7 +122,7 @@ async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Rep
             await writer.write_shells(judged, data.has)
         await writer.write_weights({name: store.members(name) for name in store.ensembles})
         rows = [
-            _card_row(JudgedEnsemble(store, row, _judgement(row, lens)), lines[name])
+            _card_row(SiteEnsemble(store, row, _judgement(row, lens)), lines[name])
             for name, row in store.ensembles.items()
         ]
         writer.write(
@@ -150,7 +150,7 @@ class _Writer:
         self.n_bytes += len(content)
         return len(content)
 
-    async def write_shells(self, judged: JudgedEnsemble, has: dict[str, bool]) -> None:
+    async def write_shells(self, judged: SiteEnsemble, has: dict[str, bool]) -> None:
         """The pages that the table and the features of an ensemble are drawn on, in the frame of the dashboard's table."""
         row, query = judged.row, judged.query
         home = f"/s/{self._site.study}/{row.ensemble}"
@@ -215,7 +215,7 @@ def _judgement(row: Ensemble, lens: dict[str, str]) -> FeatureFilter:
     return FeatureFilter.resolved(row, FeatureFilter.model_validate(own | lens))
 
 
-def _card_row(judged: JudgedEnsemble, lines: Listed) -> CardRow:
+def _card_row(judged: SiteEnsemble, lines: Listed) -> CardRow:
     store, row, query = judged.store, judged.row, judged.query
     counts = store.features(query.query(row.ensemble)).matched_counts()
     chance = store.null_rates(row.ensemble, query.theta, query.rule).get("second_moment")
