@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,8 +87,7 @@ def client(study_root: Path) -> Iterator[TestClient]:
 def site_folder(study_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The static site of a quarter of the small study, in a folder with a space and a sign in its name."""
     folder = tmp_path_factory.mktemp("site") / "a site & more"
-    with ThreadPoolExecutor(1) as thread:  # without the event loop of a browser's tests
-        return thread.submit(make_site, study_root, STUDY, folder, filter=f"id={LISTED}").result().folder
+    return make_site(study_root, STUDY, folder, filter=f"id={LISTED}").folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from starlette.types import Message, Scope
 HOST = "127.0.0.1"
 
 
-class Answer(NamedTuple):
+class PageAnswer(NamedTuple):
     """What an address answers."""
 
     status: int
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
         return self.body.decode()
 
 
-async def ask(app: FastAPI, path: str, query: str = "") -> Answer:
+async def ask(app: FastAPI, path: str, query: str = "") -> PageAnswer:
     """Answer of one address, uncompressed; `path` as it stands in links, percent-encoded."""
     scope: Scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
@@ -53,7 +53,7 @@ async def ask(app: FastAPI, path: str, query: str = "") -> Answer:
             parts.append(message.get("body", b""))
 
     await app(scope, receive, send)
-    return Answer(status, media_type, b"".join(parts))
+    return PageAnswer(status, media_type, b"".join(parts))
 
 
 async def ask_json(app: FastAPI, path: str, query: Mapping[str, str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 
 from seedscope.app.routes.routers import LIVE
 from seedscope.app.site.addresses import FORMS, SiteMap
-from seedscope.app.site.asking import Answer, ask
+from seedscope.app.site.asking import PageAnswer, ask
 
 _LINK = re.compile(r'href="(/[^"]*)"')
 _ONE_FEATURE = re.compile(r"/s/[^/]+/[^/]+/[0-9]+/[0-9]+(/.*)?")
@@ -18,12 +18,12 @@ _HERE = ("/features", "/list", "/random")  # the folder has its own table; the o
 MOST_BYTES = 1_000_000  # of another form of a page: larger ones are left to `seedscope export`
 
 
-async def crawl(app: FastAPI, site: SiteMap) -> dict[str, Answer]:
+async def crawl(app: FastAPI, site: SiteMap) -> dict[str, PageAnswer]:
     """{address without its query: answer} of every page that the study's own pages link to, and of their JSON and CSV forms.
 
     `site.pages` names the file of each.
     """
-    found: dict[str, Answer] = {}
+    found: dict[str, PageAnswer] = {}
     waiting = [f"/s/{site.study}", "/methods", *(f"/s/{site.study}/{name}" for name in site.ensembles)]
     seen = set(waiting)
     while waiting:

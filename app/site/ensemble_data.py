@@ -31,7 +31,7 @@ Count = Callable[[int], None]  # features that were made since
 
 
 @dataclass(frozen=True)
-class Judged:
+class SiteEnsemble:
     """An ensemble under the judgement of a site."""
 
     store: StudyStore
@@ -65,7 +65,7 @@ async def list_features(app: FastAPI, study: str, row: Ensemble, asked: dict[str
 class EnsembleData:
     """Makes the data files of one ensemble; `has` says what there is to show."""
 
-    def __init__(self, judged: Judged, lines: Listed, spans: list[str]) -> None:
+    def __init__(self, judged: SiteEnsemble, lines: Listed, spans: list[str]) -> None:
         self._judged, self._lines, self._spans = judged, lines, spans
         store, row = judged.store, judged.row
         lacking, computed = store.missing(row.ensemble), set(row.computed)

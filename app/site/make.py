@@ -4,8 +4,10 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from seedscope.app.site.addresses import SiteMap
 from seedscope.app.site.asking import ask
 from seedscope.app.site.card import CardRow, card
 from seedscope.app.site.crawl import crawl
-from seedscope.app.site.ensemble_data import EnsembleData, Judged, Listed, list_features
+from seedscope.app.site.ensemble_data import EnsembleData, SiteEnsemble, Listed, list_features
 from seedscope.app.site.pages import PageRewriter
 from seedscope.app.site.table_columns import ORDERS, columns_of
 from seedscope.engine.contract.tables.study import Ensemble
@@ -66,7 +68,13 @@ def make_site(
     all pages. Raises ValueError for a study, filter or folder that cannot be used.
     """
     _check_folder(folder)
-    return asyncio.run(_make(create_app(Settings(root)), study, folder, filter.lstrip("?"), report))
+    work = partial(_make, create_app(Settings(root)), study, folder, filter.lstrip("?"), report)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
+    with ThreadPoolExecutor(1) as thread:  # a notebook's thread runs a loop of its own
+        return thread.submit(lambda: asyncio.run(work())).result()
 
 
 async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Report) -> Made:
@@ -101,7 +109,7 @@ async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Rep
             report(done, total)
 
         for name, row in store.ensembles.items():
-            judged = Judged(store, row, _judgement(row, lens))
+            judged = SiteEnsemble(store, row, _judgement(row, lens))
             spans = [
                 path.rsplit("/", 1)[1]
                 for path in pages
@@ -114,7 +122,8 @@ async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Rep
             await writer.write_shells(judged, data.has)
         await writer.write_weights({name: store.members(name) for name in store.ensembles})
         rows = [
-            _card_row(Judged(store, row, _judgement(row, lens)), lines[name]) for name, row in store.ensembles.items()
+            _card_row(SiteEnsemble(store, row, _judgement(row, lens)), lines[name])
+            for name, row in store.ensembles.items()
         ]
         writer.write(
             "README.md", card(study, store.study.model, rows, filter=filter, version=version("seedscope")).encode()
@@ -141,7 +150,7 @@ class _Writer:
         self.n_bytes += len(content)
         return len(content)
 
-    async def write_shells(self, judged: Judged, has: dict[str, bool]) -> None:
+    async def write_shells(self, judged: SiteEnsemble, has: dict[str, bool]) -> None:
         """The pages that the table and the features of an ensemble are drawn on, in the frame of the dashboard's table."""
         row, query = judged.row, judged.query
         home = f"/s/{self._site.study}/{row.ensemble}"
@@ -206,7 +215,7 @@ def _judgement(row: Ensemble, lens: dict[str, str]) -> FeatureFilter:
     return FeatureFilter.resolved(row, FeatureFilter.model_validate(own | lens))
 
 
-def _card_row(judged: Judged, lines: Listed) -> CardRow:
+def _card_row(judged: SiteEnsemble, lines: Listed) -> CardRow:
     store, row, query = judged.store, judged.row, judged.query
     counts = store.features(query.query(row.ensemble)).matched_counts()
     chance = store.null_rates(row.ensemble, query.theta, query.rule).get("second_moment")

@@ -124,10 +124,10 @@ def short_cosine(cosine: float, theta: float) -> float:
     """A cosine at three decimals where that changes neither its side of theta nor its first two decimals; else whole."""
     short = round(cosine, 3)
     same = bool(is_match([short], theta)[0]) == bool(is_match([cosine], theta)[0])
-    return short if same and f"{short:.2f}" == f"{cosine:.2f}" else float(shortened(cosine))
+    return short if same and f"{short:.2f}" == f"{cosine:.2f}" else cosine
 
 
 def short_activation(activation: float) -> float:
     """An activation at the three decimals that pages show, where that leaves its first two as they are; else whole."""
     short = round(activation, 3)
-    return short if short > 0 and f"{short:.2f}" == f"{activation:.2f}" else float(shortened(activation))
+    return short if short > 0 and f"{short:.2f}" == f"{activation:.2f}" else activation

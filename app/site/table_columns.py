@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Column(NamedTuple):
+class SiteColumn(NamedTuple):
     """A column of the table."""
 
     column: str  # its cells in static/site-table.js
@@ -22,26 +22,26 @@ ORDERS: dict[str, tuple[str, str | None]] = {
 }  # fmt: skip
 
 
-def columns_of(has: dict[str, bool]) -> list[Column]:
+def columns_of(has: dict[str, bool]) -> list[SiteColumn]:
     """The columns of an ensemble's table, in their order."""
     wide, activity, scores = "num wide broad", has["activity"], has["scores"]
     possible = [
-        (True, Column("feature", "feature", "feature", "num", "feature")),
-        (True, Column("strip", "seed strip", "seed_strip", "")),
-        (has["predicted"], Column("predicted", "predicted p", "predicted_p", "num", "predicted")),
-        (not has["predicted"], Column("stability", "stability", "stability", "num", "stability")),
-        (True, Column("bucket", "bucket", "bucket", "")),
-        (activity, Column("density", "density", "density", "num", "density")),
-        (not activity, Column("cosine", "mean cosine", "mean_cosine", "num wide")),
-        (has["ablate"], Column("worth", "marginal EV", "worth_ev", "num", "worth")),
-        (has["loss"], Column("loss", "loss (mnat)", "worth_loss", wide, "loss")),
-        (has["function"], Column("cofiring", "fires alike", "cofiring", wide, "cofiring")),
-        (activity, Column("max", "max", "max_activation", wide, "max")),
-        (has["tokens"], Column("entropy", "entropy", "entropy", wide, "entropy")),
-        (has["tokens"], Column("trigger", "trigger", "trigger", "wide roomy" if scores else "wide")),
-        (has["tokens"], Column("tops", "top tokens", "top_tokens", "some" if scores else "grow")),
-        (not activity, Column("norm", "decoder norm", "decoder_norm", "num wide")),
-        (scores, Column("explanation", "explanation", "explanation", "grow")),
-        (scores, Column("score", "score", "score", "num", "score")),
+        (True, SiteColumn("feature", "feature", "feature", "num", "feature")),
+        (True, SiteColumn("strip", "seed strip", "seed_strip", "")),
+        (has["predicted"], SiteColumn("predicted", "predicted p", "predicted_p", "num", "predicted")),
+        (not has["predicted"], SiteColumn("stability", "stability", "stability", "num", "stability")),
+        (True, SiteColumn("bucket", "bucket", "bucket", "")),
+        (activity, SiteColumn("density", "density", "density", "num", "density")),
+        (not activity, SiteColumn("cosine", "mean cosine", "mean_cosine", "num wide")),
+        (has["ablate"], SiteColumn("worth", "marginal EV", "worth_ev", "num", "worth")),
+        (has["loss"], SiteColumn("loss", "loss (mnat)", "worth_loss", wide, "loss")),
+        (has["function"], SiteColumn("cofiring", "fires alike", "cofiring", wide, "cofiring")),
+        (activity, SiteColumn("max", "max", "max_activation", wide, "max")),
+        (has["tokens"], SiteColumn("entropy", "entropy", "entropy", wide, "entropy")),
+        (has["tokens"], SiteColumn("trigger", "trigger", "trigger", "wide roomy" if scores else "wide")),
+        (has["tokens"], SiteColumn("tops", "top tokens", "top_tokens", "some" if scores else "grow")),
+        (not activity, SiteColumn("norm", "decoder norm", "decoder_norm", "num wide")),
+        (scores, SiteColumn("explanation", "explanation", "explanation", "grow")),
+        (scores, SiteColumn("score", "score", "score", "num", "score")),
     ]
     return [column for is_there, column in possible if is_there]

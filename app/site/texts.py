@@ -13,7 +13,7 @@ BLOCK_TOKENS = 100_000  # in one file
 _FIRST, _SURROGATES, _N_SURROGATES = 0x30, 0xD800, 0x800
 
 
-class Window(NamedTuple):
+class TextWindow(NamedTuple):
     """Where a context stands in the text."""
 
     document: int  # place in the list of documents
@@ -30,7 +30,7 @@ class Texts:
         self._documents: list[tuple[str, dict[int, int]]] = []  # name, {position: token}
         self._named: dict[str, list[int]] = {}  # documents of a name: an import may have several
 
-    def add(self, context: ShownContext) -> Window:
+    def add(self, context: ShownContext) -> TextWindow:
         """Keep a context's tokens; the same place of a document is kept once."""
         start = context.position - context.peak
         ids = [self._ids.setdefault(text, len(self._ids)) for text in context.tokens]
@@ -40,7 +40,7 @@ class Texts:
             if position not in held:
                 held[position] = token
                 self._counts[token] += 1
-        return Window(at, start, len(ids))
+        return TextWindow(at, start, len(ids))
 
     def _fitting(self, name: str, start: int, ids: list[int]) -> int:
         """The document of that name whose text says the same there; a new one where none does."""

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -52,16 +52,22 @@ def page(browser: Browser, site: str) -> Iterator[Page]:
     assert not complaints
 
 
-def said(html: str, selector: str, *, without: str = ".entry, .term.mark, .star, .to-compare") -> list[str]:
-    """The texts of what a selector finds, blanks as one; notes of the glossary left out."""
+@lru_cache(maxsize=2)
+def parsed(html: str) -> BeautifulSoup:
+    """A page without notes of the glossary, what is hidden, and what the folder has not."""
     soup = BeautifulSoup(html, "html.parser")
-    for each in soup.select(without):
+    for each in soup.select(".entry, .term.mark, .star, .to-compare, [hidden]"):
         each.decompose()
-    return [" ".join(each.get_text(" ").split()) for each in soup.select(selector)]
+    return soup
+
+
+def said(html: str, selector: str) -> list[str]:
+    """The texts of what a selector finds, blanks as one."""
+    return [" ".join(each.get_text(" ").split()) for each in parsed(html).select(selector)]
 
 
 def titles(html: str, selector: str) -> list[str]:
-    return [str(each.get("title")) for each in BeautifulSoup(html, "html.parser").select(selector)]
+    return [str(each.get("title")) for each in parsed(html).select(selector)]
 
 
 def open_feature(page: Page, site: str, place: str) -> str:
@@ -200,4 +206,5 @@ def test_every_page_opens_and_fits_a_phone(browser: Browser, site: str, site_fol
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0, name
         assert page.locator("h1").count() == 1, name
     context.close()
-    assert not complaints
+    # Software rendering is slow and says so.
+    assert [text for text in complaints if "GPU stall" not in text] == []
