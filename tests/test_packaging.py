@@ -32,6 +32,7 @@ DISTRIBUTIONS = {
 }  # fmt: skip
 PEERS = {  # used where they are installed, to measure against or to read from; types alone; a part of PyTorch's CUDA build
     "_typeshed", "delphi", "dictionary_learning", "ot", "overcomplete", "sae_dashboard", "sae_lens", "transformer_lens", "triton",
+    "sparsify", "flex_sae",
 }  # fmt: skip
 EPOCH = "1767225600"  # 2026-01-01: stands in every file of a wheel, so that two builds are the same bytes
 

@@ -1,7 +1,7 @@
 """How features, ensembles and studies show themselves in a notebook: HTML of their own, pictures inside, nothing fetched."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -14,15 +14,12 @@ from seedscope.engine.contract.schema import NO_MATCH
 from seedscope.engine.contract.stability import ALONE_SENTENCE, BUCKETS
 from seedscope.engine.contract.tables.study import Ensemble as EnsembleRow
 
-if TYPE_CHECKING:
-    from seedscope.notebook import Context, Feature
-
 N_CONTEXTS = 5  # of the strongest
 AROUND = 12  # tokens on either side of the peak
 WIDTH, HEIGHT = 280, 48  # of the strip
 
 
-class ShownContext(NamedTuple):
+class HighlightedContext(NamedTuple):
     """Tokens around a context's peak, each with the step of its highlight; 0 is none."""
 
     document: str
@@ -48,7 +45,23 @@ class EnsembleCard(NamedTuple):
     chance: dict[str, float]
 
 
-def feature_html(feature: "Feature") -> str:
+class PeakedContext(Protocol):
+    """What is shown of a context: `seedscope.notebook` has them, and imports this module."""
+
+    @property
+    def tokens(self) -> list[str]: ...
+
+    @property
+    def activations(self) -> list[float]: ...
+
+    @property
+    def document(self) -> str: ...
+
+    @property
+    def position(self) -> int: ...
+
+
+def feature_html(feature: Any) -> str:  # a `seedscope.notebook.Feature`
     """A feature: seed strip, stability with its interval beside chance, bucket, explanation, strongest contexts."""
     cosines = tuple(NO_MATCH if match.cosine is None else match.cosine for match in feature.matches)
     measure = measure_of(feature.rule)
@@ -86,14 +99,14 @@ def _card(row: EnsembleRow, counts: dict[str, int], chance: dict[str, float]) ->
     return EnsembleCard(row.ensemble, row, says, parts, chance)
 
 
-def _shown(context: "Context", largest: float) -> ShownContext:
+def _shown(context: PeakedContext, largest: float) -> HighlightedContext:
     peak = max(range(len(context.activations)), key=context.activations.__getitem__)
     near = slice(max(peak - AROUND, 0), peak + AROUND + 1)
     tokens = [
         (shown_on_one_line(text), alpha_step(activation, largest))
         for text, activation in zip(context.tokens[near], context.activations[near], strict=True)
     ]
-    return ShownContext(context.document, context.position, tokens)
+    return HighlightedContext(context.document, context.position, tokens)
 
 
 def _render(template: str, **context: Any) -> str:

@@ -27,7 +27,7 @@ from seedscope.app.site.addresses import SiteMap
 from seedscope.app.site.asking import ask
 from seedscope.app.site.card import CardRow, card
 from seedscope.app.site.crawl import crawl
-from seedscope.app.site.ensemble_data import EnsembleData, SiteEnsemble, Listed, list_features
+from seedscope.app.site.ensemble_data import EnsembleData, Listed, SiteEnsemble, list_features
 from seedscope.app.site.pages import PageRewriter
 from seedscope.app.site.table_columns import ORDERS, columns_of
 from seedscope.engine.contract.tables.study import Ensemble
