@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seedscope.app.cli.options import Root, Stop, app, check_parent, refusals, shown
+from seedscope.app.cli.options import Root, Stop, app, check_parent, printable, refusals
 from seedscope.app.cli.serve import TokenFile, given_token
 from seedscope.app.settings import default_root
 
@@ -170,7 +170,7 @@ def _asked(url: str, digest: str, token: str | None) -> list[dict[str, Any]]:
 def _print(entry: dict[str, Any], url: str) -> None:
     print(f"SAE {entry['sae_digest']}" + (f"  {entry['path']}" if entry["path"] else ""))
     for depth, line in _lines(entry, url):
-        print("  " * depth + shown(line))  # a server's words, in somebody's terminal
+        print("  " * depth + printable(line))  # a server's words, in somebody's terminal
 
 
 def _lines(entry: dict[str, Any], url: str) -> list[tuple[int, str]]:

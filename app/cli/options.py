@@ -63,9 +63,13 @@ def in_one_line(error: Exception) -> str:
 
 
 def shown(text: str) -> str:
+    """A text as `printable` has it, without what URLs in it could hold of secrets."""
+    return printable(hidden(text))
+
+
+def printable(text: str) -> str:
     """A text as one line of bounded length, without characters that move a terminal's cursor or colours."""
-    line = hidden(" ".join(text.split()))
-    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in " ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}.."
 
 

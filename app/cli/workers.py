@@ -144,6 +144,7 @@ def read_settings(channel: socket.socket) -> Settings:
         root=Path(fields["root"]),
         allowed_hosts=tuple(fields["allowed_hosts"]),
         proxies=tuple(fields["proxies"]),
+        allowed_origins=tuple(fields["allowed_origins"]),
     )
 
 

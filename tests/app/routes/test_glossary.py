@@ -109,7 +109,9 @@ def test_every_entry_is_used_and_every_name_that_is_used_exists():
     unused = {key for key in GLOSSARY if f"'{key}'" not in everything and f'"{key}"' not in everything}
     unused -= {"feature_others", "feature_own", "feature_difference"}  # by the name of the column
     assert not unused, sorted(unused)
-    named = set(re.findall(r"\bterm\('(\w+)'", everything)) | set(re.findall(r'Column\([^()]*?, "(\w+)"\)', everything))
+    named = set(re.findall(r"\bterm\('(\w+)'", everything)) | set(
+        re.findall(r'\bColumn\([^()]*?, "(\w+)"\)', everything)
+    )
     assert named - {"feature_"} <= set(GLOSSARY)
 
 
