@@ -78,6 +78,7 @@ def jobs(root: Path) -> Iterator[Jobs]:
     jobs.close()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_refused_is_not_queued_and_with_room_the_queue_goes_on(jobs, disk, root):
     ended(jobs, jobs.start("analyze", "bare", {}).id)
     fill(disk)
@@ -118,6 +119,7 @@ def test_pages_of_a_root_on_a_full_disk_are_served(root, disk):
         assert client.get("/jobs.json").json()["jobs"] == []
 
 
+@pytest.mark.slow
 def test_commands_end_in_one_line_and_go_on_when_there_is_room(root, disk, tmp_path):
     files = sorted(map(str, (tmp_path / "files").glob("*.safetensors")))
     shutil.rmtree(root / "bare" / "parts")

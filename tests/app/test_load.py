@@ -77,6 +77,7 @@ def stormed(root: Path, base: str, *, n: int, seconds: float, pause_s: float) ->
         return seen, after[memory] - before[memory], lag
 
 
+@pytest.mark.slow
 def test_a_crowd_is_answered_or_told_when_to_come_again(study_root, address):
     seen, _, _ = stormed(study_root, address, n=60, seconds=4, pause_s=1)
     assert set(seen.statuses) <= {"200", "503"}, (seen.statuses, seen.first_failed)

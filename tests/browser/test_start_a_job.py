@@ -74,6 +74,7 @@ def test_work_started_on_a_page_is_followed_there_and_cancelled_among_the_jobs(p
     expect(page.locator("#not-computed").get_by_role("button", name="Compute now")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_when_results_are_published_the_page_offers_them_and_stays(browser: Browser, lacking: str) -> None:
     context = browser.new_context(base_url=lacking)
     page = context.new_page()

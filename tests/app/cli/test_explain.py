@@ -120,6 +120,7 @@ def test_a_server_that_dies_half_way_leaves_what_it_said(root, chat):
     assert "8 of 8 features explained" in ask(root, chat, limit=8).stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_and_publishes_what_was_answered(root, chat):
     chat.control(delay_s=0.1)
     environment = os.environ | {URL: chat.url, MODEL: "rule"}

@@ -144,6 +144,7 @@ def test_a_second_server_says_who_runs_the_jobs_of_a_root(study_root, tmp_path):
         assert time.strftime("%Y-") in found
 
 
+@pytest.mark.slow
 def test_a_builder_that_is_done_ends_well_while_its_parent_lives():
     """A thread waits for the parent's end; an interpreter that found it in the lock of its standard input aborted."""
     waits = (

@@ -25,6 +25,7 @@ def test_help_tells_the_defaults_of_the_engine():
     assert plan.recipe.k == round(samples.active_free + samples.active_low) + synthetic.SPARE
 
 
+@pytest.mark.slow
 def test_a_study_is_made_told_and_found_again(tmp_path):
     done = run("synthetic", "--root", tmp_path, "--name", "tiny", *SMALL, "--noise", 0.05)
     assert done.returncode == 0, done.stderr

@@ -40,6 +40,7 @@ def test_the_repository_holds_no_outputs():
     nbformat.validate(nbformat.read(NOTEBOOK, as_version=4))
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_shows_what_it_says(run):
     code = [cell for cell in run["cells"] if cell["cell_type"] == "code"]
     assert all(output["output_type"] != "error" for cell in code for output in cell["outputs"])

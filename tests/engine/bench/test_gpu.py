@@ -93,6 +93,7 @@ def fused_work() -> Work | BenchLine:
     return gpu_matching.fused(a, b, TINY, "14 x 14 rows of 24")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_the_fused_kernel_passes_in_tritons_interpreter_and_is_refused_when_it_is_perturbed(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -75,6 +75,7 @@ def test_a_finished_build_leaves_the_store_the_members_and_no_scratch(built):
     assert {path.name for path in folder.glob("*.safetensors")} == {f"seed-{s}.safetensors" for s in (1, 4, 7)}
 
 
+@pytest.mark.slow
 def test_a_build_that_dies_in_every_stage_publishes_nothing_until_one_comes_through(tiny, few, built, tmp_path):
     survived = ["publishing"]
     store = None
@@ -225,6 +226,7 @@ def test_the_fixture_shows_every_bucket(study_root, study_config):
     assert min(counts[0]) > 0
 
 
+@pytest.mark.slow
 def test_a_control_is_trained_on_random_weights_and_stays_when_the_study_is_built_again(tiny, few, tmp_path):
     alone = build(tiny, few, tmp_path)
     (digest,) = ask(alone, "SELECT digest FROM Ensemble")

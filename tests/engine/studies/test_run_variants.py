@@ -25,6 +25,8 @@ from seedscope.engine.studies.studyfile.read import read_study_file
 from seedscope.engine.training import trace
 from seedscope.engine.training.ensemble import train_ensemble
 
+pytestmark = pytest.mark.slow
+
 HEAD = f"""[study]
 name = "several"
 [model]
