@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
+from starlette.middleware import body_limit
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -103,8 +104,9 @@ class Observed:
 
         try:
             await self._app(scope, receive, noted)
-        except Exception:
-            status = 500
+        except Exception as error:
+            # Starlette ends a request whose body is too long by exceptions of its own, and answers 413 outside of this.
+            status = 413 if type(error).__module__ == body_limit.__name__ else 500
             raise
         finally:
             route = getattr(scope.get("route"), "path", UNMATCHED)

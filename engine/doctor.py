@@ -33,6 +33,11 @@ LITTLE_MEMORY = LITTLE_SPACE = 2 * 2**30  # bytes; the embedded study takes 1.8 
 OPTIONAL = {
     "datasets": ("token sources hf:NAME", "pip install 'seedscope[hub]'"),
     "openai": ("explanations by language models", "pip install 'seedscope[llm]'"),
+    "mcp": ("seedscope mcp, for coding agents", "pip install 'seedscope[mcp]'"),
+    "anywidget": ("ensemble.table() in notebooks", "pip install 'seedscope[notebook]'"),
+    "pandas": ("seedscope.from_saelens", "pip install 'seedscope[notebook]'"),
+    "ray": ("--executor ray", "pip install 'seedscope[ray]'"),
+    "submitit": ("--executor slurm", "pip install 'seedscope[slurm]'"),
     "triton": ("the fused CUDA kernel; on Linux", "pip install triton"),
     "faiss-cpu": ("a peer in seedscope bench", "pip install 'seedscope[bench]'"),
 }

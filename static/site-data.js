@@ -34,15 +34,31 @@
     }
     return asked.get(name);
   };
-  // What every page of an ensemble needs, and the columns of its table (loaded whole, block after block).
+  // What every page of an ensemble needs, and the lines of its table in blocks of `about.block_rows`.
   seedscope.about = () => seedscope.load("about");
-  let table = null;
-  seedscope.table = () => table ??= (async () => {
+  async function wholeTable() {
     const about = await seedscope.about();
     const blocks = await Promise.all(Array.from({ length: about.row_blocks }, (_, i) => seedscope.load(`rows-${i}`)));
     const { tokens } = await seedscope.load("row-tokens");
     const columns = {};
     for (const name of new Set(blocks.flatMap(Object.keys))) columns[name] = blocks.flatMap((block) => block[name] ?? Array(block.seed.length).fill(null));
-    return { about, columns, tokens, n: columns.seed.length };
-  })();
+    return seedscope.filter.wholeTable({ about, columns, tokens, n: columns.seed.length });
+  }
+  seedscope.script = (src) => new Promise((resolve, reject) => {
+    document.head.append(Object.assign(document.createElement("script"), { src, onload: resolve, onerror: () => reject(new Error(`${src} could not be read: copy the folder whole`)) }));
+  });
+  // The table: from DuckDB where the folder holds it and a file server answers, else loaded whole.
+  async function anyTable() {
+    const about = await seedscope.about();
+    if (!about.duckdb || !/^https?:$/.test(location.protocol)) return wholeTable();
+    try {
+      for (const name of ["duckdb.min.js", "site-query.js"]) await seedscope.script(`${seedscope.root}static/${name}`);
+      return await seedscope.queriedTable(about);
+    } catch (error) {
+      seedscope.lacksDuckdb = error.message; // the page says it: the whole table takes longer
+      return wholeTable();
+    }
+  }
+  let table = null;
+  seedscope.table = () => table ??= anyTable();
 })();

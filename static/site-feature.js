@@ -220,16 +220,15 @@
     find("site-feature").hidden = true;
   }
   async function stepper(about, { seed, feature, state }, turn) {
-    const table = await seedscope.table(), { rows } = seedscope.filter.select(table, state), { columns } = table;
+    const { at, total, previous, next } = await (await seedscope.table()).around(state, seed, feature);
     if (turn !== drawn) return;
-    const at = rows.findIndex((i) => columns.seed[i] === seed && columns.feature[i] === feature);
-    find("up").textContent = at < 0 ? "outside the current filter" : `${thousands(at + 1)} of ${thousands(rows.length)} ${state.bucket ?? "features"}`;
+    find("up").textContent = at < 0 ? "outside the current filter" : `${thousands(at + 1)} of ${thousands(total)} ${state.bucket ?? "features"}`;
     find("up").href = `features.html#${seedscope.filter.write(state, at < 0 ? {} : { at: `${seed}/${feature}` })}`;
-    for (const [id, key, i] of [["previous", "previous", at - 1], ["next", "next", at + 1]]) {
-      const link = find(id), isThere = at >= 0 && i >= 0 && i < rows.length;
-      link.hidden = !isThere;
-      link.toggleAttribute(`data-${key}`, isThere);
-      if (isThere) link.href = linkTo(about, columns.seed[rows[i]], columns.feature[rows[i]]).replaceAll("&#38;", "&");
+    for (const [key, other] of [["previous", previous], ["next", next]]) {
+      const link = find(key);
+      link.hidden = !other;
+      link.toggleAttribute(`data-${key}`, Boolean(other));
+      if (other) link.href = linkTo(about, other.seed, other.feature).replaceAll("&#38;", "&");
     }
   }
   async function open() {

@@ -104,5 +104,44 @@
     }
     return counts;
   }
-  seedscope.filter = { read, write, select, facet, sortedBy, descending, wordsOf };
+  function facets({ columns, about, n }, passes) {
+    const of = (...rest) => facet({ n }, passes, ...rest);
+    const held = (i) => about.score_steps.filter((step) => columns.score?.[i] != null && Math.fround(columns.score[i]) >= Math.fround(step));
+    return {
+      bucket: of("bucket", (i) => [columns.bucket?.[i]]), seed: of("seed", (i) => [columns.seed[i]]),
+      trigger: about.has.tokens ? of("trigger", (i) => [columns.trigger[i]], (i) => columns.n_active[i] > 0) : new Map(),
+      score_min: about.has.scores ? of("score_min", held) : new Map(),
+    };
+  }
+
+  // -- what pages ask ----------------------------------------------------------------------------------------------
+  // One line of the table: {column: value} with its top tokens as texts, and the places of those that a search found.
+  function line(columns, i, tokens, hits, byText) {
+    const own = Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, values[i]]));
+    return { ...own, top_tokens: (own.top_tokens ?? []).map((token) => tokens[token]), hits, byText };
+  }
+  const pageAt = (place, size) => Math.floor(place / size);
+  const within = (page, total, size) => Math.max(0, Math.min(page, Math.ceil(total / size) - 1));
+  // A table that is loaded whole, as pages ask for it; static/site-query.js answers the same from DuckDB.
+  function wholeTable(table) {
+    const { columns, about, tokens } = table, isAt = (seed, feature) => (i) => columns.seed[i] === seed && columns.feature[i] === feature;
+    const name = (i) => (i === undefined ? null : { seed: columns.seed[i], feature: columns.feature[i] });
+    return {
+      about,
+      // Lines of one page, the one where `state.at` stands if it is found; how many there are in all; counts beside filters.
+      async view(state, asked, size) {
+        const { rows, found, passes } = select(table, state), [seed, feature] = (state.at ?? "").split("/");
+        const place = state.at ? rows.findIndex(isAt(seed, Number(feature))) : -1;
+        const page = within(place < 0 ? asked : pageAt(place, size), rows.length, size);
+        const lines = rows.slice(page * size, (page + 1) * size).map((i) => line(columns, i, tokens, found?.hits[i] ?? [], found?.byText[i] === 1));
+        return { lines, page, total: rows.length, facets: facets(table, passes) };
+      },
+      // Where a feature stands under a filter, counted from 0 (-1: nowhere), and what is before and behind it.
+      async around(state, seed, feature) {
+        const { rows } = select(table, state), at = rows.findIndex(isAt(seed, feature));
+        return { at, total: rows.length, previous: at < 0 ? null : name(rows[at - 1]), next: at < 0 ? null : name(rows[at + 1]) };
+      },
+    };
+  }
+  seedscope.filter = { read, write, sortedBy, descending, wordsOf, matcher, line, pageAt, within, wholeTable, COLUMNS, TOLERANCE };
 })();

@@ -3,9 +3,9 @@
   "use strict";
   const PAGE = 50, KEPT_OFF = ["loss", "max", "entropy", "cofiring"];
   const { escape, fixed, thousands, percent, density, perMille, code, pill, strip, predictedStrip, triggerShort } = seedscope.marks;
-  const { read, write, select, facet, sortedBy, descending, wordsOf } = seedscope.filter;
+  const { read, write, sortedBy, descending, wordsOf } = seedscope.filter;
   const find = (id) => document.getElementById(id);
-  let table = null, state = {}, found = null, page = 0;
+  let table = null, state = {}, view = null, page = 0, turn = 0;
 
   // -- rows --------------------------------------------------------------------------------------------------------
   const dash = '<span class="soft">–</span>';
@@ -14,49 +14,45 @@
     if (!words.length) return escape(text);
     return text.split(new RegExp(`((?<![\\p{L}\\p{N}_])(?:${words.join("|")}))`, "iu")).map((run, i) => (i % 2 ? `<mark>${escape(run)}</mark>` : escape(run))).join("");
   }
-  function tops(i) {
-    const { columns, tokens } = table, own = columns.top_tokens?.[i] ?? [], hits = found.found?.hits[i] ?? [];
-    const shown = own.map((token, place) => [tokens[token], place]).filter(([, place]) => !hits.includes(place) && (place < 4 || hits.length));
-    const first = hits.map((place) => `<mark>${code(tokens[own[place]])} ${percent(columns.top_token_counts[i][place] / (columns.n_active[i] || 1), 0)}</mark> `);
-    return (hits.length ? '<small class="found-by">token</small> ' : "") + first.join("") + shown.map(([text]) => `${code(text)} `).join("");
+  function tops({ top_tokens: own, hits, top_token_counts: counts, n_active: active }) {
+    const others = own.map((text, place) => [text, place]).filter(([, place]) => !hits.includes(place) && (place < 4 || hits.length));
+    const first = hits.map((place) => `<mark>${code(own[place])} ${percent(counts[place] / (active || 1), 0)}</mark> `);
+    return (hits.length ? '<small class="found-by">token</small> ' : "") + first.join("") + others.map(([text]) => `${code(text)} `).join("");
   }
-  function explanation(i) {
-    const text = table.columns.explanation?.[i];
+  function explanation({ explanation: text, byText }) {
     if (text == null) return "";
-    return found.found?.byText[i] ? `<small class="found-by">explanation</small> ${marked(text, state.q)}` : escape(text);
+    return byText ? `<small class="found-by">explanation</small> ${marked(text, state.q)}` : escape(text);
   }
-  const predicted = (i) => table.columns.predicted_interval?.[i];
   const CELLS = {
-    feature: (i, c) => `<a class="row-link" href="feature.html#${c.seed[i]}/${c.feature[i]}${query()}"><span class="soft">${c.seed[i]}/</span><b>#${c.feature[i]}</b></a>${c.seed[i] === table.about.anchor ? ' <span class="flag" title="the public SAE">anchor</span>' : ""}`,
-    strip: (i, c) => (predicted(i) ? predictedStrip(c.predicted[i], ...predicted(i)) : strip(c.cosines[i], table.about.theta, c.bucket[i] ?? "null", table.about.measure)),
-    stability: (i, c) => (table.about.n_comparisons ? `${fixed(c.n_matched[i] / table.about.n_comparisons, 2)} <small>${c.n_matched[i]}/${table.about.n_comparisons}</small>` : dash),
-    predicted: (i, c) => (predicted(i) ? `${fixed(c.predicted[i], 2)} <small>${fixed(predicted(i)[0], 2)} – ${fixed(predicted(i)[1], 2)}</small>` : dash),
-    bucket: (i, c) => pill(c.bucket?.[i], table.about.has.activity),
-    density: (i, c) => (c.density[i] == null ? dash : density(c.density[i])),
-    cosine: (i, c) => (c.mean_cosine?.[i] == null ? dash : fixed(c.mean_cosine[i], 3)),
-    worth: (i, c) => (c.worth_ev[i] == null ? dash : perMille(c.worth_ev[i])),
-    loss: (i, c) => (c.worth_loss[i] == null ? dash : seedscope.marks.signed(1000 * c.worth_loss[i], 3)),
-    cofiring: (i, c) => (c.cofiring?.[i] == null ? "–" : fixed(c.cofiring[i], 2)),
-    max: (i, c) => (c.max_activation[i] == null ? dash : fixed(c.max_activation[i], 2)),
-    entropy: (i, c) => (c.n_active[i] ? fixed(c.token_entropy[i], 2) : "–"),
-    trigger: (i, c) => (c.n_active[i] ? triggerShort(c.trigger[i], c.trigger_what[i] ?? "") : ""),
-    tops: (i) => tops(i),
-    norm: (i, c) => (c.decoder_norm?.[i] == null ? dash : seedscope.marks.short(c.decoder_norm[i])),
-    explanation: (i) => explanation(i),
-    score: (i, c) => (c.score?.[i] == null ? dash : fixed(c.score[i], 2)),
+    feature: (r) => `<a class="row-link" href="feature.html#${r.seed}/${r.feature}${query()}"><span class="soft">${r.seed}/</span><b>#${r.feature}</b></a>${r.seed === table.about.anchor ? ' <span class="flag" title="the public SAE">anchor</span>' : ""}`,
+    strip: (r) => (r.predicted_interval ? predictedStrip(r.predicted, ...r.predicted_interval) : strip(r.cosines, table.about.theta, r.bucket ?? "null", table.about.measure)),
+    stability: (r) => (table.about.n_comparisons ? `${fixed(r.n_matched / table.about.n_comparisons, 2)} <small>${r.n_matched}/${table.about.n_comparisons}</small>` : dash),
+    predicted: (r) => (r.predicted_interval ? `${fixed(r.predicted, 2)} <small>${fixed(r.predicted_interval[0], 2)} – ${fixed(r.predicted_interval[1], 2)}</small>` : dash),
+    bucket: (r) => pill(r.bucket, table.about.has.activity),
+    density: (r) => (r.density == null ? dash : density(r.density)),
+    cosine: (r) => (r.mean_cosine == null ? dash : fixed(r.mean_cosine, 3)),
+    worth: (r) => (r.worth_ev == null ? dash : perMille(r.worth_ev)),
+    loss: (r) => (r.worth_loss == null ? dash : seedscope.marks.signed(1000 * r.worth_loss, 3)),
+    cofiring: (r) => (r.cofiring == null ? "–" : fixed(r.cofiring, 2)),
+    max: (r) => (r.max_activation == null ? dash : fixed(r.max_activation, 2)),
+    entropy: (r) => (r.n_active ? fixed(r.token_entropy, 2) : "–"),
+    trigger: (r) => (r.n_active ? triggerShort(r.trigger, r.trigger_what ?? "") : ""),
+    tops,
+    norm: (r) => (r.decoder_norm == null ? dash : seedscope.marks.short(r.decoder_norm)),
+    explanation,
+    score: (r) => (r.score == null ? dash : fixed(r.score, 2)),
   };
   const EXTRA = { feature: "num first", strip: "strip-cell", bucket: "bucket-cell", trigger: "trigger-short", tops: "tops", explanation: "tops label-of", score: "score-cell" };
   const LABELS = { stability: "stability", predicted: "predicted p", density: "density", cosine: "mean cosine", worth: "marginal EV", loss: "loss (mnat)", cofiring: "fires alike", max: "max", entropy: "entropy", score: "score" };
-  const TITLES = { explanation: (i, c) => (c.explanation?.[i] == null ? null : `${c.explainer?.[i] ?? ""}: ${c.explanation[i]}`), trigger: (i, c) => (c.n_active[i] ? `${c.trigger[i] === "other" ? "no single trigger" : c.trigger[i]}: ${percent(c.trigger_share[i], 0)} of firings` : null) };
+  const TITLES = { explanation: (r) => (r.explanation == null ? null : `${r.explainer ?? ""}: ${r.explanation}`), trigger: (r) => (r.n_active ? `${r.trigger === "other" ? "no single trigger" : r.trigger}: ${percent(r.trigger_share, 0)} of firings` : null) };
 
   const query = () => { const text = write(state); return text ? `?${escape(text)}` : ""; };
-  function rowOf(i, heads) {
+  function rowOf(line, heads) {
     const cells = heads.map(({ column, kind }) => {
-      const title = TITLES[column]?.(i, table.columns);
-      return `<td class="${[kind, EXTRA[column] ?? ""].join(" ").trim()}"${LABELS[column] ? ` data-label="${LABELS[column]}"` : ""}${title ? ` title="${escape(title)}"` : ""}>${CELLS[column](i, table.columns)}</td>`;
+      const title = TITLES[column]?.(line);
+      return `<td class="${[kind, EXTRA[column] ?? ""].join(" ").trim()}"${LABELS[column] ? ` data-label="${LABELS[column]}"` : ""}${title ? ` title="${escape(title)}"` : ""}>${CELLS[column](line)}</td>`;
     });
-    const { seed, feature } = table.columns;
-    return `<tr${state.at === `${seed[i]}/${feature[i]}` ? ' class="selected"' : ""}>${cells.join("")}</tr>`;
+    return `<tr${state.at === `${line.seed}/${line.feature}` ? ' class="selected"' : ""}>${cells.join("")}</tr>`;
   }
 
   // -- what stands around them -------------------------------------------------------------------------------------
@@ -80,21 +76,17 @@
     return `<li><a id="${name.replace("_min", "")}-${String(value).replaceAll(" ", "-")}" href="#${escape(write(state, { [name]: isOn ? null : value }))}"${isOn ? ' class="on" aria-current="true"' : ""}><span>${escape(says)}</span><span>${thousands(n)}</span>${extra}</a></li>`;
   }
   function drawFacets() {
-    const { columns, about } = table;
+    const { about } = table, { bucket: buckets, seed: seeds, trigger: triggers, score_min: steps } = view.facets, most = Math.max(1, ...buckets.values());
     const into = (name, items) => { const list = document.querySelector(`[data-facet="${name}"] ul`); if (list) list.innerHTML = items.join(""); };
-    const buckets = facet(table, found.passes, "bucket", (i) => [columns.bucket?.[i]]), most = Math.max(1, ...buckets.values());
     into("bucket", ["stable", "middle", "unstable", "dead"].filter((name) => (about.n_comparisons || name === "dead") && (about.has.activity || name !== "dead" || buckets.get(name))).map((name) => {
       const n = buckets.get(name) ?? 0;
       return choice("bucket", name, name === "dead" && !about.has.activity ? "no direction" : name, n, `<i class="bar ${name}"><i style="width:${fixed(100 * n / most, 1)}%"></i></i>`);
     }));
-    const seeds = facet(table, found.passes, "seed", (i) => [columns.seed[i]]);
     into("seed", about.seeds.map(({ seed }) => choice("seed", seed, String(seed), seeds.get(seed) ?? 0)));
     if (about.has.tokens) {
-      const triggers = facet(table, found.passes, "trigger", (i) => [columns.trigger[i]], (i) => columns.n_active[i] > 0);
       into("trigger", about.triggers.filter((name) => triggers.get(name) || state.trigger === name).map((name) => choice("trigger", name, name === "other" ? "no single trigger" : name, triggers.get(name) ?? 0)));
     }
     if (about.has.scores) {
-      const steps = facet(table, found.passes, "score_min", (i) => table.about.score_steps.filter((step) => columns.score[i] != null && Math.fround(columns.score[i]) >= Math.fround(step)));
       into("score_min", table.about.score_steps.filter((step) => steps.get(step) || state.score_min === step).map((step) => choice("score_min", step, `≥ ${fixed(step, 1)}`, steps.get(step) ?? 0)));
     }
   }
@@ -112,17 +104,16 @@
     find("filter-count").textContent = n;
   }
 
-  function draw() {
-    found = select(table, state);
-    const n = found.rows.length, { columns, about } = table;
-    if (state.at) {
-      const at = found.rows.findIndex((i) => `${columns.seed[i]}/${columns.feature[i]}` === state.at);
-      if (at >= 0) page = Math.floor(at / PAGE);
-    }
-    page = Math.max(0, Math.min(page, Math.ceil(n / PAGE) - 1));
+  async function draw() {
+    find("results").setAttribute("aria-busy", "true");
+    const own = turn += 1, asked = await table.view(state, page, PAGE);
+    if (own !== turn) return; // another state was asked for since
+    view = asked;
+    page = view.page;
+    const n = view.total, { about } = table;
     drawHead();
     const heads = [...document.querySelectorAll("th[data-column]")].map((head) => ({ column: head.dataset.column, kind: head.className }));
-    document.querySelector("[data-list] tbody").innerHTML = found.rows.slice(page * PAGE, (page + 1) * PAGE).map((i) => rowOf(i, heads)).join("");
+    document.querySelector("[data-list] tbody").innerHTML = view.lines.map((line) => rowOf(line, heads)).join("");
     document.querySelector("[data-list]").hidden = !n;
     document.querySelector("[data-list]").classList.toggle("searched", Boolean(state.q));
     find("none-found").hidden = n > 0;
@@ -131,6 +122,7 @@
     find("show-count").textContent = `Show ${thousands(n)}`;
     find("found-count").textContent = `${thousands(n)} feature${n === 1 ? "" : "s"}`;
     find("results").dataset.total = n;
+    find("results").dataset.state = write(state);
     find("page-of").textContent = n ? `${thousands(page * PAGE + 1)} to ${thousands(Math.min((page + 1) * PAGE, n))} of ${thousands(n)}` : "";
     find("previous-page").hidden = page === 0;
     find("next-page").hidden = (page + 1) * PAGE >= n;
@@ -143,20 +135,28 @@
 
   // -- what changes the state --------------------------------------------------------------------------------------
   const go = (changes) => { location.hash = write(state, changes); };
-  function follow() {
+  async function show() {
+    try {
+      await draw();
+    } catch (error) {
+      find("site-failed").textContent = error.message;
+      find("site-failed").hidden = false;
+    }
+  }
+  async function follow() {
     state = read(location.hash.slice(1));
     page = 0;
-    if (table) draw();
+    if (table) await show();
     if (state.at) document.querySelector("tr.selected")?.scrollIntoView({ block: "center" });
   }
   addEventListener("hashchange", follow);
-  document.addEventListener("click", (event) => {
+  document.addEventListener("click", async (event) => {
     const link = event.target.closest(".pager a[rel]");
     if (!link || !table) return;
     event.preventDefault();
     page += link.rel === "next" ? 1 : -1;
     delete state.at;
-    draw();
+    await show();
     scrollTo({ top: 0 });
   });
   document.addEventListener("DOMContentLoaded", async () => {
@@ -174,11 +174,14 @@
     state = read(location.hash.slice(1));
     try {
       table = await seedscope.table();
-      draw();
-      document.querySelector("tr.selected")?.scrollIntoView({ block: "center" });
     } catch (error) {
       find("site-failed").textContent = error.message;
       find("site-failed").hidden = false;
+      return;
     }
+    find("whole-table").hidden = !seedscope.lacksDuckdb;
+    find("whole-table").title = seedscope.lacksDuckdb ?? "";
+    await show();
+    document.querySelector("tr.selected")?.scrollIntoView({ block: "center" });
   });
 })();

@@ -39,5 +39,5 @@ window.seedscope = (() => {
     addEventListener("hashchange", open);
     open();
   });
-  return { address };
+  return { address, root };
 })();

@@ -231,7 +231,7 @@ print(*lacking)
 def test_a_bare_environment_has_all_that_modules_and_commands_need_but_for_extras(bare, tmp_path):
     run(bare / "python", "-m", "pip", "check", cwd=tmp_path)
     lacking = set(run(bare / "python", "-c", IMPORT_ALL, cwd=tmp_path).split())
-    assert lacking <= {"faiss", "mcp", "ray", "submitit", "triton"}
+    assert lacking <= {"anywidget", "faiss", "mcp", "ray", "submitit", "triton"}
     assert PROJECT["version"] in run(bare / "seedscope", "doctor", "--root", tmp_path / "root", cwd=tmp_path)
     for command in COMMANDS:
         assert f"seedscope {command}" in run(bare / "seedscope", command, "--help", cwd=tmp_path)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,23 @@ app = typer.Typer(
     add_completion=False,
 )
 DEBUG = "--debug"
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"seedscope {version('seedscope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    is_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """What may stand in front of a command."""
+
+
 NO_SPACE = os.strerror(errno.ENOSPC)
 LONGEST = 1500  # characters of a line that tells of a failure
 

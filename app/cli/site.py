@@ -25,6 +25,15 @@ def site(
             show_default="all features",
         ),
     ] = "",
+    duckdb_wasm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="npm's package of DuckDB-WASM, which then answers for the feature table in the browser: for studies whose table "
+            "is too large to be loaded whole. Get it with: npm pack @duckdb/duckdb-wasm@1.28.0",
+            show_default="the table is loaded whole",
+        ),
+    ] = None,
     root: Root = None,
     quiet: Quiet = False,
 ) -> None:
@@ -37,7 +46,7 @@ def site(
     with refusals(), Progress(quiet=quiet).stage(f"writing the site of {study}", "features") as report:
         from seedscope.app.site.make import make_site
 
-        made = make_site(root or default_root(), study, folder, filter=filter, report=report)
+        made = make_site(root or default_root(), study, folder, filter=filter, duckdb_wasm=duckdb_wasm, report=report)
     rest = (made.n_bytes - made.n_data_bytes) / 1e6
     print(
         f"{made.n_features:,} features, {made.n_files:,} files, {made.n_bytes / 1e6:,.1f} MB: {folder / 'index.html'}"

@@ -2,15 +2,17 @@
 
 The same files are read on GitHub, so links are relative to the file there and are rewritten here: `importing.md#formats` leads
 to `/manual/importing#formats`, `../../static/x.png` to the static file. Markup inside the Markdown is shown as text.
+A notebook (`study.ipynb`) is a page too: its texts and its code; the file itself is served beside it.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
@@ -26,7 +28,7 @@ MANUAL = TEMPLATES / "manual"
 INDEX = "index"
 GLOSSARY_PAGE = "glossary"  # made of app.glossary, not of a file
 STATIC_LINK = "../../static/"  # from a file of the manual, as GitHub resolves it
-_PAGE_LINK = re.compile(r"([a-z-]+)\.md(#[\w-]+)?")
+_PAGE_LINK = re.compile(r"([a-z-]+)\.(?:md|ipynb)(#[\w-]+)?")
 _OPTION = re.compile(r"\[[^\]]*\]|[^\[]*[^\[\s]")  # `[--port P]`, or what stands in front of the options
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
@@ -92,6 +94,16 @@ def glossary(address: Annotated[Plain, Query()]) -> GlossaryPage:
     return GlossaryPage(GLOSSARY_PAGE, "Glossary", entries, _entries())
 
 
+@router.get("/manual/{notebook}.ipynb", name="notebook", response_class=Response)
+def notebook(notebook: str) -> Response:
+    """A notebook of the manual as its file."""
+    names = sorted(path.stem for path in MANUAL.glob("*.ipynb"))
+    if notebook not in names:
+        raise NotFound("notebook of the manual", notebook, ", ".join(names))
+    headers = {"Content-Disposition": f'attachment; filename="{notebook}.ipynb"'}
+    return Response((MANUAL / f"{notebook}.ipynb").read_bytes(), media_type="application/x-ipynb+json", headers=headers)
+
+
 @render.page(router, "/manual/{page}", "manual.html", "manual_page")
 def manual_page(page: str, address: Annotated[Plain, Query()]) -> ManualPage:
     """One page of the manual."""
@@ -125,7 +137,17 @@ def _entries() -> list[ManualEntry]:
 
 
 def _read(name: str) -> str:
-    return (MANUAL / f"{name}.md").read_text(encoding="utf-8")
+    """A page's Markdown; of a notebook its cells, with a link to the file."""
+    page = MANUAL / f"{name}.md"
+    if page.is_file():
+        return page.read_text(encoding="utf-8")
+    cells = json.loads((MANUAL / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    first, *others = ("".join(cell["source"]) if cell["cell_type"] == "markdown" else _fenced(cell) for cell in cells)
+    return "\n\n".join([first, f"[The notebook as a file](/manual/{name}.ipynb)", *others]) + "\n"
+
+
+def _fenced(cell: dict[str, list[str]]) -> str:
+    return "```python\n" + "".join(cell["source"]) + "\n```"
 
 
 def address_of(name: str) -> str:

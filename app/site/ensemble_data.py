@@ -13,6 +13,7 @@ from seedscope.app.routes.address import JudgedFeature
 from seedscope.app.routes.feature.permalink import FeatureFilter, FeaturePage, feature_page
 from seedscope.app.site.asking import ask_json
 from seedscope.app.site.packing import data_file, shortened
+from seedscope.app.site.parquet_table import parquet_files
 from seedscope.app.site.records import RowTable, record, thinned
 from seedscope.app.site.texts import Texts
 from seedscope.app.store.counting import SCORE_STEPS
@@ -22,7 +23,8 @@ from seedscope.engine.contract.schema import TRIGGERS
 from seedscope.engine.contract.tables.study import Ensemble
 
 PAGE_ROWS = 500  # lines that the dashboard is asked for at once
-BLOCK_ROWS = 16_384  # lines in one file
+BLOCK_ROWS = 16_384  # lines in one file, where the table is loaded whole
+QUERIED_ROWS = 1_024  # where only the lines of a page are loaded, which may lie anywhere
 CHUNK_FEATURES = 64  # in one file: what opening a feature loads
 MOST_PER_FEATURE = 4_000  # bytes of a chunk; contexts beyond that are left out, the weakest first
 _FEWER_CONTEXTS = (None, 30, 20, 10, 5, 2)
@@ -63,10 +65,11 @@ async def list_features(app: FastAPI, study: str, row: Ensemble, asked: dict[str
 
 
 class EnsembleData:
-    """Makes the data files of one ensemble; `has` says what there is to show."""
+    """Makes the data files of one ensemble; `has` says what there is to show, `is_queried` whether DuckDB reads the table."""
 
-    def __init__(self, judged: SiteEnsemble, lines: Listed, spans: list[str]) -> None:
-        self._judged, self._lines, self._spans = judged, lines, spans
+    def __init__(self, judged: SiteEnsemble, lines: Listed, spans: list[str], *, is_queried: bool) -> None:
+        self._judged, self._lines, self._spans, self._is_queried = judged, lines, spans, is_queried
+        self._block_rows = QUERIED_ROWS if is_queried else BLOCK_ROWS
         store, row = judged.store, judged.row
         lacking, computed = store.missing(row.ensemble), set(row.computed)
         self.has = {
@@ -90,15 +93,15 @@ class EnsembleData:
                     records = [record(page, texts) for page in pool.map(self._pages(seed), part)]
                     name = f"features-{seed}-{len(starts)}"
                     starts.append(part[0])
-                    yield name, self._fitting(name, records)
+                    yield f"{name}.js", self._fitting(name, records)
                     count(len(part))
         yield from self._table()
-        yield "texts", data_file("texts", texts.index())
+        yield _script("texts", texts.index())
         for i, block in enumerate(texts.blocks()):
-            yield f"texts-{i}", data_file(f"texts-{i}", block)
+            yield _script(f"texts-{i}", block)
         members = self._judged.store.members(self._judged.row.ensemble)
-        yield "edges", data_file("edges", {str(member.seed): shortened(member.histogram_edges) for member in members})
-        yield "about", data_file("about", self._about(chunks))
+        yield _script("edges", {str(member.seed): shortened(member.histogram_edges) for member in members})
+        yield _script("about", self._about(chunks))
 
     def _pages(self, seed: int) -> Callable[[int], FeaturePage]:
         """A feature's page by its index, as the dashboard makes it."""
@@ -120,9 +123,13 @@ class EnsembleData:
 
     def _table(self) -> Iterator[tuple[str, bytes]]:
         table = RowTable(self._judged.query.theta, has_activity=self.has["activity"])
-        for i, begin in enumerate(range(0, len(self._lines), BLOCK_ROWS)):
-            yield f"rows-{i}", data_file(f"rows-{i}", table.columns(self._lines[begin : begin + BLOCK_ROWS]))
-        yield "row-tokens", data_file("row-tokens", {"tokens": list(table.tokens)})
+        size = self._block_rows
+        blocks = [table.columns(self._lines[begin : begin + size]) for begin in range(0, len(self._lines), size)]
+        for i, block in enumerate(blocks):
+            yield _script(f"rows-{i}", block)
+        yield _script("row-tokens", {"tokens": list(table.tokens)})
+        if self._is_queried:
+            yield from parquet_files(blocks).items()
 
     def _about(self, chunks: dict[str, list[int]]) -> dict[str, Any]:
         """What scripts need of the ensemble; seeds are texts, for scripts know no whole numbers beyond 2^53."""
@@ -136,7 +143,8 @@ class EnsembleData:
             "anchor": None if row.anchor is None else str(row.anchor), "shared_start": row.shared_start,
             "data_order": row.data_order,
             "has": self.has, "triggers": list(TRIGGERS), "score_steps": list(SCORE_STEPS), "spans": self._spans,
-            "row_blocks": -(-len(self._lines) // BLOCK_ROWS), "chunks": chunks,
+            "row_blocks": -(-len(self._lines) // self._block_rows), "block_rows": self._block_rows, "duckdb": self._is_queried,
+            "chunks": chunks,
             "indices": {seed: True if len(held) == row.d_sae else held for seed, held in own.items()},
             "seeds": [
                 {"seed": str(m.seed), "sae_digest": m.sae_digest, "library": m.library, "source": m.source,
@@ -144,3 +152,7 @@ class EnsembleData:
                 for m in store.members(row.ensemble)
             ],
         }  # fmt: skip
+
+
+def _script(name: str, value: Any) -> tuple[str, bytes]:
+    return f"{name}.js", data_file(name, value)

@@ -30,6 +30,7 @@ from seedscope.app.site.crawl import crawl
 from seedscope.app.site.ensemble_data import EnsembleData, Listed, SiteEnsemble, list_features
 from seedscope.app.site.pages import PageRewriter
 from seedscope.app.site.table_columns import ORDERS, columns_of
+from seedscope.app.site.wasm import SCRIPTS, read_package
 from seedscope.engine.contract.tables.study import Ensemble
 
 MARK = "seedscope-site.json"  # tells a folder that may be replaced
@@ -38,6 +39,9 @@ Report = Callable[[int, int], None]  # features that are made, of how many
 _POLICY = (
     f"default-src 'none'; script-src 'self'; style-src 'self' {PLOTLY_STYLES}; style-src-attr 'unsafe-inline'; "
     "img-src 'self' data: blob:; form-action 'self'; base-uri 'none'"
+)
+_DUCKDB_POLICY = (
+    f"{_POLICY}; worker-src 'self'; connect-src 'self'"  # it runs in a worker and reads files of the folder
 )
 _SCRIPTS = ("site-data.js", "site-marks.js", "site-filter.js")
 
@@ -60,15 +64,23 @@ class Made:
 
 
 def make_site(
-    root: Path, study: str, folder: Path, *, filter: str = "", report: Report = lambda done, total: None
+    root: Path,
+    study: str,
+    folder: Path,
+    *,
+    filter: str = "",
+    duckdb_wasm: Path | None = None,
+    report: Report = lambda done, total: None,
 ) -> Made:
     """Write a study's site to `folder`, whole or not at all; a site that stands there is replaced.
 
     `filter`: as the query of the dashboard's table, of the features that get a page; theta, epsilon, rule and dead in it judge
-    all pages. Raises ValueError for a study, filter or folder that cannot be used.
+    all pages. `duckdb_wasm`: npm's package of DuckDB-WASM, which then answers for the table where a file server serves the site.
+    Raises ValueError for a study, filter, package or folder that cannot be used.
     """
     _check_folder(folder)
-    work = partial(_make, create_app(Settings(root)), study, folder, filter.lstrip("?"), report)
+    duckdb = read_package(duckdb_wasm) if duckdb_wasm else {}
+    work = partial(_make, create_app(Settings(root)), study, folder, filter.lstrip("?"), duckdb, report)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -77,7 +89,7 @@ def make_site(
         return thread.submit(lambda: asyncio.run(work())).result()
 
 
-async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Report) -> Made:
+async def _make(app: FastAPI, study: str, folder: Path, filter: str, duckdb: dict[str, bytes], report: Report) -> Made:
     try:
         store = app.state.studies.get(study)
     except LookupError as error:
@@ -94,7 +106,7 @@ async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Rep
     site = SiteMap(study, tuple(store.ensembles), lens, places)
     with _written_whole(folder) as draft:
         pages = await crawl(app, site)
-        writer = _Writer(app, site, draft, _note(study, filter))
+        writer = _Writer(app, site, draft, _note(study, filter), _DUCKDB_POLICY if duckdb else _POLICY)
         for path, answer in pages.items():
             is_page = answer.media_type == "text/html"
             writer.write(
@@ -115,9 +127,9 @@ async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Rep
                 for path in pages
                 if path.startswith(f"/s/{study}/{name}/spans/") and "." not in path
             ]
-            data = EnsembleData(judged, lines[name], spans)
+            data = EnsembleData(judged, lines[name], spans, is_queried=bool(duckdb))
             for file, content in data.files(count):
-                n_data += writer.write(f"s/{name}/data/{file}.js", content)
+                n_data += writer.write(f"s/{name}/data/{file}", content)
             n_thinned += data.n_thinned
             await writer.write_shells(judged, data.has)
         await writer.write_weights({name: store.members(name) for name in store.ensembles})
@@ -129,17 +141,19 @@ async def _make(app: FastAPI, study: str, folder: Path, filter: str, report: Rep
             "README.md", card(study, store.study.model, rows, filter=filter, version=version("seedscope")).encode()
         )
         writer.write(MARK, json.dumps(_about(study, store.ensembles, filter, total), indent=1).encode())
-        writer.copy_assets()
+        for file, content in duckdb.items():
+            writer.write(f"static/duckdb/{file}", content)
+        writer.copy_assets(SCRIPTS if duckdb else ())
     return Made(folder, writer.n_files, total, n_thinned, writer.n_bytes, n_data)
 
 
 class _Writer:
     """Writes the files of a site under its draft, and counts them."""
 
-    def __init__(self, app: FastAPI, site: SiteMap, draft: Path, note: str) -> None:
+    def __init__(self, app: FastAPI, site: SiteMap, draft: Path, note: str, policy: str) -> None:
         self.n_files = self.n_bytes = 0
         self._app, self._site, self._draft = app, site, draft
-        self.rewriter = PageRewriter(site, _head, note)
+        self.rewriter = PageRewriter(site, partial(_head, policy), note)
 
     def write(self, file: str, content: bytes) -> int:
         """Write one file; returns its size in bytes."""
@@ -177,14 +191,14 @@ class _Writer:
         main = str(render.rendered("site/weights.html", "weights.html", places=places, example=next(iter(places))))
         self.write("weights.html", self.rewriter.rewrite(frame, "weights.html", main=main).encode())
 
-    def copy_assets(self) -> None:
-        """The static files that the pages name; the larger bundle of Plotly where a figure needs it."""
-        for name in sorted(self.rewriter.assets):
+    def copy_assets(self, scripts: tuple[str, ...]) -> None:
+        """The static files that the pages name, with the larger bundle of Plotly where a figure needs it, and other scripts."""
+        for name in sorted(self.rewriter.assets.union(scripts)):
             self.write(f"static/{name}", (STATIC / name).read_bytes())
 
 
-def _head(scripts: list[str]) -> str:
-    return render.templates.get_template("site/head.html").render(policy=_POLICY, scripts=scripts)
+def _head(policy: str, scripts: list[str]) -> str:
+    return render.templates.get_template("site/head.html").render(policy=policy, scripts=scripts)
 
 
 def _note(study: str, filter: str) -> str:

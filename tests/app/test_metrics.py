@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from seedscope.app.main import create_app
+from seedscope.app.main import LONGEST_FORM, create_app
 from seedscope.app.settings import Settings
 from support.studies import STUDY
 
@@ -52,6 +52,18 @@ def test_what_no_route_takes_and_what_the_guard_refuses_is_counted_without_its_a
     found = scraped(browser)
     assert found[f"{NAME}_count", "GET", "(no route)", "404"] == 1
     assert found[f"{NAME}_count", "GET", "(no route)", "403"] == 1
+
+
+def test_a_request_that_is_too_long_is_no_fault_of_the_server(browser):
+    whole = {"content": b"x" * (LONGEST_FORM + 1)}
+    parts = {"content": iter([b"x" * LONGEST_FORM, b"x"])}  # no length is told before
+    for body in (whole, parts):
+        headers = {"Content-Type": "application/json", "Origin": str(browser.base_url)}
+        assert browser.post("/stability/0123456789abcdef", **body, headers=headers).status_code == 413
+    found = scraped(browser)
+    assert {labels[3]: value for labels, value in found.items() if labels[:2] == (f"{NAME}_count", "POST")} == {
+        "413": 2
+    }
 
 
 def test_studies_jobs_and_the_process_are_told(browser):

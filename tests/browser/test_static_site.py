@@ -1,6 +1,8 @@
 """A static site in a real browser, opened as files and from a file server: what it shows is what the dashboard shows."""
 
 import re
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -12,10 +14,14 @@ from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Page, expect
 from starlette.testclient import TestClient
 
+from seedscope.app.site import ensemble_data
+from seedscope.app.site.make import make_site
+from seedscope.app.site.wasm import FILES, PACKAGE, VERSION
 from support.listening import complaints_of
-from support.studies import ENSEMBLE, LISTED
+from support.studies import ENSEMBLE, LISTED, STUDY
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+WRITTEN = "seedscope.filter.write(seedscope.filter.read(query))"
 SORTS = ("stability", "density", "worth", "loss", "max", "entropy", "score", "cofiring", "feature")
 
 
@@ -24,13 +30,37 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module", params=["file", "http"])
+@pytest.fixture(scope="module")
+def duckdb_wasm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of DuckDB-WASM, from the registry that npm is set to."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm on the PATH")
+    folder = tmp_path_factory.mktemp("package")
+    subprocess.run(
+        [npm, "pack", "--silent", f"{PACKAGE}@{VERSION}"], cwd=folder, check=True, capture_output=True, timeout=300
+    )
+    (package,) = folder.iterdir()
+    return package
+
+
+@pytest.fixture(scope="module")
+def duckdb_folder(study_root: Path, duckdb_wasm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same site with DuckDB, in blocks of fewer lines than the table has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ensemble_data, "QUERIED_ROWS", 40)
+        folder = tmp_path_factory.mktemp("site") / "with duckdb"
+        return make_site(study_root, STUDY, folder, filter=f"id={LISTED}", duckdb_wasm=duckdb_wasm).folder
+
+
+@pytest.fixture(scope="module", params=["file", "http", "duckdb"])
 def site(request: pytest.FixtureRequest, site_folder: Path) -> Iterator[str]:
-    """The address of the site's folder."""
+    """The address of the site's folder: opened as files, served, and served with DuckDB."""
     if request.param == "file":
         yield site_folder.as_uri()
         return
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=site_folder))
+    folder = request.getfixturevalue("duckdb_folder") if request.param == "duckdb" else site_folder
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -132,6 +162,7 @@ def test_filters_leave_what_they_leave_on_the_dashboard(
                   "trigger=other", "score_min=0.7", "stability_min=0.5&stability_max=0.9",
                   "density_min=0.001&density_max=0.05", "q=self", "q=any token", 'q=" self"', "q=%235", "bucket=dead"):  # fmt: skip
         page.evaluate("query => { location.hash = query }", query)
+        page.wait_for_function(f"query => document.getElementById('results').dataset.state === {WRITTEN}", arg=query)
         twin = client.get(f"{address}/features.json?id={LISTED}&{query}").json()
         bucket = f"{twin['filter']['bucket']} " if twin["filter"]["bucket"] else ""
         expect(total, query).to_have_text(f"{twin['total']} {bucket}features")
@@ -208,3 +239,35 @@ def test_every_page_opens_and_fits_a_phone(browser: Browser, site: str, site_fol
     context.close()
     # Software rendering is slow and says so.
     assert [text for text in complaints if "GPU stall" not in text] == []
+
+
+def test_duckdb_loads_the_lines_of_a_page_alone(browser: Browser, duckdb_folder: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=duckdb_folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.rsplit("/", 1)[1]))
+    page.goto(f"http://127.0.0.1:{server.server_port}/s/{ENSEMBLE}/features.html#seed=1&sort=feature")
+    expect(page.locator("[data-list] tbody tr")).to_have_count(24)
+    expect(page.locator("#whole-table")).to_be_hidden()
+    assert set(FILES) <= set(asked)
+    assert {name for name in asked if name.startswith("rows-")} == {"rows-0.js", "rows-1.js"}  # lines 24 to 47 of 96
+    page.close()
+    server.shutdown()
+    server.server_close()
+
+
+def test_without_duckdb_the_whole_table_is_loaded_and_says_so(browser: Browser, duckdb_folder: Path) -> None:
+    page = browser.new_page()
+    page.route("**/duckdb-eh.wasm", lambda route: route.abort())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=duckdb_folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page.goto(f"http://127.0.0.1:{server.server_port}/s/{ENSEMBLE}/features.html")
+    expect(page.locator("#total")).to_have_text("96 features")
+    expect(page.locator("#whole-table")).to_be_visible()
+    page.goto(f"{duckdb_folder.as_uri()}/s/{ENSEMBLE}/features.html")
+    expect(page.locator("#total")).to_have_text("96 features")
+    expect(page.locator("#whole-table")).to_be_hidden()
+    page.close()
+    server.shutdown()
+    server.server_close()

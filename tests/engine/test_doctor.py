@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import requires, version
+from importlib.metadata import metadata, requires, version
 from pathlib import Path
 
 import duckdb
@@ -76,6 +76,12 @@ def test_optional_packages_are_told_with_what_installs_them(tmp_path: Path, monk
         assert packages[name].value == "not installed"
         assert packages[name].fine
         assert command in packages[name].remark
+    for extra in set(metadata("seedscope").get_all("Provides-Extra")) - {
+        "test",
+        "audit",
+        "release",
+    }:  # those are of its makers
+        assert any(f"'seedscope[{extra}]'" in each.remark for each in packages.values()), extra
     assert not packages["duckdb"].fine
     assert "pip install 'duckdb>=" in packages["duckdb"].remark
 

@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+from importlib.metadata import version
 
 import httpx2
 import pytest
@@ -26,6 +27,10 @@ def test_help_lists_the_commands_in_a_deliberate_order():
         "pool", "synthetic", "sources", "match", "diff", "lookup", "annotate", "export", "site", "mcp", "verify", "bench",
         "doctor",
     ]  # fmt: skip
+
+
+def test_the_version_is_that_of_the_package():
+    assert run("--version").stdout == f"seedscope {version('seedscope')}\n"
 
 
 # -- arguments and failures --------------------------------------------------------------------------------------

