@@ -52,8 +52,8 @@
   };
   // Missing values last in both directions; equal ones in the order of seeds and features.
   const order = (state) => {
-    const name = sortedBy(state);
-    return `ORDER BY ${name === "relevance" ? "relevance" : COLUMNS[name]} ${descending(state) ? "DESC" : "ASC"} NULLS LAST, i`;
+    const name = sortedBy(state), key = COLUMNS[name] ?? (state.id === undefined ? "relevance" : "CAST(NULL AS DOUBLE)"); // an index has none
+    return `ORDER BY ${key} ${descending(state) ? "DESC" : "ASC"} NULLS LAST, i`;
   };
   // Explanations that hold every word of a search; the last may be the beginning of one.
   function explains(q) {

@@ -23,8 +23,9 @@ def ask_peers(
     place.write_text(json.dumps(spec))
     for name in peers:
         try:
+            # Isolated, for modules of this package have names of libraries that peers import, such as requests.
             done = subprocess.run(
-                [python, "-W", "ignore", str(Path(__file__).with_name(script)), name, str(place)],
+                [python, "-I", "-W", "ignore", str(Path(__file__).with_name(script)), name, str(place)],
                 capture_output=True,
                 text=True,
                 check=False,
