@@ -27,6 +27,7 @@ QUICK_TOKENS, HELD_TOKENS = 2**18, 2**16
 QUALITY_TOKENS = 204_800
 QUALITY_SEEDS = (0, 1)  # that variants are compared with, and EV at other sparsities is measured on
 ROUNDS = 3  # in which TopK is timed in turns with its peers; the other variants are there for their EV
+SHORT_ENCODER = 0.1  # as SAELens' TopK begins
 STEPS_OF_SPARSITY = (0.7, 1.0, 1.5)  # of k or l1: EV at a peer's L0 is read between them
 
 
@@ -51,6 +52,7 @@ def lines(*, full: bool, report: Report) -> Iterator[BenchLine]:
     wanted = recipes(n_tokens, stdlib.STUDY.train.seeds)
     if not full:
         wanted = [wanted[0], *recipes(QUALITY_TOKENS, QUALITY_SEEDS)]
+    wanted.append(replace(wanted[1 - full], encoder_scale=SHORT_ENCODER))
     for done, config in enumerate(wanted):
         yield line(config, rows, rounds=1 if done else ROUNDS)
         report(done + 1, len(wanted))
@@ -104,8 +106,9 @@ def line(config: TrainConfig, rows: BenchRows, *, rounds: int = 1) -> BenchLine:
             f"{PEERS[name]} {answer['version']}: {n / answer['seconds']:,.0f} member-tokens/s, EV {theirs.ev:.4f} at L0 "
             f"{theirs.l0:.2f}, where ours has {ours_ev:.4f}; {answer['seconds'] / ours_s:.1f} x our time"
         )
+    scaled = "" if config.encoder_scale == 1 else f", encoder from {config.encoder_scale:g}"
     return BenchLine(
-        work=f"training {len(config.seeds)} x {config.d_sae:,} {config.variant}, d_in {rows.train.shape[1]}, "
+        work=f"training {len(config.seeds)} x {config.d_sae:,} {config.variant}{scaled}, d_in {rows.train.shape[1]}, "
         f"{config.n_tokens:,} tokens each, batch {config.batch}",
         ours_s=ours_s,
         limit="the encoder's product alone",

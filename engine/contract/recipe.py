@@ -17,9 +17,10 @@ SHARED_STARTS: tuple[Start, ...] = ("random-shared", "kmeans-shared")
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 _FOR_ALL = (
     "d_sae", "seeds", "data_order", "data_sample", "data_samples", "n_tokens", "batch", "lr", "warmup_frac", "decay_frac",
+    "encoder_scale",
 )  # fmt: skip
 # Fields added after the first release: `as_parameters` leaves them out at their defaults, so that older digests stay valid.
-_LATER = ("start", "preprocessing", "decoder_bias", "data_sample", "data_samples")
+_LATER = ("start", "preprocessing", "decoder_bias", "data_sample", "data_samples", "encoder_scale")
 _FREE = ("start", "preprocessing", "decoder_bias")
 _AUXK = ("aux_coefficient", "aux_k", "silent_after")
 _OWN: dict[Variant, tuple[str, ...]] = {
@@ -102,6 +103,10 @@ class TrainConfig:
     """`learned`, from the geometric median on; `none`: members reconstruct preprocessed activations without one (as those of
     Fel et al. 2025 do)."""
 
+    encoder_scale: float = 1.0
+    """Length that encoder columns begin with; 1 is that of decoder rows. SAELens' TopK begins at 0.1. It changes how far short
+    trainings come: see templates/manual/measured.md."""
+
     def __post_init__(self) -> None:
         for name, allowed in (
             ("variant", VARIANTS),
@@ -135,7 +140,7 @@ class TrainConfig:
             )
         if self.n_tokens < self.batch:
             raise ValueError(f"n_tokens is {self.n_tokens}, expected at least one batch ({self.batch})")
-        for name in ("lr", "bandwidth"):
+        for name in ("lr", "bandwidth", "encoder_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
         for name in ("l1", "l0_coefficient", "aux_coefficient", "delta"):

@@ -49,6 +49,7 @@ class Training:
             convention=self.recipe.convention(config),
             more=self.recipe.more,
             shared=config.start == "random-shared",
+            encoder_scale=float(config.encoder_scale),  # study files may hold whole numbers
         )
         self.sae = start.to(device)
         for name in fixed:

@@ -21,10 +21,12 @@ def random_start(
     convention: Convention | None = None,
     more: dict[str, float] | None = None,
     shared: bool = False,
+    encoder_scale: float = 1.0,
 ) -> SAE:
     """Members whose decoder rows are independent random unit vectors, one generator per seed; `shared`: all have those of seed 0.
 
-    Encoder = decoder transposed, encoder bias zero, decoder bias = `center` (Gao et al. 2024; dictionary_learning).
+    Encoder = decoder transposed, times `encoder_scale`; encoder bias zero, decoder bias = `center` (Gao et al. 2024;
+    dictionary_learning).
     `more` says what all numbers of the convention's further tensors begin as. The same seed gives the same member
     whatever the other seeds are.
     """
@@ -35,7 +37,7 @@ def random_start(
     W_dec = torch.nn.functional.normalize(torch.stack(rows), dim=-1)
     n_members = len(seeds)
     return SAE(
-        W_dec.transpose(1, 2),
+        W_dec.transpose(1, 2) * encoder_scale if encoder_scale != 1 else W_dec.transpose(1, 2),
         W_dec.new_zeros(n_members, d_sae),
         W_dec,
         center.expand(n_members, d_in),

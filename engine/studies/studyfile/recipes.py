@@ -40,6 +40,7 @@ KEYS: dict[str, Check] = {
     "l0_coefficient": AT_LEAST_0, "bandwidth": POSITIVE, "sparsity_warmup_frac": FRACTION, "group_fracs": shares,
     "centroids": one_of(get_args(Centroids)), "delta": AT_LEAST_0, "start": one_of(get_args(Start)),
     "preprocessing": one_of(get_args(Preprocessing)), "decoder_bias": one_of(get_args(DecoderBias)), "l0": POSITIVE,
+    "encoder_scale": POSITIVE,
 }  # fmt: skip
 FIELD = {"tokens": "n_tokens"}  # of TrainConfig, where it is not the key
 # Those that comparisons of an anchor have of their own.

@@ -213,3 +213,14 @@ def test_the_embedded_grid_holds_every_place_once_but_those_that_equal_another()
     wanted += [("relaxed-archetypal", c) for c in ("shared", "independent", "random")]
     spaces = ("raw", "centred", "standardised")
     assert sorted(places) == sorted((*place, space) for place, space in product(wanted, spaces))
+
+
+def test_an_encoder_begins_as_long_as_the_recipe_says(rows):
+    one, short = (begun(rows, encoder_scale=scale).sae for scale in (1, 0.1))
+    np.testing.assert_allclose(short.W_enc.detach(), 0.1 * one.W_enc.detach().numpy(), rtol=1e-6)
+    np.testing.assert_array_equal(short.W_dec.detach(), one.W_dec.detach())
+    np.testing.assert_allclose(one.W_enc.detach().norm(dim=1), 1, rtol=1e-6)
+    assert as_parameters(replace(CONFIG, encoder_scale=1)) == as_parameters(CONFIG)
+    assert as_parameters(replace(CONFIG, encoder_scale=0.1)) == as_parameters(CONFIG) | {"encoder_scale": 0.1}
+    with pytest.raises(ValueError, match=r"encoder_scale is 0.0, expected a number above 0"):
+        replace(CONFIG, encoder_scale=0.0)
