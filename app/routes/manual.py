@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from markdown_it import MarkdownIt
@@ -28,6 +28,9 @@ MANUAL = TEMPLATES / "manual"
 INDEX = "index"
 GLOSSARY_PAGE = "glossary"  # made of app.glossary, not of a file
 STATIC_LINK = "../../static/"  # from a file of the manual, as GitHub resolves it
+NOTEBOOK: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A notebook", "content": {"application/x-ipynb+json": {"schema": {"type": "object"}}}}
+}
 _PAGE_LINK = re.compile(r"([a-z-]+)\.(?:md|ipynb)(#[\w-]+)?")
 _OPTION = re.compile(r"\[[^\]]*\]|[^\[]*[^\[\s]")  # `[--port P]`, or what stands in front of the options
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
@@ -94,7 +97,7 @@ def glossary(address: Annotated[Plain, Query()]) -> GlossaryPage:
     return GlossaryPage(GLOSSARY_PAGE, "Glossary", entries, _entries())
 
 
-@router.get("/manual/{notebook}.ipynb", name="notebook", response_class=Response)
+@router.get("/manual/{notebook}.ipynb", name="notebook", response_class=Response, responses=NOTEBOOK)
 def notebook(notebook: str) -> Response:
     """A notebook of the manual as its file."""
     names = sorted(path.stem for path in MANUAL.glob("*.ipynb"))

@@ -217,6 +217,7 @@ def test_stopped_while_it_is_written_the_former_pool_stays_and_nothing_else(tmp_
     assert (folder / "pool.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_synthetic_study_trains_its_pool_on_samples_of_its_own(tmp_path):
     made = run("synthetic", "--root", tmp_path, "--name", "tiny", "--n-free", 8, "--n-low", 40, "--r", 4, "--d-in", 16,
                "--rate-free", 0.1, "--rate-low", 0.05, "--d-sae", 16, "--k", 3, "--seeds", 4, "--samples", 2048, "--no-map",

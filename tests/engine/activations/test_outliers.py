@@ -97,6 +97,7 @@ def test_no_context_peaks_on_a_token_that_is_left_out(study, loud, text):
     assert one(store, f"SELECT count(*) > 0 FROM Context WHERE list_contains(token_ids, {loud_id})") == (True,)
 
 
+@pytest.mark.slow
 def test_the_loss_is_read_where_tokens_count(study, loud):
     run(study, loud)
     quiet = one(publish(study), "SELECT max(n_loss_tokens) FROM Member")[0]
