@@ -123,6 +123,7 @@ def fuzz(root: Path, folder: Path, *options: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_answers_are_as_described(study_root, tmp_path):
     found = fuzz(study_root, tmp_path, "--phases", "fuzzing", "-n", "1", "--seed", "1", "--no-shrink")
     selected, tested = (re.search(rf"{word}: (\d+)", found)[1] for word in ("Selected", "Tested"))

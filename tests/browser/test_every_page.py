@@ -17,6 +17,7 @@ PAGES = (
     "{ensemble}/members?a=0&b=2", "{ensemble}/buckets", "{ensemble}/ablation", "{ensemble}/subspaces",
     "{ensemble}/explanations", "{ensemble}/trajectory", "{ensemble}/try", "{ensemble}/0/5?theta=0.8", "{ensemble}/0/5/scored",
 )  # fmt: skip
+AT_LENGTH = ("/manual/commands", "{ensemble}/features?q=the", "{ensemble}/members?a=0&b=2", "{ensemble}/0/5/scored")
 # Texts of figures whose boxes lie on each other by more than a pixel; of one and the same kind and figure.
 OVERLAPS = """() => {
   const found = [];
@@ -59,7 +60,12 @@ def drawn(page: Page) -> None:
     )
 
 
-@pytest.mark.parametrize("path", PAGES)
+def _with_length(path: str) -> object:
+    """Pages that are others with a filter stand with the long tests: each costs ten seconds."""
+    return pytest.param(path, marks=pytest.mark.slow) if path in AT_LENGTH else path
+
+
+@pytest.mark.parametrize("path", map(_with_length, PAGES))
 def test_a_page_fits_reads_and_can_be_reached_by_everybody(page: Page, address: str, path: str) -> None:
     study = address.rsplit("/", 1)[0]
     complaints = complaints_of(page)

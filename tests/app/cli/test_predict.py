@@ -207,6 +207,7 @@ def test_every_prediction_is_taken_away(client, root, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_page_of_one_sae_asks_another_predictor_as_a_job(root, printed, tmp_path):
     here = tmp_path / "root"
     for study in ("many", "many-predicted"):

@@ -112,7 +112,8 @@ def test_a_server_ends_although_threads_hang(tmp_path):
             connection.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_builder_of_a_demo_ends_with_it(tmp_path, number):
     root = tmp_path / f"demo-{number}"
     command = [*COMMAND, "demo", "--root", str(root), "--no-serve", "--quiet"]

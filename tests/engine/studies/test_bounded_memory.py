@@ -51,6 +51,7 @@ def test_matching_two_members_at_a_time_leaves_the_same_part_and_no_scratch(stud
     assert not (study / "scratch").exists()
 
 
+@pytest.mark.slow
 def test_geometry_that_holds_no_member_leaves_the_same_parts_and_no_scratch(study, monkeypatch):
     analyses = ["match", "subspaces", "shared_spans"]
     analyse(study, only=analyses)

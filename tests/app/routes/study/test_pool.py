@@ -193,6 +193,7 @@ def test_the_same_pool_is_not_made_again_and_another_needs_a_word(own, told):
             pool_study(own / STUDY, ENSEMBLE, other, progress=QUIET)
 
 
+@pytest.mark.slow
 def test_a_pool_of_another_theta_or_other_members_is_not_shown_and_a_job_makes_a_new_one(own):
     plan = catalogue.read(own / STUDY)
     for entry in (
