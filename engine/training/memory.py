@@ -60,7 +60,7 @@ def n_weights(config: TrainConfig, d_in: int) -> int:
 
 # Bytes per (token, member, feature) of a batch at the peak in float32, measured where half of them are active.
 _PER_ENTRY = {
-    "topk": 8, "archetypal": 8, "relaxed-archetypal": 8, "batchtopk": 36, "matryoshka": 36, "relu": 40, "jumprelu": 62,
+    "topk": 8, "archetypal": 8, "relaxed-archetypal": 8, "batchtopk": 36, "matryoshka": 36, "relu": 48, "jumprelu": 62,
     "gated": 60,
 }  # fmt: skip
 

@@ -65,7 +65,7 @@ def _with_length(path: str) -> object:
     return pytest.param(path, marks=pytest.mark.slow) if path in AT_LENGTH else path
 
 
-@pytest.mark.parametrize("path", map(_with_length, PAGES))
+@pytest.mark.parametrize("path", list(map(_with_length, PAGES)))
 def test_a_page_fits_reads_and_can_be_reached_by_everybody(page: Page, address: str, path: str) -> None:
     study = address.rsplit("/", 1)[0]
     complaints = complaints_of(page)
