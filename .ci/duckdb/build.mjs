@@ -1,6 +1,6 @@
 // Build static/duckdb.min.js: what a page of a static site needs to start DuckDB-WASM and to read its answers.
 // The worker and the database itself (18 MB) are not in it: `seedscope site --duckdb-wasm` takes them from npm's package.
-// 1.28.0 is the last version with the Parquet reader inside; later ones fetch it from a server when they need it.
+// 1.28.0 has the Parquet reader inside, so that a site asks no other server.
 import { build } from "esbuild";
 import { readFileSync, writeFileSync } from "node:fs";
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +29,16 @@ SORTS = ("stability", "density", "worth", "loss", "max", "entropy", "score", "co
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a file server over a folder."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +71,15 @@ def site(request: pytest.FixtureRequest, site_folder: Path) -> Iterator[str]:
         yield site_folder.as_uri()
         return
     folder = request.getfixturevalue("duckdb_folder") if request.param == "duckdb" else site_folder
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with served(folder) as address:
+        yield address
+
+
+@pytest.fixture
+def with_duckdb(duckdb_folder: Path) -> Iterator[str]:
+    """The address of the site with DuckDB."""
+    with served(duckdb_folder) as address:
+        yield address
 
 
 @pytest.fixture
@@ -241,33 +256,27 @@ def test_every_page_opens_and_fits_a_phone(browser: Browser, site: str, site_fol
     assert [text for text in complaints if "GPU stall" not in text] == []
 
 
-def test_duckdb_loads_the_lines_of_a_page_alone(browser: Browser, duckdb_folder: Path) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=duckdb_folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def test_duckdb_loads_the_lines_of_a_page_alone(browser: Browser, with_duckdb: str) -> None:
     page = browser.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url.rsplit("/", 1)[1]))
-    page.goto(f"http://127.0.0.1:{server.server_port}/s/{ENSEMBLE}/features.html#seed=1&sort=feature")
+    page.goto(f"{with_duckdb}/s/{ENSEMBLE}/features.html#seed=1&sort=feature")
     expect(page.locator("[data-list] tbody tr")).to_have_count(24)
     expect(page.locator("#whole-table")).to_be_hidden()
     assert set(FILES) <= set(asked)
     assert {name for name in asked if name.startswith("rows-")} == {"rows-0.js", "rows-1.js"}  # lines 24 to 47 of 96
     page.close()
-    server.shutdown()
-    server.server_close()
 
 
-def test_without_duckdb_the_whole_table_is_loaded_and_says_so(browser: Browser, duckdb_folder: Path) -> None:
+def test_without_duckdb_the_whole_table_is_loaded_and_says_so(
+    browser: Browser, with_duckdb: str, duckdb_folder: Path
+) -> None:
     page = browser.new_page()
     page.route("**/duckdb-eh.wasm", lambda route: route.abort())
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=duckdb_folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    page.goto(f"http://127.0.0.1:{server.server_port}/s/{ENSEMBLE}/features.html")
+    page.goto(f"{with_duckdb}/s/{ENSEMBLE}/features.html")
     expect(page.locator("#total")).to_have_text("96 features")
     expect(page.locator("#whole-table")).to_be_visible()
     page.goto(f"{duckdb_folder.as_uri()}/s/{ENSEMBLE}/features.html")
     expect(page.locator("#total")).to_have_text("96 features")
     expect(page.locator("#whole-table")).to_be_hidden()
     page.close()
-    server.shutdown()
-    server.server_close()

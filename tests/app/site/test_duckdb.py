@@ -63,6 +63,7 @@ def test_one_version_is_named_everywhere() -> None:
     assert script.startswith(
         f"/* duckdb-wasm {VERSION}, its part for pages, with apache-arrow {wanted['apache-arrow']}."
     )
-    assert f"{PACKAGE}@{VERSION}" in (REPOSITORY / "templates/manual/static-site.md").read_text()
+    for file in ("templates/manual/static-site.md", "app/cli/site.py"):
+        assert f"{PACKAGE}@{VERSION}" in (REPOSITORY / file).read_text()
     assert len(INTEGRITY) == 88  # of 64 bytes
     assert all(name.startswith("duckdb-") for name in FILES)
